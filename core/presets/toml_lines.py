@@ -1,0 +1,200 @@
+"""Where a key stands in a TOML text: dotted key -> line number, which `tomllib` does not tell.
+
+The text has already been accepted by `tomllib`, so the scanner below only has to keep its place:
+it knows comments, the four kinds of string, arrays and inline tables well enough to step over
+them. Should it lose its place all the same it stops and keeps what it has, and every question is
+answered by the longest prefix that it knows.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+
+__all__ = ["KeyPath", "LineFinder"]
+
+#: ("train", "batch_size"), with integers for the items of a list.
+KeyPath = tuple[str | int, ...]
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_BLANK = re.compile(r"[ \t]*")
+_FILLER = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")  # between the items of an array
+_SCALAR = re.compile(r"[^,\]}#\r\n]+")  # numbers, dates, booleans
+_STRINGS = (
+    re.compile(r'"""(?:\\.|[^\\])*?"{3,5}', re.DOTALL),
+    re.compile(r"'''.*?'{3,5}", re.DOTALL),
+    re.compile(r'"(?:\\.|[^"\\\n])*"'),
+    re.compile(r"'[^'\n]*'"),
+)
+
+
+class _LostPlaceError(Exception):
+    """The scanner met something that it does not understand."""
+
+
+class LineFinder:
+    """The line of every key of one TOML text.
+
+    Parameters
+    ----------
+    text
+        Valid TOML.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._counted_to = 0
+        self._line = 1
+        self._lines: dict[KeyPath, int] = {}
+        self._ends: dict[KeyPath, int] = {}
+        self._n_tables: dict[KeyPath, int] = {}  # [[array of tables]] -> how many so far
+        try:
+            self._scan()
+        except (_LostPlaceError, RecursionError):
+            pass  # what was found before stays useful
+
+    def line_of(self, key: Sequence[str | int]) -> int:
+        """Return the line of ``key``, or of the longest known prefix of it, or 1."""
+        path = tuple(key)
+        while path and path not in self._lines:
+            path = path[:-1]
+        return self._lines.get(path, 1)
+
+    def comment_after(self, key: Sequence[str | int]) -> str:
+        """Return the comment that follows the value of ``key`` on its line, without '#'."""
+        end = self._ends.get(tuple(key))
+        if end is None:
+            return ""
+        rest = self._text[end:].split("\n", 1)[0].strip()
+        return rest[1:].strip() if rest.startswith("#") else ""
+
+    # -- the scanner: every method moves self._at and leaves it after what it read
+
+    def _scan(self) -> None:
+        table: KeyPath = ()
+        while True:
+            self._skip(_FILLER)
+            if self._at >= len(self._text):
+                return
+            if self._text.startswith("[", self._at):
+                table = self._header()
+            else:
+                self._pair(table)
+
+    def _header(self) -> KeyPath:
+        line = self._line_here()
+        brackets = 2 if self._text.startswith("[[", self._at) else 1
+        self._at += brackets
+        path = self._descend((), self._key()[: None if brackets == 1 else -1], line)
+        if brackets == 2:
+            last = self._last_key
+            self._lines.setdefault((*path, last), line)
+            index = self._n_tables.get((*path, last), 0)
+            self._n_tables[(*path, last)] = index + 1
+            path = (*path, last, index)
+        self._expect("]" * brackets)
+        self._lines[path] = line  # a header of its own outranks an earlier mention
+        return path
+
+    def _descend(self, start: KeyPath, parts: Sequence[str], line: int) -> KeyPath:
+        """Follow key parts, stepping into the latest element of arrays of tables."""
+        path = start
+        for part in parts:
+            path = (*path, part)
+            self._lines.setdefault(path, line)
+            if path in self._n_tables:
+                path = (*path, self._n_tables[path] - 1)
+        return path
+
+    def _pair(self, table: KeyPath) -> None:
+        line = self._line_here()
+        path = self._descend(table, self._key(), line)
+        self._expect("=")
+        self._value(path)
+
+    def _key(self) -> list[str]:
+        parts = []
+        while True:
+            self._skip(_BLANK)
+            quoted = self._string()
+            if quoted is not None:
+                try:
+                    parts.append(str(tomllib.loads(f"key = {quoted}")["key"]))
+                except tomllib.TOMLDecodeError as error:
+                    raise _LostPlaceError from error
+            else:
+                match = _BARE_KEY.match(self._text, self._at)
+                if match is None:
+                    raise _LostPlaceError
+                parts.append(match.group())
+                self._at = match.end()
+            self._skip(_BLANK)
+            if not self._text.startswith(".", self._at):
+                self._last_key = parts[-1]
+                return parts
+            self._at += 1
+
+    def _value(self, path: KeyPath) -> None:
+        self._skip(_BLANK)
+        if self._text.startswith("[", self._at):
+            self._array(path)
+        elif self._text.startswith("{", self._at):
+            self._inline_table(path)
+        elif self._string() is None:
+            match = _SCALAR.match(self._text, self._at)
+            if match is None:
+                raise _LostPlaceError
+            self._at = match.end()
+        self._ends[path] = self._at
+
+    def _array(self, path: KeyPath) -> None:
+        self._at += 1
+        index = 0
+        while True:
+            self._skip(_FILLER)
+            if self._text.startswith("]", self._at):
+                self._at += 1
+                return
+            item = (*path, index)
+            self._lines[item] = self._line_here()
+            self._value(item)
+            index += 1
+            self._skip(_FILLER)
+            if self._text.startswith(",", self._at):
+                self._at += 1
+
+    def _inline_table(self, path: KeyPath) -> None:
+        self._at += 1
+        while True:
+            self._skip(_FILLER)  # later TOML versions allow line breaks here
+            if self._text.startswith("}", self._at):
+                self._at += 1
+                return
+            self._pair(path)
+            self._skip(_FILLER)
+            if self._text.startswith(",", self._at):
+                self._at += 1
+
+    def _string(self) -> str | None:
+        for pattern in _STRINGS:
+            match = pattern.match(self._text, self._at)
+            if match is not None:
+                self._at = match.end()
+                return match.group()
+        return None
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self._text, self._at)
+        if match is not None:
+            self._at = match.end()
+
+    def _expect(self, token: str) -> None:
+        self._skip(_BLANK)
+        if not self._text.startswith(token, self._at):
+            raise _LostPlaceError
+        self._at += len(token)
+
+    def _line_here(self) -> int:
+        self._line += self._text.count("\n", self._counted_to, self._at)
+        self._counted_to = self._at
+        return self._line
