@@ -28,7 +28,7 @@ FIBROTIC = "systemic scleroderma"
 DISEASES: tuple[str, ...] = (NORMAL, FLARE, FIBROTIC)
 
 #: Share of donors per disease; both diseases are more frequent in women, as they are in fact.
-DISEASE_WEIGHTS: dict[str, float] = {NORMAL: 0.52, FLARE: 0.24, FIBROTIC: 0.24}
+DISEASE_WEIGHTS: dict[str, float] = {NORMAL: 0.5, FLARE: 0.25, FIBROTIC: 0.25}
 SEX_WEIGHTS: dict[str, dict[str, float]] = {
     NORMAL: {"female": 0.46, "male": 0.54},
     FLARE: {"female": 0.65, "male": 0.35},

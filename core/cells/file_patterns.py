@@ -43,8 +43,10 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     files = [file for pattern in patterns for file in _expand(pattern)]
     seen: dict[str, str] = {}
     for file in files:
-        same = seen.setdefault(_identity(file), file)
-        if same is not file:
+        identity = _identity(file)
+        same = seen.get(identity)
+        seen[identity] = file
+        if same is not None:
             also = "" if same == file else f" (as '{same}' and '{file}')"
             message = f"{file}: listed twice{also}; its cells would count double, name it once"
             raise ConfigurationError(message)

@@ -21,11 +21,14 @@ __all__ = [
     "MISSING",
     "Labels",
     "PhenotypeColumn",
+    "group_age_labels",
+    "is_missing",
     "label_token",
     "match_label",
     "nearest",
     "read_labels",
     "requested_phenotypes",
+    "suggest",
 ]
 
 #: Code of a missing label.
@@ -130,7 +133,7 @@ def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
 
 
 def label_token(label: str) -> str:
-    """The originals' spelling of a label: "T cell" -> "[T_cell]"."""
+    """Spell a label as the originals do: "T cell" -> "[T_cell]"."""
     return f"[{_SPACES.sub('_', label.strip())}]"
 
 
@@ -202,7 +205,7 @@ def is_missing(label: str) -> bool:
 
 
 def _text(value: object) -> str:
-    """A label's text: whole numbers without ".0", no surrounding blanks."""
+    """Write a label as text: whole numbers without ".0", no surrounding blanks."""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
     if isinstance(value, bytes):
@@ -211,7 +214,7 @@ def _text(value: object) -> str:
 
 
 def _bare(label: str) -> str:
-    """A label's token without brackets."""
+    """Strip the brackets of a label's token."""
     text = label.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]

@@ -247,8 +247,9 @@ class Store:
         values = cells.values[kept].astype(np.float32)
         if self.value_kind == "counts":
             values = _log_normalise(values, np.diff(row_ends), cells.totals)
+        index_type = np.int32 if row_ends[-1] < 2**31 else np.int64
         matrix = sparse.csr_matrix(
-            (values, columns[kept], row_ends.astype(np.int32)), shape=(len(rows), len(panel))
+            (values, columns[kept], row_ends.astype(index_type)), shape=(len(rows), len(panel))
         )
         matrix.sort_indices()
         return matrix

@@ -18,7 +18,7 @@ from core.cells.ages import age_sort_key, group_ages
 from core.cells.phenotypes import MISSING, Labels, PhenotypeColumn, is_missing, match_label
 from core.errors import DataError
 
-__all__ = ["CodedPhenotype", "code_phenotype", "load_vocabulary"]
+__all__ = ["CodedPhenotype", "code_phenotype", "load_vocabulary", "vocabulary_entry"]
 
 _NOT_SPECIFIED = re.compile(r"\[?NO_[A-Z0-9_]+\]?")
 
@@ -176,7 +176,7 @@ def _adopt(given: list[str], found: list[str]) -> tuple[list[str], dict[str, str
 
 
 def _plain(value: str) -> str:
-    """ "[T_cell]" -> "T cell"; a name without brackets stays."""
+    """Turn "[T_cell]" into "T cell"; a name without brackets stays."""
     if value.startswith("[") and value.endswith("]"):
         return value[1:-1].replace("_", " ")
     return value

@@ -4,11 +4,13 @@ The field descriptions are the documentation that `tfx presets schema` prints. U
 refused everywhere; `loading.py` turns pydantic's complaints into ``file:line: key: message``.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
+    "ALTERNATIVES",
     "STANDARD_PHENOTYPES",
     "DataSettings",
     "EncodingSettings",
@@ -30,17 +32,31 @@ STANDARD_PHENOTYPES: dict[str, str] = {
     "disease": "disease",
 }
 
+#: Keys of which one at most may be set: a source that gives one takes back the other where a
+#: weaker source had given it, so that `--set train.epochs=3` works on a preset with max_steps.
+ALTERNATIVES: tuple[tuple[str, str], ...] = (("train.max_steps", "train.epochs"),)
+
 
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _folder_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", value):
+        message = "must be letters, digits, '_', '.' or '-', and begin with none of the last two"
+        raise ValueError(message)
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 FileList = Annotated[list[str], BeforeValidator(_one_or_many)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class SplitSettings(_Section):
@@ -143,6 +159,11 @@ class MaskingSettings(_Section):
     drop_phenotypes: Probability = Field(
         0.0, description="share of the masked phenotypes that are left out of the input altogether"
     )
+    unspecified: Probability = Field(
+        0.1,
+        description="probability of writing [NO_*] for a known phenotype, so that 'not specified' "
+        "is a state the model has seen",
+    )
     unexpressed: Probability = Field(
         0.5,
         description="expressed layout: share of the masked genes that are unexpressed ones "
@@ -153,14 +174,18 @@ class MaskingSettings(_Section):
 class ModelSettings(_Section):
     """The size and kind of the network."""
 
-    layers: int = Field(4, ge=0)
-    hidden_size: int = Field(256, ge=1)
-    heads: int = Field(4, ge=1)
+    layers: int = Field(4, ge=0, description="encoder layers")
+    hidden_size: int = Field(256, ge=1, description="width; a multiple of heads")
+    heads: int = Field(4, ge=1, description="attention heads")
     intermediate_size: int | None = Field(None, ge=1, description="default: 4 x hidden_size")
-    dropout: float = Field(0.1, ge=0.0, lt=1.0)
-    attention_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of embeddings and layers")
+    attention_dropout: float = Field(
+        0.0, ge=0.0, lt=1.0, description="dropout of attention weights; costs speed"
+    )
     norm: Literal["post", "pre"] = Field("post", description="layer norm after (BERT) or before")
-    activation: Literal["gelu", "geglu"] = "gelu"
+    activation: Literal["gelu", "geglu"] = Field(
+        "gelu", description="non-linearity of the feed-forward layers"
+    )
     attention: Literal["auto", "sdpa", "varlen", "eager"] = Field(
         "auto", description="attention kernel; one that cannot run here is refused"
     )
@@ -204,7 +229,9 @@ class LossSettings(_Section):
         "bound of masked diffusion; for masking.genes = 'uniform')",
     )
     phenotype_weight: float = Field(1.0, ge=0.0, description="weight of the phenotype loss")
-    phenotype_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    phenotype_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="label smoothing of the phenotype loss"
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare phenotype values weigh more, by inverse frequency"
     )
@@ -213,25 +240,27 @@ class LossSettings(_Section):
 class TrainSettings(_Section):
     """How long, how fast, where."""
 
-    task: Literal["masked"] = "masked"
+    task: Literal["masked"] = Field("masked", description="what the model learns to do")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
     batch_size: int = Field(32, ge=1, description="cells per step")
-    learning_rate: float = Field(5e-4, gt=0.0)
-    weight_decay: float = Field(0.01, ge=0.0)
+    learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
+    weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of steps to warm up")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay after warm-up")
-    gradient_clip: float = Field(1.0, gt=0.0)
+    gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPUs that have it, else fp32"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="auto: a GPU where there is one, else the CPU"
+    )
     eval_steps: int = Field(500, ge=1, description="steps between evaluations")
     eval_cells: int = Field(2000, ge=1, description="most validation cells used while training")
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
     log_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of initial weights, order of cells and masks")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -245,9 +274,13 @@ class GenerateSettings(_Section):
     """Defaults of `tfx generate` for models trained by this preset."""
 
     steps: int = Field(32, ge=1, description="unmasking steps")
-    order: Literal["random", "confidence"] = "random"
-    temperature: float = Field(1.0, gt=0.0)
-    guidance: float = Field(0.0, ge=0.0)
+    order: Literal["random", "confidence"] = Field(
+        "random", description="order of unmasking; confidence empties cells and warns"
+    )
+    temperature: float = Field(1.0, gt=0.0, description="temperature of sampling")
+    guidance: float = Field(
+        0.0, ge=0.0, description="weight of classifier-free guidance; 0 is none"
+    )
     decode: Literal["sample", "mean", "bins"] = Field(
         "sample",
         description="value for a bin: drawn from the gene's training values, their mean, "
@@ -258,7 +291,9 @@ class GenerateSettings(_Section):
 class Preset(_Section):
     """A whole preset."""
 
-    name: str | None = Field(None, description="name of the run; default: the file's name")
+    name: FolderName | None = Field(
+        None, description="name of the run, and of its folder; default: the file's name"
+    )
     data: DataSettings
     encoding: EncodingSettings = EncodingSettings()
     masking: MaskingSettings = MaskingSettings()

@@ -6,6 +6,7 @@ them. Should it lose its place all the same it stops and keeps what it has, and 
 answered by the longest prefix that it knows.
 """
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Sequence
@@ -48,10 +49,8 @@ class LineFinder:
         self._lines: dict[KeyPath, int] = {}
         self._ends: dict[KeyPath, int] = {}
         self._n_tables: dict[KeyPath, int] = {}  # [[array of tables]] -> how many so far
-        try:
-            self._scan()
-        except (_LostPlaceError, RecursionError):
-            pass  # what was found before stays useful
+        with contextlib.suppress(_LostPlaceError, RecursionError):
+            self._scan()  # what it finds before losing its place stays useful
 
     def line_of(self, key: Sequence[str | int]) -> int:
         """Return the line of ``key``, or of the longest known prefix of it, or 1."""
@@ -83,16 +82,19 @@ class LineFinder:
 
     def _header(self) -> KeyPath:
         line = self._line_here()
-        brackets = 2 if self._text.startswith("[[", self._at) else 1
-        self._at += brackets
-        path = self._descend((), self._key()[: None if brackets == 1 else -1], line)
-        if brackets == 2:
-            last = self._last_key
-            self._lines.setdefault((*path, last), line)
-            index = self._n_tables.get((*path, last), 0)
-            self._n_tables[(*path, last)] = index + 1
-            path = (*path, last, index)
-        self._expect("]" * brackets)
+        is_array = self._text.startswith("[[", self._at)
+        bracket = "]]" if is_array else "]"
+        self._at += len(bracket)
+        parts = self._key()
+        self._expect(bracket)
+        if is_array:
+            array = (*self._descend((), parts[:-1], line), parts[-1])
+            self._lines.setdefault(array, line)
+            index = self._n_tables.get(array, 0)
+            self._n_tables[array] = index + 1
+            path: KeyPath = (*array, index)
+        else:
+            path = self._descend((), parts, line)
         self._lines[path] = line  # a header of its own outranks an earlier mention
         return path
 
@@ -130,7 +132,6 @@ class LineFinder:
                 self._at = match.end()
             self._skip(_BLANK)
             if not self._text.startswith(".", self._at):
-                self._last_key = parts[-1]
                 return parts
             self._at += 1
 

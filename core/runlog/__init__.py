@@ -1,0 +1,21 @@
+"""The run folder: what a run writes while it goes, and how it is read back.
+
+The format is a public one, described in docs/run-format.md. Standard library only: the dashboard
+reads runs without torch, pydantic or numpy.
+"""
+
+from core.runlog.reader import RunReader, RunSummary, find_run, list_runs
+from core.runlog.schema import FORMAT_VERSION, RUN_STATES, MetricInfo, metric_info
+from core.runlog.writer import RunWriter
+
+__all__ = [
+    "FORMAT_VERSION",
+    "RUN_STATES",
+    "MetricInfo",
+    "RunReader",
+    "RunSummary",
+    "RunWriter",
+    "find_run",
+    "list_runs",
+    "metric_info",
+]

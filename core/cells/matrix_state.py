@@ -1,0 +1,278 @@
+"""What the values of a matrix are: raw counts, log-normalised, or unfit; and which matrix to take.
+
+Found by looking, recorded, and never guessed silently: a first look at some cells chooses, and
+`check_chunk` holds every further cell to it.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.phenotypes import suggest
+from core.cells.reading import CellSource
+from core.errors import DataError
+
+__all__ = [
+    "MatrixChoice",
+    "MatrixState",
+    "check_chunk",
+    "choose_matrix",
+    "constant_sum",
+    "inspect_matrix",
+    "row_sums",
+]
+
+#: Cells of the first look; every cell is checked later on.
+_LOOK = 512
+#: No natural log of one plus normalised counts is larger: log1p(1e6) is 13.8, one gene alone in a
+#: cell normalised to a million.
+LARGEST_LOG = 14.0
+#: Sums that vary less than this (relative) come from normalisation, not from cells. float16 and
+#: rounded values stay below, biological variation far above.
+_CONSTANT = 0.01
+#: uint32 side table of the store, and float32's exact integers.
+LARGEST_COUNT = 2**24
+
+
+class MatrixState(StrEnum):
+    """What a matrix holds."""
+
+    COUNTS = "counts"
+    LOG1P = "log1p"
+    NORMALISED = "normalised, not logged"
+    LOG2 = "log2, not natural log"
+    SCALED = "scaled (negative values)"
+    NOT_FINITE = "NaN or infinite values"
+    EMPTY = "only zeros"
+
+
+#: What to do about a matrix that cannot be taken.
+_REMEDY = {
+    MatrixState.NORMALISED: "store raw counts, or take the log1p of it",
+    MatrixState.LOG2: "store raw counts, or multiply by ln 2",
+    MatrixState.SCALED: "set data.matrix to one with counts or log values ('raw', 'layers/NAME')",
+    MatrixState.NOT_FINITE: "replace or drop them",
+    MatrixState.EMPTY: "set data.matrix to one that holds expression",
+}
+_COUNT_WORDS = ("count", "umi")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the first look at a matrix found.
+
+    Attributes
+    ----------
+    state
+        See `MatrixState`.
+    largest
+        Largest finite value seen.
+    place
+        First offending cell and gene (row, column), or None.
+    """
+
+    state: MatrixState
+    largest: float
+    place: tuple[int, int] | None = None
+
+    def describe(self) -> str:
+        """State and range in words."""
+        if self.state in {MatrixState.EMPTY, MatrixState.NOT_FINITE}:
+            return str(self.state)
+        return f"{self.state}, up to {self.largest:.4g}"
+
+
+@dataclass(frozen=True)
+class MatrixChoice:
+    """The matrix taken from a source.
+
+    Attributes
+    ----------
+    matrix
+        "X", "raw" or "layers/NAME".
+    state
+        COUNTS or LOG1P.
+    passed_over
+        Matrices not taken by "auto" -> why.
+    """
+
+    matrix: str
+    state: MatrixState
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
+    """Choose the matrix to read.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    wanted
+        "X", "raw", "layers/NAME", or "auto": counts (X, layers named like counts, raw), else
+        log-normalised values (X, raw, layers).
+
+    Raises
+    ------
+    DataError
+        The matrix does not exist or holds neither counts nor log values; with "auto", none does.
+    """
+    present = source.matrices()
+    if wanted != "auto":
+        if wanted not in present:
+            message = (
+                f"{source.name}: no matrix '{wanted}' (data.matrix); {suggest(wanted, present)}"
+            )
+            raise DataError(message)
+        found = inspect_matrix(source, wanted)
+        if found.state not in {MatrixState.COUNTS, MatrixState.LOG1P}:
+            raise DataError(_refusal(source, wanted, found))
+        return MatrixChoice(wanted, found.state)
+    if not present:
+        message = f"{source.name}: holds no matrix (no X, raw or layers); add the expression values"
+        raise DataError(message)
+    seen: dict[str, Inspection] = {}
+    layers = [name for name in present if name.startswith("layers/")]
+    counts_like = [name for name in layers if any(word in name.lower() for word in _COUNT_WORDS)]
+    orders = (
+        (MatrixState.COUNTS, ["X", *counts_like, "raw"]),
+        (MatrixState.LOG1P, ["X", "raw", *layers]),
+    )
+    for state, order in orders:
+        for matrix in order:
+            if matrix not in present:
+                continue
+            found = seen.setdefault(matrix, seen.get(matrix) or inspect_matrix(source, matrix))
+            if found.state == state:
+                others = {name: look.describe() for name, look in seen.items() if name != matrix}
+                return MatrixChoice(matrix, state, others)
+    if len(seen) == 1:
+        ((matrix, found),) = seen.items()
+        raise DataError(_refusal(source, matrix, found))
+    listed = "; ".join(f"{name}: {look.describe()}" for name, look in seen.items())
+    message = (
+        f"{source.name}: no matrix holds raw counts or log1p values ({listed}); add one and set "
+        f"data.matrix to it"
+    )
+    raise DataError(message)
+
+
+def inspect_matrix(source: CellSource, matrix: str) -> Inspection:
+    """Look at the first cells of a matrix."""
+    # A file may begin with one donor or type, but what its values are does not change.
+    for chunk in source.chunks(matrix, _LOOK):
+        if chunk.nnz:
+            return inspect_values(chunk)
+    return Inspection(MatrixState.EMPTY, 0.0)
+
+
+def inspect_values(chunk: sparse.csr_matrix) -> Inspection:
+    """Say what the values of a chunk are.
+
+    Parameters
+    ----------
+    chunk
+        (cells, genes), no stored zeros.
+    """
+    values = chunk.data
+    finite = np.isfinite(values)
+    if not finite.all():
+        return Inspection(MatrixState.NOT_FINITE, _largest(values[finite]), _place(chunk, ~finite))
+    if not len(values):
+        return Inspection(MatrixState.EMPTY, 0.0)
+    largest = _largest(values)
+    if (values < 0).any():
+        return Inspection(MatrixState.SCALED, largest, _place(chunk, values < 0))
+    whole = values == np.rint(values)
+    if whole.all():
+        return Inspection(MatrixState.COUNTS, largest)
+    if largest > LARGEST_LOG or constant_sum(row_sums(chunk, values)):
+        return Inspection(MatrixState.NORMALISED, largest, _place(chunk, ~whole))
+    natural = constant_sum(row_sums(chunk, np.expm1(values)))
+    if not natural and constant_sum(row_sums(chunk, np.exp2(values) - 1)):
+        return Inspection(MatrixState.LOG2, largest, _place(chunk, ~whole))
+    return Inspection(MatrixState.LOG1P, largest)
+
+
+def check_chunk(
+    chunk: sparse.csr_matrix,
+    choice: MatrixChoice,
+    source: CellSource,
+    first_row: int,
+) -> None:
+    """Hold a chunk to what the first look found.
+
+    Raises
+    ------
+    DataError
+        Naming the file, the matrix and the first offending cell and gene.
+    """
+    values = chunk.data
+    checks: list[tuple[NDArray[np.bool_], str]] = [
+        (~np.isfinite(values), "NaN or infinite"),
+        (values < 0, "negative"),
+    ]
+    if choice.state == MatrixState.COUNTS:
+        checks.append((values != np.rint(values), "not a whole number among counts"))
+        checks.append((values > LARGEST_COUNT, f"a count above {LARGEST_COUNT:,}"))
+    else:
+        checks.append((values > LARGEST_LOG, "too large for a log value"))
+    for offending, what in checks:
+        if offending.any():
+            row, column = _place(chunk, offending)
+            value = values[np.flatnonzero(offending)[0]]
+            message = (
+                f"{source.name}: {choice.matrix} holds {value:.6g} ({what}) "
+                f"{_name_place(source, choice.matrix, (first_row + row, column))}; correct the file "
+                f"or set data.matrix to another matrix"
+            )
+            raise DataError(message)
+
+
+def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Sum `values`, which stand where the chunk's values stand, over each cell."""
+    cell = np.repeat(np.arange(chunk.shape[0]), np.diff(chunk.indptr))
+    sums = np.bincount(cell, weights=values, minlength=chunk.shape[0])
+    return sums.astype(np.float64, copy=False)
+
+
+def constant_sum(sums: NDArray[np.float64]) -> float | None:
+    """Return the common sum of cells, or None if they differ; one cell proves nothing.
+
+    Cells without values are left aside.
+    """
+    sums = sums[sums > 0]
+    if len(sums) < 2:
+        return None
+    middle = float(np.median(sums))
+    return middle if float(np.ptp(sums)) <= _CONSTANT * middle else None
+
+
+def _refusal(source: CellSource, matrix: str, found: Inspection) -> str:
+    where = "" if found.place is None else f", first {_name_place(source, matrix, found.place)}"
+    others = [name for name in source.matrices() if name != matrix]
+    alternatives = f" (the file also has {', '.join(others)})" if others else ""
+    return (
+        f"{source.name}: {matrix} holds {found.describe()}{where}, where raw counts or log1p values "
+        f"are needed; {_REMEDY[found.state]}{alternatives}"
+    )
+
+
+def _name_place(source: CellSource, matrix: str, place: tuple[int, int]) -> str:
+    row, column = place
+    gene = source.var(matrix).index[column]
+    return f"at cell {source.obs.index[row]} (row {row}), gene {gene}"
+
+
+def _place(chunk: sparse.csr_matrix, offending: NDArray[np.bool_]) -> tuple[int, int]:
+    first = int(np.flatnonzero(offending)[0])
+    row = int(np.searchsorted(chunk.indptr, first, side="right")) - 1
+    return row, int(chunk.indices[first])
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    return float(values.max()) if len(values) else 0.0

@@ -1,0 +1,348 @@
+"""Sources of cells: an h5ad file, an AnnData object, or a built-in dataset, read in row chunks.
+
+A source says which matrices it has ("X", "raw", "layers/NAME") and hands out any of them as CSR
+chunks. What the values mean belongs to `matrix_state`.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from scipy import sparse
+
+from core.cells.file_patterns import BUILTIN_PREFIX
+from core.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+    from anndata import AnnData
+
+__all__ = ["TRUTH_KEY", "AnnDataSource", "CellSource", "H5adSource", "fingerprint", "open_source"]
+
+logger = logging.getLogger(__name__)
+
+#: Where simulated data keep their truth, as a JSON string.
+TRUTH_KEY = "tfx_truth"
+
+
+class CellSource(Protocol):
+    """Cells of one origin.
+
+    Attributes
+    ----------
+    name
+        As the preset names it.
+    n_cells
+        Rows of every matrix.
+    obs
+        (cells, columns).
+    """
+
+    @property
+    def name(self) -> str:
+        """As the preset names it."""
+
+    @property
+    def n_cells(self) -> int:
+        """Rows of every matrix."""
+
+    @property
+    def obs(self) -> "pd.DataFrame":
+        """(cells, columns)."""
+
+    @property
+    def truth(self) -> str | None:
+        """Known truth of simulated cells, a JSON string."""
+
+    def matrices(self) -> list[str]:
+        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
+
+    def var(self, matrix: str) -> "pd.DataFrame":
+        """(genes, columns) of a matrix."""
+
+    def chunks(
+        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
+    ) -> Iterator[sparse.csr_matrix]:
+        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
+
+    def release(self) -> None:
+        """Drop what was loaded whole; reading on loads it again."""
+
+    def close(self) -> None:
+        """Release files and memory."""
+
+
+def open_source(spec: str | Path) -> CellSource:
+    """Open an h5ad file or a built-in dataset.
+
+    Parameters
+    ----------
+    spec
+        A path, or "builtin:NAME".
+
+    Raises
+    ------
+    DataError
+        The file is missing, a folder, unreadable, truncated, or not an h5ad.
+    """
+    name = str(spec)
+    if name.startswith(BUILTIN_PREFIX):
+        from core.cells.builtin import load_builtin  # builds on this package; scanpy's 2 s
+
+        return AnnDataSource(load_builtin(name), name)
+    return _open_h5ad(Path(name))
+
+
+def fingerprint(spec: str) -> str:
+    """Tell a source from a changed one: a file's size and time of change, a built-in's version."""
+    if spec.startswith(BUILTIN_PREFIX):
+        return "+".join(f"{name}-{_version(name)}" for name in ("transformerics", "scanpy"))
+    _refuse_unfit_path(Path(spec))
+    stat = Path(spec).stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+class AnnDataSource:
+    """Cells of an AnnData object, in memory or backed."""
+
+    def __init__(self, adata: "AnnData", name: str) -> None:
+        self.name = name
+        self._adata = adata
+        self._converted: dict[str, Any] = {}
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self._adata.n_obs)
+
+    @property
+    def obs(self) -> "pd.DataFrame":
+        """(cells, columns)."""
+        obs: pd.DataFrame = self._adata.obs
+        return obs
+
+    @property
+    def truth(self) -> str | None:
+        """Known truth of simulated cells, a JSON string."""
+        truth = self._adata.uns.get(TRUTH_KEY)
+        return None if truth is None else str(truth)
+
+    def matrices(self) -> list[str]:
+        """Names of the matrices the object has."""
+        names = [] if self._adata.X is None else ["X"]
+        names += [f"layers/{name}" for name in sorted(self._adata.layers)]
+        return names + ([] if self._adata.raw is None else ["raw"])
+
+    def var(self, matrix: str) -> "pd.DataFrame":
+        """(genes, columns) of a matrix."""
+        var: pd.DataFrame = self._adata.raw.var if matrix == "raw" else self._adata.var
+        return var
+
+    def chunks(
+        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
+    ) -> Iterator[sparse.csr_matrix]:
+        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
+        values = self._converted.get(matrix)
+        if values is None:
+            values = self._matrix(matrix)
+            if getattr(values, "format", None) == "csc":
+                values = _by_rows(values)
+                self._converted[matrix] = values
+        end = self.n_cells if stop is None else min(stop, self.n_cells)
+        for start in range(0, end, rows_per_chunk):
+            yield to_csr(values[start : min(start + rows_per_chunk, end)])
+
+    def release(self) -> None:
+        """Drop converted matrices."""
+        self._converted.clear()
+
+    def close(self) -> None:
+        """Drop converted matrices; the object itself is its owner's."""
+        self.release()
+
+    def _matrix(self, matrix: str) -> Any:  # noqa: ANN401 (any of AnnData's matrix types)
+        if matrix == "X":
+            return self._adata.X
+        if matrix == "raw":
+            return self._adata.raw.X
+        return self._adata.layers[matrix.removeprefix("layers/")]
+
+
+class H5adSource:
+    """Cells of an h5ad file; only the chunk asked for is in memory.
+
+    A matrix stored by columns (CSC) is the exception: it is loaded once and turned.
+    """
+
+    def __init__(self, path: Path, file: "h5py.File") -> None:
+        self.name = str(path)
+        self._path = path
+        self._file = file
+        self._converted: dict[str, sparse.csr_matrix] = {}
+
+    @cached_property
+    def obs(self) -> "pd.DataFrame":
+        """(cells, columns)."""
+        obs: pd.DataFrame = self._element("obs")
+        return obs
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.obs)
+
+    @cached_property
+    def truth(self) -> str | None:
+        """Known truth of simulated cells, a JSON string."""
+        key = f"uns/{TRUTH_KEY}"
+        return str(self._element(key)) if key in self._file else None
+
+    def matrices(self) -> list[str]:
+        """Names of the matrices the file has."""
+        layers = sorted(self._file["layers"]) if "layers" in self._file else []
+        names = ["X", *(f"layers/{name}" for name in layers), "raw"]
+        return [name for name in names if _holds_matrix(self._file.get(_key(name)))]
+
+    def var(self, matrix: str) -> "pd.DataFrame":
+        """(genes, columns) of a matrix."""
+        var: pd.DataFrame = self._element("raw/var" if matrix == "raw" else "var")
+        return var
+
+    def chunks(
+        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
+    ) -> Iterator[sparse.csr_matrix]:
+        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
+        end = self.n_cells if stop is None else min(stop, self.n_cells)
+        with _readable(self._path, _key(matrix)):
+            values = self._rows(matrix)
+        for start in range(0, end, rows_per_chunk):
+            with _readable(self._path, _key(matrix)):
+                chunk = to_csr(values[start : min(start + rows_per_chunk, end)])
+            yield chunk
+
+    def release(self) -> None:
+        """Drop converted matrices."""
+        self._converted.clear()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.release()
+        self._file.close()
+
+    def _rows(self, matrix: str) -> Any:  # noqa: ANN401 (an h5py dataset or a sparse one)
+        import h5py
+        from anndata.io import sparse_dataset
+
+        if matrix in self._converted:
+            return self._converted[matrix]
+        stored = self._file[_key(matrix)]
+        if isinstance(stored, h5py.Dataset):
+            return stored
+        values = sparse_dataset(stored)
+        if values.format == "csc":
+            logger.info("%s: %s is stored by columns; loading it whole", self.name, matrix)
+            values = self._converted[matrix] = _by_rows(values)
+        return values
+
+    def _element(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
+        from anndata.io import read_elem
+
+        with _readable(self._path, key):
+            return read_elem(self._file[key])
+
+
+def to_csr(rows: Any) -> sparse.csr_matrix:  # noqa: ANN401 (any of AnnData's matrix types)
+    """Turn rows of any kind into float32 CSR: columns ascending, no duplicates, no zeros."""
+    dense_or_sparse: Any = rows if sparse.issparse(rows) else np.atleast_2d(np.asarray(rows))
+    matrix = sparse.csr_matrix(dense_or_sparse, dtype=np.float32, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _by_rows(stored: Any) -> sparse.csr_matrix:  # noqa: ANN401 (a sparse matrix, in memory or not)
+    matrix = stored.to_memory() if hasattr(stored, "to_memory") else stored
+    return sparse.csr_matrix(matrix.tocsr())
+
+
+def _open_h5ad(path: Path) -> CellSource:
+    import h5py
+
+    _refuse_unfit_path(path)
+    try:
+        is_hdf5 = h5py.is_hdf5(path)
+        with path.open("rb"):
+            pass
+        if not is_hdf5:
+            message = f"{path}: not an h5ad file; tfx reads AnnData files (adata.write_h5ad)"
+            raise DataError(message)
+        file = h5py.File(path, "r")
+    except PermissionError:
+        message = f"{path}: no permission to read this file; change its mode or owner"
+        raise DataError(message) from None
+    except OSError as error:
+        message = f"{path}: damaged or truncated h5ad file ({_first_line(error)}); copy it again"
+        raise DataError(message) from error
+    if "obs" not in file or "var" not in file:
+        file.close()
+        message = f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
+        raise DataError(message)
+    if not isinstance(file["obs"], h5py.Group):
+        # Written before anndata 0.7: its own reader knows those layouts.
+        file.close()
+        import anndata
+
+        with _readable(path, "obs"):
+            return AnnDataSource(anndata.read_h5ad(path), str(path))
+    return H5adSource(path, file)
+
+
+def _refuse_unfit_path(path: Path) -> None:
+    if not path.exists():
+        message = f"{path}: no such file; check the path in data.files"
+        raise DataError(message)
+    if path.is_dir():
+        message = f"{path}: a folder, not an h5ad file; name the files in it ('{path}/*.h5ad')"
+        raise DataError(message)
+
+
+@contextmanager
+def _readable(path: Path, key: str) -> Iterator[None]:
+    """Turn the many errors of a damaged file into one sentence."""
+    from anndata.io import read_elem  # noqa: F401 (registers the readers whose errors come here)
+
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        message = (
+            f"{path}: '{key}' cannot be read ({_first_line(error)}); the file is damaged or was not "
+            f"written by AnnData"
+        )
+        raise DataError(message) from error
+
+
+def _holds_matrix(stored: "h5py.Dataset | h5py.Group | None") -> bool:
+    if stored is None or stored.attrs.get("encoding-type") == "null":
+        return False
+    return hasattr(stored, "shape") or "indptr" in stored
+
+
+def _key(matrix: str) -> str:
+    return "raw/X" if matrix == "raw" else matrix
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,134 @@
+"""The record of a store: its report and manifest, from what was decided on the way."""
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.cells.cell_labels import CellLabels
+from core.cells.gene_join import GeneJoin
+from core.cells.inputs import StoreInput, store_settings
+from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
+from core.cells.reading import TRUTH_KEY, fingerprint
+from core.errors import DataError
+from core.presets.schema import DataSettings
+
+__all__ = ["describe_store", "joint_truth", "make_manifest"]
+
+_VERSIONED = ("transformerics", "anndata", "scanpy", "numpy", "scipy")
+
+
+def joint_truth(inputs: Sequence[StoreInput]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the truth of simulated cells, if any are, and a notice if there are several."""
+    texts = {one.source.truth: one.source.name for one in inputs if one.source.truth is not None}
+    if not texts:
+        return None, []
+    text, name = next(iter(texts.items()))
+    try:
+        truth: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        message = f"{name}: uns['{TRUTH_KEY}'] is not valid JSON ({error}); correct or remove it"
+        raise DataError(message) from error
+    if len(texts) > 1:
+        others = " and ".join(texts.values())
+        return truth, [f"the simulated truths of {others} differ; that of {name} is kept"]
+    return truth, []
+
+
+def describe_store(
+    inputs: Sequence[StoreInput], join: GeneJoin, labels: CellLabels, totals: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return the report of `Store.report`; ranking and notices are filled in later.
+
+    Parameters
+    ----------
+    inputs, join, labels
+        What was decided.
+    totals
+        (cells,), in the order of the files.
+    """
+    files = []
+    for one, columns in zip(inputs, join.columns, strict=True):
+        lost = [gene for gene, to in zip(one.table.ids, columns, strict=True) if to < 0]
+        cells = slice(one.first_cell, one.first_cell + one.source.n_cells)
+        files.append(
+            {
+                "name": one.source.name,
+                "matrix": one.choice.matrix,
+                "state": str(one.choice.state),
+                "passed_over": one.choice.passed_over,
+                "gene_ids": one.table.source,
+                "n_cells": one.source.n_cells,
+                "n_genes": len(one.table.ids),
+                "lost_genes": len(lost),
+                "lost_gene_examples": lost[:5],
+                "absent_genes": len(join.panel) - (len(one.table.ids) - len(lost)),
+                "empty_cells": int(np.sum(totals[cells] == 0)),
+            }
+        )
+    return {
+        "files": files,
+        "n_genes": len(join.panel),
+        "phenotypes": labels.phenotype_report,
+        "left_out_phenotypes": labels.left_out,
+        "split": labels.split_report,
+        "gene_ranking": "",
+        "notices": [],
+    }
+
+
+def make_manifest(
+    data: DataSettings,
+    key: str,
+    inputs: Sequence[StoreInput],
+    join: GeneJoin,
+    labels: CellLabels,
+    value_kind: Literal["counts", "log1p"],
+    n_values: int,
+    report: dict[str, Any],
+) -> Manifest:
+    """Return the manifest of a store of `n_values` stored values."""
+    records = [
+        SourceRecord(
+            name=one.source.name,
+            role=one.role,
+            n_cells=one.source.n_cells,
+            n_genes=len(one.table.ids),
+            matrix=one.choice.matrix,
+            state=str(one.choice.state),
+            gene_ids=one.table.source,
+            fingerprint=fingerprint(one.source.name),
+        )
+        for one in inputs
+    ]
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        key=key,
+        n_cells=sum(one.source.n_cells for one in inputs),
+        n_values=n_values,
+        value_kind=value_kind,
+        gene_ids=list(join.panel.ids),
+        gene_symbols=list(join.panel.symbols),
+        genes_hash=join.panel.hash,
+        phenotypes=labels.phenotypes,
+        donors=labels.donor_names,
+        sources=records,
+        settings=store_settings(data),
+        seed=data.split.seed,
+        versions=_versions(),
+        report=report,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions

@@ -1,0 +1,141 @@
+"""Tokens: every position of a sequence is an identity (what stands there) and a value (how much).
+
+    [CLS] [SEX] [TISSUE] ... [START] gene1 gene2 ... geneN [END]
+
+Identities: CLS, START, END, one slot per phenotype, one per gene. Values: NONE (CLS, START and END
+carry nothing), MASK, the bins shared by all genes, and for each phenotype [NO_*] and its values.
+The two layouts differ only in which genes are written (`batches`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import ConfigurationError
+
+__all__ = ["CLS", "END", "MASK", "NONE", "START", "TokenSpace"]
+
+CLS, START, END = 0, 1, 2
+_FIRST_SLOT = 3
+
+NONE, MASK = 0, 1
+_FIRST_BIN = 2
+
+
+@dataclass(frozen=True)
+class TokenSpace:
+    """The identities and values of one model.
+
+    Attributes
+    ----------
+    phenotypes
+        Name -> values, in header order.
+    n_genes
+        Size of the panel.
+    n_bins
+        Bins of a gene, bin 0 included; continuous: 1, the token "a number follows".
+    layout
+        "ranked" or "expressed".
+    """
+
+    phenotypes: dict[str, tuple[str, ...]]
+    n_genes: int
+    n_bins: int
+    layout: Literal["ranked", "expressed"]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Phenotypes in header order."""
+        return tuple(self.phenotypes)
+
+    @property
+    def n_phenotypes(self) -> int:
+        """Number of phenotype slots."""
+        return len(self.phenotypes)
+
+    @property
+    def header_length(self) -> int:
+        """CLS, the phenotype slots and START."""
+        return self.n_phenotypes + 2
+
+    @property
+    def n_identities(self) -> int:
+        """CLS, START, END, the slots, the genes."""
+        return _FIRST_SLOT + self.n_phenotypes + self.n_genes
+
+    @property
+    def n_values(self) -> int:
+        """NONE, MASK, the bins, every phenotype's [NO_*] and values."""
+        return _FIRST_BIN + self.n_bins + sum(len(v) + 1 for v in self.phenotypes.values())
+
+    @property
+    def first_slot(self) -> int:
+        """Identity of the first phenotype."""
+        return _FIRST_SLOT
+
+    @property
+    def first_gene(self) -> int:
+        """Identity of gene 0."""
+        return _FIRST_SLOT + self.n_phenotypes
+
+    @property
+    def first_bin(self) -> int:
+        """Value of bin 0."""
+        return _FIRST_BIN
+
+    @cached_property
+    def not_specified(self) -> NDArray[np.int64]:
+        """(phenotypes,), the value [NO_*] of each phenotype; its code c is c + 1 further on."""
+        sizes = [len(values) + 1 for values in self.phenotypes.values()]
+        return _FIRST_BIN + self.n_bins + np.cumsum([0, *sizes[:-1]], dtype=np.int64)[: len(sizes)]
+
+    @property
+    def required_length(self) -> int:
+        """Tokens of a sequence with every panel gene: N + 3 + the phenotypes in the header."""
+        return self.header_length + self.n_genes + 1
+
+    def control_token(self, phenotype: str, code: int) -> str:
+        """Return how a token is written: ``[NO_SEX]`` for -1, ``[female]`` for a value."""
+        return f"[NO_{phenotype.upper()}]" if code < 0 else f"[{self.phenotypes[phenotype][code]}]"
+
+    def resolve_max_length(self, wanted: int | None) -> int:
+        """Check a preset's ``max_length`` against the header in use.
+
+        Raises
+        ------
+        ConfigurationError
+            It is shorter than the panel and the header need (ranked), or leaves no room for a gene
+            (expressed); the message gives the right number.
+        """
+        if wanted is None:
+            return self.required_length
+        if self.layout == "ranked" and wanted < self.required_length:
+            message = (
+                f"encoding.max_length = {wanted} is too short: {self.n_genes} genes, "
+                f"{self.n_phenotypes} phenotypes and CLS, START, END need {self.required_length}; "
+                f"raise it, leave it out, or lower data.genes to {wanted - self.header_length - 1}"
+            )
+            raise ConfigurationError(message)
+        if wanted < self.header_length + 2:
+            message = (
+                f"encoding.max_length = {wanted} leaves no room for genes: the header and END "
+                f"take {self.header_length + 1}; give at least {self.header_length + 2}"
+            )
+            raise ConfigurationError(message)
+        return wanted
+
+    @classmethod
+    def build(
+        cls,
+        phenotypes: Mapping[str, Sequence[str]],
+        n_genes: int,
+        n_bins: int,
+        *,
+        layout: Literal["ranked", "expressed"],
+    ) -> "TokenSpace":
+        """Make a token space from a store's vocabularies."""
+        return cls({name: tuple(v) for name, v in phenotypes.items()}, n_genes, n_bins, layout)

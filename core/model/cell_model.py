@@ -1,0 +1,150 @@
+"""The model of cells: parts whose logits are summed, in transformers' clothes.
+
+`TfxModel` takes a `BatchTensors` and answers its masked positions. Saving and loading weights is
+transformers' own (safetensors, ``AutoModel``); the self-contained folder around it is `folder`.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from core.errors import ConfigurationError
+from core.model.attention import AttentionRoute, resolve_attention
+from core.model.batch_tensors import BatchTensors
+from core.model.configuration import TfxConfig
+from core.model.encoder import initialise
+from core.model.logit_parts import EncoderPart
+from core.model.skeleton import Skeleton
+
+__all__ = ["CellOutput", "TfxModel"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CellOutput:
+    """Logits at the masked positions.
+
+    Attributes
+    ----------
+    gene_logits
+        (M, outputs per gene); joint head: (M, bins + all phenotype values).
+    phenotype_logits
+        (K, all phenotype values), -inf outside the slot's own values; joint head: with the bins in
+        front, nothing excluded.
+    """
+
+    gene_logits: Tensor
+    phenotype_logits: Tensor
+
+
+class TfxModel(PreTrainedModel):  # type: ignore[misc]
+    """A masked language model of cells; logits are the sum of its parts."""
+
+    config_class = TfxConfig
+    base_model_prefix = "tfx"
+    main_input_name = "batch"
+
+    def __init__(self, config: TfxConfig) -> None:
+        super().__init__(config)
+        if config.head == "joint" and config.kind == "continuous":
+            message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
+            raise ConfigurationError(message)
+        if config.skeleton and (config.kind == "continuous" or config.head == "joint"):
+            message = (
+                "model.skeleton needs bins and a split head; set encoding.kind = 'binned' or "
+                "'binary' and model.head = 'split', or model.skeleton = false"
+            )
+            raise ConfigurationError(message)
+        if config.layers == 0 and not config.skeleton:
+            message = "model.layers = 0 leaves no model; raise it or set model.skeleton = true"
+            raise ConfigurationError(message)
+        self.encoder_part = EncoderPart(config) if config.layers else None
+        self.skeleton = Skeleton(config) if config.skeleton else None
+        self._route: AttentionRoute | None = None
+        sizes = config.phenotype_sizes
+        slot_of_value = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        self.register_buffer("slot_of_value", slot_of_value, persistent=False)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Leave weights to `start`: transformers calls this for missing ones only."""
+
+    def start(self) -> None:
+        """Draw initial weights (from torch's global generator, which the caller seeds)."""
+        if self.encoder_part is not None:
+            initialise(self.encoder_part)
+            if self.skeleton is not None:
+                self.encoder_part.start_at_zero()
+        if self.skeleton is not None:
+            self.skeleton.start()
+
+    def attention_route(self, *, ragged: bool) -> AttentionRoute:
+        """Return the resolved attention route, logging the choice the first time."""
+        if self._route is None:
+            dtype = self.dtype
+            if torch.is_autocast_enabled(self.device.type):
+                dtype = torch.get_autocast_dtype(self.device.type)
+            self._route = resolve_attention(
+                self.config.attention,
+                device=self.device,
+                dtype=dtype,
+                dropout=self.config.attention_dropout,
+                ragged=ragged,
+            )
+            logger.info("attention: %s (%s)", self._route.name, self._route.reason)
+        return self._route
+
+    def forward(self, batch: BatchTensors) -> CellOutput:
+        """Answer the masked positions of a batch."""
+        genes: list[Tensor] = []
+        phenotypes: list[Tensor] = []
+        if self.encoder_part is not None:
+            route = self.attention_route(ragged=self._ragged)
+            hidden = self.encoder_part.encode(batch, route)
+            gene_logits, phenotype_logits = self.encoder_part.answer(hidden, batch)
+            genes.append(gene_logits.float())
+            phenotypes.append(phenotype_logits.float())
+        if self.skeleton is not None:
+            gene_logits, phenotype_logits = self.skeleton(batch)
+            genes.append(gene_logits.float())
+            phenotypes.append(phenotype_logits.float())
+        return CellOutput(sum(genes[1:], genes[0]), self._own_values(phenotypes, batch))
+
+    @property
+    def _ragged(self) -> bool:
+        return self.config.layout == "expressed"
+
+    def _own_values(self, parts: list[Tensor], batch: BatchTensors) -> Tensor:
+        logits = sum(parts[1:], parts[0])
+        if self.config.head == "joint":
+            return logits
+        foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
+        return logits.masked_fill(foreign, float("-inf"))
+
+    def phenotype_probabilities(self, logits: Tensor, slot: int) -> Tensor:
+        """Return (K, values of the phenotype) probabilities from one slot's logits (K, ...)."""
+        if self.config.head == "joint":
+            logits = logits[:, self.config.n_bins :]
+        return torch.softmax(logits[:, self.slot_of_value == slot], dim=-1)
+
+    def cell_embeddings(self, batch: BatchTensors) -> Tensor:
+        """Return the hidden state of [CLS], (cells, hidden size).
+
+        Raises
+        ------
+        ConfigurationError
+            The model has no encoder.
+        """
+        if self.encoder_part is None:
+            message = "this model is a skeleton without an encoder: it has no [CLS] embedding"
+            raise ConfigurationError(message)
+        hidden = self.encoder_part.encode(batch, self.attention_route(ragged=self._ragged))
+        return hidden[batch.cu_seqlens[:-1].long()]
+
+
+AutoConfig.register(TfxConfig.model_type, TfxConfig, exist_ok=True)
+AutoModel.register(TfxConfig, TfxModel, exist_ok=True)

@@ -1,0 +1,97 @@
+"""The configuration of a model: everything its shapes depend on, in transformers' form."""
+
+from typing import Any, Literal
+
+from transformers import PretrainedConfig
+
+from core.encoding.tokens import TokenSpace
+
+__all__ = ["TfxConfig"]
+
+
+class TfxConfig(PretrainedConfig):  # type: ignore[misc]
+    """Shapes and options of a `TfxModel`; saved as ``config.json``.
+
+    Parameters
+    ----------
+    phenotypes
+        Name -> values, in header order.
+    n_genes, n_bins
+        Size of the panel; bins of a gene (binary 2; continuous 2: off and on).
+    kind, layout
+        Encoding of values and choice of genes.
+    max_length
+        Longest sequence.
+    hidden_size, layers, heads, intermediate_size, dropout, attention_dropout, norm, activation
+        The encoder; BERT's own arrangement by default (post-norm, GELU).
+    attention
+        Wanted attention route, resolved when the model runs.
+    head
+        "split" or "joint".
+    skeleton, skeleton_rank
+        Whether the classical answer is part of the model, and the rank of its gene-gene term.
+    """
+
+    model_type = "tfx"
+
+    def __init__(
+        self,
+        phenotypes: dict[str, list[str]] | None = None,
+        n_genes: int = 1,
+        n_bins: int = 2,
+        kind: Literal["binary", "binned", "continuous"] = "binned",
+        layout: Literal["ranked", "expressed"] = "ranked",
+        max_length: int = 4,
+        hidden_size: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        intermediate_size: int = 1024,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        norm: str = "post",
+        activation: str = "gelu",
+        attention: str = "auto",
+        head: str = "split",
+        skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
+        skeleton_rank: int = 32,
+        **kwargs: Any,  # noqa: ANN401 - whatever transformers keeps in config.json
+    ) -> None:
+        self.phenotypes = {name: list(values) for name, values in (phenotypes or {}).items()}
+        self.n_genes = n_genes
+        self.n_bins = n_bins
+        self.kind = kind
+        self.layout = layout
+        self.max_length = max_length
+        self.hidden_size = hidden_size
+        self.layers = layers
+        self.heads = heads
+        self.intermediate_size = intermediate_size
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.norm = norm
+        self.activation = activation
+        self.attention = attention
+        self.head = head
+        self.skeleton = skeleton
+        self.skeleton_rank = skeleton_rank
+        super().__init__(**kwargs)
+
+    @property
+    def tokens(self) -> TokenSpace:
+        """The identities and values of the model."""
+        n_bins = 1 if self.kind == "continuous" else self.n_bins
+        return TokenSpace.build(self.phenotypes, self.n_genes, n_bins, layout=self.layout)
+
+    @property
+    def n_gene_outputs(self) -> int:
+        """Numbers the gene head gives per masked gene.
+
+        Binary 1 (logit of "on"), binned one per bin, continuous 3 (logit of "on"; mean and log
+        standard deviation of the value where on).
+        """
+        return {"binary": 1, "binned": self.n_bins, "continuous": 3}[self.kind]
+
+    @property
+    def phenotype_sizes(self) -> list[int]:
+        """Number of values of each phenotype, in header order."""
+        return [len(values) for values in self.phenotypes.values()]

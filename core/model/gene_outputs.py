@@ -1,0 +1,72 @@
+"""What the gene outputs mean: the most likely value, the expected value, a draw.
+
+Shapes: M masked genes. Binary and binned models answer with bins, continuous ones with log1p
+counts per 10,000.
+"""
+
+import torch
+from torch import Tensor
+
+from core.model.configuration import TfxConfig
+from core.model.losses import LOG_DEVIATION_BOUNDS
+
+__all__ = ["gene_confidence", "predict_genes", "sample_genes"]
+
+
+def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (M, bins) float32 logits of a binary or binned model, whatever its head."""
+    logits = logits.float()
+    if config.head == "joint":
+        return logits[:, : config.n_bins]
+    if config.kind == "binary":
+        return torch.cat([torch.zeros_like(logits), logits], dim=-1)
+    return logits
+
+
+def predict_genes(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (M,): the most likely bin (int64), or the expected value of a continuous model."""
+    if config.kind == "continuous":
+        on_logit, mean, _ = logits.float().unbind(-1)
+        return torch.sigmoid(on_logit) * mean
+    return bin_logits(logits, config).argmax(-1)
+
+
+def sample_genes(
+    logits: Tensor, config: TfxConfig, *, temperature: float, uniform: Tensor, normal: Tensor
+) -> Tensor:
+    """Draw a value for each masked gene.
+
+    Parameters
+    ----------
+    logits
+        (M, outputs).
+    config
+        The model's.
+    temperature
+        1 draws from the model; lower ones sharpen.
+    uniform, normal
+        (M,), the chance to use: uniform in [0, 1) and standard normal. The caller owns them, so
+        that a cell's draws do not depend on its batch.
+
+    Returns
+    -------
+    (M,): bins (int64), or values >= 0 of a continuous model.
+    """
+    if config.kind == "continuous":
+        on_logit, mean, log_deviation = logits.float().unbind(-1)
+        on = uniform < torch.sigmoid(on_logit / temperature)
+        deviation = torch.exp(log_deviation.clamp(*LOG_DEVIATION_BOUNDS)) * temperature
+        return torch.where(on, (mean + deviation * normal).clamp(min=0.0), torch.zeros_like(mean))
+    # By the inverse distribution function in float32 (float32 Gumbel draws lose diversity).
+    probability = torch.softmax(bin_logits(logits, config) / temperature, dim=-1)
+    cumulative = probability.cumsum(-1)
+    drawn = (uniform.unsqueeze(-1) * cumulative[:, -1:] >= cumulative).sum(-1)
+    return drawn.clamp(max=probability.shape[-1] - 1)
+
+
+def gene_confidence(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (M,): probability of the most likely answer (on or off, for continuous models)."""
+    if config.kind == "continuous":
+        on = torch.sigmoid(logits.float()[:, 0])
+        return torch.maximum(on, 1 - on)
+    return torch.softmax(bin_logits(logits, config), dim=-1).amax(-1)

@@ -1,0 +1,80 @@
+"""The parts whose logits are summed: each looks at a batch and answers its masked positions.
+
+`EncoderPart` is the transformer with its heads; `core.model.skeleton.Skeleton` is the classical
+answer. A new part needs only the same ``forward``. Shapes: M masked genes, K masked phenotypes,
+O outputs per gene, V values of all phenotypes together.
+"""
+
+from torch import Tensor, nn
+
+from core.model.attention import AttentionRoute, CellBounds
+from core.model.batch_tensors import BatchTensors
+from core.model.configuration import TfxConfig
+from core.model.encoder import CellEmbedding, Encoder
+
+__all__ = ["EncoderPart"]
+
+
+class _Transform(nn.Module):
+    """BERT's head transform: linear, GELU, norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(nn.functional.gelu(self.linear(hidden)))
+
+
+class EncoderPart(nn.Module):
+    """Embedding, encoder, and heads that read masked positions only.
+
+    With a split head genes and phenotypes have their own transform and output, and every gene a
+    bias of its own, which `fill_gene_bias` sets to the training marginals. With a joint head one
+    linear layer answers everything, over bins and all phenotype values, as in the originals.
+    """
+
+    def __init__(self, config: TfxConfig) -> None:
+        super().__init__()
+        self.joint = config.head == "joint"
+        width = config.hidden_size
+        n_values = sum(config.phenotype_sizes)
+        self.embedding = CellEmbedding(config)
+        self.encoder = Encoder(config)
+        if self.joint:
+            self.joint_transform = _Transform(width)
+            self.joint_output = nn.Linear(width, config.n_bins + n_values)
+        else:
+            self.gene_transform = _Transform(width)
+            self.gene_output = nn.Linear(width, config.n_gene_outputs)
+            self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
+            self.phenotype_transform = _Transform(width)
+            self.phenotype_output = nn.Linear(width, n_values)
+
+    def start_at_zero(self) -> None:
+        """Make the part contribute nothing at first, so that other parts set the level."""
+        assert not self.joint
+        for output in (self.gene_output, self.phenotype_output):
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)
+        nn.init.zeros_(self.gene_bias.weight)
+
+    def encode(self, batch: BatchTensors, route: AttentionRoute) -> Tensor:
+        """Return the hidden state of every token, (T, D)."""
+        bounds = CellBounds.of(
+            batch.cu_seqlens, batch.n_cells, batch.max_length, rectangular=batch.rectangular
+        )
+        return self.encoder(self.embedding(batch), bounds, route)
+
+    def answer(self, hidden_TD: Tensor, batch: BatchTensors) -> tuple[Tensor, Tensor]:
+        """Return gene logits (M, O) and phenotype logits (K, V), joint: (M or K, bins + V)."""
+        at_genes = hidden_TD[batch.gene_position]
+        at_phenotypes = hidden_TD[batch.phenotype_position]
+        if self.joint:
+            return (
+                self.joint_output(self.joint_transform(at_genes)),
+                self.joint_output(self.joint_transform(at_phenotypes)),
+            )
+        genes = self.gene_output(self.gene_transform(at_genes)) + self.gene_bias(batch.gene)
+        return genes, self.phenotype_output(self.phenotype_transform(at_phenotypes))

@@ -1,0 +1,69 @@
+"""The presets that come with tfx, and finding a preset by file or by name.
+
+Without pydantic: a name is found and listed without checking the file.
+"""
+
+import difflib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from core.errors import ConfigurationError
+
+__all__ = ["PresetSummary", "find_preset", "list_presets"]
+
+
+@dataclass(frozen=True)
+class PresetSummary:
+    """One bundled preset; ``title`` is the first comment line of its file."""
+
+    name: str
+    path: Path
+    title: str
+
+
+def list_presets() -> list[PresetSummary]:
+    """List the bundled presets by name."""
+    folder = Path(str(resources.files("presets")))
+    paths = sorted(folder.glob("*.toml"))
+    return [PresetSummary(path.stem, path, _title(path)) for path in paths]
+
+
+def _title(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ")
+        if line.strip() and not line.startswith("#"):
+            break
+    return ""
+
+
+def find_preset(name_or_path: str | Path) -> Path:
+    """Return the file of a preset.
+
+    Parameters
+    ----------
+    name_or_path
+        A file, or the name of a bundled preset: ``base``, ``base.toml``, ``presets/base.toml``.
+
+    Raises
+    ------
+    ConfigurationError
+        Neither; the message names the nearest bundled presets.
+    """
+    path = Path(name_or_path)
+    try:
+        if path.is_file():
+            return path
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name too long, a NUL in it, a folder that may not be read
+        is_folder = False
+    bundled = {preset.name: preset.path for preset in list_presets()}
+    name = path.name.removesuffix(".toml")
+    if name in bundled and path.parent.as_posix() in (".", "presets"):
+        return bundled[name]
+    what = "is a folder, not a preset file" if is_folder else "is neither a file nor a preset name"
+    near = difflib.get_close_matches(name, bundled, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(bundled)})"
+    raise ConfigurationError(message)

@@ -1,0 +1,218 @@
+"""The preset schema as a list of keys: what each one takes, in words, and which name is nearest.
+
+Made from the pydantic models of `schema.py` alone, so that a key added there is known to the
+loader, to its error messages and to `tfx presets schema` at once.
+"""
+
+import difflib
+import functools
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, BeforeValidator, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from core.presets.schema import Preset
+
+__all__ = ["PresetField", "all_fields", "field_at", "nearest_hint", "section_at"]
+
+_PLURALS = {
+    "a string": "strings",
+    "a whole number": "whole numbers",
+    "a number": "numbers",
+    "true or false": "booleans",
+}
+
+
+@dataclass(frozen=True)
+class PresetField:
+    """One key of a preset that holds a value (or, for `data.phenotypes`, a table of them)."""
+
+    path: tuple[str, ...]
+    info: FieldInfo
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the key holds a table whose own keys the user chooses."""
+        return get_origin(self.info.annotation) is dict
+
+    @property
+    def alternatives(self) -> list[Any]:
+        """The types of value that the key (or each key of its table) takes, None left out."""
+        annotation = self.info.annotation
+        if self.is_table:
+            annotation = get_args(annotation)[1]
+        return [kind for kind in _union_members(annotation) if kind is not type(None)]
+
+    @property
+    def is_nullable(self) -> bool:
+        """Whether the key may be left without a value."""
+        return type(None) in _union_members(self.info.annotation)
+
+    @property
+    def choices(self) -> list[Any]:
+        """The literal values among the alternatives."""
+        literals = [kind for kind in self.alternatives if get_origin(kind) is Literal]
+        return [choice for literal in literals for choice in get_args(literal)]
+
+    @property
+    def wanted(self) -> str:
+        """What a value must be, in words: "a number from 0 to 1 or 'uniform'"."""
+        phrases = []
+        for kind in self.alternatives:
+            phrases += _phrases(kind, () if self.is_table else self.info.metadata)
+        return _either(phrases)
+
+    def accepts(self, value: object) -> bool:
+        """Tell whether the value alone passes the key's own checks."""
+        validator = _table_item_validator(self.path) if self.is_table else _validator(self.path)
+        return not _fails(validator, value)
+
+
+def _fails(validator: TypeAdapter[Any], value: object) -> bool:
+    try:
+        validator.validate_python(value, strict=True)
+    except ValueError:  # pydantic's ValidationError is one
+        return True
+    return False
+
+
+@functools.cache
+def _validator(path: tuple[str, ...]) -> TypeAdapter[Any]:
+    info = field_at(path).info
+    annotation: Any = info.annotation
+    for item in info.metadata:
+        annotation = Annotated[annotation, item]
+    return TypeAdapter(annotation)
+
+
+@functools.cache
+def _table_item_validator(path: tuple[str, ...]) -> TypeAdapter[Any]:
+    return TypeAdapter(get_args(field_at(path).info.annotation)[1])
+
+
+def _union_members(annotation: Any) -> list[Any]:  # noqa: ANN401 - annotations are of any type
+    if get_origin(annotation) in (Union, types.UnionType):
+        return list(get_args(annotation))
+    return [annotation]
+
+
+def _phrases(kind: Any, metadata: Iterable[object]) -> list[str]:  # noqa: ANN401
+    """Say in words what one alternative is; a literal gives one phrase per choice."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _phrases(arguments[0], arguments[1:])
+    if origin is Literal:
+        return [repr(choice) if isinstance(choice, str) else _lower(choice) for choice in arguments]
+    if origin is list:
+        (item,) = _phrases(arguments[0], ())
+        phrase = f"a list of {_PLURALS.get(item, item)}"
+        if any(isinstance(entry, BeforeValidator) for entry in metadata):
+            return [item, phrase]  # one item may stand for a list of one
+        return [phrase]
+    names = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+    return [names.get(kind, f"a {kind}") + _bounds(metadata)]
+
+
+def _lower(choice: object) -> str:
+    return str(choice).lower()  # False -> false, as TOML writes it
+
+
+def _bounds(metadata: Iterable[object]) -> str:
+    low = high = ""
+    entries = list(metadata)
+    for entry in metadata:
+        if isinstance(entry, FieldInfo):  # the Field of an Annotated alias
+            entries += entry.metadata
+    for entry in entries:
+        match entry:
+            case annotated_types.Gt(gt=bound):
+                low = f"greater than {bound:g}"
+            case annotated_types.Ge(ge=bound):
+                low = f"from {bound:g}"
+            case annotated_types.Lt(lt=bound):
+                high = f"below {bound:g}"
+            case annotated_types.Le(le=bound):
+                high = f"to {bound:g}" if low.startswith("from") else f"up to {bound:g}"
+    if low.startswith("from") and not high:
+        return f" {low} up"
+    if low.startswith("from") and high.startswith("below"):
+        return f" {low} to {high}"
+    text = " ".join(part for part in (low, high) if part)
+    return f" {text}" if text else ""
+
+
+def _either(phrases: list[str]) -> str:
+    if len(phrases) < 2:
+        return "".join(phrases)
+    return f"{', '.join(phrases[:-1])} or {phrases[-1]}"
+
+
+def _section_model(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def section_at(path: tuple[str, ...]) -> type[BaseModel] | None:
+    """Return the model of the table at ``path``; None where there is none."""
+    model: type[BaseModel] | None = Preset
+    for part in path:
+        info = model.model_fields.get(part) if model else None
+        model = _section_model(info.annotation) if info else None
+    return model
+
+
+@functools.cache
+def _fields() -> dict[tuple[str, ...], PresetField]:
+    found: dict[tuple[str, ...], PresetField] = {}
+
+    def walk(model: type[BaseModel], path: tuple[str, ...]) -> None:
+        for name, info in model.model_fields.items():
+            inner = _section_model(info.annotation)
+            if inner is None:
+                found[(*path, name)] = PresetField((*path, name), info)
+            else:
+                walk(inner, (*path, name))
+
+    walk(Preset, ())
+    return found
+
+
+def all_fields() -> list[PresetField]:
+    """Return every key that holds a value, in the order of the schema."""
+    return list(_fields().values())
+
+
+def field_at(path: tuple[str, ...]) -> PresetField:
+    """Return the key that a path leads to; the keys of a user's table lead to the table.
+
+    Raises
+    ------
+    KeyError
+        No key of the schema.
+    """
+    fields = _fields()
+    if path not in fields and path[:-1] in fields and fields[path[:-1]].is_table:
+        return fields[path[:-1]]
+    return fields[path]
+
+
+def nearest_hint(path: tuple[str, ...]) -> str:
+    """Say which known key an unknown one may have meant."""
+    *table, name = path
+    section = section_at(tuple(table))
+    known = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    elsewhere = [".".join(field.path) for field in all_fields() if field.path[-1] == name]
+    if elsewhere:
+        return f"did you mean '{elsewhere[0]}'?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    if len(known) <= 8:
+        return f"known here: {', '.join(known)}"
+    return f"the nearest known one is '{close[0]}'" if close else "see 'tfx presets schema'"

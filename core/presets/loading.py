@@ -1,0 +1,267 @@
+"""From sources to one checked preset: merging, precedence, and every error in one message.
+
+Later wins: defaults < preset < `--config` files < `TFX_*` environment < options < `--set`.
+Tables merge by key, lists replace. The result remembers where each value came from, and is
+written with the run in that form.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from core.errors import ConfigurationError
+from core.presets.catalogue import find_preset
+from core.presets.complaints import Complaint, complaints_of
+from core.presets.fields import all_fields, section_at
+from core.presets.schema import ALTERNATIVES, Preset
+from core.presets.sources import (
+    Leaf,
+    Source,
+    read_assignments,
+    read_environment,
+    read_file,
+    read_options,
+    read_text,
+)
+from core.presets.toml_lines import KeyPath
+from core.presets.toml_text import dotted, write_key, write_value
+
+__all__ = ["ResolvedPreset", "resolve_preset"]
+
+_DEFAULT_ORIGIN = "default"
+_NAME_ORIGIN = "name of the file"
+_NAMELESS = "run"  # no file and no name were given
+
+
+@dataclass(frozen=True)
+class ResolvedPreset:
+    """A preset whose every value is settled.
+
+    Attributes
+    ----------
+    preset
+        The checked values; ``preset.name`` is never None.
+    origins
+        Dotted key -> where its value came from: ``default``, ``base.toml:3``,
+        ``TFX_TRAIN__SEED``, ``--batch-size``, ``--set``.
+    name
+        The preset's name, else the file's.
+    """
+
+    preset: Preset
+    origins: dict[str, str]
+    name: str
+
+    def to_toml(self) -> str:
+        """Write every value, each followed by a comment that names its origin."""
+        lines = ["# Resolved preset: every value, and where it came from."]
+        tables: dict[tuple[str, ...], list[str]] = {}
+        for field in all_fields():
+            value = _value_at(self.preset, field.path)
+            if field.is_table:
+                table = tables.setdefault(field.path, [])
+                for name, item in value.items():
+                    table.append(self._line((*field.path, name), item))
+            else:
+                tables.setdefault(field.path[:-1], []).append(self._line(field.path, value))
+        lines += tables.pop((), [])
+        for path, entries in tables.items():
+            lines += ["", f"[{'.'.join(map(write_key, path))}]", *entries]
+        return "\n".join(lines) + "\n"
+
+    def _line(self, path: tuple[str, ...], value: object) -> str:
+        origin = self.origins[dotted(path)]
+        if value is None:
+            return f"# {write_key(path[-1])} is not set"
+        return f"{write_key(path[-1])} = {write_value(value)}  # {origin}"
+
+    @classmethod
+    def from_toml(cls, text: str, *, where: str = "config.toml") -> Self:
+        """Read what `to_toml` wrote; ``where`` names the text in error messages.
+
+        Raises
+        ------
+        ConfigurationError
+            The text is not a complete and valid preset.
+        """
+        source = read_text(text, name=where, level=0)
+        leaves = _merge([source])
+        preset = _validate(leaves, [source])
+        origins = _all_origins(preset)
+        for path in leaves:
+            comment = source.lines.comment_after(path) if source.lines else ""
+            origins[dotted(path)] = comment or source.origin_of(path)
+        return cls(preset, origins, preset.name or _name_from([Path(where)]))
+
+
+def resolve_preset(
+    path: Path | None,
+    *,
+    overlays: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    options: Mapping[str, object] | None = None,
+    option_names: Mapping[str, str] | None = None,
+    assignments: Sequence[str] = (),
+) -> ResolvedPreset:
+    """Merge all sources into one checked preset.
+
+    Parameters
+    ----------
+    path
+        The preset: a file, or the name of a bundled one. None: options and files say it all.
+    overlays
+        Files that change some keys (`--config`), the later the stronger.
+    environment
+        `os.environ`, of which `TFX_SECTION__KEY` are used.
+    options
+        Dotted key -> value of the command's own options; None is "not given".
+    option_names
+        Dotted key -> the option's name in error messages, where it is not ``--`` and the last
+        part of the key.
+    assignments
+        ``a.b=c`` of `--set`.
+
+    Raises
+    ------
+    ConfigurationError
+        One line per error of all sources: ``file:line: key: message``.
+    """
+    files = list(overlays)
+    if path is not None:
+        path = find_preset(str(path))
+        files.insert(0, path)
+    sources = [read_file(file, level=level) for level, file in enumerate(files)]
+    sources += read_environment(environment or {})
+    sources += read_options(options or {}, option_names or {})
+    sources += read_assignments(assignments)
+    leaves = _merge(sources)
+    preset = _validate(leaves, sources)
+    origins = _all_origins(preset)
+    for leaf in leaves.values():
+        if leaf.value is not None:
+            origins[dotted(leaf.path)] = leaf.source.origin_of(leaf.path)
+    if preset.name is None:
+        preset = preset.model_copy(update={"name": _name_from(files)})
+        origins["name"] = _NAME_ORIGIN if files else _DEFAULT_ORIGIN
+    return ResolvedPreset(preset, origins, str(preset.name))
+
+
+def _name_from(files: Sequence[Path]) -> str:
+    """Make a name fit for a folder out of the preset's file."""
+    stem = files[0].stem if files else ""
+    return re.sub(r"[^\w.-]+", "-", stem).strip(".-") or _NAMELESS
+
+
+def _merge(sources: Iterable[Source]) -> dict[tuple[str, ...], Leaf]:
+    """Let later sources overrule earlier ones, key by key."""
+    others: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for one, other in ALTERNATIVES:
+        pair = tuple(one.split(".")), tuple(other.split("."))
+        others |= {pair[0]: pair[1], pair[1]: pair[0]}
+    leaves: dict[tuple[str, ...], Leaf] = {}
+    for source in sources:
+        for leaf in source.leaves:
+            rival = leaves.get(others.get(leaf.path, ()))
+            if rival and rival.source.level < source.level and leaf.value is not None:
+                del leaves[rival.path]
+            leaves[leaf.path] = leaf
+    return leaves
+
+
+def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]) -> Preset:
+    """Check the merged values; raise all problems of all sources together."""
+    found = [(order, problem) for order, s in enumerate(sources) for problem in s.problems]
+    preset, complaints = _check(leaves)
+    if complaints:
+        # A table's own rules are not asked while one of its values is wrong: ask them without it.
+        wrong = {complaint.path for complaint in complaints}
+        rest = {path: leaf for path, leaf in leaves.items() if not _is_within(path, wrong)}
+        for complaint in _check(rest)[1]:
+            is_sound = not wrong.intersection(_keys_in_message(complaint))
+            if complaint.is_about_section and complaint not in complaints and is_sound:
+                complaints.append(complaint)
+    for complaint in complaints:
+        source, path = _blame(complaint, leaves, sources)
+        if "is missing" in complaint.message and any(s.is_broken for s in sources):
+            continue
+        problem = source.problem(path, complaint.message)
+        if complaint.is_about_section:
+            problem = replace(problem, key=dotted(complaint.path))
+        found.append((sources.index(source) if source in sources else -1, problem))
+    if preset is None or found:
+        found.sort(key=lambda item: (item[0], item[1].line))
+        message = "\n".join(dict.fromkeys(str(problem) for _, problem in found))
+        raise ConfigurationError(message)
+    return preset
+
+
+def _check(leaves: Mapping[tuple[str, ...], Leaf]) -> tuple[Preset | None, list[Complaint]]:
+    nested: dict[str, Any] = {"data": {}}  # so that a missing data.files is named as such
+    for path, leaf in leaves.items():
+        table = nested
+        for part in path[:-1]:
+            table = table.setdefault(part, {})
+        table[path[-1]] = leaf.value
+    try:
+        # Strict: "8" is not 8 and true is not 1; whole numbers still pass for floats.
+        return Preset.model_validate(nested, strict=True), []
+    except ValidationError as error:
+        return None, complaints_of(error.errors(include_url=False))
+
+
+def _is_within(path: tuple[str, ...], wrong: Iterable[KeyPath]) -> bool:
+    return any(bad[: len(path)] == path for bad in wrong)
+
+
+def _keys_in_message(complaint: Complaint) -> list[KeyPath]:
+    """Find the keys that a rule between keys speaks of."""
+    section = section_at(tuple(str(part) for part in complaint.path))
+    words = set(re.findall(r"\w+", complaint.message))
+    known = section.model_fields if section else {}
+    return [(*complaint.path, name) for name in known if name in words]
+
+
+def _blame(
+    complaint: Complaint, leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]
+) -> tuple[Source, KeyPath]:
+    """Find the source, and the key in it, to which a complaint points."""
+    if complaint.is_about_section:
+        given = [
+            leaves[key] for key in map(_names_only, _keys_in_message(complaint)) if key in leaves
+        ]
+        if given:
+            strongest = max(
+                given, key=lambda leaf: (leaf.source.level, leaf.source.line_of(leaf.path))
+            )
+            return strongest.source, strongest.path
+    leaf = leaves.get(_names_only(complaint.path))
+    if leaf is not None:
+        return leaf.source, complaint.path
+    # Missing: name the preset, or whatever there is.
+    return (sources[0] if sources else Source("preset", 0)), complaint.path
+
+
+def _names_only(path: KeyPath) -> tuple[str, ...]:
+    return tuple(part for part in path if isinstance(part, str))
+
+
+def _value_at(preset: Preset, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - any preset value
+    value: object = preset
+    for part in path:
+        value = getattr(value, part)
+    return value
+
+
+def _all_origins(preset: Preset) -> dict[str, str]:
+    """Give every key, and every key of a user's table, the origin of a default."""
+    origins = {}
+    for field in all_fields():
+        origins[dotted(field.path)] = _DEFAULT_ORIGIN
+        if field.is_table:
+            for name in _value_at(preset, field.path):
+                origins[dotted((*field.path, name))] = _DEFAULT_ORIGIN
+    return origins

@@ -1,0 +1,298 @@
+"""Where preset values come from: files, the environment, options, `--set`; and what each sets.
+
+Every source is brought to one form, a list of `Leaf` (key path, value, place) and a list of
+`Problem`. Unknown keys and misplaced tables are found here, where the place is known; whether a
+value is right is asked later, of the value that wins.
+"""
+
+import contextlib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path, PurePath
+from typing import Any
+
+from core.presets.fields import all_fields, field_at, nearest_hint, section_at
+from core.presets.toml_lines import KeyPath, LineFinder
+from core.presets.toml_text import dotted, printable, read_key, read_value, show_value
+
+__all__ = [
+    "Leaf",
+    "Level",
+    "Problem",
+    "Source",
+    "read_assignments",
+    "read_environment",
+    "read_file",
+    "read_options",
+    "read_text",
+]
+
+_PREFIX = "TFX_"
+_AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_UNSET = ("", "none")  # what takes a value back on the command line, for TOML has no null
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, in which key, what."""
+
+    where: str
+    key: str
+    message: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        """Write the problem as its line of the error message."""
+        if not self.key or self.where.startswith(f"--set {self.key}="):
+            return printable(f"{self.where}: {self.message}")
+        return printable(f"{self.where}: {self.key}: {self.message}")
+
+
+@dataclass
+class Source:
+    """All that one file, variable, option or assignment says.
+
+    Attributes
+    ----------
+    name
+        The file, the variable, the option, or the whole assignment.
+    level
+        Its strength; sources of one level cannot overrule each other's alternatives.
+    lines
+        Line numbers, for files.
+    is_broken
+        The file could not be read, so that what it lacks means nothing.
+    """
+
+    name: str
+    level: int
+    lines: LineFinder | None = None
+    leaves: list["Leaf"] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    is_broken: bool = False
+
+    def line_of(self, path: KeyPath) -> int:
+        """Return the line of a key, or of the table that would hold it; 0 without lines."""
+        return self.lines.line_of(path) if self.lines else 0
+
+    def place_of(self, path: KeyPath) -> str:
+        """Return ``file:line`` of a key, or the source's name where there are no lines."""
+        return f"{self.name}:{self.line_of(path)}" if self.lines else self.name
+
+    def complain(self, path: KeyPath, message: str) -> None:
+        """Add a problem with one key."""
+        self.problems.append(self.problem(path, message))
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Make a problem of one key."""
+        return Problem(self.place_of(path), dotted(path), message, self.line_of(path))
+
+    def origin_of(self, path: KeyPath) -> str:
+        """Name the source of a value in a resolved preset."""
+        name = "--set" if self.level == Level.ASSIGNMENTS else self.place_of(path)
+        return " ".join(printable(name).split())  # as it will be read back from a comment
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value of one source."""
+
+    path: tuple[str, ...]
+    value: Any
+    source: Source
+
+
+class Level(IntEnum):
+    """Strength of the sources that are not files; files count from 0 in the order given."""
+
+    ENVIRONMENT = 1_000_000
+    OPTIONS = 1_000_001
+    ASSIGNMENTS = 1_000_002
+
+
+def read_file(path: Path, *, level: int) -> Source:
+    """Read a TOML file; one that cannot be read, or is not TOML, is a problem of the source."""
+    shown = _shown(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows add the mark
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        return _broken(shown, level, Problem(f"{shown}:{line}", "", "is not UTF-8 text", line))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        return _broken(shown, level, Problem(shown, "", f"cannot be read ({reason})"))
+    return read_text(text, name=shown, level=level)
+
+
+def read_text(text: str, *, name: str, level: int) -> Source:
+    """Read TOML text; ``name`` is its file in messages."""
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        return _broken(name, level, Problem(f"{name}:1", "", "not valid TOML: nested too deeply"))
+    except ValueError as error:  # TOMLDecodeError, and integers too long to read
+        return _broken(name, level, _syntax_problem(str(error), text, name))
+    source = Source(name, level, LineFinder(text))
+    _collect(table, (), source)
+    return source
+
+
+def _broken(name: str, level: int, problem: Problem) -> Source:
+    return Source(name, level, problems=[problem], is_broken=True)
+
+
+def _syntax_problem(message: str, text: str, file: str) -> Problem:
+    place = _AT_LINE.search(message)
+    line, column = (place.group(1), place.group(2)) if place else ("1", None)
+    if place and line is None:  # at the end of the document
+        line = str(text.rstrip().count("\n") + 1)
+    reason = _AT_LINE.sub("", message)
+    if column is not None:
+        reason += f" (column {column})"
+    return Problem(f"{file}:{line}", "", f"not valid TOML: {reason}", int(line))
+
+
+def read_environment(environment: Mapping[str, str]) -> list[Source]:
+    """Read `TFX_TRAIN__BATCH_SIZE=8`; other variables that begin with TFX_ are not for presets."""
+    sources = []
+    for variable in sorted(environment):
+        if not variable.startswith(_PREFIX):
+            continue
+        rest = variable[len(_PREFIX) :].lower()
+        path = tuple(rest.split("__"))
+        if len(path) == 1 and not _is_known(path):
+            meant = _with_double_underscores(rest)
+            if meant is not None:
+                message = f"unknown setting; did you mean {_PREFIX}{'__'.join(meant).upper()}?"
+                sources.append(_broken(variable, Level.ENVIRONMENT, Problem(variable, "", message)))
+            continue
+        value = _from_text(path, environment[variable])
+        sources.append(_single(path, value, Source(variable, Level.ENVIRONMENT)))
+    return sources
+
+
+def _is_known(path: tuple[str, ...]) -> bool:
+    return any(known.path[: len(path)] == path for known in all_fields())
+
+
+def _with_double_underscores(name: str) -> tuple[str, ...] | None:
+    """Find the key that a variable with single underscores means: train_seed -> train, seed."""
+    for known in all_fields():
+        if len(known.path) > 1 and "_".join(known.path) == name:
+            return known.path
+    return None
+
+
+def read_options(options: Mapping[str, object], names: Mapping[str, str]) -> list[Source]:
+    """Read command-line options given as dotted key -> value; None is an option not given."""
+    sources = []
+    for key, value in options.items():
+        if value is None:
+            continue
+        path = tuple(key.split("."))
+        option = names.get(key, f"--{path[-1].replace('_', '-')}")
+        sources.append(_single(path, _plain(value), Source(option, Level.OPTIONS)))
+    return sources
+
+
+def read_assignments(assignments: Iterable[str]) -> list[Source]:
+    """Read `a.b=c` of `--set`: the value is TOML where it can be, else a string."""
+    sources = []
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        where = f"--set {assignment}"
+        path = read_key(key.strip())
+        if not equals or path is None:
+            problem = Problem(where, "", "must be KEY=VALUE, as in train.batch_size=8")
+            sources.append(_broken(where, Level.ASSIGNMENTS, problem))
+            continue
+        settled = _from_text(path, value.strip())
+        sources.append(_single(path, settled, Source(where, Level.ASSIGNMENTS)))
+    return sources
+
+
+def _single(path: tuple[str, ...], value: object, source: Source) -> Source:
+    """Fill the source that sets a single key."""
+    table: dict[str, object] = {path[-1]: value}
+    for part in reversed(path[:-1]):
+        table = {part: table}
+    _collect(table, (), source)
+    return source
+
+
+def _plain(value: object) -> object:
+    """Bring what an option may hold to what TOML holds."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _from_text(path: tuple[str, ...], text: str) -> object:
+    """Read the text of a variable or an assignment as the key wants it.
+
+    A key that takes strings gets the text itself where the TOML value would not do
+    (`name=2024`), one that takes whole numbers gets 1e5 as 100000, and an empty text or `none`
+    takes back the value of a key that may be left out.
+    """
+    value = read_value(text)
+    try:
+        known = field_at(path)
+    except KeyError:
+        return value
+    if text.lower() in _UNSET and known.is_nullable:
+        return None
+    if known.is_table and len(path) == len(known.path):
+        return value
+    candidates = [value, text]
+    if isinstance(value, float) and value.is_integer():
+        candidates.insert(1, int(value))
+    return next((item for item in candidates if known.accepts(item)), value)
+
+
+def _collect(table: Mapping[str, object], path: tuple[str, ...], source: Source) -> None:
+    """Walk a table along the schema: fill the leaves, report what the schema has no place for."""
+    for name, value in table.items():
+        here = (*path, name)
+        try:
+            known = field_at(here)
+        except KeyError:
+            if section_at(here) is None:
+                source.complain(here, f"unknown key; {nearest_hint(here)}")
+                continue
+            known = None
+        if known is None or (known.is_table and here == known.path):
+            if isinstance(value, Mapping):
+                _collect(value, here, source)
+            else:
+                source.complain(here, f"must be a table (got {show_value(value)})")
+        elif (reason := _unfit(name) or _unfit(value)) is not None:
+            source.complain(here, reason)
+        else:
+            source.leaves.append(Leaf(here, value, source))
+
+
+def _unfit(value: object) -> str | None:
+    """Say why a value cannot be stored in any preset, if so."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "is too large for a 64-bit integer"
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # bytes of the command line that were not UTF-8
+            return f"is not UTF-8 text (got {show_value(value)})"
+    if isinstance(value, list):
+        return next((reason for item in value if (reason := _unfit(item))), None)
+    return None
+
+
+def _shown(path: Path) -> str:
+    """Name a file in messages: relative to the working folder where it lies below it."""
+    with contextlib.suppress(ValueError, OSError):  # not below it, or there is none any more
+        if path.is_absolute():
+            return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -1,0 +1,180 @@
+"""Append-only files of JSON lines: writing a line whole, and following a file that grows.
+
+Strict JSON: a number that is not finite is written as null and its key listed in "nonfinite". A
+line counts once its newline is there, so a torn last line is simply not yet written.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+__all__ = ["LineAppender", "LineFollower", "plain_json", "to_line", "write_json"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = "") -> Any:  # noqa: ANN401
+    """Bring a value to what strict JSON holds; a run never stops because of what it logs.
+
+    Parameters
+    ----------
+    value
+        Anything: numpy scalars become numbers, paths text, unknown objects their ``str``.
+    nonfinite
+        Receives the key of every number that was infinite or NaN and became None.
+    key
+        Dotted key of ``value``, for ``nonfinite``.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        if nonfinite is not None:
+            nonfinite.append(key)
+        return None
+    if isinstance(value, Mapping):
+        prefix = f"{key}." if key else ""
+        return {
+            str(name): plain_json(item, nonfinite=nonfinite, key=f"{prefix}{name}")
+            for name, item in value.items()
+        }
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | PurePath):
+        return [
+            plain_json(item, nonfinite=nonfinite, key=f"{key}[{index}]")
+            for index, item in enumerate(value)
+        ]
+    for method in ("item", "tolist"):  # numpy and torch: scalars, then arrays
+        convert = getattr(value, method, None)
+        if callable(convert):
+            try:
+                return plain_json(convert(), nonfinite=nonfinite, key=key)
+            except (ValueError, TypeError, RuntimeError):
+                continue
+    return str(value)
+
+
+def to_line(record: Mapping[str, object]) -> bytes:
+    """Write a record as one line of strict JSON, newline included."""
+    nonfinite: list[str] = []
+    plain = plain_json(record, nonfinite=nonfinite)
+    if nonfinite:
+        plain["nonfinite"] = nonfinite
+    return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Replace a JSON file at once: readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(plain_json(record), indent=2, allow_nan=False)
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class LineAppender:
+    """One append-only file with one writer.
+
+    Every line is one ``os.write`` on a descriptor opened with ``O_APPEND``. A write that fails or
+    falls short (a full disk) is warned of once and never raises: training matters more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._has_warned = False
+        self._is_torn = False  # the file ends within a line; end that before the next one
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Append one record."""
+        line = to_line(record)
+        try:
+            descriptor = self._open()
+            whole = b"\n" + line if self._is_torn else line
+            n_written = os.write(descriptor, whole)
+            if n_written:
+                self._is_torn = n_written < len(whole)
+            if self._is_torn:
+                self._warn(f"only {n_written} of {len(whole)} bytes were written")
+        except OSError as error:
+            self._warn(error.strerror or str(error))
+
+    def close(self) -> None:
+        """Close the file; a later append opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self._path, flags, 0o666)
+            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+            if end:  # a crash may have left a torn line
+                os.lseek(self._descriptor, end - 1, os.SEEK_SET)
+                self._is_torn = os.read(self._descriptor, 1) != b"\n"
+        return self._descriptor
+
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _LOG.warning("%s cannot be written (%s); the run goes on without", self._path, reason)
+
+
+class LineFollower:
+    """Follow a file of JSON lines: every call of `poll` gives the records that are new.
+
+    Keeps a byte offset and stops at the last newline. A file that shrank or was replaced is read
+    from its start again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._inode: int | None = None
+        #: Lines that were not JSON objects, so far.
+        self.bad_lines = 0
+        #: How often the file was started over; what was read before is then void.
+        self.n_restarts = 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Return the records added since the last call; none if the file is not there."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                is_other = self._inode is not None and status.st_ino != self._inode
+                if is_other or status.st_size < self._offset:
+                    self._offset = 0
+                    self.bad_lines = 0
+                    self.n_restarts += 1
+                self._inode = status.st_ino
+                if status.st_size == self._offset:
+                    return []
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return list(self._records(whole))
+
+    def _records(self, data: bytes) -> Iterator[dict[str, Any]]:
+        for line in data.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if isinstance(record, dict):
+                yield record
+            else:
+                self.bad_lines += 1

@@ -1,0 +1,132 @@
+"""The names in a run folder: files, states, events, and what each metric means.
+
+The page docs/run-format.md says the same to readers in other languages; a change of meaning here
+raises `FORMAT_VERSION` and leaves the reader able to read the older form.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict, get_args
+
+__all__ = [
+    "CHECKPOINTS_FOLDER",
+    "CONFIG_FILE",
+    "CRASHED_AFTER_SECONDS",
+    "EVENTS_FILE",
+    "FORMAT_VERSION",
+    "LOG_FILE",
+    "METRICS_FILE",
+    "RESERVED_METRIC_KEYS",
+    "RUN_FILE",
+    "RUN_STATES",
+    "STATUS_FILE",
+    "STATUS_SECONDS",
+    "STALE_AFTER_SECONDS",
+    "EventRecord",
+    "MetricInfo",
+    "MetricRecord",
+    "RunState",
+    "StatusRecord",
+    "metric_info",
+    "system_file",
+]
+
+#: Version of the folder's format, in run.json. Readers read every version up to their own.
+FORMAT_VERSION = 1
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.toml"
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+LOG_FILE = "log.txt"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+#: status.json is replaced at most this often while the state stays the same.
+STATUS_SECONDS = 5.0
+#: A running run whose heartbeat is older is stale: three heartbeats were missed.
+STALE_AFTER_SECONDS = 3 * STATUS_SECONDS
+#: ... and is presumed crashed after this (wandb leet uses the same ten minutes).
+CRASHED_AFTER_SECONDS = 600.0
+
+RunState = Literal["starting", "running", "finished", "stopped", "failed"]
+#: starting and running are live; stopped means stopped early with a checkpoint to resume from.
+RUN_STATES: tuple[str, ...] = get_args(RunState)
+LIVE_STATES = ("starting", "running")
+
+#: Keys of a metrics line that are not metrics.
+RESERVED_METRIC_KEYS = frozenset({"step", "t", "split", "nonfinite", "event"})
+
+
+class StatusRecord(TypedDict):
+    """status.json: the latest known of a run."""
+
+    state: str
+    heartbeat: float
+    started: float
+    step: NotRequired[int]
+    total: NotRequired[int]
+    eta: NotRequired[float]
+    checkpoint: NotRequired[str]
+
+
+#: A line of metrics.jsonl: step, t, split, and one entry per metric (None: not finite).
+MetricRecord = dict[str, Any]
+#: A line of events.jsonl: event, t, and whatever belongs to that event.
+EventRecord = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """How to show a metric.
+
+    Attributes
+    ----------
+    label
+        In words.
+    unit
+        "" where it has none.
+    number_format
+        A format specification for one value.
+    better
+        Which direction is progress; None where neither is.
+    """
+
+    label: str
+    unit: str = ""
+    number_format: str = ".4g"
+    better: Literal["higher", "lower"] | None = None
+
+
+_METRICS = {
+    "loss": MetricInfo("loss", number_format=".4f", better="lower"),
+    "learning_rate": MetricInfo("learning rate", number_format=".2e"),
+    "gradient_norm": MetricInfo("gradient norm"),
+    "cells_per_second": MetricInfo("speed", "cells/s", ".0f", "higher"),
+    "tokens_per_second": MetricInfo("speed", "tokens/s", ".0f", "higher"),
+    "epoch": MetricInfo("epoch", number_format=".2f"),
+}
+_GROUPS = {
+    "loss": MetricInfo("loss of", number_format=".4f", better="lower"),
+    "acc": MetricInfo("accuracy of", number_format=".3f", better="higher"),
+    "f1": MetricInfo("macro-F1 of", number_format=".3f", better="higher"),
+    "baseline": MetricInfo("baseline of", number_format=".3f", better="higher"),
+}
+
+
+def metric_info(name: str) -> MetricInfo:
+    """Return how to show a metric named ``name`` or ``group/name``; unknown ones are plain."""
+    if name in _METRICS:
+        return _METRICS[name]
+    group, slash, rest = name.partition("/")
+    if slash and group in _GROUPS:
+        known = _GROUPS[group]
+        return MetricInfo(f"{known.label} {rest}", known.unit, known.number_format, known.better)
+    return MetricInfo(name)
+
+
+def system_file(host: str) -> str:
+    """Return the name of the file in which one machine logs itself."""
+    kept = "".join(
+        character if character.isalnum() or character in "-." else "-" for character in host
+    )
+    return f"system-{kept or 'unknown'}.jsonl"

@@ -1,0 +1,208 @@
+"""Writing a run folder. One writer per run: the main process (rank 0)."""
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from core import __version__
+from core.errors import MachineError
+from core.runlog.json_lines import LineAppender, plain_json, write_json
+from core.runlog.schema import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    EVENTS_FILE,
+    FORMAT_VERSION,
+    LOG_FILE,
+    METRICS_FILE,
+    RESERVED_METRIC_KEYS,
+    RUN_FILE,
+    RUN_STATES,
+    STATUS_FILE,
+    STATUS_SECONDS,
+    system_file,
+)
+
+__all__ = ["RunWriter"]
+
+_LOG = logging.getLogger(__name__)
+#: Where the schedulers of clusters say which job this is.
+_JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+
+
+class RunWriter:
+    """The writer of one run folder; also a context manager that closes its files.
+
+    Opening a folder that already holds a run continues it: run.json stays as it was, the lines
+    are appended. Whoever resumes says so by ``event("resume", from_step=N)``.
+
+    Parameters
+    ----------
+    folder
+        The run folder; made if absent.
+    run
+        What identifies the run: hashes of preset, store and vocabulary, parameters. Added to
+        what the writer knows itself (arguments, host, process, job, commit, version).
+    clock
+        Seconds since 1970; for tests.
+
+    Raises
+    ------
+    MachineError
+        The folder cannot be made or written.
+    """
+
+    def __init__(
+        self, folder: Path, *, run: Mapping[str, object], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.folder = folder
+        self._clock = clock
+        self._host = socket.gethostname()
+        self._status: dict[str, Any] = {"state": "", "started": clock()}
+        self._status_written = float("-inf")
+        self._has_pending_status = False
+        self._log_handler: logging.FileHandler | None = None
+        self._metrics = LineAppender(folder / METRICS_FILE)
+        self._events = LineAppender(folder / EVENTS_FILE)
+        self._system = LineAppender(folder / system_file(self._host))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / RUN_FILE).exists():
+                write_json(folder / RUN_FILE, self._describe() | dict(run))
+        except OSError as error:
+            message = f"the run folder '{folder}' cannot be written ({error.strerror or error})"
+            raise MachineError(message) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / CHECKPOINTS_FOLDER
+
+    def _describe(self) -> dict[str, object]:
+        return {
+            "format": FORMAT_VERSION,
+            "tfx": __version__,
+            "python": sys.version.split()[0],
+            "argv": sys.argv,
+            "cwd": str(Path.cwd()),
+            "host": self._host,
+            "pid": os.getpid(),
+            "job": next((os.environ[name] for name in _JOB_VARIABLES if name in os.environ), None),
+            "commit": _git_commit(),
+            "started": self._clock(),
+        }
+
+    def config(self, text: str) -> None:
+        """Write config.toml: the resolved preset, as `ResolvedPreset.to_toml` gives it."""
+        path = self.folder / CONFIG_FILE
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def status(self, state: str, **fields: object) -> None:
+        """Say how the run stands; call it as often as convenient.
+
+        Parameters
+        ----------
+        state
+            One of `RUN_STATES`.
+        fields
+            step, total, eta (seconds left), checkpoint (its folder name), ... A field keeps its
+            last value until it is given again.
+
+        Notes
+        -----
+        status.json is replaced when the state changes, else at most every `STATUS_SECONDS`.
+        """
+        assert state in RUN_STATES, state
+        is_new_state = state != self._status["state"]
+        self._status |= {"state": state, **fields}
+        self._has_pending_status = True
+        if is_new_state or self._clock() - self._status_written >= STATUS_SECONDS:
+            self._write_status()
+
+    def _write_status(self) -> None:
+        now = self._clock()
+        self._status_written = now
+        self._has_pending_status = False
+        try:
+            write_json(self.folder / STATUS_FILE, {**self._status, "heartbeat": now})
+        except OSError as error:
+            _LOG.warning("%s cannot be written (%s)", self.folder / STATUS_FILE, error)
+
+    def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Append one line of metrics: ``loss``, ``acc/cell_type``, ... of one split at a step."""
+        reserved = RESERVED_METRIC_KEYS.intersection(values)
+        assert not reserved, f"not names of metrics: {reserved}"
+        self._metrics.append({"step": step, "t": self._clock(), "split": split, **values})
+
+    def event(self, name: str, **fields: object) -> None:
+        """Append one event: start, resume, checkpoint, eval, nonfinite, warning, signal, end.
+
+        ``resume`` needs ``from_step``, the first step that is run again; it is written among the
+        metrics as well, where it voids the older lines of that step and later ones.
+        """
+        record = {"event": name, "t": self._clock(), **fields}
+        self._events.append(record)
+        if name == "resume":
+            self._metrics.append({**record, "from_step": int(str(fields["from_step"]))})
+
+    def system(self, **fields: object) -> None:
+        """Append one line about this machine: GPU, CPU, memory, disk; every field optional."""
+        self._system.append({"t": self._clock(), **fields})
+
+    def log_handler(self) -> logging.Handler:
+        """Return the handler that writes log.txt; add it to a logger. Closed with the writer."""
+        if self._log_handler is None:
+            self._log_handler = logging.FileHandler(
+                self.folder / LOG_FILE, encoding="utf-8", delay=True
+            )
+            layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+            self._log_handler.setFormatter(logging.Formatter(layout))
+        return self._log_handler
+
+    def close(self) -> None:
+        """Write what status is pending and close the files."""
+        if self._has_pending_status:
+            self._write_status()
+        for file in (self._metrics, self._events, self._system):
+            file.close()
+        if self._log_handler is not None:
+            self._log_handler.close()
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the files, whatever happened."""
+        self.close()
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the working folder, if it is a git one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+        return answer.stdout.strip() or None
+    return None

@@ -1,0 +1,406 @@
+"""The simulated atlas: what is labelled, absent, on, off and correlated as its truth says."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from core.cells.atlas import N_DONORS, expected_log1p, simulate_atlas, simulate_cells
+from core.cells.atlas_biology import N_GENES, atlas_biology
+from core.cells.atlas_design import FIBROTIC, FLARE, NORMAL
+from core.cells.atlas_genes import CELL_TYPES, FEMALE_GENES, MALE_GENES, TISSUE_GENES, TISSUES
+from core.cells.atlas_truth import AtlasTruth
+from core.errors import ConfigurationError, DataError
+
+CD8 = "CD8-positive, alpha-beta T cell"
+
+
+@pytest.fixture(scope="module")
+def atlas():
+    return simulate_atlas(4000, seed=0)
+
+
+def log_values(adata):
+    """(cells, genes) frame of log1p counts per 10k."""
+    totals = np.asarray(adata.X.sum(axis=1))
+    return pd.DataFrame(np.log1p(adata.X.toarray() * 1e4 / totals), columns=adata.var_names)
+
+
+@cache
+def correlations(**condition):
+    """Gene-gene correlations within a condition, without donor differences."""
+    cells = simulate_cells(1500, seed=7, n_donors=1, age=50, sex="male", **condition)
+    values = log_values(cells)
+    centred = values.to_numpy() - values.to_numpy().mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=0), 1e-9)
+    return pd.DataFrame(centred.T @ centred, index=values.columns, columns=values.columns)
+
+
+def pair(matrix, first, second):
+    """Mean correlation of the genes of one list with those of another, or among themselves."""
+    values = [matrix.loc[a, b] for a in first for b in second if a != b]
+    return float(np.mean(values))
+
+
+def test_counts_are_whole_non_negative_csr_float32(atlas):
+    assert sparse.issparse(atlas.X)
+    assert atlas.X.format == "csr"
+    assert atlas.X.dtype == np.float32
+    assert atlas.X.has_sorted_indices
+    assert (atlas.X.data > 0).all()
+    assert (atlas.X.data == np.round(atlas.X.data)).all()
+    assert atlas.shape == (4000, N_GENES)
+    assert atlas.var_names.is_unique
+    assert atlas.obs_names.is_unique
+
+
+def test_everything_says_simulated(atlas):
+    assert atlas.uns["tfx_simulated"] is True
+    assert atlas.obs["simulated"].all()
+    assert atlas.var["simulated"].all()
+    assert set(atlas.obs["assay"]) == {"simulated"}
+    assert atlas.obs["donor_id"].str.startswith("sim-").all()
+    assert json.loads(atlas.uns["tfx_truth"])["simulated"] is True
+
+
+def test_obs_has_the_cellxgene_columns_and_all_values(atlas):
+    assert list(atlas.obs.columns) == [
+        "sex", "tissue", "cell_type", "development_stage", "disease", "donor_id", "assay",
+        "simulated",
+    ]  # fmt: skip
+    assert set(atlas.obs["sex"]) == {"female", "male"}
+    assert set(atlas.obs["tissue"]) == set(TISSUES)
+    assert set(atlas.obs["disease"]) == {NORMAL, FLARE, FIBROTIC}
+    assert set(atlas.obs["cell_type"]) <= set(CELL_TYPES)
+    assert len(set(atlas.obs["cell_type"])) >= len(CELL_TYPES) - 1  # one type is very rare
+    assert atlas.obs["development_stage"].str.fullmatch(r"\d\d-year-old stage").all()
+
+
+def test_a_donor_has_one_sex_age_and_disease(atlas):
+    assert atlas.obs["donor_id"].nunique() == N_DONORS >= 40
+    per_donor = atlas.obs.groupby("donor_id", observed=True)
+    for column in ("sex", "development_stage", "disease"):
+        assert (per_donor[column].nunique() == 1).all()
+    assert per_donor["tissue"].nunique().max() > 1
+
+
+def test_cell_types_are_unequally_frequent_and_shared_across_tissues(atlas):
+    shares = atlas.obs["cell_type"].value_counts(normalize=True)
+    assert shares.max() > 0.1
+    assert shares.min() < 0.005
+    tissues_of_type = atlas.obs.groupby("cell_type", observed=True)["tissue"].nunique()
+    assert (tissues_of_type >= 3).sum() >= 12
+
+
+def test_depth_and_dropout_are_realistic(atlas):
+    totals = np.asarray(atlas.X.sum(axis=1)).ravel()
+    detected = np.diff(atlas.X.indptr) / N_GENES
+    assert 2000 < np.median(totals) < 3000
+    assert np.quantile(totals, 0.95) / np.quantile(totals, 0.05) > 3
+    assert ((detected > 0.15) & (detected < 0.35)).mean() > 0.75
+    by_type = pd.Series(totals).groupby(atlas.obs["cell_type"].to_numpy()).median()
+    assert by_type["hepatocyte"] > 1.3 * by_type[CD8]
+
+
+def test_counts_vary_more_than_poisson():
+    cells = simulate_cells(1500, seed=1, cell_type="B cell", tissue="blood", sex="male", n_donors=1)
+    counts = cells[:, "ACTB"].X.toarray().ravel()
+    assert counts.var() > 2 * counts.mean()
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not():
+    first, second, other = (simulate_atlas(300, seed=seed) for seed in (5, 5, 6))
+    for part in ("data", "indices", "indptr"):
+        assert getattr(first.X, part).tobytes() == getattr(second.X, part).tobytes()
+    pd.testing.assert_frame_equal(first.obs, second.obs)
+    assert first.uns["tfx_truth"] == second.uns["tfx_truth"]
+    assert first.X.data.tobytes() != other.X.data.tobytes()
+
+
+def test_global_random_state_is_left_alone():
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 (the state under test)
+    simulate_atlas(50, seed=1)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("left_out", atlas_biology().left_out, ids=str)
+def test_left_out_combinations_are_absent_but_their_parts_exist(atlas, left_out):
+    obs = atlas.obs
+    assert not np.logical_and.reduce([obs[name] == value for name, value in left_out.items()]).any()
+    for name in left_out:
+        others = [obs[other] == value for other, value in left_out.items() if other != name]
+        assert np.logical_and.reduce(others).any()
+
+
+@pytest.mark.parametrize("left_out", atlas_biology().left_out, ids=str)
+def test_left_out_combinations_can_be_drawn_for_scoring(left_out):
+    cells = simulate_cells(20, seed=0, **left_out)
+    for name, value in left_out.items():
+        assert (cells.obs[name] == value).all()
+    with pytest.raises(ConfigurationError, match="left out of the simulated atlas on purpose"):
+        simulate_cells(20, seed=0, include_left_out=False, **left_out)
+
+
+def test_open_requests_skip_left_out_combinations_when_told_to():
+    request = {"seed": 2, "tissue": "lung", "disease": FIBROTIC}
+    assert set(simulate_cells(200, **request).obs["sex"]) == {"female", "male"}
+    kept = simulate_cells(200, include_left_out=False, **request)
+    assert set(kept.obs["sex"]) == {"male"}
+
+
+def test_sex_genes_are_on_in_one_sex_and_off_in_the_other(atlas):
+    female = (atlas.obs["sex"] == "female").to_numpy()
+    on = pd.DataFrame(atlas.X.toarray() > 0, columns=atlas.var_names)
+    assert on.loc[female, "XIST"].mean() > 0.95
+    assert on.loc[female, list(MALE_GENES)].mean().max() < 0.02
+    assert on.loc[~female, ["RPS4Y1", "DDX3Y"]].mean().min() > 0.9
+    assert on.loc[~female, list(FEMALE_GENES)].mean().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("cell_type", "marker"),
+    [
+        ("B cell", "MS4A1"),
+        ("plasma cell", "MZB1"),
+        (CD8, "CD8A"),
+        ("natural killer cell", "GNLY"),
+        ("mast cell", "TPSAB1"),
+        ("endothelial cell", "PECAM1"),
+        ("fibroblast", "DCN"),
+        ("hepatocyte", "ALB"),
+        ("pulmonary alveolar type 2 cell", "SFTPC"),
+        ("cardiac muscle cell", "TNNT2"),
+    ],
+)
+def test_markers_are_on_in_their_type_and_low_elsewhere(atlas, cell_type, marker):
+    mine = (atlas.obs["cell_type"] == cell_type).to_numpy()
+    values = log_values(atlas)[marker]
+    assert (values[mine] > 0).mean() > 0.7
+    assert values[mine].mean() > 4 * values[~mine].mean()
+
+
+def test_tissue_genes_show_in_every_type_of_the_tissue(atlas):
+    values = log_values(atlas)
+    t_cells = atlas.obs["cell_type"].str.contains("T cell").to_numpy()
+    for tissue, genes in TISSUE_GENES.items():
+        here = (atlas.obs["tissue"] == tissue).to_numpy() & t_cells
+        elsewhere = (atlas.obs["tissue"] != tissue).to_numpy() & t_cells
+        assert values.loc[here, genes.split()].mean().mean() > 1.5 * (
+            values.loc[elsewhere, genes.split()].mean().mean()
+        )
+
+
+def test_spill_over_puts_lung_epithelial_transcripts_into_lung_t_cells():
+    lung = expected_log1p({"cell_type": CD8, "tissue": "lung"}, n_cells=600)
+    blood = expected_log1p({"cell_type": CD8, "tissue": "blood"}, n_cells=600)
+    gene = atlas_biology().genes.index("SFTPC")
+    assert lung[gene] > 2 * blood[gene]
+
+
+def test_diseases_raise_their_genes():
+    truth = atlas_biology()
+    profiles = {
+        disease: expected_log1p({"cell_type": "fibroblast", "disease": disease}, n_cells=800)
+        for disease in (NORMAL, FLARE, FIBROTIC)
+    }
+    isg, collagen = truth.genes.index("ISG15"), truth.genes.index("POSTN")
+    assert profiles[FLARE][isg] > profiles[NORMAL][isg] + 0.5
+    assert profiles[FIBROTIC][collagen] > profiles[NORMAL][collagen] + 0.3
+    assert abs(profiles[FIBROTIC][isg] - profiles[NORMAL][isg]) < 0.3
+
+
+def test_age_moves_its_genes_weakly():
+    young, old = (
+        expected_log1p({"age": age, "tissue": "blood"}, n_cells=1500) for age in (25, "80-year-old stage")
+    )  # fmt: skip
+    difference = dict(zip(atlas_biology().genes, old - young, strict=True))
+    assert difference["SIM-AGE-01"] > 0.2
+    assert difference["SIM-AGE-07"] < -0.2
+    assert abs(difference["ACTB"]) < 0.2
+
+
+def test_global_programme_correlates_within_a_type():
+    matrix = correlations(cell_type="B cell", tissue="blood", disease=NORMAL)
+    assert pair(matrix, ["FOS", "JUN", "EGR1"], ["FOS", "JUN", "EGR1"]) > 0.1
+    assert pair(matrix, ["FOS", "JUN", "EGR1", "JUNB"], ["TXNIP"]) < -0.08
+    assert abs(pair(matrix, ["FOS", "JUN"], ["HSPA1A", "DNAJB1"])) < 0.08
+
+
+GLYCOLYSIS = ["PGK1", "LDHA", "ENO1", "PKM"]
+RESPIRATION = ["COX7C", "NDUFA4", "UQCRB", "COX6C"]
+
+
+def test_metabolic_switch_has_opposite_signs_in_t_cells_and_monocytes():
+    t_cells = correlations(cell_type=CD8, tissue="blood", disease=NORMAL)
+    monocytes = correlations(cell_type="classical monocyte", tissue="blood", disease=NORMAL)
+    b_cells = correlations(cell_type="B cell", tissue="blood", disease=NORMAL)
+    assert pair(t_cells, GLYCOLYSIS, RESPIRATION) > 0.08
+    assert pair(monocytes, GLYCOLYSIS, RESPIRATION) < -0.08
+    assert abs(pair(b_cells, GLYCOLYSIS, RESPIRATION)) < 0.05
+
+
+def test_simulated_switch_has_opposite_signs_in_two_tissues():
+    first, second = ["SIM-SWITCH-01", "SIM-SWITCH-02"], ["SIM-SWITCH-05", "SIM-SWITCH-06"]
+    values = {
+        tissue: pair(
+            correlations(cell_type="macrophage", tissue=tissue, disease=NORMAL), first, second
+        )
+        for tissue in ("lung", "liver", "kidney")
+    }
+    assert values["lung"] > 0.08
+    assert values["liver"] < -0.08
+    assert abs(values["kidney"]) < 0.06
+
+
+def test_hypoxia_correlates_in_the_kidney_only():
+    genes = ["VEGFA", "NDRG1", "ADM", "PDK1"]
+    kidney = correlations(cell_type="endothelial cell", tissue="kidney", disease=NORMAL)
+    lung = correlations(cell_type="endothelial cell", tissue="lung", disease=NORMAL)
+    assert pair(kidney, genes, genes) > 0.08
+    assert abs(pair(lung, genes, genes)) < 0.06
+
+
+def test_disease_programmes_correlate_in_their_disease_only():
+    genes = ["COL1A1", "COL3A1", "POSTN", "COL1A2"]
+    request = {"cell_type": "fibroblast", "tissue": "skin of body"}
+    assert pair(correlations(disease=FIBROTIC, **request), genes, genes) > 0.12
+    assert abs(pair(correlations(disease=NORMAL, **request), genes, genes)) < 0.08
+
+
+def test_every_edge_has_its_sign_in_simulated_cells():
+    """Averaged per programme variant: single pairs of rare genes drown in count noise."""
+    truth = atlas_biology()
+    wrong = []
+    for programme in truth.programmes:
+        for variant in programme.variants:
+            request = {name: values[0] for name, values in variant.context.items()}
+            request.setdefault("disease", NORMAL)
+            if "cell_type" not in request:
+                request["cell_type"] = "classical monocyte"
+            matrix = correlations(**request)
+            signed = [
+                np.sign(load_a * load_b) * matrix.loc[gene_a, gene_b]
+                for gene_a, load_a in variant.loadings.items()
+                for gene_b, load_b in variant.loadings.items()
+                if gene_a < gene_b
+            ]
+            if not np.mean(signed) > 0.05:
+                wrong.append((programme.name, variant.context, float(np.mean(signed))))
+    assert wrong == []
+
+
+def test_programmes_are_many_of_stated_size_and_without_common_genes():
+    truth = atlas_biology()
+    members = [
+        {gene for variant in programme.variants for gene in variant.loadings}
+        for programme in truth.programmes
+    ]
+    assert len(members) >= 8
+    assert all(6 <= len(genes) <= 13 for genes in members)
+    assert sum(map(len, members)) == len(truth.programme_genes())
+    assert truth.programme_genes() <= set(truth.genes)
+
+
+def test_edges_follow_the_context():
+    truth = atlas_biology()
+
+    def sign(context):
+        return {
+            edge.sign
+            for edge in truth.edges(context)
+            if {edge.gene_a, edge.gene_b} == {"PGK1", "COX7C"}
+        }
+
+    assert sign({"cell_type": CD8}) == {1}
+    assert sign({"cell_type": "macrophage"}) == {-1}
+    assert sign({"cell_type": "B cell"}) == set()
+    assert sign(None) == {1, -1}
+    gene_a, gene_b, value, context = truth.edges({"tissue": "kidney", "cell_type": "B cell"})[0]
+    assert {gene_a, gene_b} <= set(truth.genes)
+    assert value in (1, -1)
+    assert isinstance(context, dict)
+
+
+def test_truth_survives_json(atlas):
+    truth = AtlasTruth.from_json(atlas.uns["tfx_truth"])
+    assert truth.to_json() == atlas.uns["tfx_truth"]
+    assert AtlasTruth.from_json(atlas_biology().to_json()) == atlas_biology()
+    assert truth.genes == tuple(atlas.var_names)
+    assert len(truth.donors) == N_DONORS
+    by_donor = atlas.obs.drop_duplicates("donor_id").set_index("donor_id")
+    for donor in truth.donors:
+        assert by_donor.loc[donor.donor_id, "disease"] == donor.disease
+        assert by_donor.loc[donor.donor_id, "development_stage"] == f"{donor.age}-year-old stage"
+
+
+def test_truth_read_back_samples_the_same_cells(atlas):
+    truth = AtlasTruth.from_json(atlas.uns["tfx_truth"])
+    fresh = simulate_cells(30, seed=3, tissue="heart")
+    again = simulate_cells(30, seed=3, tissue="heart", truth=truth)
+    assert (fresh.X != again.X).nnz == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": "tfx.atlas-truth/9"}'])
+def test_foreign_truth_is_refused(text):
+    with pytest.raises(DataError, match="simulate the atlas again"):
+        AtlasTruth.from_json(text)
+
+
+def test_truth_with_a_missing_part_is_refused():
+    record = json.loads(atlas_biology().to_json())
+    del record["programmes"]
+    with pytest.raises(DataError, match="programmes"):
+        AtlasTruth.from_json(json.dumps(record))
+
+
+def test_expected_profile_matches_the_data_set(atlas):
+    mine = ((atlas.obs["tissue"] == "blood") & (atlas.obs["cell_type"] == CD8)).to_numpy()
+    observed = log_values(atlas)[mine].mean().to_numpy()
+    expected = expected_log1p({"tissue": "blood", "cell_type": CD8}, n_cells=1000)
+    assert np.corrcoef(observed, expected)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"tissue": "lungs"}, "did you mean 'lung'"),
+        ({"sex": "Female"}, "did you mean 'female'"),
+        ({"cell_type": "hepatocyte", "tissue": "lung"}, "choose a tissue that has them: liver"),
+        ({"age": 7}, "years from 20 to 84"),
+        ({"age": "old"}, "years from 20 to 84"),
+    ],
+)
+def test_impossible_requests_are_refused_with_advice(request_, message):
+    with pytest.raises(ConfigurationError, match=message):
+        simulate_cells(5, seed=0, **request_)
+
+
+def test_unknown_phenotype_of_an_expected_profile_is_refused():
+    with pytest.raises(ConfigurationError, match="no phenotype 'organ'"):
+        expected_log1p({"organ": "lung"}, n_cells=10)
+
+
+@pytest.mark.parametrize("n_cells", [0, -1, 10**9])
+def test_absurd_numbers_of_cells_are_refused(n_cells):
+    with pytest.raises(ConfigurationError, match="between 1 and"):
+        simulate_atlas(n_cells)
+    with pytest.raises(ConfigurationError, match="between 1 and"):
+        simulate_cells(n_cells, seed=0)
+
+
+def test_one_cell_is_enough():
+    assert simulate_atlas(1, seed=0).n_obs == 1
+    assert simulate_cells(1, seed=0).n_obs == 1
+
+
+def test_atlas_can_be_written_and_read(atlas, tmp_path):
+    import anndata
+
+    atlas.write_h5ad(tmp_path / "atlas.h5ad")
+    again = anndata.read_h5ad(tmp_path / "atlas.h5ad")
+    assert (again.X != atlas.X).nnz == 0
+    assert again.uns["tfx_truth"] == atlas.uns["tfx_truth"]
+    assert list(again.obs["cell_type"]) == list(atlas.obs["cell_type"])

@@ -1,0 +1,66 @@
+import pytest
+
+from core.cells.file_patterns import expand_files, refuse_overlap
+from core.errors import ConfigurationError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("c_0", "c_1", "c_2", "c_10", "c_00", "c_01", "lung", "liver"):
+        (tmp_path / f"{name}.h5ad").touch()
+    return tmp_path
+
+
+def expand(folder, *patterns):
+    found = expand_files([str(folder / pattern) for pattern in patterns])
+    return [name.removeprefix(f"{folder}/").removesuffix(".h5ad") for name in found]
+
+
+def test_braces_count_and_list(folder):
+    assert expand(folder, "c_{0..2}.h5ad") == ["c_0", "c_1", "c_2"]
+    assert expand(folder, "c_{00..01}.h5ad") == ["c_00", "c_01"]
+    assert expand(folder, "{lung,liver}.h5ad") == ["lung", "liver"]
+    assert expand(folder, "{lun,live}?.h5ad") == ["lung", "liver"]
+
+
+def test_globs_come_in_natural_order(folder):
+    assert expand(folder, "c_[12]*.h5ad") == ["c_1", "c_2", "c_10"]
+    assert expand(folder, "l*.h5ad") == ["liver", "lung"]
+
+
+def test_plain_paths_and_builtins_pass_through_unchecked():
+    assert expand_files(["absent.h5ad", "builtin:atlas?cells=10"]) == [
+        "absent.h5ad",
+        "builtin:atlas?cells=10",
+    ]
+
+
+def test_an_existing_file_is_taken_literally(tmp_path):
+    odd = tmp_path / "cells[1]{a,b}.h5ad"
+    odd.touch()
+    assert expand_files([str(odd)]) == [str(odd)]
+
+
+def test_a_pattern_that_matches_nothing_is_named(folder):
+    with pytest.raises(DataError, match=r"x_\*\.h5ad: no file matches this pattern"):
+        expand(folder, "x_*.h5ad")
+
+
+def test_a_missing_shard_is_an_error_not_a_smaller_dataset(folder):
+    with pytest.raises(DataError, match=r"1 of the 4 files it names do not exist .*c_3\.h5ad"):
+        expand(folder, "c_{0..3}.h5ad")
+
+
+def test_a_file_listed_twice_is_refused(folder):
+    with pytest.raises(ConfigurationError, match="listed twice"):
+        expand(folder, "lung.h5ad", "l*.h5ad")
+    with pytest.raises(ConfigurationError, match="listed twice"):
+        expand_files(["builtin:atlas", "builtin:atlas"])
+
+
+def test_a_file_in_training_and_test_is_refused(folder):
+    lung = str(folder / "lung.h5ad")
+    with pytest.raises(
+        ConfigurationError, match=r"lung\.h5ad: stands in data\.files and in data\."
+    ):
+        refuse_overlap({"data.files": [lung], "data.test_files": [f"{folder}/./lung.h5ad"]})

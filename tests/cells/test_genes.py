@@ -1,0 +1,84 @@
+import pandas as pd
+import pytest
+
+from core.cells.genes import GenePanel, choose_gene_ids, strip_version
+from core.errors import DataError
+
+from .examples import ensembl
+
+
+def var(index, **columns):
+    return pd.DataFrame(columns, index=[str(name) for name in index])
+
+
+@pytest.mark.parametrize(
+    ("name", "stripped"),
+    [
+        ("ENSG00000229807.13", "ENSG00000229807"),
+        ("ENSMUSG00000024798.2", "ENSMUSG00000024798"),
+        ("ENSG00000182378.15_PAR_Y", "ENSG00000182378_PAR_Y"),
+        ("RP11-34P13.7", "RP11-34P13.7"),
+        ("XIST", "XIST"),
+    ],
+)
+def test_only_ensembl_ids_lose_their_version(name, stripped):
+    assert strip_version(name) == stripped
+
+
+def test_a_gene_is_found_by_id_with_or_without_version_and_by_symbol():
+    panel = GenePanel(("ENSG00000229807", "ENSG00000129824"), ("XIST", "RPS4Y1"))
+    assert panel.index_of("ENSG00000129824") == panel.index_of("RPS4Y1") == 1
+    assert panel.index_of("ENSG00000229807.13") == 0
+    assert panel.index_of("DDX3Y") is None
+    assert panel.nearest("RPS4Y2") == ["RPS4Y1"]
+
+
+def test_the_hash_of_a_panel_depends_on_ids_and_order_alone():
+    one = GenePanel(("a", "b"), ("A", "B"))
+    assert one.hash == GenePanel(("a", "b"), ("x", "y")).hash
+    assert one.hash != one.take([1, 0]).hash
+
+
+def test_auto_takes_ensembl_ids_of_var_names_and_symbols_of_a_column():
+    table = choose_gene_ids(var(ensembl(2), feature_name=["XIST", None]), "auto", "f")
+    assert table.ids == tuple(ensembl(2))
+    assert table.symbols == ("XIST", ensembl(2)[1])
+    assert table.source == "var_names"
+
+
+def test_auto_takes_ensembl_ids_of_a_column_and_symbols_of_var_names():
+    table = choose_gene_ids(var(["XIST", "RPS4Y1"], gene_ids=ensembl(2)), "auto", "f")
+    assert (table.ids, table.symbols) == (tuple(ensembl(2)), ("XIST", "RPS4Y1"))
+    assert table.source == "var column 'gene_ids'"
+
+
+def test_auto_looks_past_numbered_var_names():
+    with_ids = var(["0", "1"], gene_name=["A1BG", "XIST"], ensembl_id=ensembl(2))
+    assert choose_gene_ids(with_ids, "auto", "f").symbols == ("A1BG", "XIST")
+    symbols_only = var(["0", "1"], gene_name=["A1BG", "XIST"])
+    assert choose_gene_ids(symbols_only, "auto", "f").ids == ("A1BG", "XIST")
+
+
+def test_auto_takes_symbols_of_var_names_where_there_are_no_ensembl_ids():
+    table = choose_gene_ids(var(["XIST", "RPS4Y1"], n_cells=[3, 4]), "auto", "f")
+    assert table.ids == table.symbols == ("XIST", "RPS4Y1")
+
+
+def test_a_named_column_is_used_and_a_wrong_one_answered_with_the_nearest():
+    table = var(ensembl(2), symbol=["XIST", "RPS4Y1"])
+    assert choose_gene_ids(table, "symbol", "f").ids == ("XIST", "RPS4Y1")
+    assert choose_gene_ids(table, "var_names", "f").ids == tuple(ensembl(2))
+    with pytest.raises(DataError, match=r"f: .*'symbols', which does not exist; did you mean 'sym"):
+        choose_gene_ids(table, "symbols", "f")
+
+
+def test_genes_that_are_equal_but_for_the_version_are_duplicates():
+    with pytest.raises(DataError, match=r"f: 1 gene ids in var_names .*ENSG00000000001.*sum or"):
+        choose_gene_ids(var(["ENSG00000000001.1", "ENSG00000000001.2"]), "auto", "f")
+
+
+def test_genes_without_any_name_are_refused():
+    with pytest.raises(DataError, match=r"f: var_names are numbers.*data\.gene_ids"):
+        choose_gene_ids(var(["0", "1"], length=[1, 2]), "auto", "f")
+    with pytest.raises(DataError, match="1 of 2 genes have no name in var column 'symbol'"):
+        choose_gene_ids(var(["0", "1"], symbol=["A", None]), "symbol", "f")

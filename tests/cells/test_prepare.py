@@ -1,0 +1,455 @@
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from core.cells.prepare import default_store_path, ensure_store, prepare_store
+from core.errors import ConfigurationError, DataError, ExitCode, MachineError
+
+from .examples import (
+    ensembl,
+    log_normalised,
+    make_adata,
+    make_counts,
+    make_obs,
+    real_file,
+    settings,
+    write,
+)
+
+STORAGE = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}
+
+
+def everything(store):
+    """(cells, genes) dense, rows in the order of the sources, columns in the store's."""
+    dense = store.read(np.arange(store.n_cells), store.genes).toarray()
+    return dense[np.lexsort((store.origins[:, 1], store.origins[:, 0]))]
+
+
+def scanpy_normalised(counts):
+    adata = AnnData(counts.astype(np.float32).copy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cells without counts
+        sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    return adata.X
+
+
+@pytest.mark.parametrize("form", STORAGE.values(), ids=STORAGE)
+@pytest.mark.parametrize("matrix", ["X", "raw", "layers/counts"])
+def test_any_matrix_reads_back_as_scanpy_normalises_it(tmp_path, form, matrix):
+    adata = make_adata()
+    scaled = log_normalised(make_counts()) - 1.0
+    if matrix == "raw":
+        adata.raw = adata
+    elif matrix == "layers/counts":
+        adata.layers["counts"] = form(make_counts())
+    adata.X = form(make_counts() if matrix == "X" else scaled)
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert store.value_kind == "counts"
+    assert store.report["files"][0]["matrix"] == matrix
+    np.testing.assert_allclose(everything(store), scanpy_normalised(make_counts()), rtol=2e-6)
+
+
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    n_cells=st.integers(3, 40),
+    n_genes=st.integers(2, 30),
+    seed=st.integers(0, 1000),
+    empty_cell=st.booleans(),
+)
+def test_prepare_then_read_equals_scanpy(tmp_path_factory, n_cells, n_genes, seed, empty_cell):
+    folder = tmp_path_factory.mktemp("round_trip")
+    counts = make_counts(n_cells, n_genes, seed)
+    if empty_cell:
+        counts[seed % n_cells] = 0
+    adata = AnnData(
+        sparse.csr_matrix(counts), make_obs(n_cells, 3, seed), pd.DataFrame(index=ensembl(n_genes))
+    )
+    data = settings(write(adata, folder), hvg="none", split={"seed": seed})
+    store = prepare_store(data, folder / "store")
+    np.testing.assert_allclose(everything(store), scanpy_normalised(counts), rtol=2e-6, atol=1e-7)
+    codes = store.phenotype_codes[np.argsort(store.origins[:, 1])]
+    for column, (name, values) in enumerate(store.phenotypes.items()):
+        if name == "age":
+            continue
+        labels = [values[code] if code >= 0 else None for code in codes[:, column]]
+        assert all(
+            label in (None, true) for label, true in zip(labels, adata.obs[name], strict=True)
+        )
+
+
+@pytest.mark.parametrize("total", [1e4, 1e6, 2345.0])
+def test_log_values_of_any_total_are_brought_to_ten_thousand(tmp_path, total):
+    adata = make_adata()
+    adata.X = sparse.csr_matrix(log_normalised(make_counts(), total).astype(np.float32))
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert store.value_kind == "log1p"
+    np.testing.assert_allclose(everything(store), log_normalised(make_counts()), rtol=1e-4)
+    np.testing.assert_allclose(store.totals, 1e4, rtol=1e-3)
+    assert any("rescaled" in notice for notice in store.report["notices"]) == (total != 1e4)
+
+
+def test_log_values_with_genes_removed_are_taken_as_they_are_and_said_so(tmp_path):
+    adata = make_adata()
+    adata.X = log_normalised(make_counts()).astype(np.float32)
+    store = prepare_store(settings(write(adata[:, 10:].copy(), tmp_path)), tmp_path / "store")
+    np.testing.assert_allclose(everything(store), log_normalised(make_counts())[:, 10:], rtol=1e-5)
+    assert any("do not add up" in notice for notice in store.report["notices"])
+
+
+def test_pbmc68k_is_read_from_raw_because_x_is_scaled(tmp_path):
+    path = write(sc.datasets.pbmc68k_reduced(), tmp_path)
+    data = settings(path, phenotypes={"cell_type": "bulk_labels"})
+    store = prepare_store(data, tmp_path / "store")
+    assert store.report["files"][0]["matrix"] == "raw"
+    assert store.report["files"][0]["passed_over"]["X"].startswith("scaled")
+    assert store.value_kind == "log1p"
+    assert len(store.phenotypes["cell_type"]) == 10
+    assert store.report["split"]["method"] == "stratified"
+    refuse(tmp_path, settings(path, matrix="X"), DataError, path, "X holds scaled", "raw")
+
+
+def test_files_are_joined_by_gene_id_not_by_position(tmp_path):
+    first = make_adata(30, 20, seed=1)
+    second = make_adata(30, 20, seed=2)[:, ::-1].copy()
+    second.var_names = [f"{name}.4" for name in second.var_names]
+    extra = AnnData(make_counts(30, 5, 3), second.obs, pd.DataFrame(index=ensembl(5, 900)))
+    second = AnnData(
+        np.hstack([second.X.toarray(), extra.X]), second.obs,
+        pd.DataFrame(index=[*second.var_names, *extra.var_names]),
+    )  # fmt: skip
+    files = [write(first, tmp_path, "a.h5ad"), write(second, tmp_path, "b.h5ad")]
+    store = prepare_store(settings(files), tmp_path / "inner")
+    normalised = scanpy_normalised(second.X)  # the total counts the genes that were left out
+    assert store.genes.ids == tuple(ensembl(20))
+    np.testing.assert_allclose(everything(store)[30:], normalised[:, :20][:, ::-1], rtol=2e-6)
+    assert [file["lost_genes"] for file in store.report["files"]] == [0, 5]
+    union = prepare_store(settings(files, join="union"), tmp_path / "outer")
+    assert union.genes.ids == (*ensembl(20), *ensembl(5, 900))
+    assert not everything(union)[:30, 20:].any()
+    assert [file["absent_genes"] for file in union.report["files"]] == [5, 0]
+
+
+def test_donors_never_cross_and_vocabularies_come_from_training_cells(tmp_path):
+    adata = make_adata()
+    adata.obs["cell_type"] = np.where(adata.obs["donor_id"] == "D2", "rare", adata.obs["cell_type"])
+    data = settings(write(adata, tmp_path), phenotypes={"cell_type": "cell_type"})
+    for seed in range(20):
+        seeded = data.model_copy(update={"split": data.split.model_copy(update={"seed": seed})})
+        store = prepare_store(seeded, tmp_path / f"store{seed}")
+        donors = store.report["split"]["donors"]
+        assert sorted(itertools.chain(*donors.values())) == [f"D{number}" for number in range(6)]
+        if "D2" not in donors["train"]:
+            assert "rare" not in store.phenotypes["cell_type"]
+            report = store.report["phenotypes"]["cell_type"]
+            assert report["unmapped_labels"] == {"rare": 10}
+            assert report["missing_cells"] == 10
+            return
+    pytest.fail("no seed holds D2 out")
+
+
+def test_phenotypes_are_in_header_order_with_the_users_own_last(tmp_path):
+    adata = make_adata()
+    adata.obs["drug"] = np.where(np.arange(60) % 2, "yes", "no")
+    data = settings(write(adata, tmp_path), phenotypes={"drug": "drug", "disease": False})
+    store = prepare_store(data, tmp_path / "store")
+    assert list(store.phenotypes) == ["sex", "tissue", "cell_type", "age", "drug"]
+    assert store.phenotypes["age"] == ["30-39", "40-49", "50-59"]
+    assert store.report["left_out_phenotypes"] == {"disease": "set to false"}
+
+
+def test_a_one_valued_phenotype_is_left_out_by_default_and_refused_if_named(tmp_path):
+    adata = make_adata()
+    adata.obs["tissue"] = "lung"
+    path = write(adata, tmp_path)
+    store = prepare_store(settings(path), tmp_path / "store")
+    assert "tissue" not in store.phenotypes
+    assert "'lung'" in store.report["left_out_phenotypes"]["tissue"]
+    named = settings(path, phenotypes={"tissue": "tissue"})
+    refuse(tmp_path, named, DataError, path, "tissue", "one value only", "= false")
+
+
+def test_cells_without_any_phenotype_make_a_store(tmp_path):
+    adata = make_adata()
+    adata.obs = adata.obs[[]]
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert store.phenotypes == {}
+    assert store.phenotype_codes.shape == (60, 0)
+    assert store.to_anndata(store.rows("test")).n_obs == 6
+
+
+def test_an_absent_default_column_is_left_out_and_a_named_one_refused(tmp_path):
+    adata = make_adata()
+    del adata.obs["disease"], adata.obs["donor_id"]
+    path = write(adata, tmp_path)
+    store = prepare_store(settings(path), tmp_path / "store")
+    assert store.report["left_out_phenotypes"]["disease"] == "no obs column 'disease'"
+    assert store.report["split"]["method"] == "stratified"
+    assert store.donors is None
+    assert any("no obs column 'donor_id'" in notice for notice in store.report["notices"])
+    named = settings(path, phenotypes={"disease": "diseases"})
+    refuse(tmp_path, named, DataError, path, "'diseases', which does not exist")
+    by = settings(path, split={"by": "donor_id"})
+    refuse(tmp_path, by, DataError, path, "data.split.by", "'cells'")
+
+
+def test_a_vocabulary_file_of_the_originals_maps_the_labels(tmp_path):
+    vocabulary = tmp_path / "tokens.json"
+    vocabulary.write_text(json.dumps({"cell_type": ["[T_cell]", "[B_cell]", "[mast_cell]"]}))
+    data = settings(write(make_adata(), tmp_path), vocabulary=str(vocabulary))
+    store = prepare_store(data, tmp_path / "store")
+    assert store.phenotypes["cell_type"] == ["T cell", "B cell", "mast cell"]
+    assert list(store.report["phenotypes"]["cell_type"]["unmapped_labels"]) == ["monocyte"]
+
+
+def test_explicit_files_make_the_splits(tmp_path):
+    names = [write(make_adata(20, seed=seed), tmp_path, f"{seed}.h5ad") for seed in range(3)]
+    data = settings(names[0], validation_files=names[1], test_files=names[2])
+    store = prepare_store(data, tmp_path / "store")
+    assert store.report["split"]["method"] == "files"
+    assert np.array_equal(store.split_codes, store.origins[:, 0])
+    assert any("share 6 donors" in notice for notice in store.report["notices"])
+    both = settings(names, test_files=names[2])
+    refuse(tmp_path, both, ConfigurationError, names[2], "data.files and in data.test_files")
+
+
+def test_one_split_may_have_files_while_the_other_is_dealt(tmp_path):
+    names = [write(make_adata(60, seed=seed), tmp_path, f"{seed}.h5ad") for seed in range(2)]
+    store = prepare_store(settings(names[0], test_files=names[1]), tmp_path / "store")
+    assert set(store.origins[store.rows("test"), 0]) == {1}
+    assert set(store.origins[store.rows("validation"), 0]) == {0}
+
+
+def test_equal_input_and_seed_give_equal_bytes_and_another_seed_another_order(tmp_path):
+    path = write(make_adata(), tmp_path)
+    for name in ("one", "two"):
+        prepare_store(settings(path), tmp_path / name)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+    other = prepare_store(settings(path, split={"seed": 1}), tmp_path / "three")
+    assert (tmp_path / "one" / "origins.npy").read_bytes() != (
+        other.path / "origins.npy"
+    ).read_bytes()
+
+
+def test_the_truth_of_simulated_cells_is_kept_beside_the_store(tmp_path):
+    adata = make_adata()
+    adata.uns["tfx_truth"] = json.dumps({"edges": [["A", "B"]]})
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert store.truth == {"edges": [["A", "B"]]}
+    assert (store.path / "truth.json").exists()
+
+
+def test_a_store_is_reused_for_the_same_settings_and_kept_from_others(tmp_path):
+    path = write(make_adata(), tmp_path)
+    destination = tmp_path / "store"
+    prepare_store(settings(path), destination)
+    written = (destination / "values.npy").stat().st_mtime_ns
+    assert prepare_store(settings(path, genes=7), destination).n_cells == 60
+    assert (destination / "values.npy").stat().st_mtime_ns == written
+    other = settings(path, split={"seed": 5})
+    with pytest.raises(ConfigurationError, match=r"store: exists and is a store of other cells"):
+        prepare_store(other, destination)
+    assert prepare_store(other, destination, overwrite=True).manifest.seed == 5
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cells.h5ad", "store"]
+
+
+def test_a_folder_of_the_users_is_never_replaced(tmp_path):
+    path = write(make_adata(), tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match="mine: exists and is not a store"):
+        prepare_store(settings(path), tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_the_default_path_follows_files_and_settings(tmp_path):
+    path = write(make_adata(), tmp_path)
+    first = default_store_path(settings(path), "blood", root=tmp_path / "stores")
+    assert first.parent == tmp_path / "stores"
+    assert first.name.startswith("blood-")
+    assert first == default_store_path(settings(path, genes=3), "blood", root=tmp_path / "stores")
+    assert first.name != default_store_path(settings(path, hvg="none"), "blood").name
+    store = ensure_store(settings(path), "blood", root=tmp_path / "stores")
+    assert store.path == first
+    named = settings(path, store=str(tmp_path / "here"))
+    assert ensure_store(named, "blood").path == tmp_path / "here"
+    write(make_adata(61), tmp_path)
+    assert first.name != default_store_path(settings(path), "blood").name
+
+
+def test_progress_is_told_from_start_to_end(tmp_path):
+    events = []
+    path = write(make_adata(), tmp_path)
+    prepare_store(settings(path), tmp_path / "store", on_progress=events.append)
+    stages = list(dict.fromkeys(event.stage for event in events))
+    assert stages == ["checking files", "checking cells", "writing cells", "ranking genes"]
+    for stage in stages:
+        last = [event for event in events if event.stage == stage][-1]
+        assert last.done == last.total
+
+
+@pytest.mark.parametrize("stage", ["checking cells", "writing cells", "ranking genes"])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
+def test_whatever_ends_it_early_leaves_nothing_behind(tmp_path, stage, interruption):
+    path = write(make_adata(), tmp_path)
+
+    def interrupt(event):
+        if event.stage == stage:
+            raise interruption
+
+    with pytest.raises(interruption):
+        prepare_store(settings(path), tmp_path / "a" / "b" / "store", on_progress=interrupt)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_an_interrupted_overwrite_keeps_the_old_store(tmp_path):
+    path = write(make_adata(), tmp_path)
+    prepare_store(settings(path), tmp_path / "store")
+
+    def interrupt(event):
+        if event.stage == "ranking genes":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(
+            settings(path, hvg="none"), tmp_path / "store", overwrite=True, on_progress=interrupt
+        )
+    assert prepare_store(settings(path), tmp_path / "store").n_cells == 60
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["cells.h5ad", "store"]
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
+    path = write(make_adata(), tmp_path)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("core.cells.store_writer.shutil.disk_usage", lambda _: usage)
+    refuse(tmp_path, settings(path), MachineError, "the disk has", "free some space")
+
+
+def refuse(folder, data, error, *words):
+    """The error's sentence holds the words, its exit code fits, and nothing is left behind."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(error) as refusal:
+        prepare_store(data, folder / "refused" / "store")
+    sentence = str(refusal.value)
+    for word in words:
+        assert word in sentence
+    assert "\n" not in sentence
+    assert (
+        refusal.value.exit_code
+        == {
+            DataError: ExitCode.DATA,
+            ConfigurationError: ExitCode.CONFIGURATION,
+            MachineError: ExitCode.MACHINE,
+        }[error]
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_bad_values_anywhere_are_refused_with_their_place(tmp_path):
+    for bad, words in ((-3, "negative"), (np.nan, "NaN"), (1.5, "not a whole number")):
+        adata = make_adata(700, 20)
+        x = adata.X.toarray()
+        x[650, 11] = bad
+        adata.X = x
+        path = write(adata, tmp_path)
+        refuse(tmp_path, settings(path), DataError, path, words, "cell650", "ENSG00000000011")
+
+
+def test_empty_matrices_are_refused(tmp_path):
+    no_cells = write(make_adata()[:0].copy(), tmp_path, "no_cells.h5ad")
+    refuse(tmp_path, settings(no_cells), DataError, no_cells, "holds no cells")
+    no_genes = write(make_adata()[:, :0].copy(), tmp_path, "no_genes.h5ad")
+    refuse(tmp_path, settings(no_genes), DataError, no_genes, "no genes")
+    adata = make_adata()
+    adata.X = adata.X * 0
+    zeros = write(adata, tmp_path, "zeros.h5ad")
+    refuse(tmp_path, settings(zeros), DataError, zeros, "only zeros")
+    adata.X = None
+    nothing = write(adata, tmp_path, "nothing.h5ad")
+    refuse(tmp_path, settings(nothing), DataError, nothing, "holds no matrix")
+
+
+def test_normalised_values_without_a_log_are_refused(tmp_path):
+    adata = make_adata()
+    adata.X = np.expm1(log_normalised(make_counts()))
+    path = write(adata, tmp_path)
+    refuse(tmp_path, settings(path), DataError, path, "normalised, not logged", "log1p")
+
+
+def test_files_of_counts_and_of_log_values_do_not_mix(tmp_path):
+    logged = make_adata()
+    logged.X = log_normalised(make_counts())
+    files = [write(make_adata(), tmp_path, "a.h5ad"), write(logged, tmp_path, "b.h5ad")]
+    refuse(tmp_path, settings(files), DataError, *files, "counts", "log1p", "data.matrix")
+
+
+def test_files_without_a_shared_gene_are_refused_with_what_their_ids_look_like(tmp_path):
+    symbols = make_adata()
+    symbols.var = pd.DataFrame(index=[f"GENE{number}" for number in range(40)])
+    files = [write(make_adata(), tmp_path, "a.h5ad"), write(symbols, tmp_path, "b.h5ad")]
+    for join in ("intersection", "union"):
+        refuse(
+            tmp_path, settings(files, join=join), DataError, *files, "Ensembl ids (ENSG",
+            "symbols or other names (GENE0", "data.gene_ids",
+        )  # fmt: skip
+
+
+def test_duplicate_genes_are_refused(tmp_path):
+    adata = make_adata()
+    adata.var_names = ["ENSG00000000007.1", "ENSG00000000007.2", *ensembl(38, 50)]
+    path = write(adata, tmp_path)
+    refuse(tmp_path, settings(path), DataError, path, "ENSG00000000007", "more than once")
+
+
+def test_missing_files_and_patterns_are_refused(tmp_path):
+    absent = str(tmp_path / "absent.h5ad")
+    refuse(tmp_path, settings(absent), DataError, absent, "no such file")
+    pattern = str(tmp_path / "shard_*.h5ad")
+    refuse(tmp_path, settings(pattern), DataError, pattern, "no file matches")
+    path = write(make_adata(), tmp_path)
+    refuse(tmp_path, settings([path, path]), ConfigurationError, path, "listed twice")
+    refuse(tmp_path, settings(path, hvg="seurat_v3", matrix="raw"), DataError, path, "no matrix")
+
+
+def test_onek1k_is_split_by_donor_and_read_as_scanpy_normalises_it(tmp_path):
+    path = real_file("onek1k_blood.h5ad")
+    store = prepare_store(settings(path), tmp_path / "store")
+    adata = sc.read_h5ad(path)
+    rows = store.rows("test")[:200]
+    expected = scanpy_normalised(adata.X[store.origins[rows, 1]].toarray())
+    np.testing.assert_allclose(store.read(rows, store.genes).toarray(), expected, rtol=2e-6)
+    assert (store.n_cells, len(store.genes), store.value_kind) == (7811, 1000, "counts")
+    assert list(store.phenotypes) == ["sex", "cell_type", "age"]
+    assert set(store.report["left_out_phenotypes"]) == {"tissue", "disease"}
+    assert store.report["split"]["method"] == "donor"
+    assert all(650 < len(store.rows(split)) < 1000 for split in ("validation", "test"))
+
+
+def test_glioblastoma_takes_treatment_as_a_phenotype_of_the_users(tmp_path):
+    data = settings(real_file("glioblastoma_treated.h5ad"), phenotypes={"treatment": "treatment"})
+    store = prepare_store(data, tmp_path / "store")
+    assert store.phenotypes["treatment"] == ["ctrl", "panobinostat"]
+    assert [len(store.rows(split)) for split in ("train", "validation", "test")] == [
+        3000, 1000, 1000,
+    ]  # fmt: skip
+
+
+def test_mouse_brain_has_its_names_in_var_columns_and_one_donor(tmp_path):
+    store = prepare_store(settings(real_file("mouse_brain_cellxgene.h5ad")), tmp_path / "store")
+    assert store.genes.index_of("ENSMUSG00000024798") == store.genes.index_of("Htr7") == 0
+    assert (len(store.phenotypes["tissue"]), len(store.phenotypes["cell_type"])) == (13, 21)
+    assert store.report["split"]["method"] == "stratified"
+    assert "'9-week-old stage'" in store.report["left_out_phenotypes"]["age"]
