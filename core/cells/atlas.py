@@ -163,7 +163,7 @@ def expected_log1p(
 
     The mean is over `n_cells` sampled cells of as many donors, depth and noise included: it is what
     the mean of ever more real cells of the condition would tend to. The standard error of a gene is
-    its standard deviation / sqrt(n_cells), below 0.03 at the default.
+    its standard deviation / sqrt(n_cells), at most about 0.03 at the default.
 
     Parameters
     ----------

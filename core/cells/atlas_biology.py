@@ -26,8 +26,9 @@ _PROGRAMME = (1.05, 0.35)
 _BACKGROUND = (0.05, 1.1)
 _OFF = (0.02, 0.6)
 _STRONG_MARKER = (2.2, 0.4)
+_ABSENT = (0.004, 0.4)
 #: Strong markers of types that live in one tissue: surfactant, albumin, myosin, keratin ... fill
-#: such cells and the soup of their tissue.
+#: such cells and the soup of their tissue; elsewhere they are absent.
 _SPECIALISED_MARKER = (5.0, 0.4)
 _WEAK_MARKER = (0.36, 0.5)
 _LINEAGE = (0.5, 0.4)
@@ -182,6 +183,8 @@ def _cell_types(world: _World) -> None:
         kind = _SPECIALISED_MARKER if n_homes == 1 else _STRONG_MARKER
         for gene in _split(strong):
             aim(cell_type, gene, world.draw(kind))
+        if n_homes == 1:
+            world.add(_split(strong), _ABSENT)
         for gene in _split(weak):
             aim(cell_type, gene, world.draw(_WEAK_MARKER))
     for cell_types, names in genes.LINEAGES.values():

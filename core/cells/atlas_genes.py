@@ -3,8 +3,8 @@
 The markers are common knowledge of human single-cell work: they can be looked up in PanglaoDB, in
 the single-cell section of the Human Protein Atlas and in the annotations of Tabula Sapiens. Which
 gene marks which type is real; how strongly, and everything else about the cells, is simulated.
-Genes without a biological counterpart are called ``SIM...``. Composition, programmes and effects
-sizes are in `atlas_design`; the sampling is in `atlas_sampling`.
+Genes without a biological counterpart are called ``SIM...``. Composition and programmes are in
+`atlas_design`, effect sizes in `atlas_biology`, the sampling in `atlas_sampling`.
 """
 
 __all__ = [

@@ -20,7 +20,7 @@ __all__ = ["PHENOTYPES", "CellTable", "sample_counts"]
 #: The phenotypes with listed values, in the column order of a condition.
 PHENOTYPES: tuple[str, ...] = ("sex", "tissue", "cell_type", "disease")
 
-_BLOCK = 1024  # cells simulated at once: about 5 MB per temporary at 600 genes
+_BLOCK = 1024  # cells simulated at once: about 6 MB per temporary at 720 genes
 
 FloatArray = NDArray[np.float64]
 

@@ -95,6 +95,9 @@ class ResolvedPreset:
         for path in leaves:
             comment = source.lines.comment_after(path) if source.lines else ""
             origins[dotted(path)] = comment or source.origin_of(path)
+            if comment == _DEFAULT_ORIGIN:
+                # Who asked for a value matters to some (data.split.by): a default stays unasked.
+                _value_at(preset, path[:-1]).model_fields_set.discard(path[-1])
         return cls(preset, origins, preset.name or _name_from([Path(where)]))
 
 

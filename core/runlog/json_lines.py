@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-__all__ = ["LineAppender", "LineFollower", "plain_json", "to_line", "write_json"]
+__all__ = ["LineAppender", "LineFollower", "plain_json", "replace_text", "to_line", "write_json"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,15 +69,19 @@ def to_line(record: Mapping[str, object]) -> bytes:
     return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Replace a JSON file at once: readers see the old content or the new, never a part."""
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file at once: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = json.dumps(plain_json(record), indent=2, allow_nan=False)
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Replace a file by one JSON object."""
+    replace_text(path, json.dumps(plain_json(record), indent=2, allow_nan=False) + "\n")
 
 
 class LineAppender:

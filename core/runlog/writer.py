@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from core import __version__
 from core.errors import MachineError
-from core.runlog.json_lines import LineAppender, plain_json, write_json
+from core.runlog.json_lines import LineAppender, replace_text, write_json
 from core.runlog.schema import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -101,13 +101,7 @@ class RunWriter:
 
     def config(self, text: str) -> None:
         """Write config.toml: the resolved preset, as `ResolvedPreset.to_toml` gives it."""
-        path = self.folder / CONFIG_FILE
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_text(self.folder / CONFIG_FILE, text)
 
     def status(self, state: str, **fields: object) -> None:
         """Say how the run stands; call it as often as convenient.
@@ -152,10 +146,11 @@ class RunWriter:
         ``resume`` needs ``from_step``, the first step that is run again; it is written among the
         metrics as well, where it voids the older lines of that step and later ones.
         """
+        assert name != "resume" or isinstance(fields.get("from_step"), int)
         record = {"event": name, "t": self._clock(), **fields}
         self._events.append(record)
         if name == "resume":
-            self._metrics.append({**record, "from_step": int(str(fields["from_step"]))})
+            self._metrics.append(record)
 
     def system(self, **fields: object) -> None:
         """Append one line about this machine: GPU, CPU, memory, disk; every field optional."""

@@ -151,6 +151,12 @@ def test_the_resolved_preset_round_trips_with_its_origins(preset_file):
     assert "learning_rate = 1e-05  # --set" in text
 
 
+def test_a_default_read_back_is_still_not_asked_for(preset_file):
+    resolved = resolve_preset(preset_file(MINIMAL), assignments=["data.split.seed=3"])
+    for one in (resolved, ResolvedPreset.from_toml(resolved.to_toml())):
+        assert one.preset.data.split.model_fields_set == {"seed"}
+
+
 def test_a_damaged_resolved_preset_is_refused():
     with pytest.raises(ConfigurationError, match=r"^run/config\.toml:1: not valid TOML"):
         ResolvedPreset.from_toml("[data", where="run/config.toml")

@@ -1,0 +1,220 @@
+"""The model folder: one self-contained directory that loads offline, on CPU, without the store.
+
+    model.safetensors, config.json   weights and shapes (transformers' own format)
+    genes.json                       the panel: ids and symbols in order
+    encoding.json, encoding.safetensors   kind of encoding; edges; values per bin
+    reference.safetensors            joint phenotype counts and mean profiles of training cells
+    tfx.json                         format version, transform, origin, generation defaults, sha256
+    README.md                        the model card
+
+No pickle. It is written beside its place and renamed, so that a reader never sees half a folder.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from core.cells.genes import GenePanel
+from core.encoding.batches import BatchEncoder
+from core.encoding.values import ValueEncoder, ValueTable
+from core.errors import DataError
+from core.model.card import model_card
+from core.model.cell_model import TfxModel
+from core.model.configuration import TfxConfig
+from core.model.reference import Reference
+from core.presets.schema import GenerateSettings, MaskingSettings
+
+__all__ = ["FORMAT_VERSION", "CellModel"]
+
+FORMAT_VERSION = 1
+_CHECKED = (
+    "model.safetensors", "config.json", "genes.json", "encoding.json", "encoding.safetensors",
+    "reference.safetensors",
+)  # fmt: skip
+
+
+@dataclass
+class CellModel:
+    """A network with everything needed to use it on cells.
+
+    Attributes
+    ----------
+    network
+        The weights.
+    panel
+        Genes, in the order of the network.
+    values, table
+        Bins, and what values look like within them.
+    reference
+        What the training cells were.
+    masking
+        How it was trained: a fixed-rate model makes a poor generator.
+    generate
+        Defaults of generation.
+    origin
+        Facts for the card and for provenance: data, splits, step, figures, versions.
+    """
+
+    network: TfxModel
+    panel: GenePanel
+    values: ValueEncoder
+    table: ValueTable
+    reference: Reference
+    masking: MaskingSettings
+    generate: GenerateSettings
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> TfxConfig:
+        """The network's configuration."""
+        config: TfxConfig = self.network.config
+        return config
+
+    @property
+    def batches(self) -> BatchEncoder:
+        """An encoder of cells into this model's batches."""
+        return BatchEncoder(self.config.tokens, self.values, max_length=self.config.max_length)
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, replacing an older one only when the new one is complete."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            self._write(partial)
+            outgoing = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+            if folder.exists():
+                folder.rename(outgoing)
+            partial.rename(folder)
+            shutil.rmtree(outgoing, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        self.network.save_pretrained(folder)
+        _write_json(
+            folder / "genes.json",
+            {"ids": list(self.panel.ids), "symbols": list(self.panel.symbols)},
+        )
+        _write_json(
+            folder / "encoding.json", {"kind": self.values.kind, "n_bins": self.values.n_bins}
+        )
+        save_file(
+            {
+                "edges": np.ascontiguousarray(self.values.edges),
+                "quantiles": np.ascontiguousarray(self.table.quantiles),
+                "means": np.ascontiguousarray(self.table.means),
+            },
+            folder / "encoding.safetensors",
+        )
+        reference = self.reference
+        save_file(
+            {
+                "combinations": np.ascontiguousarray(reference.combinations),
+                "counts": np.ascontiguousarray(reference.counts),
+                "means": np.ascontiguousarray(reference.means),
+                "detection": np.ascontiguousarray(reference.detection),
+                "bin_counts": np.ascontiguousarray(reference.bin_counts),
+            },
+            folder / "reference.safetensors",
+        )
+        (folder / "README.md").write_text(
+            model_card(self.config, self.panel, reference, self.masking, self.origin),
+            encoding="utf-8",
+        )
+        _write_json(
+            folder / "tfx.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "transform": "log1p of counts per 10,000 over all genes of the cell's file",
+                "masking": self.masking.model_dump(),
+                "generate": self.generate.model_dump(),
+                "origin": self.origin,
+                "sha256": {name: _sha256(folder / name) for name in _CHECKED},
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, device: torch.device | str = "cpu") -> "CellModel":
+        """Read a model folder.
+
+        Raises
+        ------
+        DataError
+            It is no model folder, a file is missing or altered, or its format is newer.
+        """
+        folder = Path(folder)
+        record = _read_json(folder / "tfx.json", folder)
+        version = record.get("format_version")
+        if version != FORMAT_VERSION:
+            message = f"{folder}: model format {version!r}, this tfx reads {FORMAT_VERSION}; use the tfx that wrote it"
+            raise DataError(message)
+        for name in _CHECKED:
+            if not (folder / name).is_file():
+                message = f"{folder}: {name} is missing; copy the whole model folder again"
+                raise DataError(message)
+            if record.get("sha256", {}).get(name) != _sha256(folder / name):
+                message = f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
+                raise DataError(message)
+        try:
+            network = TfxModel.from_pretrained(folder, local_files_only=True)
+            genes = _read_json(folder / "genes.json", folder)
+            encoding = _read_json(folder / "encoding.json", folder)
+            arrays = load_file(folder / "encoding.safetensors")
+            reference = load_file(folder / "reference.safetensors")
+            return cls(
+                network=network.to(device).eval(),
+                panel=GenePanel(tuple(genes["ids"]), tuple(genes["symbols"])),
+                values=ValueEncoder(encoding["kind"], arrays["edges"]),
+                table=ValueTable(arrays["quantiles"], arrays["means"]),
+                reference=Reference(**reference),
+                masking=MaskingSettings.model_validate(record["masking"]),
+                generate=GenerateSettings.model_validate(record["generate"]),
+                origin=record["origin"],
+            )
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            SafetensorError,
+            OSError,
+            ValidationError,
+        ) as error:
+            message = f"{folder}: the model folder cannot be read ({error}); copy it again"
+            raise DataError(message) from error
+
+
+def _write_json(path: Path, record: object) -> None:
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
+        raise DataError(message) from None
+    except (OSError, ValueError) as error:
+        message = f"{path}: cannot be read ({error}); copy the model folder again"
+        raise DataError(message) from error
+    if not isinstance(record, dict):
+        message = f"{path}: expected a JSON object; copy the model folder again"
+        raise DataError(message)
+    return record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,242 @@
+"""From a preset and a store to a model ready to train: panel, bins, network, skeleton, reference."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.store import Store
+from core.encoding.batches import BatchEncoder
+from core.encoding.tokens import TokenSpace
+from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
+from core.errors import ConfigurationError, DataError
+from core.model.cell_model import TfxModel
+from core.model.configuration import TfxConfig
+from core.model.folder import CellModel
+from core.model.losses import loss_kind
+from core.model.reference import Reference
+from core.model.skeleton_fit import fit_skeleton
+from core.presets.schema import Preset
+from core.progress import Listener, ProgressEvent, ignore_progress
+
+__all__ = ["MAX_FITTING_CELLS", "build_model", "class_weights"]
+
+logger = logging.getLogger(__name__)
+
+#: Training cells read to fit edges, values per bin, profiles and skeleton; a seeded sample beyond.
+MAX_FITTING_CELLS = 50_000
+
+_LOSSES = {
+    "binary": ("bce", "label_smoothing"),
+    "binned": ("label_smoothing", "gaussian"),
+    "continuous": ("regression",),
+}
+
+
+def build_model(
+    preset: Preset, store: Store, *, name: str, on_progress: Listener = ignore_progress
+) -> CellModel:
+    """Make the untrained model that a preset describes, fitted to the store's training cells.
+
+    Raises
+    ------
+    ConfigurationError
+        The preset contradicts itself or the data: loss and encoding, ``max_length``, ``start_from``.
+    DataError
+        The store has no training cells or no phenotype and no gene to learn from.
+    """
+    _check_loss(preset)
+    train_rows = store.rows("train")
+    if len(train_rows) == 0:
+        message = f"{store.path}: no training cells; lower data.split.validation and data.split.test"
+        raise DataError(message)
+    panel = store.panel(preset.data.genes, preset.data.include_genes)
+    if len(panel) < preset.data.genes:
+        logger.info("the store has %d genes; the panel takes all of them", len(panel))
+    rows = train_rows
+    if len(rows) > MAX_FITTING_CELLS:
+        rng = np.random.default_rng([preset.train.seed, 5])
+        rows = np.sort(rng.choice(rows, MAX_FITTING_CELLS, replace=False))
+    on_progress(ProgressEvent("reading training cells"))
+    expression = store.read(rows, panel)
+    codes = np.asarray(store.phenotype_codes[rows])
+    values = fit_value_encoder(preset.encoding, expression, panel)
+    table = ValueTable.fit(values, expression)
+    bins = _dense_bins(values, expression)
+    all_codes = np.asarray(store.phenotype_codes[train_rows])
+    config = make_config(preset, store, n_genes=len(panel), values=values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(preset.train.seed)
+        network = TfxModel(config)
+        network.start()
+    if network.skeleton is not None:
+        with torch.no_grad():
+            tables = network.skeleton
+        fit_skeleton(
+            tables, config, table, bins, codes, seed=preset.train.seed, on_progress=on_progress
+        )
+    elif network.encoder_part is not None and config.head == "split" and config.kind != "continuous":
+        _fill_gene_bias(network, bins)
+    model = CellModel(
+        network=network,
+        panel=panel,
+        values=values,
+        table=table,
+        reference=make_reference(store, config, expression, bins, codes, all_codes),
+        masking=preset.masking,
+        generate=preset.generate,
+        origin=_origin(preset, store, name),
+    )
+    if preset.model.start_from is not None:
+        _start_from(model, Path(preset.model.start_from))
+    return model
+
+
+def make_config(
+    preset: Preset, store: Store, *, n_genes: int, values: ValueEncoder
+) -> TfxConfig:
+    """Return the network's configuration."""
+    settings = preset.model
+    n_token_bins = 1 if values.kind == "continuous" else values.n_bins
+    tokens = TokenSpace.build(
+        store.phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout
+    )
+    return TfxConfig(
+        phenotypes={name: list(v) for name, v in store.phenotypes.items()},
+        n_genes=n_genes,
+        n_bins=values.n_bins,
+        kind=values.kind,
+        layout=preset.encoding.layout,
+        max_length=tokens.resolve_max_length(preset.encoding.max_length),
+        hidden_size=settings.hidden_size,
+        layers=settings.layers,
+        heads=settings.heads,
+        intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        norm=settings.norm,
+        activation=settings.activation,
+        attention=settings.attention,
+        head=settings.head,
+        skeleton=settings.skeleton,
+        skeleton_rank=settings.skeleton_rank,
+    )
+
+
+def make_reference(
+    store: Store,
+    config: TfxConfig,
+    expression: sparse.csr_matrix,
+    bins: NDArray[np.uint8],
+    codes: NDArray[np.int32],
+    all_codes: NDArray[np.int32],
+) -> Reference:
+    """Summarise the training cells; joint counts over all of them, profiles over those read."""
+    combinations, counts = Reference.count(all_codes)
+    expressed = sparse.csr_matrix(bins > 0, dtype=np.float32)
+    means, detection = [], []
+    for slot, size in enumerate(config.phenotype_sizes):
+        for code in range(size):
+            has = codes[:, slot] == code
+            n = max(int(has.sum()), 1)
+            means.append(np.asarray(expression[has].sum(axis=0)).ravel() / n)
+            detection.append(np.asarray(expressed[has].sum(axis=0)).ravel() / n)
+    shape = (sum(config.phenotype_sizes), config.n_genes)
+    n_bins = config.n_bins
+    return Reference(
+        combinations=combinations,
+        counts=counts,
+        means=np.asarray(means, dtype=np.float32).reshape(shape),
+        detection=np.asarray(detection, dtype=np.float32).reshape(shape),
+        bin_counts=np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1).astype(
+            np.int64
+        ),
+    )
+
+
+def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> torch.Tensor | None:
+    """Return (all phenotype values,) weights by inverse training frequency, mean 1 per phenotype.
+
+    None where the preset asks for equal weights.
+    """
+    if kind == "none":
+        return None
+    parts = []
+    for slot, size in enumerate(config.phenotype_sizes):
+        known = codes[:, slot][codes[:, slot] >= 0]
+        counts = np.bincount(known, minlength=size)
+        weights = len(known) / (size * np.maximum(counts, 1))
+        parts.append(np.where(counts > 0, weights, 0.0))
+    joined = np.concatenate(parts) if parts else np.zeros(0)
+    return torch.from_numpy(joined.astype(np.float32))
+
+
+def _check_loss(preset: Preset) -> None:
+    kind = loss_kind(preset.loss, preset.encoding.kind)
+    fitting = _LOSSES[preset.encoding.kind]
+    if kind not in fitting:
+        message = (
+            f"loss.kind = '{kind}' does not fit encoding.kind = '{preset.encoding.kind}'; "
+            f"use {' or '.join(repr(k) for k in fitting)}, or 'auto'"
+        )
+        raise ConfigurationError(message)
+    if kind == "label_smoothing" and preset.encoding.kind == "binary" and preset.model.head != "joint":
+        message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
+        raise ConfigurationError(message)
+
+
+def _dense_bins(values: ValueEncoder, expression: sparse.csr_matrix) -> NDArray[np.uint8]:
+    """(cells, genes) bins, made in blocks: the dense float matrix never exists whole."""
+    blocks = [
+        values.encode(expression[start : start + 4096].toarray())
+        for start in range(0, expression.shape[0], 4096)
+    ]
+    return np.concatenate(blocks)
+
+
+def _fill_gene_bias(network: TfxModel, bins: NDArray[np.uint8]) -> None:
+    """Start every gene's output at its training marginals."""
+    part = network.encoder_part
+    assert part is not None
+    n_bins = network.config.n_bins
+    counts = np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1) + 1.0
+    logits = np.log(counts / counts.sum(axis=1, keepdims=True))
+    if network.config.kind == "binary":
+        logits = logits[:, 1:] - logits[:, :1]
+    with torch.no_grad():
+        part.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))
+
+
+def _start_from(model: CellModel, folder: Path) -> None:
+    """Copy the weights of another model of the same panel, vocabularies and shapes."""
+    other = CellModel.load(folder)
+    if other.panel.hash != model.panel.hash:
+        message = f"model.start_from: {folder} knows other genes than this preset's panel; use the same data.genes and files"
+        raise ConfigurationError(message)
+    if other.config.phenotypes != model.config.phenotypes:
+        message = f"model.start_from: {folder} knows other phenotype values; give its vocabulary as data.vocabulary"
+        raise ConfigurationError(message)
+    try:
+        model.network.load_state_dict(other.network.state_dict())
+    except RuntimeError as error:
+        message = f"model.start_from: {folder} has other shapes than the [model] section describes"
+        raise ConfigurationError(message) from error
+
+
+def _origin(preset: Preset, store: Store, name: str) -> dict[str, Any]:
+    split = store.report.get("split", {})
+    return {
+        "name": name,
+        "sources": [source.name for source in store.manifest.sources],
+        "simulated": store.truth is not None,
+        "store": str(store.path.resolve()),
+        "store_key": store.manifest.key,
+        "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
+        "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
+        "seed": preset.train.seed,
+    }

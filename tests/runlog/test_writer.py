@@ -1,0 +1,183 @@
+import json
+import logging
+import os
+
+import pytest
+
+from core.errors import MachineError
+from core.runlog import RunReader, RunWriter
+from core.runlog.schema import STATUS_SECONDS
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "base"
+
+
+@pytest.fixture
+def writer(folder, clock):
+    with RunWriter(folder, run={"preset_hash": "abc", "parameters": 12}, clock=clock) as writer:
+        yield writer
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_run_json_says_what_the_run_is_and_who_runs_it(writer, folder):
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["format"] == 1
+    assert (run["preset_hash"], run["parameters"]) == ("abc", 12)
+    assert (run["pid"], run["started"]) == (os.getpid(), 1000.0)
+    assert {"argv", "host", "job", "commit", "cwd", "python", "tfx"} <= set(run)
+
+
+def test_a_continued_run_keeps_its_run_json_and_appends(writer, folder, clock):
+    writer.metrics(1, "train", {"loss": 1.0})
+    writer.close()
+    with RunWriter(folder, run={"preset_hash": "other"}, clock=clock) as second:
+        second.metrics(2, "train", {"loss": 0.5})
+    assert RunReader(folder).run["preset_hash"] == "abc"
+    assert [record["step"] for record in RunReader(folder).metrics()] == [1, 2]
+
+
+def test_the_resolved_preset_is_written_as_given(writer, folder):
+    writer.config("[data]\n")
+    assert (folder / "config.toml").read_text(encoding="utf-8") == "[data]\n"
+
+
+def test_status_is_replaced_when_the_state_changes_else_every_few_seconds(writer, folder, clock):
+    reader = RunReader(folder)
+    assert reader.status == {}
+    writer.status("running", step=1, total=10)
+    writer.status("running", step=2)
+    assert reader.status["step"] == 1
+    clock.now += STATUS_SECONDS
+    writer.status("running", step=3)
+    assert reader.status == {
+        "state": "running",
+        "started": 1000.0,
+        "step": 3,
+        "total": 10,
+        "heartbeat": 1005.0,
+    }
+    writer.status("finished", step=10)
+    assert (reader.status["state"], reader.status["step"]) == ("finished", 10)
+
+
+def test_closing_writes_the_status_that_was_held_back(writer, folder):
+    writer.status("running", step=1)
+    writer.status("running", step=2)
+    writer.close()
+    assert RunReader(folder).status["step"] == 2
+
+
+def test_numbers_that_are_not_finite_are_null_and_named(writer, folder):
+    writer.metrics(3, "train", {"loss": float("nan"), "acc/sex": 0.5, "big": float("inf")})
+    writer.event("nonfinite", values={"loss": [1.0, float("-inf")]})
+    assert lines_of(folder / "metrics.jsonl") == [
+        {
+            "step": 3,
+            "t": 1000.0,
+            "split": "train",
+            "loss": None,
+            "acc/sex": 0.5,
+            "big": None,
+            "nonfinite": ["loss", "big"],
+        }
+    ]
+    (event,) = RunReader(folder).events()
+    assert event["values"] == {"loss": [1.0, None]}
+    assert event["nonfinite"] == ["values.loss[1]"]
+
+
+def test_what_is_no_json_is_written_as_text_or_number(writer, folder):
+    np = pytest.importorskip("numpy")
+    writer.event("eval", path=folder, score=np.float32(0.5), counts=np.arange(2), other=object)
+    (event,) = RunReader(folder).events()
+    assert (event["path"], event["score"], event["counts"]) == (str(folder), 0.5, [0, 1])
+    assert event["other"] == str(object)
+
+
+def test_metrics_cannot_take_the_names_of_the_line(writer):
+    with pytest.raises(AssertionError, match="step"):
+        writer.metrics(1, "train", {"step": 2.0})
+
+
+def test_a_resume_without_its_step_is_a_mistake(writer):
+    with pytest.raises(AssertionError):
+        writer.event("resume")
+
+
+def test_a_line_torn_by_a_crash_does_not_spoil_the_next(writer, folder, clock):
+    writer.metrics(1, "train", {"loss": 1.0})
+    writer.close()
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    with RunWriter(folder, run={}, clock=clock) as second:
+        second.metrics(2, "train", {"loss": 0.5})
+    reader = RunReader(folder)
+    assert [record["step"] for record in reader.metrics()] == [1, 2]
+    assert reader.bad_lines == 1
+
+
+def test_a_full_disk_warns_once_and_never_raises(writer, folder, monkeypatch, caplog):
+    real_write = os.write
+
+    def short_write(descriptor, data):
+        return real_write(descriptor, data[:5])
+
+    monkeypatch.setattr(os, "write", short_write)
+    writer.metrics(1, "train", {"loss": 1.0})
+    monkeypatch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    writer.metrics(2, "train", {"loss": 1.0})
+    monkeypatch.setattr(os, "write", real_write)
+    writer.metrics(3, "train", {"loss": 1.0})
+    reader = RunReader(folder)
+    assert [record["step"] for record in reader.metrics()] == [3]
+    assert reader.bad_lines == 1
+    assert len(caplog.records) == 1
+    assert "metrics.jsonl cannot be written" in caplog.text
+
+
+def test_the_log_goes_to_log_txt(writer, folder):
+    logger = logging.getLogger("tests.runlog")
+    logger.addHandler(writer.log_handler())
+    try:
+        logger.warning("a word")
+    finally:
+        logger.removeHandler(writer.log_handler())
+    writer.close()
+    assert "WARNING tests.runlog: a word" in (folder / "log.txt").read_text(encoding="utf-8")
+
+
+def test_each_machine_logs_itself_in_its_own_file(writer, folder, clock):
+    writer.system(cpu=0.5)
+    ((host, records),) = RunReader(folder).system().items()
+    assert records == [{"t": 1000.0, "cpu": 0.5}]
+    assert (folder / f"system-{host}.jsonl").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(MachineError, match=r"the run folder .* cannot be written"):
+        RunWriter(tmp_path / "file" / "run", run={})
+
+
+def test_nothing_temporary_is_left_behind(writer, folder):
+    writer.status("running", step=1)
+    writer.config("")
+    assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
