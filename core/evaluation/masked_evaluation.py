@@ -104,12 +104,13 @@ def evaluate_masked(
         totals += share * np.array(
             [parts.total.item(), parts.genes.item(), parts.phenotypes.item()]
         )
-        said = predict_genes(output.gene_logits, config).cpu().numpy()
         truth, guess = arrays.gene_target, common[arrays.gene]
         if config.kind == "continuous":
-            on = torch.sigmoid(output.gene_logits[:, 0]) > 0.5
-            said, truth = on.cpu().numpy(), truth > 0
-        gene_hits += int((said == truth).sum())
+            said = (output.gene_logits[:, 0] > 0).long()  # a logit: is it on?
+            truth = (truth > 0).astype(np.int64)
+        else:
+            said = predict_genes(output.gene_logits, config)
+        gene_hits += int((said.cpu().numpy() == truth).sum())
         baseline_hits += int((guess == truth).sum())
         n_genes += len(truth)
         n_asked += len(arrays.phenotype_target)

@@ -20,8 +20,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         Size of the panel; bins of a gene (binary 2; continuous 2: off and on).
     kind, layout
         Encoding of values and choice of genes.
-    max_length
-        Longest sequence.
+    longest_sequence
+        Tokens of the longest cell (transformers keeps ``max_length`` for text generation).
     hidden_size, layers, heads, intermediate_size, dropout, attention_dropout, norm, activation
         The encoder; BERT's own arrangement by default (post-norm, GELU).
     attention
@@ -41,7 +41,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         n_bins: int = 2,
         kind: Literal["binary", "binned", "continuous"] = "binned",
         layout: Literal["ranked", "expressed"] = "ranked",
-        max_length: int = 4,
+        longest_sequence: int = 4,
         hidden_size: int = 256,
         layers: int = 4,
         heads: int = 4,
@@ -61,7 +61,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.n_bins = n_bins
         self.kind = kind
         self.layout = layout
-        self.max_length = max_length
+        self.longest_sequence = longest_sequence
         self.hidden_size = hidden_size
         self.layers = layers
         self.heads = heads

@@ -83,7 +83,7 @@ class CellModel:
     @property
     def batches(self) -> BatchEncoder:
         """An encoder of cells into this model's batches."""
-        return BatchEncoder(self.config.tokens, self.values, max_length=self.config.max_length)
+        return BatchEncoder(self.config.tokens, self.values, max_length=self.config.longest_sequence)
 
     def save(self, folder: Path) -> None:
         """Write the folder, replacing an older one only when the new one is complete."""

@@ -145,7 +145,7 @@ def _fit_class_effects(
             loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
         loss = loss / len(rows) + 0.5 * _RIDGE / n_cells * effects.square().sum()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         if step % 20 == 0:
             on_progress(ProgressEvent("fitting class log-odds", step, _STEPS))

@@ -70,6 +70,8 @@ class ResolvedPreset:
                 tables.setdefault(field.path[:-1], []).append(self._line(field.path, value))
         lines += tables.pop((), [])
         for path, entries in tables.items():
+            if not entries:
+                continue  # no phenotype was named
             lines += ["", f"[{'.'.join(map(write_key, path))}]", *entries]
         return "\n".join(lines) + "\n"
 

@@ -246,6 +246,12 @@ class TrainSettings(_Section):
     batch_size: int = Field(32, ge=1, description="cells per step")
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
+    skeleton_learning_rate: float = Field(
+        3e-3, gt=0.0, description="peak learning rate of the skeleton's own parameters"
+    )
+    skeleton_weight_decay: float = Field(
+        0.3, ge=0.0, description="weight decay of the skeleton's own parameters"
+    )
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of steps to warm up")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay after warm-up")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.store import Store
-from core.encoding.batches import BatchEncoder
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
@@ -53,7 +52,9 @@ def build_model(
     _check_loss(preset)
     train_rows = store.rows("train")
     if len(train_rows) == 0:
-        message = f"{store.path}: no training cells; lower data.split.validation and data.split.test"
+        message = (
+            f"{store.path}: no training cells; lower data.split.validation and data.split.test"
+        )
         raise DataError(message)
     panel = store.panel(preset.data.genes, preset.data.include_genes)
     if len(panel) < preset.data.genes:
@@ -80,7 +81,9 @@ def build_model(
         fit_skeleton(
             tables, config, table, bins, codes, seed=preset.train.seed, on_progress=on_progress
         )
-    elif network.encoder_part is not None and config.head == "split" and config.kind != "continuous":
+    elif (
+        network.encoder_part is not None and config.head == "split" and config.kind != "continuous"
+    ):
         _fill_gene_bias(network, bins)
     model = CellModel(
         network=network,
@@ -97,9 +100,7 @@ def build_model(
     return model
 
 
-def make_config(
-    preset: Preset, store: Store, *, n_genes: int, values: ValueEncoder
-) -> TfxConfig:
+def make_config(preset: Preset, store: Store, *, n_genes: int, values: ValueEncoder) -> TfxConfig:
     """Return the network's configuration."""
     settings = preset.model
     n_token_bins = 1 if values.kind == "continuous" else values.n_bins
@@ -112,7 +113,7 @@ def make_config(
         n_bins=values.n_bins,
         kind=values.kind,
         layout=preset.encoding.layout,
-        max_length=tokens.resolve_max_length(preset.encoding.max_length),
+        longest_sequence=tokens.resolve_max_length(preset.encoding.max_length),
         hidden_size=settings.hidden_size,
         layers=settings.layers,
         heads=settings.heads,
@@ -185,7 +186,11 @@ def _check_loss(preset: Preset) -> None:
             f"use {' or '.join(repr(k) for k in fitting)}, or 'auto'"
         )
         raise ConfigurationError(message)
-    if kind == "label_smoothing" and preset.encoding.kind == "binary" and preset.model.head != "joint":
+    if (
+        kind == "label_smoothing"
+        and preset.encoding.kind == "binary"
+        and preset.model.head != "joint"
+    ):
         message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
         raise ConfigurationError(message)
 

@@ -1,0 +1,59 @@
+"""Where and in what precision a run computes; an explicit request that cannot be met is refused."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from core.errors import MachineError
+from core.presets.schema import TrainSettings
+
+__all__ = ["Machine", "choose_machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and a precision.
+
+    Attributes
+    ----------
+    device
+        "cpu", "cuda" or "mps".
+    precision
+        In accelerate's words.
+    """
+
+    device: Literal["cpu", "cuda", "mps"]
+    precision: Literal["no", "bf16", "fp16"]
+
+
+def choose_machine(settings: TrainSettings) -> Machine:
+    """Resolve ``train.device`` and ``train.precision``.
+
+    Raises
+    ------
+    MachineError
+        The device is not there, or cannot compute in that precision.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if has_cuda else "cpu"
+    if (device == "cuda" and not has_cuda) or (device == "mps" and not has_mps):
+        message = (
+            f"train.device = '{device}', but this machine has no such device; use 'auto' or 'cpu'"
+        )
+        raise MachineError(message)
+    if settings.precision == "auto":
+        fast_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
+        return Machine(device, "bf16" if fast_bf16 else "no")
+    if settings.precision == "fp16" and device != "cuda":
+        message = f"train.precision = 'fp16' needs a CUDA device (this run uses {device}); use 'auto', 'fp32' or 'bf16'"
+        raise MachineError(message)
+    if settings.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        message = "train.precision = 'bf16', but this GPU has no bf16; use 'fp16', 'fp32' or 'auto'"
+        raise MachineError(message)
+    precision: Literal["no", "bf16", "fp16"] = (
+        "no" if settings.precision == "fp32" else settings.precision
+    )
+    return Machine(device, precision)

@@ -1,0 +1,42 @@
+"""AdamW over three groups: encoder matrices with decay, the rest without, the skeleton apart."""
+
+import torch
+from torch import nn
+
+from core.model.cell_model import TfxModel
+from core.presets.schema import TrainSettings
+
+__all__ = ["make_optimiser"]
+
+
+def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return the optimiser of a run.
+
+    Biases, norms and embeddings are not decayed: decay would pull rare genes' embeddings to zero
+    between their few updates. The skeleton is a regression and wants a larger step and more decay.
+    """
+    skeleton = [] if network.skeleton is None else list(network.skeleton.parameters())
+    own = {id(parameter) for parameter in skeleton}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in own:
+                continue
+            is_matrix = isinstance(module, nn.Linear) and name == "weight"
+            (decayed if is_matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    if skeleton:
+        groups.append(
+            {
+                "params": skeleton,
+                "lr": settings.skeleton_learning_rate,
+                "weight_decay": settings.skeleton_weight_decay,
+            }
+        )
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.learning_rate, fused=True
+    )

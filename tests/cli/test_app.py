@@ -1,0 +1,202 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from core import __version__
+from tfx_cli import app as app_module
+from tfx_cli.app import COMMANDS, app
+from tfx_cli.lazy import LazyCommand, as_written
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "anndata", "textual", "pydantic", "numpy", "pandas", "scanpy", "transformers")
+
+
+def run_python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["trian"]])
+def test_help_version_and_mistakes_load_no_heavy_package(arguments):
+    program = (
+        "import sys\n"
+        "from tfx_cli.app import run\n"
+        f"code = run({arguments!r})\n"
+        f"print('loaded:', *set({HEAVY!r}) & set(sys.modules))\n"
+        "print('commands:', *(name for name in sys.modules if name.endswith('_command')))\n"
+    )
+    done = run_python("-c", program)
+    assert "loaded:\n" in done.stdout, done.stdout + done.stderr
+    assert "commands:\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_help_of_a_command_loads_no_torch_and_no_anndata(command):
+    program = (
+        "import sys\n"
+        "from tfx_cli.app import run\n"
+        f"assert run([{command.name!r}, '--help']) == 0\n"
+        f"print('loaded:', *set({HEAVY!r}) & set(sys.modules))\n"
+    )
+    done = run_python("-c", program)
+    assert "loaded:\n" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_package_runs_as_a_module():
+    done = run_python("-m", "tfx_cli", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"tfx {__version__}\n", "")
+
+
+def test_the_entry_point_exits_with_the_code_of_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tfx", "presets", "show", "no-such-preset"])
+    with pytest.raises(SystemExit) as stop:
+        app_module.main()
+    assert stop.value.code == 2
+
+
+def test_help_lists_every_command_in_its_panel(tfx):
+    result = tfx("--help")
+    assert (result.code, result.stderr) == (0, "")
+    panels = re.split(r"╭─ (\w+) ", result.stdout)[1:]
+    shown = dict(zip(panels[::2], panels[1::2], strict=True))
+    assert [name for name in shown if name != "Options"] == ["Data", "Model", "Project"]
+    for command in COMMANDS:
+        line = re.search(rf"│ {command.name} +(.+?) *│", shown[command.rich_help_panel])
+        assert line is not None
+        assert line.group(1) == command.help
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_ends_its_help_with_two_examples(tfx, command):
+    result = tfx(command.name, "--help")
+    assert result.code == 0
+    *_, examples = result.stdout.partition("Examples:")
+    assert examples.count(f"$ tfx {command.name} ") == 2
+
+
+def help_texts(command):
+    yield command.help or ""
+    for parameter in command.params:
+        yield getattr(parameter, "help", None) or ""
+    for inner in getattr(command, "commands", {}).values():
+        yield from help_texts(inner)
+
+
+BRACKETED = re.compile(r"\[[^\[\]\s]+\]")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_bracketed_words_survive_in_the_help_of_every_command(tfx, command):
+    loaded = command.load()
+    rendered = tfx(command.name, "--help").stdout
+    for name in getattr(loaded, "commands", {}):
+        rendered += tfx(command.name, name, "--help").stdout
+    rendered = re.sub(r"\s*│\n│\s*|\s+", " ", rendered)
+    for text in help_texts(loaded):
+        for word in BRACKETED.findall(text.replace("\\[", "[")):
+            assert word in rendered
+
+
+def test_brackets_markup_and_backslashes_appear_as_written(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    words = "[sex] [CLS] [NO_SEX] [/] [/x] [bold] [red]no[/red] [a b] [@x] \\[y] \\\\[z] [0.1, 9]"
+    inner = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+    @inner.command(help=f"First {words}\n\nSecond {words}\n\nExamples\n--------\ntfx {words}\n")
+    def command(option: str = typer.Option("[d]", help=f"Third {words}", metavar="[m]")):
+        pass
+
+    with pytest.raises(SystemExit):
+        as_written(typer.main.get_command(inner)).main(["--help"])
+    rendered = re.sub(r"\s*│\n│\s*|\s+", " ", capsys.readouterr().out)
+    flat = " ".join(words.split())
+    for before in ("First", "Second", "$ tfx"):
+        assert f"{before} {flat}" in rendered
+    for word in words.split():
+        assert rendered.count(word) >= 4
+    assert "[default: [d]]" in rendered
+
+
+def test_paragraphs_of_docstrings_are_filled(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    inner = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+    @inner.command()
+    def command():
+        """One.
+
+        A line
+        goes on.
+        """
+
+    with pytest.raises(SystemExit):
+        as_written(typer.main.get_command(inner)).main(["--help"])
+    assert "A line goes on." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["presets", "lits"], "Did you mean 'list'?"),
+        (["presets", "list", "--jsno"], "--json"),
+        (["prepare", "--overwrit", "x"], "--overwrite"),
+        (["prepare"], "Missing argument"),
+    ],
+)
+def test_usage_errors_exit_2_with_a_hint_on_stderr(tfx, arguments, hint):
+    result = tfx(*arguments)
+    assert (result.code, result.stdout) == (2, "")
+    assert hint in result.stderr
+
+
+def test_no_arguments_show_the_help(tfx):
+    result = tfx()
+    assert result.code == 2
+    assert "Usage: tfx" in result.stdout + result.stderr
+
+
+def test_a_missing_command_module_is_one_sentence(tfx, monkeypatch):
+    broken = LazyCommand("broken", "tfx_cli.no_such_module:x", "Data", "Does not exist.")
+    monkeypatch.setattr(app_module.TfxGroup, "entries", (*COMMANDS, broken))
+    result = tfx("broken")
+    assert result.code == 1
+    assert "No module named 'tfx_cli.no_such_module'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_local_variables_are_ever_shown():
+    assert app.pretty_exceptions_show_locals is False
+
+
+def test_completion_knows_the_commands():
+    done = run_python(
+        "-m", "tfx_cli", _TFX_COMPLETE="complete_bash", COMP_WORDS="tfx pre", COMP_CWORD="1"
+    )
+    assert done.stdout.split() == ["prepare", "presets"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfx_cli", "presets", "schema"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    stderr = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert "Traceback" not in stderr
+    assert "BrokenPipe" not in stderr

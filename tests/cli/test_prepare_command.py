@@ -1,0 +1,87 @@
+import shutil
+
+import pytest
+
+from core.cells.store import Store
+
+CELLS = "builtin:atlas?cells=300&seed=0"
+PRESET = f'[data]\nfiles = "{CELLS}"\ngenes = 50\n'
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A store made by the command line, with what it printed."""
+    import contextlib
+    import io
+
+    from tfx_cli.app import run
+
+    folder = tmp_path_factory.mktemp("prepared")
+    preset = folder / "small.toml"
+    preset.write_text(PRESET, encoding="utf-8")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = run(["prepare", str(preset), "-o", str(folder / "store")])
+    assert code == 0, stderr.getvalue()
+    return folder, stdout.getvalue(), stderr.getvalue()
+
+
+@pytest.fixture
+def made(prepared, tmp_path):
+    folder, stdout, stderr = prepared
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, copy_function=shutil.copy2)
+    return tmp_path, stdout, stderr
+
+
+def test_a_preset_becomes_a_store_and_a_report(made):
+    folder, stdout, stderr = made
+    assert Store.open(folder / "store").n_cells == 300
+    assert "300 cells x" in stdout.splitlines()[0]
+    for words in ("builtin:atlas", "cell_type", "train", "validation"):
+        assert words in stdout
+    assert "writing cells: 100 % (300 of 300)" in stderr
+    assert stderr.splitlines()[-1].endswith("store: written")
+
+
+def test_a_store_that_is_there_is_kept_and_reported_as_json(tfx, made):
+    result = tfx("prepare", "small.toml", "-o", "store", "--json")
+    document = result.json
+    assert result.code == 0
+    assert (document["schema"], document["reused"]) == ("tfx.prepare/1", True)
+    assert (document["store"], document["cells"], document["values"]) == ("store", 300, "counts")
+    assert document["report"]["split"]["cells"]["train"] > 0
+    assert result.stderr == "store: there already, kept\n"
+
+
+def test_files_can_be_given_in_place_of_a_preset(tfx, made):
+    result = tfx("prepare", CELLS, "-o", "store", "--set", "data.genes=50", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["reused"] is True
+
+
+def test_a_store_of_other_settings_is_replaced_only_when_asked(tfx, made):
+    arguments = ("prepare", "small.toml", "-o", "store", "--set", "data.split.seed=1", "--json")
+    refused = tfx(*arguments)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "store of other cells or settings" in refused.stderr
+    replaced = tfx("-q", *arguments, "--overwrite")
+    assert (replaced.code, replaced.stderr) == (0, "")
+    assert replaced.json["report"]["split"]["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["bsae"], 2, "'bsae' is neither a file nor a preset name"),
+        (["small.toml", "cells.h5ad"], 2, "'small.toml' is a preset and stands alone"),
+        (["missing.h5ad"], 4, "missing.h5ad"),
+        (["small.toml", "--set", "data.gens=1"], 2, "--set data.gens=1: unknown key"),
+        (["small.toml", "--config", "no.toml"], 2, "no.toml: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, arguments, code, message):
+    (tmp_path / "small.toml").write_text(PRESET, encoding="utf-8")
+    result = tfx("prepare", *arguments, "-o", "store")
+    assert (result.code, result.stdout) == (code, "")
+    assert message in result.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]

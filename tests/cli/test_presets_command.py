@@ -1,0 +1,91 @@
+import tomllib
+
+import pytest
+
+from core.presets import catalogue, resolve_preset
+
+MINIMAL = '# Cells of a tower\n[data]\nfiles = "builtin:atlas"\n[train]\nseed = 1\n'
+
+
+@pytest.fixture
+def bundled(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("bundled")
+    (folder / "tower.toml").write_text(MINIMAL, encoding="utf-8")
+    monkeypatch.setattr(catalogue.resources, "files", lambda _package: folder)
+    return folder
+
+
+def test_list_names_the_bundled_presets(tfx, bundled):
+    result = tfx("presets", "list")
+    assert (result.code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1].split("  ")[0] == "tower"
+    assert "Cells of a tower" in result.stdout
+    document = tfx("presets", "list", "--json").json
+    assert document["schema"] == "tfx.presets.list/1"
+    assert document["presets"] == [
+        {"name": "tower", "title": "Cells of a tower", "path": str(bundled / "tower.toml")}
+    ]
+
+
+def test_show_prints_a_preset_with_the_source_of_every_value(tfx, bundled, tmp_path, monkeypatch):
+    (tmp_path / "o.toml").write_text("[train]\nbatch_size = 4\n", encoding="utf-8")
+    monkeypatch.setenv("TFX_TRAIN__LOG_STEPS", "7")
+    arguments = ("presets", "show", "tower", "--config", "o.toml", "--set", "model.layers=2")
+    shown = tfx(*arguments)
+    assert shown.code == 0
+    assert "batch_size = 4  # o.toml:2" in shown.stdout
+    assert "layers = 2  # --set" in shown.stdout
+    assert "log_steps = 7  # TFX_TRAIN__LOG_STEPS" in shown.stdout
+    (tmp_path / "shown.toml").write_text(shown.stdout, encoding="utf-8")
+    document = tfx(*arguments, "--json").json
+    again = resolve_preset(tmp_path / "shown.toml").preset
+    assert again.model_dump(mode="json") == document["preset"]
+    assert document["origins"]["model.layers"] == "--set"
+
+
+def test_validate_passes_a_good_preset(tfx, bundled):
+    assert tfx("presets", "validate", "tower").stdout == "tower: valid\n"
+    assert tfx("presets", "validate", "tower", "--json").json == {
+        "schema": "tfx.presets.validate/1",
+        "name": "tower",
+        "valid": True,
+    }
+
+
+def test_validate_names_all_that_is_wrong(tfx, tmp_path):
+    (tmp_path / "mine.toml").write_text("[data]\nfils = 1\ngenes = 0\n", encoding="utf-8")
+    result = tfx("presets", "validate", "mine.toml")
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "Error:",
+        "mine.toml:1: data.files: is missing; it must be a string or a list of strings",
+        "mine.toml:2: data.fils: unknown key; did you mean 'files'?",
+        "mine.toml:3: data.genes: must be at least 1 (got 0)",
+    ]
+
+
+def test_an_unknown_preset_names_the_nearest(tfx, bundled):
+    result = tfx("presets", "show", "towre")
+    assert result.code == 2
+    assert "did you mean 'tower'?" in result.stderr
+
+
+def test_the_schema_is_a_page_or_json_schema(tfx):
+    assert tfx("presets", "schema").stdout.startswith("# Preset keys\n")
+    assert "properties" in tfx("presets", "schema", "--format", "json").json
+    document = tfx("presets", "schema", "--json").json
+    assert document["schema"] == "tfx.presets.schema/1"
+    assert "train" in document["json_schema"]["properties"]
+
+
+def test_ctrl_c_ends_a_command_with_130(tfx, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalogue, "list_presets", interrupt)
+    result = tfx("presets", "list")
+    assert (result.code, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_what_is_shown_of_the_default_preset_is_toml(tfx, bundled):
+    assert tomllib.loads(tfx("presets", "show", "tower").stdout)["train"]["seed"] == 1

@@ -1,0 +1,106 @@
+import io
+import sys
+
+import pytest
+
+from core.progress import ProgressEvent, ignore_progress
+from tfx_cli import output
+from tfx_cli.progress import ProgressLines, show_progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def listener(lines, clock):
+    return ProgressLines(line_seconds=30, write=lines.append, clock=clock)
+
+
+def test_a_line_appears_at_the_start_and_at_every_tenth(listener, lines):
+    for done in range(101):
+        listener(ProgressEvent("reading cells", done * 20, 2000))
+    assert lines[0] == "reading cells ..."
+    assert lines[1] == "reading cells: 10 % (200 of 2,000)"
+    assert lines[-1] == "reading cells: 100 % (2,000 of 2,000)"
+    assert len(lines) == 11
+
+
+def test_a_slow_stage_gives_a_line_every_so_many_seconds(listener, lines, clock):
+    for done in range(100):
+        clock.now = done * 10.0
+        listener(ProgressEvent("training", done, 100_000))
+    assert len(lines) == 1 + 33
+    assert lines[1] == "training: 0 % (3 of 100,000)"
+
+
+def test_work_of_unknown_length_counts(listener, lines, clock):
+    listener(ProgressEvent("reading", 0))
+    clock.now = 31.0
+    listener(ProgressEvent("reading", 1234))
+    assert lines == ["reading ...", "reading: 1,234"]
+
+
+def test_a_stage_that_comes_again_begins_anew(listener, lines):
+    for _ in range(2):
+        listener(ProgressEvent("evaluating", 0, 10))
+        listener(ProgressEvent("evaluating", 10, 10))
+    assert lines == ["evaluating ...", "evaluating: 100 % (10 of 10)"] * 2
+
+
+def test_messages_are_kept(listener, lines):
+    listener(ProgressEvent("training", 0, 10, "attention: varlen"))
+    assert lines == ["attention: varlen", "training ..."]
+
+
+def test_lines_go_to_stderr_without_a_terminal(capsys):
+    with output.narration(), show_progress() as listener:
+        listener(ProgressEvent("reading", 5, 10))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "reading: 50 % (5 of 10)\n")
+
+
+def test_quiet_shows_no_progress():
+    with output.narration():
+        output.set_verbosity(quiet=True)
+        with show_progress() as listener:
+            assert listener is ignore_progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_are_drawn_on_a_terminal_with_messages_above_them(monkeypatch, capsys):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with output.narration():
+        with show_progress() as listener:
+            listener(ProgressEvent("reading [cells]", 0, 10))
+            listener(ProgressEvent("reading [cells]", 10, 10, "half of [sex] is missing"))
+            listener(ProgressEvent("reading [cells]", 4, 10))
+            listener(ProgressEvent("training", 3))
+            output.narrate("a word [b]")
+        output.narrate("afterwards")
+    drawn = terminal.getvalue()
+    for text in ("reading [cells]", "half of [sex] is missing", "4/10", "training", "a word [b]"):
+        assert text in drawn
+    assert drawn.endswith("afterwards\n")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,140 @@
+"""Options that several commands share, and reading what they hold.
+
+Use the annotations as they are: ``config: ConfigFiles = None``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.errors import ConfigurationError
+
+__all__ = [
+    "Age",
+    "Assignments",
+    "CellType",
+    "ConfigFiles",
+    "Disease",
+    "JsonOutput",
+    "PhenotypePairs",
+    "Sex",
+    "Tissue",
+    "phenotype_request",
+]
+
+_PRESET_PANEL = "Preset"
+_PHENOTYPE_PANEL = "Phenotypes"
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file that changes some keys of the preset; can be repeated, later ones win.",
+        rich_help_panel=_PRESET_PANEL,
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the preset, as in train.batch_size=8; can be repeated, wins over "
+        "all else.",
+        rich_help_panel=_PRESET_PANEL,
+    ),
+]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Sex = Annotated[
+    str | None,
+    typer.Option("--sex", metavar="VALUE", help="As in female.", rich_help_panel=_PHENOTYPE_PANEL),
+]
+Tissue = Annotated[
+    str | None,
+    typer.Option("--tissue", metavar="VALUE", help="As in lung.", rich_help_panel=_PHENOTYPE_PANEL),
+]
+CellType = Annotated[
+    str | None,
+    typer.Option(
+        "--cell-type", metavar="VALUE", help="As in 'B cell'.", rich_help_panel=_PHENOTYPE_PANEL
+    ),
+]
+Age = Annotated[
+    str | None,
+    typer.Option("--age", metavar="VALUE", help="As in 60-69.", rich_help_panel=_PHENOTYPE_PANEL),
+]
+Disease = Annotated[
+    str | None,
+    typer.Option(
+        "--disease", metavar="VALUE", help="As in normal.", rich_help_panel=_PHENOTYPE_PANEL
+    ),
+]
+PhenotypePairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--phenotype",
+        metavar="NAME=VALUE",
+        help="Any phenotype of the model, as in treatment=control; can be repeated.",
+        rich_help_panel=_PHENOTYPE_PANEL,
+    ),
+]
+
+
+def phenotype_request(
+    *,
+    sex: str | None = None,
+    tissue: str | None = None,
+    cell_type: str | None = None,
+    age: str | None = None,
+    disease: str | None = None,
+    phenotype: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """Bring the phenotype options to one request.
+
+    Parameters
+    ----------
+    sex, tissue, cell_type, age, disease
+        The standard options; None where not given.
+    phenotype
+        ``NAME=VALUE`` of every `--phenotype`.
+
+    Returns
+    -------
+    Phenotype name -> value, for the phenotypes that were asked for. Whether the model knows them
+    is the model's to say.
+
+    Raises
+    ------
+    ConfigurationError
+        A pair is not NAME=VALUE, a value is empty, or a phenotype has two values.
+    """
+    standard = {
+        "sex": sex,
+        "tissue": tissue,
+        "cell_type": cell_type,
+        "age": age,
+        "disease": disease,
+    }
+    given = [
+        (f"--{name.replace('_', '-')}", name, value)
+        for name, value in standard.items()
+        if value is not None
+    ]
+    for pair in phenotype or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            message = f"--phenotype {pair}: must be NAME=VALUE, as in treatment=control"
+            raise ConfigurationError(message)
+        given.append((f"--phenotype {pair}", name.strip(), value))
+    request: dict[str, str] = {}
+    for option, name, value in given:
+        if not value.strip():
+            message = f"{option}: the value is empty; leave the option out to leave it open"
+            raise ConfigurationError(message)
+        if request.setdefault(name, value.strip()) != value.strip():
+            message = f"{option}: {name} is already '{request[name]}'; a cell has one value of it"
+            raise ConfigurationError(message)
+    return request

@@ -1,0 +1,151 @@
+"""`tfx presets`: list, show, check the presets, and print what they may say."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
+from tfx_cli.output import make_table, print_result, print_text
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+
+PresetArgument = Annotated[
+    str, typer.Argument(metavar="PRESET", help="A file, or the name of a bundled preset.")
+]
+
+
+@app.callback()
+def presets() -> None:
+    """List, show and check presets: the TOML files that say what to train on and how.
+
+    Examples
+    --------
+    tfx presets show base --set train.batch_size=8
+    tfx presets validate my_preset.toml
+    """
+
+
+@app.command("list")
+def list_command(as_json: JsonOutput = False) -> None:
+    """List the bundled presets.
+
+    Examples
+    --------
+    tfx presets list
+    tfx presets list --json
+    """
+    from core.presets.catalogue import list_presets
+
+    found = list_presets()
+    print_result(
+        "presets.list",
+        {
+            "presets": [
+                {"name": preset.name, "title": preset.title, "path": preset.path}
+                for preset in found
+            ]
+        },
+        as_json=as_json,
+        text=lambda: make_table(["name", "what"], [(one.name, one.title) for one in found]),
+    )
+
+
+@app.command("show")
+def show_command(
+    preset: PresetArgument,
+    config: ConfigFiles = None,
+    assign: Assignments = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Show a preset in full: every key, its value, and where the value comes from.
+
+    What is shown is itself a preset.
+
+    Examples
+    --------
+    tfx presets show base
+    tfx presets show base --set model.layers=2 > mine.toml
+    """
+    from core.presets.loading import resolve_preset
+
+    resolved = resolve_preset(
+        Path(preset), overlays=config or (), environment=os.environ, assignments=assign or ()
+    )
+    print_result(
+        "presets.show",
+        {
+            "name": resolved.name,
+            "preset": resolved.preset.model_dump(mode="json"),
+            "origins": resolved.origins,
+        },
+        as_json=as_json,
+        text=resolved.to_toml,
+    )
+
+
+@app.command("validate")
+def validate_command(
+    preset: PresetArgument,
+    config: ConfigFiles = None,
+    assign: Assignments = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Check a preset and name all that is wrong with it; exit code 2 if anything is.
+
+    Variables TFX_SECTION__KEY of the environment are left aside: the file itself is checked.
+
+    Examples
+    --------
+    tfx presets validate my_preset.toml
+    tfx presets validate base --config on_the_cluster.toml
+    """
+    from core.presets.loading import resolve_preset
+
+    resolved = resolve_preset(Path(preset), overlays=config or (), assignments=assign or ())
+    print_result(
+        "presets.validate",
+        {"name": resolved.name, "valid": True},
+        as_json=as_json,
+        text=lambda: f"{preset}: valid",
+    )
+
+
+@app.command("schema")
+def schema_command(
+    form: Annotated[
+        Literal["markdown", "json"],
+        typer.Option("--format", help="A page for people, or JSON Schema for editors."),
+    ] = "markdown",
+    as_json: JsonOutput = False,
+) -> None:
+    """Print all that a preset may say: keys, values, defaults, meanings.
+
+    JSON Schema makes editors complete and check presets as they are written.
+
+    Examples
+    --------
+    tfx presets schema
+    tfx presets schema --format json > preset.schema.json
+    """
+    from core.presets.schema_document import schema_as_json, schema_as_markdown
+
+    if form == "json":
+        print_text(json.dumps(schema_as_json(), indent=2))
+        return
+    print_result(
+        "presets.schema",
+        {"json_schema": schema_as_json()},
+        as_json=as_json,
+        text=schema_as_markdown,
+    )
