@@ -116,7 +116,6 @@ def fit_value_encoder(
             )
             raise ConfigurationError(message)
         edges = np.linspace(settings.threshold, settings.maximum, n_edges, dtype=np.float32)
-        edges[edges <= 0] = above_threshold  # a zero is never expressed
     elif settings.edges in ("quantile", "gene_quantile"):
         edges = _quantile_edges(
             training, n_edges, above_threshold, per_gene=settings.edges == "gene_quantile"
@@ -134,6 +133,7 @@ def fit_value_encoder(
         if not np.all(np.diff(edges) > 0):
             message = "encoding.edges must be strictly increasing"
             raise ConfigurationError(message)
+    edges[edges <= 0] = np.nextafter(np.float32(0), np.float32(1))  # a zero is never expressed
     return ValueEncoder("binned", edges)
 
 
@@ -210,9 +210,13 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
     except (TypeError, ValueError) as error:
         message = f"{path}: an edge is not a number"
         raise ConfigurationError(message) from error
-    if not np.all(np.diff(edges, axis=1) >= 0) or not np.isfinite(edges).all():
-        gene = int(np.argmin(np.all(np.diff(edges, axis=1) >= 0, axis=1)))
-        message = f"{path}: the edges of gene {panel.symbols[gene]} must be increasing"
+    if edges.shape != (len(panel), n_edges):
+        message = f"{path}: an edge is not a number"
+        raise ConfigurationError(message)
+    sound = np.isfinite(edges).all(axis=1) & np.all(edges[:, 1:] >= edges[:, :-1], axis=1)
+    if not sound.all():
+        gene = panel.symbols[int(np.argmin(sound))]
+        message = f"{path}: the edges of gene {gene} must be finite and increasing"
         raise ConfigurationError(message)
     return edges
 
@@ -237,7 +241,7 @@ class ValueTable:
         """Summarise training cells.
 
         A bin that a gene never used in training borrows from the same bin of all genes, and one
-        that no gene used takes its lower edge.
+        that no gene used takes its lower edge; bin 0, whose typical value is "absent", takes 0.
 
         Parameters
         ----------
@@ -273,8 +277,8 @@ class ValueTable:
             unused = totals[:, number] == 0
             if not unused.any():
                 continue
-            pooled = values[bin_of_value == number]
-            if pooled.size:
+            pooled = values[bin_of_value == number].astype(np.float64)
+            if number > 0 and pooled.size:
                 fallback, mean = np.quantile(pooled, shares), pooled.mean()
             else:
                 edge = 0.0 if number == 0 else float(np.mean(encoder.edges[..., number - 1]))
@@ -317,4 +321,5 @@ class ValueTable:
         # Bin 0 is mostly zeros: a value between "absent" and "faint" would be neither.
         part[bins == 0] = 0
         low, high = self.quantiles[genes, bins, lower], self.quantiles[genes, bins, lower + 1]
-        return (low + part * (high - low)).astype(np.float32)
+        # Rounding may overshoot by a digit, which at an edge would be the next bin.
+        return np.minimum(low + part * (high - low), high).astype(np.float32)

@@ -87,8 +87,9 @@ def evaluate_masked(
     """
     model.network.eval()
     batches, config, device = model.batches, model.config, _device(model)
-    totals = np.zeros(3)
-    gene_hits = baseline_hits = n_genes = n_asked = 0
+    offsets = np.cumsum([0, *config.phenotype_sizes])
+    totals, weights = np.zeros(2), np.zeros(2)  # of genes and of phenotypes
+    gene_hits = baseline_hits = n_genes = 0
     common = model.reference.bin_counts.argmax(axis=1)
     for number, some in _row_batches(rows, batch_size):
         rng = np.random.default_rng([seed, number, 17])
@@ -100,10 +101,16 @@ def evaluate_masked(
         parts = masked_loss(
             output.gene_logits, output.phenotype_logits, batch, config, loss, class_weights
         )
-        share = len(some) / len(rows)
-        totals += share * np.array(
-            [parts.total.item(), parts.genes.item(), parts.phenotypes.item()]
+        # A batch weighs what its means were taken over, so that batches of any size add up.
+        answers = offsets[arrays.phenotype_slot] + arrays.phenotype_target
+        weight = np.array(
+            [
+                len(some) if loss.weighting == "rate" else len(arrays.gene_target),
+                len(answers) if class_weights is None else class_weights[answers].sum().item(),
+            ]
         )
+        totals += weight * np.array([parts.genes.item(), parts.phenotypes.item()])
+        weights += weight
         truth, guess = arrays.gene_target, common[arrays.gene]
         if config.kind == "continuous":
             said = (output.gene_logits[:, 0] > 0).long()  # a logit: is it on?
@@ -113,16 +120,16 @@ def evaluate_masked(
         gene_hits += int((said.cpu().numpy() == truth).sum())
         baseline_hits += int((guess == truth).sum())
         n_genes += len(truth)
-        n_asked += len(arrays.phenotype_target)
         on_progress(
             ProgressEvent(
                 "scoring masked genes", min((number + 1) * batch_size, len(rows)), len(rows)
             )
         )
+    gene_loss, phenotype_loss = (totals / np.maximum(weights, 1e-9)).tolist()
     return MaskedScores(
-        loss=float(totals[0]),
-        gene_loss=float(totals[1]),
-        phenotype_loss=float(totals[2]),
+        loss=gene_loss + loss.phenotype_weight * phenotype_loss,
+        gene_loss=gene_loss,
+        phenotype_loss=phenotype_loss,
         gene_accuracy=gene_hits / max(n_genes, 1),
         gene_baseline=baseline_hits / max(n_genes, 1),
         n_genes=n_genes,

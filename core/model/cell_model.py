@@ -65,9 +65,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.skeleton = Skeleton(config) if config.skeleton else None
         self._route: AttentionRoute | None = None
-        sizes = config.phenotype_sizes
-        slot_of_value = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        self.register_buffer("slot_of_value", slot_of_value, persistent=False)
+        slots = [slot for slot, size in enumerate(config.phenotype_sizes) for _ in range(size)]
+        # Saved with the weights: from_pretrained builds on the meta device and forgets the others.
+        self.register_buffer("slot_of_value", torch.tensor(slots, dtype=torch.long))
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:

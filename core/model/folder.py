@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 
 from core.cells.genes import GenePanel
 from core.encoding.batches import BatchEncoder
@@ -83,7 +84,9 @@ class CellModel:
     @property
     def batches(self) -> BatchEncoder:
         """An encoder of cells into this model's batches."""
-        return BatchEncoder(self.config.tokens, self.values, max_length=self.config.longest_sequence)
+        return BatchEncoder(
+            self.config.tokens, self.values, max_length=self.config.longest_sequence
+        )
 
     def save(self, folder: Path) -> None:
         """Write the folder, replacing an older one only when the new one is complete."""
@@ -103,7 +106,11 @@ class CellModel:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        self.network.save_pretrained(folder)
+        # Not save_pretrained: it draws a progress bar of its own and shards by size.
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        self.config.architectures = [type(self.network).__name__]
+        self.config.save_pretrained(folder)
         _write_json(
             folder / "genes.json",
             {"ids": list(self.panel.ids), "symbols": list(self.panel.symbols)},

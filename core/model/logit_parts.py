@@ -49,15 +49,16 @@ class EncoderPart(nn.Module):
             self.gene_transform = _Transform(width)
             self.gene_output = nn.Linear(width, config.n_gene_outputs)
             self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
-            self.phenotype_transform = _Transform(width)
-            self.phenotype_output = nn.Linear(width, n_values)
+            self.phenotype_transform = _Transform(width) if n_values else None
+            self.phenotype_output = nn.Linear(width, n_values) if n_values else None
 
     def start_at_zero(self) -> None:
         """Make the part contribute nothing at first, so that other parts set the level."""
         assert not self.joint
         for output in (self.gene_output, self.phenotype_output):
-            nn.init.zeros_(output.weight)
-            nn.init.zeros_(output.bias)
+            if output is not None:
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
         nn.init.zeros_(self.gene_bias.weight)
 
     def encode(self, batch: BatchTensors, route: AttentionRoute) -> Tensor:
@@ -77,4 +78,6 @@ class EncoderPart(nn.Module):
                 self.joint_output(self.joint_transform(at_phenotypes)),
             )
         genes = self.gene_output(self.gene_transform(at_genes)) + self.gene_bias(batch.gene)
+        if self.phenotype_transform is None or self.phenotype_output is None:
+            return genes, at_phenotypes.new_zeros(len(at_phenotypes), 0)
         return genes, self.phenotype_output(self.phenotype_transform(at_phenotypes))

@@ -65,11 +65,12 @@ class Skeleton(nn.Module):
         self.class_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
         self.votes = nn.Embedding(n_genes * n_bins, rank)
         self.share_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-        self.class_gate = nn.Linear(n_shown, rank, bias=False)
+        # A model without phenotypes has none of the parts that speak of them.
+        self.class_gate = nn.Linear(n_shown, rank, bias=False) if n_values else None
         self.mix = nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
         self.effects = nn.Linear(rank, n_genes * n_outputs, bias=False)
-        self.phenotype_linear = nn.Linear(n_genes, n_values)
-        self.phenotype_pairs = nn.Linear(n_shown, n_values, bias=False)
+        self.phenotype_linear = nn.Linear(n_genes, n_values) if n_values else None
+        self.phenotype_pairs = nn.Linear(n_shown, n_values, bias=False) if n_values else None
 
     def start(self) -> None:
         """Set the learnt parts so that the model begins exactly at the class log-odds."""
@@ -78,12 +79,13 @@ class Skeleton(nn.Module):
         for scale in (self.class_scale, self.share_scale):
             nn.init.zeros_(scale[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(scale[-1].bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.class_gate.weight)
         nn.init.zeros_(self.mix[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.mix[-1].bias)  # type: ignore[arg-type]
-        for linear in (self.phenotype_linear, self.phenotype_pairs):
-            nn.init.zeros_(linear.weight)
-        nn.init.zeros_(self.phenotype_linear.bias)
+        for linear in (self.class_gate, self.phenotype_linear, self.phenotype_pairs):
+            if linear is not None:
+                nn.init.zeros_(linear.weight)
+        if self.phenotype_linear is not None:
+            nn.init.zeros_(self.phenotype_linear.bias)
 
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V)."""
@@ -104,9 +106,11 @@ class Skeleton(nn.Module):
 
     def _shown(self, batch: BatchTensors, cell_of_token: Tensor) -> Tensor:
         """(B, S) one-hot of the phenotypes shown; a masked one counts as not specified."""
+        if self.n_shown == 0:
+            return self.class_table.new_zeros(batch.n_cells, 0)
         slot = batch.identity - self.first_slot
         is_slot = (slot >= 0) & (batch.identity < self.first_gene)
-        slot = slot.clamp(0, max(len(self.slot_not_specified) - 1, 0))
+        slot = slot.clamp(0, len(self.slot_not_specified) - 1)
         at = batch.value - self.first_shown
         at = torch.where(at < 0, self.slot_not_specified[slot], at).clamp(0, self.n_shown - 1)
         shown = torch.zeros(batch.n_cells * self.n_shown, device=at.device)
@@ -134,7 +138,9 @@ class Skeleton(nn.Module):
             0, cell_of_token, visible.float()
         )
         hidden_Br = sums / torch.sqrt(n_visible + 8).unsqueeze(-1)
-        hidden_Br = hidden_Br * (1 + self.share_scale(share)) * (1 + self.class_gate(shown_BS))
+        hidden_Br = hidden_Br * (1 + self.share_scale(share))
+        if self.class_gate is not None:
+            hidden_Br = hidden_Br * (1 + self.class_gate(shown_BS))
         hidden_Br = hidden_Br + self.mix(hidden_Br)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table) + self.effects(hidden_Br)
         return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
@@ -148,6 +154,8 @@ class Skeleton(nn.Module):
         level: Tensor,
         visible: Tensor,
     ) -> Tensor:
+        if self.phenotype_linear is None or self.phenotype_pairs is None:
+            return shown_BS.new_zeros(0, 0)
         standardised = self.bin_values[gene, level] * visible
         values_BG = torch.zeros(batch.n_cells * self.n_genes, device=standardised.device)
         values_BG = values_BG.index_add(0, cell_of_token * self.n_genes + gene, standardised)

@@ -45,7 +45,7 @@ def save_checkpoint(
     network
         Its weights and buffers are saved.
     state
-        Optimiser, schedule and random state: tensors and plain values only (it is read back
+        Optimiser and random state: tensors and plain values only (it is read back
         without pickle's code execution).
     keep
         Newest checkpoints to keep.
@@ -80,7 +80,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
         try:
             marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
             whole = all(_sha256(path / name) == sum_ for name, sum_ in marker["sha256"].items())
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if whole:
             return path

@@ -25,6 +25,7 @@ from core.cells.store import Store
 from core.errors import TfxError, TrainingInterrupted
 from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
 from core.evaluation.phenotype_metrics import score_phenotype
+from core.model.attention import resolve_attention
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.losses import LossParts, masked_loss
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 #: Name of the model folder inside a run folder.
 MODEL_FOLDER = "model"
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Steps in a row with a non-finite gradient after which a run gives up.
 MAX_NONFINITE = 20
 
@@ -113,6 +115,13 @@ def train(
     """
     preset = resolved.preset
     machine = choose_machine(preset.train)
+    resolve_attention(  # only to refuse, before anything is written, what cannot run here
+        preset.model.attention,
+        device=torch.device(machine.device),
+        dtype=_DTYPES[machine.precision],
+        dropout=preset.model.attention_dropout,
+        ragged=preset.encoding.layout == "expressed",
+    )
     model = build_model(preset, store, name=resolved.name, on_progress=on_progress)
     with RunWriter(run_folder, run=_describe(resolved, store, model, machine)) as log:
         log.config(resolved.to_toml())
@@ -187,15 +196,7 @@ class _Run:
         )
         self.validation = self._validation_rows()
         self.optimiser = make_optimiser(model.network, settings)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser,
-            lambda step: learning_rate_factor(
-                step,
-                total=self.total,
-                warmup_ratio=settings.warmup_ratio,
-                schedule=settings.schedule,
-            ),
-        )
+        self.peak_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.network, self.optimiser = self.accelerator.prepare(model.network, self.optimiser)
         self.device = self.accelerator.device
         weights = class_weights(
@@ -219,12 +220,13 @@ class _Run:
         self.log.status("running", step=progress.step, total=self.total)
         window = _Window()
         while progress.step < self.total:
+            rate = self._set_learning_rate(progress.step)
             parts, n_tokens, norm = self._step(progress.step)
             progress.step += 1
             window.add(parts, n_tokens, norm, self.order.batch_size)
             last = progress.step == self.total
             if progress.step % settings.log_steps == 0 or last:
-                figures = window.close() | {"lr": float(self.schedule.get_last_lr()[0])}
+                figures = window.close() | {"lr": rate}
                 self.log.metrics(progress.step, "train", figures)
                 eta = window.seconds_per_step * (self.total - progress.step)
                 self.log.status("running", step=progress.step, eta=round(eta, 1))
@@ -244,6 +246,18 @@ class _Run:
             best_step=progress.best_step,
             validation=progress.best_figures,
         )
+
+    def _set_learning_rate(self, step: int) -> float:
+        """Set every group's learning rate for a step; return that of the first."""
+        factor = learning_rate_factor(
+            step,
+            total=self.total,
+            warmup_ratio=self.settings.warmup_ratio,
+            schedule=self.settings.schedule,
+        )
+        for group, peak in zip(self.optimiser.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        return self.peak_rates[0] * factor
 
     def _step(self, step: int) -> tuple[LossParts, int, float]:
         """Do one optimiser step; return the loss, tokens and gradient norm."""
@@ -272,11 +286,11 @@ class _Run:
         norm = float(norm) if isinstance(norm, Tensor) else float(norm or 0.0)
         if math.isfinite(norm):
             self.nonfinite_in_a_row = 0
-            self.optimiser.step()
         else:
             self._note_nonfinite(step, rows)
+        if math.isfinite(norm) or self.accelerator.scaler is not None:
+            self.optimiser.step()  # fp16: the scaler skips the step itself and lowers its scale
         self.optimiser.zero_grad()
-        self.schedule.step()
         return parts, len(arrays.identity), norm
 
     def _note_nonfinite(self, step: int, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
@@ -352,7 +366,6 @@ class _Run:
         progress = self.progress
         state = {
             "optimiser": self.optimiser.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "best_loss": progress.best_loss,
@@ -378,11 +391,6 @@ class _Run:
             return
         state = load_checkpoint(path, self.accelerator.unwrap_model(self.network))
         self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
-        for group, base in zip(self.optimiser.param_groups, self.schedule.base_lrs, strict=True):
-            group["lr"] = base * factor
-        self.schedule._last_lr = [group["lr"] for group in self.optimiser.param_groups]
         torch.set_rng_state(state["random"])
         if state["cuda_random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_random"])

@@ -53,13 +53,13 @@ def test_validate_passes_a_good_preset(tfx, bundled):
 
 
 def test_validate_names_all_that_is_wrong(tfx, tmp_path):
-    (tmp_path / "mine.toml").write_text("[data]\nfils = 1\ngenes = 0\n", encoding="utf-8")
+    (tmp_path / "mine.toml").write_text("[data]\nfilez = 1\ngenes = 0\n", encoding="utf-8")
     result = tfx("presets", "validate", "mine.toml")
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
         "Error:",
         "mine.toml:1: data.files: is missing; it must be a string or a list of strings",
-        "mine.toml:2: data.fils: unknown key; did you mean 'files'?",
+        "mine.toml:2: data.filez: unknown key; did you mean 'files'?",
         "mine.toml:3: data.genes: must be at least 1 (got 0)",
     ]
 

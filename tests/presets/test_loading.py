@@ -276,8 +276,8 @@ def test_a_known_key_in_the_wrong_table_is_named_with_its_table(preset_file):
 
 
 def test_an_unknown_section_names_the_nearest(preset_file):
-    (error,) = errors_of(preset_file(MINIMAL + "[trian]\nseed = 1\n"))
-    assert error == "base.toml:3: trian: unknown key; did you mean 'train'?"
+    (error,) = errors_of(preset_file(MINIMAL + "[trainn]\nseed = 1\n"))
+    assert error == "base.toml:3: trainn: unknown key; did you mean 'train'?"
 
 
 def test_single_underscores_in_a_variable_are_pointed_out(preset_file):

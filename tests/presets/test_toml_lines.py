@@ -1,7 +1,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.presets.toml_lines import LineFinder
@@ -81,6 +81,7 @@ def test_comments_after_values_are_read_but_not_those_inside_strings():
     assert finder.comment_after(("nothing",)) == ""
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_that_is_not_toml_still_gets_a_line(text):
     assert LineFinder(text).line_of(("a", "b")) >= 1
@@ -91,6 +92,7 @@ KEYS = st.text(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(KEYS, min_size=1, max_size=6, unique=True), st.text(alphabet="#=[]{}'\\\", ab"))
 def test_keys_of_any_spelling_are_found_in_order(keys, value):
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,7 +1,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.presets.toml_text import (
@@ -21,11 +21,13 @@ SCALARS = (
 )
 
 
+@settings(deadline=None)
 @given(SCALARS | st.lists(SCALARS) | st.dictionaries(st.text(alphabet="ab.\n\x7f"), SCALARS))
 def test_written_values_read_back_equal(value):
     assert tomllib.loads(f"key = {write_value(value)}")["key"] == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab. \"'\n"), min_size=1))
 def test_written_keys_read_back_equal(parts):
     assert read_key(".".join(write_key(part) for part in parts)) == tuple(parts)

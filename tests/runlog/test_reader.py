@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
@@ -58,6 +58,7 @@ def test_a_resume_folds_back_the_steps_that_are_run_again(folder):
     assert [event["event"] for event in reader.events()] == ["resume"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9) | st.integers(0, 9).map(lambda n: -n - 1), max_size=30))
 def test_folding_equals_rerunning_in_memory(tmp_path_factory, script):
     folder = tmp_path_factory.mktemp("run")
@@ -108,6 +109,7 @@ def test_a_file_that_shrank_or_was_replaced_is_read_anew(folder):
     assert [record["step"] for record in reader.metrics()] == [8, 9]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(), max_size=6))
 def test_a_follower_reads_any_bytes_and_nothing_twice(tmp_path_factory, pieces):
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"

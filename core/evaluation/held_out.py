@@ -1,0 +1,141 @@
+"""The honest figures of a model: held-out cells, every phenotype, baselines on the same cells.
+
+All genes visible, all phenotypes hidden: the model says what each cell is. Beside it stand the
+majority class and logistic regression, fitted on the same training cells and the same genes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from core.cells.store import Split, Store
+from core.errors import DataError
+from core.evaluation.baselines import logistic_regression_baseline, majority_baseline
+from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
+from core.evaluation.phenotype_metrics import PhenotypeScores, score_phenotype
+from core.model.folder import CellModel
+from core.presets.schema import LossSettings
+from core.progress import Listener, ProgressEvent, ignore_progress
+
+__all__ = ["evaluate_held_out"]
+
+#: Training cells the baselines are fitted on at most; a seeded sample beyond.
+MAX_BASELINE_CELLS = 50_000
+
+
+def evaluate_held_out(
+    model: CellModel,
+    store: Store,
+    split: Split,
+    *,
+    loss: LossSettings,
+    max_cells: int | None = None,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> dict[str, Any]:
+    """Score a model on a split it was not trained on.
+
+    Parameters
+    ----------
+    model, store
+        The store must be the one the model was trained on, so that the split is honest.
+    split
+        "test", or "validation" while a model is still being chosen.
+    loss
+        The loss to report on masked genes.
+    max_cells
+        Score a seeded sample of at most so many cells.
+
+    Returns
+    -------
+    A report for `core.evaluation.reports.write_evaluation_report`.
+
+    Raises
+    ------
+    DataError
+        The split has no cells.
+    """
+    rows = store.rows(split)
+    if len(rows) == 0:
+        message = (
+            f"{store.path}: the {split} split has no cells; set data.split.{split} above 0 or give "
+            f"data.{split}_files, and prepare again"
+        )
+        raise DataError(message)
+    rng = np.random.default_rng([seed, 37])
+    if max_cells is not None and len(rows) > max_cells:
+        rows = np.sort(rng.choice(rows, max_cells, replace=False))
+    train_rows = store.rows("train")
+    if len(train_rows) > MAX_BASELINE_CELLS:
+        train_rows = np.sort(rng.choice(train_rows, MAX_BASELINE_CELLS, replace=False))
+
+    probabilities = predict_phenotypes(model, store, rows, seed=seed, on_progress=on_progress)
+    masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
+    train_x, test_x = store.read(train_rows, model.panel), store.read(rows, model.panel)
+    train_codes = np.asarray(store.phenotype_codes[train_rows])
+    test_codes = np.asarray(store.phenotype_codes[rows])
+    phenotypes: dict[str, dict[str, PhenotypeScores]] = {}
+    notes = []
+    for slot, (name, values) in enumerate(store.phenotypes.items()):
+        truth, known = test_codes[:, slot], train_codes[:, slot]
+        if not (truth >= 0).any():
+            notes.append(f"{name}: no {split} cell has a label; not scored")
+            continue
+        on_progress(ProgressEvent("fitting baselines", slot, len(store.phenotypes)))
+        phenotypes[name] = {
+            "model": score_phenotype(truth, probabilities[name].argmax(axis=1), values),
+            "logistic_regression": logistic_regression_baseline(
+                train_x, known, test_x, truth, values, seed=seed
+            ),
+            "majority": majority_baseline(known, truth, values),
+        }
+        notes += _remarks(name, phenotypes[name], truth)
+    on_progress(ProgressEvent("fitting baselines", len(store.phenotypes), len(store.phenotypes)))
+    report_split = store.report.get("split", {})
+    return {
+        "title": f"{model.origin.get('name', 'model')} on {split} cells",
+        "facts": {
+            "model": model.origin.get("name"),
+            "step": model.origin.get("step"),
+            "data": ", ".join(source.name for source in store.manifest.sources),
+            "simulated": store.truth is not None,
+            "split": split,
+            "split by": report_split.get("method"),
+            "cells": len(rows),
+            "training cells of the baselines": len(train_rows),
+            "genes": len(model.panel),
+            "seed": seed,
+        },
+        "phenotypes": {
+            name: {method: scores.to_dict() for method, scores in methods.items()}
+            for name, methods in phenotypes.items()
+        },
+        "genes": {
+            "masked genes": masked.n_genes,
+            "accuracy": masked.gene_accuracy,
+            "accuracy of each gene's most common bin": masked.gene_baseline,
+            "loss": masked.gene_loss,
+        },
+        "notes": notes,
+    }
+
+
+def _remarks(
+    name: str, methods: dict[str, PhenotypeScores], truth: np.ndarray[Any, Any]
+) -> list[str]:
+    """Say what a reviewer would."""
+    remarks = []
+    ours, theirs = methods["model"], methods["logistic_regression"]
+    if ours.accuracy < theirs.accuracy or ours.macro_f1 < theirs.macro_f1:
+        remarks.append(
+            f"{name}: the model loses to logistic regression "
+            f"(accuracy {ours.accuracy:.3f} against {theirs.accuracy:.3f}, macro-F1 "
+            f"{ours.macro_f1:.3f} against {theirs.macro_f1:.3f})"
+        )
+    if ours.accuracy <= methods["majority"].accuracy:
+        remarks.append(
+            f"{name}: the model is no better than always answering the most common value"
+        )
+    if len(np.unique(truth[truth >= 0])) == 1:
+        remarks.append(f"{name}: all scored cells have one value, so its accuracy says little")
+    return remarks

@@ -1,0 +1,112 @@
+"""`tfx eval`: how well a model knows the phenotypes of cells it has not seen."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from core.errors import DataError
+from tfx_cli.options import JsonOutput
+from tfx_cli.output import make_table, narrate, print_result
+from tfx_cli.progress import show_progress
+from tfx_cli.run_folders import RUNS
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["evaluate"]
+
+_METHODS = ("model", "logistic_regression", "majority")
+
+
+def evaluate(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run, by name or folder; default: the newest."),
+    ] = None,
+    split: Annotated[
+        Literal["test", "validation"],
+        typer.Option("--split", help="Which held-out cells; test is for the last look."),
+    ] = "test",
+    max_cells: Annotated[
+        int | None, typer.Option("--max-cells", min=1, help="Score a sample of so many cells.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder of the report; default: RUN/eval."
+        ),
+    ] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Score a model on held-out cells, per phenotype, beside simple baselines.
+
+    All genes are visible and all phenotypes hidden. Logistic regression and the majority class
+    see the same training cells, genes and split. The report (report.json, report.md, a picture of
+    each confusion matrix) goes to the run's folder.
+
+    Examples
+    --------
+    tfx eval
+    tfx eval runs/base --split validation --json
+    """
+    from core.runlog.reader import find_run
+
+    folder = find_run(RUNS, run)
+    # torch and transformers, 3 s: not before the run has been found.
+    from core.evaluation.held_out import evaluate_held_out
+    from core.evaluation.reports import write_evaluation_report
+    from core.generation.comparison import open_training_store
+    from core.model.folder import CellModel
+    from core.presets.loading import ResolvedPreset
+    from core.runlog.schema import CONFIG_FILE
+    from core.training.engine import MODEL_FOLDER
+
+    if not (folder / MODEL_FOLDER).is_dir():
+        message = f"{folder} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder}'"
+        raise DataError(message)
+    model = CellModel.load(folder / MODEL_FOLDER)
+    store = open_training_store(model)
+    if store is None:
+        message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
+        raise DataError(message)
+    config = folder / CONFIG_FILE
+    preset = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config)).preset
+    with show_progress() as listener:
+        report = evaluate_held_out(
+            model, store, split, loss=preset.loss, max_cells=max_cells, on_progress=listener
+        )
+    target = output or folder / "eval"
+    files = write_evaluation_report(target, report)
+    narrate(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} pictures")
+    print_result("eval", report, as_json=as_json, text=lambda: _tables(report))
+
+
+def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    facts = report["facts"]
+    simulated = ", simulated" if facts["simulated"] else ""
+    yield (
+        f"{report['title']}: {facts['cells']:,} cells, {facts['genes']:,} genes"
+        f"{simulated} (split by {facts['split by']})"
+    )
+    yield ""
+    header = ["phenotype", "cells"]
+    for method in ("model", "logistic regression", "majority"):
+        header += [f"{method} accuracy", "macro-F1"]
+    rows = []
+    for name, methods in report["phenotypes"].items():
+        row = [name, f"{methods['model']['n_cells']:,}"]
+        for method in _METHODS:
+            scores = methods[method]
+            row += [f"{scores['accuracy']:.3f}", f"{scores['macro_f1']:.3f}"]
+        rows.append(row)
+    yield make_table(header, rows)
+    yield ""
+    yield "masked genes: " + ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"
+        for name, value in report["genes"].items()
+    )
+    if report["notes"]:
+        yield ""
+        yield from (f"- {note}" for note in report["notes"])

@@ -1,0 +1,224 @@
+"""`tfx generate`: from control tokens to cells, and a short check of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from core.errors import ConfigurationError, DataError
+from tfx_cli.options import (
+    Age,
+    CellType,
+    Disease,
+    JsonOutput,
+    PhenotypePairs,
+    Sex,
+    Tissue,
+    phenotype_request,
+)
+from tfx_cli.output import make_table, narrate, print_result, warn
+from tfx_cli.progress import show_progress
+from tfx_cli.run_folders import RUNS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from core.evaluation.fidelity import FidelitySummary
+    from core.generation.comparison import MarkerCheck
+
+__all__ = ["generate"]
+
+_SAMPLING = "Sampling"
+
+
+def generate(
+    sex: Sex = None,
+    tissue: Tissue = None,
+    cell_type: CellType = None,
+    age: Age = None,
+    disease: Disease = None,
+    phenotype: PhenotypePairs = None,
+    n_cells: Annotated[int, typer.Option("-n", "--cells", help="Number of cells.")] = 200,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE.h5ad", help="Where the cells are written."),
+    ] = Path("generated.h5ad"),
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run", metavar="RUN", help="A run or a model folder; default: the newest run."
+        ),
+    ] = None,
+    unspecified: Annotated[
+        Literal["sample", "none"],
+        typer.Option(
+            help="Phenotypes left open: drawn from matching real cells, or none for [NO_*]."
+        ),
+    ] = "sample",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same cells.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Unmasking steps; more are better.", rich_help_panel=_SAMPLING),
+    ] = None,
+    order: Annotated[
+        Literal["random", "confidence"] | None,
+        typer.Option(
+            help="Order of unmasking; confidence empties cells.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="1 draws from the model.", rich_help_panel=_SAMPLING),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Above 0 exaggerates the condition.", rich_help_panel=_SAMPLING),
+    ] = None,
+    decode: Annotated[
+        Literal["sample", "mean", "bins"] | None,
+        typer.Option(
+            help="Value of a bin: drawn from the gene's training values, their mean, or the bin.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Generate synthetic cells of the phenotypes asked for, as an .h5ad file.
+
+    Values are log1p of counts per 10,000. Every cell is marked obs["synthetic"], and
+    uns["tfx_generation"] says which model, request and seed made it. The cells are compared with
+    the markers of the request and with real cells where the training store is at hand.
+
+    Examples
+    --------
+    tfx generate --sex female --tissue lung -n 500 -o lung.h5ad
+    tfx generate --run runs/pbmc68k --cell-type "CD14+ Monocyte" --steps 64
+    """
+    request = phenotype_request(
+        sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
+    )
+    _check_output(output, overwrite=overwrite)
+    folder = _model_folder(run)
+    # torch and transformers, 3 s: not before the command line has proved right.
+    from core.generation.cells import generate_cells, write_cells
+    from core.generation.comparison import check_markers, compare_with_real, open_training_store
+    from core.generation.request import GenerationRequest, resolve_phenotypes
+    from core.model.folder import CellModel
+
+    model = CellModel.load(folder)
+    given = {
+        "steps": steps, "order": order, "temperature": temperature, "guidance": guidance,
+        "decode": decode,
+    }  # fmt: skip
+    changes = {name: value for name, value in given.items() if value is not None}
+    wanted = resolve_phenotypes(model.config, request)
+    full_request = GenerationRequest(
+        phenotypes=request,
+        n_cells=n_cells,
+        unspecified=unspecified,
+        settings=model.generate.model_copy(update=changes),
+        seed=seed,
+    )
+    with show_progress() as listener:
+        cells, notes = generate_cells(model, full_request, on_progress=listener)
+    for note in notes:
+        warn(note)
+    write_cells(cells, output)
+    narrate(f"{output}: {cells.n_obs:,} synthetic cells x {cells.n_vars:,} genes")
+    markers = check_markers(model, cells.X, wanted)
+    store = open_training_store(model)
+    compared = None if store is None else compare_with_real(model, store, cells.X, wanted)
+    n_training = model.reference.n_cells(wanted)
+    print_result(
+        "generate",
+        {
+            "output": output,
+            "cells": cells.n_obs,
+            "request": request,
+            "training_cells": n_training,
+            "model": folder,
+            "simulated": bool(model.origin.get("simulated")),
+            "markers": [vars(marker) for marker in markers],
+            "fidelity": None if compared is None else compared[0].to_dict(),
+            "compared_with": None if compared is None else compared[1],
+            "notes": notes,
+        },
+        as_json=as_json,
+        text=lambda: _report(cells, n_training, markers, compared, model.origin),
+    )
+
+
+def _check_output(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir():
+        message = f"--output {path} is a folder; give a file name, as in {path / 'cells.h5ad'}"
+        raise ConfigurationError(message)
+    if path.suffix != ".h5ad":
+        message = (
+            f"--output {path}: cells are written as .h5ad; name it {path.with_suffix('.h5ad')}"
+        )
+        raise ConfigurationError(message)
+    if path.exists() and not overwrite:
+        message = f"--output {path} exists; choose another name or add --overwrite"
+        raise ConfigurationError(message)
+
+
+def _model_folder(run: str | None) -> Path:
+    """Return the model folder of a run, or the one named."""
+    from core.runlog.reader import find_run
+
+    if run is not None and (Path(run) / "tfx.json").is_file():
+        return Path(run)
+    folder = find_run(RUNS, run) / "model"
+    if not folder.is_dir():
+        message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder.parent}'"
+        raise DataError(message)
+    return folder
+
+
+def _report(
+    cells: Any,  # noqa: ANN401 - an AnnData, whose import costs 400 ms
+    n_training: int,
+    markers: "list[MarkerCheck]",
+    compared: "tuple[FidelitySummary, str] | None",
+    origin: dict[str, Any],
+) -> "Iterator[RenderableType]":
+    if origin.get("simulated"):
+        yield "The model was trained on simulated cells: these say nothing about real biology."
+    yield f"{cells.n_obs:,} synthetic cells; {n_training:,} training cells had what was asked for"
+    if markers:
+        yield ""
+        yield "genes that set the request apart (mean log1p per 10k)"
+        yield make_table(
+            ["request", "gene", "training", "all training", "generated", "cells with it"],
+            [
+                [
+                    f"{m.phenotype} = {m.value}", m.gene, f"{m.training_mean:.2f}",
+                    f"{m.other_mean:.2f}", f"{m.generated_mean:.2f}",
+                    f"{m.generated_detection:.0%}",
+                ]
+                for m in markers
+            ],
+        )  # fmt: skip
+    if compared is not None:
+        summary, which = compared
+        yield ""
+        yield f"beside {summary.n_real:,} real cells ({which}) of the same phenotypes"
+        yield make_table(
+            ["", "real", "generated"],
+            [
+                [
+                    "genes per cell", f"{summary.genes_per_cell_real_mean:.1f} "
+                    f"(sd {summary.genes_per_cell_real_sd:.1f})",
+                    f"{summary.genes_per_cell_generated_mean:.1f} "
+                    f"(sd {summary.genes_per_cell_generated_sd:.1f})",
+                ],
+                ["gene means, r", "", f"{summary.gene_mean_r:.3f}"],
+                ["detection rates, mean difference", "", f"{summary.detection_mae:.3f}"],
+                ["gene-gene correlations, r", "", f"{summary.correlation_r:.3f}"],
+            ],
+        )  # fmt: skip

@@ -1,0 +1,40 @@
+"""Where runs are kept and how they are named on the command line."""
+
+from pathlib import Path
+
+from core.errors import ConfigurationError
+
+__all__ = ["RUNS", "existing_run", "new_run_folder"]
+
+#: The folder of runs, below the folder where tfx is started.
+RUNS = Path("runs")
+
+
+def existing_run(target: str) -> Path | None:
+    """Return the run that ``target`` names, as a folder or by its name; None if there is none."""
+    from core.runlog.schema import RUN_FILE
+
+    for folder in (Path(target), RUNS / target):
+        if (folder / RUN_FILE).is_file():
+            return folder
+    return None
+
+
+def new_run_folder(name: str, wanted: str | None) -> Path:
+    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken.
+
+    Raises
+    ------
+    ConfigurationError
+        A run of the wanted name exists.
+    """
+    if wanted is not None:
+        folder = RUNS / wanted
+        if folder.exists():
+            message = f"--run {wanted}: {folder} exists; go on with it by 'tfx train {folder}', or choose another name"
+            raise ConfigurationError(message)
+        return folder
+    folder, number = RUNS / name, 2
+    while folder.exists():
+        folder, number = RUNS / f"{name}-{number}", number + 1
+    return folder

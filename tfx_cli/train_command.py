@@ -1,0 +1,179 @@
+"""`tfx train`: from a preset to a run, or on with a run that stopped."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from core.errors import ConfigurationError
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
+from tfx_cli.output import make_table, narrate, print_result
+from tfx_cli.progress import show_progress
+from tfx_cli.run_folders import existing_run, new_run_folder
+from tfx_cli.stop_signal import stop_on_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from core.cells.store import Store
+    from core.presets.loading import ResolvedPreset
+    from core.training.engine import TrainResult
+
+__all__ = ["train"]
+
+
+def train(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET | RUN",
+            help="A preset (file or bundled name), or a run that stopped, to go on with it.",
+        ),
+    ],
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="NAME", help="Name of the new run; default: the preset's."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Optimiser steps (train.max_steps).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps.")
+    ] = None,
+    config: ConfigFiles = None,
+    assign: Assignments = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Train a model of cells; what is missing (the store of cells) is prepared first.
+
+    Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
+    with the weights of the lowest validation loss. Ctrl-C saves a checkpoint and leaves with exit
+    code 75; 'tfx train runs/NAME' goes on from there.
+
+    Examples
+    --------
+    tfx train presets/base.toml
+    tfx train runs/base
+    """
+    folder = _run_to_resume(target)
+    if folder is not None and (config or assign or run or steps or device):
+        message = f"{folder} goes on with its own preset; leave out --config, --set, --run, --steps and --device, or train a preset"
+        raise ConfigurationError(message)
+    resolved = (
+        _preset_of_run(folder)
+        if folder is not None
+        else _new_preset(target, config or [], assign or [], steps=steps, device=device)
+    )
+    if folder is None:
+        new_run_folder(resolved.name, run)  # refuse a taken name before the cells are prepared
+    # torch, transformers, accelerate and scanpy, 3 to 5 s: not before the preset has proved right.
+    from core.cells.prepare import ensure_store
+    from core.training.engine import train as train_model
+    from core.training.machine import choose_machine
+
+    choose_machine(resolved.preset.train)
+    with show_progress() as listener:
+        if folder is not None:
+            store = _store_of_run(folder)
+        else:
+            store = ensure_store(resolved.preset.data, resolved.name, on_progress=listener)
+            folder = new_run_folder(resolved.name, run)
+        narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")
+        with stop_on_signals() as stop:
+            result = train_model(resolved, store, folder, should_stop=stop, on_progress=listener)
+    print_result(
+        "train",
+        {
+            "run": result.run,
+            "model": result.model,
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "validation": result.validation,
+        },
+        as_json=as_json,
+        text=lambda: _summary(result),
+    )
+
+
+def _run_to_resume(target: str) -> Path | None:
+    """Tell a run from a preset; a preset's file or bundled name wins over a run of that name."""
+    from core.presets.catalogue import list_presets
+
+    folder = existing_run(target)
+    bundled = {preset.name for preset in list_presets()}
+    return None if folder is not None and target in bundled else folder
+
+
+def _new_preset(
+    target: str,
+    config: list[Path],
+    assign: list[str],
+    *,
+    steps: int | None,
+    device: str | None,
+) -> "ResolvedPreset":
+    from core.presets.loading import resolve_preset
+
+    options: dict[str, object] = {}
+    if steps is not None:
+        options["train.max_steps"] = steps
+    if device is not None:
+        options["train.device"] = device
+    return resolve_preset(
+        Path(target),
+        overlays=config,
+        environment=os.environ,
+        options=options,
+        option_names={"train.max_steps": "--steps", "train.device": "--device"},
+        assignments=assign,
+    )
+
+
+def _preset_of_run(folder: Path) -> "ResolvedPreset":
+    from core.presets.loading import ResolvedPreset
+    from core.runlog.reader import RunReader
+    from core.runlog.schema import CONFIG_FILE
+
+    if RunReader(folder).status.get("state") == "finished":
+        message = (
+            f"{folder} is finished; evaluate it by 'tfx eval {folder}', or train its preset anew"
+        )
+        raise ConfigurationError(message)
+    path = folder / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"{path} cannot be read ({error.strerror}): this run cannot go on; train its preset anew"
+        raise ConfigurationError(message) from error
+    return ResolvedPreset.from_toml(text, where=str(path))
+
+
+def _store_of_run(folder: Path) -> "Store":
+    from core.cells.store import Store
+    from core.errors import DataError
+    from core.runlog.reader import RunReader
+
+    run = RunReader(folder).run
+    store = Store.open(str(run.get("store", "")))
+    if store.manifest.key != run.get("store_key"):
+        message = f"{store.path} was prepared anew since {folder} began; train the preset anew"
+        raise DataError(message)
+    return store
+
+
+def _summary(result: "TrainResult") -> "Iterator[RenderableType]":
+    yield f"{result.run}: {result.steps:,} steps; the model is that of step {result.best_step:,}"
+    rows = [
+        [name.removeprefix("acc/"), f"{value:.3f}"]
+        for name, value in result.validation.items()
+        if name.startswith("acc/")
+    ]
+    if rows:
+        yield ""
+        yield make_table(["validation: mask accuracy", ""], rows)
+    yield ""
+    yield f"next: tfx eval {result.run}"
+    yield f"      tfx generate --run {result.run} -n 1000 -o cells.h5ad"
