@@ -4,7 +4,7 @@ The vocabularies are learnt from training cells, so the split comes first; where
 it is stratified by the labels, whose sorted values do not yet depend on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from core.cells.phenotypes import (
     suggest,
 )
 from core.cells.splits import (
+    DONOR_SEARCH,
     TEST,
     TRAIN,
     VALIDATION,
     SplitPlan,
     held_out_shares,
+    phenotype_distances,
     split_by_donor,
     split_stratified,
 )
@@ -107,6 +109,15 @@ def read_cell_labels(
         for phenotype in columns
     ]
     split = _split(data, roles, n_cells, donors, strata)
+    distances = phenotype_distances(split.codes, strata)
+    imbalance = {
+        _NAMES[code]: {
+            phenotype.name: round(distance, 4)
+            for phenotype, distance in zip(columns, of_split, strict=True)
+        }
+        for code, of_split in distances.items()
+        if code != TRAIN
+    }
     in_training = split.codes == TRAIN
     if not in_training.any():
         message = (
@@ -155,7 +166,8 @@ def read_cell_labels(
         donor_names=donor_names,
         phenotype_report={name: _describe(result, in_training) for name, result in coded.items()},
         left_out=left_out,
-        split_report=_describe_split(split, data, donors, donor_names),
+        split_report=_describe_split(split, data, donors, donor_names)
+        | _describe_imbalance(imbalance, coded),
         notices=notices,
     )
 
@@ -184,7 +196,9 @@ def _split(
     by_cell = data.split.by == "cells"
     notices: list[str] = []
     if donors is not None and not by_cell:
-        by_donor = split_by_donor(donors[dealt], shares, rng)
+        by_donor = split_by_donor(
+            donors[dealt], shares, rng, phenotypes=[part[dealt] for part in strata]
+        )
         if by_donor is not None:
             codes[dealt] = by_donor
             unknown = int(np.sum(donors[dealt] == MISSING))
@@ -295,6 +309,7 @@ def _describe_split(
     described: dict[str, Any] = {
         "method": split.method,
         "by": data.split.by if split.method == "donor" else None,
+        "search": DONOR_SEARCH if split.method == "donor" else None,
         "seed": data.split.seed,
         "cells": {name: int(np.sum(split.codes == code)) for code, name in _NAMES.items()},
     }
@@ -307,3 +322,25 @@ def _describe_split(
             name: [donor_names[donor] for donor in members] for name, members in per_split.items()
         }
     return described
+
+
+def _describe_imbalance(
+    imbalance: dict[str, dict[str, float]], phenotypes: Collection[str]
+) -> dict[str, Any]:
+    """Say how far the phenotypes of held-out cells are from those of all, and the worst case.
+
+    The part of the split's cells that would need another label; phenotypes left out of the store
+    are not told.
+    """
+    told = {
+        split: {name: part for name, part in parts.items() if name in phenotypes}
+        for split, parts in imbalance.items()
+    }
+    cases = [(part, split, name) for split, parts in told.items() for name, part in parts.items()]
+    if not cases:
+        return {"imbalance": told, "worst_imbalance": None}
+    part, split, name = max(cases)
+    return {
+        "imbalance": told,
+        "worst_imbalance": {"split": split, "phenotype": name, "distance": part},
+    }

@@ -6,8 +6,10 @@ and count values per cell, once to write each cell to its place in the seeded or
 """
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +81,14 @@ def prepare_store(
     ------
     ConfigurationError, DataError, MachineError
         Nothing is left behind.
+    KeyboardInterrupt
+        Ctrl-C, or SIGTERM where nobody else handles it. Nothing is left behind.
     """
     destination = Path(destination)
     key = store_key(data)
     if (existing := _open_matching(destination, key)) is not None:
         return existing
-    with ExitStack() as stack:
+    with _interrupted_by_sigterm(), ExitStack() as stack:
         inputs = open_inputs(data, stack, on_progress)
         value_kind = common_value_kind(inputs)
         resolve_method(data.hvg, value_kind)
@@ -153,6 +157,24 @@ def ensure_store(
 def default_store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Path:
     """Folder of a preset's store: its name and a hash of all that the store depends on."""
     return root / f"{name}-{store_key(data)[:10]}"
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: unhandled, it would leave a half-written store."""
+    unhandled = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not unhandled or threading.current_thread() is not threading.main_thread():
+        yield  # another's handler stays, and only the main thread may set one
+        return
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _open_matching(destination: Path, key: str) -> Store | None:

@@ -37,6 +37,9 @@ _BLOCK_VALUES = 2**23
 #: What a split that misses its share by its whole size costs, in the unit of the phenotypes'
 #: distance: a split a quarter too large weighs as 5 % of its cells with other labels.
 _SHARE_WEIGHT = 0.2
+#: What it costs, in the same unit, if training loses all values of a phenotype that have one donor
+#: each. A part, not a number: of a phenotype that is nearly the donor itself any deal loses many.
+_ALONE_WEIGHT = 0.1
 #: How the donor split is made, for the store's report.
 DONOR_SEARCH = (
     f"of up to {_DRAWS} seeded random deals of whole donors, the one whose held-out splits are "
@@ -102,7 +105,7 @@ def split_by_donor(
     many millions) the best is taken: first, training loses the fewest phenotype values that more
     than one donor has; then the worst held-out split is nearest to the whole, counting the mean
     over phenotypes of the total-variation distance, the relative error of its share, and the part
-    of the phenotype values that are a single donor's and lost to training. What training still
+    that training loses of each phenotype's values that a single donor has. What training still
     lacks of the former is moved there as far as every split keeps a donor.
     """
     cell_donor, n_donors = _close_ranks(donors)
@@ -308,10 +311,10 @@ def _judge(
         off = np.abs((sizes @ members) / target - 1)
         worst = np.maximum(worst, distances.sum(axis=0) / n_phenotypes + _SHARE_WEIGHT * off)
     lacking = (trained == 0).astype(np.float64)
-    of_one_donor = lacking * ~table.shared[:, None]
-    n_values = table.sum_phenotypes(np.ones_like(whole, dtype=np.float64))
-    lost_parts = (table.sum_phenotypes(of_one_donor) / n_values).sum(axis=0) / n_phenotypes
-    return (lacking * table.shared[:, None]).sum(axis=0), worst + lost_parts
+    alone = (~table.shared[:, None]).astype(np.float64)
+    lost_alone = table.sum_phenotypes(lacking * alone) / np.maximum(table.sum_phenotypes(alone), 1)
+    lost_shared = (lacking * table.shared[:, None]).sum(axis=0)
+    return lost_shared, worst + _ALONE_WEIGHT * lost_alone.sum(axis=0)
 
 
 def _return_lost_values(

@@ -138,6 +138,7 @@ class BatchEncoder:
             return self._expressed(expression, codes, states, masking, rng)
         n_cells, n_genes = expression.shape
         n_masked = draw_masked_counts(np.full(n_cells, n_genes), masking.genes, rng)
+        n_masked[rng.random(n_cells) < masking.visible_cells] = 0
         mask = draw_gene_mask(n_masked, n_genes, rng)
         return self.ranked(expression.toarray(), codes, states, mask)
 
@@ -236,6 +237,7 @@ class BatchEncoder:
         place[order] = np.arange(len(cell)) - np.repeat(np.cumsum(expressed) - expressed, expressed)
         kept = np.minimum(expressed, room)
         n_masked = draw_masked_counts(kept, masking.genes, rng)
+        n_masked[rng.random(n_cells) < masking.visible_cells] = 0
         share = np.divide(n_masked, kept, out=np.zeros(n_cells), where=kept > 0)
         stays = place < kept[cell]
         cell, gene, level, bins, place = _take(stays, cell, gene, level, bins, place)

@@ -105,7 +105,7 @@ def evaluate_masked(
         answers = offsets[arrays.phenotype_slot] + arrays.phenotype_target
         weight = np.array(
             [
-                len(some) if loss.weighting == "rate" else len(arrays.gene_target),
+                len(np.unique(arrays.gene_cell)) if loss.weighting == "rate" else len(arrays.gene),
                 len(answers) if class_weights is None else class_weights[answers].sum().item(),
             ]
         )

@@ -1,5 +1,6 @@
 """The configuration of a model: everything its shapes depend on, in transformers' form."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from transformers import PretrainedConfig
@@ -14,8 +15,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
 
     Parameters
     ----------
-    phenotypes
-        Name -> values, in header order.
+    phenotype_names, phenotype_values
+        In header order.
     n_genes, n_bins
         Size of the panel; bins of a gene (binary 2; continuous 2: off and on).
     kind, layout
@@ -36,7 +37,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(
         self,
-        phenotypes: dict[str, list[str]] | None = None,
+        phenotype_names: Sequence[str] = (),
+        phenotype_values: Sequence[Sequence[str]] = (),
         n_genes: int = 1,
         n_bins: int = 2,
         kind: Literal["binary", "binned", "continuous"] = "binned",
@@ -56,7 +58,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         skeleton_rank: int = 32,
         **kwargs: Any,  # noqa: ANN401 - whatever transformers keeps in config.json
     ) -> None:
-        self.phenotypes = {name: list(values) for name, values in (phenotypes or {}).items()}
+        # Two lists, not a mapping: transformers sorts the keys of what it saves.
+        self.phenotype_names = list(phenotype_names)
+        self.phenotype_values = [list(values) for values in phenotype_values]
         self.n_genes = n_genes
         self.n_bins = n_bins
         self.kind = kind
@@ -77,6 +81,11 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**kwargs)
 
     @property
+    def phenotypes(self) -> dict[str, list[str]]:
+        """Name -> values, in header order."""
+        return dict(zip(self.phenotype_names, self.phenotype_values, strict=True))
+
+    @property
     def tokens(self) -> TokenSpace:
         """The identities and values of the model."""
         n_bins = 1 if self.kind == "continuous" else self.n_bins
@@ -94,4 +103,4 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
     @property
     def phenotype_sizes(self) -> list[int]:
         """Number of values of each phenotype, in header order."""
-        return [len(values) for values in self.phenotypes.values()]
+        return [len(values) for values in self.phenotype_values]

@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from core.cells.genes import GenePanel
@@ -176,7 +177,9 @@ class CellModel:
                 message = f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
                 raise DataError(message)
         try:
-            network = TfxModel.from_pretrained(folder, local_files_only=True)
+            # Not from_pretrained: it draws a progress bar of its own.
+            network = TfxModel(TfxConfig.from_pretrained(folder, local_files_only=True))
+            network.load_state_dict(load_tensors(folder / "model.safetensors"))
             genes = _read_json(folder / "genes.json", folder)
             encoding = _read_json(folder / "encoding.json", folder)
             arrays = load_file(folder / "encoding.safetensors")
@@ -192,13 +195,8 @@ class CellModel:
                 origin=record["origin"],
             )
         except (
-            KeyError,
-            TypeError,
-            ValueError,
-            SafetensorError,
-            OSError,
-            ValidationError,
-        ) as error:
+            KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ValidationError,
+        ) as error:  # fmt: skip  # fmt: skip
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
 

@@ -197,4 +197,4 @@ def _average(loss: Tensor, batch: BatchTensors, settings: LossSettings) -> Tenso
     count = torch.zeros(batch.n_cells, device=loss.device).index_add(
         0, batch.gene_cell, torch.ones_like(loss)
     )
-    return (loss / count[batch.gene_cell]).sum() / batch.n_cells
+    return (loss / count[batch.gene_cell]).sum() / (count > 0).sum()

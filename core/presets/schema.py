@@ -164,6 +164,11 @@ class MaskingSettings(_Section):
         description="probability of writing [NO_*] for a known phenotype, so that 'not specified' "
         "is a state the model has seen",
     )
+    visible_cells: Probability = Field(
+        0.0,
+        description="share of cells whose genes are all visible, which only train phenotypes: "
+        "annotation as it is used",
+    )
     unexpressed: Probability = Field(
         0.5,
         description="expressed layout: share of the masked genes that are unexpressed ones "

@@ -108,7 +108,8 @@ def make_config(preset: Preset, store: Store, *, n_genes: int, values: ValueEnco
         store.phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout
     )
     return TfxConfig(
-        phenotypes={name: list(v) for name, v in store.phenotypes.items()},
+        phenotype_names=list(store.phenotypes),
+        phenotype_values=list(store.phenotypes.values()),
         n_genes=n_genes,
         n_bins=values.n_bins,
         kind=values.kind,

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 import warnings
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from core.cells.builtin import load_builtin
 from core.cells.prepare import default_store_path, ensure_store, prepare_store
 from core.errors import ConfigurationError, DataError, ExitCode, MachineError
 
@@ -142,22 +145,21 @@ def test_files_are_joined_by_gene_id_not_by_position(tmp_path):
     assert [file["absent_genes"] for file in union.report["files"]] == [5, 0]
 
 
-def test_donors_never_cross_and_vocabularies_come_from_training_cells(tmp_path):
+@pytest.mark.parametrize("seed", range(3))
+def test_donors_never_cross_and_vocabularies_come_from_training_cells(tmp_path, seed):
     adata = make_adata()
-    adata.obs["cell_type"] = np.where(adata.obs["donor_id"] == "D2", "rare", adata.obs["cell_type"])
-    data = settings(write(adata, tmp_path), phenotypes={"cell_type": "cell_type"})
-    for seed in range(20):
-        seeded = data.model_copy(update={"split": data.split.model_copy(update={"seed": seed})})
-        store = prepare_store(seeded, tmp_path / f"store{seed}")
-        donors = store.report["split"]["donors"]
-        assert sorted(itertools.chain(*donors.values())) == [f"D{number}" for number in range(6)]
-        if "D2" not in donors["train"]:
-            assert "rare" not in store.phenotypes["cell_type"]
-            report = store.report["phenotypes"]["cell_type"]
-            assert report["unmapped_labels"] == {"rare": 10}
-            assert report["missing_cells"] == 10
-            return
-    pytest.fail("no seed holds D2 out")
+    adata.obs["cell_type"] = [f"type of {donor}" for donor in adata.obs["donor_id"]]
+    path = write(adata, tmp_path)
+    data = settings(path, phenotypes={"cell_type": "cell_type"}, split={"seed": seed})
+    store = prepare_store(data, tmp_path / "store")
+    donors = store.report["split"]["donors"]
+    assert sorted(itertools.chain(*donors.values())) == [f"D{number}" for number in range(6)]
+    assert all(donors.values())
+    assert store.phenotypes["cell_type"] == [f"type of {donor}" for donor in donors["train"]]
+    report = store.report["phenotypes"]["cell_type"]
+    held_out = [*donors["validation"], *donors["test"]]
+    assert report["unmapped_labels"] == {f"type of {donor}": 10 for donor in sorted(held_out)}
+    assert report["missing_cells"] == 10 * len(held_out)
 
 
 def test_phenotypes_are_in_header_order_with_the_users_own_last(tmp_path):
@@ -315,6 +317,36 @@ def test_whatever_ends_it_early_leaves_nothing_behind(tmp_path, stage, interrupt
     assert [entry.name for entry in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
+def test_sigterm_ends_it_like_ctrl_c_and_leaves_nothing_behind(tmp_path):
+    path = write(make_adata(), tmp_path)
+
+    def terminate(event):
+        if event.stage == "writing cells":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(settings(path), tmp_path / "a" / "store", on_progress=terminate)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cells.h5ad"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_handler_of_sigterm_that_is_there_is_kept(tmp_path):
+    path = write(make_adata(), tmp_path)
+    heard = []
+
+    def terminate(event):
+        if event.stage == "writing cells":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        store = prepare_store(settings(path), tmp_path / "store", on_progress=terminate)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert store.n_cells == 60
+    assert signal.SIGTERM in heard
+
+
 def test_an_interrupted_overwrite_keeps_the_old_store(tmp_path):
     path = write(make_adata(), tmp_path)
     prepare_store(settings(path), tmp_path / "store")
@@ -424,6 +456,44 @@ def test_missing_files_and_patterns_are_refused(tmp_path):
     refuse(tmp_path, settings(path, hvg="seurat_v3", matrix="raw"), DataError, path, "no matrix")
 
 
+def test_pbmc68k_is_read_from_its_log_values_and_not_from_its_scaled_ones(tmp_path):
+    store = prepare_store(settings("builtin:pbmc68k"), tmp_path / "store")
+    assert (store.n_cells, len(store.genes), store.value_kind) == (700, 765, "log1p")
+    assert store.report["files"][0]["matrix"] == "raw"
+    assert set(store.phenotypes) == {"cell_type"}
+    assert len(store.phenotypes["cell_type"]) == 10
+    assert "CD14+ Monocyte" in store.phenotypes["cell_type"]
+    assert store.report["split"]["method"] == "stratified"
+    assert store.truth is None
+    assert not (store.path / "truth.json").exists()
+    values = store.read(np.arange(700), store.genes)
+    assert values.data.min() > 0
+
+
+def test_the_atlas_brings_its_truth_and_every_phenotype(tmp_path):
+    spec = "builtin:atlas?cells=1000&seed=1"
+    store = prepare_store(settings(spec), tmp_path / "store")
+    assert (store.n_cells, store.value_kind) == (1000, "counts")
+    assert store.report["files"][0]["name"] == spec
+    assert list(store.phenotypes) == ["sex", "tissue", "cell_type", "age", "disease"]
+    assert store.phenotypes["sex"] == ["female", "male"]
+    assert "lung" in store.phenotypes["tissue"]
+    truth = json.loads((store.path / "truth.json").read_text())
+    assert store.truth == truth == json.loads(load_builtin(spec).uns["tfx_truth"])
+    assert {"XIST", "RPS4Y1"} <= set(store.genes.symbols)
+    split = store.report["split"]
+    assert split["method"] == "donor"
+    assert "no result of a model" in split["search"]
+    assert sum(map(len, split["donors"].values())) == 48
+    assert list(split["imbalance"]["test"]) == list(store.phenotypes)
+    worst = split["worst_imbalance"]
+    assert worst["distance"] == max(max(part.values()) for part in split["imbalance"].values())
+    assert split["imbalance"][worst["split"]][worst["phenotype"]] == worst["distance"]
+    for name in ("validation", "test"):
+        sexes = store.phenotype_codes[store.rows(name), 0]
+        assert np.bincount(sexes, minlength=2).min() > 0.2 * len(sexes)
+
+
 def test_onek1k_is_split_by_donor_and_read_as_scanpy_normalises_it(tmp_path):
     path = real_file("onek1k_blood.h5ad")
     store = prepare_store(settings(path), tmp_path / "store")
@@ -445,6 +515,7 @@ def test_glioblastoma_takes_treatment_as_a_phenotype_of_the_users(tmp_path):
     assert [len(store.rows(split)) for split in ("train", "validation", "test")] == [
         3000, 1000, 1000,
     ]  # fmt: skip
+    assert store.phenotypes["sex"] == ["female", "male"]  # the only woman trains
 
 
 def test_mouse_brain_has_its_names_in_var_columns_and_one_donor(tmp_path):

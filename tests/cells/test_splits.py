@@ -1,10 +1,55 @@
+import itertools
+
+import anndata
 import numpy as np
-from hypothesis import given
+import pandas as pd
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.cells.splits import TEST, TRAIN, VALIDATION, split_by_donor, split_stratified
+from core.cells.builtin import load_builtin
+from core.cells.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    phenotype_distances,
+    split_by_donor,
+    split_stratified,
+)
+
+from .examples import real_file
 
 SHARES = {TEST: 0.1, VALIDATION: 0.1}
+
+
+def codes_of(obs, column):
+    """(cells,) codes of the sorted labels of an obs column."""
+    return pd.factorize(obs[column].astype(str), sort=True)[0].astype(np.int32)
+
+
+def split_obs(obs, columns, seed=0):
+    """(cells,) splits of an obs table, balanced by the columns, and the codes of each."""
+    phenotypes = [codes_of(obs, column) for column in columns]
+    codes = split_by_donor(
+        codes_of(obs, "donor_id"), SHARES, np.random.default_rng(seed), phenotypes=phenotypes
+    )
+    assert codes is not None
+    return codes, phenotypes
+
+
+@st.composite
+def donor_tables(draw):
+    """Donors and two phenotypes of up to 25 donors: some unknown, some the donor's own."""
+    seed = draw(st.integers(0, 10_000))
+    n_donors = draw(st.integers(3, 25))
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, draw(st.sampled_from([2, 40])), n_donors)
+    donors = np.repeat(np.arange(n_donors), sizes).astype(np.int32)
+    donors[rng.random(len(donors)) < draw(st.sampled_from([0.0, 0.05]))] = -1
+    donors[:3] = [0, 1, 2]
+    of_donor = rng.integers(-1, draw(st.integers(1, 6)), n_donors)[donors].astype(np.int32)
+    of_cell = rng.integers(-1, draw(st.integers(1, 6)), len(donors)).astype(np.int32)
+    return donors, [of_donor, of_cell]
 
 
 @given(st.lists(st.integers(1, 60), min_size=3, max_size=30), st.integers(0, 5))
@@ -69,3 +114,148 @@ def test_a_split_is_a_function_of_the_seed():
     runs = [split_by_donor(donors, SHARES, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(donor_tables(), st.integers(0, 5))
+def test_a_balanced_split_keeps_donors_whole_and_is_a_function_of_the_seed(table, seed):
+    donors, phenotypes = table
+    codes, again = (
+        split_by_donor(donors, SHARES, np.random.default_rng(seed), phenotypes=phenotypes)
+        for _ in range(2)
+    )
+    assert np.array_equal(codes, again)
+    assert (codes[donors < 0] == TRAIN).all()
+    members = [set(donors[(codes == split) & (donors >= 0)].tolist()) for split in range(3)]
+    assert all(members)
+    assert sum(map(len, members)) == len(set().union(*members))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(4, 6), st.integers(1, 8), st.integers(0, 10_000))
+def test_training_keeps_every_value_of_two_donors_wherever_any_deal_does(n_donors, n_values, seed):
+    rng = np.random.default_rng(seed)
+    donors = np.repeat(np.arange(n_donors), 6).astype(np.int32)
+    labels = rng.integers(0, n_values, len(donors)).astype(np.int32)
+    held_by = [set(donors[labels == value].tolist()) for value in range(n_values)]
+    shared = [holders for holders in held_by if len(holders) > 1]
+    possible = any(
+        all(holders - set(pair) for holders in shared)
+        for pair in itertools.combinations(range(n_donors), 2)
+    )
+    codes = split_by_donor(donors, SHARES, np.random.default_rng(seed), phenotypes=[labels])
+    assert codes is not None
+    training = set(donors[codes == TRAIN].tolist())
+    assert all(holders & training for holders in shared) == possible
+
+
+def test_training_keeps_hundreds_of_values_that_two_donors_have():
+    # Each of 300 values has two donors of 100: hardly a random deal keeps them all.
+    rng = np.random.default_rng(0)
+    holders = np.array([rng.choice(100, 2, replace=False) for _ in range(300)])
+    donors = np.concatenate([np.repeat(np.arange(100), 20), holders.ravel()]).astype(np.int32)
+    labels = np.concatenate([np.full(2000, 300), np.repeat(np.arange(300), 2)]).astype(np.int32)
+    codes = split_by_donor(donors, SHARES, np.random.default_rng(0), phenotypes=[labels])
+    assert codes is not None
+    assert set(labels[codes == TRAIN].tolist()) == set(range(301))
+    assert set(codes) == {TRAIN, VALIDATION, TEST}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_only_donor_of_a_value_trains(seed):
+    donors = np.repeat(np.arange(6), 20).astype(np.int32)
+    sexes = (donors == 4).astype(np.int32)
+    codes = split_by_donor(donors, SHARES, np.random.default_rng(seed), phenotypes=[sexes])
+    assert codes is not None
+    assert (codes[donors == 4] == TRAIN).all()
+
+
+def test_values_of_one_donor_each_still_leave_the_shares():
+    donors = np.repeat(np.arange(50), 10).astype(np.int32)
+    codes = split_by_donor(donors, SHARES, np.random.default_rng(0), phenotypes=[donors])
+    assert codes is not None
+    assert np.bincount(codes).tolist() == [400, 50, 50]
+
+
+def test_unknown_labels_make_no_split_that_cannot_be_scored():
+    donors = np.repeat(np.arange(10), 10).astype(np.int32)
+    labels = np.tile([0, 1], 50).astype(np.int32)
+    labels[donors < 6] = -1
+    codes = split_by_donor(donors, SHARES, np.random.default_rng(0), phenotypes=[labels])
+    assert codes is not None
+    for split in (TRAIN, VALIDATION, TEST):
+        assert (labels[codes == split] >= 0).any()
+
+
+def test_phenotypes_that_say_nothing_change_nothing():
+    donors = np.repeat(np.arange(12), 5).astype(np.int32)
+    nothing = [np.full(60, -1, dtype=np.int32), np.zeros(60, dtype=np.int32)]
+    runs = [
+        split_by_donor(donors, SHARES, np.random.default_rng(3), phenotypes=phenotypes)
+        for phenotypes in ([], nothing)
+    ]
+    assert np.array_equal(runs[0], runs[1])
+
+
+def test_balancing_comes_nearer_to_the_whole_than_chance():
+    rng = np.random.default_rng(0)
+    donors = np.repeat(np.arange(40), rng.integers(20, 60, 40)).astype(np.int32)
+    sexes = rng.integers(0, 2, 40)[donors].astype(np.int32)
+    types = rng.integers(0, 5, len(donors)).astype(np.int32)
+    phenotypes = [sexes, types]
+    worst = {}
+    for given_phenotypes in ([], phenotypes):
+        measured = []
+        for seed in range(10):
+            codes = split_by_donor(
+                donors, SHARES, np.random.default_rng(seed), phenotypes=given_phenotypes
+            )
+            assert codes is not None
+            distances = phenotype_distances(codes, phenotypes)
+            measured.append(max(np.mean(distances[split]) for split in (VALIDATION, TEST)))
+        worst[len(given_phenotypes)] = np.mean(measured)
+    assert worst[2] < 0.07
+    assert worst[2] < worst[0] / 2
+
+
+def test_distances_are_the_part_of_the_cells_that_would_need_another_label():
+    codes = np.array([TRAIN] * 6 + [TEST] * 2, dtype=np.int8)
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, -1], dtype=np.int32)
+    unknown = np.full(8, -1, dtype=np.int32)
+    trained_only = np.array([0, 0, 0, 1, 1, 1, -1, -1], dtype=np.int32)
+    distances = phenotype_distances(codes, [labels, unknown, trained_only])
+    assert set(distances) == {TRAIN, TEST}
+    assert distances[TRAIN] == pytest.approx([2 / 3 - 4 / 7, 0, 0])
+    assert distances[TEST] == pytest.approx([4 / 7, 0, 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_atlas_has_both_sexes_and_every_disease_in_each_split(seed):
+    obs = load_builtin("builtin:atlas?cells=2000").obs
+    columns = ["sex", "tissue", "cell_type", "development_stage", "disease"]
+    codes, (sexes, tissues, types, _, diseases) = split_obs(obs, columns, seed)
+    for split in (TRAIN, VALIDATION, TEST):
+        part = codes == split
+        assert np.bincount(sexes[part], minlength=2).min() > 0.2 * part.sum()
+        assert set(diseases[part]) == set(diseases)
+    assert set(tissues[codes == TRAIN]) == set(tissues)
+    assert set(types[codes == TRAIN]) == set(types)
+    assert np.bincount(codes)[1:] == pytest.approx([200, 200], rel=0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_onek1k_has_the_mixture_of_the_whole_in_each_split(seed):
+    obs = anndata.read_h5ad(real_file("onek1k_blood.h5ad"), backed="r").obs
+    codes, phenotypes = split_obs(obs, ["sex", "cell_type", "development_stage"], seed)
+    distances = phenotype_distances(codes, phenotypes)
+    for split in (VALIDATION, TEST):
+        assert max(distances[split][:2]) < 0.15
+    assert np.bincount(codes)[1:] == pytest.approx([781, 781], rel=0.25)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_only_woman_of_glioblastoma_trains(seed):
+    obs = anndata.read_h5ad(real_file("glioblastoma_treated.h5ad"), backed="r").obs
+    codes, (sexes, _) = split_obs(obs, ["sex", "treatment"], seed)
+    assert set(sexes[codes == TRAIN]) == {0, 1}
+    assert np.bincount(codes).tolist() == [3000, 1000, 1000]

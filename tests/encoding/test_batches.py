@@ -1,0 +1,390 @@
+"""Batches: written out by hand for two cells, and what must hold for any cells."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from core.encoding.batches import BatchEncoder
+from core.encoding.masking import Show
+from core.encoding.tokens import END, MASK, TokenSpace
+from core.encoding.values import ValueEncoder
+from core.presets.schema import MaskingSettings
+
+from .examples import (
+    EDGES,
+    STATES,
+    assert_same_batch,
+    batch_encoder,
+    by_cell,
+    make_cells,
+    read_back,
+    true_answers,
+)
+
+KINDS = st.sampled_from(["binary", "binned", "continuous"])
+LAYOUTS = st.sampled_from(["ranked", "expressed"])
+SEEDS = st.integers(0, 100_000)
+EVERYTHING = MaskingSettings(genes=1.0, phenotypes=1.0, unexpressed=0.0)
+
+# Two cells of three genes, two phenotypes. Identities: CLS 0, START 1, END 2, [SEX] 3, [TISSUE] 4,
+# genes 5 to 7. Values: none 0, MASK 1, bins 2 to 5, [NO_SEX] 6, female 7, male 8, [NO_TISSUE] 9,
+# lung 10, blood 11, liver 12. Edges 0.5, 1.5, 2.5.
+TWO_CELLS = np.array([[0.0, 1.75, 3.25], [2.0, 0.0, 0.25]], dtype=np.float32)
+TWO_CODES = np.array([[1, -1], [0, 2]], dtype=np.int32)
+
+
+def hide(encoder):
+    states = np.array(
+        [[Show.VALUE, Show.NOT_SPECIFIED], [Show.DROPPED, Show.MASKED]], dtype=np.int8
+    )
+    mask = np.array([[False, True, False], [True, False, True]])
+    return encoder.ranked(TWO_CELLS, TWO_CODES, states, mask)
+
+
+# ---------------------------------------------------------------------------------- by hand
+
+
+def test_a_ranked_batch_of_two_cells_written_out_by_hand():
+    batch = hide(batch_encoder(n_genes=3))
+    assert batch.identity.tolist() == [0, 3, 4, 1, 5, 6, 7, 2] + [0, 4, 1, 5, 6, 7, 2]
+    assert batch.value.tolist() == [0, 8, 9, 0, 2, 1, 5, 0] + [0, 1, 0, 1, 2, 1, 0]
+    assert batch.number.tolist() == [0] * 15
+    assert batch.cu_seqlens.tolist() == [0, 8, 15]
+    assert batch.gene_position.tolist() == [5, 11, 13]
+    assert batch.gene_cell.tolist() == [0, 1, 1]
+    assert batch.gene.tolist() == [1, 0, 2]
+    assert batch.gene_target.tolist() == [2, 2, 0]
+    assert batch.phenotype_position.tolist() == [9]
+    assert batch.phenotype_cell.tolist() == [1]
+    assert batch.phenotype_slot.tolist() == [1]
+    assert batch.phenotype_target.tolist() == [2]
+    np.testing.assert_allclose(batch.mask_share, [1 / 3, 2 / 3])
+    assert (batch.n_cells, batch.max_length, batch.rectangular) == (2, 8, False)
+
+
+def test_a_continuous_ranked_batch_shows_numbers_and_asks_for_them():
+    """One token, "a number follows" (2), stands for every visible gene; faint values are 0."""
+    batch = hide(batch_encoder("continuous", n_genes=3))
+    assert batch.value.tolist() == [0, 5, 6, 0, 2, 1, 2, 0] + [0, 1, 0, 1, 2, 1, 0]
+    assert batch.number.tolist() == [0, 0, 0, 0, 0, 0, 3.25, 0] + [0] * 7
+    assert batch.gene_target.tolist() == [1.75, 2.0, 0.0]
+    assert batch.gene_target.dtype == np.float32
+
+
+def test_an_expressed_batch_with_all_genes_visible_written_out_by_hand():
+    """Cell 1's gene 7 lies below the first edge: it is no part of the cell."""
+    batch = batch_encoder(layout="expressed", n_genes=3).visible(
+        sparse.csr_matrix(TWO_CELLS), TWO_CODES, ["tissue"], np.random.default_rng(0)
+    )
+    assert batch.identity.tolist() == [0, 3, 4, 1, 6, 7, 2] + [0, 3, 4, 1, 5, 2]
+    assert batch.value.tolist() == [0, 8, 1, 0, 4, 5, 0] + [0, 7, 1, 0, 4, 0]
+    assert batch.cu_seqlens.tolist() == [0, 7, 13]
+    assert batch.gene.tolist() == []
+    assert batch.phenotype_position.tolist() == [9]  # cell 0's tissue is asked but not known
+    assert batch.phenotype_target.tolist() == [2]
+    assert batch.mask_share.tolist() == [0, 0]
+
+
+def test_an_expressed_batch_with_everything_masked_written_out_by_hand():
+    batch = batch_encoder(layout="expressed", n_genes=3).masked(
+        sparse.csr_matrix(TWO_CELLS), TWO_CODES, EVERYTHING, np.random.default_rng(0)
+    )
+    assert batch.identity.tolist() == [0, 3, 4, 1, 6, 7, 2] + [0, 3, 4, 1, 5, 2]
+    # A missing label is never masked: [NO_TISSUE] stays.
+    assert batch.value.tolist() == [0, 1, 9, 0, 1, 1, 0] + [0, 1, 1, 0, 1, 0]
+    assert batch.gene_position.tolist() == [4, 5, 11]
+    assert batch.gene_cell.tolist() == [0, 0, 1]
+    assert batch.gene.tolist() == [1, 2, 0]
+    assert batch.gene_target.tolist() == [2, 3, 2]
+    assert batch.phenotype_position.tolist() == [1, 8, 9]
+    assert batch.phenotype_target.tolist() == [1, 0, 2]
+    assert batch.mask_share.tolist() == [1, 1]
+
+
+def test_a_ranked_batch_with_nothing_dropped_is_rectangular():
+    cells, codes = make_cells(0)
+    batch = batch_encoder().masked(cells, codes, MaskingSettings(), np.random.default_rng(0))
+    assert batch.rectangular
+    assert batch.max_length == 12 + 3 + 2
+
+
+def test_cells_without_phenotypes_have_a_header_of_cls_and_start():
+    encoder = batch_encoder(n_genes=3, phenotypes={})
+    nothing = np.zeros((2, 0), dtype=np.int32)
+    mask = np.zeros((2, 3), dtype=bool)
+    batch = encoder.ranked(TWO_CELLS, nothing, nothing.astype(np.int8), mask)
+    assert batch.identity.tolist() == [0, 1, 3, 4, 5, 2] * 2
+    assert batch.phenotype_position.tolist() == []
+
+
+def test_a_cell_without_any_expressed_gene_is_a_header_and_an_end():
+    cells = sparse.csr_matrix(np.array([[0, 0.25, 0], [1, 0, 0]], dtype=np.float32))
+    batch = batch_encoder(layout="expressed", n_genes=3).masked(
+        cells, TWO_CODES, EVERYTHING, np.random.default_rng(0)
+    )
+    assert batch.identity.tolist() == [0, 3, 4, 1, 2] + [0, 3, 4, 1, 5, 2]
+    assert batch.mask_share.tolist() == [0, 1]
+
+
+# ------------------------------------------------------------------------------- properties
+
+
+def masked(encoder, cells, codes, seed, **masking):
+    return encoder.masked(
+        cells, codes, MaskingSettings(**masking), np.random.default_rng([seed, 1])
+    )
+
+
+RATES = st.sampled_from([0.0, 0.3, 1.0, "uniform"])
+
+
+@given(SEEDS, KINDS, RATES)
+def test_unmasking_a_ranked_batch_gives_the_cells_back(seed, kind, rate):
+    encoder = batch_encoder(kind)
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes=rate, drop_phenotypes=0.5)
+    np.testing.assert_array_equal(read_back(batch, encoder), true_answers(cells, encoder))
+
+
+@given(SEEDS, KINDS, RATES)
+def test_unmasking_an_expressed_batch_gives_the_expressed_genes_back(seed, kind, rate):
+    encoder = batch_encoder(kind, "expressed")
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes=rate, unexpressed=0.0, drop_phenotypes=0.5)
+    truth = true_answers(cells, encoder)
+    expected = np.where(truth > 0, truth, np.nan)
+    np.testing.assert_array_equal(read_back(batch, encoder), expected)
+
+
+@given(SEEDS, KINDS, LAYOUTS)
+def test_every_answer_is_the_cells_true_bin_even_of_genes_swapped_in(seed, kind, layout):
+    encoder = batch_encoder(kind, layout)
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes="uniform")
+    truth = true_answers(cells, encoder)
+    np.testing.assert_array_equal(batch.gene_target, truth[batch.gene_cell, batch.gene])
+    np.testing.assert_array_equal(
+        batch.phenotype_target, codes[batch.phenotype_cell, batch.phenotype_slot]
+    )
+    assert (batch.phenotype_target >= 0).all()
+
+
+@given(SEEDS, KINDS, LAYOUTS)
+def test_positions_point_at_the_masked_genes_and_phenotypes(seed, kind, layout):
+    encoder = batch_encoder(kind, layout)
+    tokens = encoder.tokens
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes="uniform", drop_phenotypes=0.3)
+    np.testing.assert_array_equal(
+        batch.identity[batch.gene_position], tokens.first_gene + batch.gene
+    )
+    np.testing.assert_array_equal(
+        batch.identity[batch.phenotype_position], tokens.first_slot + batch.phenotype_slot
+    )
+    cell_of_token = np.repeat(np.arange(batch.n_cells), np.diff(batch.cu_seqlens))
+    np.testing.assert_array_equal(cell_of_token[batch.gene_position], batch.gene_cell)
+    np.testing.assert_array_equal(cell_of_token[batch.phenotype_position], batch.phenotype_cell)
+
+
+@given(SEEDS, KINDS, LAYOUTS)
+def test_masked_positions_show_the_mask_and_nothing_of_their_value(seed, kind, layout):
+    encoder = batch_encoder(kind, layout)
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes="uniform")
+    asked = np.concatenate([batch.gene_position, batch.phenotype_position])
+    assert (batch.value[asked] == MASK).all()
+    assert (batch.number[asked] == 0).all()
+    # Every mask of a gene is asked about: none hides without an answer.
+    is_gene = batch.identity >= encoder.tokens.first_gene
+    assert np.sum(batch.value[is_gene] == MASK) == len(batch.gene_position)
+
+
+@given(SEEDS, KINDS)
+def test_the_input_does_not_change_with_what_is_masked(seed, kind):
+    """The strongest form of "no leak": other answers behind the masks, the same input."""
+    encoder = batch_encoder(kind)
+    rng = np.random.default_rng(seed)
+    cells, codes = make_cells(seed)
+    mask = rng.random(cells.shape) < 0.5
+    states = rng.choice(STATES, codes.shape)
+    states[codes < 0] = Show.NOT_SPECIFIED
+    other = np.where(mask, rng.permutation(cells.toarray().ravel()).reshape(mask.shape), 0)
+    other = np.where(mask, other, cells.toarray()).astype(np.float32)
+    other_codes = np.where((states == Show.MASKED) | (states == Show.DROPPED), 1 - codes, codes)
+    one = encoder.ranked(cells.toarray(), codes, states, mask)
+    two = encoder.ranked(other, other_codes.astype(np.int32), states, mask)
+    for field in ("identity", "value", "number", "cu_seqlens", "mask_share", "gene"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+
+
+@given(SEEDS, KINDS)
+def test_permuting_the_cells_of_a_ranked_batch_permutes_them(seed, kind):
+    encoder = batch_encoder(kind)
+    rng = np.random.default_rng(seed)
+    cells, codes = make_cells(seed)
+    states = rng.choice(STATES, codes.shape)
+    mask = rng.random(cells.shape) < 0.4
+    order = rng.permutation(len(codes))
+    dense = cells.toarray()
+    one = by_cell(encoder.ranked(dense, codes, states, mask))
+    two = by_cell(encoder.ranked(dense[order], codes[order], states[order], mask[order]))
+    assert two == [one[cell] for cell in order]
+
+
+@given(SEEDS, KINDS)
+def test_permuting_visible_expressed_cells_permutes_them(seed, kind):
+    encoder = batch_encoder(kind, "expressed")
+    cells, codes = make_cells(seed)
+    order = np.random.default_rng(seed).permutation(len(codes))
+    rng = np.random.default_rng(0)
+    one = by_cell(encoder.visible(cells, codes, ["sex"], rng))
+    two = by_cell(encoder.visible(cells[order], codes[order], ["sex"], rng))
+    assert two == [one[cell] for cell in order]
+
+
+@given(SEEDS, KINDS, LAYOUTS)
+def test_the_same_generator_gives_the_same_batch(seed, kind, layout):
+    encoder = batch_encoder(kind, layout, max_length=17 if layout == "ranked" else 9)
+    cells, codes = make_cells(seed)
+    assert_same_batch(
+        masked(encoder, cells, codes, seed, genes="uniform"),
+        masked(encoder, cells, codes, seed, genes="uniform"),
+    )
+
+
+@given(SEEDS, LAYOUTS, st.sampled_from([6, 8, 17]))
+def test_no_gene_is_twice_in_a_cell_and_genes_keep_panel_order(seed, layout, longest):
+    encoder = batch_encoder(layout=layout, max_length=17 if layout == "ranked" else longest)
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes="uniform", unexpressed=0.7)
+    for cell in by_cell(batch):
+        genes = [token for token in cell["identity"] if token >= encoder.tokens.first_gene]
+        assert genes == sorted(set(genes))
+        assert cell["identity"][-1] == END
+
+
+@given(SEEDS)
+def test_dropped_phenotypes_vanish_and_carry_no_loss(seed):
+    encoder = batch_encoder()
+    cells, codes = make_cells(seed)
+    codes = np.abs(codes)
+    batch = masked(encoder, cells, codes, seed, phenotypes=1.0, drop_phenotypes=1.0)
+    tokens = encoder.tokens
+    is_slot = (batch.identity >= tokens.first_slot) & (batch.identity < tokens.first_gene)
+    assert not is_slot.any()
+    assert len(batch.phenotype_position) == 0
+    assert batch.max_length == tokens.required_length - tokens.n_phenotypes
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_share_of_cells_shown_whole_is_the_one_asked_for(layout):
+    encoder = batch_encoder(layout=layout)
+    cells, codes = make_cells(0, n_cells=4000)
+    batch = masked(encoder, cells, codes, 0, genes=0.5, visible_cells=0.3, unexpressed=0.0)
+    expressed = (true_answers(cells, encoder) > 0).any(axis=1) | (layout == "ranked")
+    whole = batch.mask_share[expressed] == 0
+    assert whole.mean() == pytest.approx(0.3, abs=0.03)
+    n_masked = np.bincount(batch.gene_cell, minlength=4000)
+    np.testing.assert_array_equal(n_masked == 0, batch.mask_share == 0)
+    assert (batch.phenotype_cell[:, None] == np.flatnonzero(batch.mask_share == 0)).any()
+
+
+# ------------------------------------------------------------------- expressed layout alone
+
+
+@given(SEEDS, KINDS, st.sampled_from([0.3, 1.0, "uniform"]))
+def test_genes_swapped_in_are_unexpressed_distinct_and_answered_with_bin_0(seed, kind, rate):
+    encoder = batch_encoder(kind, "expressed")
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes=rate, unexpressed=1.0)
+    truth = true_answers(cells, encoder)
+    n_expressed = (truth > 0).sum(axis=1)
+    is_swapped = batch.gene_target == 0
+    pairs = list(zip(batch.gene_cell[is_swapped], batch.gene[is_swapped], strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert all(truth[cell, gene] == 0 for cell, gene in pairs)
+    # Swapping replaces: it makes no cell longer, and lacks genes only where a cell has few left.
+    for cell in range(len(truth)):
+        start, end = batch.cu_seqlens[cell : cell + 2]
+        assert (batch.identity[start:end] >= encoder.tokens.first_gene).sum() == n_expressed[cell]
+        of_cell = batch.gene_cell == cell
+        free = truth.shape[1] - n_expressed[cell]
+        assert is_swapped[of_cell].sum() == min(of_cell.sum(), free)
+
+
+def test_the_share_of_genes_swapped_in_is_the_one_asked_for():
+    rng = np.random.default_rng(0)
+    dense = rng.uniform(1, 4, (400, 60)) * (rng.random((400, 60)) < 0.3)
+    encoder = batch_encoder(layout="expressed", n_genes=60)
+    cells = sparse.csr_matrix(dense.astype(np.float32))
+    batch = masked(encoder, cells, np.zeros((400, 2), np.int32), 0, genes=0.5, unexpressed=0.25)
+    assert np.mean(batch.gene_target == 0) == pytest.approx(0.25, abs=0.02)
+    swapped = np.bincount(batch.gene[batch.gene_target == 0], minlength=60)
+    assert swapped.min() > 0, "every gene can be swapped in"
+
+
+def test_a_cell_that_expresses_the_whole_panel_swaps_nothing():
+    cells = sparse.csr_matrix(np.full((2, 5), 2.0, dtype=np.float32))
+    encoder = batch_encoder(layout="expressed", n_genes=5)
+    batch = masked(encoder, cells, np.zeros((2, 2), np.int32), 0, genes=1.0, unexpressed=1.0)
+    assert batch.gene_target.tolist() == [2] * 10
+
+
+@given(SEEDS, st.integers(6, 17))
+def test_a_cell_longer_than_max_length_is_cut_to_it(seed, longest):
+    encoder = batch_encoder(layout="expressed", max_length=longest)
+    cells, codes = make_cells(seed)
+    batch = masked(encoder, cells, codes, seed, genes=0.5, unexpressed=0.0)
+    n_expressed = (true_answers(cells, encoder) > 0).sum(axis=1)
+    room = longest - encoder.tokens.header_length - 1
+    found = (~np.isnan(read_back(batch, encoder))).sum(axis=1)
+    np.testing.assert_array_equal(found, np.minimum(n_expressed, room))
+    assert batch.max_length <= longest
+
+
+@pytest.mark.parametrize("method", ["masked", "visible"])
+def test_the_genes_kept_of_a_long_cell_are_a_random_choice(method):
+    """PolyGene and PerturbGene cut the end off, so late genes were never seen."""
+    encoder = batch_encoder(layout="expressed", n_genes=20, max_length=10)
+    cells = sparse.csr_matrix(np.full((2000, 20), 2.0, dtype=np.float32))
+    codes = np.zeros((2000, 2), dtype=np.int32)
+    rng = np.random.default_rng(0)
+    if method == "visible":
+        batch = encoder.visible(cells, codes, [], rng)
+    else:
+        batch = encoder.masked(cells, codes, MaskingSettings(unexpressed=0.0), rng)
+    genes = batch.identity[batch.identity >= encoder.tokens.first_gene] - encoder.tokens.first_gene
+    kept = np.bincount(genes, minlength=20) / 2000
+    np.testing.assert_allclose(kept, 5 / 20, atol=0.04)
+
+
+# ----------------------------------------------------------------------------- all visible
+
+
+@given(SEEDS, KINDS, LAYOUTS)
+def test_visible_cells_hide_the_asked_phenotypes_and_nothing_else(seed, kind, layout):
+    encoder = batch_encoder(kind, layout)
+    cells, codes = make_cells(seed)
+    batch = encoder.visible(cells, codes, ["tissue"], np.random.default_rng(seed))
+    assert len(batch.gene_position) == 0
+    assert (batch.mask_share == 0).all()
+    known = np.flatnonzero(codes[:, 1] >= 0)
+    assert batch.phenotype_cell.tolist() == known.tolist()
+    assert batch.phenotype_slot.tolist() == [1] * len(known)
+    n_masks = np.sum(batch.value == MASK)
+    assert n_masks == len(codes)  # an unknown label is hidden too, only without an answer
+
+
+def test_edges_per_gene_reach_the_batch():
+    edges = np.stack([EDGES, EDGES + 1, EDGES * 0.1])
+    values = ValueEncoder("binned", edges)
+    tokens = TokenSpace.build({}, 3, 4, layout="expressed")
+    encoder = BatchEncoder(tokens, values, max_length=20)
+    batch = encoder.visible(
+        sparse.csr_matrix(TWO_CELLS), np.zeros((2, 0), np.int32), [], np.random.default_rng(0)
+    )
+    genes = batch.identity >= tokens.first_gene
+    assert (batch.identity[genes] - tokens.first_gene).tolist() == [1, 2, 0, 2]
+    assert (batch.value[genes] - tokens.first_bin).tolist() == [1, 3, 2, 3]

@@ -1,0 +1,198 @@
+"""The encoder against transformers' BertModel with the same weights; options; isolation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from core.model.attention import resolve_attention
+from core.model.encoder import initialise
+
+from .examples import make_batch, make_network
+
+
+def bert_of(network):
+    """Build a float64 BertModel that holds the network's weights: identity as position."""
+    config, part = network.config, network.encoder_part
+    bert = BertModel(
+        BertConfig(
+            vocab_size=config.tokens.n_values,
+            max_position_embeddings=config.tokens.n_identities,
+            type_vocab_size=1,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            hidden_act="gelu",
+            layer_norm_eps=1e-12,
+            attn_implementation="eager",
+            pad_token_id=None,  # our value 0 is NONE, a token that learns
+        ),
+        add_pooling_layer=False,
+    ).double()
+    weights = {}
+
+    def copy(name, module):
+        weights[f"{name}.weight"] = module.weight
+        if getattr(module, "bias", None) is not None:
+            weights[f"{name}.bias"] = module.bias
+
+    copy("embeddings.word_embeddings", part.embedding.value)
+    copy("embeddings.position_embeddings", part.embedding.identity)
+    copy("embeddings.LayerNorm", part.embedding.norm)
+    weights["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
+    for number, layer in enumerate(part.encoder.layers):
+        prefix = f"encoder.layer.{number}"
+        names = ("query", "key", "value")
+        stacked = zip(
+            layer.query_key_value.weight.chunk(3), layer.query_key_value.bias.chunk(3), strict=True
+        )
+        for name, (weight, bias) in zip(names, stacked, strict=True):
+            weights[f"{prefix}.attention.self.{name}.weight"] = weight
+            weights[f"{prefix}.attention.self.{name}.bias"] = bias
+        copy(f"{prefix}.attention.output.dense", layer.attention_output)
+        copy(f"{prefix}.attention.output.LayerNorm", layer.attention_norm)
+        copy(f"{prefix}.intermediate.dense", layer.feed_forward_in)
+        copy(f"{prefix}.output.dense", layer.feed_forward_out)
+        copy(f"{prefix}.output.LayerNorm", layer.feed_forward_norm)
+    bert.load_state_dict(weights)
+    return bert.eval()
+
+
+def hidden_by_bert(bert, batch):
+    """Run cell by cell, so that BertModel's own padding plays no part: (T, D)."""
+    hidden = []
+    for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+        answer = bert(
+            input_ids=batch.value[None, start:end], position_ids=batch.identity[None, start:end]
+        )
+        hidden.append(answer.last_hidden_state[0])
+    return torch.cat(hidden)
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_encoder_is_bert_with_the_same_weights(layout, attention):
+    network = make_network(layout=layout).double()
+    batch = make_batch(network.config, drop_phenotypes=0.5)
+    route = resolve_attention(
+        attention, device=torch.device("cpu"), dtype=torch.float64, dropout=0.0, ragged=True
+    )
+    with torch.no_grad():
+        ours = network.encoder_part.encode(batch, route)
+        theirs = hidden_by_bert(bert_of(network), batch)
+    assert len(set(batch.cu_seqlens.diff().tolist())) > 1, "the cells must be ragged"
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+
+
+def test_the_gradients_are_those_of_bert():
+    network = make_network().double()
+    batch = make_batch(network.config)
+    route = network.attention_route(ragged=False)
+    bert = bert_of(network)
+    network.encoder_part.encode(batch, route).square().sum().backward()
+    hidden_by_bert(bert, batch).square().sum().backward()
+    part = network.encoder_part
+    for ours, theirs in [
+        (part.embedding.value.weight, bert.embeddings.word_embeddings.weight),
+        (part.embedding.identity.weight, bert.embeddings.position_embeddings.weight),
+        (part.encoder.layers[0].feed_forward_in.weight, bert.encoder.layer[0].intermediate.dense.weight),
+        (part.encoder.layers[0].attention_output.bias, bert.encoder.layer[0].attention.output.dense.bias),
+    ]:  # fmt: skip
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_a_cells_answers_do_not_depend_on_the_other_cells(layout):
+    network = make_network(layout=layout)
+    batch = make_batch(network.config, genes=0.5, drop_phenotypes=0.5)
+    start, end = batch.cu_seqlens[1].item(), batch.cu_seqlens[2].item()
+    value = batch.value.clone()
+    is_gene = batch.identity[start:end] >= network.config.tokens.first_gene
+    value[start:end][is_gene] = network.config.tokens.first_bin + 3
+    with torch.no_grad():
+        one, two = network(batch), network(replace(batch, value=value))
+    for logits, cells in [
+        ((one.gene_logits, two.gene_logits), batch.gene_cell),
+        ((one.phenotype_logits, two.phenotype_logits), batch.phenotype_cell),
+    ]:
+        others = cells != 1
+        assert others.any()
+        torch.testing.assert_close(logits[0][others], logits[1][others], atol=1e-6, rtol=0)
+    changed = batch.gene_cell == 1
+    assert not torch.allclose(one.gene_logits[changed], two.gene_logits[changed])
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("activation", ["gelu", "geglu"])
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_every_arrangement_answers_and_learns_in_every_parameter(norm, activation, layout):
+    network = make_network(layout=layout, norm=norm, activation=activation, dropout=0.0)
+    batch = make_batch(network.config, drop_phenotypes=0.3)
+    output = network(batch)
+    own = output.phenotype_logits[torch.isfinite(output.phenotype_logits)]
+    (output.gene_logits.square().sum() + own.square().sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_pre_norm_with_geglu_is_what_its_formula_says():
+    network = make_network(norm="pre", activation="geglu", layers=1).double()
+    batch = make_batch(network.config)
+    part, layer = network.encoder_part, network.encoder_part.encoder.layers[0]
+    with torch.no_grad():
+        x = part.embedding(batch)
+        route = network.attention_route(ragged=False)
+        hidden = part.encode(batch, route)
+        cells = x.view(batch.n_cells, batch.max_length, -1)
+        qkv = layer.query_key_value(layer.attention_norm(cells)).chunk(3, dim=-1)
+        q, k, v = (
+            y.unflatten(-1, (network.config.heads, -1)).transpose(1, 2).numpy() for y in qkv
+        )
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+        weights = np.exp(scores)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        attended = torch.from_numpy(weights @ v).transpose(1, 2).flatten(2)
+        cells = cells + layer.attention_output(attended)
+        inner = layer.feed_forward_in(layer.feed_forward_norm(cells))
+        value, gate = inner[..., :20], inner[..., 20:]
+        gelu = 0.5 * gate * (1 + torch.erf(gate / np.sqrt(2)))
+        cells = cells + layer.feed_forward_out(value * gelu)
+        wanted = part.encoder.final_norm(cells).flatten(0, 1)
+    torch.testing.assert_close(hidden, wanted, atol=1e-9, rtol=0)
+
+
+def test_the_number_of_a_visible_gene_reaches_a_continuous_encoder_and_a_masked_one_does_not():
+    network = make_network("continuous")
+    batch = make_batch(network.config, genes=0.5)
+    other = torch.where(batch.value == network.config.tokens.first_bin, batch.number, 99.0)
+    with torch.no_grad():
+        one, two = network(batch), network(replace(batch, number=other))
+        three = network(replace(batch, number=batch.number + 1))
+    torch.testing.assert_close(one.gene_logits, two.gene_logits)
+    assert not torch.allclose(one.gene_logits, three.gene_logits)
+
+
+def test_initial_weights_are_berts():
+    network = make_network(hidden_size=96, heads=4, randomise=False)
+    part = network.encoder_part
+    assert part.embedding.value.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for layer in part.encoder.layers:
+        assert layer.query_key_value.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert layer.query_key_value.bias.abs().max() == 0
+        assert (layer.attention_norm.weight == 1).all()
+
+
+def test_initial_weights_are_a_function_of_the_generators_state():
+    network = make_network()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        initialise(network)
+        first = network.encoder_part.gene_output.weight.clone()
+        torch.manual_seed(5)
+        initialise(network)
+    assert torch.equal(first, network.encoder_part.gene_output.weight)

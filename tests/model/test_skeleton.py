@@ -1,0 +1,230 @@
+"""The skeleton: the classical answer it starts with, and that it is fitted to what it should be."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from core.encoding.batches import BatchEncoder
+from core.encoding.masking import Show
+from core.encoding.values import ValueEncoder, ValueTable
+from core.errors import ConfigurationError
+from core.model.batch_tensors import BatchTensors
+from core.model.cell_model import TfxModel
+from core.model.configuration import TfxConfig
+from core.model.skeleton_fit import _SCORE_PENALTY, fit_skeleton
+
+from .examples import make_batch, make_network
+
+N_CELLS, N_GENES = 4000, 3
+PHENOTYPES = {"sex": ["female", "male"], "tissue": ["lung", "blood", "liver"]}
+EDGES = np.array([0.5, 1.5], dtype=np.float32)
+
+
+def simulate(kind):
+    """Draw cells of known additive log-odds; genes independent given the phenotypes."""
+    rng = np.random.default_rng(0)
+    n_bins = 2 if kind == "binary" else 3
+    codes = np.stack([rng.integers(0, 2, N_CELLS), rng.integers(0, 3, N_CELLS)], axis=1)
+    level = rng.normal(0, 0.7, (N_GENES, n_bins))
+    of_sex = rng.normal(0, 0.8, (2, N_GENES, n_bins))
+    of_tissue = rng.normal(0, 0.8, (3, N_GENES, n_bins))
+    logits = level + of_sex[codes[:, 0]] + of_tissue[codes[:, 1]]
+    noisy = logits + rng.gumbel(size=logits.shape)
+    bins = noisy.argmax(axis=-1).astype(np.uint8)
+    return bins, codes.astype(np.int32)
+
+
+def fitted(kind, *, skeleton_only=False):
+    bins, codes = simulate(kind)
+    n_bins = int(bins.max()) + 1
+    config = TfxConfig(
+        phenotype_names=list(PHENOTYPES), phenotype_values=list(PHENOTYPES.values()),
+        n_genes=N_GENES, n_bins=n_bins, kind=kind, hidden_size=8, heads=2, skeleton=True,
+        layers=0 if skeleton_only else 1, intermediate_size=16, longest_sequence=N_GENES + 5,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TfxModel(config)
+        network.start()
+    values = ValueEncoder(kind, EDGES[: n_bins - 1])
+    table = ValueTable.fit(values, sparse.csr_matrix(bins.astype(np.float32)))
+    fit_skeleton(network.skeleton, config, table, bins, codes, seed=0)
+    return network.eval(), BatchEncoder(config.tokens, values, max_length=N_GENES + 5), bins, codes
+
+
+def ask_all_genes(network, encoder, codes, states):
+    """Return (cells, genes, outputs) logits with every gene masked."""
+    n_cells = len(codes)
+    arrays = encoder.ranked(
+        np.zeros((n_cells, N_GENES), np.float32), codes, states, np.ones((n_cells, N_GENES), bool)
+    )
+    with torch.no_grad():
+        output = network(BatchTensors.from_arrays(arrays))
+    return output.gene_logits.view(n_cells, N_GENES, -1)
+
+
+ALL_CODES = np.array([[s, t] for s in range(2) for t in range(3)], dtype=np.int32)
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+def test_it_starts_as_the_fitted_class_log_odds_when_all_genes_are_masked(kind):
+    network, encoder, _, _ = fitted(kind)
+    states = np.full(ALL_CODES.shape, Show.VALUE, np.int8)
+    logits = ask_all_genes(network, encoder, ALL_CODES, states)
+    skeleton = network.skeleton
+    shown = torch.zeros(6, 7)  # [NO_SEX] 0, female 1, male 2, [NO_TISSUE] 3, lung 4, ...
+    for row, (sex, tissue) in enumerate(ALL_CODES.tolist()):
+        shown[row, 1 + sex] = 1
+        shown[row, 4 + tissue] = 1
+    wanted = skeleton.gene_prior + shown @ skeleton.class_table
+    torch.testing.assert_close(logits.flatten(1), wanted)
+
+
+@pytest.mark.parametrize("state", [Show.MASKED, Show.NOT_SPECIFIED])
+def test_a_phenotype_not_shown_counts_as_not_specified(state):
+    network, encoder, _, _ = fitted("binned")
+    states = np.array([[Show.VALUE, state]] * 6, dtype=np.int8)
+    logits = ask_all_genes(network, encoder, ALL_CODES, states)
+    skeleton = network.skeleton
+    wanted = skeleton.gene_prior + skeleton.class_table[1 + ALL_CODES[:, 0]] + (
+        skeleton.class_table[3]
+    )
+    torch.testing.assert_close(logits.flatten(1), wanted)
+
+
+def brute_force(bins, codes, n_bins):
+    """Fit each gene's additive multinomial by Newton-like full-batch steps: (6, genes, bins)."""
+    design = np.zeros((len(codes), 5))
+    design[np.arange(len(codes)), codes[:, 0]] = 1
+    design[np.arange(len(codes)), 2 + codes[:, 1]] = 1
+    combinations = np.zeros((6, 5))
+    for row, (sex, tissue) in enumerate(ALL_CODES.tolist()):
+        combinations[row, [sex, 2 + tissue]] = 1
+    answers = []
+    for gene in range(bins.shape[1]):
+        target = np.eye(n_bins)[bins[:, gene]]
+        weights = np.zeros((5, n_bins))
+        for _ in range(600):
+            logits = design @ weights
+            probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            weights += 2.0 * design.T @ (target - probability) / len(codes)
+        logits = combinations @ weights
+        answers.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    return np.stack(answers, axis=1)
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+def test_the_class_log_odds_are_the_additive_multinomial_fit(kind):
+    """Probabilities of every combination within 0.04 of a full-batch fit of the same model."""
+    network, encoder, bins, codes = fitted(kind)
+    states = np.full(ALL_CODES.shape, Show.VALUE, np.int8)
+    logits = ask_all_genes(network, encoder, ALL_CODES, states)
+    if kind == "binary":
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
+    found = torch.softmax(logits, dim=-1).numpy()
+    wanted = brute_force(bins, codes, found.shape[-1])
+    np.testing.assert_allclose(found, wanted, atol=0.04)
+    marginal = np.stack([(bins == b).mean(axis=0) for b in range(found.shape[-1])], axis=-1)
+    assert np.abs(wanted - marginal).max() > 0.2, "the classes must differ for this to be a test"
+
+
+def test_with_nothing_specified_the_answer_is_the_marginal():
+    network, encoder, bins, _ = fitted("binned")
+    states = np.full((1, 2), Show.NOT_SPECIFIED, np.int8)
+    logits = ask_all_genes(network, encoder, ALL_CODES[:1], states)[0]
+    marginal = np.stack([(bins == b).mean(axis=0) for b in range(3)], axis=-1)
+    np.testing.assert_allclose(torch.softmax(logits, -1).numpy(), marginal, atol=0.04)
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_encoder_contributes_exactly_nothing_at_the_start(kind, layout):
+    network = make_network(kind, layout, skeleton=True, randomise=False)
+    batch = make_batch(network.config, phenotypes=0.8)
+    with torch.no_grad():
+        route = network.attention_route(ragged=layout == "expressed")
+        hidden = network.encoder_part.encode(batch, route)
+        genes, phenotypes = network.encoder_part.answer(hidden, batch)
+    assert hidden.abs().max() > 0
+    assert genes.abs().max() == 0
+    assert phenotypes.abs().max() == 0
+
+
+def ask_phenotypes(network, encoder, bins, codes, *, hidden):
+    """Return one array of probabilities per phenotype, all phenotypes masked."""
+    representative = np.array([0.0, 1.0, 2.0], dtype=np.float32)[bins]
+    states = np.full(codes.shape, Show.MASKED, np.int8)
+    mask = np.full(bins.shape, hidden)
+    batch = BatchTensors.from_arrays(encoder.ranked(representative, codes, states, mask))
+    with torch.no_grad():
+        logits = network(batch).phenotype_logits
+    return [
+        network.phenotype_probabilities(logits[batch.phenotype_slot == slot], slot).numpy()
+        for slot in range(codes.shape[1])
+    ]
+
+
+def test_phenotypes_start_at_their_frequencies_when_all_genes_are_masked():
+    network, encoder, bins, codes = fitted("binned")
+    found = ask_phenotypes(network, encoder, bins[:1], codes[:1], hidden=True)
+    for slot, size in enumerate([2, 3]):
+        counts = np.bincount(codes[:, slot], minlength=size) + 1
+        np.testing.assert_allclose(found[slot][0], counts / counts.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+def test_phenotypes_start_at_logistic_regression_when_all_genes_are_visible(kind):
+    """That of scikit-learn, on standardised bin values, with the penalty that the fit states."""
+    network, encoder, bins, codes = fitted(kind)
+    found = ask_phenotypes(network, encoder, bins[:200], codes[:200], hidden=False)
+    values = network.skeleton.bin_values.numpy()[np.arange(N_GENES), bins]
+    for slot in range(2):
+        fit = LogisticRegression(C=_SCORE_PENALTY).fit(values, codes[:, slot])
+        np.testing.assert_allclose(found[slot], fit.predict_proba(values[:200]), atol=1e-3)
+
+
+def test_the_linear_scores_read_standardised_values():
+    network, _, bins, _ = fitted("binned")
+    standard = network.skeleton.bin_values.numpy()
+    of_cells = standard[np.arange(N_GENES), bins]
+    np.testing.assert_allclose(of_cells.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(of_cells.std(axis=0), 1, atol=1e-4)
+
+
+def test_the_frozen_tables_are_saved_but_not_trained():
+    network, *_ = fitted("binned", skeleton_only=True)
+    frozen = {"skeleton.class_table", "skeleton.gene_prior", "skeleton.score_weight"}
+    assert frozen <= set(network.state_dict())
+    assert not frozen & {name for name, _ in network.named_parameters()}
+
+
+def test_fitting_is_a_function_of_the_seed():
+    one, two = (fitted("binned")[0].skeleton.class_table for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_genes_answer_each_other_within_a_cell_only():
+    """The pair term, once learnt, reads the visible genes of the same cell and no other's."""
+    network = make_network(skeleton=True, layers=0)
+    batch = make_batch(network.config, genes=0.5)
+    with torch.no_grad():
+        before = network(batch).gene_logits
+        value = batch.value.clone()
+        start, end = batch.cu_seqlens[2].item(), batch.cu_seqlens[3].item()
+        visible = (batch.identity >= network.config.tokens.first_gene) & (batch.value > 1)
+        visible[:start] = False
+        visible[end:] = False
+        value[visible] = network.config.tokens.first_bin + 2
+        batch = batch.__class__(**(vars(batch) | {"value": value}))
+        after = network(batch).gene_logits
+    others = batch.gene_cell != 2
+    assert torch.equal(before[others], after[others])
+    assert not torch.equal(before[~others], after[~others])
+
+
+def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
+    monkeypatch.setattr("core.model.skeleton_fit.MAX_CLASS_TABLE", 10)
+    with pytest.raises(ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"):
+        fitted("binned")

@@ -1,0 +1,35 @@
+"""The small simulated data set that tests train on, and presets for it."""
+
+from core.cells.prepare import prepare_store
+from core.presets.loading import resolve_preset
+
+#: 464 training, 67 validation and 69 test cells or so; 720 genes.
+TINY_ATLAS = "builtin:atlas?cells=600&seed=0"
+
+#: The smallest model that has every part: two layers of width 32, dropout, 32 genes.
+TINY_PRESET = {
+    "data.files": [TINY_ATLAS],
+    "data.genes": 32,
+    "model.layers": 2,
+    "model.hidden_size": 32,
+    "model.heads": 4,
+    "model.dropout": 0.1,
+    "train.max_steps": 50,
+    "train.batch_size": 8,
+    "train.eval_cells": 16,
+    "train.log_steps": 1,
+    "train.device": "cpu",
+    "train.precision": "fp32",
+    "train.seed": 0,
+}
+
+
+def tiny_preset(**options):
+    """Resolve the tiny preset; ``train__max_steps=3`` changes ``train.max_steps``."""
+    changes = {name.replace("__", "."): value for name, value in options.items()}
+    return resolve_preset(None, options=TINY_PRESET | changes)
+
+
+def prepare_tiny_store(folder):
+    """Simulate the cells and prepare their store."""
+    return prepare_store(tiny_preset().preset.data, folder)

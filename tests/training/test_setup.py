@@ -1,0 +1,146 @@
+"""From preset and store to a model: what is fitted, what is refused, what starts where."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.errors import ConfigurationError, DataError
+from core.training.optimiser import make_optimiser
+from core.training.setup import build_model, class_weights
+from tests.tiny_atlas import tiny_preset
+
+
+def build(store, **options):
+    return build_model(tiny_preset(**options).preset, store, name="example")
+
+
+def training_cells(store, model):
+    rows = store.rows("train")
+    return store.read(rows, model.panel).toarray(), np.asarray(store.phenotype_codes[rows])
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+def test_every_gene_starts_at_its_training_marginals(tiny_store, kind):
+    model = build(tiny_store, encoding__kind=kind)
+    expression, _ = training_cells(tiny_store, model)
+    bins = model.values.encode(expression)
+    counts = np.stack([(bins == b).sum(axis=0) for b in range(model.config.n_bins)], axis=1) + 1
+    bias = model.network.encoder_part.gene_bias.weight.detach()
+    if kind == "binary":
+        bias = torch.cat([torch.zeros_like(bias), bias], dim=-1)
+    found = torch.softmax(bias, dim=-1).numpy()
+    np.testing.assert_allclose(found, counts / counts.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_the_reference_is_that_of_the_training_cells(tiny_store):
+    model = build(tiny_store)
+    expression, codes = training_cells(tiny_store, model)
+    reference = model.reference
+    assert reference.counts.sum() == len(codes)
+    sex = list(tiny_store.phenotypes).index("sex")
+    for code in range(2):
+        cells = expression[codes[:, sex] == code]
+        np.testing.assert_allclose(reference.means[code], cells.mean(axis=0), rtol=1e-4)
+        detected = (model.values.encode(cells) > 0).mean(axis=0)
+        np.testing.assert_allclose(reference.detection[code], detected, rtol=1e-5)
+        assert reference.n_cells({sex: code}) == len(cells)
+    assert (reference.bin_counts.sum(axis=1) == len(codes)).all()
+
+
+def test_building_is_a_function_of_the_seed_and_leaves_the_global_generator_alone(tiny_store):
+    before = torch.get_rng_state()
+    one, two = (build(tiny_store).network.state_dict() for _ in range(2))
+    other = build(tiny_store, train__seed=1).network.state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    name = "encoder_part.embedding.value.weight"
+    assert not torch.equal(one[name], other[name])
+
+
+def test_the_card_and_the_origin_say_that_the_cells_are_simulated(tiny_store):
+    assert build(tiny_store).origin["simulated"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss__kind": "bce"}, r"'bce' does not fit encoding\.kind = 'binned'; use 'label_smoo"),
+        ({"loss__kind": "regression"}, "'regression' does not fit"),
+        ({"loss__kind": "gaussian", "encoding__kind": "binary"}, "'gaussian' does not fit"),
+        ({"loss__kind": "bce", "encoding__kind": "continuous"}, "use 'regression', or 'auto'"),
+        (
+            {"loss__kind": "label_smoothing", "encoding__kind": "binary"},
+            r"needs model\.head = 'joint'; use 'bce'",
+        ),
+        ({"encoding__max_length": 39}, r"max_length = 39 is too short: 32 genes.*need 40"),
+        ({"model__head": "joint", "encoding__kind": "continuous"}, "needs bins"),
+        ({"model__skeleton": True, "encoding__kind": "continuous"}, "needs bins"),
+        ({"model__layers": 0}, "leaves no model"),
+    ],
+)
+def test_presets_that_contradict_themselves_are_refused(tiny_store, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build(tiny_store, **options)
+
+
+def test_a_store_without_training_cells_is_refused(tiny_store, monkeypatch):
+    monkeypatch.setattr(type(tiny_store), "rows", lambda *_: np.zeros(0, np.int64))
+    with pytest.raises(DataError, match="no training cells"):
+        build(tiny_store)
+
+
+def test_start_from_copies_another_models_weights(tiny_store, tmp_path):
+    first = build(tiny_store, train__seed=1)
+    first.save(tmp_path / "model")
+    second = build(tiny_store, model__start_from=str(tmp_path / "model"))
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, second.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data__genes": 31}, "knows other genes than this preset's panel"),
+        ({"model__hidden_size": 16}, r"has other shapes than the \[model\] section"),
+    ],
+)
+def test_start_from_a_model_that_does_not_fit_is_refused(tiny_store, tmp_path, options, message):
+    build(tiny_store).save(tmp_path / "model")
+    with pytest.raises(ConfigurationError, match=message):
+        build(tiny_store, model__start_from=str(tmp_path / "model"), **options)
+
+
+def test_balanced_class_weights_are_inverse_frequencies_of_mean_1(tiny_store):
+    model = build(tiny_store)
+    _, codes = training_cells(tiny_store, model)
+    assert class_weights(codes, model.config, "none") is None
+    weights = class_weights(codes, model.config, "balanced").numpy()
+    first = 0
+    for slot, size in enumerate(model.config.phenotype_sizes):
+        own = weights[first : first + size]
+        known = codes[:, slot][codes[:, slot] >= 0]
+        counts = np.bincount(known, minlength=size)
+        total = own * counts
+        np.testing.assert_allclose(total[counts > 0], len(known) / size, rtol=1e-5)
+        if (counts > 0).all():
+            assert own[known].mean() == pytest.approx(1.0, rel=1e-5)
+        first += size
+
+
+def test_the_optimiser_decays_matrices_alone_and_knows_every_parameter_once(tiny_store):
+    settings = {"train__weight_decay": 0.02, "train__skeleton_learning_rate": 0.007}
+    preset = tiny_preset(model__skeleton=True, **settings).preset
+    model = build_model(preset, tiny_store, name="example")
+    groups = make_optimiser(model.network, preset.train).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.3]
+    assert [group["lr"] for group in groups] == [5e-4, 5e-4, 0.007]
+    decayed, plain, skeleton = ({id(p) for p in group["params"]} for group in groups)
+    named = dict(model.network.named_parameters())
+    assert len(decayed) + len(plain) + len(skeleton) == len(named)
+    for name, parameter in named.items():
+        if name.startswith("skeleton"):
+            assert id(parameter) in skeleton, name
+        elif parameter.ndim == 1 or "embedding" in name or "gene_bias" in name:
+            assert id(parameter) in plain, name
+        else:
+            assert id(parameter) in decayed, name
