@@ -11,6 +11,26 @@ hypothesis.settings.load_profile("tfx")
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory):
     """Return a store of 600 simulated cells with all five phenotypes; for reading only."""
+    import torch
+
     from tests.tiny_atlas import prepare_tiny_store
 
-    return prepare_tiny_store(tmp_path_factory.mktemp("tiny-atlas") / "store")
+    # Ranking genes runs numba, which changes the number of threads for torch too.
+    n_threads = torch.get_num_threads()
+    store = prepare_tiny_store(tmp_path_factory.mktemp("tiny-atlas") / "store")
+    torch.set_num_threads(n_threads)
+    return store
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Compute on one thread: the order of sums, and so every bit, depends on their number.
+
+    For a whole module at once, because its fixtures begin before those of a test.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

@@ -45,6 +45,12 @@ def generate(
         Path,
         typer.Option("--output", "-o", metavar="FILE.h5ad", help="Where the cells are written."),
     ] = Path("generated.h5ad"),
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot", metavar="FILE.png", help="Draw the cells beside real ones of the same kind."
+        ),
+    ] = None,
     run: Annotated[
         str | None,
         typer.Option(
@@ -96,17 +102,23 @@ def generate(
 
     Examples
     --------
-    tfx generate --sex female --tissue lung -n 500 -o lung.h5ad
+    tfx generate --sex female --tissue lung -n 500 -o lung.h5ad --plot lung.png
     tfx generate --run runs/pbmc68k --cell-type "CD14+ Monocyte" --steps 64
     """
     request = phenotype_request(
         sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
     )
     _check_output(output, overwrite=overwrite)
+    if plot is not None and plot.suffix != ".png":
+        message = f"--plot {plot}: pictures are written as .png; name it {plot.with_suffix('.png')}"
+        raise ConfigurationError(message)
     folder = _model_folder(run)
     # torch and transformers, 3 s: not before the command line has proved right.
+    from core.evaluation.fidelity import compare_cells
+    from core.evaluation.reports import write_whole
     from core.generation.cells import generate_cells, write_cells
-    from core.generation.comparison import check_markers, compare_with_real, open_training_store
+    from core.generation.comparison import check_markers, open_training_store, read_real_cells
+    from core.generation.picture import comparison_png
     from core.generation.request import GenerationRequest, resolve_phenotypes
     from core.model.folder import CellModel
 
@@ -132,7 +144,15 @@ def generate(
     narrate(f"{output}: {cells.n_obs:,} synthetic cells x {cells.n_vars:,} genes")
     markers = check_markers(model, cells.X, wanted)
     store = open_training_store(model)
-    compared = None if store is None else compare_with_real(model, store, cells.X, wanted)
+    real = None if store is None else read_real_cells(model, store, wanted)
+    compared = None if real is None else (compare_cells(real[0], cells.X, model.panel), real[1])
+    if plot is not None:
+        if real is None:
+            warn(f"no picture is drawn: there are no real cells to draw beside the {n_cells:,}")
+        else:
+            wishes = ", ".join(f"{name} {value}" for name, value in request.items()) or "all cells"
+            write_whole(plot, comparison_png(real[0], cells.X, model.panel, title=wishes))
+            narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
     n_training = model.reference.n_cells(wanted)
     print_result(
         "generate",

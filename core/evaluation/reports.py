@@ -31,6 +31,7 @@ __all__ = [
     "evaluation_markdown",
     "plain_json",
     "write_evaluation_report",
+    "write_whole",
 ]
 
 REPORT_SCHEMA = "tfx.eval/1"
@@ -74,7 +75,7 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
     contents.append(("report.md", evaluation_markdown(report, pictures=links).encode()))
     contents.append(("report.json", text.encode()))  # last: its presence says the report is whole
     for name, content in contents:
-        _write_whole(folder / name, content)
+        write_whole(folder / name, content)
     return [folder / name for name, _ in reversed(contents)]
 
 
@@ -244,7 +245,7 @@ def _picture_name(phenotype: str, taken: Sequence[str]) -> str:
     return name
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write to a temporary file in the same folder, then rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

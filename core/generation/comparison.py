@@ -1,4 +1,4 @@
-"""Generated cells beside real ones: the marker genes of a request, and a short fidelity check."""
+"""What generated cells are held against: the marker genes of a request, and matching real cells."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,13 @@ from core.errors import DataError
 from core.evaluation.fidelity import FidelitySummary, compare_cells
 from core.model.folder import CellModel
 
-__all__ = ["MarkerCheck", "check_markers", "compare_with_real", "open_training_store"]
+__all__ = [
+    "MarkerCheck",
+    "check_markers",
+    "compare_with_real",
+    "open_training_store",
+    "read_real_cells",
+]
 
 #: Real cells from beyond training are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
@@ -90,14 +96,15 @@ def open_training_store(model: CellModel) -> Store | None:
     return store if store.manifest.key == model.origin.get("store_key") else None
 
 
-def compare_with_real(
-    model: CellModel, store: Store, generated: sparse.csr_matrix, wanted: dict[int, int]
-) -> tuple[FidelitySummary, str] | None:
-    """Compare with real cells of the requested phenotypes, held-out ones where there are enough.
+def read_real_cells(
+    model: CellModel, store: Store, wanted: dict[int, int]
+) -> tuple[sparse.csr_matrix, str] | None:
+    """Read real cells of the requested phenotypes, held-out ones where there are enough.
 
     Returns
     -------
-    The summary and which cells stood beside; None where no real cell matches.
+    (cells, genes) in the model's own terms (on or off for a binary model), and which cells they
+    are; None where no real cell matches.
     """
     matching = np.ones(store.n_cells, dtype=bool)
     for slot, code in wanted.items():
@@ -113,7 +120,15 @@ def compare_with_real(
     real = store.read(rows, model.panel)
     if model.config.kind == "binary":
         real = _as_binary(real, model.values.edges)
-    return compare_cells(real, generated, model.panel), which
+    return real, which
+
+
+def compare_with_real(
+    model: CellModel, store: Store, generated: sparse.csr_matrix, wanted: dict[int, int]
+) -> tuple[FidelitySummary, str] | None:
+    """Compare with what `read_real_cells` finds; None where it finds nothing."""
+    real = read_real_cells(model, store, wanted)
+    return None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
 
 
 def _as_binary(expression: sparse.csr_matrix, edges: NDArray[np.float32]) -> sparse.csr_matrix:

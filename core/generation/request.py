@@ -4,6 +4,7 @@ Labels become codes here, and each generated cell gets its phenotypes: those ask
 open ones either real combinations (drawn as often as training cells had them) or [NO_*].
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -50,9 +51,15 @@ class GenerationRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the number of cells."""
+        """Check the numbers; ``model_copy`` of the settings has not."""
         if not 1 <= self.n_cells <= MAX_CELLS:
             message = f"cannot generate {self.n_cells:,} cells; ask for 1 to {MAX_CELLS:,}"
+            raise ConfigurationError(message)
+        if not 0 < self.settings.temperature < math.inf:
+            message = f"temperature {self.settings.temperature} must be a number above 0; 1 draws from the model"
+            raise ConfigurationError(message)
+        if not 0 <= self.settings.guidance < math.inf:
+            message = f"guidance {self.settings.guidance} must be a number of at least 0; 0 is none"
             raise ConfigurationError(message)
 
 

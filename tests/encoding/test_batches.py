@@ -48,8 +48,8 @@ def hide(encoder):
 
 def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     batch = hide(batch_encoder(n_genes=3))
-    assert batch.identity.tolist() == [0, 3, 4, 1, 5, 6, 7, 2] + [0, 4, 1, 5, 6, 7, 2]
-    assert batch.value.tolist() == [0, 8, 9, 0, 2, 1, 5, 0] + [0, 1, 0, 1, 2, 1, 0]
+    assert batch.identity.tolist() == [*[0, 3, 4, 1, 5, 6, 7, 2], *[0, 4, 1, 5, 6, 7, 2]]
+    assert batch.value.tolist() == [*[0, 8, 9, 0, 2, 1, 5, 0], *[0, 1, 0, 1, 2, 1, 0]]
     assert batch.number.tolist() == [0] * 15
     assert batch.cu_seqlens.tolist() == [0, 8, 15]
     assert batch.gene_position.tolist() == [5, 11, 13]
@@ -67,7 +67,7 @@ def test_a_ranked_batch_of_two_cells_written_out_by_hand():
 def test_a_continuous_ranked_batch_shows_numbers_and_asks_for_them():
     """One token, "a number follows" (2), stands for every visible gene; faint values are 0."""
     batch = hide(batch_encoder("continuous", n_genes=3))
-    assert batch.value.tolist() == [0, 5, 6, 0, 2, 1, 2, 0] + [0, 1, 0, 1, 2, 1, 0]
+    assert batch.value.tolist() == [*[0, 5, 6, 0, 2, 1, 2, 0], *[0, 1, 0, 1, 2, 1, 0]]
     assert batch.number.tolist() == [0, 0, 0, 0, 0, 0, 3.25, 0] + [0] * 7
     assert batch.gene_target.tolist() == [1.75, 2.0, 0.0]
     assert batch.gene_target.dtype == np.float32
@@ -78,8 +78,8 @@ def test_an_expressed_batch_with_all_genes_visible_written_out_by_hand():
     batch = batch_encoder(layout="expressed", n_genes=3).visible(
         sparse.csr_matrix(TWO_CELLS), TWO_CODES, ["tissue"], np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [0, 3, 4, 1, 6, 7, 2] + [0, 3, 4, 1, 5, 2]
-    assert batch.value.tolist() == [0, 8, 1, 0, 4, 5, 0] + [0, 7, 1, 0, 4, 0]
+    assert batch.identity.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
+    assert batch.value.tolist() == [*[0, 8, 1, 0, 4, 5, 0], *[0, 7, 1, 0, 4, 0]]
     assert batch.cu_seqlens.tolist() == [0, 7, 13]
     assert batch.gene.tolist() == []
     assert batch.phenotype_position.tolist() == [9]  # cell 0's tissue is asked but not known
@@ -91,9 +91,9 @@ def test_an_expressed_batch_with_everything_masked_written_out_by_hand():
     batch = batch_encoder(layout="expressed", n_genes=3).masked(
         sparse.csr_matrix(TWO_CELLS), TWO_CODES, EVERYTHING, np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [0, 3, 4, 1, 6, 7, 2] + [0, 3, 4, 1, 5, 2]
+    assert batch.identity.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
     # A missing label is never masked: [NO_TISSUE] stays.
-    assert batch.value.tolist() == [0, 1, 9, 0, 1, 1, 0] + [0, 1, 1, 0, 1, 0]
+    assert batch.value.tolist() == [*[0, 1, 9, 0, 1, 1, 0], *[0, 1, 1, 0, 1, 0]]
     assert batch.gene_position.tolist() == [4, 5, 11]
     assert batch.gene_cell.tolist() == [0, 0, 1]
     assert batch.gene.tolist() == [1, 2, 0]
@@ -124,7 +124,7 @@ def test_a_cell_without_any_expressed_gene_is_a_header_and_an_end():
     batch = batch_encoder(layout="expressed", n_genes=3).masked(
         cells, TWO_CODES, EVERYTHING, np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [0, 3, 4, 1, 2] + [0, 3, 4, 1, 5, 2]
+    assert batch.identity.tolist() == [*[0, 3, 4, 1, 2], *[0, 3, 4, 1, 5, 2]]
     assert batch.mask_share.tolist() == [0, 1]
 
 

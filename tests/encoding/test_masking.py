@@ -16,9 +16,7 @@ from core.encoding.masking import (
 @pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
 def test_a_fixed_rate_masks_that_share_of_genes(rate):
     rng = np.random.default_rng(0)
-    counts = np.concatenate(
-        [draw_masked_counts(np.full(8, 101), rate, rng) for _ in range(1000)]
-    )
+    counts = np.concatenate([draw_masked_counts(np.full(8, 101), rate, rng) for _ in range(1000)])
     assert counts.mean() / 101 == pytest.approx(rate, abs=2e-3)
     assert np.ptp(counts) <= 1
 
@@ -33,9 +31,7 @@ def test_a_fixed_rate_keeps_equal_cells_equal():
 def test_a_uniform_rate_is_stratified_over_the_batch(seed, n_cells):
     """Shares in (0, 1]; one cell in each of the n equal parts of the interval."""
     n_genes = 100_000
-    counts = draw_masked_counts(
-        np.full(n_cells, n_genes), "uniform", np.random.default_rng(seed)
-    )
+    counts = draw_masked_counts(np.full(n_cells, n_genes), "uniform", np.random.default_rng(seed))
     assert counts.min() >= 1
     assert counts.max() <= n_genes
     parts = np.ceil(counts / n_genes * n_cells - 1e-9)

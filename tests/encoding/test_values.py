@@ -187,7 +187,7 @@ def test_wrong_edge_files_are_refused(tmp_path, content, error, message):
 
 
 def test_a_missing_edge_file_is_refused_with_the_choices(tmp_path):
-    with pytest.raises(DataError, match="cannot read .*absent.json.*'gene_quantile'"):
+    with pytest.raises(DataError, match=r"cannot read .*absent\.json.*'gene_quantile'"):
         fit(edges=str(tmp_path / "absent.json"))
 
 

@@ -14,9 +14,7 @@ CPU = torch.device("cpu")
 
 def bounds_of(lengths, device=CPU):
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
-    return CellBounds.of(
-        cu_seqlens, len(lengths), max(lengths), rectangular=len(set(lengths)) == 1
-    )
+    return CellBounds.of(cu_seqlens, len(lengths), max(lengths), rectangular=len(set(lengths)) == 1)
 
 
 def reference(q, k, v, lengths):
@@ -104,9 +102,7 @@ def test_attention_dropout_keeps_the_expected_output(name):
     q, k, v, _ = draw(lengths)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        runs = torch.stack(
-            [route.attend(q, k, v, bounds_of(lengths), 0.5) for _ in range(3000)]
-        )
+        runs = torch.stack([route.attend(q, k, v, bounds_of(lengths), 0.5) for _ in range(3000)])
     assert runs.std(dim=0).min() > 0
     wanted = route.attend(q, k, v, bounds_of(lengths), 0.0)
     torch.testing.assert_close(runs.mean(dim=0), wanted, atol=0.15, rtol=0)
@@ -136,7 +132,9 @@ def test_auto_on_a_cpu_is_sdpa_and_says_why(ragged, reason):
     ],
 )
 def test_varlen_asked_for_where_it_cannot_run_is_refused(device, dtype, dropout, lacks):
-    with pytest.raises(MachineError, match=rf"model\.attention = 'varlen' cannot run here.*{lacks}"):
+    with pytest.raises(
+        MachineError, match=rf"model\.attention = 'varlen' cannot run here.*{lacks}"
+    ):
         resolve_attention(
             "varlen", device=torch.device(device), dtype=dtype, dropout=dropout, ragged=True
         )

@@ -150,9 +150,7 @@ def test_pre_norm_with_geglu_is_what_its_formula_says():
         hidden = part.encode(batch, route)
         cells = x.view(batch.n_cells, batch.max_length, -1)
         qkv = layer.query_key_value(layer.attention_norm(cells)).chunk(3, dim=-1)
-        q, k, v = (
-            y.unflatten(-1, (network.config.heads, -1)).transpose(1, 2).numpy() for y in qkv
-        )
+        q, k, v = (y.unflatten(-1, (network.config.heads, -1)).transpose(1, 2).numpy() for y in qkv)
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
         weights = np.exp(scores)
         weights /= weights.sum(axis=-1, keepdims=True)

@@ -21,9 +21,7 @@ def chance(seed=0):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_bins_are_drawn_as_often_as_their_probability(temperature):
     logits = torch.tensor([0.3, -1.0, 2.0, 0.5])
-    drawn = sample_genes(
-        logits.expand(N, 4), make_config(), temperature=temperature, **chance()
-    )
+    drawn = sample_genes(logits.expand(N, 4), make_config(), temperature=temperature, **chance())
     share = torch.bincount(drawn, minlength=4) / N
     wanted = torch.softmax(logits / temperature, dim=0)
     torch.testing.assert_close(share, wanted, atol=0.01, rtol=0)

@@ -1,5 +1,7 @@
 """The skeleton: the classical answer it starts with, and that it is fitted to what it should be."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -36,13 +38,19 @@ def simulate(kind):
     return bins, codes.astype(np.int32)
 
 
-def fitted(kind, *, skeleton_only=False):
+@functools.cache
+def fitted(kind):
+    """Return a network fitted to the simulated cells, for reading only, and what made it."""
+    return fit(kind)
+
+
+def fit(kind):
     bins, codes = simulate(kind)
     n_bins = int(bins.max()) + 1
     config = TfxConfig(
         phenotype_names=list(PHENOTYPES), phenotype_values=list(PHENOTYPES.values()),
         n_genes=N_GENES, n_bins=n_bins, kind=kind, hidden_size=8, heads=2, skeleton=True,
-        layers=0 if skeleton_only else 1, intermediate_size=16, longest_sequence=N_GENES + 5,
+        layers=1, intermediate_size=16, longest_sequence=N_GENES + 5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -88,8 +96,8 @@ def test_a_phenotype_not_shown_counts_as_not_specified(state):
     states = np.array([[Show.VALUE, state]] * 6, dtype=np.int8)
     logits = ask_all_genes(network, encoder, ALL_CODES, states)
     skeleton = network.skeleton
-    wanted = skeleton.gene_prior + skeleton.class_table[1 + ALL_CODES[:, 0]] + (
-        skeleton.class_table[3]
+    wanted = (
+        skeleton.gene_prior + skeleton.class_table[1 + ALL_CODES[:, 0]] + (skeleton.class_table[3])
     )
     torch.testing.assert_close(logits.flatten(1), wanted)
 
@@ -194,14 +202,14 @@ def test_the_linear_scores_read_standardised_values():
 
 
 def test_the_frozen_tables_are_saved_but_not_trained():
-    network, *_ = fitted("binned", skeleton_only=True)
+    network, *_ = fitted("binned")
     frozen = {"skeleton.class_table", "skeleton.gene_prior", "skeleton.score_weight"}
     assert frozen <= set(network.state_dict())
     assert not frozen & {name for name, _ in network.named_parameters()}
 
 
 def test_fitting_is_a_function_of_the_seed():
-    one, two = (fitted("binned")[0].skeleton.class_table for _ in range(2))
+    one, two = fitted("binned")[0].skeleton.class_table, fit("binned")[0].skeleton.class_table
     assert torch.equal(one, two)
 
 
@@ -226,5 +234,7 @@ def test_genes_answer_each_other_within_a_cell_only():
 
 def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
     monkeypatch.setattr("core.model.skeleton_fit.MAX_CLASS_TABLE", 10)
-    with pytest.raises(ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"):
+    with pytest.raises(
+        ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"
+    ):
         fitted("binned")

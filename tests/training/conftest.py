@@ -1,11 +1,6 @@
 import pytest
-import torch
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Compute on one thread: the order of sums, and so every bit, depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def all_on_one_thread(one_thread):
+    """Run every test of this folder on one thread."""

@@ -44,17 +44,17 @@ def this_machine():
 
 
 def run_losses(store, kind, layout, folder):
-    """Train 50 steps on one thread and return the loss of each, read from metrics.jsonl."""
+    """Train 50 steps and return the loss of each, read from metrics.jsonl."""
     resolved = tiny_preset(encoding__kind=kind, encoding__layout=layout)
     train(resolved, store, folder)
     return [record["loss"] for record in RunReader(folder).metrics("train")]
 
 
 def main():
-    torch.set_num_threads(1)
     GOLDEN.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         store = prepare_tiny_store(Path(scratch) / "store")
+        torch.set_num_threads(1)  # after ranking the genes, where numba sets another number
         for kind, layout in CASES:
             losses = run_losses(store, kind, layout, Path(scratch) / f"{kind}-{layout}")
             record = this_machine() | {"losses": losses}

@@ -133,7 +133,7 @@ def test_the_optimiser_decays_matrices_alone_and_knows_every_parameter_once(tiny
     model = build_model(preset, tiny_store, name="example")
     groups = make_optimiser(model.network, preset.train).param_groups
     assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.3]
-    assert [group["lr"] for group in groups] == [5e-4, 5e-4, 0.007]
+    assert [group["lr"] for group in groups] == [2e-3, 2e-3, 0.007]
     decayed, plain, skeleton = ({id(p) for p in group["params"]} for group in groups)
     named = dict(model.network.named_parameters())
     assert len(decayed) + len(plain) + len(skeleton) == len(named)

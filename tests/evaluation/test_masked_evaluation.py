@@ -1,0 +1,169 @@
+"""A model held against cells with known answers: figures against figures computed plainly."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
+from core.presets.schema import LossSettings, MaskingSettings
+from core.training.setup import build_model
+from tests.tiny_atlas import tiny_preset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: Leaves nothing to chance, so that batches of any size ask the same questions.
+EVERYTHING = MaskingSettings(genes=1.0, phenotypes=1.0, unexpressed=0.0, unspecified=0.0)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_store):
+    """Return a function that gives an untrained model with weights that say something."""
+    made = {}
+
+    def get(kind="binned", layout="ranked", masking=EVERYTHING):
+        if (kind, layout) not in made:
+            preset = tiny_preset(encoding__kind=kind, encoding__layout=layout).preset
+            model = build_model(preset, tiny_store, name="example")
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in model.network.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(0.1 * noise)
+            made[kind, layout] = model
+        return replace(made[kind, layout], masking=masking)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_store):
+    return tiny_store.rows("validation")[:45]
+
+
+@pytest.mark.parametrize("weighting", ["mean", "rate"])
+@pytest.mark.parametrize("kind", ["binary", "binned", "continuous"])
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_figures_do_not_depend_on_the_batches(
+    tiny_store, rows, models, kind, layout, weighting
+):
+    """45 cells in batches of 64, or of 7 with 3 left over."""
+    loss = LossSettings(weighting=weighting, phenotype_weight=0.5)
+    one, two = (
+        evaluate_masked(models(kind, layout), tiny_store, rows, loss, batch_size=size)
+        for size in (64, 7)
+    )
+    assert one.loss == pytest.approx(two.loss, rel=1e-5)
+    assert one.gene_loss == pytest.approx(two.gene_loss, rel=1e-5)
+    assert one.phenotype_loss == pytest.approx(two.phenotype_loss, rel=1e-5)
+    assert (one.gene_accuracy, one.gene_baseline) == (two.gene_accuracy, two.gene_baseline)
+    assert one.loss == pytest.approx(one.gene_loss + 0.5 * one.phenotype_loss)
+
+
+def test_class_weights_add_up_over_batches_of_any_size(tiny_store, rows, models):
+    model = models()
+    weights = torch.linspace(0.2, 3.0, sum(model.config.phenotype_sizes))
+    one, two = (
+        evaluate_masked(
+            model, tiny_store, rows, LossSettings(), batch_size=size, class_weights=weights
+        )
+        for size in (64, 7)
+    )
+    assert one.phenotype_loss == pytest.approx(two.phenotype_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_baseline_is_the_genes_most_common_training_bin(tiny_store, rows, models, layout):
+    model = models(layout=layout)
+    scores = evaluate_masked(model, tiny_store, rows, LossSettings())
+    training = tiny_store.read(tiny_store.rows("train"), model.panel).toarray()
+    bins = model.values.encode(training)
+    common = np.array([np.bincount(column).argmax() for column in bins.T])
+    truth = model.values.encode(tiny_store.read(rows, model.panel).toarray())
+    asked = truth > 0 if layout == "expressed" else np.ones_like(truth, dtype=bool)
+    assert scores.n_genes == asked.sum()
+    assert scores.gene_baseline == pytest.approx((truth == common)[asked].mean())
+
+
+def test_a_model_that_knows_only_the_marginals_scores_as_the_baseline(tiny_store, rows):
+    """An untrained encoder beside gene biases at the training marginals answers the common bin."""
+    model = build_model(tiny_preset().preset, tiny_store, name="example")
+    with torch.no_grad():
+        model.network.encoder_part.gene_output.weight.zero_()
+    scores = evaluate_masked(model, tiny_store, rows, LossSettings())
+    assert scores.gene_accuracy == scores.gene_baseline
+
+
+def test_a_continuous_model_is_scored_on_whether_a_gene_is_expressed(tiny_store, rows, models):
+    model = models("continuous")
+    with torch.no_grad():
+        model.network.encoder_part.gene_output.weight[0] = 0
+        model.network.encoder_part.gene_output.bias[0] = -5
+        model.network.encoder_part.gene_bias.weight[:, 0] = 0
+    scores = evaluate_masked(model, tiny_store, rows, LossSettings())
+    values = tiny_store.read(rows, model.panel).toarray()
+    assert scores.gene_accuracy == pytest.approx((model.values.encode(values) == 0).mean())
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_same_seed_gives_the_same_masks_and_another_gives_others(
+    tiny_store, rows, models, layout
+):
+    model = models(layout=layout, masking=MaskingSettings(genes="uniform"))
+    first, second, other = (
+        evaluate_masked(model, tiny_store, rows, LossSettings(), seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == second
+    assert first.loss != other.loss
+
+
+def test_evaluating_takes_no_chance_from_the_global_generator(tiny_store, rows, models):
+    model = models()
+    model.network.train()
+    before = torch.get_rng_state()
+    evaluate_masked(model, tiny_store, rows, LossSettings())
+    predict_phenotypes(model, tiny_store, rows)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.network.training
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_every_phenotype_gets_a_probability_for_each_value_of_each_cell(
+    tiny_store, rows, models, layout
+):
+    predicted = predict_phenotypes(models(layout=layout), tiny_store, rows)
+    assert list(predicted) == list(tiny_store.phenotypes)
+    for name, values in tiny_store.phenotypes.items():
+        assert predicted[name].shape == (45, len(values))
+        np.testing.assert_allclose(predicted[name].sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_a_cells_prediction_does_not_depend_on_the_cells_around_it(
+    tiny_store, rows, models, layout
+):
+    model = models(layout=layout)
+    together = predict_phenotypes(model, tiny_store, rows)
+    order = np.random.default_rng(0).permutation(len(rows))
+    apart = predict_phenotypes(model, tiny_store, rows[order], batch_size=7)
+    for name, probability in together.items():
+        np.testing.assert_allclose(apart[name], probability[order], atol=1e-5)
+
+
+def test_a_prediction_never_sees_the_labels(tiny_store, rows, models, monkeypatch):
+    model = models()
+    before = predict_phenotypes(model, tiny_store, rows)
+    blind = np.full_like(np.asarray(tiny_store.phenotype_codes), -1)
+    monkeypatch.setattr(tiny_store, "phenotype_codes", blind)
+    after = predict_phenotypes(model, tiny_store, rows)
+    for name, probability in before.items():
+        np.testing.assert_array_equal(after[name], probability)
+
+
+def test_progress_ends_at_the_number_of_cells(tiny_store, rows, models):
+    events = []
+    evaluate_masked(
+        models(), tiny_store, rows, LossSettings(), batch_size=20, on_progress=events.append
+    )
+    assert [(event.done, event.total) for event in events] == [(20, 45), (40, 45), (45, 45)]

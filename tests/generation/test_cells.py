@@ -1,0 +1,187 @@
+"""Generated cells as AnnData: labels, values, provenance, and files that are whole or absent."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from core.errors import ConfigurationError
+from core.generation.cells import GENERATION_KEY, generate_cells, write_cells
+from core.generation.request import GenerationRequest
+from core.progress import ProgressEvent
+from tests.model.examples import N_GENES, make_cell_model
+
+from .examples import with_reference
+
+
+def generate(model=None, *, n_cells=12, batch_size=128, phenotypes=None, listener=None, **others):
+    model = with_reference(make_cell_model()) if model is None else model
+    settings = model.generate.model_copy(update=others.pop("settings", {}))
+    request = GenerationRequest(
+        phenotypes=phenotypes or {}, n_cells=n_cells, settings=settings, **others
+    )
+    return generate_cells(
+        model, request, batch_size=batch_size, on_progress=listener or (lambda event: None)
+    )
+
+
+def test_cells_carry_labels_genes_and_the_synthetic_flag():
+    cells, notes = generate(phenotypes={"sex": "[FEMALE]"})
+    assert notes == []
+    assert cells.shape == (12, N_GENES)
+    assert list(cells.obs.columns) == ["sex", "tissue", "synthetic"]
+    assert list(cells.obs["sex"]) == ["female"] * 12
+    for phenotype, values in (("sex", ["female", "male"]), ("tissue", ["lung", "blood", "liver"])):
+        assert isinstance(cells.obs[phenotype].dtype, pd.CategoricalDtype)
+        assert list(cells.obs[phenotype].cat.categories) == values
+    assert cells.obs["synthetic"].dtype == bool
+    assert cells.obs["synthetic"].all()
+    assert cells.obs_names.is_unique
+    assert list(cells.var_names) == [f"ENSG0000000000{gene}" for gene in range(N_GENES)]
+    assert list(cells.var["gene_symbol"]) == [f"GENE{gene}" for gene in range(N_GENES)]
+
+
+def test_values_are_a_sparse_float32_matrix_of_plausible_log_values():
+    cells, _ = generate(n_cells=100)
+    assert sparse.isspmatrix_csr(cells.X)
+    assert cells.X.dtype == np.float32
+    assert cells.X.data.min() > 0
+    assert cells.X.data.max() <= 4  # training values lie below 4
+
+
+def test_none_leaves_the_labels_of_open_phenotypes_missing():
+    cells, _ = generate(phenotypes={"tissue": "lung"}, unspecified="none")
+    assert cells.obs["sex"].isna().all()
+    assert (cells.obs["tissue"] == "lung").all()
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
+def test_the_cells_of_a_seed_do_not_depend_on_batches_or_their_number(kind):
+    model = with_reference(make_cell_model(kind))
+    whole, _ = generate(model, n_cells=10, seed=5)
+    compare = np.testing.assert_array_equal
+    if kind == "continuous":  # sums of another order: the last digits differ
+        compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # noqa: E731
+    for n_cells, batch_size in ((10, 1), (10, 3), (4, 128), (7, 5)):
+        cells, _ = generate(model, n_cells=n_cells, seed=5, batch_size=batch_size)
+        compare(cells.X.toarray(), whole.X[:n_cells].toarray())
+        pd.testing.assert_frame_equal(cells.obs, whole.obs[:n_cells])
+    other, _ = generate(model, n_cells=10, seed=6)
+    assert (other.X != whole.X).nnz > 0
+
+
+def test_bins_are_decoded_as_asked():
+    model = with_reference(make_cell_model())
+    bins, _ = generate(model, settings={"decode": "bins"})
+    means, _ = generate(model, settings={"decode": "mean"})
+    drawn, _ = generate(model, settings={"decode": "sample"})
+    numbers = bins.X.toarray().astype(int)
+    assert set(np.unique(numbers)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(
+        means.X.toarray(), model.table.means[np.arange(N_GENES), numbers]
+    )
+    np.testing.assert_array_equal(model.values.encode(drawn.X.toarray()), numbers)
+    assert bins.uns[GENERATION_KEY]["values"] == "bin numbers"
+    assert drawn.uns[GENERATION_KEY]["values"] == "log1p of counts per 10,000"
+
+
+def test_a_binary_model_gives_ones_and_says_so():
+    cells, _ = generate(with_reference(make_cell_model("binary")))
+    assert set(cells.X.data) == {1.0}
+    assert cells.uns[GENERATION_KEY]["values"] == "on (1) or off (0)"
+
+
+def test_a_continuous_model_gives_values_above_zero_and_no_nan():
+    cells, _ = generate(with_reference(make_cell_model("continuous")), n_cells=50)
+    assert (cells.X.data > 0).all()
+    assert np.isfinite(cells.X.data).all()
+
+
+def test_a_model_without_phenotypes_generates_unlabelled_cells():
+    cells, _ = generate(make_cell_model(phenotypes={}))
+    assert list(cells.obs.columns) == ["synthetic"]
+
+
+def test_progress_ends_at_the_number_of_cells():
+    events: list[ProgressEvent] = []
+    generate(n_cells=10, batch_size=4, listener=events.append)
+    done = [event.done for event in events]
+    assert done == sorted(done)
+    assert (done[-1], events[-1].total) == (10, 10)
+
+
+def test_the_confidence_order_is_warned_of():
+    _, notes = generate(settings={"order": "confidence"})
+    assert any("confidence order" in note and "nearly empty" in note for note in notes)
+
+
+def test_an_unfit_model_or_request_is_refused_before_anything_is_drawn():
+    with pytest.raises(ConfigurationError, match="expressed layout"):
+        generate(make_cell_model(layout="expressed"))
+    with pytest.raises(ConfigurationError, match="knows no sex 'femal'; did you mean 'female'"):
+        generate(phenotypes={"sex": "femal"})
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def test_cells_and_provenance_come_back_from_the_file(tmp_path):
+    cells, notes = generate(phenotypes={"sex": "male", "tissue": "lung"}, seed=9)
+    write_cells(cells, tmp_path / "new" / "cells.h5ad")
+    read = anndata.read_h5ad(tmp_path / "new" / "cells.h5ad")
+    np.testing.assert_array_equal(read.X.toarray(), cells.X.toarray())
+    pd.testing.assert_frame_equal(read.obs, cells.obs)
+    pd.testing.assert_frame_equal(read.var, cells.var)
+    facts = read.uns[GENERATION_KEY]
+    assert facts["synthetic"]
+    assert facts["simulated_training_data"]
+    assert facts["request"] == {"sex": "male", "tissue": "lung"}
+    assert (facts["training_cells_of_request"], facts["n_cells"], facts["seed"]) == (0, 12, 9)
+    assert (facts["steps"], facts["order"], facts["decode"]) == (3, "random", "sample")
+    assert (facts["temperature"], facts["guidance"]) == (1.0, 0.0)
+    assert (facts["model_name"], facts["model_step"]) == ("example", 7)
+    assert list(facts["training_sources"]) == ["cells.h5ad"]
+    assert list(facts["notes"]) == notes
+    assert len(facts["model_genes_sha256"]) == 64
+    assert facts["tfx_version"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cells.h5ad"]
+
+
+def test_a_request_for_nothing_in_particular_can_be_written(tmp_path):
+    cells, notes = generate()
+    assert notes == []  # an empty dictionary and an empty list, too, must survive h5ad
+    write_cells(cells, tmp_path / "cells.h5ad")
+    facts = anndata.read_h5ad(tmp_path / "cells.h5ad").uns[GENERATION_KEY]
+    assert dict(facts["request"]) == {}
+    assert list(facts["notes"]) == []
+
+
+def test_missing_labels_survive_the_file(tmp_path):
+    cells, _ = generate(unspecified="none")
+    write_cells(cells, tmp_path / "cells.h5ad")
+    assert anndata.read_h5ad(tmp_path / "cells.h5ad").obs["tissue"].isna().all()
+
+
+@pytest.mark.parametrize("fault", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_nothing_and_the_old_file_whole(tmp_path, monkeypatch, fault):
+    target = tmp_path / "cells.h5ad"
+    target.write_bytes(b"the old file")
+    cells, _ = generate()
+
+    def fail(self, path, **options):
+        path.write_bytes(b"half")
+        raise fault
+
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", fail)
+    with pytest.raises(type(fault)):
+        write_cells(cells, target)
+    assert target.read_bytes() == b"the old file"
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_a_written_file_replaces_the_old_one(tmp_path):
+    target = tmp_path / "cells.h5ad"
+    target.write_bytes(b"the old file")
+    write_cells(generate()[0], target)
+    assert anndata.read_h5ad(target).n_obs == 12

@@ -1,0 +1,141 @@
+"""Generated cells beside real ones: marker genes from the model, fidelity from the store."""
+
+import shutil
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from core.generation import comparison
+from core.generation.comparison import check_markers, compare_with_real, open_training_store
+from core.model.reference import Reference
+from core.training.setup import build_model
+from tests.model.examples import N_GENES, make_cell_model
+from tests.tiny_atlas import tiny_preset
+
+from .examples import COMBINATIONS, COUNTS
+
+SEX_GENES = ["XIST", "RPS4Y1", "DDX3Y"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_store):
+    """A model fitted to the store's cells, not trained further."""
+    preset = tiny_preset(
+        model__layers=0, model__skeleton=True, data__genes=48, data__include_genes=SEX_GENES
+    ).preset
+    return build_model(preset, tiny_store, name="tiny")
+
+
+def test_markers_are_the_genes_that_set_a_value_apart():
+    model = make_cell_model()
+    means = np.zeros((5, N_GENES), np.float32)  # female, male, lung, blood, liver
+    means[2] = [0, 0, 3, 1, 0, 0, 0]
+    means[3] = [2, 0, 0, 1, 0, 0, 0]
+    means[4] = [0, 9, 0, 1, 0, 0, 0]
+    old = model.reference
+    model.reference = Reference(COMBINATIONS, COUNTS, means, old.detection, old.bin_counts)
+    generated = sparse.csr_matrix(np.tile([[0, 0, 2.5, 0, 0, 0, 0], [0] * 7], (2, 1)))
+    up, down = check_markers(model, generated, {1: 0}, n_each=1)
+    # lung 650 cells, blood 350, liver 4: the liver's high gene weighs little in the overall mean
+    assert (up.phenotype, up.value, up.gene) == ("tissue", "lung", "GENE2")
+    assert up.training_mean == 3
+    assert up.other_mean == pytest.approx(3 * 650 / 1004, rel=1e-6)
+    assert (up.generated_mean, up.generated_detection) == (1.25, 0.5)
+    assert (down.gene, down.training_mean) == ("GENE0", 0)
+    assert down.other_mean == pytest.approx(2 * 350 / 1004, rel=1e-6)
+
+
+def test_no_request_has_no_markers():
+    assert check_markers(make_cell_model(), sparse.csr_matrix((3, N_GENES)), {}) == []
+
+
+def test_markers_of_a_simulated_sex_are_its_own_genes(trained):
+    slot = list(trained.config.phenotypes).index("sex")
+    female = trained.config.phenotypes["sex"].index("female")
+    nothing = sparse.csr_matrix((3, len(trained.panel)))
+    checks = check_markers(trained, nothing, {slot: female}, n_each=2)
+    up, down = checks[:2], checks[2:]
+    assert up[0].gene == "XIST"
+    assert up[0].training_mean > up[0].other_mean
+    assert {check.gene for check in down} == {"RPS4Y1", "DDX3Y"}
+    assert all(check.training_mean < check.other_mean for check in down)
+
+
+def test_the_store_is_opened_only_while_it_is_the_one_trained_on(trained, tmp_path):
+    assert open_training_store(trained).n_cells == 600
+    there = trained.origin["store"]
+    moved = make_cell_model()
+    moved.origin = trained.origin | {"store": str(tmp_path / "gone")}
+    assert open_training_store(moved) is None
+    moved.origin = trained.origin | {"store_key": "another"}
+    assert open_training_store(moved) is None
+    moved.origin = {}
+    assert open_training_store(moved) is None
+    shutil.copytree(there, tmp_path / "damaged")
+    (tmp_path / "damaged" / "manifest.json").write_text("{", encoding="utf-8")
+    moved.origin = trained.origin | {"store": str(tmp_path / "damaged")}
+    assert open_training_store(moved) is None
+
+
+def test_a_model_that_names_no_store_finds_none_even_inside_one(tiny_store, monkeypatch):
+    monkeypatch.chdir(tiny_store.path)
+    model = make_cell_model()
+    model.origin = {}
+    assert open_training_store(model) is None
+
+
+def matching_rows(store, phenotype, code):
+    slot = list(store.phenotypes).index(phenotype)
+    return slot, np.flatnonzero(np.asarray(store.phenotype_codes[:, slot]) == code)
+
+
+def test_real_cells_compared_with_themselves_agree(trained, tiny_store):
+    slot, rows = matching_rows(tiny_store, "sex", 0)
+    held_out = rows[np.asarray(tiny_store.split_codes)[rows] != 0]
+    real = tiny_store.read(held_out, trained.panel)
+    summary, which = compare_with_real(trained, tiny_store, real, {slot: 0})
+    assert which == "held-out"
+    assert summary.n_real == len(held_out)
+    assert summary.gene_mean_r == pytest.approx(1)
+    assert summary.detection_mae == 0
+
+
+def test_where_few_held_out_cells_match_training_cells_stand_beside_too(
+    trained, tiny_store, monkeypatch
+):
+    slot, rows = matching_rows(tiny_store, "tissue", 0)
+    monkeypatch.setattr(comparison, "ENOUGH_HELD_OUT", len(rows) + 1)
+    real = tiny_store.read(rows, trained.panel)
+    summary, which = compare_with_real(trained, tiny_store, real, {slot: 0})
+    assert which == "training and held-out"
+    assert summary.n_real == len(rows)
+
+
+def test_at_most_so_many_real_cells_are_read(trained, tiny_store, monkeypatch):
+    monkeypatch.setattr(comparison, "MAX_REAL", 60)
+    real = tiny_store.read(np.arange(5), trained.panel)
+    summary, _ = compare_with_real(trained, tiny_store, real, {})
+    assert summary.n_real == 60
+
+
+def test_a_combination_no_real_cell_has_is_compared_with_nothing(trained, tiny_store):
+    names = list(trained.config.phenotypes)
+    wanted = {names.index("sex"): 0, names.index("tissue"): 0, names.index("cell_type"): 99}
+    generated = tiny_store.read(np.arange(5), trained.panel)
+    assert compare_with_real(trained, tiny_store, generated, wanted) is None
+
+
+def test_a_binary_model_is_compared_on_and_off(tiny_store):
+    preset = tiny_preset(
+        model__layers=0, model__skeleton=True, encoding__kind="binary", encoding__threshold=0.5
+    ).preset
+    model = build_model(preset, tiny_store, name="binary")
+    rows = tiny_store.rows("test")
+    generated = sparse.csr_matrix((tiny_store.read(rows, model.panel) > 0.5).astype(np.float32))
+    rows_of_all = np.flatnonzero(np.asarray(tiny_store.split_codes) != 0)
+    real = (tiny_store.read(rows_of_all, model.panel).toarray() > 0.5).mean(axis=0)
+    summary, _ = compare_with_real(model, tiny_store, generated, {})
+    best = summary.top_genes[0]
+    assert best.real_mean == pytest.approx(real.max())
+    assert best.real_mean == best.real_detection

@@ -1,0 +1,151 @@
+"""Requests: labels to codes, and the phenotypes that each generated cell gets."""
+
+import numpy as np
+import pytest
+
+from core.errors import ConfigurationError
+from core.generation.request import MAX_CELLS, GenerationRequest, draw_codes, resolve_phenotypes
+from tests.model.examples import make_cell_model, make_config
+
+from .examples import COMBINATIONS, COUNTS, with_reference
+
+PHENOTYPES = {
+    "sex": ["female", "male"],
+    "cell_type": ["CD4-positive, alpha-beta T cell", "B cell", "b Cell line", "NK cell"],
+}
+
+
+@pytest.fixture
+def model():
+    return with_reference(make_cell_model())
+
+
+def ask(phenotypes, n_cells=10, **others):
+    return GenerationRequest(phenotypes=phenotypes, n_cells=n_cells, **others)
+
+
+# ------------------------------------------------------------------------------------ labels
+
+
+@pytest.mark.parametrize(
+    "spelling", ["NK cell", "nk cell", "NK_cell", "[NK_cell]", " [nk_CELL] ", "NK  cell"]
+)
+def test_a_label_is_matched_in_any_spelling(spelling):
+    config = make_config(phenotypes=PHENOTYPES)
+    assert resolve_phenotypes(config, {"cell_type": spelling, "sex": "Female"}) == {0: 0, 1: 3}
+
+
+def test_the_same_text_wins_over_the_same_letters():
+    config = make_config(phenotypes={"cell_type": ["B cell", "b cell"]})
+    assert resolve_phenotypes(config, {"cell_type": "b cell"}) == {0: 1}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"tisue": "lung"}, r"no phenotype 'tisue'; did you mean 'tissue' or 'sex'\?"),
+        ({"treatment": "x"}, r"no phenotype 'treatment'; it has sex, tissue"),
+        ({"tissue": "lungs"}, r"knows no tissue 'lungs'; did you mean 'lung'\?"),
+        ({"tissue": "brain"}, r"knows no tissue 'brain'; it has lung, blood, liver"),
+        ({"tissue": "[NO_TISSUE]"}, r"knows no tissue '\[NO_TISSUE\]'"),
+    ],
+)
+def test_what_the_model_does_not_know_is_refused_with_the_nearest(wanted, message):
+    with pytest.raises(ConfigurationError, match=message):
+        resolve_phenotypes(make_config(), wanted)
+
+
+@pytest.mark.parametrize("n_cells", [0, -5, MAX_CELLS + 1])
+def test_no_cells_and_too_many_are_refused(n_cells):
+    with pytest.raises(ConfigurationError, match=r"cannot generate .* cells; ask for 1 to 1,000,0"):
+        ask({}, n_cells)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": float("nan")}, {"temperature": 0.0}, {"guidance": float("inf")}]
+)
+def test_settings_that_are_no_sensible_number_are_refused(change):
+    settings = make_cell_model().generate.model_copy(update=change)
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
+        ask({}, settings=settings)
+
+
+# ------------------------------------------------------------------------------------ open ones
+
+
+def test_everything_asked_for_is_what_every_cell_gets(model):
+    codes, notes = draw_codes(model, ask({"sex": "female", "tissue": "blood"}))
+    assert (codes == [0, 1]).all()
+    assert codes.shape == (10, 2)
+    assert notes == []
+
+
+def test_open_phenotypes_are_drawn_as_often_as_training_cells_had_them(model):
+    codes, notes = draw_codes(model, ask({}, 20_000))
+    for combination, count in zip(COMBINATIONS, COUNTS, strict=True):
+        found = (codes == combination).all(axis=1).mean()
+        assert found == pytest.approx(count / COUNTS.sum(), abs=0.015)
+    assert notes == []
+
+
+def test_open_phenotypes_come_from_training_cells_that_match_the_request(model):
+    codes, _ = draw_codes(model, ask({"sex": "female"}, 8000))
+    assert (codes[:, 0] == 0).all()
+    assert (codes[:, 1] == 0).mean() == pytest.approx(0.75, abs=0.02)  # 600 of 800; never liver
+    assert set(codes[:, 1]) == {0, 1}
+
+
+def test_a_missing_label_of_a_training_cell_is_written_as_missing(model):
+    codes, _ = draw_codes(model, ask({"tissue": "lung"}, 4000))
+    assert set(codes[:, 0]) == {0, -1}
+
+
+def test_none_leaves_open_phenotypes_unspecified(model):
+    codes, notes = draw_codes(model, ask({"tissue": "lung"}, unspecified="none"))
+    assert (codes == [-1, 0]).all()
+    assert notes == []
+    assert (draw_codes(model, ask({}, unspecified="none"))[0] == -1).all()
+
+
+def test_a_combination_absent_from_training_is_composed_with_a_note(model):
+    codes, notes = draw_codes(model, ask({"sex": "male", "tissue": "lung"}))
+    assert (codes == [1, 0]).all()
+    assert notes == [
+        "no training cell has sex = male, tissue = lung: the model composes what it learnt of each "
+        "value"
+    ]
+
+
+def test_a_rare_combination_is_noted_with_its_number_of_cells(model):
+    _, notes = draw_codes(model, ask({"tissue": "liver"}))
+    assert notes == [
+        "only 4 training cells have tissue = liver: the model composes what it learnt of each value"
+    ]
+
+
+def test_where_no_training_cell_matches_open_phenotypes_follow_the_commoner_values():
+    phenotypes = {"sex": ["female", "male"], "tissue": ["lung", "blood"], "age": ["30-39", "40-49"]}
+    model = make_cell_model(phenotypes=phenotypes)
+    old = model.reference
+    model.reference = type(old)(
+        np.array([[0, 0, 0], [1, 1, 1]], dtype=np.int32), np.array([90, 10]),
+        old.means, old.detection, old.bin_counts,
+    )  # fmt: skip
+    codes, notes = draw_codes(model, ask({"sex": "male", "tissue": "lung"}))
+    assert (codes == [1, 0, 0]).all()  # male is rarer than lung: the age is that of lung cells
+    assert notes[1] == "open phenotypes come from training cells that match all but sex"
+
+
+def test_the_phenotypes_of_a_cell_depend_on_the_seed_and_its_number_alone(model):
+    few, many = (draw_codes(model, ask({}, n, seed=3))[0] for n in (5, 50))
+    other, _ = draw_codes(model, ask({}, 50, seed=4))
+    np.testing.assert_array_equal(few, many[:5])
+    assert (many != other).any()
+
+
+def test_a_model_without_phenotypes_has_nothing_to_draw():
+    model = make_cell_model(phenotypes={})
+    for unspecified in ("sample", "none"):
+        codes, notes = draw_codes(model, ask({}, 4, unspecified=unspecified))
+        assert codes.shape == (4, 0)
+        assert notes == []

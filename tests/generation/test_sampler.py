@@ -1,0 +1,258 @@
+"""Iterative unmasking, held against models whose distribution is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.encoding.tokens import MASK
+from core.errors import ConfigurationError
+from core.generation.sampler import CellChance, check_can_generate, sample_cells
+from core.presets.schema import GenerateSettings
+from tests.model.examples import N_GENES, make_cell_model
+
+from .examples import FEMALE, LUNG, MARGINALS, known_model, set_class_effect, set_pairs
+
+N_CELLS = 4000
+#: Five standard errors of a frequency over N_CELLS cells.
+CLOSE = 5 * 0.5 / np.sqrt(N_CELLS)
+
+
+def sample(model, *, n_cells=N_CELLS, seed=0, codes=(0, 0), first=0, on_step=None, **settings):
+    chance = CellChance.draw(seed, range(first, first + n_cells), N_GENES)
+    wanted = np.tile(np.array(codes, dtype=np.int32), (n_cells, 1))
+    return sample_cells(
+        model, wanted, GenerateSettings(**settings), chance, on_step=on_step or (lambda step: None)
+    )
+
+
+def watch(model):
+    """Record every batch the network is asked about, as it was then."""
+    batches = []
+
+    def record(network, args):
+        batches.append(replace(args[0], value=args[0].value.clone()))
+
+    model.network.register_forward_pre_hook(record)
+    return batches
+
+
+# ------------------------------------------------------------------------------------ chance
+
+
+def test_the_chance_of_a_cell_depends_on_the_seed_and_its_number_alone():
+    whole, part = CellChance.draw(1, range(10), 6), CellChance.draw(1, range(4, 7), 6)
+    other = CellChance.draw(2, range(10), 6)
+    for name in ("order", "uniform", "normal"):
+        np.testing.assert_array_equal(getattr(whole, name)[4:7], getattr(part, name))
+        assert (getattr(whole, name) != getattr(other, name)).any()
+
+
+def test_every_order_is_a_permutation_and_no_two_cells_share_one():
+    order = CellChance.draw(0, range(50), 20).order
+    np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(20), (50, 1)))
+    assert len({tuple(row) for row in order.tolist()}) == 50
+
+
+@pytest.mark.parametrize("settings", [{"steps": 3}, {"steps": 7, "guidance": 1.5}])
+@pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
+def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
+    model = make_cell_model(kind)
+    together = sample(model, n_cells=9, **settings)
+    alone = np.concatenate([sample(model, n_cells=1, first=cell, **settings) for cell in range(9)])
+    if kind == "continuous":
+        np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(alone, together)
+
+
+# ------------------------------------------------------------------------------------ unmasking
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 100])
+def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
+    model = make_cell_model()
+    batches, heard = watch(model), []
+    drawn = sample(model, n_cells=4, steps=steps, on_step=heard.append)
+    n_steps = min(steps, N_GENES)
+    assert len(batches) == n_steps
+    assert heard == list(range(1, n_steps + 1))
+    first = model.config.tokens.header_length
+    asked = np.zeros((4, N_GENES), dtype=int)
+    for batch in batches:
+        values = batch.value.view(4, -1)[:, first : first + N_GENES].numpy()
+        np.testing.assert_array_equal(values == MASK, asked == 0)
+        known = values[asked == 1] - model.config.tokens.first_bin
+        np.testing.assert_array_equal(known, drawn[asked == 1])
+        assert (batch.value[batch.gene_position] == MASK).all()
+        np.testing.assert_allclose(batch.mask_share, 1 - asked.mean(axis=1), rtol=1e-6)
+        np.add.at(asked, (batch.gene_cell.numpy(), batch.gene.numpy()), 1)
+    np.testing.assert_array_equal(asked, 1)
+
+
+def test_the_confidence_order_reveals_the_surest_genes_first():
+    model = known_model()
+    batches = watch(model)
+    drawn = sample(model, n_cells=3, steps=N_GENES, order="confidence")
+    first = model.config.tokens.header_length
+    hidden = [
+        (batch.value.view(3, -1)[:, first : first + N_GENES] == MASK).sum(dim=1).tolist()
+        for batch in batches
+    ]
+    assert hidden == [[N_GENES - step] * 3 for step in range(N_GENES)]
+    shown = batches[2].value.view(3, -1)[:, first : first + N_GENES] != MASK
+    assert shown.nonzero()[:, 1].tolist() == [4, 6] * 3  # 0.90 and 0.85: the surest two
+    assert ((drawn >= 0) & (drawn < 4)).all()
+
+
+def test_phenotypes_are_written_as_asked_and_missing_ones_as_not_specified():
+    model = make_cell_model()
+    batches = watch(model)
+    sample(model, n_cells=2, codes=(1, -1), steps=1)
+    tokens = model.config.tokens
+    header = batches[0].value.view(2, -1)[:, 1:3]
+    assert header.tolist() == [[int(tokens.not_specified[0]) + 2, int(tokens.not_specified[1])]] * 2
+
+
+def test_dropout_is_off_while_sampling_and_no_global_chance_is_used():
+    model = make_cell_model()
+    model.network.train()
+    before = torch.get_rng_state()
+    one, two = sample(model, n_cells=5, steps=7), sample(model, n_cells=5, steps=7)
+    np.testing.assert_array_equal(one, two)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------ what is drawn
+
+
+@pytest.mark.parametrize("steps", [1, 3, N_GENES])
+def test_independent_genes_come_with_their_marginal_frequencies(steps):
+    drawn = sample(known_model(), steps=steps)
+    found = np.stack([(drawn == number).mean(axis=0) for number in range(4)], axis=1)
+    np.testing.assert_allclose(found, MARGINALS, atol=CLOSE)
+    correlations = np.corrcoef(drawn.T) - np.eye(N_GENES)
+    assert np.abs(correlations).max() < 5 / np.sqrt(N_CELLS)
+
+
+def test_coupled_genes_correlate_with_the_sign_of_their_coupling():
+    signs = [1, 1, -1, 0, 0, 0, 0]
+    model = set_pairs(known_model(marginals=np.tile([[0.5, 0.2, 0.2, 0.1]], (N_GENES, 1))), signs)
+    found = np.corrcoef((sample(model, steps=N_GENES) > 0).T)
+    assert found[0, 1] > 0.2
+    assert found[0, 2] < -0.2
+    assert found[1, 2] < -0.2
+    assert np.abs(found[3:, :3]).max() < 5 / np.sqrt(N_CELLS)
+
+
+def test_genes_that_are_revealed_together_do_not_see_each_other():
+    model = set_pairs(known_model(), [1, 1, -1, 0, 0, 0, 0])
+    found = np.corrcoef((sample(model, steps=1) > 0).T) - np.eye(N_GENES)
+    assert np.abs(found).max() < 5 / np.sqrt(N_CELLS)
+
+
+def test_a_low_temperature_gives_the_most_likely_bins():
+    drawn = sample(known_model(), n_cells=50, steps=3, temperature=0.01)
+    np.testing.assert_array_equal(drawn, np.tile(MARGINALS.argmax(axis=1), (50, 1)))
+
+
+def test_a_high_temperature_flattens():
+    drawn = sample(known_model(), steps=1, temperature=1000.0)
+    for number in range(4):
+        np.testing.assert_allclose((drawn == number).mean(axis=0), 0.25, atol=CLOSE)
+
+
+def odds_of_on(effect):
+    """Probability that gene 0 is on if its expressed bins are raised by ``effect``."""
+    on = MARGINALS[0, 1:].sum() * np.exp(effect)
+    return on / (on + MARGINALS[0, 0])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 2.0])
+def test_guidance_multiplies_the_effect_of_the_condition(guidance):
+    model = known_model()
+    set_class_effect(model, FEMALE, 0, 0.5)
+    set_class_effect(model, LUNG, 1, 0.0)
+    female = (sample(model, steps=1, guidance=guidance)[:, 0] > 0).mean()
+    male = (sample(model, codes=(1, 0), steps=1, guidance=guidance)[:, 0] > 0).mean()
+    assert female == pytest.approx(odds_of_on(0.5 * (1 + guidance)), abs=CLOSE)
+    assert male == pytest.approx(odds_of_on(0.0), abs=CLOSE)
+
+
+def test_hardly_any_guidance_is_no_guidance():
+    model = make_cell_model()
+    plain = sample(model, n_cells=20, steps=7)
+    np.testing.assert_array_equal(sample(model, n_cells=20, steps=7, guidance=1e-12), plain)
+    assert (sample(model, n_cells=20, steps=7, guidance=5.0) != plain).any()
+
+
+def test_no_guidance_asks_once_per_step_and_guidance_twice():
+    model = make_cell_model()
+    batches = watch(model)
+    sample(model, n_cells=2, steps=3)
+    assert len(batches) == 3
+    sample(model, n_cells=2, steps=3, guidance=1.0)
+    assert len(batches) == 9
+    conditional, free = batches[3:5]
+    assert (free.value.view(2, -1)[:, 1:3] == MASK).all()
+    assert (conditional.value.view(2, -1)[:, 1:3] != MASK).all()
+    conditional, free = batches[5:7]  # both branches see the genes drawn so far
+    assert torch.equal(conditional.value.view(2, -1)[:, 3:], free.value.view(2, -1)[:, 3:])
+
+
+# ------------------------------------------------------------------------------------ kinds of model
+
+
+def test_a_binary_model_draws_zeros_and_ones_of_known_frequency():
+    drawn = sample(known_model("binary"), steps=3)
+    assert set(np.unique(drawn)) == {0, 1}
+    np.testing.assert_allclose(drawn.mean(axis=0), 1 - MARGINALS[:, 0], atol=CLOSE)
+
+
+def test_a_joint_head_never_draws_a_phenotype_as_a_bin():
+    drawn = sample(make_cell_model(head="joint"), n_cells=200, steps=3)
+    assert ((drawn >= 0) & (drawn < 4)).all()
+
+
+def test_a_continuous_model_draws_values_at_least_zero_of_known_mean():
+    model = make_cell_model("continuous", layers=1)
+    part = model.network.encoder_part
+    with torch.no_grad():
+        part.gene_output.weight.zero_()
+        part.gene_output.bias.zero_()
+        # on with probability 0.7; log1p values of mean 2 and standard deviation 0.3 where on
+        part.gene_bias.weight.copy_(torch.tensor([np.log(0.7 / 0.3), 2.0, np.log(0.3)]).float())
+    drawn = sample(model, steps=4)
+    assert drawn.dtype == np.float32
+    assert drawn.min() == 0
+    on = drawn > 0
+    np.testing.assert_allclose(on.mean(axis=0), 0.7, atol=CLOSE)
+    for gene in range(N_GENES):
+        assert drawn[on[:, gene], gene].mean() == pytest.approx(2.0, abs=0.04)
+        assert drawn[on[:, gene], gene].std() == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_continuous_value_below_the_threshold_is_not_expressed():
+    model = make_cell_model("continuous")
+    drawn = sample(model, n_cells=300, steps=4)
+    threshold = float(model.values.edges[0])
+    assert ((drawn == 0) | (drawn >= threshold)).all()
+    assert (drawn >= threshold).any()
+
+
+# ------------------------------------------------------------------------------------ who can
+
+
+def test_the_expressed_layout_is_refused_with_what_to_train_instead():
+    with pytest.raises(ConfigurationError, match=r"train one with encoding\.layout = 'ranked'"):
+        check_can_generate(make_cell_model(layout="expressed"))
+
+
+def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_warning():
+    model = make_cell_model()
+    assert check_can_generate(model) == []
+    model.masking = model.masking.model_copy(update={"genes": 0.15})
+    (note,) = check_can_generate(model)
+    assert "fixed mask rate (0.15)" in note
+    assert "masking.genes = 'uniform'" in note
