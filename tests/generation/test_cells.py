@@ -9,7 +9,6 @@ from scipy import sparse
 from core.errors import ConfigurationError
 from core.generation.cells import GENERATION_KEY, generate_cells, write_cells
 from core.generation.request import GenerationRequest
-from core.progress import ProgressEvent
 from tests.model.examples import N_GENES, make_cell_model
 
 from .examples import with_reference
@@ -78,9 +77,7 @@ def test_bins_are_decoded_as_asked():
     drawn, _ = generate(model, settings={"decode": "sample"})
     numbers = bins.X.toarray().astype(int)
     assert set(np.unique(numbers)) <= {0, 1, 2, 3}
-    np.testing.assert_array_equal(
-        means.X.toarray(), model.table.means[np.arange(N_GENES), numbers]
-    )
+    np.testing.assert_array_equal(means.X.toarray(), model.table.means[np.arange(N_GENES), numbers])
     np.testing.assert_array_equal(model.values.encode(drawn.X.toarray()), numbers)
     assert bins.uns[GENERATION_KEY]["values"] == "bin numbers"
     assert drawn.uns[GENERATION_KEY]["values"] == "log1p of counts per 10,000"
@@ -104,7 +101,7 @@ def test_a_model_without_phenotypes_generates_unlabelled_cells():
 
 
 def test_progress_ends_at_the_number_of_cells():
-    events: list[ProgressEvent] = []
+    events = []
     generate(n_cells=10, batch_size=4, listener=events.append)
     done = [event.done for event in events]
     assert done == sorted(done)

@@ -237,4 +237,4 @@ def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
     with pytest.raises(
         ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"
     ):
-        fitted("binned")
+        fit("binned")

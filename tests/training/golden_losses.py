@@ -32,15 +32,25 @@ def golden_file(kind, layout):
 
 
 def this_machine():
-    """Name what decides over the last bits: the CPU and the torch version."""
+    """Name what decides over the last bits: the CPU, its vector instructions, the torch version.
+
+    Virtual machines hide the CPU's name ("AMD EPYC"), but not its family, model and stepping.
+    """
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    return {"cpu": cpu, "torch": torch.__version__}
+        first = info.read_text(encoding="utf-8").partition("\n\n")[0]
+        fields = {
+            name.strip(): value.strip()
+            for name, _, value in (line.partition(":") for line in first.splitlines())
+        }
+        parts = ("model name", "cpu family", "model", "stepping")
+        cpu = "/".join(fields.get(part, "") for part in parts)
+    return {
+        "cpu": cpu,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
 
 
 def run_losses(store, kind, layout, folder):
