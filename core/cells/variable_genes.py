@@ -1,8 +1,10 @@
 """Genes from most to least variable, as scanpy ranks them, over training cells."""
 
+import contextlib
 import logging
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,14 +134,31 @@ def _scanpy_scores(matrix: sparse.csr_matrix, method: str) -> NDArray[np.float64
         warnings.simplefilter("ignore")
         adata = AnnData(matrix)
         adata.uns["log1p"] = {"base": None}
-        table = sc.pp.highly_variable_genes(
-            adata, flavor=method, n_top_genes=matrix.shape[1], inplace=False
-        )
+        with _same_threads():
+            table = sc.pp.highly_variable_genes(
+                adata, flavor=method, n_top_genes=matrix.shape[1], inplace=False
+            )
     scores: NDArray[np.float64] = table[_SCORE_COLUMN[method]].to_numpy(dtype=np.float64)
     if not np.isfinite(scores).any():
         message = "no gene has a finite score"
         raise ValueError(message)
     return np.where(np.isinf(scores), np.nan, scores)
+
+
+@contextlib.contextmanager
+def _same_threads() -> Iterator[None]:
+    """Keep torch's number of threads, where torch is loaded.
+
+    scanpy's numba kernels set the number of OpenMP threads of the whole process, and sums in
+    another number of threads differ in their last bits: a run would not resume exactly.
+    """
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else 0
+    try:
+        yield
+    finally:
+        if torch is not None:
+            torch.set_num_threads(before)
 
 
 def _variances(matrix: sparse.csr_matrix) -> NDArray[np.float64]:

@@ -59,7 +59,8 @@ def check_markers(
         Genes raised, and genes lowered, per phenotype.
     """
     means = np.asarray(generated.mean(axis=0)).ravel()
-    detection = np.asarray((generated > 0).mean(axis=0)).ravel()
+    # Not the sparse mean, which multiplies by 1 / n: 1.0000000000000002 is no share of cells.
+    detection = np.asarray((generated > 0).sum(axis=0)).ravel() / generated.shape[0]
     names = list(model.config.phenotypes)
     starts = np.cumsum([0, *model.config.phenotype_sizes])
     checks: list[MarkerCheck] = []

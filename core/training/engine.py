@@ -9,7 +9,6 @@ on CPU.
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +37,7 @@ from core.training.machine import Machine, choose_machine
 from core.training.optimiser import make_optimiser
 from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, class_weights
+from core.training.step_window import StepWindow
 
 __all__ = ["MODEL_FOLDER", "TrainResult", "train"]
 
@@ -218,7 +218,7 @@ class _Run:
         progress, settings = self.progress, self.settings
         self._resume()
         self.log.status("running", step=progress.step, total=self.total)
-        window = _Window()
+        window = StepWindow()
         while progress.step < self.total:
             rate = self._set_learning_rate(progress.step)
             parts, n_tokens, norm = self._step(progress.step)
@@ -407,42 +407,3 @@ class _Run:
                 "training", progress.step, self.total, message=f"resumed at step {progress.step}"
             )
         )
-
-
-class _Window:
-    """Averages over the steps since the last line of metrics."""
-
-    def __init__(self) -> None:
-        self.seconds_per_step = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
-        self.began = time.perf_counter()
-        self.parts: list[LossParts] = []
-        self.norms: list[float] = []
-        self.n_tokens = 0
-        self.n_cells = 0
-
-    def add(self, parts: LossParts, n_tokens: int, norm: float, n_cells: int) -> None:
-        self.parts.append(
-            LossParts(parts.total.detach(), parts.genes.detach(), parts.phenotypes.detach())
-        )
-        self.norms.append(norm)
-        self.n_tokens += n_tokens
-        self.n_cells += n_cells
-
-    def close(self) -> dict[str, float]:
-        """Return the figures of the window and begin a new one."""
-        n = len(self.parts)
-        seconds = max(time.perf_counter() - self.began, 1e-9)
-        self.seconds_per_step = seconds / n
-        figures = {
-            "loss": sum(p.total.item() for p in self.parts) / n,
-            "loss/genes": sum(p.genes.item() for p in self.parts) / n,
-            "loss/phenotypes": sum(p.phenotypes.item() for p in self.parts) / n,
-            "grad_norm": sum(self.norms) / n,
-            "cells_per_second": self.n_cells / seconds,
-            "tokens_per_second": self.n_tokens / seconds,
-        }
-        self._reset()
-        return figures

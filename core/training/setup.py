@@ -76,10 +76,14 @@ def build_model(
         network = TfxModel(config)
         network.start()
     if network.skeleton is not None:
-        with torch.no_grad():
-            tables = network.skeleton
         fit_skeleton(
-            tables, config, table, bins, codes, seed=preset.train.seed, on_progress=on_progress
+            network.skeleton,
+            config,
+            table,
+            bins,
+            codes,
+            seed=preset.train.seed,
+            on_progress=on_progress,
         )
     elif (
         network.encoder_part is not None and config.head == "split" and config.kind != "continuous"
@@ -223,6 +227,11 @@ def _start_from(model: CellModel, folder: Path) -> None:
     other = CellModel.load(folder)
     if other.panel.hash != model.panel.hash:
         message = f"model.start_from: {folder} knows other genes than this preset's panel; use the same data.genes and files"
+        raise ConfigurationError(message)
+    if other.values.kind != model.values.kind or not np.array_equal(
+        other.values.edges, model.values.edges
+    ):
+        message = f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
         raise ConfigurationError(message)
     if other.config.phenotypes != model.config.phenotypes:
         message = f"model.start_from: {folder} knows other phenotype values; give its vocabulary as data.vocabulary"

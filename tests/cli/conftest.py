@@ -1,8 +1,43 @@
+import contextlib
+import io
 import json
+import os
+import shutil
 
 import pytest
 
 from tfx_cli.app import run
+
+#: The smallest preset that trains and generates: 600 simulated cells, 32 genes and those of sex.
+TINY_TOML = """\
+[data]
+files = "builtin:atlas?cells=600&seed=0"
+genes = 32
+include_genes = ["XIST", "RPS4Y1"]
+[encoding]
+bins = 6
+edges = "gene_quantile"
+threshold = 0.0
+[masking]
+genes = "uniform"
+[model]
+layers = 1
+hidden_size = 32
+heads = 4
+skeleton = true
+skeleton_rank = 8
+[train]
+max_steps = 30
+batch_size = 32
+eval_steps = 10
+eval_cells = 40
+save_steps = 10
+log_steps = 5
+device = "cpu"
+precision = "fp32"
+[generate]
+steps = 4
+"""
 
 
 class Result:
@@ -32,3 +67,42 @@ def tfx(capsys, monkeypatch, tmp_path):
         return Result(code, captured.out, captured.err)
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tmp_path_factory):
+    """Train the tiny preset once, by the command line: its folder (runs/ and stores/) and output."""
+    folder = tmp_path_factory.mktemp("tiny-training")
+    (folder / "tiny.toml").write_text(TINY_TOML, encoding="utf-8")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = os.getcwd()  # noqa: PTH109 - restored as it was
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            code = run(["train", "tiny.toml", "--json"])
+    finally:
+        os.chdir(before)
+    return folder, Result(code, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def tiny_store_folder(tiny_training):
+    """Return the store that the tiny run was trained on; for reading only."""
+    (store,) = (tiny_training[0] / "stores").iterdir()
+    return store
+
+
+@pytest.fixture
+def tiny_preset_file(tiny_store_folder, tmp_path):
+    """Return the tiny preset, without a skeleton to fit and with the store that is there already."""
+    text = TINY_TOML.replace("skeleton = true", "skeleton = false")
+    path = tmp_path / "tiny.toml"
+    path.write_text(text.replace("genes = 32", f"genes = 32\nstore = '{tiny_store_folder}'"))
+    return path
+
+
+@pytest.fixture
+def tiny_run(tiny_training, tmp_path):
+    """Return a copy of the finished run, runs/tiny in the folder of the test, to do anything with."""
+    shutil.copytree(tiny_training[0] / "runs" / "tiny", tmp_path / "runs" / "tiny")
+    return tmp_path / "runs" / "tiny"

@@ -1,0 +1,148 @@
+"""`tfx eval` through its entry point."""
+
+import json
+import shutil
+
+import pytest
+
+SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "n_cells", "values", "confusion"}
+
+
+def repoint(run, **changes):
+    """Change what the model says of its origin, which no checksum covers."""
+    path = run / "model" / "tfx.json"
+    record = json.loads(path.read_text())
+    record["origin"] |= changes
+    path.write_text(json.dumps(record))
+
+
+def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
+    result = tfx("eval", "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert document["schema"] == "tfx.eval/1"
+    facts = document["facts"]
+    assert (facts["split"], facts["model"], facts["simulated"]) == ("test", "tiny", True)
+    assert facts["split by"] == "donor"
+    assert list(document["phenotypes"]) == ["sex", "tissue", "cell_type", "age", "disease"]
+    for methods in document["phenotypes"].values():
+        assert list(methods) == ["model", "logistic_regression", "majority"]
+        for scores in methods.values():
+            assert set(scores) >= SCORES
+            assert 0 <= scores["accuracy"] <= 1
+        confusion = methods["model"]["confusion"]
+        assert sum(map(sum, confusion)) == methods["model"]["n_cells"] == facts["cells"]
+    assert document["phenotypes"]["sex"]["model"]["accuracy"] > 0.9
+    assert document["genes"]["masked genes"] > 0
+    assert 0 <= document["genes"]["accuracy"] <= 1
+
+
+def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
+    result = tfx("eval", "runs/tiny")
+    folder = tiny_run / "eval"
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".png"}
+    report = json.loads((folder / "report.json").read_text())
+    assert report["phenotypes"]["sex"]["model"]["n_cells"] == report["facts"]["cells"]
+    assert result.stdout.splitlines()[0] == (
+        f"tiny on test cells: {report['facts']['cells']} cells, {report['facts']['genes']} genes, "
+        f"simulated (split by donor)"
+    )
+    for words in ("cell_type", "logistic regression accuracy", "masked genes:"):
+        assert words in result.stdout
+    assert "report: runs/tiny/eval/report.json" in result.stderr
+    assert "report:" not in result.stdout
+
+
+def test_another_split_sample_and_folder_can_be_asked_for(tfx, tiny_run, tmp_path):
+    result = tfx(
+        "-q", "eval", "tiny", "--split", "validation", "--max-cells", 20, "-o", "here", "--json"
+    )
+    assert (result.code, result.stderr) == (0, "")
+    assert result.json["facts"]["split"] == "validation"
+    assert result.json["facts"]["cells"] == 20
+    assert (tmp_path / "here" / "report.md").is_file()
+    assert not (tiny_run / "eval").exists()
+
+
+def test_an_evaluation_gives_the_same_figures_every_time(tfx, tiny_run):
+    assert tfx("eval", "--json").stdout == tfx("eval", "--json").stdout
+
+
+def test_a_model_that_loses_to_logistic_regression_says_so(tfx, tiny_run):
+    document = tfx("eval", "--json").json
+    for name, methods in document["phenotypes"].items():
+        lost = any(
+            methods["model"][score] < methods["logistic_regression"][score]
+            for score in ("accuracy", "macro_f1")
+        )
+        said = any(
+            note.startswith(f"{name}: the model loses to logistic") for note in document["notes"]
+        )
+        assert lost == said, name
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def refused(result, code, *words):
+    assert (result.code, result.stdout) == (code, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_there_must_be_a_run(tfx, tmp_path):
+    refused(tfx("-q", "eval"), 2, "there are no runs in 'runs'; make one with 'tfx train PRESET'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_run_is_refused_with_the_nearest(tfx, tiny_run):
+    refused(tfx("-q", "eval", "tyni"), 2, "there is no run 'tyni'", "did you mean 'tiny'?")
+
+
+def test_a_split_without_cells_is_refused(tfx, tiny_preset_file, tmp_path):
+    text = tiny_preset_file.read_text().splitlines()
+    tiny_preset_file.write_text(
+        "\n".join(line for line in text if not line.startswith("store ="))
+        .replace("cells=600", "cells=250")
+        .replace("[encoding]", "[data.split]\ntest = 0.0\n[encoding]")
+    )
+    trained = tfx("train", tiny_preset_file, "--steps", 1)
+    assert trained.code == 0, trained.stderr
+    refused(tfx("-q", "eval"), 4, "the test split has no cells; set data.split.test above 0")
+    assert not (tmp_path / "runs" / "tiny" / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda model: (model / "model.safetensors").write_bytes(b"torn"),
+            "was altered or damaged",
+        ),
+        (lambda model: (model / "genes.json").unlink(), "genes.json is missing"),
+        (lambda model: (model / "tfx.json").write_text("{"), "tfx.json: cannot be read"),
+        (lambda model: (model / "tfx.json").unlink(), "not a model folder"),
+        (shutil.rmtree, "has no model yet"),
+    ],
+)
+def test_a_damaged_model_is_refused(tfx, tiny_run, change, words):
+    change(tiny_run / "model")
+    refused(tfx("-q", "eval"), 4, words)
+    refused(tfx("-q", "generate", "--run", "tiny"), 4, words)
+    assert not (tiny_run / "eval").exists()
+
+
+@pytest.mark.parametrize("change", [{"store": "nowhere"}, {"store_key": "another"}])
+def test_without_its_store_a_model_cannot_be_scored(tfx, tiny_run, change):
+    repoint(tiny_run, **change)
+    refused(tfx("-q", "eval"), 4, "the store it was trained on", "is gone or changed")
+
+
+def test_a_run_without_its_preset_is_refused(tfx, tiny_run):
+    (tiny_run / "config.toml").unlink()
+    result = tfx("-q", "eval")
+    assert (result.code, result.stdout) != (0, "")
+    assert "config.toml" in result.stderr
+    assert result.stderr.count("\n") == 1

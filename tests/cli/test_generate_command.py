@@ -1,0 +1,171 @@
+"""`tfx generate` through its entry point."""
+
+import json
+
+import anndata
+import numpy as np
+import pytest
+
+
+def refused(result, code, *words):
+    assert (result.code, result.stdout) == (code, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
+    result = tfx("generate", "--sex", "Female", "--tissue", "lung", "-n", 30, "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert document["schema"] == "tfx.generate/1"
+    assert (document["output"], document["cells"]) == ("generated.h5ad", 30)
+    assert document["request"] == {"sex": "Female", "tissue": "lung"}
+    assert (document["model"], document["simulated"]) == ("runs/tiny/model", True)
+    assert document["training_cells"] > 0
+    genes = {marker["gene"]: marker for marker in document["markers"]}
+    assert genes["XIST"]["generated_detection"] > 0.9
+    assert genes["RPS4Y1"]["generated_detection"] < 0.3
+    assert document["fidelity"]["n_generated"] == 30
+    assert document["compared_with"] in ("held-out", "training and held-out")
+    assert document["notes"] == []
+
+    cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
+    assert cells.n_obs == 30
+    assert (cells.obs["sex"] == "female").all()
+    assert (cells.obs["tissue"] == "lung").all()
+    assert cells.obs["synthetic"].all()
+    assert cells.uns["tfx_generation"]["request"] == {"sex": "Female", "tissue": "lung"}
+    assert cells.uns["tfx_generation"]["model_name"] == "tiny"
+    assert set(cells.obs["cell_type"].dropna()) <= set(cells.obs["cell_type"].cat.categories)
+
+
+def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_run):
+    result = tfx("generate", "--sex", "male", "-n", 5, "-o", "new/cells.h5ad")
+    assert result.code == 0, result.stderr
+    assert result.stdout.startswith("The model was trained on simulated cells")
+    assert "genes that set the request apart" in result.stdout
+    assert "RPS4Y1" in result.stdout
+    assert "new/cells.h5ad: 5 synthetic cells x" in result.stderr
+    assert "new/cells.h5ad" not in result.stdout
+
+
+def test_sampling_options_reach_the_provenance(tfx, tiny_run, tmp_path):
+    result = tfx(
+        "generate", "-n", 3, "--seed", 4, "--steps", 2, "--order", "confidence", "--temperature",
+        0.5, "--guidance", 1.5, "--decode", "mean", "--unspecified", "none", "--phenotype",
+        "sex=male",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
+    facts = cells.uns["tfx_generation"]
+    for name, value in {
+        "seed": 4, "steps": 2, "order": "confidence", "temperature": 0.5, "guidance": 1.5,
+        "decode": "mean", "unspecified": "none",
+    }.items():  # fmt: skip
+        assert facts[name] == value
+    assert "warning: confidence order reveals" in result.stderr
+    assert cells.obs["tissue"].isna().all()
+
+
+def test_the_same_seed_gives_the_same_cells(tfx, tiny_run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert tfx("-q", "generate", "-n", 8, "--seed", seed, "-o", f"{name}.h5ad").code == 0
+    a, b, c = (anndata.read_h5ad(tmp_path / f"{name}.h5ad").X.toarray() for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_a_model_folder_alone_is_enough(tfx, tiny_run, tmp_path):
+    (tiny_run / "model").rename(tmp_path / "copied")
+    path = tmp_path / "copied" / "tfx.json"
+    record = json.loads(path.read_text())
+    record["origin"]["store"] = "gone"
+    path.write_text(json.dumps(record))
+    result = tfx("generate", "--run", "copied", "-n", 3, "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["fidelity"] is None
+    assert result.json["compared_with"] is None
+    assert anndata.read_h5ad(tmp_path / "generated.h5ad").n_obs == 3
+
+
+def test_a_combination_that_training_lacked_is_composed_with_a_warning(tfx, tiny_run):
+    from core.cells.atlas_biology import atlas_biology
+
+    left_out = atlas_biology().left_out[0]
+    options = [part for pair in left_out.items() for part in ("--phenotype", "=".join(pair))]
+    result = tfx("generate", *options, "-n", 3, "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["training_cells"] == 0
+    assert "warning: no training cell has" in result.stderr
+    assert "composes" in result.json["notes"][0]
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def test_an_output_that_exists_is_kept_unless_told_otherwise(tfx, tiny_run, tmp_path):
+    (tmp_path / "cells.h5ad").write_bytes(b"precious")
+    arguments = ("-q", "generate", "-n", 2, "-o", "cells.h5ad")
+    refused(tfx(*arguments), 2, "--output cells.h5ad exists", "--overwrite")
+    assert (tmp_path / "cells.h5ad").read_bytes() == b"precious"
+    assert tfx(*arguments, "--overwrite").code == 0
+    assert anndata.read_h5ad(tmp_path / "cells.h5ad").n_obs == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("folder", "--output folder is a folder; give a file name, as in folder/cells.h5ad"),
+        ("cells.h5", "cells are written as .h5ad; name it cells.h5ad"),
+        ("cells", "name it cells.h5ad"),
+    ],
+)
+def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
+    (tmp_path / "folder").mkdir()
+    refused(tfx("-q", "generate", "-o", output), 2, words)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--cell-type", "B cel"], "knows no cell_type 'B cel'; did you mean"),
+        (["--phenotype", "treatment=control"], "has no phenotype 'treatment'"),
+        (["--phenotype", "sex"], "must be NAME=VALUE"),
+        (["--sex", "male", "--phenotype", "sex=female"], "sex is already 'male'"),
+        (["-n", "0"], "cannot generate 0 cells"),
+        (["-n", "2000000"], "cannot generate 2,000,000 cells"),
+        (["--temperature", "nan"], "temperature nan must be a number above 0"),
+        (["--guidance", "inf"], "guidance inf must be a number"),
+        (["--run", "missing"], "there is no run 'missing'"),
+    ],
+)
+def test_an_unfit_request_is_one_sentence_and_writes_nothing(
+    tfx, tiny_run, tmp_path, arguments, words
+):
+    refused(tfx("-q", "generate", *arguments), 2, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_without_a_run_there_is_nothing_to_generate_from(tfx, tmp_path):
+    refused(tfx("-q", "generate"), 2, "there are no runs in 'runs'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_the_expressed_layout_is_refused(tfx, tiny_preset_file, tmp_path):
+    trained = tfx(
+        "train", tiny_preset_file, "--steps", 1, "--set", "encoding.layout=expressed", "--json"
+    )
+    assert trained.code == 0, trained.stderr
+    refused(tfx("-q", "generate"), 2, "expressed layout", "encoding.layout = 'ranked'")
+    assert not (tmp_path / "generated.h5ad").exists()
+
+
+def test_a_model_of_a_fixed_mask_rate_generates_with_a_warning(tfx, tiny_preset_file, tmp_path):
+    tfx("train", tiny_preset_file, "--steps", 1, "--set", "masking.genes=0.15")
+    result = tfx("generate", "-n", 2)
+    assert result.code == 0
+    assert "warning: this model was trained with a fixed mask rate (0.15)" in result.stderr
+    assert anndata.read_h5ad(tmp_path / "generated.h5ad").n_obs == 2
