@@ -91,17 +91,19 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
         f"{simulated} (split by {facts['split by']})"
     )
     yield ""
-    header = ["phenotype", "cells"]
-    for method in ("model", "logistic regression", "majority"):
-        header += [f"{method} accuracy", "macro-F1"]
-    rows = []
-    for name, methods in report["phenotypes"].items():
-        row = [name, f"{methods['model']['n_cells']:,}"]
-        for method in _METHODS:
-            scores = methods[method]
-            row += [f"{scores['accuracy']:.3f}", f"{scores['macro_f1']:.3f}"]
-        rows.append(row)
-    yield make_table(header, rows)
+    yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
+    rows = [
+        [
+            name,
+            f"{methods['model']['n_cells']:,}",
+            *(
+                f"{methods[method]['accuracy']:.3f} / {methods[method]['macro_f1']:.3f}"
+                for method in _METHODS
+            ),
+        ]
+        for name, methods in report["phenotypes"].items()
+    ]
+    yield make_table(["phenotype", "cells", "model", "logistic regression", "majority"], rows)
     yield ""
     yield "masked genes: " + ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"

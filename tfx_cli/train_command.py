@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, TrainingInterrupted
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
@@ -82,8 +82,14 @@ def train(
             store = ensure_store(resolved.preset.data, resolved.name, on_progress=listener)
             folder = new_run_folder(resolved.name, run)
         narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")
-        with stop_on_signals() as stop:
-            result = train_model(resolved, store, folder, should_stop=stop, on_progress=listener)
+        try:
+            with stop_on_signals() as stop:
+                result = train_model(
+                    resolved, store, folder, should_stop=stop, on_progress=listener
+                )
+        except TrainingInterrupted as stopped:
+            message = f"{stopped}; 'tfx train {folder}' goes on from there"
+            raise TrainingInterrupted(message) from None
     print_result(
         "train",
         {

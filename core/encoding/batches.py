@@ -134,11 +134,14 @@ class BatchEncoder:
             unspecified=masking.unspecified,
             rng=rng,
         )
+        # Cells asked as annotation asks them: every gene shown, every known phenotype hidden.
+        visible = rng.random(len(codes)) < masking.visible_cells
+        states[visible[:, None] & (codes >= 0)] = Show.MASKED
         if self.tokens.layout == "expressed":
-            return self._expressed(expression, codes, states, masking, rng)
+            return self._expressed(expression, codes, states, masking, rng, visible)
         n_cells, n_genes = expression.shape
         n_masked = draw_masked_counts(np.full(n_cells, n_genes), masking.genes, rng)
-        n_masked[rng.random(n_cells) < masking.visible_cells] = 0
+        n_masked[visible] = 0
         mask = draw_gene_mask(n_masked, n_genes, rng)
         return self.ranked(expression.toarray(), codes, states, mask)
 
@@ -159,7 +162,8 @@ class BatchEncoder:
             states[:, self.tokens.names.index(name)] = Show.MASKED
         if self.tokens.layout == "expressed":
             nothing = MaskingSettings(genes=0.0, phenotypes=0.0)
-            return self._expressed(expression, codes, states, nothing, rng)
+            nobody = np.zeros(len(codes), dtype=bool)
+            return self._expressed(expression, codes, states, nothing, rng, nobody)
         mask = np.zeros(expression.shape, dtype=bool)
         return self.ranked(expression.toarray(), codes, states, mask)
 
@@ -219,6 +223,7 @@ class BatchEncoder:
         states: NDArray[np.int8],
         masking: MaskingSettings,
         rng: np.random.Generator,
+        visible: NDArray[np.bool_],
     ) -> CellBatch:
         n_cells = expression.shape[0]
         tokens = self.tokens
@@ -237,7 +242,7 @@ class BatchEncoder:
         place[order] = np.arange(len(cell)) - np.repeat(np.cumsum(expressed) - expressed, expressed)
         kept = np.minimum(expressed, room)
         n_masked = draw_masked_counts(kept, masking.genes, rng)
-        n_masked[rng.random(n_cells) < masking.visible_cells] = 0
+        n_masked[visible] = 0
         share = np.divide(n_masked, kept, out=np.zeros(n_cells), where=kept > 0)
         stays = place < kept[cell]
         cell, gene, level, bins, place = _take(stays, cell, gene, level, bins, place)

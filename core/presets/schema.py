@@ -166,8 +166,8 @@ class MaskingSettings(_Section):
     )
     visible_cells: Probability = Field(
         0.0,
-        description="share of cells whose genes are all visible, which only train phenotypes: "
-        "annotation as it is used",
+        description="share of cells that train annotation as it is used: every gene visible, "
+        "every known phenotype masked",
     )
     unexpressed: Probability = Field(
         0.5,

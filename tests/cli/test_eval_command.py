@@ -98,7 +98,7 @@ def test_there_must_be_a_run(tfx, tmp_path):
 
 
 def test_an_unknown_run_is_refused_with_the_nearest(tfx, tiny_run):
-    refused(tfx("-q", "eval", "tyni"), 2, "there is no run 'tyni'", "did you mean 'tiny'?")
+    refused(tfx("-q", "eval", "tinny"), 2, "there is no run 'tinny'", "did you mean 'tiny'?")
 
 
 def test_a_split_without_cells_is_refused(tfx, tiny_preset_file, tmp_path):

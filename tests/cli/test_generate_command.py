@@ -137,7 +137,6 @@ def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
         (["--sex", "male", "--phenotype", "sex=female"], "sex is already 'male'"),
         (["-n", "0"], "cannot generate 0 cells"),
         (["-n", "2000000"], "cannot generate 2,000,000 cells"),
-        (["--temperature", "nan"], "temperature nan must be a number above 0"),
         (["--guidance", "inf"], "guidance inf must be a number"),
         (["--run", "missing"], "there is no run 'missing'"),
     ],

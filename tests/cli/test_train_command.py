@@ -53,7 +53,7 @@ def test_a_preset_becomes_a_run_and_a_json_result(tiny_training):
     assert {"loss", "acc/genes", "acc/sex", "acc/cell_type"} <= set(document["validation"])
     assert (folder / "runs" / "tiny" / "config.toml").is_file()
     assert RunReader(folder / "runs" / "tiny").status["state"] == "finished"
-    assert [path.name for path in folder.iterdir() if path.suffix != ".toml"] != []
+    assert {path.name for path in folder.iterdir()} == {"tiny.toml", "runs", "stores"}
 
 
 def test_narration_goes_to_stderr_alone(tiny_training):
