@@ -149,11 +149,11 @@ def test_real_cells_train_are_scored_and_generated_by_naming_the_file(
         assert report["phenotypes"][phenotype]["model"]["n_cells"] > 50
     cell_type = report["phenotypes"]["cell_type"]
     assert cell_type["model"]["accuracy"] > cell_type["majority"]["accuracy"]
-    generated = tfx(tmp_path, "generate", *request_options, "-n", 40, "--steps", 8)
+    generated = tfx(tmp_path, "generate", *request_options, "-n", 100, "--steps", 8)
     assert not generated["simulated"]
-    assert generated["fidelity"]["gene_mean_r"] > 0.9
+    assert generated["fidelity"]["gene_mean_r"] > 0.7
     cells = anndata.read_h5ad(tmp_path / generated["output"])
-    assert cells.shape == (40, 64)
+    assert cells.shape == (100, 64)
     assert all(str(gene).startswith("ENS") for gene in cells.var_names)
     assert np.isfinite(cells.X.data).all()
     values = cells.obs["cell_type"].cat.categories

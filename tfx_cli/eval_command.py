@@ -72,7 +72,12 @@ def evaluate(
         message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
         raise DataError(message)
     config = folder / CONFIG_FILE
-    preset = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config)).preset
+    try:
+        text = config.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
+        raise DataError(message) from error
+    preset = ResolvedPreset.from_toml(text, where=str(config)).preset
     with show_progress() as listener:
         report = evaluate_held_out(
             model, store, split, loss=preset.loss, max_cells=max_cells, on_progress=listener

@@ -1,5 +1,6 @@
 """`tfx generate`: from control tokens to cells, and a short check of them."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -181,6 +182,11 @@ def _check_output(path: Path, *, overwrite: bool) -> None:
         message = (
             f"--output {path}: cells are written as .h5ad; name it {path.with_suffix('.h5ad')}"
         )
+        raise ConfigurationError(message)
+    nearest = next(folder for folder in path.parents if folder.exists())  # the rest is made
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "may not be written to" if nearest.is_dir() else "is not a folder"
+        message = f"--output {path}: {nearest} {what}; choose another place"
         raise ConfigurationError(message)
     if path.exists() and not overwrite:
         message = f"--output {path} exists; choose another name or add --overwrite"

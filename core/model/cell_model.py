@@ -64,6 +64,8 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             raise ConfigurationError(message)
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.skeleton = Skeleton(config) if config.skeleton else None
+        #: Leave the encoder out, while the skeleton is trained first.
+        self.skeleton_only = False
         self._route: AttentionRoute | None = None
         slots = [slot for slot, size in enumerate(config.phenotype_sizes) for _ in range(size)]
         # Saved with the weights: from_pretrained builds on the meta device and forgets the others.
@@ -102,7 +104,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         """Answer the masked positions of a batch."""
         genes: list[Tensor] = []
         phenotypes: list[Tensor] = []
-        if self.encoder_part is not None:
+        if self.encoder_part is not None and not (self.skeleton_only and self.skeleton):
             route = self.attention_route(ragged=self._ragged)
             hidden = self.encoder_part.encode(batch, route)
             gene_logits, phenotype_logits = self.encoder_part.answer(hidden, batch)

@@ -7,8 +7,9 @@ Three terms, each the field's strong simple baseline:
   genes hidden it is the whole answer, with many visible the genes themselves tell more;
 - gene pairs: every visible (gene, bin) votes with a vector of rank r for every (gene, bin), a
   low-rank table of all pairwise effects;
-- phenotype scores: logistic regression from standardised gene values to each phenotype, fitted
-  before training and frozen, with a learnt correction and what the other phenotypes shown imply.
+- phenotype scores: logistic regression from standardised gene values to each phenotype and a small
+  network for what it leaves over, both fitted before training and frozen; learnt is what the other
+  phenotypes shown imply.
 
 Measured in the notes on generation: with a variable mask rate this beats a Gaussian copula where
 plain encoders lost. Learning the class table instead of freezing it overfits.
@@ -27,6 +28,9 @@ __all__ = ["MAX_CLASS_TABLE", "Skeleton"]
 
 #: Entries of the class table above which it would rival the network in size.
 MAX_CLASS_TABLE = 200_000_000
+#: Hidden units of the correction to the phenotype scores. On validation donors of the atlas a hidden
+#: layer told tissue at 0.989 where logistic regression stopped at 0.980 (192 genes).
+_CORRECTION_WIDTH = 256
 
 
 class Skeleton(nn.Module):
@@ -74,7 +78,16 @@ class Skeleton(nn.Module):
         self.mix = nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
         self.effects = nn.Linear(rank, n_genes * n_outputs, bias=False)
         self.score_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-        self.phenotype_linear = nn.Linear(n_genes, n_values) if n_values else None
+        self.phenotype_correction = (
+            nn.Sequential(
+                nn.Linear(n_genes, _CORRECTION_WIDTH),
+                nn.GELU(),
+                nn.Dropout(0.5),
+                nn.Linear(_CORRECTION_WIDTH, n_values),
+            )
+            if n_values
+            else None
+        )
         self.phenotype_pairs = nn.Linear(n_shown, n_values, bias=False) if n_values else None
 
     def start(self) -> None:
@@ -86,11 +99,13 @@ class Skeleton(nn.Module):
             nn.init.zeros_(scale[-1].bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.mix[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.mix[-1].bias)  # type: ignore[arg-type]
-        for linear in (self.class_gate, self.phenotype_linear, self.phenotype_pairs):
+        for linear in (self.class_gate, self.phenotype_pairs):
             if linear is not None:
                 nn.init.zeros_(linear.weight)
-        if self.phenotype_linear is not None:
-            nn.init.zeros_(self.phenotype_linear.bias)
+        if self.phenotype_correction is not None:
+            nn.init.zeros_(self.phenotype_correction[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.phenotype_correction[-1].bias)  # type: ignore[arg-type]
+            self.phenotype_correction.requires_grad_(requires_grad=False)
 
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V)."""
@@ -159,7 +174,7 @@ class Skeleton(nn.Module):
         level: Tensor,
         visible: Tensor,
     ) -> Tensor:
-        if self.phenotype_linear is None or self.phenotype_pairs is None:
+        if self.phenotype_correction is None or self.phenotype_pairs is None:
             return shown_BS.new_zeros(0, 0)
         standardised = self.bin_values[gene, level] * visible
         values_BG = torch.zeros(batch.n_cells * self.n_genes, device=standardised.device)
@@ -169,5 +184,5 @@ class Skeleton(nn.Module):
         fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(share))
         # With nothing visible the prior; with everything visible the regression's own intercept.
         level_BV = share * self.phenotype_prior + (1 - share) * self.score_bias
-        learnt_BV = self.phenotype_linear(values_BG) + self.phenotype_pairs(shown_BS)
+        learnt_BV = self.phenotype_correction(values_BG) + self.phenotype_pairs(shown_BS)
         return (level_BV + fitted_BV + learnt_BV)[batch.phenotype_cell]

@@ -6,7 +6,6 @@ up, so combinations that no training cell has still get an answer.
 """
 
 import math
-import warnings
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional
 from core.encoding.values import ValueTable
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
+from core.model.phenotype_fit import fit_phenotype_scores
 from core.model.skeleton import MAX_CLASS_TABLE, Skeleton
 from core.progress import Listener, ProgressEvent, ignore_progress
 
@@ -29,12 +29,6 @@ _LEARNING_RATE = 0.05
 _HIDE = 0.15
 #: Weight of the ridge penalty, in cells: an effect backed by few cells is drawn to zero.
 _RIDGE = 2.0
-#: Phenotype scores: cells and dense entries at most, sklearn's inverse penalty (the best of 0.002,
-#: 0.01 and 0.05 on validation donors of the simulated atlas), iterations.
-_SCORE_CELLS = 20_000
-_SCORE_ENTRIES = 60_000_000
-_SCORE_PENALTY = 0.01
-_SCORE_ITERATIONS = 300
 
 
 def fit_skeleton(
@@ -79,7 +73,7 @@ def fit_skeleton(
     counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)  # (G, N)
     _fill_bin_values(skeleton, table, counts)
     _fill_phenotype_prior(skeleton, config, codes)
-    _fit_phenotype_scores(skeleton, config, bins, codes, seed, on_progress)
+    fit_phenotype_scores(skeleton, config, bins, codes, seed=seed, on_progress=on_progress)
     prior = _gene_prior(config, counts)
     effects = _fit_class_effects(skeleton, config, prior, bins, codes, seed, on_progress)
     skeleton.gene_prior.copy_(prior.reshape(-1))
@@ -116,45 +110,6 @@ def _fill_phenotype_prior(skeleton: Skeleton, config: TfxConfig, codes: NDArray[
     if parts:
         prior = np.concatenate(parts).astype(np.float32)
         skeleton.phenotype_prior.copy_(torch.from_numpy(prior))
-
-
-def _fit_phenotype_scores(
-    skeleton: Skeleton,
-    config: TfxConfig,
-    bins: NDArray[np.uint8],
-    codes: NDArray[np.int32],
-    seed: int,
-    on_progress: Listener,
-) -> None:
-    """Fit multinomial logistic regression of every phenotype on the standardised bin values."""
-    from sklearn.linear_model import LogisticRegression  # 500 ms, only where it is asked for
-
-    n_cells, n_genes = bins.shape
-    rows = np.arange(n_cells)
-    most = max(min(_SCORE_CELLS, _SCORE_ENTRIES // n_genes), 1)
-    if n_cells > most:
-        rows = np.random.default_rng([seed, 73]).choice(n_cells, most, replace=False)
-    table = skeleton.bin_values.numpy()
-    values = table[np.arange(n_genes), bins[rows]]  # (cells, genes)
-    skeleton.score_bias.copy_(skeleton.phenotype_prior)
-    first = 0
-    for slot, size in enumerate(config.phenotype_sizes):
-        on_progress(ProgressEvent("fitting phenotype scores", slot, len(config.phenotype_sizes)))
-        labels = codes[rows, slot]
-        known = labels >= 0
-        if len(np.unique(labels[known])) > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # one that has not converged is still a good start
-                fit = LogisticRegression(C=_SCORE_PENALTY, max_iter=_SCORE_ITERATIONS).fit(
-                    values[known], labels[known]
-                )
-            weight, bias = fit.coef_, fit.intercept_
-            if len(fit.classes_) == 2:  # sklearn answers with one row: the second class's log-odds
-                weight, bias = np.concatenate([-weight, weight]) / 2, np.r_[-bias, bias] / 2
-            at = first + torch.from_numpy(fit.classes_.astype(np.int64))
-            skeleton.score_weight[at] = torch.from_numpy(weight.astype(np.float32))
-            skeleton.score_bias[at] = torch.from_numpy(bias.astype(np.float32))
-        first += size
 
 
 def _fit_class_effects(

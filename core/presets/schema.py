@@ -254,6 +254,12 @@ class TrainSettings(_Section):
     skeleton_learning_rate: float = Field(
         3e-3, gt=0.0, description="peak learning rate of the skeleton's own parameters"
     )
+    skeleton_steps: int = Field(
+        0,
+        ge=0,
+        description="first steps, which train the skeleton alone: cheap, and the encoder then "
+        "learns what it leaves over",
+    )
     skeleton_weight_decay: float = Field(
         0.3, ge=0.0, description="weight decay of the skeleton's own parameters"
     )

@@ -34,7 +34,7 @@ from core.runlog.writer import RunWriter
 from core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from core.training.data_order import BatchOrder
 from core.training.machine import Machine, choose_machine
-from core.training.optimiser import make_optimiser
+from core.training.optimiser import ENCODER, make_optimiser
 from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, class_weights
 from core.training.step_window import StepWindow
@@ -194,6 +194,8 @@ class _Run:
             max_steps=settings.max_steps,
             epochs=settings.epochs,
         )
+        has_both = model.network.skeleton is not None and model.network.encoder_part is not None
+        self.skeleton_steps = min(settings.skeleton_steps, self.total - 1) if has_both else 0
         self.validation = self._validation_rows()
         self.optimiser = make_optimiser(model.network, settings)
         self.peak_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
@@ -221,6 +223,7 @@ class _Run:
         window = StepWindow()
         while progress.step < self.total:
             rate = self._set_learning_rate(progress.step)
+            self.model.network.skeleton_only = progress.step < self.skeleton_steps
             parts, n_tokens, norm = self._step(progress.step)
             progress.step += 1
             window.add(parts, n_tokens, norm, self.order.batch_size)
@@ -248,16 +251,19 @@ class _Run:
         )
 
     def _set_learning_rate(self, step: int) -> float:
-        """Set every group's learning rate for a step; return that of the first."""
-        factor = learning_rate_factor(
-            step,
-            total=self.total,
-            warmup_ratio=self.settings.warmup_ratio,
-            schedule=self.settings.schedule,
-        )
+        """Set every group's learning rate for a step; return that of the first.
+
+        The encoder's schedule begins when it joins, after ``train.skeleton_steps``.
+        """
         for group, peak in zip(self.optimiser.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
-        return self.peak_rates[0] * factor
+            late = self.skeleton_steps if group["part"] == ENCODER else 0
+            group["lr"] = peak * learning_rate_factor(
+                max(step - late, 0),
+                total=self.total - late,
+                warmup_ratio=self.settings.warmup_ratio,
+                schedule=self.settings.schedule,
+            )
+        return float(self.optimiser.param_groups[0]["lr"])
 
     def _step(self, step: int) -> tuple[LossParts, int, float]:
         """Do one optimiser step; return the loss, tokens and gradient norm."""

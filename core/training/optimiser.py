@@ -6,7 +6,10 @@ from torch import nn
 from core.model.cell_model import TfxModel
 from core.presets.schema import TrainSettings
 
-__all__ = ["make_optimiser"]
+__all__ = ["ENCODER", "SKELETON", "make_optimiser"]
+
+#: Which part of the model a group of parameters belongs to: ``group["part"]``.
+ENCODER, SKELETON = "encoder", "skeleton"
 
 
 def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.AdamW:
@@ -26,13 +29,14 @@ def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.Ad
             is_matrix = isinstance(module, nn.Linear) and name == "weight"
             (decayed if is_matrix else plain).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": decayed, "part": ENCODER, "weight_decay": settings.weight_decay},
+        {"params": plain, "part": ENCODER, "weight_decay": 0.0},
     ]
     if skeleton:
         groups.append(
             {
                 "params": skeleton,
+                "part": SKELETON,
                 "lr": settings.skeleton_learning_rate,
                 "weight_decay": settings.skeleton_weight_decay,
             }

@@ -120,12 +120,15 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(tfx, tiny_run, tmp_
         ("folder", "--output folder is a folder; give a file name, as in folder/cells.h5ad"),
         ("cells.h5", "cells are written as .h5ad; name it cells.h5ad"),
         ("cells", "name it cells.h5ad"),
+        ("file/cells.h5ad", "--output file/cells.h5ad: file is not a folder"),
+        ("file/new/cells.h5ad", "file is not a folder"),
     ],
 )
 def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
     (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
     refused(tfx("-q", "generate", "-o", output), 2, words)
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "runs"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from core.generation.cells import GENERATION_KEY, generate_cells, write_cells
 from core.generation.request import GenerationRequest
 from tests.model.examples import N_GENES, make_cell_model
 
-from .examples import with_reference
+from .examples import known_model, with_reference
 
 
 def generate(model=None, *, n_cells=12, batch_size=128, phenotypes=None, listener=None, **others):
@@ -81,6 +81,15 @@ def test_bins_are_decoded_as_asked():
     np.testing.assert_array_equal(model.values.encode(drawn.X.toarray()), numbers)
     assert bins.uns[GENERATION_KEY]["values"] == "bin numbers"
     assert drawn.uns[GENERATION_KEY]["values"] == "log1p of counts per 10,000"
+
+
+def test_values_within_bins_are_drawn_anew_for_every_cell_and_seed():
+    settings = {"temperature": 0.01}  # every cell has the same bins
+    one, two = (generate(known_model(), settings=settings, seed=seed)[0] for seed in (0, 1))
+    bins = known_model().values.encode(np.concatenate([one.X.toarray(), two.X.toarray()]))
+    np.testing.assert_array_equal(bins, np.tile(bins[0], (24, 1)))
+    values = np.concatenate([one.X.toarray(), two.X.toarray()])[:, bins[0] > 0]
+    assert len(np.unique(values, axis=0)) > 20  # of 24; few training values stand in a bin
 
 
 def test_a_binary_model_gives_ones_and_says_so():

@@ -1,0 +1,102 @@
+"""The held-out report: what is scored, beside what, and what it says of itself."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from core.errors import DataError
+from core.evaluation import held_out
+from core.evaluation.held_out import evaluate_held_out
+from core.presets.schema import LossSettings
+from core.training.setup import build_model
+from tests.tiny_atlas import tiny_preset
+
+
+@pytest.fixture(scope="module")
+def model(tiny_store):
+    preset = tiny_preset(model__layers=0, model__skeleton=True).preset
+    return build_model(preset, tiny_store, name="tiny")
+
+
+def with_codes(store, change, *, no_cells_in=()):
+    """Return the store with other labels, or without the cells of a split."""
+    codes = np.array(store.phenotype_codes)
+    change(codes)
+    return SimpleNamespace(
+        path=store.path, phenotypes=store.phenotypes, phenotype_codes=codes, truth=store.truth,
+        report=store.report, manifest=store.manifest, read=store.read,
+        rows=lambda split: store.rows(split)[:0] if split in no_cells_in else store.rows(split),
+    )  # fmt: skip
+
+
+def score(model, store, split="test", **others):
+    return evaluate_held_out(model, store, split, loss=LossSettings(), **others)
+
+
+def test_every_cell_of_the_split_is_scored_three_ways(model, tiny_store):
+    report = score(model, tiny_store)
+    n_cells = len(tiny_store.rows("test"))
+    assert report["title"] == "tiny on test cells"
+    assert report["facts"]["cells"] == n_cells
+    assert report["facts"]["training cells of the baselines"] == len(tiny_store.rows("train"))
+    assert report["facts"]["simulated"]
+    for methods in report["phenotypes"].values():
+        assert {scores["n_cells"] for scores in methods.values()} == {n_cells}
+    train, test = (np.asarray(tiny_store.phenotype_codes[tiny_store.rows(s)])[:, 0]
+                   for s in ("train", "test"))  # fmt: skip
+    common = np.bincount(train[train >= 0]).argmax()
+    majority = report["phenotypes"]["sex"]["majority"]["accuracy"]
+    assert majority == pytest.approx((test == common).mean())
+
+
+def test_a_sample_of_cells_is_the_same_every_time(model, tiny_store, monkeypatch):
+    monkeypatch.setattr(held_out, "MAX_BASELINE_CELLS", 100)
+    one, two = (score(model, tiny_store, max_cells=30, seed=1) for _ in range(2))
+    assert one == two
+    assert one["facts"]["cells"] == 30
+    assert one["facts"]["training cells of the baselines"] == 100
+
+
+def test_a_phenotype_without_labels_in_the_split_is_named_and_not_scored(model, tiny_store):
+    def forget_age(codes):
+        codes[tiny_store.rows("test"), 3] = -1
+
+    report = score(model, with_codes(tiny_store, forget_age))
+    assert list(report["phenotypes"]) == ["sex", "tissue", "cell_type", "disease"]
+    assert "age: no test cell has a label; not scored" in report["notes"]
+
+
+def test_missing_labels_are_not_scored(model, tiny_store):
+    def forget_some(codes):
+        codes[tiny_store.rows("test")[:20], 0] = -1
+
+    report = score(model, with_codes(tiny_store, forget_some))
+    n_known = len(tiny_store.rows("test")) - 20
+    assert report["phenotypes"]["sex"]["model"]["n_cells"] == n_known
+
+
+def test_a_split_of_one_value_says_that_its_accuracy_says_little(model, tiny_store):
+    def all_female(codes):
+        codes[tiny_store.rows("test"), 0] = 0
+
+    notes = score(model, with_codes(tiny_store, all_female))["notes"]
+    assert "sex: all scored cells have one value, so its accuracy says little" in notes
+
+
+def test_a_model_that_knows_nothing_is_told_so(tiny_store):
+    preset = tiny_preset(model__layers=0, model__skeleton=True).preset
+    ignorant = build_model(preset, tiny_store, name="ignorant")
+    ignorant.network.skeleton.score_weight.zero_()
+    notes = score(ignorant, tiny_store)["notes"]
+    assert any(note.startswith("cell_type: the model loses to logistic") for note in notes)
+    assert "cell_type: the model is no better than always answering the most common value" in notes
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_without_cells_is_refused_with_what_to_set(model, tiny_store, split):
+    store = with_codes(tiny_store, lambda codes: None, no_cells_in=(split,))
+    with pytest.raises(
+        DataError, match=rf"the {split} split has no cells; set data\.split\.{split}"
+    ):
+        score(model, store, split)
