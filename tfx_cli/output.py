@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from core.errors import ExitCode, TfxError
+from core.errors import ExitCode, TfxError, TrainingInterrupted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -260,6 +260,9 @@ def exit_code_of(call: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         _write_error_line("Interrupted.")
         return ExitCode.INTERRUPTED
+    except TrainingInterrupted as stop:
+        _write_error_line(f"Stopped: {stop}")  # asked for, not an error
+        return stop.exit_code
     except TfxError as error:
         _print_error(str(error), error)
         return error.exit_code

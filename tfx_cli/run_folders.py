@@ -1,5 +1,6 @@
 """Where runs are kept and how they are named on the command line."""
 
+import re
 from pathlib import Path
 
 from core.errors import ConfigurationError
@@ -26,9 +27,12 @@ def new_run_folder(name: str, wanted: str | None) -> Path:
     Raises
     ------
     ConfigurationError
-        A run of the wanted name exists.
+        A run of the wanted name exists, or the name is not fit for a folder.
     """
     if wanted is not None:
+        if not re.fullmatch(r"\w[\w.-]*", wanted):
+            message = f"--run {wanted}: the name of a run is letters, digits, '_', '.' or '-'"
+            raise ConfigurationError(message)
         folder = RUNS / wanted
         if folder.exists():
             message = f"--run {wanted}: {folder} exists; go on with it by 'tfx train {folder}', or choose another name"

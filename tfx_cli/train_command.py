@@ -73,8 +73,10 @@ def train(
     from core.cells.prepare import ensure_store
     from core.training.engine import train as train_model
     from core.training.machine import choose_machine
+    from core.training.setup import check_preset
 
     choose_machine(resolved.preset.train)
+    check_preset(resolved.preset)
     with show_progress() as listener:
         if folder is not None:
             store = _store_of_run(folder)

@@ -149,6 +149,7 @@ def _provenance(model: CellModel, request: GenerationRequest, notes: list[str]) 
         "n_cells": request.n_cells,
         "seed": request.seed,
         **request.settings.model_dump(),
+        "steps": min(request.settings.steps, model.config.n_genes),
         "model_name": str(origin.get("name", "")),
         "model_step": int(origin.get("step", 0)),
         "model_genes_sha256": model.panel.hash,

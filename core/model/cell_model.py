@@ -19,7 +19,7 @@ from core.model.encoder import initialise
 from core.model.logit_parts import EncoderPart
 from core.model.skeleton import Skeleton
 
-__all__ = ["CellOutput", "TfxModel"]
+__all__ = ["CellOutput", "TfxModel", "check_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,28 @@ class CellOutput:
     phenotype_logits: Tensor
 
 
+def check_parts(*, kind: str, head: str, layers: int, skeleton: bool) -> None:
+    """Refuse parts of a model that exclude each other.
+
+    Raises
+    ------
+    ConfigurationError
+        The message says which, and what to change.
+    """
+    if head == "joint" and kind == "continuous":
+        message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
+        raise ConfigurationError(message)
+    if skeleton and (kind == "continuous" or head == "joint"):
+        message = (
+            "model.skeleton needs bins and a split head; set encoding.kind = 'binned' or "
+            "'binary' and model.head = 'split', or model.skeleton = false"
+        )
+        raise ConfigurationError(message)
+    if layers == 0 and not skeleton:
+        message = "model.layers = 0 leaves no model; raise it or set model.skeleton = true"
+        raise ConfigurationError(message)
+
+
 class TfxModel(PreTrainedModel):  # type: ignore[misc]
     """A masked language model of cells; logits are the sum of its parts."""
 
@@ -50,18 +72,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: TfxConfig) -> None:
         super().__init__(config)
-        if config.head == "joint" and config.kind == "continuous":
-            message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
-            raise ConfigurationError(message)
-        if config.skeleton and (config.kind == "continuous" or config.head == "joint"):
-            message = (
-                "model.skeleton needs bins and a split head; set encoding.kind = 'binned' or "
-                "'binary' and model.head = 'split', or model.skeleton = false"
-            )
-            raise ConfigurationError(message)
-        if config.layers == 0 and not config.skeleton:
-            message = "model.layers = 0 leaves no model; raise it or set model.skeleton = true"
-            raise ConfigurationError(message)
+        check_parts(
+            kind=config.kind, head=config.head, layers=config.layers, skeleton=config.skeleton
+        )
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.skeleton = Skeleton(config) if config.skeleton else None
         #: Leave the encoder out, while the skeleton is trained first.

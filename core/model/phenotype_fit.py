@@ -7,6 +7,7 @@ it is fitted, reached 0.989.
 
 import math
 import warnings
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +20,16 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 
 __all__ = ["fit_phenotype_scores"]
 
-#: Phenotype scores: cells and dense entries at most, sklearn's inverse penalty (the best of 0.002,
-#: 0.01 and 0.05 on validation donors of the simulated atlas), iterations.
+#: Cells and dense entries used at most.
 _SCORE_CELLS = 20_000
 _SCORE_ENTRIES = 60_000_000
-_SCORE_PENALTY = 0.01
+#: What cross-validation chooses from: sklearn's inverse penalty, and class weights.
+_PENALTIES = (0.01, 0.05)
+_CLASS_WEIGHTS: tuple[Literal["balanced"] | None, ...] = (None, "balanced")
+_CHOICE_CELLS = 4_000
+_CHOICE_FOLDS = 3
 _SCORE_ITERATIONS = 300
+#: The correction: passes over the cells, and cells per step.
 _CORRECTION_EPOCHS = 20
 _CORRECTION_BATCH = 128
 
@@ -35,6 +40,7 @@ def fit_phenotype_scores(
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
     *,
+    groups: NDArray[np.integer[Any]] | None = None,
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
@@ -48,11 +54,11 @@ def fit_phenotype_scores(
         (cells, genes) of training cells.
     codes
         (cells, phenotypes), -1 where missing.
+    groups
+        (cells,), donors, which cross-validation keeps whole; None where unknown.
     seed
         Of the sample of cells and the mini-batches.
     """
-    from sklearn.linear_model import LogisticRegression  # 500 ms, only where it is asked for
-
     n_cells, n_genes = bins.shape
     rows = np.arange(n_cells)
     most = max(min(_SCORE_CELLS, _SCORE_ENTRIES // n_genes), 1)
@@ -67,11 +73,10 @@ def fit_phenotype_scores(
         labels = codes[rows, slot]
         known = labels >= 0
         if len(np.unique(labels[known])) > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # one that has not converged is still a good start
-                fit = LogisticRegression(C=_SCORE_PENALTY, max_iter=_SCORE_ITERATIONS).fit(
-                    values[known], labels[known]
-                )
+            penalty, weights = _choose(
+                values[known], labels[known], None if groups is None else groups[rows][known], seed
+            )
+            fit = _regress(values[known], labels[known], penalty, weights)
             weight, bias = fit.coef_, fit.intercept_
             if len(fit.classes_) == 2:  # sklearn answers with one row: the second class's log-odds
                 weight, bias = np.concatenate([-weight, weight]) / 2, np.r_[-bias, bias] / 2
@@ -81,6 +86,49 @@ def fit_phenotype_scores(
         first += size
     if skeleton.phenotype_correction is not None:
         _fit_correction(skeleton, config, values, codes[rows], seed, on_progress)
+
+
+def _regress(
+    values: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    penalty: float,
+    weights: Literal["balanced"] | None,
+) -> Any:  # noqa: ANN401 - scikit-learn is untyped
+    from sklearn.linear_model import LogisticRegression  # 500 ms, only where it is asked for
+
+    model = LogisticRegression(C=penalty, class_weight=weights, max_iter=_SCORE_ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one that has not converged is still a good start
+        return model.fit(values, labels)
+
+
+def _choose(
+    values: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    groups: NDArray[np.integer[Any]] | None,
+    seed: int,
+) -> tuple[float, Literal["balanced"] | None]:
+    """Choose penalty and class weights by accuracy on training donors left out in turn."""
+    from sklearn.model_selection import GroupKFold, KFold
+
+    rng = np.random.default_rng([seed, 83])
+    some = rng.permutation(len(labels))[:_CHOICE_CELLS]
+    values, labels = values[some], labels[some]
+    options = [(penalty, weights) for weights in _CLASS_WEIGHTS for penalty in _PENALTIES]
+    if len(labels) < 2 * _CHOICE_FOLDS:
+        return options[0]
+    if groups is not None and len(np.unique(groups[some])) >= _CHOICE_FOLDS:
+        folds = list(GroupKFold(_CHOICE_FOLDS).split(values, labels, groups[some]))
+    else:
+        folds = list(KFold(_CHOICE_FOLDS).split(values))
+    right = np.zeros(len(options))
+    for train, test in folds:
+        if len(np.unique(labels[train])) < 2:
+            continue
+        for number, (penalty, weights) in enumerate(options):
+            fit = _regress(values[train], labels[train], penalty, weights)
+            right[number] += (fit.predict(values[test]) == labels[test]).sum()
+    return options[int(right.argmax())]
 
 
 def _fit_correction(
@@ -116,7 +164,7 @@ def _fit_correction(
             shown = torch.from_numpy(rng.random((len(rows), x.shape[1]), dtype=np.float32))
             seen = x[rows] * (shown >= hidden)
             level = hidden * skeleton.phenotype_prior + (1 - hidden) * skeleton.score_bias
-            logits = level + seen @ skeleton.score_weight.T + correction(seen)
+            logits = level + seen @ skeleton.score_weight.T + (1 - hidden) * correction(seen)
             loss = logits.new_zeros(())
             for slot in range(len(config.phenotype_sizes)):
                 loss = loss + functional.cross_entropy(
@@ -128,5 +176,6 @@ def _fit_correction(
             optimiser.step()
             if step % 50 == 0:
                 on_progress(ProgressEvent("fitting phenotype corrections", step, n_steps))
+    optimiser.zero_grad()  # no gradient may be left for the run's own optimiser
     correction.requires_grad_(requires_grad=False).eval()
     on_progress(ProgressEvent("fitting phenotype corrections", n_steps, n_steps))

@@ -184,5 +184,5 @@ class Skeleton(nn.Module):
         fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(share))
         # With nothing visible the prior; with everything visible the regression's own intercept.
         level_BV = share * self.phenotype_prior + (1 - share) * self.score_bias
-        learnt_BV = self.phenotype_correction(values_BG) + self.phenotype_pairs(shown_BS)
-        return (level_BV + fitted_BV + learnt_BV)[batch.phenotype_cell]
+        fitted_BV = fitted_BV + (1 - share) * self.phenotype_correction(values_BG)
+        return (level_BV + fitted_BV + self.phenotype_pairs(shown_BS))[batch.phenotype_cell]

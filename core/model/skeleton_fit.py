@@ -6,6 +6,7 @@ up, so combinations that no training cell has still get an answer.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ def fit_skeleton(
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
     *,
+    donors: NDArray[np.integer[Any]] | None = None,
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
@@ -55,6 +57,8 @@ def fit_skeleton(
         (cells, genes) of training cells.
     codes
         (cells, phenotypes), -1 where missing.
+    donors
+        (cells,), or None: cross-validation of the phenotype scores keeps donors whole.
     seed
         Of the mini-batches.
 
@@ -73,7 +77,9 @@ def fit_skeleton(
     counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)  # (G, N)
     _fill_bin_values(skeleton, table, counts)
     _fill_phenotype_prior(skeleton, config, codes)
-    fit_phenotype_scores(skeleton, config, bins, codes, seed=seed, on_progress=on_progress)
+    fit_phenotype_scores(
+        skeleton, config, bins, codes, groups=donors, seed=seed, on_progress=on_progress
+    )
     prior = _gene_prior(config, counts)
     effects = _fit_class_effects(skeleton, config, prior, bins, codes, seed, on_progress)
     skeleton.gene_prior.copy_(prior.reshape(-1))

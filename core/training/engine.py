@@ -122,7 +122,7 @@ def train(
         dropout=preset.model.attention_dropout,
         ragged=preset.encoding.layout == "expressed",
     )
-    model = build_model(preset, store, name=resolved.name, on_progress=on_progress)
+    model = build_model(preset, store, name=run_folder.name, on_progress=on_progress)
     with RunWriter(run_folder, run=_describe(resolved, store, model, machine)) as log:
         log.config(resolved.to_toml())
         log.status("starting")

@@ -18,13 +18,17 @@ def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.Ad
     Biases, norms and embeddings are not decayed: decay would pull rare genes' embeddings to zero
     between their few updates. The skeleton is a regression and wants a larger step and more decay.
     """
-    skeleton = [] if network.skeleton is None else list(network.skeleton.parameters())
+    skeleton = (
+        []
+        if network.skeleton is None
+        else [parameter for parameter in network.skeleton.parameters() if parameter.requires_grad]
+    )
     own = {id(parameter) for parameter in skeleton}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in own:
+            if id(parameter) in own or not parameter.requires_grad:
                 continue
             is_matrix = isinstance(module, nn.Linear) and name == "weight"
             (decayed if is_matrix else plain).append(parameter)

@@ -14,7 +14,7 @@ from core.cells.store import Store
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
-from core.model.cell_model import TfxModel
+from core.model.cell_model import TfxModel, check_parts
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.losses import loss_kind
@@ -23,7 +23,7 @@ from core.model.skeleton_fit import fit_skeleton
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 
-__all__ = ["MAX_FITTING_CELLS", "build_model", "class_weights"]
+__all__ = ["MAX_FITTING_CELLS", "build_model", "check_preset", "class_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def build_model(
     DataError
         The store has no training cells or no phenotype and no gene to learn from.
     """
-    _check_loss(preset)
+    check_preset(preset)
     train_rows = store.rows("train")
     if len(train_rows) == 0:
         message = (
@@ -82,6 +82,7 @@ def build_model(
             table,
             bins,
             codes,
+            donors=None if store.donors is None else np.asarray(store.donors[rows]),
             seed=preset.train.seed,
             on_progress=on_progress,
         )
@@ -182,7 +183,20 @@ def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> tor
     return torch.from_numpy(joined.astype(np.float32))
 
 
-def _check_loss(preset: Preset) -> None:
+def check_preset(preset: Preset) -> None:
+    """Refuse what contradicts itself, before any cell is read.
+
+    Raises
+    ------
+    ConfigurationError
+        The loss does not fit the encoding, or the parts of the model exclude each other.
+    """
+    check_parts(
+        kind=preset.encoding.kind,
+        head=preset.model.head,
+        layers=preset.model.layers,
+        skeleton=preset.model.skeleton,
+    )
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]
     if kind not in fitting:

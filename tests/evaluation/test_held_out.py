@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import DataError
 from core.evaluation import held_out
@@ -88,6 +89,7 @@ def test_a_model_that_knows_nothing_is_told_so(tiny_store):
     preset = tiny_preset(model__layers=0, model__skeleton=True).preset
     ignorant = build_model(preset, tiny_store, name="ignorant")
     ignorant.network.skeleton.score_weight.zero_()
+    torch.nn.init.zeros_(ignorant.network.skeleton.phenotype_correction[-1].weight)
     notes = score(ignorant, tiny_store)["notes"]
     assert any(note.startswith("cell_type: the model loses to logistic") for note in notes)
     assert "cell_type: the model is no better than always answering the most common value" in notes

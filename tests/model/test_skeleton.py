@@ -1,5 +1,6 @@
 """The skeleton: the classical answer it starts with, and that it is fitted to what it should be."""
 
+import copy
 import functools
 
 import numpy as np
@@ -15,7 +16,8 @@ from core.errors import ConfigurationError
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
-from core.model.skeleton_fit import _SCORE_PENALTY, fit_skeleton
+from core.model.phenotype_fit import _choose
+from core.model.skeleton_fit import fit_skeleton
 
 from .examples import make_batch, make_network
 
@@ -183,14 +185,36 @@ def test_phenotypes_start_at_their_frequencies_when_all_genes_are_masked():
 
 
 @pytest.mark.parametrize("kind", ["binned", "binary"])
-def test_phenotypes_start_at_logistic_regression_when_all_genes_are_visible(kind):
+def test_without_the_correction_phenotypes_start_at_logistic_regression(kind):
     """That of scikit-learn, on standardised bin values, with the penalty that the fit states."""
     network, encoder, bins, codes = fitted(kind)
+    network = copy.deepcopy(network)
+    torch.nn.init.zeros_(network.skeleton.phenotype_correction[-1].weight)
+    torch.nn.init.zeros_(network.skeleton.phenotype_correction[-1].bias)
     found = ask_phenotypes(network, encoder, bins[:200], codes[:200], hidden=False)
     values = network.skeleton.bin_values.numpy()[np.arange(N_GENES), bins]
     for slot in range(2):
-        fit = LogisticRegression(C=_SCORE_PENALTY).fit(values, codes[:, slot])
+        penalty, weights = _choose(values, codes[:, slot], None, 0)
+        fit = LogisticRegression(C=penalty, class_weight=weights, max_iter=300)
+        fit.fit(values, codes[:, slot])
         np.testing.assert_allclose(found[slot], fit.predict_proba(values[:200]), atol=1e-3)
+
+
+def test_the_correction_lowers_the_loss_of_the_regression_it_stands_on():
+    network, encoder, bins, codes = fitted("binned")
+    without = copy.deepcopy(network)
+    torch.nn.init.zeros_(without.skeleton.phenotype_correction[-1].weight)
+    torch.nn.init.zeros_(without.skeleton.phenotype_correction[-1].bias)
+    losses = []
+    for model in (network, without):
+        found = ask_phenotypes(model, encoder, bins, codes, hidden=False)
+        losses.append(
+            sum(
+                -np.log(found[slot][np.arange(len(codes)), codes[:, slot]]).mean()
+                for slot in range(2)
+            )
+        )
+    assert losses[0] < losses[1]
 
 
 def test_the_linear_scores_read_standardised_values():
