@@ -261,7 +261,8 @@ def exit_code_of(call: Callable[[], object]) -> int:
         _write_error_line("Interrupted.")
         return ExitCode.INTERRUPTED
     except TrainingInterrupted as stop:
-        _write_error_line(f"Stopped: {stop}")  # asked for, not an error
+        message = str(stop)
+        _write_error_line(message[:1].upper() + message[1:])  # asked for: no error
         return stop.exit_code
     except TfxError as error:
         _print_error(str(error), error)

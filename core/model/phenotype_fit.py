@@ -1,8 +1,8 @@
 """Fit the skeleton's phenotype scores from training cells: regression, then a small network.
 
 Both are frozen afterwards. On the simulated atlas (192 genes, validation donors) logistic regression
-alone told tissue at 0.980 and stopped there; a hidden layer on top, with genes hidden at random while
-it is fitted, reached 0.989.
+alone told tissue at 0.977 with 0.110 nats; with the correction 0.985 and 0.064. More than five epochs
+fit the training donors (age: 2.43 nats without, 2.55 after five epochs, 3.08 after twenty).
 """
 
 import math
@@ -30,7 +30,7 @@ _CHOICE_CELLS = 4_000
 _CHOICE_FOLDS = 3
 _SCORE_ITERATIONS = 300
 #: The correction: passes over the cells, and cells per step.
-_CORRECTION_EPOCHS = 20
+_CORRECTION_EPOCHS = 5
 _CORRECTION_BATCH = 128
 
 

@@ -144,7 +144,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     name = signal.Signals(number).name
     assert f"{name}: saving a checkpoint after this step; Ctrl-C again" in stopped.stderr
     assert stopped.stderr.splitlines()[-1] == (
-        "Error: stopped at step 7 of 30, checkpoint saved; 'tfx train runs/stopped' goes on from there"
+        "Stopped at step 7 of 30, checkpoint saved; 'tfx train runs/stopped' goes on from there"
     )
     run = tmp_path / "runs" / "stopped"
     assert RunReader(run).status["state"] == "stopped"
