@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch.nn import functional
 
 from core.model.configuration import TfxConfig
@@ -26,6 +27,7 @@ _SCORE_ENTRIES = 60_000_000
 #: What cross-validation chooses from: sklearn's inverse penalty, and class weights.
 _PENALTIES = (0.01, 0.05)
 _CLASS_WEIGHTS: tuple[Literal["balanced"] | None, ...] = (None, "balanced")
+_SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 _CHOICE_CELLS = 4_000
 _CHOICE_FOLDS = 3
 _SCORE_ITERATIONS = 300
@@ -73,11 +75,11 @@ def fit_phenotype_scores(
         labels = codes[rows, slot]
         known = labels >= 0
         if len(np.unique(labels[known])) > 1:
-            penalty, weights = _choose(
+            penalty, weights, sharpness = _choose(
                 values[known], labels[known], None if groups is None else groups[rows][known], seed
             )
             fit = _regress(values[known], labels[known], penalty, weights)
-            weight, bias = fit.coef_, fit.intercept_
+            weight, bias = sharpness * fit.coef_, sharpness * fit.intercept_
             if len(fit.classes_) == 2:  # sklearn answers with one row: the second class's log-odds
                 weight, bias = np.concatenate([-weight, weight]) / 2, np.r_[-bias, bias] / 2
             at = first + torch.from_numpy(fit.classes_.astype(np.int64))
@@ -107,8 +109,12 @@ def _choose(
     labels: NDArray[np.int32],
     groups: NDArray[np.integer[Any]] | None,
     seed: int,
-) -> tuple[float, Literal["balanced"] | None]:
-    """Choose penalty and class weights by accuracy on training donors left out in turn."""
+) -> tuple[float, Literal["balanced"] | None, float]:
+    """Choose by training donors left out in turn: penalty and class weights, then sharpness.
+
+    The first two by accuracy. A penalised regression is too unsure of itself, and a correction fitted
+    on top would spend itself on that: its logits are multiplied by what fits left-out cells best.
+    """
     from sklearn.model_selection import GroupKFold, KFold
 
     rng = np.random.default_rng([seed, 83])
@@ -116,19 +122,30 @@ def _choose(
     values, labels = values[some], labels[some]
     options = [(penalty, weights) for weights in _CLASS_WEIGHTS for penalty in _PENALTIES]
     if len(labels) < 2 * _CHOICE_FOLDS:
-        return options[0]
+        return (*options[0], 1.0)
     if groups is not None and len(np.unique(groups[some])) >= _CHOICE_FOLDS:
         folds = list(GroupKFold(_CHOICE_FOLDS).split(values, labels, groups[some]))
     else:
         folds = list(KFold(_CHOICE_FOLDS).split(values))
     right = np.zeros(len(options))
+    loss = np.zeros((len(options), len(_SHARPNESS)))
     for train, test in folds:
         if len(np.unique(labels[train])) < 2:
             continue
         for number, (penalty, weights) in enumerate(options):
             fit = _regress(values[train], labels[train], penalty, weights)
-            right[number] += (fit.predict(values[test]) == labels[test]).sum()
-    return options[int(right.argmax())]
+            scores = fit.decision_function(values[test])
+            if scores.ndim == 1:
+                scores = np.stack([-scores, scores], axis=1) / 2
+            right[number] += (fit.classes_[scores.argmax(axis=1)] == labels[test]).sum()
+            known = np.isin(labels[test], fit.classes_)
+            answer = np.searchsorted(fit.classes_, labels[test][known])
+            for place, sharpness in enumerate(_SHARPNESS):
+                logits = sharpness * scores[known]
+                likelihood = logits[np.arange(len(answer)), answer] - logsumexp(logits, axis=1)
+                loss[number, place] -= likelihood.sum()
+    best = int(right.argmax())
+    return (*options[best], _SHARPNESS[int(loss[best].argmin())])
 
 
 def _fit_correction(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from core.encoding.batches import BatchEncoder
@@ -194,10 +195,14 @@ def test_without_the_correction_phenotypes_start_at_logistic_regression(kind):
     found = ask_phenotypes(network, encoder, bins[:200], codes[:200], hidden=False)
     values = network.skeleton.bin_values.numpy()[np.arange(N_GENES), bins]
     for slot in range(2):
-        penalty, weights = _choose(values, codes[:, slot], None, 0)
+        penalty, weights, sharpness = _choose(values, codes[:, slot], None, 0)
         fit = LogisticRegression(C=penalty, class_weight=weights, max_iter=300)
         fit.fit(values, codes[:, slot])
-        np.testing.assert_allclose(found[slot], fit.predict_proba(values[:200]), atol=1e-3)
+        scores = fit.decision_function(values[:200])
+        if scores.ndim == 1:
+            scores = np.stack([-scores, scores], axis=1) / 2
+        expected = softmax(sharpness * scores, axis=1)
+        np.testing.assert_allclose(found[slot], expected, atol=1e-3)
 
 
 def test_the_correction_lowers_the_loss_of_the_regression_it_stands_on():
