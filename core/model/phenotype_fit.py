@@ -86,6 +86,8 @@ def fit_phenotype_scores(
             skeleton.score_weight[at] = torch.from_numpy(weight.astype(np.float32))
             skeleton.score_bias[at] = torch.from_numpy(bias.astype(np.float32))
         first += size
+    n_phenotypes = len(config.phenotype_sizes)
+    on_progress(ProgressEvent("fitting phenotype scores", n_phenotypes, n_phenotypes))
     if skeleton.phenotype_correction is not None:
         _fit_correction(skeleton, config, values, codes[rows], seed, on_progress)
 

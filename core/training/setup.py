@@ -63,8 +63,9 @@ def build_model(
     if len(rows) > MAX_FITTING_CELLS:
         rng = np.random.default_rng([preset.train.seed, 5])
         rows = np.sort(rng.choice(rows, MAX_FITTING_CELLS, replace=False))
-    on_progress(ProgressEvent("reading training cells"))
+    on_progress(ProgressEvent("reading training cells", 0, len(rows)))
     expression = store.read(rows, panel)
+    on_progress(ProgressEvent("reading training cells", len(rows), len(rows)))
     codes = np.asarray(store.phenotype_codes[rows])
     values = fit_value_encoder(preset.encoding, expression, panel)
     table = ValueTable.fit(values, expression)
