@@ -8,13 +8,11 @@ from scipy import sparse
 
 from core.cells.store import SPLITS, Store
 from core.errors import DataError
-from core.evaluation.fidelity import FidelitySummary, compare_cells
 from core.model.folder import CellModel
 
 __all__ = [
     "MarkerCheck",
     "check_markers",
-    "compare_with_real",
     "open_training_store",
     "read_real_cells",
 ]
@@ -122,14 +120,6 @@ def read_real_cells(
     if model.config.kind == "binary":
         real = _as_binary(real, model.values.edges)
     return real, which
-
-
-def compare_with_real(
-    model: CellModel, store: Store, generated: sparse.csr_matrix, wanted: dict[int, int]
-) -> tuple[FidelitySummary, str] | None:
-    """Compare with what `read_real_cells` finds; None where it finds nothing."""
-    real = read_real_cells(model, store, wanted)
-    return None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
 
 
 def _as_binary(expression: sparse.csr_matrix, edges: NDArray[np.float32]) -> sparse.csr_matrix:

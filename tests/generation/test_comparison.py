@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from core.evaluation.fidelity import compare_cells
 from core.generation import comparison
-from core.generation.comparison import check_markers, compare_with_real, open_training_store
+from core.generation.comparison import check_markers, open_training_store, read_real_cells
 from core.model.reference import Reference
 from core.training.setup import build_model
 from tests.model.examples import N_GENES, make_cell_model
@@ -16,6 +17,12 @@ from tests.tiny_atlas import tiny_preset
 from .examples import COMBINATIONS, COUNTS
 
 SEX_GENES = ["XIST", "RPS4Y1", "DDX3Y"]
+
+
+def compare_with_real(model, store, generated, wanted):
+    """What `tfx generate` does with the cells it finds."""
+    real = read_real_cells(model, store, wanted)
+    return None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
 
 
 @pytest.fixture(scope="module")
