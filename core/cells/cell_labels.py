@@ -235,7 +235,7 @@ def _read_donors(
                 message = (
                     f"{name}: data.split.by names the obs column '{data.split.by}', which does not "
                     f"exist; use 'cells' to split single cells, or another column: "
-                    f"{suggest(data.split.by, map(str, table.columns))}"
+                    f"{suggest(data.split.by, table.attrs.get('columns', map(str, table.columns)))}"
                 )
                 raise DataError(message)
     n_cells = [len(table) for table in tables]

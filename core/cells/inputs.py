@@ -3,44 +3,74 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.cells.file_patterns import expand_files, refuse_overlap
 from core.cells.genes import GeneTable, choose_gene_ids
 from core.cells.manifest import FORMAT_VERSION
 from core.cells.matrix_state import MatrixChoice, MatrixState, choose_matrix
+from core.cells.phenotypes import requested_phenotypes
 from core.cells.reading import CellSource, fingerprint, open_source
 from core.cells.vocabulary import load_vocabulary
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "Role",
     "StoreInput",
     "common_value_kind",
-    "open_inputs",
+    "look_at_inputs",
     "store_key",
     "store_settings",
 ]
 
 Role = Literal["all", "train", "validation", "test"]
 #: Settings that a store does not depend on: it holds all genes, wherever it lies.
-_NOT_OF_THE_STORE = {"genes", "include_genes", "store"}
+_NOT_OF_THE_STORE = {"genes", "include_genes", "store", "where"}
 
 
 @dataclass(frozen=True)
 class StoreInput:
-    """One source with what was decided about it."""
+    """One source with what was decided about it; the source itself is closed again.
 
-    source: CellSource
+    Attributes
+    ----------
+    name, fingerprint
+        As the preset names it, and the state it was seen in.
+    role
+        The split the preset gave it to, or "all".
+    n_cells, first_cell
+        Its cells, and its first among those of all sources.
+    obs
+        (cells, columns that phenotypes and split need).
+    choice, table
+        Matrix and genes.
+    n_values, is_sparse, by_columns
+        Of the matrix: stored values, whether these are the non-zero ones, and whether it is stored
+        by genes.
+    truth
+        Known truth of simulated cells, a JSON string.
+    """
+
+    name: str
+    fingerprint: str
     role: Role
+    n_cells: int
+    first_cell: int
+    obs: "pd.DataFrame"
     choice: MatrixChoice
     table: GeneTable
-    first_cell: int
+    n_values: int
+    is_sparse: bool
+    by_columns: bool
+    truth: str | None
 
 
 def store_key(data: DataSettings) -> str:
@@ -75,17 +105,20 @@ def store_settings(data: DataSettings) -> dict[str, Any]:
     return settings | lists
 
 
-def open_inputs(data: DataSettings, stack: ExitStack, on_progress: Listener) -> list[StoreInput]:
-    """Open all files of a preset and decide on the matrix and gene ids of each.
+def look_at_inputs(data: DataSettings, on_progress: Listener) -> list[StoreInput]:
+    """Open the files of a preset one after another and decide on the matrix and gene ids of each.
 
     Parameters
     ----------
     data
         The preset's data section.
-    stack
-        Closes the sources.
     on_progress
         Hears "checking files".
+
+    Raises
+    ------
+    DataError
+        A file is missing, damaged or empty, or has no matrix or genes that can be taken.
     """
     settings = store_settings(data)
     given_elsewhere = bool(settings["validation_files"] and settings["test_files"])
@@ -94,26 +127,47 @@ def open_inputs(data: DataSettings, stack: ExitStack, on_progress: Listener) -> 
     ]
     roles += [("validation", file) for file in settings["validation_files"]]
     roles += [("test", file) for file in settings["test_files"]]
+    columns = {phenotype.column for phenotype in requested_phenotypes(data)} | {data.split.by}
     inputs: list[StoreInput] = []
     first_cell = 0
     for done, (role, file) in enumerate(roles):
         on_progress(ProgressEvent("checking files", done, len(roles)))
-        source = open_source(file)
-        stack.callback(source.close)
-        if source.n_cells == 0:
-            message = f"{file}: holds no cells; leave the file out or check how it was written"
-            raise DataError(message)
-        matrices = source.matrices()
-        if matrices and not any(len(source.var(matrix)) for matrix in matrices):
-            message = f"{file}: holds no genes; leave the file out or check how it was written"
-            raise DataError(message)
-        choice = choose_matrix(source, data.matrix)
-        var = source.var(choice.matrix)
-        table = choose_gene_ids(var, data.gene_ids, f"{file} ({choice.matrix})")
-        inputs.append(StoreInput(source, role, choice, table, first_cell))
-        first_cell += source.n_cells
+        with closing(open_source(file)) as source:
+            one = _look_at(source, role, first_cell, columns, data)
+        inputs.append(one)
+        first_cell += one.n_cells
     on_progress(ProgressEvent("checking files", len(roles), len(roles)))
     return inputs
+
+
+def _look_at(
+    source: CellSource, role: Role, first_cell: int, columns: set[str], data: DataSettings
+) -> StoreInput:
+    name = source.name
+    if source.n_cells == 0:
+        message = f"{name}: holds no cells; leave the file out or check how it was written"
+        raise DataError(message)
+    matrices = source.matrices()
+    if matrices and not any(len(source.var(matrix)) for matrix in matrices):
+        message = f"{name}: holds no genes; leave the file out or check how it was written"
+        raise DataError(message)
+    choice = choose_matrix(source, data.matrix)
+    return StoreInput(
+        name=name,
+        fingerprint=fingerprint(name),
+        role=role,
+        n_cells=source.n_cells,
+        first_cell=first_cell,
+        obs=source.obs_columns(columns),
+        choice=choice,
+        table=choose_gene_ids(
+            source.var(choice.matrix), data.gene_ids, f"{name} ({choice.matrix})"
+        ),
+        n_values=source.stored_values(choice.matrix),
+        is_sparse=source.is_sparse(choice.matrix),
+        by_columns=source.is_by_columns(choice.matrix),
+        truth=source.truth,
+    )
 
 
 def common_value_kind(inputs: Sequence[StoreInput]) -> Literal["counts", "log1p"]:
@@ -123,8 +177,7 @@ def common_value_kind(inputs: Sequence[StoreInput]) -> Literal["counts", "log1p"
         by_state.setdefault(one.choice.state, one)
     if len(by_state) > 1:
         listed = " but ".join(
-            f"{one.source.name} ({one.choice.matrix}) holds {state}"
-            for state, one in by_state.items()
+            f"{one.name} ({one.choice.matrix}) holds {state}" for state, one in by_state.items()
         )
         message = (
             f"{listed}; all files must hold the same kind of values, set data.matrix to a matrix "

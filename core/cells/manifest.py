@@ -14,7 +14,9 @@ from core.errors import DataError
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "SourceRecord"]
 
 #: Raised by one whenever an older reader would misread a newer store.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Formats that are read: 1 had no checksums, and another random order.
+_READABLE = (1, 2)
 MANIFEST_NAME = "manifest.json"
 
 
@@ -67,6 +69,8 @@ class Manifest(_Record):
         Of the libraries that wrote the store.
     report
         What `prepare` found and decided, as nested plain values.
+    checksums
+        sha256 of every file but the manifest, by name; empty in format 1.
     """
 
     format_version: int
@@ -84,6 +88,7 @@ class Manifest(_Record):
     seed: int
     versions: dict[str, str]
     report: dict[str, Any]
+    checksums: dict[str, str] = {}
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -110,10 +115,11 @@ class Manifest(_Record):
             message = f"{path}: damaged manifest ({error}); prepare the store again"
             raise DataError(message) from error
         version = record.get("format_version") if isinstance(record, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
+            readable = " and ".join(map(str, _READABLE))
             message = (
-                f"{path}: store format {version!r}, this tfx reads {FORMAT_VERSION}; prepare the "
-                f"store again or use the tfx that wrote it"
+                f"{path}: store format {version!r}, this tfx reads {readable}; prepare the store "
+                f"again or use the tfx that wrote it"
             )
             raise DataError(message)
         try:

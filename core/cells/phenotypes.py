@@ -89,7 +89,7 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
     Parameters
     ----------
     obs
-        (cells, columns).
+        (cells, columns); ``attrs["columns"]`` may list columns that it leaves out.
     phenotype
         What to read.
     where
@@ -108,13 +108,17 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
     if phenotype.column not in obs.columns:
         if not phenotype.explicit:
             return None
+        known = obs.attrs.get("columns", [str(name) for name in obs.columns])
         message = (
             f"{where}: data.phenotypes.{phenotype.name} names the obs column '{phenotype.column}', "
-            f"which does not exist; {suggest(phenotype.column, map(str, obs.columns))}"
+            f"which does not exist; {suggest(phenotype.column, known)}"
         )
         raise DataError(message)
     column = obs[phenotype.column]
-    codes, distinct = pd.factorize(column.astype(object), use_na_sentinel=True)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, distinct = column.cat.codes.to_numpy(), column.cat.categories
+    else:
+        codes, distinct = pd.factorize(column.astype(object), use_na_sentinel=True)
     if pd.api.types.is_float_dtype(column.dtype) and len(distinct) > _MOST_NUMERIC_VALUES:
         message = (
             f"{where}: the obs column '{phenotype.column}' of data.phenotypes.{phenotype.name} holds "

@@ -1,32 +1,63 @@
 """Prepare a store: from the files of a preset to a folder that training reads.
 
 Everything that can be refused from tables (files, matrices, genes, phenotypes, split) is refused
-before a byte is written. Then the expression is read twice, one chunk in memory: once to check it
-and count values per cell, once to write each cell to its place in the seeded order.
+before a cell is read. Then, however many cells there are, in bounded memory:
+
+1. `shard_stage` reads ranges of rows and leaves each as a part, its cells in random order;
+2. `merge_stage` takes one range of the random order from all parts and writes it into the store;
+3. the genes are ranked over the training cells, and the files get their checksums.
+
+Every stage is a list of tasks for a `TaskRunner`. What is finished is not done again: after a kill at
+any moment the same call goes on, and the store is the same, byte for byte.
 """
 
+import hashlib
+import itertools
+import json
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.gene_join import GeneJoin, join_genes
-from core.cells.inputs import StoreInput, common_value_kind, open_inputs, store_key
+from core.cells.gene_moments import GenePass, SumsT
+from core.cells.inputs import StoreInput, common_value_kind, look_at_inputs, store_key
 from core.cells.manifest import MANIFEST_NAME
-from core.cells.matrix_state import MatrixState, check_chunk, constant_sum, row_sums
-from core.cells.store import TARGET_SUM, Store
+from core.cells.matrix_state import constant_sum
+from core.cells.merge_stage import (
+    BucketTask,
+    MergePlan,
+    PartRecord,
+    large_counts,
+    new_array,
+    write_bucket,
+)
+from core.cells.preparation_folder import (
+    PreparationFolder,
+    open_preparation,
+    publish,
+    refuse_destination,
+)
+from core.cells.random_order import BUCKETS
+from core.cells.reading import BY_COLUMNS_VALUES
+from core.cells.shard_stage import ShardTask, close_source, summarise_part, write_shard
+from core.cells.store import TARGET_SUM, Store, gene_index_type
+from core.cells.store_checksums import ChecksumTask, checksum
+from core.cells.store_parts import Part
 from core.cells.store_report import describe_store, joint_truth, make_manifest
-from core.cells.store_writer import ArrayWriter, publish, write_array, write_manifest
-from core.cells.variable_genes import GeneRanking, rank_genes, resolve_method
-from core.errors import DataError
+from core.cells.store_writer import write_array, write_manifest
+from core.cells.task_runners import TaskRunner, default_workers, open_runner
+from core.cells.variable_genes import GeneRanking, rank_in_passes, resolve_method
+from core.errors import DataError, MachineError, TfxError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
 
@@ -34,26 +65,13 @@ __all__ = ["default_store_path", "ensure_store", "prepare_store"]
 
 logger = logging.getLogger(__name__)
 
-#: Values of a chunk if it were dense: 64 MB of float32.
-_CHUNK_VALUES = 2**24
-#: Training cells that rank the genes; more change the order of none but the nearly tied.
-RANKING_CELLS = 50_000
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """Result of the first pass, cells in the order of the sources.
-
-    Attributes
-    ----------
-    values_per_cell
-        (cells,), values in the store's genes.
-    totals
-        (cells,), sum over all genes of the source: counts, or expm1 of log values.
-    """
-
-    values_per_cell: NDArray[np.int64]
-    totals: NDArray[np.float64]
+#: Stored values of a part and of a bucket. Few large ones would need memory, many small ones many
+#: short reads: their number grows with the store up to `BUCKETS`, then their size does.
+PART_VALUES = 2**23
+#: Fewer stored values than this are done before a second process has started.
+ALONE_VALUES = 2**26
+#: Values of the chunks in which training cells are summed to rank genes.
+_RANKING_VALUES = 2**22
 
 
 def prepare_store(
@@ -61,6 +79,8 @@ def prepare_store(
     destination: Path,
     *,
     overwrite: bool = False,
+    workers: int | None = None,
+    dask: str | None = None,
     on_progress: Listener = ignore_progress,
 ) -> Store:
     """Read the cells of a preset and write a store.
@@ -74,58 +94,35 @@ def prepare_store(
         opened and returned.
     overwrite
         Replace a store of other cells or settings.
+    workers
+        Processes; None for as many as the machine and the size of the data suggest.
+    dask
+        Address of a Dask scheduler whose workers do the work instead.
     on_progress
-        Hears "checking files", "checking cells", "writing cells", "ranking genes".
+        Hears "checking files", "reading cells", "writing cells", "ranking genes", "checksums".
 
     Raises
     ------
     ConfigurationError, DataError, MachineError
-        Nothing is left behind.
+        No store appears. Pieces that a second attempt can use stay in ``STORE.preparing``.
     KeyboardInterrupt
-        Ctrl-C, or SIGTERM where nobody else handles it. Nothing is left behind.
+        Ctrl-C, or SIGTERM where nobody else handles it; likewise.
     """
     destination = Path(destination)
     key = store_key(data)
     if (existing := _open_matching(destination, key)) is not None:
         return existing
-    with _interrupted_by_sigterm(), ExitStack() as stack:
-        inputs = open_inputs(data, stack, on_progress)
-        value_kind = common_value_kind(inputs)
-        resolve_method(data.hvg, value_kind)
-        join = join_genes(
-            [one.table for one in inputs], [one.source.name for one in inputs], data.join
-        )
-        labels = read_cell_labels(
-            data,
-            [one.source.name for one in inputs],
-            [one.source.obs for one in inputs],
-            [one.role for one in inputs],
-        )
-        with publish(destination, overwrite=overwrite) as folder:
-            scan = _scan(inputs, join, on_progress)
-            notices = list(labels.notices)
-            scales, scale_notices = _log_scales(inputs, scan, value_kind)
-            notices += scale_notices
-            order = np.random.default_rng([data.split.seed, 1]).permutation(len(scan.totals))
-            writer = ArrayWriter(
-                folder, scan.values_per_cell[order], len(join.panel), value_kind=value_kind
-            )
-            _write_cells(writer, inputs, join, order, scales, on_progress)
-            totals = scan.totals * scales if value_kind == "log1p" else scan.totals
-            _write_cell_arrays(folder, inputs, labels, order, totals)
-            truth, truth_notices = joint_truth(inputs)
-            notices += truth_notices
-            # The ranking reads the store it belongs to: first written in the order of the files.
-            write_array(folder, "gene_order", np.arange(len(join.panel), dtype=np.int32))
-            report = describe_store(inputs, join, labels, scan.totals)
-            manifest = make_manifest(
-                data, key, inputs, join, labels, value_kind, int(writer.indptr[-1]), report
-            )
-            write_manifest(folder, manifest, truth)
-            ranking = _rank(Store.open(folder), data, notices, on_progress)
-            write_array(folder, "gene_order", ranking.order)
-            report |= {"gene_ranking": ranking.method, "notices": notices + ranking.notices}
-            write_manifest(folder, manifest.model_copy(update={"report": report}), truth)
+    refuse_destination(destination, overwrite=overwrite)
+    with (
+        _interrupted_by_sigterm(),
+        open_preparation(destination, key, on_progress) as folder,
+    ):
+        # Another process may have made it while this one waited.
+        if (existing := _open_matching(destination, key)) is not None:
+            return existing
+        refuse_destination(destination, overwrite=overwrite)
+        report = _prepare(_Preparation(data, key, folder, on_progress), workers, dask)
+        publish(folder, destination)
     for notice in report["notices"]:
         logger.info("%s", notice)
     return Store.open(destination)
@@ -137,6 +134,8 @@ def ensure_store(
     *,
     root: Path = Path("stores"),
     overwrite: bool = False,
+    workers: int | None = None,
+    dask: str | None = None,
     on_progress: Listener = ignore_progress,
 ) -> Store:
     """Open the store of a preset, or prepare it if it is not there.
@@ -149,14 +148,329 @@ def ensure_store(
         Of the preset or run, for the default path.
     root
         Folder of the stores without a path of their own.
+    overwrite, workers, dask, on_progress
+        As in `prepare_store`.
     """
     path = Path(data.store) if data.store else default_store_path(data, name, root=root)
-    return prepare_store(data, path, overwrite=overwrite, on_progress=on_progress)
+    return prepare_store(
+        data, path, overwrite=overwrite, workers=workers, dask=dask, on_progress=on_progress
+    )
 
 
 def default_store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Path:
     """Folder of a preset's store: its name and a hash of all that the store depends on."""
     return root / f"{name}-{store_key(data)[:10]}"
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What every stage needs."""
+
+    data: DataSettings
+    key: str
+    folder: PreparationFolder
+    on_progress: Listener
+
+
+def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
+    """Fill the folder's store; return its report."""
+    data = job.data
+    inputs = look_at_inputs(data, job.on_progress)
+    value_kind = common_value_kind(inputs)
+    resolve_method(data.hvg, value_kind)
+    names = [one.name for one in inputs]
+    join = join_genes([one.table for one in inputs], names, data.join)
+    labels = read_cell_labels(
+        data, names, [one.obs for one in inputs], [one.role for one in inputs]
+    )
+    of_inputs = _plan_parts(job, inputs, join)
+    tasks = [task for tasks in of_inputs for task in tasks]
+    _refuse_full_disk(job.folder, inputs, value_kind, tasks)
+    if workers is None:
+        large = sum(one.n_values for one in inputs) > ALONE_VALUES
+        workers = default_workers() if large else 1
+    with open_runner(workers=min(workers, len(tasks)), dask=dask, shared=job.folder.root) as runner:
+        try:
+            _write_parts(job, runner, tasks)
+        finally:
+            close_source()
+        notices = list(labels.notices)
+        totals = [_totals(tasks) for tasks in of_inputs]
+        scales, scale_notices = _log_scales(inputs, totals, value_kind)
+        notices += scale_notices
+        report = describe_store(inputs, join, labels, totals)
+        _write_labels(job.folder, labels)
+        n_values = _write_store(job, runner, inputs, of_inputs, scales, len(join.panel), value_kind)
+        truth, truth_notices = joint_truth(inputs)
+        notices += truth_notices
+        # The ranking reads the store it belongs to: first written in the order of the files.
+        write_array(job.folder.store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
+        manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
+        write_manifest(job.folder.store, manifest, truth)
+        ranking = _rank(job, runner, Store.open(job.folder.store))
+        write_array(job.folder.store, "gene_order", ranking.order)
+        checksums = _checksums(job, runner)
+    report |= {"gene_ranking": ranking.method, "notices": notices + ranking.notices}
+    manifest = manifest.model_copy(update={"report": report, "checksums": checksums})
+    write_manifest(job.folder.store, manifest, None)
+    return report
+
+
+def _plan_parts(
+    job: _Preparation, inputs: Sequence[StoreInput], join: GeneJoin
+) -> list[list[ShardTask]]:
+    """Cut each source into ranges of rows."""
+    part_values = max(PART_VALUES, sum(one.n_values for one in inputs) // BUCKETS)
+    planned = []
+    for one, columns in zip(inputs, join.columns, strict=True):
+        digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
+        path = job.folder.parts / f"{digest}.npy"
+        if not path.exists():
+            write_array(job.folder.parts, digest, columns)
+        # To read some rows of a matrix stored by columns is to read it all: few large ranges.
+        values = max(part_values, BY_COLUMNS_VALUES) if one.by_columns else part_values
+        rows = max(one.n_cells * values // max(one.n_values, 1), 1)
+        n_parts = -(-one.n_cells // rows)
+        borders = [one.n_cells * number // n_parts for number in range(n_parts + 1)]
+        planned.append(
+            [
+                ShardTask(
+                    one.name, one.fingerprint, one.choice, start, stop, path, len(join.panel),
+                    job.data.split.seed, job.folder.parts,
+                )
+                for start, stop in itertools.pairwise(borders)
+            ]
+        )  # fmt: skip
+    return planned
+
+
+def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:
+    """Run the first stage; of files that cannot be read, all are named at the end."""
+    wanted = {task.path for task in tasks}
+    for path in job.folder.parts.glob("*.part"):
+        if path not in wanted:
+            path.unlink()  # of a file that has changed, or of other settings
+    missing = [task for task in tasks if not task.path.exists()]
+    n_cells = sum(task.stop - task.start for task in tasks)
+    done = n_cells - sum(task.stop - task.start for task in missing)
+    message = ""
+    if done:
+        message = f"going on: {len(tasks) - len(missing)} of {len(tasks)} pieces are there already"
+    job.on_progress(ProgressEvent("reading cells", done, n_cells, message))
+    failed: dict[str, TfxError] = {}
+    for number, error in runner.try_all(write_shard, missing):
+        task = missing[number]
+        if error is None:
+            job.folder.keep = len(tasks) > 1
+        elif not isinstance(error, DataError):
+            raise error
+        elif task.source not in failed:
+            failed[task.source] = error
+            logger.warning("%s; the other files are still read", error)
+        done += task.stop - task.start
+        job.on_progress(ProgressEvent("reading cells", done, n_cells))
+    if not failed:
+        return
+    job.folder.keep = any(task.path.exists() for task in tasks if task.source not in failed)
+    told = "; ".join(str(error) for error in failed.values())
+    kept = " (the work on the other files is kept)" if job.folder.keep else ""
+    raise DataError(told + kept)
+
+
+def _totals(tasks: Sequence[ShardTask]) -> NDArray[np.float64]:
+    """(cells of a source,) sums over all its genes, in no particular order."""
+    parts = []
+    for task in tasks:
+        with Part(task.path) as part:
+            parts.append(part.read("totals"))
+    return np.concatenate(parts)
+
+
+def _log_scales(
+    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]], value_kind: str
+) -> tuple[list[float], list[str]]:
+    """Factor for each source that brings log values to counts per 10,000, and what to say."""
+    scales = [1.0] * len(inputs)
+    notices: list[str] = []
+    if value_kind == "counts":
+        return scales, notices
+    for number, (one, of_cells) in enumerate(zip(inputs, totals, strict=True)):
+        where = f"{one.name} ({one.choice.matrix})"
+        total = constant_sum(of_cells)
+        if total is None:
+            notices.append(
+                f"{where}: log values whose cells do not add up to one total (genes were removed "
+                f"after normalisation); they are taken as log1p of counts per 10,000"
+            )
+        elif abs(total / TARGET_SUM - 1) > 0.01:
+            scales[number] = TARGET_SUM / total
+            notices.append(
+                f"{where}: log values normalised to {total:,.6g} per cell, rescaled to "
+                f"{TARGET_SUM:,.0f}"
+            )
+    return scales, notices
+
+
+def _write_labels(folder: PreparationFolder, labels: CellLabels) -> None:
+    labels_folder = folder.of_store / "labels"
+    labels_folder.mkdir(exist_ok=True)
+    write_array(labels_folder, "phenotypes", labels.phenotype_codes)
+    write_array(labels_folder, "splits", labels.split.codes)
+    if labels.donors is not None:
+        write_array(labels_folder, "donors", labels.donors)
+
+
+def _write_store(
+    job: _Preparation,
+    runner: TaskRunner,
+    inputs: Sequence[StoreInput],
+    of_inputs: Sequence[Sequence[ShardTask]],
+    scales: Sequence[float],
+    n_genes: int,
+    value_kind: str,
+) -> int:
+    """Run the second stage; return the number of stored values."""
+    cells_before = np.zeros(BUCKETS + 1, dtype=np.int64)
+    values_before = np.zeros(BUCKETS + 1, dtype=np.int64)
+    records = []
+    for number, (one, tasks) in enumerate(zip(inputs, of_inputs, strict=True)):
+        for task in tasks:
+            summary = summarise_part(task.path)
+            cells_before += summary.cells
+            values_before += summary.values
+            records.append(PartRecord(str(task.path), number, one.first_cell, scales[number]))
+    n_cells, n_values = int(cells_before[-1]), int(values_before[-1])
+    if n_values == 0:
+        message = (
+            f"{inputs[0].name}: every value of the {n_genes} genes the files share is zero; check "
+            f"data.matrix and data.join"
+        )
+        raise DataError(message)
+    n_buckets = 1
+    while n_buckets < BUCKETS and n_values > n_buckets * PART_VALUES:
+        n_buckets *= 2
+    labels = job.folder.of_store / "labels"
+    plan = MergePlan(
+        folder=str(job.folder.store),
+        labels=str(labels),
+        counts=value_kind == "counts",
+        n_buckets=n_buckets,
+        parts=tuple(records),
+    )
+    digest = hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:16]
+    notes = job.folder.of_store / f"buckets-{digest}"
+    if not notes.exists():
+        _make_arrays(job.folder.store, labels, n_cells, n_values, n_genes, value_kind)
+        notes.mkdir()
+    plan_path = job.folder.of_store / f"plan-{digest}.json"
+    plan.write(plan_path)
+    step = BUCKETS // n_buckets
+    buckets = [
+        BucketTask(
+            plan_path,
+            notes / f"{number:04d}.note",
+            number,
+            int(cells_before[number * step]),
+            int(values_before[number * step]),
+        )
+        for number in range(n_buckets)
+    ]
+    done = 0
+    job.on_progress(ProgressEvent("writing cells", 0, n_cells))
+    for number, _ in runner.run(write_bucket, buckets):
+        done += int(cells_before[(number + 1) * step] - cells_before[number * step])
+        job.on_progress(ProgressEvent("writing cells", done, n_cells))
+    large_at, large_values = large_counts([bucket.note for bucket in buckets])
+    write_array(job.folder.store, "large_at", large_at)
+    write_array(job.folder.store, "large_values", large_values)
+    return n_values
+
+
+def _make_arrays(
+    folder: Path, labels: Path, n_cells: int, n_values: int, n_genes: int, value_kind: str
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    value_type = np.uint16 if value_kind == "counts" else np.float32
+    new_array(folder, "indptr", (n_cells + 1,), np.int64)
+    new_array(folder, "genes", (n_values,), gene_index_type(n_genes))
+    new_array(folder, "values", (n_values,), value_type)
+    new_array(folder, "totals", (n_cells,), np.float32)
+    new_array(folder, "origins", (n_cells, 2), np.int64)
+    for path in labels.glob("*.npy"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        new_array(folder, path.stem, array.shape, array.dtype)
+
+
+@dataclass(frozen=True)
+class _RankingTask:
+    store: Path
+    one_pass: GenePass[Any]
+    first: int
+    last: int
+
+
+def _sum_chunk(task: _RankingTask) -> Any:  # noqa: ANN401 (the sums of the pass)
+    store = Store.open(task.store)
+    rows = store.rows("train")[task.first : task.last]
+    return task.one_pass.sum_chunk(store.read_stored(rows), store.value_kind, len(store.genes))
+
+
+def _rank(job: _Preparation, runner: TaskRunner, store: Store) -> GeneRanking:
+    n_cells = len(store.rows("train"))
+    at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
+
+    def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
+        tasks = [
+            _RankingTask(store.path, one_pass, first, min(first + at_once, n_cells))
+            for first in range(0, n_cells, at_once)
+        ]
+        job.on_progress(ProgressEvent("ranking genes", 0, n_cells))
+        merged: SumsT | None = None
+        for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
+            merged = sums if merged is None else merged + sums
+            job.on_progress(ProgressEvent("ranking genes", task.last, n_cells))
+        assert merged is not None, "a store has training cells"
+        return merged
+
+    return rank_in_passes(
+        sum_over_cells,
+        wanted=job.data.hvg,
+        value_kind=store.value_kind,
+        n_genes=len(store.genes),
+    )
+
+
+def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
+    names = sorted(path.name for path in job.folder.store.iterdir() if path.name != MANIFEST_NAME)
+    tasks = [ChecksumTask(job.folder.store / name) for name in names]
+    sums = {}
+    job.on_progress(ProgressEvent("checksums", 0, len(names)))
+    for done, (number, digest) in enumerate(runner.run(checksum, tasks), start=1):
+        sums[names[number]] = digest
+        job.on_progress(ProgressEvent("checksums", done, len(names)))
+    return dict(sorted(sums.items()))
+
+
+def _refuse_full_disk(
+    folder: PreparationFolder,
+    inputs: Sequence[StoreInput],
+    value_kind: str,
+    tasks: Sequence[ShardTask],
+) -> None:
+    """Say before the first cell is read that there is no room for parts and store together."""
+    value_bytes = 4 if value_kind == "counts" else 6
+    known = sum(one.n_values for one in inputs if one.is_sparse)
+    needed = 2 * known * value_bytes
+    there = sum(task.path.stat().st_size for task in tasks if task.path.exists())
+    free = shutil.disk_usage(folder.root).free
+    if free + there < needed:
+        message = (
+            f"{folder.root.parent}: preparing needs {needed / 1e9:.2f} GB (half of it for pieces "
+            f"that are removed at the end) but the disk has {free / 1e9:.2f} GB free; free some "
+            f"space or give another folder"
+        )
+        raise MachineError(message)
 
 
 @contextmanager
@@ -186,144 +500,3 @@ def _open_matching(destination: Path, key: str) -> Store | None:
         logger.warning("%s; it is not reused", error)
         return None
     return store if store.manifest.key == key else None
-
-
-def _chunks(one: StoreInput) -> Iterator[tuple[int, sparse.csr_matrix]]:
-    """First row and CSR of each chunk of a source; what it loaded whole is dropped at the end."""
-    rows = int(np.clip(_CHUNK_VALUES // len(one.table.ids), 64, 8_192))
-    start = 0
-    for chunk in one.source.chunks(one.choice.matrix, rows):
-        yield start, chunk
-        start += chunk.shape[0]
-    one.source.release()
-
-
-def _scan(inputs: Sequence[StoreInput], join: GeneJoin, on_progress: Listener) -> _Scan:
-    n_cells = inputs[-1].first_cell + inputs[-1].source.n_cells
-    values_per_cell = np.zeros(n_cells, dtype=np.int64)
-    totals = np.zeros(n_cells)
-    for one, columns in zip(inputs, join.columns, strict=True):
-        for start, chunk in _chunks(one):
-            check_chunk(chunk, one.choice, one.source, start)
-            cells = slice(one.first_cell + start, one.first_cell + start + chunk.shape[0])
-            values = chunk.data.astype(np.float64)
-            if one.choice.state == MatrixState.LOG1P:
-                values = np.expm1(values)
-            totals[cells] = row_sums(chunk, values)
-            kept = columns[chunk.indices] >= 0
-            values_per_cell[cells] = row_sums(chunk, kept.astype(np.float64)).astype(np.int64)
-            on_progress(ProgressEvent("checking cells", int(cells.stop), n_cells))
-    if not values_per_cell.any():
-        message = (
-            f"{inputs[0].source.name}: every value of the {len(join.panel)} genes the files share is "
-            f"zero; check data.matrix and data.join"
-        )
-        raise DataError(message)
-    return _Scan(values_per_cell, totals)
-
-
-def _log_scales(
-    inputs: Sequence[StoreInput], scan: _Scan, value_kind: str
-) -> tuple[NDArray[np.float64], list[str]]:
-    """(cells,) factor that brings log values to counts per 10,000, and what to say about it."""
-    scales = np.ones(len(scan.totals))
-    notices: list[str] = []
-    if value_kind == "counts":
-        return scales, notices
-    for one in inputs:
-        cells = slice(one.first_cell, one.first_cell + one.source.n_cells)
-        where = f"{one.source.name} ({one.choice.matrix})"
-        total = constant_sum(scan.totals[cells])
-        if total is None:
-            notices.append(
-                f"{where}: log values whose cells do not add up to one total (genes were removed "
-                f"after normalisation); they are taken as log1p of counts per 10,000"
-            )
-        elif abs(total / TARGET_SUM - 1) > 0.01:
-            scales[cells] = TARGET_SUM / total
-            notices.append(
-                f"{where}: log values normalised to {total:,.6g} per cell, rescaled to "
-                f"{TARGET_SUM:,.0f}"
-            )
-    return scales, notices
-
-
-def _write_cells(
-    writer: ArrayWriter,
-    inputs: Sequence[StoreInput],
-    join: GeneJoin,
-    order: NDArray[np.int64],
-    scales: NDArray[np.float64],
-    on_progress: Listener,
-) -> None:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    for one, columns in zip(inputs, join.columns, strict=True):
-        for start, chunk in _chunks(one):
-            cells = slice(one.first_cell + start, one.first_cell + start + chunk.shape[0])
-            per_value = np.repeat(scales[cells], np.diff(chunk.indptr))
-            if (per_value != 1).any():
-                logged = np.log1p(np.expm1(chunk.data.astype(np.float64)) * per_value)
-                chunk.data = logged.astype(np.float32)
-            writer.write(_take_columns(chunk, columns, len(join.panel)), place[cells])
-            on_progress(ProgressEvent("writing cells", int(cells.stop), len(order)))
-    writer.finish()
-
-
-def _take_columns(
-    chunk: sparse.csr_matrix, columns: NDArray[np.int32], n_genes: int
-) -> sparse.csr_matrix:
-    new = columns[chunk.indices]
-    kept = new >= 0
-    ends = np.concatenate(([0], np.cumsum(kept)))[chunk.indptr]
-    taken = sparse.csr_matrix((chunk.data[kept], new[kept], ends), shape=(chunk.shape[0], n_genes))
-    taken.sort_indices()
-    return taken
-
-
-def _write_cell_arrays(
-    folder: Path,
-    inputs: Sequence[StoreInput],
-    labels: CellLabels,
-    order: NDArray[np.int64],
-    totals: NDArray[np.float64],
-) -> None:
-    origins = np.concatenate(
-        [
-            np.column_stack((np.full(one.source.n_cells, index), np.arange(one.source.n_cells)))
-            for index, one in enumerate(inputs)
-        ]
-    )
-    write_array(folder, "totals", totals[order].astype(np.float32))
-    write_array(folder, "phenotypes", np.ascontiguousarray(labels.phenotype_codes[order]))
-    write_array(folder, "splits", labels.split.codes[order])
-    write_array(folder, "origins", origins[order].astype(np.int64))
-    if labels.donors is not None:
-        write_array(folder, "donors", labels.donors[order])
-
-
-def _rank(
-    store: Store, data: DataSettings, notices: list[str], on_progress: Listener
-) -> GeneRanking:
-    on_progress(ProgressEvent("ranking genes", 0, 1))
-    rows = store.rows("train")
-    if data.hvg == "none":
-        rows = rows[:1]  # the order of the columns needs no cells
-    if len(rows) > RANKING_CELLS:
-        chosen = np.random.default_rng([data.split.seed, 2]).choice(
-            len(rows), RANKING_CELLS, replace=False
-        )
-        notices.append(
-            f"genes are ranked on {RANKING_CELLS:,} of {len(rows):,} training cells, drawn at random"
-        )
-        rows = rows[np.sort(chosen)]
-    counts = None
-    if store.value_kind == "counts":
-        stored = store.read_stored(rows)
-        counts = sparse.csr_matrix(
-            (stored.values.astype(np.float32), stored.genes.astype(np.int32), stored.indptr),
-            shape=(len(rows), len(store.genes)),
-        )
-    ranking = rank_genes(counts, lambda: store.read(rows, store.genes), wanted=data.hvg)
-    on_progress(ProgressEvent("ranking genes", 1, 1))
-    return ranking

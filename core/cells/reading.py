@@ -4,8 +4,7 @@ A source says which matrices it has ("X", "raw", "layers/NAME") and hands out an
 chunks. What the values mean belongs to `matrix_state`.
 """
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TRUTH_KEY", "AnnDataSource", "CellSource", "H5adSource", "fingerprint", "open_source"]
 
-logger = logging.getLogger(__name__)
-
+#: Values of a matrix stored by columns that are looked at together, and that are kept in memory.
+_BLOCK_VALUES = 2**22
+BY_COLUMNS_VALUES = 2**25
 #: Where simulated data keep their truth, as a JSON string.
 TRUTH_KEY = "tfx_truth"
 
@@ -66,13 +66,25 @@ class CellSource(Protocol):
     def var(self, matrix: str) -> "pd.DataFrame":
         """(genes, columns) of a matrix."""
 
+    def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
+        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
+
+    def stored_values(self, matrix: str) -> int:
+        """Count the stored values of a matrix: non-zero ones where it is sparse."""
+
+    def is_sparse(self, matrix: str) -> bool:
+        """Whether only non-zero values of a matrix are stored."""
+
+    def is_by_columns(self, matrix: str) -> bool:
+        """Whether a matrix is stored by genes (CSC), so that a range of rows means reading it all."""
+
     def chunks(
-        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
+        self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
-        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
+        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
 
     def release(self) -> None:
-        """Drop what was loaded whole; reading on loads it again."""
+        """Drop what was turned in memory; reading on turns it again."""
 
     def close(self) -> None:
         """Release files and memory."""
@@ -144,26 +156,45 @@ class AnnDataSource:
         var: pd.DataFrame = self._adata.raw.var if matrix == "raw" else self._adata.var
         return var
 
+    def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
+        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
+        table = self.obs[[name for name in self.obs.columns if name in names]].copy()
+        table.attrs["columns"] = [str(name) for name in self.obs.columns]
+        return table
+
+    def stored_values(self, matrix: str) -> int:
+        """Count the stored values of a matrix."""
+        values = self._matrix(matrix)
+        return int(values.nnz if hasattr(values, "nnz") else np.prod(values.shape))
+
+    def is_sparse(self, matrix: str) -> bool:
+        """Whether only non-zero values of a matrix are stored."""
+        return hasattr(self._matrix(matrix), "format")
+
+    def is_by_columns(self, matrix: str) -> bool:
+        """Whether a matrix is stored by genes; one in memory is turned once."""
+        return False
+
     def chunks(
-        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
+        self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
-        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
+        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
         values = self._converted.get(matrix)
         if values is None:
             values = self._matrix(matrix)
             if getattr(values, "format", None) == "csc":
-                values = _by_rows(values)
-                self._converted[matrix] = values
+                stored = values.to_memory() if hasattr(values, "to_memory") else values
+                values = self._converted[matrix] = sparse.csr_matrix(stored.tocsr())
         end = self.n_cells if stop is None else min(stop, self.n_cells)
-        for start in range(0, end, rows_per_chunk):
-            yield to_csr(values[start : min(start + rows_per_chunk, end)])
+        for first in range(start, end, rows_per_chunk):
+            yield to_csr(values[first : min(first + rows_per_chunk, end)])
 
     def release(self) -> None:
-        """Drop converted matrices."""
+        """Drop what was turned in memory; reading on turns it again."""
         self._converted.clear()
 
     def close(self) -> None:
-        """Drop converted matrices; the object itself is its owner's."""
+        """Drop what was turned; the object itself is its owner's."""
         self.release()
 
     def _matrix(self, matrix: str) -> Any:  # noqa: ANN401 (any of AnnData's matrix types)
@@ -177,14 +208,13 @@ class AnnDataSource:
 class H5adSource:
     """Cells of an h5ad file; only the chunk asked for is in memory.
 
-    A matrix stored by columns (CSC) is the exception: it is loaded once and turned.
+    Of a matrix stored by columns (CSC), the rows asked for are: all its values pass by for them.
     """
 
     def __init__(self, path: Path, file: "h5py.File") -> None:
         self.name = str(path)
         self._path = path
         self._file = file
-        self._converted: dict[str, sparse.csr_matrix] = {}
 
     @cached_property
     def obs(self) -> "pd.DataFrame":
@@ -192,10 +222,12 @@ class H5adSource:
         obs: pd.DataFrame = self._element("obs")
         return obs
 
-    @property
+    @cached_property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.obs)
+        with _readable(self._path, "obs"):
+            index = self._file["obs"][self._file["obs"].attrs["_index"]]
+            return int((index["codes"] if hasattr(index, "keys") else index).shape[0])
 
     @cached_property
     def truth(self) -> str | None:
@@ -214,41 +246,76 @@ class H5adSource:
         var: pd.DataFrame = self._element("raw/var" if matrix == "raw" else "var")
         return var
 
-    def chunks(
-        self, matrix: str, rows_per_chunk: int, *, stop: int | None = None
-    ) -> Iterator[sparse.csr_matrix]:
-        """Rows of a matrix in order, up to `stop`, as float32 CSR without stored zeros."""
-        end = self.n_cells if stop is None else min(stop, self.n_cells)
+    def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
+        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
+        import pandas as pd
+
+        with _readable(self._path, "obs"):
+            present = [str(name) for name in self._file["obs"].attrs["column-order"]]
+        table = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
+        for name in present:
+            if name not in names:
+                continue
+            column = self._element(f"obs/{name}")
+            # Text of every cell is many times its codes.
+            is_text = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
+            table[name] = pd.Categorical(column) if is_text else column
+        table.attrs["columns"] = present
+        return table
+
+    def stored_values(self, matrix: str) -> int:
+        """Count the stored values of a matrix."""
+        stored = self._file[_key(matrix)]
         with _readable(self._path, _key(matrix)):
-            values = self._rows(matrix)
-        for start in range(0, end, rows_per_chunk):
+            return int(np.prod(stored.shape) if _is_dense(stored) else stored["data"].shape[0])
+
+    def is_sparse(self, matrix: str) -> bool:
+        """Whether only non-zero values of a matrix are stored."""
+        return not _is_dense(self._file[_key(matrix)])
+
+    def is_by_columns(self, matrix: str) -> bool:
+        """Whether a matrix is stored by genes (CSC)."""
+        stored = self._file[_key(matrix)]
+        return not _is_dense(stored) and stored.attrs.get("encoding-type") == "csc_matrix"
+
+    def chunks(
+        self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[sparse.csr_matrix]:
+        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
+        end = self.n_cells if stop is None else min(stop, self.n_cells)
+        at_once = self._rows_at_once(matrix)
+        for begin in range(start, end, at_once):
+            until = min(begin + at_once, end)
             with _readable(self._path, _key(matrix)):
-                chunk = to_csr(values[start : min(start + rows_per_chunk, end)])
-            yield chunk
+                values, first_row = self._rows(matrix, begin, until)
+            for first in range(begin, until, rows_per_chunk):
+                with _readable(self._path, _key(matrix)):
+                    last = min(first + rows_per_chunk, until)
+                    chunk = to_csr(values[first - first_row : last - first_row])
+                yield chunk
 
     def release(self) -> None:
-        """Drop converted matrices."""
-        self._converted.clear()
+        """Nothing of a file stays in memory."""
 
     def close(self) -> None:
         """Close the file."""
-        self.release()
         self._file.close()
 
-    def _rows(self, matrix: str) -> Any:  # noqa: ANN401 (an h5py dataset or a sparse one)
-        import h5py
+    def _rows_at_once(self, matrix: str) -> int:
+        if not self.is_by_columns(matrix):
+            return max(self.n_cells, 1)
+        return max(self.n_cells * BY_COLUMNS_VALUES // max(self.stored_values(matrix), 1), 1)
+
+    def _rows(self, matrix: str, start: int, stop: int) -> tuple[Any, int]:
+        """Something to slice rows [start, stop) from, and which row its first one is."""
         from anndata.io import sparse_dataset
 
-        if matrix in self._converted:
-            return self._converted[matrix]
         stored = self._file[_key(matrix)]
-        if isinstance(stored, h5py.Dataset):
-            return stored
-        values = sparse_dataset(stored)
-        if values.format == "csc":
-            logger.info("%s: %s is stored by columns; loading it whole", self.name, matrix)
-            values = self._converted[matrix] = _by_rows(values)
-        return values
+        if _is_dense(stored):
+            return stored, 0
+        if self.is_by_columns(matrix):
+            return _rows_of_columns(stored, start, stop), start
+        return sparse_dataset(stored), 0
 
     def _element(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
         from anndata.io import read_elem
@@ -266,9 +333,28 @@ def to_csr(rows: Any) -> sparse.csr_matrix:  # noqa: ANN401 (any of AnnData's ma
     return matrix
 
 
-def _by_rows(stored: Any) -> sparse.csr_matrix:  # noqa: ANN401 (a sparse matrix, in memory or not)
-    matrix = stored.to_memory() if hasattr(stored, "to_memory") else stored
-    return sparse.csr_matrix(matrix.tocsr())
+def _rows_of_columns(stored: "h5py.Group", start: int, stop: int) -> sparse.csr_matrix:
+    """Rows [start, stop) of a matrix stored by columns, a block of values in memory at a time."""
+    n_genes = int(stored.attrs["shape"][1])
+    indptr = stored["indptr"][:]
+    rows, genes, data = [], [], []
+    n_values = int(indptr[-1])
+    for first in range(0, n_values, _BLOCK_VALUES):
+        last = min(first + _BLOCK_VALUES, n_values)
+        row = stored["indices"][first:last]
+        kept = np.flatnonzero((row >= start) & (row < stop))
+        rows.append((row[kept] - start).astype(np.int32))
+        column = np.searchsorted(indptr, first + kept, side="right") - 1
+        genes.append(column.astype(np.int32))
+        data.append(stored["data"][first:last][kept])
+    if not rows:
+        return sparse.csr_matrix(np.zeros((stop - start, n_genes), dtype=np.float32))
+    places = (np.concatenate(rows), np.concatenate(genes))
+    return sparse.csr_matrix((np.concatenate(data), places), shape=(stop - start, n_genes))
+
+
+def _is_dense(stored: "h5py.Dataset | h5py.Group") -> bool:
+    return not hasattr(stored, "keys")
 
 
 def _open_h5ad(path: Path) -> CellSource:

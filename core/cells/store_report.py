@@ -13,7 +13,7 @@ from core.cells.cell_labels import CellLabels
 from core.cells.gene_join import GeneJoin
 from core.cells.inputs import StoreInput, store_settings
 from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
-from core.cells.reading import TRUTH_KEY, fingerprint
+from core.cells.reading import TRUTH_KEY
 from core.errors import DataError
 from core.presets.schema import DataSettings
 
@@ -24,7 +24,7 @@ _VERSIONED = ("transformerics", "anndata", "scanpy", "numpy", "scipy")
 
 def joint_truth(inputs: Sequence[StoreInput]) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the truth of simulated cells, if any are, and a notice if there are several."""
-    texts = {one.source.truth: one.source.name for one in inputs if one.source.truth is not None}
+    texts = {one.truth: one.name for one in inputs if one.truth is not None}
     if not texts:
         return None, []
     text, name = next(iter(texts.items()))
@@ -40,7 +40,10 @@ def joint_truth(inputs: Sequence[StoreInput]) -> tuple[dict[str, Any] | None, li
 
 
 def describe_store(
-    inputs: Sequence[StoreInput], join: GeneJoin, labels: CellLabels, totals: NDArray[np.float64]
+    inputs: Sequence[StoreInput],
+    join: GeneJoin,
+    labels: CellLabels,
+    totals: Sequence[NDArray[np.float64]],
 ) -> dict[str, Any]:
     """Return the report of `Store.report`; ranking and notices are filled in later.
 
@@ -49,25 +52,24 @@ def describe_store(
     inputs, join, labels
         What was decided.
     totals
-        (cells,), in the order of the files.
+        For each file (cells,), in any order.
     """
     files = []
-    for one, columns in zip(inputs, join.columns, strict=True):
+    for one, columns, of_cells in zip(inputs, join.columns, totals, strict=True):
         lost = [gene for gene, to in zip(one.table.ids, columns, strict=True) if to < 0]
-        cells = slice(one.first_cell, one.first_cell + one.source.n_cells)
         files.append(
             {
-                "name": one.source.name,
+                "name": one.name,
                 "matrix": one.choice.matrix,
                 "state": str(one.choice.state),
                 "passed_over": one.choice.passed_over,
                 "gene_ids": one.table.source,
-                "n_cells": one.source.n_cells,
+                "n_cells": one.n_cells,
                 "n_genes": len(one.table.ids),
                 "lost_genes": len(lost),
                 "lost_gene_examples": lost[:5],
                 "absent_genes": len(join.panel) - (len(one.table.ids) - len(lost)),
-                "empty_cells": int(np.sum(totals[cells] == 0)),
+                "empty_cells": int(np.sum(of_cells == 0)),
             }
         )
     return {
@@ -94,21 +96,21 @@ def make_manifest(
     """Return the manifest of a store of `n_values` stored values."""
     records = [
         SourceRecord(
-            name=one.source.name,
+            name=one.name,
             role=one.role,
-            n_cells=one.source.n_cells,
+            n_cells=one.n_cells,
             n_genes=len(one.table.ids),
             matrix=one.choice.matrix,
             state=str(one.choice.state),
             gene_ids=one.table.source,
-            fingerprint=fingerprint(one.source.name),
+            fingerprint=one.fingerprint,
         )
         for one in inputs
     ]
     return Manifest(
         format_version=FORMAT_VERSION,
         key=key,
-        n_cells=sum(one.source.n_cells for one in inputs),
+        n_cells=sum(one.n_cells for one in inputs),
         n_values=n_values,
         value_kind=value_kind,
         gene_ids=list(join.panel.ids),

@@ -1,28 +1,65 @@
-"""Genes from most to least variable, as scanpy ranks them, over training cells."""
+"""Genes from most to least variable, as scanpy ranks them, over training cells of any number.
 
-import contextlib
+Only sums over cells enter (`gene_moments`), so the cells are read in chunks and by any number of
+processes: `rank_in_passes` says which sums it needs, its caller reads the cells. seurat_v3 takes
+two passes over the counts, seurat one over counts per 10,000. The order is scanpy's, of all cells,
+but for genes whose scores differ by rounding.
+"""
+
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.gene_moments import (
+    ClipLimits,
+    ClippedMoments,
+    ClippedPass,
+    GeneMoments,
+    GenePass,
+    MomentsPass,
+    SumOverCells,
+    SumsT,
+    ValueKind,
+)
+from core.cells.store import StoredCells
 from core.errors import DataError
 
-__all__ = ["GeneRanking", "rank_genes", "resolve_method"]
+__all__ = [
+    "N_PASSES",
+    "CannotRankError",
+    "GeneRanking",
+    "clip_limits",
+    "rank_by_dispersion",
+    "rank_by_v3",
+    "rank_by_variance",
+    "rank_genes",
+    "rank_in_passes",
+    "resolve_method",
+]
 
 logger = logging.getLogger(__name__)
 
+Method = Literal["seurat_v3", "seurat", "none"]
+#: Passes over the cells that each method makes; falling back to the variance takes one more.
+N_PASSES: Mapping[Method, int] = {"seurat_v3": 2, "seurat": 1, "none": 0}
+
 #: skmisc's loess at scanpy's span of 0.3 kills the process below four genes and fails below 14.
 _FEWEST_FOR_LOESS = 10
+#: scanpy's settings of the two methods.
+_LOESS_SPAN = 0.3
+_LOESS_DEGREE = 2
+_MEAN_BINS = 20
 
-Method = Literal["seurat_v3", "seurat", "none"]
-_SCORE_COLUMN: Mapping[str, str] = {"seurat_v3": "variances_norm", "seurat": "dispersions_norm"}
+
+class CannotRankError(ValueError):
+    """A method needs more cells, or more genes that differ; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -66,106 +103,195 @@ def resolve_method(wanted: str, value_kind: str) -> Method:
     return methods[wanted]
 
 
-def rank_genes(
-    counts: sparse.csr_matrix | None,
-    read_log_values: Callable[[], sparse.csr_matrix],
-    *,
-    wanted: str,
+def rank_in_passes(
+    sum_over_cells: SumOverCells, *, wanted: str, value_kind: ValueKind, n_genes: int
 ) -> GeneRanking:
-    """Rank genes by their variability.
+    """Rank genes by their variability, whoever reads the cells.
 
     Parameters
     ----------
-    counts
-        (training cells, genes), or None where only log values exist.
-    read_log_values
-        Gives (training cells, genes), log1p of counts per 10,000; called only where they are
-        needed, since both matrices together are the largest memory of `prepare`.
+    sum_over_cells
+        Runs one pass over the training cells: ``one_pass.sum_chunk(cells, value_kind, n_genes)``
+        for each chunk, in whatever process, merged by ``+`` in the order of the chunks. The result
+        is the same for the same chunks; that of counts does not even depend on them.
     wanted
         ``data.hvg``: "auto", "seurat_v3", "seurat" or "none" (the order of the columns).
+    value_kind
+        What the chunks hold.
+    n_genes
+        Number of columns.
 
     Raises
     ------
     DataError
         The method that the preset names needs counts, or fails on these cells.
     """
-    method = resolve_method(wanted, "log1p" if counts is None else "counts")
-    matrix = counts if method == "seurat_v3" and counts is not None else read_log_values()
-    n_genes = int(matrix.shape[1])
+    method = resolve_method(wanted, value_kind)
     if method == "none":
         return GeneRanking(np.arange(n_genes, dtype=np.int32), "none", [])
-    notices: list[str] = []
+    sums = sum_over_cells(MomentsPass("stored" if method == "seurat_v3" else "normalised"))
     try:
-        scores = _scanpy_scores(matrix, method)
-    except (ValueError, ZeroDivisionError, IndexError, FloatingPointError) as error:
-        # loess and binning need enough different genes; too few cells or genes break them.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if method == "seurat":
+            return rank_by_dispersion(sums)
+        limits = clip_limits(sums)
+        return rank_by_v3(sums, limits, sum_over_cells(ClippedPass(limits)))
+    except CannotRankError as error:
         if wanted == method:
             message = (
-                f"data.hvg = '{method}' cannot rank these {matrix.shape[0]} training cells x "
-                f"{n_genes} genes ({reason}); set data.hvg to 'auto' or 'none', or add cells"
+                f"data.hvg = '{method}' cannot rank these {sums.n_cells} training cells x "
+                f"{n_genes} genes ({error}); set data.hvg to 'auto' or 'none', or add cells"
             )
             raise DataError(message) from error
-        notices.append(
+        notice = (
             f"genes are ranked by the variance of their log values, because {method} failed on "
-            f"{matrix.shape[0]} training cells x {n_genes} genes ({reason})"
+            f"{sums.n_cells} training cells x {n_genes} genes ({error})"
         )
-        logger.warning("%s", notices[-1])
-        method_used, scores = "variance", _variances(read_log_values())
-    else:
-        method_used = method
-    seen = np.bincount(matrix.indices, minlength=n_genes) > 0
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    order = np.lexsort((-scores, ~seen))  # stable: ties keep the order of the columns
-    return GeneRanking(order.astype(np.int32), method_used, notices)
+    logger.warning("%s", notice)
+    return rank_by_variance(sum_over_cells(MomentsPass("log1p")), [notice])
 
 
-def _scanpy_scores(matrix: sparse.csr_matrix, method: str) -> NDArray[np.float64]:
-    if method == "seurat_v3" and np.sum(_variances(matrix) > 0) < _FEWEST_FOR_LOESS:
-        message = f"fewer than {_FEWEST_FOR_LOESS} genes vary"
-        raise ValueError(message)
-    # Imported here: scanpy takes 2 s that no other part of a store needs.
-    import scanpy as sc
-    from anndata import AnnData
+def clip_limits(sums: GeneMoments) -> ClipLimits:
+    """Fit the standard deviation that a gene has at its mean (seurat_v3, first step).
 
-    with warnings.catch_warnings():
-        # On log values of one scale, genes alike in mean, or few cells scanpy warns in ways that
-        # say nothing to the user of a preset.
-        warnings.simplefilter("ignore")
-        adata = AnnData(matrix)
-        adata.uns["log1p"] = {"base": None}
-        with _same_threads():
-            table = sc.pp.highly_variable_genes(
-                adata, flavor=method, n_top_genes=matrix.shape[1], inplace=False
-            )
-    scores: NDArray[np.float64] = table[_SCORE_COLUMN[method]].to_numpy(dtype=np.float64)
-    if not np.isfinite(scores).any():
-        message = "no gene has a finite score"
-        raise ValueError(message)
-    return np.where(np.isinf(scores), np.nan, scores)
+    Parameters
+    ----------
+    sums
+        Moments of counts.
 
+    Raises
+    ------
+    CannotRankError
+        Too few genes vary, or the local regression fails on them.
 
-@contextlib.contextmanager
-def _same_threads() -> Iterator[None]:
-    """Keep torch's number of threads, where torch is loaded.
-
-    scanpy's numba kernels set the number of OpenMP threads of the whole process, and sums in
-    another number of threads differ in their last bits: a run would not resume exactly.
+    Notes
+    -----
+    As scanpy: loess of log10 variance on log10 mean over the genes that vary, span 0.3, degree 2.
     """
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch is not None else 0
+    from skmisc.loess import loess  # type: ignore[import-untyped]
+
+    means, variances = sums.means, sums.variances
+    varies = variances > 0
+    if varies.sum() < _FEWEST_FOR_LOESS:
+        message = f"fewer than {_FEWEST_FOR_LOESS} genes vary"
+        raise CannotRankError(message)
+    fit = loess(
+        np.log10(means[varies]), np.log10(variances[varies]), span=_LOESS_SPAN, degree=_LOESS_DEGREE
+    )
     try:
-        yield
-    finally:
-        if torch is not None:
-            torch.set_num_threads(before)
+        with warnings.catch_warnings():
+            # On few cells loess warns in ways that say nothing to the user of a preset.
+            warnings.simplefilter("ignore")
+            fit.fit()
+    except ValueError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CannotRankError(reason) from error
+    deviations = np.ones(len(means))
+    deviations[varies] = np.sqrt(10.0**fit.outputs.fitted_values)
+    return ClipLimits(deviations, means + deviations * np.sqrt(sums.n_cells))
 
 
-def _variances(matrix: sparse.csr_matrix) -> NDArray[np.float64]:
-    n = max(matrix.shape[0], 1)
-    genes = int(matrix.shape[1])
-    values = matrix.data.astype(np.float64)
-    means = np.bincount(matrix.indices, weights=values, minlength=genes) / n
-    squares = np.bincount(matrix.indices, weights=values**2, minlength=genes) / n
-    variances: NDArray[np.float64] = squares - means**2
-    return variances
+def rank_by_v3(sums: GeneMoments, limits: ClipLimits, clipped: ClippedMoments) -> GeneRanking:
+    """Rank genes by the variance of standardised, clipped counts, as Seurat v3 and scanpy do.
+
+    Parameters
+    ----------
+    sums, clipped
+        Moments of the counts, and of those above the limits, over the same cells.
+    limits
+        From `clip_limits`.
+
+    Raises
+    ------
+    CannotRankError
+        No gene has a finite score.
+    """
+    means, ceiling = sums.means, limits.limits
+    clipped_sums = sums.sums - clipped.sums + clipped.n_values * ceiling
+    clipped_squares = sums.squares - clipped.squares + clipped.n_values * ceiling**2
+    spread = sums.n_cells * means**2 + clipped_squares - 2 * clipped_sums * means
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = spread / ((sums.n_cells - 1) * limits.deviations**2)
+    return GeneRanking(_order(scores, sums), "seurat_v3", [])
+
+
+def rank_by_dispersion(sums: GeneMoments) -> GeneRanking:
+    """Rank genes by dispersion within 20 bins of the mean, as scanpy's "seurat" does.
+
+    Parameters
+    ----------
+    sums
+        Moments of counts per 10,000.
+
+    Raises
+    ------
+    CannotRankError
+        No gene has a finite score.
+    """
+    means = np.where(sums.sums == 0, 1e-12, sums.means)
+    with np.errstate(divide="ignore"):
+        dispersions = np.log(sums.variances / means)
+    dispersions[np.isneginf(dispersions)] = np.nan  # a gene that does not vary has none
+    table = pd.DataFrame({"dispersion": dispersions})
+    table["bin"] = pd.cut(np.log1p(means), bins=_MEAN_BINS, labels=False)
+    of_bin = table.groupby("bin")["dispersion"]
+    centres, widths = of_bin.transform("mean").to_numpy(), of_bin.transform("std").to_numpy()
+    # scanpy: where a bin has one gene, that gene's normalised dispersion is 1.
+    alone = np.isnan(widths)
+    widths = np.where(alone, centres, widths)
+    centres = np.where(alone, 0.0, centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = (dispersions - centres) / widths
+    return GeneRanking(_order(scores, sums), "seurat", [])
+
+
+def rank_by_variance(sums: GeneMoments, notices: list[str]) -> GeneRanking:
+    """Rank genes by the variance of the values summed; `notices` say why."""
+    return GeneRanking(_order(sums.variances, sums), "variance", notices)
+
+
+def rank_genes(
+    counts: sparse.csr_matrix | None,
+    read_log_values: Callable[[], sparse.csr_matrix],
+    *,
+    wanted: str,
+) -> GeneRanking:
+    """Rank the genes of cells in memory; see `rank_in_passes`.
+
+    Parameters
+    ----------
+    counts
+        (training cells, genes), or None where only log values exist.
+    read_log_values
+        Gives (training cells, genes), log1p of counts per 10,000; called only where needed.
+    wanted
+        ``data.hvg``.
+    """
+    first = read_log_values() if counts is None else counts
+
+    def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
+        of_counts = one_pass.values == "stored"
+        matrix = first if of_counts or counts is None else read_log_values()
+        cells = StoredCells(
+            matrix.indptr.astype(np.int64), matrix.indices, matrix.data,
+            np.ones(matrix.shape[0], dtype=np.float32),
+        )  # fmt: skip
+        return one_pass.sum_chunk(cells, "counts" if of_counts else "log1p", int(matrix.shape[1]))
+
+    return rank_in_passes(
+        sum_over_cells,
+        wanted=wanted,
+        value_kind="log1p" if counts is None else "counts",
+        n_genes=int(first.shape[1]),
+    )
+
+
+def _order(scores: NDArray[np.float64], sums: GeneMoments) -> NDArray[np.int32]:
+    """(genes,), highest score first; then genes without a score, then genes never seen."""
+    finite = np.isfinite(scores)
+    if not finite.any():
+        message = "no gene has a finite score"
+        raise CannotRankError(message)
+    # Rounded, so that scores which are equal but for the order of sums tie: both genes of a bin of
+    # two score 1 / sqrt(2). The sort is stable: ties keep the order of the columns.
+    scores = np.where(finite, np.round(scores, 10), -np.inf)
+    return np.lexsort((-scores, sums.sums == 0)).astype(np.int32)

@@ -297,13 +297,15 @@ def test_progress_is_told_from_start_to_end(tmp_path):
     path = write(make_adata(), tmp_path)
     prepare_store(settings(path), tmp_path / "store", on_progress=events.append)
     stages = list(dict.fromkeys(event.stage for event in events))
-    assert stages == ["checking files", "checking cells", "writing cells", "ranking genes"]
+    assert stages == [
+        "checking files", "reading cells", "writing cells", "ranking genes", "checksums",
+    ]  # fmt: skip
     for stage in stages:
         last = [event for event in events if event.stage == stage][-1]
         assert last.done == last.total
 
 
-@pytest.mark.parametrize("stage", ["checking cells", "writing cells", "ranking genes"])
+@pytest.mark.parametrize("stage", ["reading cells", "writing cells", "ranking genes", "checksums"])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, ValueError])
 def test_whatever_ends_it_early_leaves_nothing_behind(tmp_path, stage, interruption):
     path = write(make_adata(), tmp_path)
@@ -352,7 +354,7 @@ def test_an_interrupted_overwrite_keeps_the_old_store(tmp_path):
     prepare_store(settings(path), tmp_path / "store")
 
     def interrupt(event):
-        if event.stage == "ranking genes":
+        if event.stage == "checksums":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -366,7 +368,7 @@ def test_an_interrupted_overwrite_keeps_the_old_store(tmp_path):
 def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
     path = write(make_adata(), tmp_path)
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("core.cells.store_writer.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("core.cells.prepare.shutil.disk_usage", lambda _: usage)
     refuse(tmp_path, settings(path), MachineError, "the disk has", "free some space")
 
 

@@ -1,0 +1,218 @@
+"""Sums over cells that the ranking of genes needs: taken chunk by chunk, merged by ``+``.
+
+Every sum can be pickled and sent from one process to another. Sums of counts are whole numbers, and
+float64 adds those exactly (below 2**53, nine billion cells of a count of 1,000): they are the same
+however the cells were divided and merged. Sums of other values (counts per 10,000, log values)
+are the same only where the chunks are: cut them at fixed places and merge them in their order.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.cells.store import TARGET_SUM, StoredCells
+
+__all__ = [
+    "ClipLimits",
+    "ClippedMoments",
+    "ClippedPass",
+    "GeneMoments",
+    "GenePass",
+    "MomentsPass",
+    "SumOverCells",
+    "clipped_moments",
+    "moments",
+]
+
+FloatArray = NDArray[np.float64]
+ValueKind = Literal["counts", "log1p"]
+#: Values as stored, counts per 10,000, or their log1p.
+Values = Literal["stored", "normalised", "log1p"]
+SumsT = TypeVar("SumsT")
+SumsT_co = TypeVar("SumsT_co", covariant=True)
+
+#: Values summed at a time. Their copies stay in the processor's cache: 3.5 ns per value instead of
+#: 7.6 in one piece. Part of the result's last bits where values are not whole: never change it
+#: within a format of the store.
+_BLOCK = 2**17
+
+
+@dataclass(frozen=True)
+class GeneMoments:
+    """First and second moments of some cells, before division.
+
+    Attributes
+    ----------
+    n_cells
+        Cells summed.
+    sums, squares
+        (genes,), float64, sum of the values and of their squares.
+    """
+
+    n_cells: int
+    sums: FloatArray
+    squares: FloatArray
+
+    def __add__(self, other: "GeneMoments") -> "GeneMoments":
+        """Merge with the sums of other cells."""
+        return GeneMoments(
+            self.n_cells + other.n_cells, self.sums + other.sums, self.squares + other.squares
+        )
+
+    @property
+    def means(self) -> FloatArray:
+        """(genes,), mean over all cells, zeros included."""
+        return self.sums / max(self.n_cells, 1)
+
+    @property
+    def variances(self) -> FloatArray:
+        """(genes,), unbiased variance; exactly 0 for a gene of one count, 0 for a single cell."""
+        spread = self.squares - self.sums * self.means
+        return np.maximum(spread, 0.0) / max(self.n_cells - 1, 1)
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """Where seurat_v3 clips the counts of each gene.
+
+    Attributes
+    ----------
+    deviations
+        (genes,), standard deviation that a gene of this mean is expected to have; 1 for a gene
+        that does not vary.
+    limits
+        (genes,), mean + deviation x square root of the number of cells.
+    """
+
+    deviations: FloatArray
+    limits: FloatArray
+
+
+@dataclass(frozen=True)
+class ClippedMoments:
+    """What lies above the limits: the few values that clipping changes.
+
+    Attributes
+    ----------
+    n_values
+        (genes,), float64, number of values above the gene's limit.
+    sums, squares
+        (genes,), float64, sum of these values and of their squares, unclipped.
+    """
+
+    n_values: FloatArray
+    sums: FloatArray
+    squares: FloatArray
+
+    def __add__(self, other: "ClippedMoments") -> "ClippedMoments":
+        """Merge with the sums of other cells."""
+        return ClippedMoments(
+            self.n_values + other.n_values, self.sums + other.sums, self.squares + other.squares
+        )
+
+
+def moments(
+    genes: NDArray[np.integer[Any]], values: NDArray[Any], n_genes: int, n_cells: int
+) -> GeneMoments:
+    """Sum one chunk of cells.
+
+    Parameters
+    ----------
+    genes, values
+        (values,), column and value of each non-zero entry, in any order.
+    n_genes
+        Number of columns.
+    n_cells
+        Cells of the chunk, those without values included.
+    """
+    sums, squares = np.zeros(n_genes), np.zeros(n_genes)
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK].astype(np.float64)
+        columns = genes[start : start + _BLOCK].astype(np.intp)
+        sums += np.bincount(columns, weights=block, minlength=n_genes)
+        block *= block
+        squares += np.bincount(columns, weights=block, minlength=n_genes)
+    return GeneMoments(n_cells, sums, squares)
+
+
+def clipped_moments(
+    genes: NDArray[np.integer[Any]], values: NDArray[Any], limits: ClipLimits
+) -> ClippedMoments:
+    """Sum the counts above the limits in one chunk of cells; parameters as in `moments`."""
+    n_genes = len(limits.limits)
+    above = limits.limits
+    if np.issubdtype(values.dtype, np.integer):  # comparing small integers takes half the time
+        most = np.iinfo(values.dtype).max
+        above = np.minimum(np.floor(above), most).astype(values.dtype)
+    found = np.concatenate(
+        [
+            start
+            + np.flatnonzero(values[start : start + _BLOCK] > above[genes[start : start + _BLOCK]])
+            for start in range(0, len(values), _BLOCK)
+        ]
+        or [np.empty(0, dtype=np.intp)]
+    )
+    part = moments(genes[found], values[found], n_genes, 0)
+    counted = np.bincount(genes[found].astype(np.intp), minlength=n_genes)
+    return ClippedMoments(counted.astype(np.float64), part.sums, part.squares)
+
+
+class GenePass(Protocol[SumsT_co]):
+    """One pass over the training cells; picklable, so that processes can share the cells."""
+
+    @property
+    def values(self) -> Values:
+        """What is summed."""
+        ...
+
+    def sum_chunk(self, cells: StoredCells, value_kind: ValueKind, n_genes: int) -> SumsT_co:
+        """Sum one chunk of cells as the store holds them; sums of chunks are merged by ``+``."""
+        ...
+
+
+class SumOverCells(Protocol):
+    """Runs a pass over all training cells, and merges the sums in the order of the chunks."""
+
+    def __call__(self, one_pass: GenePass[SumsT]) -> SumsT:
+        """Return the merged sums."""
+        ...
+
+
+@dataclass(frozen=True)
+class MomentsPass:
+    """Moments of the values as stored, of counts per 10,000, or of their log1p."""
+
+    values: Values
+
+    def sum_chunk(self, cells: StoredCells, value_kind: ValueKind, n_genes: int) -> GeneMoments:
+        """See `GenePass`."""
+        return moments(cells.genes, self._values(cells, value_kind), n_genes, len(cells.indptr) - 1)
+
+    def _values(self, cells: StoredCells, value_kind: ValueKind) -> NDArray[Any]:
+        if self.values == "stored" or self.values == value_kind:
+            return cells.values
+        if value_kind == "log1p":
+            return np.expm1(cells.values.astype(np.float64))
+        with np.errstate(divide="ignore"):  # a cell without counts has no values to scale
+            scales = TARGET_SUM / cells.totals.astype(np.float64)
+        normalised = cells.values * np.repeat(scales, np.diff(cells.indptr))
+        return np.log1p(normalised) if self.values == "log1p" else normalised
+
+
+@dataclass(frozen=True)
+class ClippedPass:
+    """Moments of the counts above the limits."""
+
+    limits: ClipLimits
+
+    @property
+    def values(self) -> Values:
+        """Counts as stored."""
+        return "stored"
+
+    def sum_chunk(self, cells: StoredCells, value_kind: ValueKind, n_genes: int) -> ClippedMoments:
+        """See `GenePass`; the arguments but the cells are not needed."""
+        del value_kind, n_genes
+        return clipped_moments(cells.genes, cells.values, self.limits)

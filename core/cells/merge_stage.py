@@ -1,0 +1,242 @@
+"""Second stage of preparing: one range of keys from all parts, written where it stands in the store.
+
+Buckets are written in any order and by any process: each has a stretch of every array to itself. A
+bucket that is done leaves a note, which also holds its counts too large for the array.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from core.cells.random_order import BUCKETS
+from core.cells.shard_stage import take_rows
+from core.cells.store import LARGE_COUNT
+from core.cells.store_parts import Part, write_part
+from core.errors import MachineError
+
+__all__ = ["BucketTask", "MergePlan", "PartRecord", "large_counts", "new_array", "write_bucket"]
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A part and where its cells come from.
+
+    Attributes
+    ----------
+    path
+        The part.
+    source
+        Number of the source in the store.
+    first_cell
+        The source's first cell among those of all sources.
+    log_scale
+        Factor that brings log values to counts per 10,000; 1 leaves them as they are.
+    """
+
+    path: str
+    source: int
+    first_cell: int
+    log_scale: float
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What all buckets of a store share; written once, because every task needs it.
+
+    Attributes
+    ----------
+    folder
+        The store being written: arrays of their final size.
+    labels
+        Folder of ``phenotypes.npy``, ``splits.npy`` and perhaps ``donors.npy``, cells in the order
+        of the sources.
+    counts
+        Whether values are counts.
+    n_buckets
+        A divisor of `BUCKETS`.
+    parts
+        In the order of the sources.
+    """
+
+    folder: str
+    labels: str
+    counts: bool
+    n_buckets: int
+    parts: tuple[PartRecord, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the plan where tasks find it."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "MergePlan":
+        """Read the plan of a task."""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**record | {"parts": tuple(PartRecord(**part) for part in record["parts"])})
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """One range of keys.
+
+    Attributes
+    ----------
+    plan
+        File of the `MergePlan`; its name tells its content.
+    note
+        What is left when the bucket is done.
+    number
+        Of the bucket.
+    first_cell, first_value
+        Where it begins in the store.
+    """
+
+    plan: Path
+    note: Path
+    number: int
+    first_cell: int
+    first_value: int
+
+
+def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
+    """Make an array file of its final size, all zeros, to be written in stretches."""
+    header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with (folder / f"{name}.npy").open("wb") as file:
+        npy.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+
+
+def write_bucket(task: BucketTask) -> None:
+    """Write the cells of a bucket into the store, unless that is done.
+
+    Raises
+    ------
+    MachineError
+        The store cannot be written, or a part is damaged.
+    """
+    if task.note.exists():
+        return
+    plan = _plan(task.plan)
+    cells, genes, values = _gather(plan, task.number)
+    folder = Path(plan.folder)
+    n_cells = len(cells["keys"])
+    ends = task.first_value + np.cumsum(cells["lengths"])
+    large: dict[str, NDArray[Any]] = {
+        "at": np.empty(0, np.int64),
+        "counts": np.empty(0, np.uint32),
+    }
+    if plan.counts:
+        at = np.flatnonzero(values >= LARGE_COUNT)
+        large = {"at": at + task.first_value, "counts": values[at].astype(np.uint32)}
+        values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
+    of_cell = cells["first_cells"] + cells["rows"]
+    stretches: dict[str, tuple[int, NDArray[Any]]] = {
+        "genes": (task.first_value, genes),
+        "values": (task.first_value, values),
+        "indptr": (task.first_cell + 1, ends.astype(np.int64)),
+        "totals": (task.first_cell, cells["totals"].astype(np.float32)),
+        "origins": (task.first_cell, np.column_stack((cells["sources"], cells["rows"]))),
+    }
+    for path in sorted(Path(plan.labels).glob("*.npy")):
+        labels = np.load(path, mmap_mode="r", allow_pickle=False)
+        stretches[path.stem] = (task.first_cell, np.asarray(labels[of_cell]))
+    try:
+        if n_cells:
+            for name, (first, stretch) in stretches.items():
+                _write_stretch(folder / f"{name}.npy", first, stretch)
+        write_part(task.note, large)
+    except OSError as error:
+        message = (
+            f"{folder}: the store cannot be written ({error.strerror or error}); free some space "
+            f"or mend the folder, then run the same command to go on"
+        )
+        raise MachineError(message) from error
+
+
+def large_counts(notes: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Positions and counts that values.npy has no room for, from the notes in order of buckets."""
+    at, counts = [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
+    for note in notes:
+        with Part(note) as part:
+            at.append(part.read("at"))
+            counts.append(part.read("counts"))
+    return np.concatenate(at), np.concatenate(counts)
+
+
+@lru_cache(maxsize=1)
+def _plan(path: Path) -> MergePlan:
+    return MergePlan.read(path)
+
+
+def _gather(
+    plan: MergePlan, number: int
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]:
+    """Cells of a bucket in the order of their keys, their genes, and their values."""
+    step = BUCKETS // plan.n_buckets
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in ("keys", "rows", "lengths", "totals", "sources", "first_cells")
+    }
+    genes, values = [], []
+    for record in plan.parts:
+        with Part(Path(record.path)) as part:
+            borders = part.read("cell_fences", number * step, (number + 1) * step + 1)
+            first, last = int(borders[0]), int(borders[-1])
+            if first == last:
+                continue
+            starts = part.read("starts", first, last + 1)
+            columns["keys"].append(part.read("keys", first, last))
+            columns["rows"].append(part.read("rows", first, last))
+            columns["lengths"].append(np.diff(starts))
+            columns["totals"].append(part.read("totals", first, last) * record.log_scale)
+            columns["sources"].append(np.full(last - first, record.source, dtype=np.int64))
+            columns["first_cells"].append(np.full(last - first, record.first_cell, dtype=np.int64))
+            genes.append(part.read("genes", int(starts[0]), int(starts[-1])))
+            expression = part.read("values", int(starts[0]), int(starts[-1]))
+            values.append(_rescale(expression, record.log_scale))
+    if not genes:
+        nothing = {name: np.empty(0, np.int64) for name in columns}
+        return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
+    cells = {name: np.concatenate(parts) for name, parts in columns.items()}
+    order = np.lexsort((cells["rows"], cells["sources"], cells["keys"]))
+    starts = np.concatenate(([0], np.cumsum(cells["lengths"])))
+    return (
+        {name: column[order] for name, column in cells.items()},
+        take_rows(np.concatenate(genes), starts, order),
+        take_rows(np.concatenate(values), starts, order),
+    )
+
+
+def _rescale(values: NDArray[Any], scale: float) -> NDArray[Any]:
+    if scale == 1.0:
+        return values
+    return np.log1p(np.expm1(values.astype(np.float64)) * scale).astype(np.float32)
+
+
+def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:
+    with _opened_array(path) as (file, offset, dtype, row_shape):
+        rows = np.ascontiguousarray(stretch, dtype=dtype)
+        row_bytes = dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
+        buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
+        at = offset + first * row_bytes
+        while buffer:
+            written = os.pwrite(file, buffer, at)
+            buffer, at = buffer[written:], at + written
+        os.fdatasync(file)
+
+
+@contextmanager
+def _opened_array(path: Path) -> Iterator[tuple[int, int, np.dtype[Any], tuple[int, ...]]]:
+    """Descriptor of an array file, where its data begin, and type and shape of its rows."""
+    with path.open("r+b", buffering=0) as file:
+        npy.read_magic(file)
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        yield file.fileno(), file.tell(), dtype, shape[1:]

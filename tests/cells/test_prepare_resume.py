@@ -1,0 +1,297 @@
+"""Preparing in pieces: by several processes, after a kill at any moment, beside another process."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from scipy import sparse
+
+from core.cells import prepare
+from core.cells.prepare import prepare_store
+from core.cells.store import Store
+from core.cells.store_checksums import verify_store
+from core.errors import DataError, MachineError
+
+from .examples import log_normalised, make_adata, settings, write
+
+#: Small enough that the files of these tests make a dozen parts and eight buckets.
+PART_VALUES = 1_000
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(prepare, "PART_VALUES", PART_VALUES)
+
+
+def write_shards(folder, n_files=3, n_cells=120):
+    return [
+        write(make_adata(n_cells, seed=number), folder, f"shard_{number}.h5ad")
+        for number in range(n_files)
+    ]
+
+
+def spoil(file, value, row=100):
+    adata = anndata.read_h5ad(file)
+    dense = adata.X.toarray()
+    dense[row, 7] = value
+    adata.X = sparse.csr_matrix(dense)
+    adata.write_h5ad(file)
+
+
+def digest(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_many_pieces_hold_the_same_cells_as_the_files(tmp_path):
+    files = write_shards(tmp_path)
+    store = prepare_store(settings(files), tmp_path / "store")
+    expected = np.concatenate([anndata.read_h5ad(file).X.toarray() for file in files])
+    stored = store.to_anndata(np.arange(store.n_cells))
+    cell = store.origins[:, 0] * 120 + store.origins[:, 1]
+    assert sorted(cell.tolist()) == list(range(360))
+    totals = expected.sum(axis=1)[cell]
+    np.testing.assert_allclose(store.totals, totals)
+    scaled = np.log1p(expected[cell] / totals[:, None] * 1e4)
+    np.testing.assert_allclose(stored.X.toarray(), scaled, rtol=1e-5)
+    tissue = np.concatenate([anndata.read_h5ad(file).obs["tissue"] for file in files])
+    assert (stored.obs["tissue"].to_numpy() == tissue[cell]).all()
+
+
+def test_cells_of_all_files_are_mixed(tmp_path):
+    store = prepare_store(settings(write_shards(tmp_path)), tmp_path / "store")
+    # 60 of 360 cells, 20 of each file expected; 6 standard deviations leave room.
+    for first in range(0, 360, 60):
+        of_files = np.bincount(store.origins[first : first + 60, 0], minlength=3)
+        assert (np.abs(of_files - 20) < 6 * np.sqrt(60 * 2 / 9)).all()
+    assert (np.diff(store.origins[store.origins[:, 0] == 0, 1]) < 0).mean() > 0.3
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_pieces_and_processes_change_no_byte(tmp_path, monkeypatch, log):
+    shards = [make_adata(120, seed=number) for number in range(2)]
+    for shard in shards if log else ():
+        shard.X = log_normalised(shard.X.toarray(), total=2_000).astype(np.float32)
+    files = [write(shard, tmp_path, f"{number}.h5ad") for number, shard in enumerate(shards)]
+    prepare_store(settings(files), tmp_path / "alone", workers=1)
+    prepare_store(settings(files), tmp_path / "together", workers=2)
+    monkeypatch.setattr(prepare, "PART_VALUES", 10**6)
+    prepare_store(settings(files), tmp_path / "whole")
+    assert digest(tmp_path / "alone") == digest(tmp_path / "together") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stage", ["reading cells", "writing cells", "ranking genes", "checksums"])
+def test_a_stopped_preparation_goes_on_and_ends_in_the_same_store(tmp_path, stage):
+    data = settings(write_shards(tmp_path))
+    prepare_store(data, tmp_path / "whole")
+
+    def interrupt(event):
+        if event.stage == stage and event.done > event.total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(data, tmp_path / "store", on_progress=interrupt)
+    assert not (tmp_path / "store").exists()
+    parts = {
+        path.name: path.stat().st_mtime_ns
+        for path in (tmp_path / "store.preparing" / "parts").glob("*.part")
+    }
+    assert parts
+    events = []
+    seen = {}
+
+    def listen(event):
+        events.append(event)
+        if event.stage == "writing cells":
+            folder = tmp_path / "store.preparing" / "parts"
+            seen.update({path.name: path.stat().st_mtime_ns for path in folder.glob("*.part")})
+
+    prepare_store(data, tmp_path / "store", on_progress=listen)
+    assert any("pieces are there already" in event.message for event in events)
+    assert {name: seen[name] for name in parts} == parts  # none was written again
+    assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+    assert not (tmp_path / "store.preparing").exists()
+
+
+def test_a_damaged_file_among_good_ones_is_named_and_the_others_are_kept(tmp_path):
+    files = write_shards(tmp_path, n_cells=600)
+    whole = Path(files[1]).read_bytes()
+    spoil(files[1], -1, row=550)
+    with pytest.raises(DataError, match=r"shard_1\.h5ad: X holds -1 .* is kept"):
+        prepare_store(settings(files), tmp_path / "store")
+    kept = list((tmp_path / "store.preparing" / "parts").glob("*.part"))
+    assert kept
+    Path(files[1]).write_bytes(whole)
+    store = prepare_store(settings(files), tmp_path / "store")
+    assert store.n_cells == 1_800
+    assert not (tmp_path / "store.preparing").exists()
+
+
+def test_all_damaged_files_are_named_at_once_and_nothing_useless_is_left(tmp_path):
+    files = write_shards(tmp_path, n_files=2, n_cells=600)
+    for file in files:
+        spoil(file, 0.5, row=550)
+    with pytest.raises(DataError, match=r"shard_0\.h5ad.*shard_1\.h5ad"):
+        prepare_store(settings(files), tmp_path / "store")
+    assert not (tmp_path / "store.preparing").exists()
+
+
+def test_a_truncated_piece_is_told_and_not_believed(tmp_path):
+    data = settings(write_shards(tmp_path))
+
+    def interrupt(event):
+        if event.stage == "writing cells":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(data, tmp_path / "store", on_progress=interrupt)
+    part = next((tmp_path / "store.preparing" / "parts").glob("*.part"))
+    part.write_bytes(part.read_bytes()[:-8])
+    with pytest.raises(MachineError, match="delete it"):
+        prepare_store(data, tmp_path / "store")
+
+
+@pytest.mark.parametrize("stage", ["reading cells", "writing cells"])
+def test_a_disk_that_fills_half_way_is_told_and_the_work_goes_on_later(
+    tmp_path, monkeypatch, stage
+):
+    data = settings(write_shards(tmp_path))
+    prepare_store(data, tmp_path / "whole")
+    left = 5
+    real = {"fsync": os.fsync, "pwrite": os.pwrite}
+    name = "fsync" if stage == "reading cells" else "pwrite"
+
+    def full(*arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        return real[name](*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(MachineError, match=r"No space left on device.*to go on"):
+            prepare_store(data, tmp_path / "store")
+    prepare_store(data, tmp_path / "store")
+    assert digest(tmp_path / "store") == digest(tmp_path / "whole")
+
+
+def test_a_second_process_waits_and_finds_the_store_made(tmp_path):
+    data = settings(write_shards(tmp_path))
+    holds, go_on = threading.Event(), threading.Event()
+    messages = []
+
+    def first(event):
+        if event.stage == "writing cells":
+            holds.set()
+            assert go_on.wait(30)
+
+    def second(event):
+        messages.append(event.message)
+        if "another process" in event.message:
+            go_on.set()
+
+    thread = threading.Thread(
+        target=prepare_store, args=(data, tmp_path / "store"), kwargs={"on_progress": first}
+    )
+    thread.start()
+    assert holds.wait(30)
+    store = prepare_store(data, tmp_path / "store", on_progress=second)
+    thread.join()
+    assert store.n_cells == 360
+    assert [message for message in messages if message] == [messages[0]]  # it made none itself
+
+
+def test_changed_bytes_are_found_and_named(tmp_path):
+    prepare_store(settings(write_shards(tmp_path)), tmp_path / "store")
+    assert verify_store(tmp_path / "store") == len(digest(tmp_path / "store")) - 1
+    with (tmp_path / "store" / "values.npy").open("r+b") as file:
+        file.seek(500)
+        file.write(b"\x07")
+    with pytest.raises(DataError, match=r"values\.npy changed"):
+        verify_store(tmp_path / "store")
+    (tmp_path / "store" / "totals.npy").unlink()
+    with pytest.raises(DataError, match=r"totals\.npy missing"):
+        verify_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("version", [0, 3, "two", None])
+def test_a_store_of_another_version_is_refused(tmp_path, version):
+    prepare_store(settings(write_shards(tmp_path, 1)), tmp_path / "store")
+    manifest = tmp_path / "store" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(record | {"format_version": version}))
+    with pytest.raises(DataError, match="this tfx reads 1 and 2"):
+        Store.open(tmp_path / "store")
+
+
+def test_counts_above_65535_survive_the_pieces(tmp_path):
+    file = write(make_adata(120), tmp_path)
+    spoil(file, 65_535, row=5)
+    spoil(file, 1_000_000)
+    store = prepare_store(settings(file), tmp_path / "store")
+    stored = store.read_stored(np.arange(store.n_cells))
+    assert sorted(stored.values[stored.values >= 65_535].tolist()) == [65_535, 1_000_000]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from core.cells import prepare
+from core.presets.schema import DataSettings
+prepare.PART_VALUES = {part_values}
+data = DataSettings.model_validate({{"files": sys.argv[2:]}})
+prepare.prepare_store(
+    data, Path(sys.argv[1]), workers=2, on_progress=lambda event: print(event.stage, flush=True)
+)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_twenty_random_moments_always_ends_in_the_same_store(tmp_path):
+    files = write_shards(tmp_path, n_files=4, n_cells=400)
+    command = [sys.executable, "-c", KILLED.format(part_values=PART_VALUES)]
+
+    def run(name, kill_after=None, delay=0.0):
+        """Stages heard of, the last one before the kill if it came."""
+        process = subprocess.Popen(
+            [*command, str(tmp_path / name), *files],
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        stages = []
+        for line in process.stdout:
+            stages.append(line.strip())
+            if len(stages) == kill_after:
+                time.sleep(delay)
+                os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        assert process.wait() == 0 or kill_after is not None
+        return stages
+
+    n_events = len(run("whole"))
+    expected = digest(tmp_path / "whole")
+    chance = random.Random(0)
+    killed_in = []
+    trial = 0
+    while len(killed_in) < 20:
+        name = f"store{trial}"
+        stages = run(name, chance.randint(2, n_events), chance.uniform(0, 0.05))
+        if not (tmp_path / name).exists():
+            killed_in.append(stages[-1])
+            continue
+        assert digest(tmp_path / name) == expected
+        assert not (tmp_path / f"{name}.preparing").exists()
+        trial += 1
+    run(f"store{trial}")
+    assert digest(tmp_path / f"store{trial}") == expected
+    assert {"reading cells", "writing cells"} <= set(killed_in)
