@@ -19,6 +19,12 @@ __all__ = ["COMMANDS", "app", "main", "run"]
 #: The commands in the order of the help: name, module:object, panel, what it does in one line.
 COMMANDS: tuple[LazyCommand, ...] = (
     LazyCommand(
+        "check",
+        "tfx_cli.check_command:check",
+        "Data",
+        "Report whether cells are fit to prepare and train on.",
+    ),
+    LazyCommand(
         "prepare", "tfx_cli.prepare_command:prepare", "Data", "Make a store from .h5ad files."
     ),
     LazyCommand("train", "tfx_cli.train_command:train", "Model", "Train a model from a preset."),

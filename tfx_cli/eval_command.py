@@ -29,6 +29,15 @@ def evaluate(
         Literal["test", "validation"],
         typer.Option("--split", help="Which held-out cells; test is for the last look."),
     ] = "test",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="NAME=VALUES",
+            help="Only the cells that match, as in tissue=lung,spleen; repeat to add conditions. "
+            "Default: the cells the model was trained for (data.where).",
+        ),
+    ] = None,
     max_cells: Annotated[
         int | None, typer.Option("--max-cells", min=1, help="Score a sample of so many cells.")
     ] = None,
@@ -50,11 +59,13 @@ def evaluate(
     --------
     tfx eval
     tfx eval runs/base --split validation --json
+    tfx eval --where sex=female,tissue=lung,spleen
     """
     from core.runlog.reader import find_run
 
     folder = find_run(RUNS, run)
     # torch and transformers, 3 s: not before the run has been found.
+    from core.cells.cell_filter import CellFilter
     from core.evaluation.held_out import evaluate_held_out
     from core.evaluation.reports import write_evaluation_report
     from core.generation.comparison import open_training_store
@@ -78,9 +89,17 @@ def evaluate(
         message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
         raise DataError(message) from error
     preset = ResolvedPreset.from_toml(text, where=str(config)).preset
+    trained_where = CellFilter.parse(preset.data.where, where="data.where")
     with show_progress() as listener:
         report = evaluate_held_out(
-            model, store, split, loss=preset.loss, max_cells=max_cells, on_progress=listener
+            model,
+            store,
+            split,
+            loss=preset.loss,
+            where=CellFilter.parse(where, where="--where") if where else trained_where,
+            trained_where=trained_where,
+            max_cells=max_cells,
+            on_progress=listener,
         )
     target = output or folder / "eval"
     files = write_evaluation_report(target, report)

@@ -111,7 +111,8 @@ def make_table(
 ) -> "Table":
     """Make a table of text; a column that holds numbers is set flush right.
 
-    Numbers are shown with thousands separators, None as an empty cell, and brackets as brackets.
+    Numbers are shown with thousands separators, None as an empty cell, and brackets as brackets;
+    a rich `Text` keeps its style.
     """
     from rich import box
     from rich.table import Table
@@ -130,7 +131,7 @@ def make_table(
         is_numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         table.add_column(Text(column), justify="right" if is_numeric else "left")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     return table
 
 

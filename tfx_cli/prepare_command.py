@@ -1,13 +1,12 @@
 """`tfx prepare`: from .h5ad files to a store, and what was found on the way."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from core.errors import ConfigurationError
+from tfx_cli.cell_sources import resolve_sources
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from core.cells.store import Store
-    from core.presets.loading import ResolvedPreset
 
 __all__ = ["prepare"]
 
@@ -30,7 +28,7 @@ def prepare(
         typer.Argument(
             metavar="PRESET | FILES...",
             help="A preset (file or bundled name), or .h5ad files: paths, globs, "
-            "'name_{0..43}.h5ad', builtin:atlas.",
+            "'name_{0..43}.h5ad', builtin:atlas. With --verify also a store.",
         ),
     ],
     store: Annotated[
@@ -45,6 +43,27 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store of other cells or settings.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            help="Processes; default: one for small data, else one per core, four at most.",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Let the workers of this Dask scheduler do the work, as in tcp://host:8786.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare a store with its checksums; nothing is written."),
+    ] = False,
     config: ConfigFiles = None,
     assign: Assignments = None,
     as_json: JsonOutput = False,
@@ -52,14 +71,20 @@ def prepare(
     """Make a store from .h5ad files: checked, joined, split, and ready for training.
 
     'tfx train' does this where it is missing. A store that is there already, made of the same
-    files with the same settings, is kept and reported.
+    files with the same settings, is kept and reported. Memory does not grow with the number of
+    cells. After Ctrl-C, a kill or a full disk the same command goes on where it was.
 
     Examples
     --------
     tfx prepare base
     tfx prepare 'cells_{0..43}.h5ad' -o stores/cells --set data.phenotypes.age=age_years
+    tfx prepare stores/cells --verify
+    tfx prepare 'cells_*.h5ad' --dask tcp://node1:8786
     """
-    resolved = _resolve(sources, config or [], assign or [])
+    if verify:
+        _verify(sources, store, config or [], assign or [], as_json=as_json)
+        return
+    resolved = resolve_sources(sources, config or [], assign or [])
     # anndata, scanpy and pandas, 2 to 3 s: not before the preset has proved right.
     from core.cells.manifest import MANIFEST_NAME
     from core.cells.prepare import default_store_path, prepare_store
@@ -70,7 +95,9 @@ def prepare(
     manifest = store / MANIFEST_NAME
     before = _modified(manifest)
     with show_progress() as listener:
-        made = prepare_store(data, store, overwrite=overwrite, on_progress=listener)
+        made = prepare_store(
+            data, store, overwrite=overwrite, workers=workers, dask=dask, on_progress=listener
+        )
     is_reused = before is not None and _modified(manifest) == before
     narrate(f"{store}: {'there already, kept' if is_reused else 'written'}")
     print_result(
@@ -89,38 +116,34 @@ def prepare(
     )
 
 
-def _resolve(sources: list[str], config: list[Path], assign: list[str]) -> "ResolvedPreset":
-    """Tell a preset from files of cells, and settle all values."""
-    from core.presets.catalogue import list_presets
-    from core.presets.loading import resolve_preset
+def _verify(
+    sources: list[str],
+    store: Path | None,
+    config: list[Path],
+    assign: list[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Compare a store, or that of a preset or files, with its checksums."""
+    path = store
+    if path is None and len(sources) == 1 and Path(sources[0]).is_dir():
+        path = Path(sources[0])
+    if path is None:
+        from core.cells.prepare import default_store_path
 
-    bundled = {preset.name for preset in list_presets()}
-    presets = [
-        source
-        for source in sources
-        if source.endswith(".toml") or source.removeprefix("presets/") in bundled
-    ]
-    if not presets and len(sources) == 1 and not _names_cells(sources[0]):
-        presets = sources  # a preset's name mistyped: let the search for it say so
-    if presets and len(sources) > 1:
-        message = (
-            f"'{presets[0]}' is a preset and stands alone; give either one preset or files of cells"
-        )
-        raise ConfigurationError(message)
-    return resolve_preset(
-        Path(presets[0]) if presets else None,
-        overlays=config,
-        environment=os.environ,
-        options={} if presets else {"data.files": sources},
-        option_names={"data.files": "FILES"},
-        assignments=assign,
+        resolved = resolve_sources(sources, config, assign)
+        data = resolved.preset.data
+        path = Path(data.store) if data.store else default_store_path(data, resolved.name)
+    from core.cells.store_checksums import verify_store
+
+    with show_progress() as listener:
+        n_files = verify_store(path, on_progress=listener)
+    print_result(
+        "prepare",
+        {"store": path, "verified": True, "files": n_files},
+        as_json=as_json,
+        text=lambda: iter([f"{path}: all {n_files} files are as they were prepared"]),
     )
-
-
-def _names_cells(source: str) -> bool:
-    """Tell whether an argument is meant as cells: a file, a pattern, a built-in dataset."""
-    looks_like_file = Path(source).suffix != "" or any(sign in source for sign in "*?[{/\\:")
-    return looks_like_file or Path(source).exists()
 
 
 def _modified(path: Path) -> int | None:

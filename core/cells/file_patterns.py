@@ -19,7 +19,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def expand_files(patterns: Sequence[str]) -> list[str]:
+def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> list[str]:
     """List the files that patterns stand for, in the order of the patterns.
 
     Parameters
@@ -27,6 +27,8 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     patterns
         Paths, globs (``*``, ``?``, ``[...]``, ``**``), braces (``{0..43}``, ``{00..43}``,
         ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally.
+    allow_missing
+        Pass on files that braces name and that do not exist, as plain paths are.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     ConfigurationError
         Two patterns name the same file.
     """
-    files = [file for pattern in patterns for file in _expand(pattern)]
+    files = [file for pattern in patterns for file in _expand(pattern, allow_missing=allow_missing)]
     seen: dict[str, str] = {}
     for file in files:
         identity = _identity(file)
@@ -78,7 +80,7 @@ def refuse_overlap(lists: dict[str, Sequence[str]]) -> None:
                 raise ConfigurationError(message)
 
 
-def _expand(pattern: str) -> list[str]:
+def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
     if pattern.startswith(BUILTIN_PREFIX):
         return [pattern]
     pattern = str(Path(pattern).expanduser())
@@ -95,7 +97,7 @@ def _expand(pattern: str) -> list[str]:
             files += found
         else:
             files.append(name)
-    if len(names) > 1 or names[0] != pattern:
+    if not allow_missing and (len(names) > 1 or names[0] != pattern):
         missing = [file for file in files if not Path(file).exists()]
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")

@@ -40,9 +40,11 @@ def join_genes(
     DataError
         The files share no gene; the message shows what the ids of each look like.
     """
-    shared = set(tables[0].ids).intersection(*(table.ids for table in tables[1:]))
+    # Shards of one dataset come with one and the same table.
+    different = list({id(table): table for table in tables}.values())
+    shared = set(different[0].ids).intersection(*(table.ids for table in different[1:]))
     # A union is checked too: files of two naming schemes would hold every gene twice.
-    if not (_all_overlap(tables) if how == "union" else shared):
+    if not (_all_overlap(different) if how == "union" else shared):
         looks = {describe_ids(table.ids): name for table, name in zip(tables, names, strict=True)}
         listed = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
         message = (
@@ -51,7 +53,7 @@ def join_genes(
         )
         raise DataError(message)
     symbols: dict[str, str] = {}
-    for table in tables:
+    for table in different:
         for gene, symbol in zip(table.ids, table.symbols, strict=True):
             if how == "union" or gene in shared:
                 known = symbols.setdefault(gene, symbol)
@@ -59,10 +61,11 @@ def join_genes(
                     symbols[gene] = symbol
     panel = GenePanel(tuple(symbols), tuple(symbols.values()))
     place = {gene: column for column, gene in enumerate(panel.ids)}
-    columns = [
-        np.array([place.get(gene, -1) for gene in table.ids], dtype=np.int32) for table in tables
-    ]
-    return GeneJoin(panel, columns)
+    columns = {
+        id(table): np.array([place.get(gene, -1) for gene in table.ids], dtype=np.int32)
+        for table in different
+    }
+    return GeneJoin(panel, [columns[id(table)] for table in tables])
 
 
 def _all_overlap(tables: Sequence[GeneTable]) -> bool:

@@ -34,7 +34,7 @@ LARGEST_LOG = 14.0
 #: Sums that vary less than this (relative) come from normalisation, not from cells. float16 and
 #: rounded values stay below, biological variation far above.
 _CONSTANT = 0.01
-#: uint32 side table of the store, and float32's exact integers.
+#: Larger ones are no whole numbers in float32, in which expression is read.
 LARGEST_COUNT = 2**24
 
 
@@ -218,7 +218,7 @@ def check_chunk(
     ]
     if choice.state == MatrixState.COUNTS:
         checks.append((values != np.rint(values), "not a whole number among counts"))
-        checks.append((values > LARGEST_COUNT, f"a count above {LARGEST_COUNT:,}"))
+        checks.append((values >= LARGEST_COUNT, f"a count of {LARGEST_COUNT:,} or more"))
     else:
         checks.append((values > LARGEST_LOG, "too large for a log value"))
     for offending, what in checks:
@@ -235,9 +235,11 @@ def check_chunk(
 
 def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Sum `values`, which stand where the chunk's values stand, over each cell."""
-    cell = np.repeat(np.arange(chunk.shape[0]), np.diff(chunk.indptr))
-    sums = np.bincount(cell, weights=values, minlength=chunk.shape[0])
-    return sums.astype(np.float64, copy=False)
+    sums = np.zeros(chunk.shape[0])
+    filled = np.flatnonzero(np.diff(chunk.indptr))  # reduceat gives an empty row its neighbour's
+    if len(filled):
+        sums[filled] = np.add.reduceat(values, chunk.indptr[filled], dtype=np.float64)
+    return sums
 
 
 def constant_sum(sums: NDArray[np.float64]) -> float | None:

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,15 @@ def prepare_store(
         if (existing := _open_matching(destination, key)) is not None:
             return existing
         refuse_destination(destination, overwrite=overwrite)
-        report = _prepare(_Preparation(data, key, folder, on_progress), workers, dask)
+        try:
+            report = _prepare(_Preparation(data, key, folder, on_progress), workers, dask)
+        except KeyboardInterrupt:
+            if folder.keep:
+                logger.warning(
+                    "stopped; what is done stays in %s, and the same command goes on from there",
+                    folder.root,
+                )
+            raise
         publish(folder, destination)
     for notice in report["notices"]:
         logger.info("%s", notice)
@@ -410,15 +419,23 @@ class _RankingTask:
     last: int
 
 
+@lru_cache(maxsize=1)
+def _training_cells(path: Path) -> tuple[Store, NDArray[np.int64]]:
+    store = Store.open(path)
+    return store, store.rows("train")
+
+
 def _sum_chunk(task: _RankingTask) -> Any:  # noqa: ANN401 (the sums of the pass)
-    store = Store.open(task.store)
-    rows = store.rows("train")[task.first : task.last]
+    store, rows = _training_cells(task.store)
+    rows = rows[task.first : task.last]
     return task.one_pass.sum_chunk(store.read_stored(rows), store.value_kind, len(store.genes))
 
 
 def _rank(job: _Preparation, runner: TaskRunner, store: Store) -> GeneRanking:
     n_cells = len(store.rows("train"))
     at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
+
+    _training_cells.cache_clear()  # of a store of the same path that this process had before
 
     def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
         tasks = [

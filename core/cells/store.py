@@ -36,8 +36,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.manifest import Manifest
+from core.cells.store_tables import LabelColumn, make_anndata, make_phenotype_table
 from core.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
@@ -145,6 +147,24 @@ class Store:
         return self.manifest.n_cells
 
     @property
+    def indptr(self) -> NDArray[np.int64]:
+        """(cells + 1,), where each cell's values begin; the file's map, read-only."""
+        return self._indptr
+
+    @property
+    def columns(self) -> NDArray[np.integer[Any]]:
+        """(values,), store column of each value, ascending within a cell; the map, read-only."""
+        return self._columns
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(values,), as on disk: log1p float32, or uint16 counts; the map, read-only.
+
+        A count of `LARGE_COUNT` and more stands here as `LARGE_COUNT`; `read_stored` looks it up.
+        """
+        return self._values
+
+    @property
     def value_kind(self) -> Literal["counts", "log1p"]:
         """What the arrays hold; `read` answers in log1p per 10k for both."""
         return self.manifest.value_kind
@@ -176,6 +196,85 @@ class Store:
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Rows of one split, ascending."""
         return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64, copy=False)
+
+    def where(self, cells: "CellFilter | str | Sequence[str]") -> NDArray[np.bool_]:
+        """(cells,), whether each cell meets a filter; only labels are read.
+
+        Parameters
+        ----------
+        cells
+            As in ``store.where("sex=female,tissue=lung,spleen")``; see `cell_filter`.
+
+        Raises
+        ------
+        ConfigurationError
+            The filter cannot be read, or names what the store does not have.
+        """
+        return (cells if isinstance(cells, CellFilter) else CellFilter.parse(cells)).mask(self)
+
+    def select(
+        self,
+        cells: "NDArray[np.bool_] | CellFilter | str | Sequence[str] | None" = None,
+        *,
+        split: Split | None = None,
+    ) -> NDArray[np.int64]:
+        """Rows of the cells meant, ascending.
+
+        Parameters
+        ----------
+        cells
+            (cells,) mask, or a filter; None, an empty filter or an empty list are all cells.
+        split
+            Only cells of this split.
+        """
+        if split is not None and cells is None:
+            return self.rows(split)
+        mask = self._mask(cells)
+        if split is not None:
+            mask = mask & (self.split_codes == SPLITS.index(split))
+        return np.flatnonzero(mask).astype(np.int64, copy=False)
+
+    @property
+    def label_names(self) -> list[str]:
+        """What cells can be filtered and grouped by: phenotypes, then split, donor and source."""
+        own = ["split", "donor", "source"] if self.donors is not None else ["split", "source"]
+        return list(dict.fromkeys([*self.phenotypes, *own]))
+
+    def labels(self, name: str) -> LabelColumn:
+        """Labels of all cells: of a phenotype, or else `own_labels`.
+
+        Raises
+        ------
+        KeyError
+            None of `label_names`.
+        """
+        if name not in self.phenotypes:
+            return self.own_labels(name)
+        column = list(self.phenotypes).index(name)
+        return LabelColumn(self.phenotype_codes[:, column], self.phenotypes[name])
+
+    def own_labels(self, name: str) -> LabelColumn:
+        """Labels that every store has, whatever its phenotypes: "split", "donor", "source".
+
+        Raises
+        ------
+        KeyError
+            Another name, or "donor" where the store knows none.
+        """
+        if name == "split":
+            return LabelColumn(self.split_codes, SPLITS)
+        if name == "source":
+            return LabelColumn(self.origins[:, 0], [one.name for one in self.manifest.sources])
+        if name == "donor" and self.donors is not None and self.donor_names is not None:
+            return LabelColumn(self.donors, self.donor_names)
+        raise KeyError(name)
+
+    def phenotype_table(self, rows: NDArray[np.integer[Any]] | None = None) -> pd.DataFrame:
+        """Phenotypes of some cells, or of all, as categoricals; NaN where a label is missing.
+
+        The index is the cell's row in the store.
+        """
+        return make_phenotype_table(self, rows)
 
     def panel(self, n_genes: int, include: Sequence[str] = ()) -> GenePanel:
         """Choose the genes of a model, most variable first.
@@ -241,18 +340,11 @@ class Store:
             The store has none of the panel's genes.
         """
         cells = self.read_stored(rows)
-        columns = self._column_map(panel)[cells.genes]
-        kept = columns >= 0
-        row_ends = np.concatenate(([0], np.cumsum(kept)))[cells.indptr]
+        columns, row_ends, kept = self._of_panel(cells, panel)
         values = cells.values[kept].astype(np.float32)
         if self.value_kind == "counts":
             values = _log_normalise(values, np.diff(row_ends), cells.totals)
-        index_type = np.int32 if row_ends[-1] < 2**31 else np.int64
-        matrix = sparse.csr_matrix(
-            (values, columns[kept], row_ends.astype(index_type)), shape=(len(rows), len(panel))
-        )
-        matrix.sort_indices()
-        return matrix
+        return _csr(values, columns, row_ends, len(panel))
 
     def read_stored(self, rows: NDArray[np.integer[Any]]) -> StoredCells:
         """Cells as stored: gene columns of the store and raw values, rows in the order asked for."""
@@ -274,32 +366,82 @@ class Store:
         known = set(self.genes.ids)
         return [gene for gene in panel.ids if gene not in known]
 
-    def to_anndata(
-        self, rows: NDArray[np.integer[Any]], panel: GenePanel | None = None
-    ) -> "AnnData":
-        """Cells as AnnData: X log1p per 10k, obs the phenotypes, split, donor and origin."""
-        from anndata import AnnData  # 400 ms that reading batches does without
+    def read_counts(self, rows: NDArray[np.integer[Any]], panel: GenePanel) -> sparse.csr_matrix:
+        """Raw counts of cells over a panel; arguments and shape as `read`.
 
-        panel = self.genes if panel is None else panel
-        rows = np.asarray(rows, dtype=np.int64)
-        origins = self.origins[rows]
-        names = [source.name for source in self.manifest.sources]
-        obs: dict[str, Any] = {
-            name: _labels(self.phenotype_codes[rows, column], values)
-            for column, (name, values) in enumerate(self.phenotypes.items())
-        }
-        if self.donors is not None and self.donor_names is not None:
-            obs["tfx_donor"] = _labels(self.donors[rows], self.donor_names)
-        obs["tfx_split"] = _labels(self.split_codes[rows], SPLITS)
-        obs["tfx_source"] = _labels(origins[:, 0], names)
-        obs["tfx_row"] = origins[:, 1]
-        index = pd.Index([f"{source}-{row}" for source, row in origins.tolist()])
-        return AnnData(
-            X=self.read(rows, panel),
-            obs=pd.DataFrame(obs, index=index),
-            var=pd.DataFrame({"gene_symbol": list(panel.symbols)}, index=pd.Index(panel.ids)),
-            uns={"tfx": {"store": self.manifest.key, "values": "log1p counts per 10,000"}},
+        Returns
+        -------
+        (cells, genes of the panel), float32, or float64 where a count above 2**24 needs it: no
+        count is rounded.
+
+        Raises
+        ------
+        DataError
+            The store holds log values, or none of the panel's genes.
+        """
+        if self.value_kind != "counts":
+            message = (
+                f"{self.path}: the store holds log values, from which counts cannot be told; "
+                f"prepare one from files with counts, or read log1p values"
+            )
+            raise DataError(message)
+        cells = self.read_stored(rows)
+        columns, row_ends, kept = self._of_panel(cells, panel)
+        counts = cells.values[kept]
+        fits = counts.size == 0 or int(counts.max()) <= 2**24
+        return _csr(
+            counts.astype(np.float32 if fits else np.float64), columns, row_ends, len(panel)
         )
+
+    def to_anndata(
+        self,
+        cells: "NDArray[Any] | CellFilter | str | Sequence[str] | None" = None,
+        panel: GenePanel | None = None,
+        *,
+        values: Literal["log1p", "counts"] = "log1p",
+    ) -> "AnnData":
+        """Any cells as AnnData.
+
+        Parameters
+        ----------
+        cells
+            Rows in any order, repeats allowed, or whatever `select` takes. The result is in memory.
+        panel
+            Genes; default all of the store.
+        values
+            "log1p" of counts per 10,000, or the lossless "counts".
+
+        Returns
+        -------
+        obs holds the phenotypes, and tfx_split, tfx_donor, tfx_source, tfx_row: where the cell came
+        from. Its index is the number of the source and the row in it: "0-17".
+        """
+        rows = self._rows(cells)
+        return make_anndata(self, rows, self.genes if panel is None else panel, values)
+
+    def _mask(self, cells: Any) -> NDArray[np.bool_]:  # noqa: ANN401 (what `select` takes)
+        if cells is None:
+            return np.ones(self.n_cells, dtype=bool)
+        if not isinstance(cells, np.ndarray):
+            return self.where(cells)
+        if cells.dtype != bool or cells.shape != (self.n_cells,):
+            message = f"a mask of cells is bool ({self.n_cells},), not {cells.dtype} {cells.shape}"
+            raise ValueError(message)
+        return cells
+
+    def _rows(self, cells: Any) -> NDArray[np.int64]:  # noqa: ANN401 (rows, or what `select` takes)
+        if isinstance(cells, np.ndarray) and cells.dtype != bool:
+            return cells.astype(np.int64, copy=False)
+        return self.select(cells)
+
+    def _of_panel(
+        self, cells: StoredCells, panel: GenePanel
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Panel columns of the values kept, where each row ends among them, and which are kept."""
+        columns = self._column_map(panel)[cells.genes]
+        kept = columns >= 0
+        row_ends = np.concatenate(([0], np.cumsum(kept)))[cells.indptr]
+        return columns[kept], row_ends, kept
 
     def _column_map(self, panel: GenePanel) -> NDArray[np.int32]:
         """(genes of the store,) column in the panel, -1 where the panel lacks the gene."""
@@ -374,8 +516,19 @@ def _join(parts: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
 
 
-def _labels(codes: NDArray[np.integer[Any]], values: Sequence[str]) -> "pd.Categorical[str]":
-    return pd.Categorical.from_codes(codes, pd.Index(list(values)))
+def _csr(
+    values: NDArray[Any],
+    columns: NDArray[np.int32],
+    row_ends: NDArray[np.int64],
+    n_columns: int,
+) -> sparse.csr_matrix:
+    """Make a canonical matrix; columns may stand in any order within a row."""
+    index_type = np.int32 if row_ends[-1] < 2**31 else np.int64
+    matrix = sparse.csr_matrix(
+        (values, columns, row_ends.astype(index_type)), shape=(len(row_ends) - 1, n_columns)
+    )
+    matrix.sort_indices()
+    return matrix
 
 
 def _log_normalise(

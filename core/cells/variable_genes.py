@@ -8,27 +8,23 @@ but for genes whose scores differ by rounding.
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from core.cells.gene_moments import (
     ClipLimits,
     ClippedMoments,
     ClippedPass,
     GeneMoments,
-    GenePass,
     MomentsPass,
     SumOverCells,
-    SumsT,
     ValueKind,
 )
-from core.cells.store import StoredCells
 from core.errors import DataError
 
 __all__ = [
@@ -39,7 +35,6 @@ __all__ = [
     "rank_by_dispersion",
     "rank_by_v3",
     "rank_by_variance",
-    "rank_genes",
     "rank_in_passes",
     "resolve_method",
 ]
@@ -247,42 +242,6 @@ def rank_by_dispersion(sums: GeneMoments) -> GeneRanking:
 def rank_by_variance(sums: GeneMoments, notices: list[str]) -> GeneRanking:
     """Rank genes by the variance of the values summed; `notices` say why."""
     return GeneRanking(_order(sums.variances, sums), "variance", notices)
-
-
-def rank_genes(
-    counts: sparse.csr_matrix | None,
-    read_log_values: Callable[[], sparse.csr_matrix],
-    *,
-    wanted: str,
-) -> GeneRanking:
-    """Rank the genes of cells in memory; see `rank_in_passes`.
-
-    Parameters
-    ----------
-    counts
-        (training cells, genes), or None where only log values exist.
-    read_log_values
-        Gives (training cells, genes), log1p of counts per 10,000; called only where needed.
-    wanted
-        ``data.hvg``.
-    """
-    first = read_log_values() if counts is None else counts
-
-    def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
-        of_counts = one_pass.values == "stored"
-        matrix = first if of_counts or counts is None else read_log_values()
-        cells = StoredCells(
-            matrix.indptr.astype(np.int64), matrix.indices, matrix.data,
-            np.ones(matrix.shape[0], dtype=np.float32),
-        )  # fmt: skip
-        return one_pass.sum_chunk(cells, "counts" if of_counts else "log1p", int(matrix.shape[1]))
-
-    return rank_in_passes(
-        sum_over_cells,
-        wanted=wanted,
-        value_kind="log1p" if counts is None else "counts",
-        n_genes=int(first.shape[1]),
-    )
 
 
 def _order(scores: NDArray[np.float64], sums: GeneMoments) -> NDArray[np.int32]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from core.cells.cell_filter import CellFilter, describe_no_match
 from core.cells.store import Split, Store
 from core.errors import DataError
 from core.evaluation.baselines import logistic_regression_baseline, majority_baseline
@@ -29,6 +30,8 @@ def evaluate_held_out(
     split: Split,
     *,
     loss: LossSettings,
+    where: CellFilter | None = None,
+    trained_where: CellFilter | None = None,
     max_cells: int | None = None,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
@@ -43,6 +46,11 @@ def evaluate_held_out(
         "test", or "validation" while a model is still being chosen.
     loss
         The loss to report on masked genes.
+    where
+        Score only the cells of the split that match; default all of them.
+    trained_where
+        Filter that the model was trained with (``data.where``); the baselines learn from the same
+        training cells.
     max_cells
         Score a seeded sample of at most so many cells.
 
@@ -53,7 +61,7 @@ def evaluate_held_out(
     Raises
     ------
     DataError
-        The split has no cells.
+        The split has no cells, or none that match.
     """
     rows = store.rows(split)
     if len(rows) == 0:
@@ -62,10 +70,20 @@ def evaluate_held_out(
             f"data.{split}_files, and prepare again"
         )
         raise DataError(message)
+    if where:
+        of_split, rows = rows, store.select(where, split=split)
+        if len(rows) == 0:
+            message = (
+                f"{store.path}: no {split} cell matches {where.where} {where} "
+                f"({describe_no_match(store, where, of_split)}); ask for other cells"
+            )
+            raise DataError(message)
     rng = np.random.default_rng([seed, 37])
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
-    train_rows = store.rows("train")
+    train_rows = (
+        store.select(trained_where, split="train") if trained_where else store.rows("train")
+    )
     if len(train_rows) > MAX_BASELINE_CELLS:
         train_rows = np.sort(rng.choice(train_rows, MAX_BASELINE_CELLS, replace=False))
 
@@ -93,7 +111,8 @@ def evaluate_held_out(
     on_progress(ProgressEvent("fitting baselines", len(store.phenotypes), len(store.phenotypes)))
     report_split = store.report.get("split", {})
     return {
-        "title": f"{model.origin.get('name', 'model')} on {split} cells",
+        "title": f"{model.origin.get('name', 'model')} on {split} cells"
+        + (f" where {where}" if where else ""),
         "facts": {
             "model": model.origin.get("name"),
             "step": model.origin.get("step"),
@@ -101,6 +120,8 @@ def evaluate_held_out(
             "simulated": store.truth is not None,
             "split": split,
             "split by": report_split.get("method"),
+            **({"where": str(where)} if where else {}),
+            **({"trained where": str(trained_where)} if trained_where else {}),
             "cells": len(rows),
             "training cells of the baselines": len(train_rows),
             "genes": len(model.panel),

@@ -50,6 +50,7 @@ def _folder_name(value: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
 FileList = Annotated[list[str], BeforeValidator(_one_or_many)]
+TextList = Annotated[list[str], BeforeValidator(_one_or_many)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -120,6 +121,12 @@ class DataSettings(_Section):
         "CELLxGENE names; a name given here must exist; false leaves a phenotype out",
     )
     split: SplitSettings = SplitSettings()
+    where: TextList = Field(
+        [],
+        description="which cells of the store train and validate, as in "
+        "'sex=female,tissue=lung,spleen' or 'disease!=normal'; several must all hold. The store "
+        "itself holds all cells: another filter needs no new one",
+    )
     store: str | None = Field(
         None, description="folder of the prepared store; default stores/NAME-HASH"
     )

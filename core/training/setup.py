@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.store import Store
+from core.cells.cell_filter import CellFilter, describe_no_match
+from core.cells.store import Split, Store
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
@@ -23,7 +24,7 @@ from core.model.skeleton_fit import fit_skeleton
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 
-__all__ = ["MAX_FITTING_CELLS", "build_model", "check_preset", "class_weights"]
+__all__ = ["MAX_FITTING_CELLS", "build_model", "check_preset", "chosen_rows", "class_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def build_model(
         The store has no training cells or no phenotype and no gene to learn from.
     """
     check_preset(preset)
-    train_rows = store.rows("train")
+    train_rows = chosen_rows(preset, store, "train")
     if len(train_rows) == 0:
         message = (
             f"{store.path}: no training cells; lower data.split.validation and data.split.test"
@@ -104,6 +105,31 @@ def build_model(
     if preset.model.start_from is not None:
         _start_from(model, Path(preset.model.start_from))
     return model
+
+
+def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]:
+    """Rows of a split that ``data.where`` chooses, ascending; all of them without a filter.
+
+    Raises
+    ------
+    ConfigurationError
+        The filter cannot be read, or names what the store does not have.
+    DataError
+        The split has cells, but none that the filter chooses.
+    """
+    cells = CellFilter.parse(preset.data.where, where="data.where")
+    rows = store.rows(split)
+    if not cells or len(rows) == 0:
+        return rows
+    chosen = store.select(cells, split=split)
+    if len(chosen) == 0:
+        way_out = "" if split == "train" else f", or set data.split.{split} = 0 and prepare again"
+        message = (
+            f"{store.path}: no {split} cell matches data.where = {cells} "
+            f"({describe_no_match(store, cells, rows)}); choose other cells{way_out}"
+        )
+        raise DataError(message)
+    return chosen
 
 
 def make_config(preset: Preset, store: Store, *, n_genes: int, values: ValueEncoder) -> TfxConfig:
@@ -269,4 +295,5 @@ def _origin(preset: Preset, store: Store, name: str) -> dict[str, Any]:
         "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
         "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
         "seed": preset.train.seed,
+        **({"where": preset.data.where} if preset.data.where else {}),
     }

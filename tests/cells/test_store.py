@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from core.cells.genes import GenePanel
+from core.cells.inputs import store_key
 from core.cells.prepare import prepare_store
 from core.cells.store import Store
 from core.errors import ConfigurationError, DataError
@@ -106,6 +107,92 @@ def test_anndata_carries_labels_split_and_origin(store):
     assert adata.obs["tfx_donor"].tolist() == original["donor_id"].tolist()
     assert set(adata.obs["tfx_split"]) == {"test"}
     assert adata.var["gene_symbol"].tolist() == list(store.panel(5).symbols)
+
+
+def test_anndata_of_any_subset_has_the_cells_asked_for(store):
+    rows = np.array([7, 0, 31])
+    adata = store.to_anndata(rows, store.panel(5))
+    assert adata.obs_names.tolist() == [f"0-{row}" for row in store.origins[rows, 1]]
+    assert (adata.obs["tfx_row"] == store.origins[rows, 1]).all()
+    assert (store.read(rows, store.panel(5)) != adata.X).nnz == 0
+    female = store.select("sex=female", split="train")
+    for cells in ("sex=female,split=train", store.where("sex=female,split=train")):
+        assert store.to_anndata(cells).obs["tfx_row"].tolist() == store.origins[female, 1].tolist()
+    assert store.to_anndata().n_obs == 60
+
+
+def test_anndata_holds_lossless_counts_where_asked_for(store):
+    rows = np.array([59, 3, 11, 3])
+    adata = store.to_anndata(rows, values="counts")
+    assert adata.X.dtype == np.float32
+    assert np.array_equal(adata.X.toarray(), counts_of(store)[rows])
+    assert adata.uns["tfx"]["values"] == "counts"
+    panel = store.panel(4)
+    columns = [store.genes.index_of(gene) for gene in panel.ids]
+    some = store.to_anndata(rows, panel, values="counts").X
+    assert np.array_equal(some.toarray(), counts_of(store)[rows][:, columns])
+
+
+def test_counts_beyond_float32_are_not_rounded(store, tmp_path):
+    folder = copy_of(store, tmp_path / "copy")
+    large = np.load(folder / "large_values.npy")
+    np.save(folder / "large_values.npy", np.where(large == 1_000_000, 2**24 + 1, large))
+    counts = Store.open(folder).read_counts(np.arange(60), store.genes)
+    assert counts.dtype == np.float64
+    assert counts.max() == 2**24 + 1
+
+
+def test_anndata_of_no_cells_and_of_repeated_cells(store, tmp_path):
+    for values in ("log1p", "counts"):
+        empty = store.to_anndata(np.array([], dtype=np.int64), store.panel(5), values=values)
+        assert empty.shape == (0, 5)
+        assert empty.obs["sex"].cat.categories.tolist() == store.phenotypes["sex"]
+    twice = store.to_anndata(np.array([4, 9, 4, 4]), store.panel(5))
+    first, second = (f"0-{store.origins[row, 1]}" for row in (4, 9))
+    assert twice.obs_names.tolist() == [first, second, f"{first}-1", f"{first}-2"]
+    twice.write_h5ad(tmp_path / "twice.h5ad")
+
+
+def test_counts_of_a_store_of_log_values_are_refused(tmp_path):
+    adata = make_adata()
+    adata.X = log_normalised(adata.X.toarray()).astype(np.float32)
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    with pytest.raises(DataError, match="holds log values, from which counts cannot be told"):
+        store.to_anndata(np.arange(3), values="counts")
+    assert store.to_anndata(np.arange(3)).n_obs == 3
+
+
+def test_the_table_of_phenotypes_is_categorical_with_every_value(store):
+    table = store.phenotype_table()
+    original = make_adata().obs.iloc[store.origins[:, 1]]
+    assert table.columns.tolist() == list(store.phenotypes)
+    assert table.index.tolist() == list(range(60))
+    assert table["tissue"].tolist() == original["tissue"].tolist()
+    some = store.phenotype_table(np.array([9, 2]))
+    assert some.index.tolist() == [9, 2]
+    assert some["tissue"].tolist() == original["tissue"].iloc[[9, 2]].tolist()
+    assert some["tissue"].cat.categories.tolist() == store.phenotypes["tissue"]
+
+
+def test_missing_labels_are_missing_in_the_table(tmp_path):
+    adata = make_adata()
+    adata.obs["sex"] = np.where(np.arange(60) < 20, "unknown", adata.obs["sex"])
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert (store.phenotype_table()["sex"].isna() == (store.origins[:, 1] < 20)).all()
+
+
+def test_the_arrays_are_views_of_the_files_that_nobody_can_write_to(store):
+    assert store.indptr.shape == (61,)
+    assert store.columns.shape == store.values.shape == (store.indptr[-1],)
+    for name, array in (("genes", store.columns), ("values", store.values)):
+        assert np.array_equal(array, np.load(store.path / f"{name}.npy"))
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_another_choice_of_cells_needs_no_other_store():
+    one, two = (settings("builtin:pbmc68k", where=where) for where in ([], ["sex=female"]))
+    assert store_key(one) == store_key(two)
 
 
 def copy_of(store, folder):

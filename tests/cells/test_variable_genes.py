@@ -25,7 +25,6 @@ from core.cells.variable_genes import (
     CannotRankError,
     clip_limits,
     rank_by_dispersion,
-    rank_genes,
     rank_in_passes,
     resolve_method,
 )
@@ -39,10 +38,10 @@ SCORE = {"seurat_v3": "variances_norm", "seurat": "dispersions_norm"}
 
 
 def ranked(counts, logged, wanted="auto"):
-    return rank_genes(
-        None if counts is None else sparse.csr_matrix(counts), lambda: sparse.csr_matrix(logged),
-        wanted=wanted,
-    )  # fmt: skip
+    """Rank cells in one piece: counts, or log values where there are none."""
+    if counts is None:
+        return ranked_in_chunks(logged, "log1p", wanted=wanted)
+    return ranked_in_chunks(counts, "counts", wanted=wanted)
 
 
 def ranked_in_chunks(values, value_kind, rows=None, wanted="auto", seen=None):

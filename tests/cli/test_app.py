@@ -78,11 +78,11 @@ def test_help_lists_every_command_in_its_panel(tfx):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_every_command_ends_its_help_with_two_examples(tfx, command):
+def test_every_command_ends_its_help_with_examples(tfx, command):
     result = tfx(command.name, "--help")
     assert result.code == 0
     *_, examples = result.stdout.partition("Examples:")
-    assert examples.count(f"$ tfx {command.name} ") == 2
+    assert examples.count(f"$ tfx {command.name} ") >= 2
 
 
 def help_texts(command):

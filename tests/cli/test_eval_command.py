@@ -64,6 +64,34 @@ def test_another_split_sample_and_folder_can_be_asked_for(tfx, tiny_run, tmp_pat
     assert not (tiny_run / "eval").exists()
 
 
+def test_only_the_cells_that_match_are_scored(tfx, tiny_run):
+    every = tfx("eval", "--json").json
+    result = tfx(
+        "eval", "--where", "sex=female,tissue=lung,liver", "--where", "split=test", "--json"
+    )
+    assert result.code == 0, result.stderr
+    facts = result.json["facts"]
+    assert facts["where"] == "sex=female,tissue=lung,liver,split=test"
+    assert 0 < facts["cells"] < every["facts"]["cells"]
+    assert "where" not in every["facts"]
+    tissues = result.json["phenotypes"]["tissue"]["model"]
+    found = {v for v, row in zip(tissues["values"], tissues["confusion"], strict=True) if sum(row)}
+    assert found <= {"lung", "liver"}
+    report = (tiny_run / "eval" / "report.md").read_text()
+    assert "- where: sex=female,tissue=lung,liver,split=test" in report
+
+
+def test_by_default_the_cells_are_those_the_model_was_trained_for(tfx, tiny_run):
+    config = tiny_run / "config.toml"
+    text = config.read_text()
+    assert text.count("where = []") == 1
+    config.write_text(text.replace("where = []", 'where = ["sex=male"]'))
+    facts = tfx("eval", "--json").json["facts"]
+    assert (facts["where"], facts["trained where"]) == ("sex=male", "sex=male")
+    facts = tfx("eval", "--where", "sex=female", "--json").json["facts"]
+    assert (facts["where"], facts["trained where"]) == ("sex=female", "sex=male")
+
+
 def test_an_evaluation_gives_the_same_figures_every_time(tfx, tiny_run):
     assert tfx("eval", "--json").stdout == tfx("eval", "--json").stdout
 
@@ -131,6 +159,20 @@ def test_a_damaged_model_is_refused(tfx, tiny_run, change, words):
     change(tiny_run / "model")
     refused(tfx("-q", "eval"), 4, words)
     refused(tfx("-q", "generate", "--run", "tiny"), 4, words)
+    assert not (tiny_run / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "words"),
+    [
+        ("sex=none", 4, "no test cell matches --where sex=none (of "),
+        ("sex=femal", 2, "has no sex 'femal'; did you mean 'female'"),
+        ("tisue=lung", 2, "has no phenotype 'tisue'; did you mean 'tissue'"),
+        ("lung", 2, "'lung' is no condition; write NAME=VALUE"),
+    ],
+)
+def test_a_filter_that_finds_no_cell_is_refused(tfx, tiny_run, where, code, words):
+    refused(tfx("-q", "eval", "--where", where), code, words)
     assert not (tiny_run / "eval").exists()
 
 

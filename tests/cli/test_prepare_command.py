@@ -85,3 +85,32 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, arguments, 
     assert (result.code, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_a_store_is_verified_by_its_folder_or_its_preset(tfx, made):
+    folder, _, _ = made
+    result = tfx("prepare", "store", "--verify")
+    assert result.code == 0
+    assert "are as they were prepared" in result.stdout
+    assert tfx("prepare", "small.toml", "-o", "store", "--verify", "--json").json["verified"]
+    with (folder / "store" / "genes.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    result = tfx("prepare", "store", "--verify")
+    assert result.code == 4
+    assert "genes.npy changed" in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_is_no_store_is_not_verified(tfx, made):
+    result = tfx("prepare", "nowhere", "-o", "nowhere", "--verify")
+    assert result.code == 4
+    assert "not a store" in result.stderr
+
+
+def test_a_dask_scheduler_that_does_not_answer_is_told(tfx, made):
+    result = tfx("prepare", "small.toml", "-o", "new", "--dask", "tcp://127.0.0.1:1")
+    assert result.code == 3
+    assert "no Dask scheduler answers there" in result.stderr
+    assert len(result.stderr.strip().splitlines()[-1]) < 300
+    assert not list(made[0].glob("new*"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.cells.cell_filter import CellFilter
 from core.errors import DataError
 from core.evaluation import held_out
 from core.evaluation.held_out import evaluate_held_out
@@ -57,6 +58,41 @@ def test_a_sample_of_cells_is_the_same_every_time(model, tiny_store, monkeypatch
     assert one == two
     assert one["facts"]["cells"] == 30
     assert one["facts"]["training cells of the baselines"] == 100
+
+
+def test_a_filter_chooses_the_cells_that_are_scored(model, tiny_store):
+    where = CellFilter.parse("sex=female,tissue!=lung", where="--where")
+    report = score(model, tiny_store, where=where)
+    rows = tiny_store.select(where, split="test")
+    assert 0 < len(rows) < len(tiny_store.rows("test"))
+    assert report["facts"]["cells"] == len(rows)
+    assert report["facts"]["where"] == "sex=female,tissue!=lung"
+    assert report["title"] == "tiny on test cells where sex=female,tissue!=lung"
+    confusion = np.array(report["phenotypes"]["sex"]["model"]["confusion"])
+    assert confusion[0].sum() == len(rows)
+    assert not confusion[1].any()
+    assert report["facts"]["training cells of the baselines"] == len(tiny_store.rows("train"))
+    assert "where" not in score(model, tiny_store, where=CellFilter())["facts"]
+
+
+def test_the_baselines_learn_from_the_cells_the_model_was_trained_on(model, tiny_store):
+    trained = CellFilter.parse("sex=male", where="data.where")
+    report = score(model, tiny_store, trained_where=trained)
+    n_cells = len(tiny_store.select("sex=male", split="train"))
+    assert report["facts"]["training cells of the baselines"] == n_cells
+    assert report["facts"]["trained where"] == "sex=male"
+    assert report["facts"]["cells"] == len(tiny_store.rows("test"))
+
+
+def test_a_filter_that_no_cell_of_the_split_matches_is_refused(model, tiny_store):
+    where = CellFilter.parse("sex=female,sex=male", where="--where")
+    n_cells = len(tiny_store.rows("test"))
+    with pytest.raises(
+        DataError,
+        match=rf"no test cell matches --where sex=female,sex=male \(of {n_cells}, \d+ match "
+        r"sex=female and \d+ match sex=male\); ask for other cells",
+    ):
+        score(model, tiny_store, where=where)
 
 
 def test_a_phenotype_without_labels_in_the_split_is_named_and_not_scored(model, tiny_store):

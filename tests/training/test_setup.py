@@ -6,7 +6,7 @@ import torch
 
 from core.errors import ConfigurationError, DataError
 from core.training.optimiser import make_optimiser
-from core.training.setup import build_model, class_weights
+from core.training.setup import build_model, chosen_rows, class_weights
 from tests.tiny_atlas import tiny_preset
 
 
@@ -87,6 +87,40 @@ def test_a_store_without_training_cells_is_refused(tiny_store, monkeypatch):
     monkeypatch.setattr(type(tiny_store), "rows", lambda *_: np.zeros(0, np.int64))
     with pytest.raises(DataError, match="no training cells"):
         build(tiny_store)
+
+
+def test_a_filter_chooses_the_cells_a_model_is_fitted_to(tiny_store):
+    preset = tiny_preset(data__where=["sex=female"]).preset
+    rows = chosen_rows(preset, tiny_store, "train")
+    assert np.array_equal(rows, tiny_store.select("sex=female", split="train"))
+    assert 0 < len(rows) < len(tiny_store.rows("train"))
+    model = build_model(preset, tiny_store, name="example")
+    assert model.reference.counts.sum() == len(rows)
+    assert model.reference.n_cells({0: 1}) == 0
+    assert model.origin["where"] == ["sex=female"]
+    assert "where" not in build(tiny_store).origin
+    assert np.array_equal(
+        chosen_rows(tiny_preset().preset, tiny_store, "validation"), tiny_store.rows("validation")
+    )
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", r"no train cell matches data\.where = sex=none \(of \d+, 0 match sex=none\)"),
+        ("validation", r"choose other cells, or set data\.split\.validation = 0"),
+    ],
+)
+def test_a_filter_that_leaves_no_cell_is_refused(tiny_store, split, message):
+    with pytest.raises(DataError, match=message):
+        chosen_rows(tiny_preset(data__where="sex=none").preset, tiny_store, split)
+
+
+def test_a_filter_of_unknown_labels_is_refused_before_training(tiny_store):
+    with pytest.raises(
+        ConfigurationError, match=r"data\.where tisue=lung: .*did you mean 'tissue'"
+    ):
+        build(tiny_store, data__where=["tisue=lung"])
 
 
 def test_start_from_copies_another_models_weights(tiny_store, tmp_path):

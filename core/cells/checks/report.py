@@ -1,0 +1,116 @@
+"""What a check found: rows of ok, warn or fail, and the facts behind them."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from core.errors import DataError, TfxError
+
+__all__ = ["FAMILIES", "CheckReport", "CheckRow", "Family", "Level", "fault_row", "refuse_failures"]
+
+Level = Literal["ok", "warn", "fail"]
+Family = Literal["files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"]
+#: In the order of a report.
+FAMILIES: tuple[Family, ...] = (
+    "files", "matrix", "genes", "cells", "phenotypes", "donors", "cost",
+)  # fmt: skip
+_SEVERITY: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
+#: Failures that one error message spells out.
+_MOST_TOLD = 20
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One finding.
+
+    Attributes
+    ----------
+    level
+        "ok"; "warn": the result may suffer; "fail": prepare or train would refuse, or must not
+        go on.
+    family, check
+        What was looked at, as in docs/check.md.
+    subject
+        The file or phenotype it is about; "" for all.
+    finding
+        What is so, in one sentence without its full stop.
+    fix
+        What to do about it; "" where there is nothing to do.
+    """
+
+    level: Level
+    family: Family
+    check: str
+    finding: str
+    fix: str = ""
+    subject: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Finding and fix in one sentence."""
+        return f"{self.finding}; {self.fix}" if self.fix else self.finding
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings about the cells of a preset.
+
+    Attributes
+    ----------
+    rows
+        In the order of `FAMILIES`.
+    facts
+        Files, cells, genes, phenotypes, split and estimates, as nested plain values.
+    """
+
+    rows: tuple[CheckRow, ...]
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, rows: Iterable[CheckRow], facts: dict[str, Any]) -> "CheckReport":
+        """Make a report of rows in any order."""
+        ordered = sorted(rows, key=lambda row: FAMILIES.index(row.family))
+        return cls(tuple(ordered), facts)
+
+    @property
+    def level(self) -> Level:
+        """The worst level of all rows."""
+        return max((row.level for row in self.rows), key=_SEVERITY.__getitem__, default="ok")
+
+    def of_level(self, level: Level) -> list[CheckRow]:
+        """Rows of one level."""
+        return [row for row in self.rows if row.level == level]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return {
+            "level": self.level,
+            "rows": [asdict(row) for row in self.rows],
+            "facts": self.facts,
+        }
+
+
+def fault_row(family: Family, check: str, error: TfxError | str, *, subject: str = "") -> CheckRow:
+    """Make a row of what `tfx prepare` refuses, in its words.
+
+    Its messages end with what to do, behind the last semicolon.
+    """
+    finding, _, fix = str(error).rpartition("; ")
+    return CheckRow("fail", family, check, finding or fix, fix if finding else "", subject)
+
+
+def refuse_failures(report: CheckReport) -> None:
+    """Refuse cells that failed a check.
+
+    Raises
+    ------
+    DataError
+        A row is "fail"; the message lists all of them, one per line.
+    """
+    failures = report.of_level("fail")
+    if not failures:
+        return
+    lines = [row.sentence for row in failures[:_MOST_TOLD]]
+    if len(failures) > _MOST_TOLD:
+        lines.append(f"and {len(failures) - _MOST_TOLD} more; 'tfx check' lists all")
+    raise DataError("\n".join(lines))
