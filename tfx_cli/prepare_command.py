@@ -199,7 +199,7 @@ def _report(store: "Store", *, with_notices: bool) -> "Iterator[RenderableType]"
     )
     remarks = list(_remarks(report))
     if with_notices:
-        remarks += report["notices"]
+        remarks += [*report.get("warnings", []), *report["notices"]]
     if remarks:
         yield ""
         yield from (f"- {remark}" for remark in remarks)

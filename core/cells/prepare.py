@@ -29,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
+from core.cells.checks import preflight, refuse_failures
+from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
 from core.cells.gene_moments import GenePass, SumsT
 from core.cells.inputs import StoreInput, common_value_kind, look_at_inputs, store_key
@@ -184,6 +186,7 @@ class _Preparation:
 def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
     """Fill the folder's store; return its report."""
     data = job.data
+    warnings = _check_first(job)
     inputs = look_at_inputs(data, job.on_progress)
     value_kind = common_value_kind(inputs)
     resolve_method(data.hvg, value_kind)
@@ -219,10 +222,28 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         ranking = _rank(job, runner, Store.open(job.folder.store))
         write_array(job.folder.store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
-    report |= {"gene_ranking": ranking.method, "notices": notices + ranking.notices}
+    report |= {
+        "gene_ranking": ranking.method,
+        "notices": notices + ranking.notices,
+        "warnings": warnings,
+    }
     manifest = manifest.model_copy(update={"report": report, "checksums": checksums})
     write_manifest(job.folder.store, manifest, None)
     return report
+
+
+def _check_first(job: _Preparation) -> list[str]:
+    """Refuse what tables and first cells tell; return what the user should know of."""
+    if all(file.startswith(BUILTIN_PREFIX) for file in job.data.files):
+        return []
+    report = preflight(job.data, on_progress=job.on_progress)
+    # Room on the disk is counted below, where pieces of an earlier attempt count for it.
+    report = report.without("cost")
+    refuse_failures(report)
+    warnings = [row.sentence for row in report.of_level("warn")]
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return warnings
 
 
 def _plan_parts(

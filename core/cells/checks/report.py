@@ -81,6 +81,10 @@ class CheckReport:
         """Rows of one level."""
         return [row for row in self.rows if row.level == level]
 
+    def without(self, family: Family) -> "CheckReport":
+        """Leave a family of checks out."""
+        return CheckReport(tuple(row for row in self.rows if row.family != family), self.facts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
         return {
