@@ -5,6 +5,7 @@ shard. Each shard is written twice, gzipped: counts, and log1p counts per 10,000
 is what the originals read. Nothing of biology is meant: only sizes, densities and orders.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
@@ -24,6 +25,18 @@ _BLOCK = 250
 def write_shards(folder: Path, *, n_shards: int, cells_per_shard: int, seed: int = 0) -> None:
     """Write ``folder/counts_{i}.h5ad`` and ``folder/log_{i}.h5ad``."""
     folder.mkdir(parents=True, exist_ok=True)
+    for shard, adata in enumerate(simulate_shards(n_shards, cells_per_shard, seed=seed)):
+        adata.write_h5ad(folder / f"counts_{shard}.h5ad", compression="gzip")
+        counts = adata.X
+        scale = np.repeat(1e4 / np.asarray(counts.sum(axis=1)).ravel(), np.diff(counts.indptr))
+        counts.data = np.log1p(counts.data * scale).astype(np.float32)
+        adata.write_h5ad(folder / f"log_{shard}.h5ad", compression="gzip")
+
+
+def simulate_shards(
+    n_shards: int, cells_per_shard: int, *, seed: int = 0
+) -> Iterator[anndata.AnnData]:
+    """Simulate one shard after another: counts in X, four labels in obs."""
     rng = np.random.default_rng(seed)
     abundance = np.sort(rng.lognormal(0, 2.2, N_GENES))[::-1]
     abundance /= abundance.sum()
@@ -37,7 +50,6 @@ def write_shards(folder: Path, *, n_shards: int, cells_per_shard: int, seed: int
             _counts(kind[start : start + _BLOCK], abundance, change, depth, place, rng)
             for start in range(0, cells_per_shard, _BLOCK)
         ]
-        counts = sparse.vstack(blocks, format="csr")
         obs = pd.DataFrame(
             {
                 "cell_type": pd.Categorical([f"type {number:02d}" for number in kind]),
@@ -47,15 +59,7 @@ def write_shards(folder: Path, *, n_shards: int, cells_per_shard: int, seed: int
             },
             index=[f"{shard}-{cell}" for cell in range(cells_per_shard)],
         )
-        anndata.AnnData(counts, obs, var).write_h5ad(
-            folder / f"counts_{shard}.h5ad", compression="gzip"
-        )
-        logged = counts.copy()
-        scale = np.repeat(1e4 / np.asarray(counts.sum(axis=1)).ravel(), np.diff(counts.indptr))
-        logged.data = np.log1p(counts.data * scale).astype(np.float32)
-        anndata.AnnData(logged, obs, var).write_h5ad(
-            folder / f"log_{shard}.h5ad", compression="gzip"
-        )
+        yield anndata.AnnData(sparse.vstack(blocks, format="csr"), obs, var)
 
 
 def _typical_depth(abundance: np.ndarray) -> float:

@@ -103,11 +103,15 @@ class GenePanel:
 
 
 class GeneTable(NamedTuple):
-    """The genes of one file's matrix, in file order, and where their names were found."""
+    """The genes of one file's matrix, in file order, and where their names were found.
+
+    ``n_versioned`` ids carry an Ensembl version in the file.
+    """
 
     ids: tuple[str, ...]
     symbols: tuple[str, ...]
     source: str
+    n_versioned: int = 0
 
 
 def strip_version(gene_id: str) -> str:
@@ -142,6 +146,27 @@ def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable
     DataError
         The column is absent, nothing looks like gene names, or ids are missing or duplicated.
     """
+    key = _content(var, gene_ids)
+    if key not in _KNOWN_TABLES:
+        if len(_KNOWN_TABLES) >= _MOST_KNOWN_TABLES:
+            _KNOWN_TABLES.clear()
+        _KNOWN_TABLES[key] = _choose_gene_ids(var, gene_ids, where)
+    return _KNOWN_TABLES[key]
+
+
+#: The shards of a dataset have one and the same table of genes, which is worked out once.
+_KNOWN_TABLES: dict[str, GeneTable] = {}
+_MOST_KNOWN_TABLES = 8
+
+
+def _content(var: "pd.DataFrame", gene_ids: str) -> str:
+    import pandas as pd
+
+    names = repr((gene_ids, var.index.name, list(var.columns))).encode()
+    return hashlib.sha256(names + pd.util.hash_pandas_object(var).to_numpy().tobytes()).hexdigest()
+
+
+def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable:
     if gene_ids == "auto":
         names, source = _choose_automatically(var, where)
     elif gene_ids == "var_names":
@@ -158,7 +183,8 @@ def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable
     _refuse_missing(names, source, where)
     ids = [strip_version(name) for name in names]
     _refuse_duplicates(ids, source, where)
-    return GeneTable(tuple(ids), tuple(_choose_symbols(var, ids)), source)
+    n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
+    return GeneTable(tuple(ids), tuple(_choose_symbols(var, ids)), source, n_versioned)
 
 
 def describe_ids(ids: Sequence[str]) -> str:

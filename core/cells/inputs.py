@@ -130,28 +130,14 @@ def look_at_inputs(data: DataSettings, on_progress: Listener) -> list[StoreInput
     columns = {phenotype.column for phenotype in requested_phenotypes(data)} | {data.split.by}
     inputs: list[StoreInput] = []
     first_cell = 0
-    tables = _GeneTables(data.gene_ids)
     for done, (role, file) in enumerate(roles):
         on_progress(ProgressEvent("checking files", done, len(roles)))
         with closing(open_source(file)) as source:
-            one = _look_at(source, role, first_cell, columns, data, tables)
+            one = _look_at(source, role, first_cell, columns, data)
         inputs.append(one)
         first_cell += one.n_cells
     on_progress(ProgressEvent("checking files", len(roles), len(roles)))
     return inputs
-
-
-class _GeneTables:
-    """Gene tables of files; shards of one dataset share one, which is worked out once."""
-
-    def __init__(self, gene_ids: str) -> None:
-        self._gene_ids = gene_ids
-        self._last: tuple[pd.DataFrame, GeneTable] | None = None
-
-    def choose(self, var: "pd.DataFrame", where: str) -> GeneTable:
-        if self._last is None or not var.equals(self._last[0]):
-            self._last = (var, choose_gene_ids(var, self._gene_ids, where))
-        return self._last[1]
 
 
 def _look_at(
@@ -160,7 +146,6 @@ def _look_at(
     first_cell: int,
     columns: set[str],
     data: DataSettings,
-    tables: _GeneTables,
 ) -> StoreInput:
     name = source.name
     if source.n_cells == 0:
@@ -179,7 +164,9 @@ def _look_at(
         first_cell=first_cell,
         obs=source.obs_columns(columns),
         choice=choice,
-        table=tables.choose(source.var(choice.matrix), f"{name} ({choice.matrix})"),
+        table=choose_gene_ids(
+            source.var(choice.matrix), data.gene_ids, f"{name} ({choice.matrix})"
+        ),
         n_values=source.stored_values(choice.matrix),
         is_sparse=source.is_sparse(choice.matrix),
         by_columns=source.is_by_columns(choice.matrix),

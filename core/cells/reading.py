@@ -401,8 +401,6 @@ def _refuse_unfit_path(path: Path) -> None:
 @contextmanager
 def _readable(path: Path, key: str) -> Iterator[None]:
     """Turn the many errors of a damaged file into one sentence."""
-    from anndata.io import read_elem  # noqa: F401 (registers the readers whose errors come here)
-
     try:
         yield
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:

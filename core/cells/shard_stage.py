@@ -25,8 +25,6 @@ __all__ = ["PartSummary", "ShardTask", "close_source", "summarise_part", "take_r
 
 T = TypeVar("T", bound=np.generic)
 
-#: Values of a chunk if it were dense: 64 MB of float32.
-_CHUNK_VALUES = 2**24
 #: Raised whenever the same task would write other bytes: old parts are then not reused.
 _PART_VERSION = 1
 
@@ -50,6 +48,8 @@ class ShardTask:
         Of the order of cells.
     folder
         Where the part goes; tasks of one folder share it among machines.
+    rows_at_once
+        Rows of a chunk; changes memory, not bytes.
     """
 
     source: str
@@ -61,6 +61,7 @@ class ShardTask:
     n_genes: int
     seed: int
     folder: Path
+    rows_at_once: int = 1_024
 
     @property
     def path(self) -> Path:
@@ -111,10 +112,9 @@ def write_shard(task: ShardTask) -> None:
     totals = np.zeros(n_cells)
     genes: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
-    rows_per_chunk = int(np.clip(_CHUNK_VALUES // len(columns), 64, 8_192))
     at = 0
     for chunk in source.chunks(
-        task.choice.matrix, rows_per_chunk, start=task.start, stop=task.stop
+        task.choice.matrix, task.rows_at_once, start=task.start, stop=task.stop
     ):
         check_chunk(chunk, task.choice, source, task.start + at)
         cells = slice(at, at + chunk.shape[0])

@@ -10,7 +10,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +33,10 @@ R = TypeVar("R")
 
 #: Each worker holds some hundred megabytes; more than these wait for the disk.
 MOST_WORKERS = 4
+_LOST_WORKER = (
+    "a worker process was killed, perhaps because memory ran out; run the same command to go on, "
+    "with a smaller --workers"
+)
 #: Tasks handed out beyond those that run, for each worker.
 _AHEAD = 2
 
@@ -97,6 +108,8 @@ class TaskRunner:
                 # A timeout lets Ctrl-C through on every platform.
                 done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
+                    if isinstance(future.exception(), BrokenExecutor):
+                        raise MachineError(_LOST_WORKER) from future.exception()
                     yield running.pop(future), future
         finally:
             for future in running:

@@ -97,7 +97,12 @@ def test_a_matrix_that_does_not_exist_is_answered_with_the_nearest():
 
 @pytest.mark.parametrize(
     ("bad", "complaint"),
-    [(-1, "negative"), (np.nan, "NaN"), (0.5, "not a whole number"), (2**24, "a count of 16,777,216 or more")],
+    [
+        (-1, "negative"),
+        (np.nan, "NaN"),
+        (0.5, "not a whole number"),
+        (2**24, "a count of 16,777,216 or more"),
+    ],
 )
 def test_a_late_bad_value_is_found_with_its_cell_and_gene(bad, complaint):
     cells = source(COUNTS)

@@ -1,6 +1,7 @@
 """The same tasks, wherever they run."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_a_refusal_ends_a_run_or_is_handed_over(tmp_path, workers):
     assert [str(outcomes[number]) for number in range(4)] == [
         "None", "None", "three is refused", "None",
     ]  # fmt: skip
+
+
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told(tmp_path):
+    with (
+        pytest.raises(MachineError, match="a worker process was killed"),
+        open_runner(workers=2, dask=None, shared=tmp_path) as runner,
+    ):
+        list(runner.run(die, [1, 2]))
 
 
 def test_the_number_of_workers_is_that_of_the_cores_and_small():

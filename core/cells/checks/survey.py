@@ -7,7 +7,7 @@ read becomes a fault of that file; the others are still read.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import sparse
@@ -15,7 +15,7 @@ from scipy import sparse
 from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.checks.summary import Expression, FileSummary
 from core.cells.file_patterns import BUILTIN_PREFIX, expand_files, refuse_overlap
-from core.cells.genes import GeneTable, choose_gene_ids, strip_version
+from core.cells.genes import choose_gene_ids
 from core.cells.inputs import Role
 from core.cells.matrix_state import (
     Inspection,
@@ -214,14 +214,7 @@ def _read_genes(
     summary: FileSummary, var: "pd.DataFrame", data: DataSettings, where: str
 ) -> FileSummary:
     table = choose_gene_ids(var, data.gene_ids, where)
-    return dataclasses.replace(summary, table=table, n_versioned=_count_versions(var, table))
-
-
-def _count_versions(var: "pd.DataFrame", table: GeneTable) -> int:
-    """Ids that carry an Ensembl version where they stand in the file."""
-    columns = {f"var column '{column}'": var[column] for column in var.columns}
-    names: Any = columns.get(table.source, var.index)
-    return sum(str(name).strip() != strip_version(str(name).strip()) for name in names)
+    return dataclasses.replace(summary, table=table, n_versioned=table.n_versioned)
 
 
 def _inspect_others(source: CellSource, choice: MatrixChoice) -> dict[str, Inspection]:
