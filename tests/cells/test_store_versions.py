@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from core.cells.store import Store
+from core.cells.store_checksums import verify_store
+from core.errors import DataError
 
 from .examples import log_normalised
 
@@ -71,3 +73,11 @@ def test_filters_and_subsets_work_on_old_stores(store, expected):
     assert rows.tolist() == [row for row, label in enumerate(labels) if label == value]
     adata = store.to_anndata(rows, values="counts")
     assert np.array_equal(adata.X.toarray(), np.array(expected["counts"])[rows])
+
+
+def test_checksums_of_a_released_store_hold(folder, store):
+    if store.manifest.format_version == 1:
+        with pytest.raises(DataError, match="no checksums"):
+            verify_store(folder)
+    else:
+        assert verify_store(folder) > 10
