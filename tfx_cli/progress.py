@@ -16,6 +16,8 @@ __all__ = ["ProgressLines", "show_progress"]
 
 #: Without a terminal a line appears at least this often while something moves.
 LINE_SECONDS = 30.0
+#: Less time left than this is not told.
+_WORTH_SAYING = 60.0
 
 
 @contextlib.contextmanager
@@ -108,6 +110,7 @@ class ProgressLines:
         self._tenth = 0
         self._last_done = 0
         self._last_line = 0.0
+        self._began = (0.0, 0)
 
     def __call__(self, event: ProgressEvent) -> None:
         """Take an event of a core function."""
@@ -116,6 +119,7 @@ class ProgressLines:
         if event.stage != self._stage or event.done < self._last_done:
             self._stage, self._tenth = event.stage, 0
             self._last_line = self._clock()
+            self._began = (self._last_line, event.done)
             if event.done == 0:
                 self._write(f"{event.stage} ...")
         self._last_done = event.done
@@ -124,7 +128,18 @@ class ProgressLines:
         if tenth > self._tenth or (is_late and event.done):
             self._tenth = tenth
             self._last_line = self._clock()
-            self._write(f"{event.stage}: {_amount(event)}")
+            self._write(f"{event.stage}: {_amount(event)}{self._time_left(event)}")
+
+    def _time_left(self, event: ProgressEvent) -> str:
+        """Say how long it will take at the pace so far, where that is worth knowing."""
+        then, had = self._began
+        if not event.total or event.done <= had:
+            return ""
+        seconds = (self._clock() - then) / (event.done - had) * (event.total - event.done)
+        if seconds < _WORTH_SAYING:
+            return ""
+        minutes = round(seconds / 60)
+        return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
 
 
 def _amount(event: ProgressEvent) -> str:

@@ -45,7 +45,20 @@ def test_a_slow_stage_gives_a_line_every_so_many_seconds(listener, lines, clock)
         clock.now = done * 10.0
         listener(ProgressEvent("training", done, 100_000))
     assert len(lines) == 1 + 33
-    assert lines[1] == "training: 0 % (3 of 100,000)"
+    assert lines[1] == "training: 0 % (3 of 100,000), 278 h left"
+
+
+def test_the_time_left_is_told_at_the_pace_since_the_stage_began(listener, lines, clock):
+    listener(ProgressEvent("reading cells", 500, 1_000))  # a resumed stage
+    clock.now = 60.0
+    listener(ProgressEvent("reading cells", 600, 1_000))
+    clock.now = 270.0
+    listener(ProgressEvent("reading cells", 950, 1_000))
+    assert lines == [
+        "reading cells: 50 % (500 of 1,000)",
+        "reading cells: 60 % (600 of 1,000), 4 min left",
+        "reading cells: 95 % (950 of 1,000)",
+    ]
 
 
 def test_work_of_unknown_length_counts(listener, lines, clock):
