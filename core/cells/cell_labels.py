@@ -52,19 +52,19 @@ class CellLabels:
     phenotypes
         Name -> values, in header order.
     phenotype_codes
-        (cells, phenotypes), int32.
+        (cells, phenotypes), in the smallest type that holds them.
     split
         See `SplitPlan`.
     donors, donor_names
-        (cells,) int32 codes and their names; None without a donor column.
+        (cells,) codes and their names; None without a donor column.
     phenotype_report, left_out, split_report, notices
         For the store's report.
     """
 
     phenotypes: dict[str, list[str]]
-    phenotype_codes: NDArray[np.int32]
+    phenotype_codes: NDArray[np.signedinteger]
     split: SplitPlan
-    donors: NDArray[np.int32] | None
+    donors: NDArray[np.signedinteger] | None
     donor_names: list[str] | None
     phenotype_report: dict[str, Any]
     left_out: dict[str, str]
@@ -176,8 +176,8 @@ def _split(
     data: DataSettings,
     roles: Sequence[str],
     n_cells: Sequence[int],
-    donors: NDArray[np.int32] | None,
-    strata: Sequence[NDArray[np.int32]],
+    donors: NDArray[np.signedinteger] | None,
+    strata: Sequence[NDArray[np.signedinteger]],
 ) -> SplitPlan:
     """Give files their role, and deal the cells of the others to the splits that have no file."""
     role_of_cell = np.repeat(np.array(roles), n_cells)
@@ -221,7 +221,7 @@ def _split(
 
 def _read_donors(
     data: DataSettings, names: Sequence[str], tables: Sequence[pd.DataFrame]
-) -> tuple[NDArray[np.int32] | None, list[str] | None]:
+) -> tuple[NDArray[np.signedinteger] | None, list[str] | None]:
     """Codes and names of donors over all files; a donor name means one donor wherever it stands."""
     if data.split.by == "cells":
         return None, None
@@ -248,7 +248,7 @@ def _read_donors(
 def _shared_donors(
     roles: Sequence[str],
     n_cells: Sequence[int],
-    donors: NDArray[np.int32] | None,
+    donors: NDArray[np.signedinteger] | None,
     donor_names: list[str] | None,
 ) -> list[str]:
     """Say if a file that is held out holds donors of the files that train."""
@@ -280,9 +280,9 @@ def _is_requested(key: str, columns: Sequence[PhenotypeColumn]) -> bool:
     return any(key in (phenotype.name, phenotype.column) for phenotype in columns)
 
 
-def _stack(columns: list[NDArray[np.int32]], n_cells: int) -> NDArray[np.int32]:
+def _stack(columns: list[NDArray[np.signedinteger]], n_cells: int) -> NDArray[np.signedinteger]:
     if not columns:
-        return np.empty((n_cells, 0), dtype=np.int32)
+        return np.empty((n_cells, 0), dtype=np.int8)
     return np.column_stack(columns)
 
 
@@ -303,7 +303,7 @@ def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[st
 def _describe_split(
     split: SplitPlan,
     data: DataSettings,
-    donors: NDArray[np.int32] | None,
+    donors: NDArray[np.signedinteger] | None,
     donor_names: list[str] | None,
 ) -> dict[str, Any]:
     described: dict[str, Any] = {

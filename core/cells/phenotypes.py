@@ -61,14 +61,15 @@ class Labels:
     Attributes
     ----------
     codes
-        (cells,), int32, index into `values` or `MISSING`.
+        (cells,), index into `values` or `MISSING`, in the smallest type that holds them: there
+        may be many millions.
     values
         Distinct labels in sorted order.
     missing
         What stood where the label is missing ("unknown", "nan") -> number of cells.
     """
 
-    codes: NDArray[np.int32]
+    codes: NDArray[np.signedinteger]
     values: tuple[str, ...]
     missing: dict[str, int]
 
@@ -136,6 +137,13 @@ def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
     return [None if labels is None else _regroup(labels, groups) for labels in files]
 
 
+def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
+    """Smallest type of codes below `n_values` and of `MISSING`."""
+    if n_values <= np.iinfo(np.int8).max:
+        return np.int8
+    return np.int16 if n_values <= np.iinfo(np.int16).max else np.int32
+
+
 def label_token(label: str) -> str:
     """Spell a label as the originals do: "T cell" -> "[T_cell]"."""
     return f"[{_SPACES.sub('_', label.strip())}]"
@@ -199,7 +207,8 @@ def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
             known.add(text)
     values = sorted(known)
     place = {value: code for code, value in enumerate(values)}
-    recode = np.array([place.get(text, MISSING) for text in texts] + [MISSING], dtype=np.int32)
+    kind = code_type(len(values))
+    recode = np.array([place.get(text, MISSING) for text in texts] + [MISSING], dtype=kind)
     return Labels(recode[codes], tuple(values), missing)
 
 

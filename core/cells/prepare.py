@@ -20,7 +20,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     labels = read_cell_labels(
         data, names, [one.obs for one in inputs], [one.role for one in inputs]
     )
+    inputs = [replace(one, obs=one.obs.iloc[:0]) for one in inputs]  # read, and large
     of_inputs = _plan_parts(job, inputs, join)
     tasks = [task for tasks in of_inputs for task in tasks]
     _refuse_full_disk(job.folder, inputs, value_kind, tasks)
@@ -210,10 +211,10 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         finally:
             close_source()
         notices = list(labels.notices)
-        totals = [_totals(tasks) for tasks in of_inputs]
-        scales, scale_notices = _log_scales(inputs, totals, value_kind)
+        depths = [_read_depths(tasks) for tasks in of_inputs]
+        scales, scale_notices = _log_scales(inputs, depths, value_kind)
         notices += scale_notices
-        report = describe_store(inputs, join, labels, totals)
+        report = describe_store(inputs, join, labels, [depth.n_empty for depth in depths])
         _write_labels(job.folder, labels)
         n_values = _write_store(job, runner, inputs, of_inputs, scales, len(join.panel), value_kind)
         truth, truth_notices = joint_truth(inputs)
@@ -312,26 +313,34 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     raise DataError(told + kept)
 
 
-def _totals(tasks: Sequence[ShardTask]) -> NDArray[np.float64]:
-    """(cells of a source,) sums over all its genes, in no particular order."""
-    parts = []
+@dataclass(frozen=True)
+class _Depths:
+    """Sums over all genes of a source's cells: their common value, and cells without any."""
+
+    constant: float | None
+    n_empty: int
+
+
+def _read_depths(tasks: Sequence[ShardTask]) -> _Depths:
+    totals = []
     for task in tasks:
         with Part(task.path) as part:
-            parts.append(part.read("totals"))
-    return np.concatenate(parts)
+            totals.append(part.read("totals"))
+    of_cells = np.concatenate(totals)
+    return _Depths(constant_sum(of_cells), int(np.sum(of_cells == 0)))
 
 
 def _log_scales(
-    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]], value_kind: str
+    inputs: Sequence[StoreInput], depths: Sequence[_Depths], value_kind: str
 ) -> tuple[list[float], list[str]]:
     """Factor for each source that brings log values to counts per 10,000, and what to say."""
     scales = [1.0] * len(inputs)
     notices: list[str] = []
     if value_kind == "counts":
         return scales, notices
-    for number, (one, of_cells) in enumerate(zip(inputs, totals, strict=True)):
+    for number, (one, depth) in enumerate(zip(inputs, depths, strict=True)):
         where = f"{one.name} ({one.choice.matrix})"
-        total = constant_sum(of_cells)
+        total = depth.constant
         if total is None:
             notices.append(
                 f"{where}: log values whose cells do not add up to one total (genes were removed "
@@ -353,6 +362,10 @@ def _write_labels(folder: PreparationFolder, labels: CellLabels) -> None:
     write_array(labels_folder, "splits", labels.split.codes)
     if labels.donors is not None:
         write_array(labels_folder, "donors", labels.donors)
+
+
+#: Types of the store's labels; on the way they are as small as their values allow.
+_LABEL_TYPES = {"phenotypes": np.int32, "donors": np.int32, "splits": np.int8}
 
 
 def _write_store(
@@ -434,7 +447,7 @@ def _make_arrays(
     new_array(folder, "origins", (n_cells, 2), np.int64)
     for path in labels.glob("*.npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        new_array(folder, path.stem, array.shape, array.dtype)
+        new_array(folder, path.stem, array.shape, _LABEL_TYPES[path.stem])
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ _DRAWS = 500
 #: Multiply-adds of the search: about 2 s. Larger tables get fewer draws, and need fewer: the more
 #: donors, the closer any deal comes to the whole.
 _WORK = 2**31
+#: Cells counted at a time: copies of them all would be the largest memory of `tfx prepare`.
+_BLOCK_CELLS = 2**20
 #: Numbers held at once by a block of draws, 64 MB of float64.
 _BLOCK_VALUES = 2**23
 #: What a split that misses its share by its whole size costs, in the unit of the phenotypes'
@@ -74,11 +76,11 @@ def held_out_shares(settings: SplitSettings) -> dict[int, float]:
 
 
 def split_by_donor(
-    donors: NDArray[np.int32],
+    donors: NDArray[np.signedinteger],
     shares: Mapping[int, float],
     rng: np.random.Generator,
     *,
-    phenotypes: Sequence[NDArray[np.int32]] = (),
+    phenotypes: Sequence[NDArray[np.signedinteger]] = (),
 ) -> NDArray[np.int8] | None:
     """Deal whole donors to splits, so that each split has the mixture of phenotypes of the whole.
 
@@ -111,7 +113,7 @@ def split_by_donor(
     cell_donor, n_donors = _close_ranks(donors)
     if n_donors < len(shares) + 1:
         return None
-    sizes = np.bincount(cell_donor[cell_donor >= 0])
+    sizes = _count(cell_donor)
     table = _LabelTable.count(cell_donor, n_donors, phenotypes)
     splits = np.array(list(shares), dtype=np.int8)
     targets = np.array(list(shares.values())) * len(donors)
@@ -134,7 +136,7 @@ def split_by_donor(
 
 
 def phenotype_distances(
-    codes: NDArray[np.int8], phenotypes: Sequence[NDArray[np.int32]]
+    codes: NDArray[np.int8], phenotypes: Sequence[NDArray[np.signedinteger]]
 ) -> dict[int, list[float]]:
     """Measure how far each split's mixture of phenotypes is from that of all cells.
 
@@ -159,22 +161,34 @@ def phenotype_distances(
     return distances
 
 
-def _total_variation(labels: NDArray[np.int32], inside: NDArray[np.bool_]) -> float:
+def _total_variation(labels: NDArray[np.signedinteger], inside: NDArray[np.bool_]) -> float:
     known = labels >= 0
     if not known.any():
         return 0.0
     if not (known & inside).any():
         return 1.0
-    whole = np.bincount(labels[known])
-    part = np.bincount(labels[known & inside], minlength=len(whole))
+    whole = _count(labels)
+    part = _count(labels[known & inside])
+    part = np.append(part, np.zeros(len(whole) - len(part), dtype=np.int64))
     return float(np.abs(part / part.sum() - whole / whole.sum()).sum() / 2)
 
 
-def _close_ranks(codes: NDArray[np.int32]) -> tuple[NDArray[np.int64], int]:
+def _close_ranks(
+    codes: NDArray[np.signedinteger],
+) -> tuple[NDArray[np.signedinteger], int]:
     """Renumber codes so that each below their number occurs; -1 stays. Return both."""
-    occurs = np.bincount(codes[codes >= 0]) > 0
+    occurs = _count(codes) > 0
     place = np.append(np.cumsum(occurs) - 1, -1)  # index -1 is the unknown code
-    return place[codes], int(occurs.sum())
+    return place.astype(codes.dtype)[codes], int(occurs.sum())
+
+
+def _count(codes: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+    """Cells of each code; unknown ones left out."""
+    n_codes = int(codes.max(initial=-1)) + 1
+    counts = np.zeros(n_codes + 1, dtype=np.int64)
+    for first in range(0, len(codes), _BLOCK_CELLS):  # bincount makes its own int64 copy
+        counts += np.bincount(codes[first:][:_BLOCK_CELLS] + np.int64(1), minlength=n_codes + 1)
+    return counts[1:]
 
 
 @dataclass(frozen=True)
@@ -203,18 +217,26 @@ class _LabelTable:
 
     @classmethod
     def count(
-        cls, donors: NDArray[np.int64], n_donors: int, phenotypes: Sequence[NDArray[np.int32]]
+        cls,
+        donors: NDArray[np.signedinteger],
+        n_donors: int,
+        phenotypes: Sequence[NDArray[np.signedinteger]],
     ) -> "_LabelTable":
         parts: list[sparse.csr_matrix] = []
         for labels in phenotypes:
             codes, n_codes = _close_ranks(labels)
             if n_codes < 2:
                 continue
-            known = codes >= 0
-            # The unknown donor is the last column.
-            column = np.where(donors < 0, n_donors, donors)[known]
-            cells = (np.ones(len(column)), (codes[known], column))
-            parts.append(sparse.coo_matrix(cells, shape=(n_codes, n_donors + 1)).tocsr())
+            total = sparse.csr_matrix((n_codes, n_donors + 1))
+            for first in range(0, len(codes), _BLOCK_CELLS):
+                row, column = codes[first:][:_BLOCK_CELLS], donors[first:][:_BLOCK_CELLS]
+                known = row >= 0
+                # The unknown donor is the last column.
+                column = np.where(column < 0, n_donors, column)[known]
+                cells = (np.ones(len(column)), (row[known], column))
+                block = sparse.coo_matrix(cells, shape=(n_codes, n_donors + 1))
+                total = sparse.csr_matrix(total + block.tocsr())
+            parts.append(total)
         n_values = np.array([part.shape[0] for part in parts], dtype=np.int64)
         empty = sparse.csr_matrix((0, n_donors + 1))
         counts = sparse.vstack([empty, *parts], format="csr")
@@ -336,7 +358,7 @@ def _return_lost_values(
 
 
 def split_stratified(
-    phenotypes: Sequence[NDArray[np.int32]],
+    phenotypes: Sequence[NDArray[np.signedinteger]],
     n_cells: int,
     shares: Mapping[int, float],
     rng: np.random.Generator,
@@ -385,7 +407,7 @@ def _every_kth(n: int, share: float, rng: np.random.Generator) -> NDArray[np.boo
     return np.diff(steps) > 0
 
 
-def _keep_labels_in_training(codes: NDArray[np.int8], labels: NDArray[np.int32]) -> None:
+def _keep_labels_in_training(codes: NDArray[np.int8], labels: NDArray[np.signedinteger]) -> None:
     trained = set(np.unique(labels[codes == TRAIN]).tolist())
     for label in np.unique(labels[labels >= 0]).tolist():
         if label not in trained:

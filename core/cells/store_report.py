@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from core.cells.cell_labels import CellLabels
 from core.cells.gene_join import GeneJoin
 from core.cells.inputs import StoreInput, store_settings
@@ -43,7 +40,7 @@ def describe_store(
     inputs: Sequence[StoreInput],
     join: GeneJoin,
     labels: CellLabels,
-    totals: Sequence[NDArray[np.float64]],
+    n_empty: Sequence[int],
 ) -> dict[str, Any]:
     """Return the report of `Store.report`; ranking and notices are filled in later.
 
@@ -51,11 +48,11 @@ def describe_store(
     ----------
     inputs, join, labels
         What was decided.
-    totals
-        For each file (cells,), in any order.
+    n_empty
+        Cells of each file without any expression.
     """
     files = []
-    for one, columns, of_cells in zip(inputs, join.columns, totals, strict=True):
+    for one, columns, empty_cells in zip(inputs, join.columns, n_empty, strict=True):
         lost = [gene for gene, to in zip(one.table.ids, columns, strict=True) if to < 0]
         files.append(
             {
@@ -69,7 +66,7 @@ def describe_store(
                 "lost_genes": len(lost),
                 "lost_gene_examples": lost[:5],
                 "absent_genes": len(join.panel) - (len(one.table.ids) - len(lost)),
-                "empty_cells": int(np.sum(of_cells == 0)),
+                "empty_cells": empty_cells,
             }
         )
     return {

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.ages import age_sort_key, group_ages
-from core.cells.phenotypes import MISSING, Labels, PhenotypeColumn, is_missing, match_label
+from core.cells.phenotypes import (
+    MISSING,
+    Labels,
+    PhenotypeColumn,
+    code_type,
+    is_missing,
+    match_label,
+)
 from core.errors import DataError
 
 __all__ = ["CodedPhenotype", "code_phenotype", "load_vocabulary", "vocabulary_entry"]
@@ -30,7 +37,7 @@ class CodedPhenotype:
     Attributes
     ----------
     codes
-        (cells,), int32, index into `values` or `MISSING`.
+        (cells,), index into `values` or `MISSING`; see `core.cells.phenotypes.Labels`.
     values
         In the order of the codes.
     missing
@@ -40,7 +47,7 @@ class CodedPhenotype:
         vocabulary, met only in validation or test cells.
     """
 
-    codes: NDArray[np.int32]
+    codes: NDArray[np.signedinteger]
     values: list[str]
     missing: dict[str, int]
     unmapped: dict[str, int]
@@ -129,11 +136,12 @@ def code_phenotype(
     parts = []
     for labels, n in zip(files, n_cells, strict=True):
         if labels is None:
-            parts.append(np.full(n, MISSING, dtype=np.int32))
+            parts.append(np.full(n, MISSING, dtype=code_type(len(found))))
             missing["(no such column)"] += n
             continue
         missing.update(labels.missing)
-        recode = np.array([place[value] for value in labels.values] + [MISSING], dtype=np.int32)
+        places = [place[value] for value in labels.values] + [MISSING]
+        recode = np.array(places, dtype=code_type(len(found)))
         parts.append(recode[labels.codes])
     codes = np.concatenate(parts)
     per_label = np.bincount(codes[codes >= 0], minlength=len(found))
@@ -151,8 +159,9 @@ def code_phenotype(
         for value, count in zip(found, per_label, strict=True)
         if value not in meaning
     }
-    recode = np.array([*final, MISSING], dtype=np.int32)
-    return CodedPhenotype(recode[codes], values, dict(sorted(missing.items())), unmapped)
+    recode = np.array([*final, MISSING], dtype=code_type(len(values)))
+    final_codes: NDArray[np.signedinteger] = recode[codes]
+    return CodedPhenotype(final_codes, values, dict(sorted(missing.items())), unmapped)
 
 
 def _ready(given: Sequence[str], *, decades: bool) -> list[str]:

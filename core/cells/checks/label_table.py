@@ -1,6 +1,6 @@
 """The labels of all cells of all files as one small table: every combination once, with its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,11 @@ from core.cells.phenotypes import MISSING, Labels, group_age_labels, requested_p
 from core.presets.schema import DataSettings
 
 __all__ = ["LabelColumn", "LabelTable", "make_label_table"]
+
+#: Gives the codes of cells [start, stop) of all files, int64: those of all cells at once would be
+#: the largest memory of a check.
+_Codes = Callable[[int, int], NDArray[np.int64]]
+_BLOCK_CELLS = 2**20
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class LabelTable:
 def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelTable:
     """Join the labels of files that could be read; ages are grouped as `tfx prepare` does."""
     n_cells = [one.n_cells for one in files]
-    columns: list[tuple[str, str, str, tuple[str, ...], NDArray[np.int64]]] = []
+    columns: list[tuple[str, str, str, tuple[str, ...], _Codes]] = []
     for phenotype in requested_phenotypes(data):
         labels = [one.labels.get(phenotype.name) for one in files]
         if phenotype.name == "age" and data.age_groups == "decade":
@@ -95,8 +100,8 @@ def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelT
         labels = [one.batches.get(name) for one in files]
         columns.append(("batch", name, name, *_join(labels, n_cells)))
     names = tuple(one.name for one in files)
-    columns.append(("file", "file", "", names, np.repeat(np.arange(len(files)), n_cells)))
-    distinct, cells = _combinations([codes for *_, codes in columns])
+    columns.append(("file", "file", "", names, _file_codes(n_cells)))
+    distinct, cells = _combinations([codes for *_, codes in columns], sum(n_cells))
     made = [
         (kind, LabelColumn(name, column, values, distinct[:, index]))
         for index, (kind, name, column, values, _) in enumerate(columns)
@@ -110,31 +115,62 @@ def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelT
     )
 
 
-def _join(
-    files: Sequence[Labels | None], n_cells: Sequence[int]
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Values of all files together, and the code of every cell."""
+def _file_codes(n_cells: Sequence[int]) -> _Codes:
+    ends = np.cumsum(n_cells)
+    return lambda start, stop: np.searchsorted(ends, np.arange(start, stop), side="right")
+
+
+def _join(files: Sequence[Labels | None], n_cells: Sequence[int]) -> tuple[tuple[str, ...], _Codes]:
+    """Values of all files together, and the codes of any range of cells."""
     values = sorted({value for labels in files if labels for value in labels.values})
     place = {value: code for code, value in enumerate(values)}
-    parts = []
-    for labels, n in zip(files, n_cells, strict=True):
-        if labels is None:
-            parts.append(np.full(n, MISSING, dtype=np.int64))
-            continue
-        recode = np.array([place[value] for value in labels.values] + [MISSING], dtype=np.int64)
-        parts.append(recode[labels.codes])
-    return tuple(values), np.concatenate(parts)
+    recodes = [
+        np.array([place[value] for value in labels.values] + [MISSING], dtype=np.int64)
+        if labels
+        else None
+        for labels in files
+    ]
+    begins = np.concatenate(([0], np.cumsum(n_cells))).tolist()
+
+    def codes(start: int, stop: int) -> NDArray[np.int64]:
+        parts = [np.empty(0, dtype=np.int64)]
+        for labels, recode, begin, end in zip(files, recodes, begins[:-1], begins[1:], strict=True):
+            first, last = max(start, begin), min(stop, end)
+            if first >= last:
+                continue
+            if labels is None or recode is None:
+                parts.append(np.full(last - first, MISSING, dtype=np.int64))
+            else:
+                parts.append(recode[labels.codes[first - begin : last - begin]])
+        return np.concatenate(parts)
+
+    return tuple(values), codes
 
 
 def _combinations(
-    columns: Sequence[NDArray[np.int64]],
+    columns: Sequence[_Codes], n_cells: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct rows of columns side by side, and how often each occurs."""
+    """Distinct rows of columns side by side, and how often each occurs; a block of cells at a time."""
+    rows = np.empty((0, len(columns)), dtype=np.int64)
+    counts = np.empty(0, dtype=np.int64)
+    for start in range(0, n_cells, _BLOCK_CELLS):
+        stop = min(start + _BLOCK_CELLS, n_cells)
+        block = np.column_stack([codes(start, stop) for codes in columns])
+        rows, counts = _merge(
+            np.concatenate([rows, block]),
+            np.concatenate([counts, np.ones(stop - start, dtype=np.int64)]),
+        )
+    return rows, counts
+
+
+def _merge(
+    rows: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct rows in order of appearance, and the sum of the counts of each."""
     # One number per row, renumbered after every column: it never exceeds rows x values.
-    rows = np.zeros(len(columns[0]), dtype=np.int64)
-    for codes in columns:
-        joined = rows * (int(codes.max(initial=0)) + 2) + codes + 1
-        rows = pd.factorize(joined)[0].astype(np.int64)
-    first = np.unique(rows, return_index=True)[1]
-    counts = np.bincount(rows)
-    return np.column_stack([codes[first] for codes in columns]), counts.astype(np.int64)
+    numbers = np.zeros(len(rows), dtype=np.int64)
+    for codes in rows.T:
+        joined = numbers * (int(codes.max(initial=0)) + 2) + codes + 1
+        numbers = pd.factorize(joined)[0].astype(np.int64)
+    first = np.unique(numbers, return_index=True)[1]
+    return rows[first], np.bincount(numbers, weights=counts).astype(np.int64)
