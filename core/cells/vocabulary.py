@@ -159,9 +159,8 @@ def code_phenotype(
         for value, count in zip(found, per_label, strict=True)
         if value not in meaning
     }
-    recode = np.array([*final, MISSING], dtype=code_type(len(values)))
-    final_codes: NDArray[np.signedinteger] = recode[codes]
-    return CodedPhenotype(final_codes, values, dict(sorted(missing.items())), unmapped)
+    recode: NDArray[np.signedinteger] = np.array([*final, MISSING], dtype=code_type(len(values)))
+    return CodedPhenotype(recode[codes], values, dict(sorted(missing.items())), unmapped)
 
 
 def _ready(given: Sequence[str], *, decades: bool) -> list[str]:
