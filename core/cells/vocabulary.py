@@ -159,8 +159,8 @@ def code_phenotype(
         for value, count in zip(found, per_label, strict=True)
         if value not in meaning
     }
-    recode: NDArray[np.signedinteger] = np.array([*final, MISSING], dtype=code_type(len(values)))
-    return CodedPhenotype(recode[codes], values, dict(sorted(missing.items())), unmapped)
+    new_code: NDArray[np.signedinteger] = np.array([*final, MISSING], code_type(len(values)))
+    return CodedPhenotype(new_code[codes], values, dict(sorted(missing.items())), unmapped)
 
 
 def _ready(given: Sequence[str], *, decades: bool) -> list[str]:

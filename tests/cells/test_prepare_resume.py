@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -22,7 +24,7 @@ from core.cells.store import Store
 from core.cells.store_checksums import verify_store
 from core.errors import DataError, MachineError
 
-from .examples import log_normalised, make_adata, settings, write
+from .examples import log_normalised, make_adata, make_obs, settings, write
 
 #: Small enough that the files of these tests make a dozen parts and eight buckets.
 PART_VALUES = 1_000
@@ -295,3 +297,32 @@ def test_kill_9_at_twenty_random_moments_always_ends_in_the_same_store(tmp_path)
     run(f"store{trial}")
     assert digest(tmp_path / f"store{trial}") == expected
     assert {"reading cells", "writing cells"} <= set(killed_in)
+
+
+def test_bytes_damaged_inside_a_compressed_file_are_named(tmp_path):
+    files = write_shards(tmp_path, n_cells=600)
+    adata = anndata.read_h5ad(files[2])
+    adata.write_h5ad(files[2], compression="gzip")
+    with h5py.File(files[2]) as file:
+        chunk = file["X/data"].id.get_chunk_info(file["X/data"].id.get_num_chunks() - 1)
+    with Path(files[2]).open("r+b") as file:
+        file.seek(chunk.byte_offset + chunk.size // 2)
+        file.write(b"\0" * 64)
+    with pytest.raises(DataError, match=r"shard_2\.h5ad: 'X' cannot be read .* is kept"):
+        prepare_store(settings(files), tmp_path / "store")
+
+
+def test_seventy_thousand_genes_take_a_wider_index(tmp_path):
+    n_genes = 70_000
+    counts = sparse.random_array((60, n_genes), density=0.002, rng=0, format="csr")
+    counts.data = np.ceil(counts.data * 9).astype(np.float32)
+    adata = anndata.AnnData(
+        sparse.csr_matrix(counts, dtype=np.float32),
+        obs=make_obs(60),
+        var=pd.DataFrame(index=[f"ENSG{number:011d}" for number in range(n_genes)]),
+    )
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert store.columns.dtype == np.int32
+    assert len(store.genes) == n_genes
+    rows = np.lexsort((store.origins[:, 1],))
+    assert (store.read_counts(rows, store.genes) != adata.X).nnz == 0
