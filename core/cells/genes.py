@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -189,6 +189,11 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
 
 def describe_ids(ids: Sequence[str]) -> str:
     """Say in a few words what a file's gene ids look like, for messages about joining."""
+    return _describe_ids(tuple(ids))
+
+
+@lru_cache(maxsize=8)
+def _describe_ids(ids: tuple[str, ...]) -> str:
     if _share_ensembl(ids) >= _MOSTLY:
         kind = "Ensembl ids"
     elif all(_NUMBER.fullmatch(name) for name in ids):

@@ -215,6 +215,7 @@ class H5adSource:
         self.name = str(path)
         self._path = path
         self._file = file
+        self._vars: dict[str, pd.DataFrame] = {}
 
     @cached_property
     def obs(self) -> "pd.DataFrame":
@@ -243,8 +244,10 @@ class H5adSource:
 
     def var(self, matrix: str) -> "pd.DataFrame":
         """(genes, columns) of a matrix."""
-        var: pd.DataFrame = self._element("raw/var" if matrix == "raw" else "var")
-        return var
+        key = "raw/var" if matrix == "raw" else "var"
+        if key not in self._vars:
+            self._vars[key] = self._element(key)
+        return self._vars[key]
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
         """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""

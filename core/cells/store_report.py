@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, Literal
 
+import numpy as np
+
 from core.cells.cell_labels import CellLabels
 from core.cells.gene_join import GeneJoin
 from core.cells.inputs import StoreInput, store_settings
@@ -53,7 +55,7 @@ def describe_store(
     """
     files = []
     for one, columns, empty_cells in zip(inputs, join.columns, n_empty, strict=True):
-        lost = [gene for gene, to in zip(one.table.ids, columns, strict=True) if to < 0]
+        lost = [one.table.ids[column] for column in np.flatnonzero(columns < 0)]
         files.append(
             {
                 "name": one.name,
