@@ -18,15 +18,15 @@ _SHORT_INDEX = 65_536
 _CELL_BYTES = 33
 #: Parts on their way to the store, and the store itself.
 _PEAK = 2.0
-#: Measured with `tfx prepare` on 2 cores: 100,000 cells x 1,000 values in 8 s and 0.56 GB (all
-#: processes together), 1,000,000 cells x 20 values in 8 s and 0.33 GB. Compressed files and slow
-#: disks take longer.
-_VALUES_PER_SECOND = 15e6
-_CELLS_PER_SECOND = 200_000
+#: Measured with `tfx prepare` on 2 cores (benchmarks/prepare.md): 1,000,000 cells x 2,660 values in
+#: 137 s and 0.63 GB, all processes together; 4,000,000 cells x 13 values in 40 s, 17 B more memory for
+#: each cell. Compressed files and slow disks take longer.
+_VALUES_PER_SECOND = 20e6
+_CELLS_PER_SECOND = 150_000
 _BASE_SECONDS = 3.0
-_BASE_MEMORY = 0.55e9
-#: Labels, totals and order of a cell, in memory at once.
-_MEMORY_PER_CELL = 100
+_BASE_MEMORY = 0.6e9
+#: Labels of a cell, in memory at once.
+_MEMORY_PER_CELL = 20
 
 
 @dataclass(frozen=True)
