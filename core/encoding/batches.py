@@ -1,91 +1,45 @@
-"""Batches: cells as packed token arrays, with the masked positions and their answers.
+"""Batches: from cells as they are stored to packed tokens, with the masked positions and answers.
 
 A batch is flat: T tokens of all cells one after another, and ``cu_seqlens`` where each cell begins.
 Both layouts come out in the same form, so the model does not know them apart:
 
 - ranked: every panel gene, in panel order, for every cell;
-- expressed: the genes above bin 0, plus masked unexpressed ones swapped in so that "bin 0" is an
-  answer; a cell with more genes than ``max_length`` allows keeps a random choice of them.
+- expressed: the genes above bin 0, in no particular order, some of the masked ones replaced by
+  unexpressed genes so that "bin 0" is an answer; a cell with more genes than ``max_length`` allows
+  keeps a random choice of them.
+
+Everything is vectorised over the batch but joining slices, one per cell. Values are binned as they
+are stored: counts are compared with a cell's own thresholds (`count_bins`), never normalised.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.encoding.cell_batch import CellBatch, PendingBins
+from core.encoding.count_bins import CountBins, levels_of_counts
+from core.encoding.freed_memory import keep_freed_memory
 from core.encoding.masking import (
     Show,
     draw_gene_mask,
     draw_masked_counts,
     draw_phenotype_states,
+    draw_subsets,
 )
-from core.encoding.tokens import CLS, END, MASK, NONE, START, TokenSpace
+from core.encoding.packing import GeneTokens, pack
+from core.encoding.panel_cells import PanelCells
+from core.encoding.tokens import MASK, TokenSpace
+from core.encoding.unexpressed import Lookup, draw_unexpressed
 from core.encoding.values import ValueEncoder
 from core.presets.schema import MaskingSettings
 
 __all__ = ["BatchEncoder", "CellBatch"]
 
-IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class CellBatch:
-    """A batch of B cells, T tokens, M masked genes and K masked phenotypes.
-
-    Attributes
-    ----------
-    identity, value
-        (T,), what stands at a position and how much of it; see `core.encoding.tokens`.
-    number
-        (T,), float32, the log1p value at visible genes of continuous models, else 0.
-    cu_seqlens
-        (B + 1,), int32, first token of each cell.
-    gene_position, gene_cell, gene, gene_target
-        (M,), flat position, cell, panel index, and answer: a bin, or the log1p value (float32).
-    phenotype_position, phenotype_cell, phenotype_slot, phenotype_target
-        (K,), flat position, cell, phenotype number, and code.
-    mask_share
-        (B,), float32, masked share of each cell's genes.
-    """
-
-    identity: IntArray
-    value: IntArray
-    number: FloatArray
-    cu_seqlens: NDArray[np.int32]
-    gene_position: IntArray
-    gene_cell: IntArray
-    gene: IntArray
-    gene_target: NDArray[np.int64] | FloatArray
-    phenotype_position: IntArray
-    phenotype_cell: IntArray
-    phenotype_slot: IntArray
-    phenotype_target: IntArray
-    mask_share: FloatArray
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(self.cu_seqlens) - 1
-
-    @cached_property
-    def max_length(self) -> int:
-        """Tokens of the longest cell."""
-        return int(np.diff(self.cu_seqlens).max(initial=0))
-
-    @cached_property
-    def rectangular(self) -> bool:
-        """Whether all cells have the same length."""
-        return self.n_cells * self.max_length == len(self.identity)
-
-
-def _take(index: NDArray[Any], *arrays: NDArray[Any]) -> list[NDArray[Any]]:
-    """Index several parallel arrays alike."""
-    return [array[index] for array in arrays]
 
 
 class BatchEncoder:
@@ -99,17 +53,35 @@ class BatchEncoder:
         Bins of the model.
     max_length
         Longest sequence; ranked sequences never need more than the panel.
+    bins_on_device
+        Leave the bins of counts to the device (`CellBatch.pending`) where that can be: stored
+        counts, bins, and edges that all genes share.
     """
 
-    def __init__(self, tokens: TokenSpace, values: ValueEncoder, *, max_length: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenSpace,
+        values: ValueEncoder,
+        *,
+        max_length: int,
+        bins_on_device: bool = False,
+    ) -> None:
+        self.bins_on_device = bins_on_device
         self.tokens = tokens
         self.values = values
         self.max_length = max_length
         self.continuous = values.kind == "continuous"
+        self._lookup: Lookup | None = None
+        keep_freed_memory()
+
+    @property
+    def room(self) -> int:
+        """Most genes of a sequence."""
+        return self.max_length - self.tokens.header_length - 1
 
     def masked(
         self,
-        expression: sparse.csr_matrix,
+        expression: PanelCells | sparse.csr_matrix,
         codes: NDArray[np.int32],
         masking: MaskingSettings,
         rng: np.random.Generator,
@@ -119,7 +91,7 @@ class BatchEncoder:
         Parameters
         ----------
         expression
-            (cells, genes), log1p counts per 10,000, in panel order.
+            Cells over the panel: as stored, or (cells, genes) log1p counts per 10,000.
         codes
             (cells, phenotypes), -1 where missing.
         masking
@@ -127,6 +99,7 @@ class BatchEncoder:
         rng
             The only source of chance: the same state gives the same batch.
         """
+        cells = expression if isinstance(expression, PanelCells) else PanelCells.of(expression)
         states = draw_phenotype_states(
             codes,
             mask=masking.phenotypes,
@@ -138,16 +111,15 @@ class BatchEncoder:
         visible = rng.random(len(codes)) < masking.visible_cells
         states[visible[:, None] & (codes >= 0)] = Show.MASKED
         if self.tokens.layout == "expressed":
-            return self._expressed(expression, codes, states, masking, rng, visible)
-        n_cells, n_genes = expression.shape
-        n_masked = draw_masked_counts(np.full(n_cells, n_genes), masking.genes, rng)
+            return self._expressed(cells, codes, states, masking, rng, visible)
+        n_masked = draw_masked_counts(np.full(cells.n_cells, cells.n_genes), masking.genes, rng)
         n_masked[visible] = 0
-        mask = draw_gene_mask(n_masked, n_genes, rng)
-        return self.ranked(expression.toarray(), codes, states, mask)
+        mask = draw_gene_mask(n_masked, cells.n_genes, rng)
+        return self._ranked(*self._dense(cells), codes, states, mask)
 
     def visible(
         self,
-        expression: sparse.csr_matrix,
+        expression: PanelCells | sparse.csr_matrix,
         codes: NDArray[np.int32],
         hidden: Sequence[str],
         rng: np.random.Generator,
@@ -157,15 +129,16 @@ class BatchEncoder:
         A masked phenotype has an answer only where its label is known. The other phenotypes are
         shown. ``rng`` chooses genes of cells longer than ``max_length``.
         """
+        cells = expression if isinstance(expression, PanelCells) else PanelCells.of(expression)
         states = np.where(codes < 0, Show.NOT_SPECIFIED, Show.VALUE).astype(np.int8)
         for name in hidden:
             states[:, self.tokens.names.index(name)] = Show.MASKED
         if self.tokens.layout == "expressed":
             nothing = MaskingSettings(genes=0.0, phenotypes=0.0)
             nobody = np.zeros(len(codes), dtype=bool)
-            return self._expressed(expression, codes, states, nothing, rng, nobody)
-        mask = np.zeros(expression.shape, dtype=bool)
-        return self.ranked(expression.toarray(), codes, states, mask)
+            return self._expressed(cells, codes, states, nothing, rng, nobody)
+        mask = np.zeros((cells.n_cells, cells.n_genes), dtype=bool)
+        return self._ranked(*self._dense(cells), codes, states, mask)
 
     def ranked(
         self,
@@ -185,201 +158,232 @@ class BatchEncoder:
         mask
             (cells, genes).
         """
-        n_cells, n_genes = expression.shape
-        bins = self.values.encode(expression).astype(np.int64)
+        bins = self.values.encode(expression)
+        levels = np.where(bins > 0, expression, 0) if self.continuous else None
+        return self._ranked(self._shown(bins), levels, None, codes, states, mask)
+
+    def _ranked(
+        self,
+        value: NDArray[Any],
+        levels: FloatArray | None,
+        pending: PendingBins | None,
+        codes: NDArray[np.int32],
+        states: NDArray[np.int8],
+        mask: NDArray[np.bool_],
+    ) -> CellBatch:
+        """Encode dense (cells, genes) values and, for continuous models, levels; both are changed."""
+        n_cells, n_genes = mask.shape
         tokens = self.tokens
-        gene_value = (
-            np.full(bins.shape, tokens.first_bin) if self.continuous else bins + tokens.first_bin
+        at = np.flatnonzero(mask)
+        n_masked = mask.sum(axis=1)
+        target = self._answers(value, levels, pending, at)
+        self._hide(value, levels, pending, at)
+        every = (np.arange(n_genes) + tokens.first_gene).astype(tokens.identity_type)
+        genes = GeneTokens(
+            lengths=np.full(n_cells, n_genes),
+            identity=[every] * n_cells,
+            value=list(value),
+            number=None if levels is None else list(levels),
+            masked_at=at,
+            n_masked=n_masked,
+            gene=(at - np.repeat(np.arange(n_cells) * n_genes, n_masked)).astype(np.int32),
+            target=target,
+            mask_share=(n_masked / max(n_genes, 1)).astype(np.float32),
+            pending=pending,
         )
-        gene_value[mask] = MASK
-        width = tokens.header_length + n_genes + 1
-        first = tokens.header_length
-        identity = np.empty((n_cells, width), dtype=np.int64)
-        value = np.full((n_cells, width), NONE, dtype=np.int64)
-        number = np.zeros((n_cells, width), dtype=np.float32)
-        self._write_header(identity, value, codes, states)
-        identity[:, first:-1] = tokens.first_gene + np.arange(n_genes)
-        identity[:, -1] = END
-        value[:, first:-1] = gene_value
-        if self.continuous:
-            number[:, first:-1] = np.where(mask | (bins == 0), 0, expression)
-        keep = self._kept_tokens(states, width)
-        position = self._positions(keep)
-        gene_cell, gene = np.nonzero(mask)
-        target = expression * (bins > 0) if self.continuous else bins
-        return self._batch(
-            identity, value, number, keep, position, codes, states,
-            gene_position=position[gene_cell, gene + first],
-            gene_cell=gene_cell,
-            gene=gene,
-            gene_target=target[gene_cell, gene],
-            mask_share=mask.mean(axis=1, dtype=np.float32),
-        )  # fmt: skip
+        return pack(tokens, genes, codes, states)
 
     def _expressed(
         self,
-        expression: sparse.csr_matrix,
+        cells: PanelCells,
         codes: NDArray[np.int32],
         states: NDArray[np.int8],
         masking: MaskingSettings,
         rng: np.random.Generator,
         visible: NDArray[np.bool_],
     ) -> CellBatch:
-        n_cells = expression.shape[0]
         tokens = self.tokens
-        cell = np.repeat(np.arange(n_cells), np.diff(expression.indptr))
-        gene = expression.indices.astype(np.int64)
-        level = expression.data.astype(np.float32)
-        bins = self.values.encode_flat(level, gene).astype(np.int64)
-        on = bins > 0
-        cell, gene, level, bins = cell[on], gene[on], level[on], bins[on]
-
-        # A random order within each cell decides which genes stay and which are masked.
-        room = self.max_length - tokens.header_length - 1
-        order = np.lexsort((rng.random(len(cell)), cell))
-        expressed = np.bincount(cell, minlength=n_cells)
-        place = np.empty(len(cell), dtype=np.int64)
-        place[order] = np.arange(len(cell)) - np.repeat(np.cumsum(expressed) - expressed, expressed)
-        kept = np.minimum(expressed, room)
-        n_masked = draw_masked_counts(kept, masking.genes, rng)
+        count_bins = self._count_bins(cells)
+        cells = self._without_bin_0(cells, count_bins)
+        expressed = np.diff(cells.indptr)
+        lengths = np.minimum(expressed, self.room)
+        part = cells
+        if (lengths < expressed).any():
+            part = _only(cells, np.flatnonzero(draw_subsets(expressed, lengths, rng)), lengths)
+        n_masked = draw_masked_counts(lengths, masking.genes, rng)
         n_masked[visible] = 0
-        share = np.divide(n_masked, kept, out=np.zeros(n_cells), where=kept > 0)
-        stays = place < kept[cell]
-        cell, gene, level, bins, place = _take(stays, cell, gene, level, bins, place)
-        masked = place < n_masked[cell]
+        at = np.flatnonzero(draw_subsets(lengths, n_masked, rng))
+        identity = self._identities(part)
+        pending = self._pending(part, count_bins)
+        value, levels = self._values(part, count_bins, pending)
+        target = self._answers(value, levels, pending, at)
+        if masking.unexpressed and len(at):
+            swapped, genes = self._swaps(cells, n_masked, masking.unexpressed, rng)
+            identity[at[swapped]] = genes + tokens.first_gene
+            target[swapped] = 0
+            if pending is not None:
+                value[at[swapped]] = 0
+        self._hide(value, levels, pending, at)
+        spans = part.spans(np.arange(part.n_cells))
+        packed = GeneTokens(
+            lengths=lengths,
+            identity=[identity[span] for span in spans],
+            value=[value[span] for span in spans],
+            number=None if levels is None else [levels[span] for span in spans],
+            masked_at=at,
+            n_masked=n_masked,
+            gene=identity.take(at).astype(np.int32) - tokens.first_gene,
+            target=target,
+            mask_share=(n_masked / np.maximum(lengths, 1)).astype(np.float32),
+            pending=pending,
+        )
+        return pack(tokens, packed, codes, states)
 
-        swapped = masked & (rng.random(len(cell)) < masking.unexpressed)
-        if swapped.any():
-            self._swap_in_unexpressed(cell, gene, level, bins, swapped, expression, rng)
-        order = np.lexsort((gene, cell))
-        cell, gene, level, bins, masked = _take(order, cell, gene, level, bins, masked)
-
-        first = tokens.header_length
-        width = first + int(kept.max(initial=0)) + 1
-        column = first + np.arange(len(cell)) - np.repeat(np.cumsum(kept) - kept, kept)
-        identity = np.empty((n_cells, width), dtype=np.int64)
-        value = np.full((n_cells, width), NONE, dtype=np.int64)
-        number = np.zeros((n_cells, width), dtype=np.float32)
-        self._write_header(identity, value, codes, states)
-        identity[:, first:] = END
-        identity[cell, column] = tokens.first_gene + gene
-        shown = np.full(len(cell), tokens.first_bin) if self.continuous else bins + tokens.first_bin
-        value[cell, column] = np.where(masked, MASK, shown)
-        if self.continuous:
-            number[cell, column] = np.where(masked, 0, level)
-        keep = self._kept_tokens(states, width)
-        keep[:, first:] = np.arange(first, width) <= (first + kept)[:, None]
-        position = self._positions(keep)
-        return self._batch(
-            identity, value, number, keep, position, codes, states,
-            gene_position=position[cell[masked], column[masked]],
-            gene_cell=cell[masked],
-            gene=gene[masked],
-            gene_target=(np.where(bins > 0, level, 0).astype(np.float32) if self.continuous
-                         else bins)[masked],
-            mask_share=share.astype(np.float32),
-        )  # fmt: skip
-
-    def _swap_in_unexpressed(
+    def _swaps(
         self,
-        cell: IntArray,
-        gene: IntArray,
-        level: FloatArray,
-        bins: IntArray,
-        swapped: NDArray[np.bool_],
-        expression: sparse.csr_matrix,
+        cells: PanelCells,
+        n_masked: NDArray[np.int64],
+        share: float,
         rng: np.random.Generator,
-    ) -> None:
-        """Replace the ``swapped`` genes, in place, by distinct unexpressed genes of the same cell.
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Choose masked genes that give way to unexpressed ones: which of the masked, and to whom.
 
         Uniform over what the cell does not express. A cell that expresses nearly the whole panel
         may lack candidates: what cannot be swapped stays as it is.
         """
-        n_cells, n_genes = expression.shape
-        free = np.ones((n_cells, n_genes), dtype=bool)
-        everything = np.repeat(np.arange(n_cells), np.diff(expression.indptr))
-        above = self.values.encode_flat(expression.data, expression.indices) > 0
-        free[everything[above], expression.indices[above]] = False
-        wanted = np.bincount(cell[swapped], minlength=n_cells)
-        keys = rng.random((n_cells, n_genes), dtype=np.float32)
-        keys[~free] = 2.0
-        most = int(wanted.max())
-        chosen = np.argpartition(keys, min(most, n_genes - 1), axis=1)[:, :most]
-        chosen = np.take_along_axis(
-            chosen, np.argsort(np.take_along_axis(keys, chosen, axis=1), axis=1), axis=1
-        )
-        where = np.flatnonzero(swapped)
-        where = where[np.argsort(cell[where], kind="stable")]
-        of_cell = cell[where]
-        rank = np.arange(len(where)) - np.repeat(np.cumsum(wanted) - wanted, wanted)
-        possible = rank < free.sum(axis=1)[of_cell]
-        where, of_cell, rank = where[possible], of_cell[possible], rank[possible]
-        gene[where] = chosen[of_cell, rank]
-        level[where] = 0
-        bins[where] = 0
+        swapped = np.flatnonzero(rng.random(int(n_masked.sum()), dtype=np.float32) < share)
+        ends = np.searchsorted(swapped, np.concatenate(([0], np.cumsum(n_masked))))
+        wanted = np.diff(ends)
+        if self._lookup is None or self._lookup.width != cells.n_columns + 1:
+            self._lookup = Lookup(cells.n_columns + 1)
+        genes, n_drawn = draw_unexpressed(cells, wanted, self._lookup, rng)
+        if (n_drawn < wanted).any():
+            rank = np.arange(len(swapped)) - np.repeat(ends[:-1], wanted)
+            swapped = swapped[rank < np.repeat(n_drawn, wanted)]
+        return swapped, genes
 
-    def _write_header(
+    # ---------------------------------------------------------------- stored values to tokens
+
+    def _count_bins(self, cells: PanelCells) -> CountBins | None:
+        """Bins straight from counts, where values are counts and all genes have one set of edges."""
+        if cells.totals is None or self.continuous or not self.values.edges_are_shared:
+            return None
+        return CountBins(self.values.edges, cells.totals)
+
+    def _pending(self, cells: PanelCells, count_bins: CountBins | None) -> PendingBins | None:
+        """Return what the device needs to make the bins, or None where the host makes them."""
+        if not self.bins_on_device or count_bins is None or cells.values.dtype != np.uint16:
+            return None
+        thresholds = count_bins.thresholds.astype(np.int32)
+        return PendingBins(thresholds, self.tokens.first_gene, self.tokens.first_bin)
+
+    def _without_bin_0(self, cells: PanelCells, count_bins: CountBins | None) -> PanelCells:
+        """Leave out values below a gene's first edge; usually there are none."""
+        if count_bins is not None:
+            on = count_bins.expressed(cells.values, cells.indptr)
+        else:
+            shared = self.values.edges_are_shared
+            on = self.values.expressed(_levels(cells), cells.columns if shared else _genes(cells))
+        if on is None or on.all():
+            return cells
+        at = np.flatnonzero(on)
+        return _only(cells, at, np.diff(np.searchsorted(at, cells.indptr)))
+
+    def _identities(self, cells: PanelCells) -> NDArray[np.integer[Any]]:
+        """(values,), identity of each value's gene."""
+        dtype = self.tokens.identity_type
+        genes = _genes(cells).astype(dtype, copy=False)
+        return np.add(genes, self.tokens.first_gene, dtype=dtype)
+
+    def _values(
+        self, cells: PanelCells, count_bins: CountBins | None, pending: PendingBins | None
+    ) -> tuple[NDArray[Any], FloatArray | None]:
+        """(values,) tokens of the stored values, and levels where the model is continuous."""
+        if pending is not None:
+            return cells.values.copy(), None
+        if count_bins is not None:
+            value = count_bins.bins(
+                cells.values, cells.indptr,
+                first=self.tokens.first_bin, dtype=self.tokens.value_type,
+            )  # fmt: skip
+            return value, None
+        levels = _levels(cells)
+        shared = self.values.edges_are_shared  # then the genes do not matter
+        bins = self.values.encode_flat(levels, cells.columns if shared else _genes(cells))
+        if not self.continuous:
+            return self._shown(bins), None
+        return self._shown(bins), np.where(bins > 0, levels, np.float32(0))
+
+    def _dense(
+        self, cells: PanelCells
+    ) -> tuple[NDArray[Any], FloatArray | None, PendingBins | None]:
+        """(cells, genes) tokens of all genes, and levels where the model is continuous."""
+        shape = (cells.n_cells, cells.n_genes)
+        count_bins = self._count_bins(cells)
+        pending = self._pending(cells, count_bins)
+        value, levels = self._values(cells, count_bins, pending)
+        at = np.repeat(np.arange(cells.n_cells) * cells.n_genes, np.diff(cells.indptr))
+        at += _genes(cells)
+        absent = self.tokens.first_bin if pending is None else 0
+        dense = np.full(shape, absent, dtype=value.dtype)
+        dense.ravel()[at] = value
+        if levels is None:
+            return dense, None, pending
+        dense_levels = np.zeros(shape, dtype=np.float32)
+        dense_levels.ravel()[at] = levels
+        return dense, dense_levels, None
+
+    def _shown(self, bins: NDArray[np.uint8]) -> NDArray[Any]:
+        """Tokens of bins; continuous models have one token for all: a number follows."""
+        if self.continuous:
+            return np.full(bins.shape, self.tokens.first_bin, dtype=self.tokens.value_type)
+        return np.add(bins, self.tokens.first_bin, dtype=self.tokens.value_type)
+
+    def _answers(
         self,
-        identity: IntArray,
-        value: IntArray,
-        codes: NDArray[np.int32],
-        states: NDArray[np.int8],
-    ) -> None:
-        """Fill CLS, the phenotype slots and START of padded (cells, width) arrays."""
-        tokens = self.tokens
-        n = tokens.n_phenotypes
-        identity[:, 0] = CLS
-        identity[:, 1 : n + 1] = tokens.first_slot + np.arange(n)
-        identity[:, n + 1] = START
-        value[:, : n + 2] = NONE
-        value[:, 1 : n + 1] = np.select(
-            [states == Show.VALUE, states == Show.MASKED],
-            [tokens.not_specified + codes + 1, np.full(codes.shape, MASK)],
-            np.broadcast_to(tokens.not_specified, codes.shape),
-        )
-
-    def _kept_tokens(self, states: NDArray[np.int8], width: int) -> NDArray[np.bool_]:
-        keep = np.ones((len(states), width), dtype=bool)
-        keep[:, 1 : self.tokens.n_phenotypes + 1] = states != Show.DROPPED
-        return keep
+        value: NDArray[Any],
+        levels: FloatArray | None,
+        pending: PendingBins | None,
+        at: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        """Bins, or levels of continuous models, at flat places, before they are masked."""
+        if pending is not None:
+            return np.zeros(len(at), dtype=np.uint8)
+        if levels is not None:
+            return levels.ravel().take(at)
+        return value.ravel().take(at) - self.tokens.value_type(self.tokens.first_bin)
 
     @staticmethod
-    def _positions(keep: NDArray[np.bool_]) -> IntArray:
-        """Flat position of each kept entry of a padded array."""
-        return (np.cumsum(keep.ravel()) - 1).reshape(keep.shape)
+    def _hide(
+        value: NDArray[Any],
+        levels: FloatArray | None,
+        pending: PendingBins | None,
+        at: NDArray[np.int64],
+    ) -> None:
+        """Mask flat places, unless the device has yet to read the answers there."""
+        if pending is None:
+            value.ravel()[at] = MASK
+        if levels is not None:
+            levels.ravel()[at] = 0
 
-    def _batch(
-        self,
-        identity: IntArray,
-        value: IntArray,
-        number: FloatArray,
-        keep: NDArray[np.bool_],
-        position: IntArray,
-        codes: NDArray[np.int32],
-        states: NDArray[np.int8],
-        *,
-        gene_position: IntArray,
-        gene_cell: IntArray,
-        gene: IntArray,
-        gene_target: IntArray | FloatArray,
-        mask_share: FloatArray,
-    ) -> CellBatch:
-        asked_cell, asked_slot = np.nonzero((states == Show.MASKED) & (codes >= 0))
-        lengths = keep.sum(axis=1)
-        cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
-        np.cumsum(lengths, out=cu_seqlens[1:])
-        return CellBatch(
-            identity=identity[keep],
-            value=value[keep],
-            number=number[keep],
-            cu_seqlens=cu_seqlens,
-            gene_position=gene_position,
-            gene_cell=gene_cell,
-            gene=gene,
-            gene_target=gene_target,
-            phenotype_position=position[asked_cell, asked_slot + 1],
-            phenotype_cell=asked_cell,
-            phenotype_slot=asked_slot,
-            phenotype_target=codes[asked_cell, asked_slot].astype(np.int64),
-            mask_share=mask_share,
-        )
+
+def _genes(cells: PanelCells) -> NDArray[np.integer[Any]]:
+    """(values,), panel index of each value's gene."""
+    return cells.columns if cells.panel_of is None else cells.panel_of.take(cells.columns)
+
+
+def _levels(cells: PanelCells) -> FloatArray:
+    """(values,), log1p counts per 10,000."""
+    if cells.totals is None:
+        return cells.values
+    return levels_of_counts(cells.values, cells.indptr, cells.totals)
+
+
+def _only(cells: PanelCells, at: NDArray[np.int64], lengths: NDArray[np.int64]) -> PanelCells:
+    """Keep the values at ascending places, ``lengths`` of each cell."""
+    return replace(
+        cells,
+        indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        columns=cells.columns.take(at),
+        values=cells.values.take(at),
+    )

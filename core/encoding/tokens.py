@@ -73,6 +73,18 @@ class TokenSpace:
         return _FIRST_BIN + self.n_bins + sum(len(v) + 1 for v in self.phenotypes.values())
 
     @property
+    def identity_type(self) -> type[np.uint16 | np.int32]:
+        """Smallest type of a batch's identities."""
+        return np.uint16 if self.n_identities <= 65_536 else np.int32
+
+    @property
+    def value_type(self) -> type[np.uint8 | np.uint16 | np.int32]:
+        """Smallest type of a batch's values."""
+        if self.n_values <= 256:
+            return np.uint8
+        return np.uint16 if self.n_values <= 65_536 else np.int32
+
+    @property
     def first_slot(self) -> int:
         """Identity of the first phenotype."""
         return _FIRST_SLOT

@@ -7,6 +7,7 @@ sequence is decided by `tokens` and `batches`, not here.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,9 +74,27 @@ class ValueEncoder:
     def encode_flat(self, values: FloatArray, genes: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Assign bins to single values: (values,) of the genes (values,)."""
         bins = np.zeros(values.shape, dtype=np.uint8)
-        for edge in self.edges.T:
-            bins += values >= (edge if edge.ndim == 0 else edge[genes])
+        reached = np.empty(values.shape, dtype=bool)
+        for edge in self._edge_rows:
+            np.greater_equal(values, edge if edge.ndim == 0 else edge.take(genes), out=reached)
+            bins += reached.view(np.uint8)
         return bins
+
+    def expressed(self, values: FloatArray, genes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Tell which single values are above bin 0: (values,) of the genes (values,)."""
+        edge = self._edge_rows[0]
+        above: NDArray[np.bool_] = values >= (edge if edge.ndim == 0 else edge.take(genes))
+        return above
+
+    @property
+    def edges_are_shared(self) -> bool:
+        """Whether all genes have the same edges."""
+        return self.edges.ndim == 1
+
+    @cached_property
+    def _edge_rows(self) -> FloatArray:
+        """(bins - 1, ...), an edge of all genes in one piece of memory."""
+        return np.ascontiguousarray(self.edges.T)
 
 
 def fit_value_encoder(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.cells.store import Store
+from core.encoding.panel_cells import PanelReader
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.gene_outputs import predict_genes
@@ -91,10 +92,11 @@ def evaluate_masked(
     totals, weights = np.zeros(2), np.zeros(2)  # of genes and of phenotypes
     gene_hits = baseline_hits = n_genes = 0
     common = model.reference.bin_counts.argmax(axis=1)
+    reader = PanelReader(store, model.panel)
     for number, some in _row_batches(rows, batch_size):
         rng = np.random.default_rng([seed, number, 17])
         arrays = batches.masked(
-            store.read(some, model.panel), store.phenotype_codes[some], model.masking, rng
+            reader.read(some), np.asarray(store.phenotype_codes[some]), model.masking, rng
         )
         batch = BatchTensors.from_arrays(arrays, device)
         output = model.network(batch)
@@ -155,12 +157,13 @@ def predict_phenotypes(
     model.network.eval()
     batches, device = model.batches, _device(model)
     names = list(model.config.phenotypes)
+    reader = PanelReader(store, model.panel)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for number, some in _row_batches(rows, batch_size):
         rng = np.random.default_rng([seed, number, 19])
         # Codes are hidden from the model; zeros make every slot a question, label or not.
         nothing = np.zeros((len(some), len(names)), dtype=np.int32)
-        arrays = batches.visible(store.read(some, model.panel), nothing, names, rng)
+        arrays = batches.visible(reader.read(some), nothing, names, rng)
         batch = BatchTensors.from_arrays(arrays, device)
         logits = model.network(batch).phenotype_logits
         for slot, name in enumerate(names):

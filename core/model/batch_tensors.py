@@ -1,13 +1,22 @@
-"""A batch on the device: the arrays of `core.encoding.batches.CellBatch` as tensors."""
+"""A batch on the device: the arrays of `core.encoding.batches.CellBatch` as tensors.
+
+`HostBatch` is the batch with the small integers of the host, in page-locked memory where a GPU will
+fetch it; `BatchTensors` is what the model takes. Bins that the encoder left to the device are made
+on the way from one to the other.
+"""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from core.encoding.batches import CellBatch
+from core.encoding.cell_batch import CellBatch, PendingBins
+from core.encoding.tokens import MASK
 
-__all__ = ["BatchTensors"]
+__all__ = ["BatchTensors", "HostBatch"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +47,86 @@ class BatchTensors:
     @classmethod
     def from_arrays(cls, batch: CellBatch, device: torch.device | str = "cpu") -> "BatchTensors":
         """Copy a batch to ``device``."""
-        device = torch.device(device)
-        tensors = {}
-        for field in fields(batch):
-            tensor = torch.from_numpy(getattr(batch, field.name))
-            if device.type == "cuda":
-                tensor = tensor.pin_memory()
-            tensors[field.name] = tensor.to(device, non_blocking=True)
-        return cls(
+        return HostBatch.of(batch, pin=torch.device(device).type == "cuda").to(device)
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch on the host, ready to go to a device.
+
+    Attributes
+    ----------
+    tensors
+        By name, integers as small as they are; a repeated zero is a single one.
+    thresholds
+        Of pending bins, or None.
+    arrays
+        Where the tensors' shapes and the pending bins are described.
+    """
+
+    tensors: dict[str, Tensor]
+    thresholds: Tensor | None
+    arrays: CellBatch
+
+    @classmethod
+    def of(cls, arrays: CellBatch, *, pin: bool = False) -> "HostBatch":
+        """Wrap arrays, in page-locked memory if ``pin``: so they travel while the host goes on."""
+        tensors = {
+            field.name: _wrap(getattr(arrays, field.name), pin=pin)
+            for field in fields(arrays)
+            if field.name != "pending"
+        }
+        pending = arrays.pending
+        return cls(tensors, None if pending is None else _wrap(pending.thresholds, pin=pin), arrays)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.arrays.n_cells
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.arrays.identity)
+
+    def to(self, device: torch.device | str) -> BatchTensors:
+        """Copy to ``device``, integers as the model takes them: int64, ``cu_seqlens`` int32."""
+        tensors = {name: _as_input(name, tensor, device) for name, tensor in self.tensors.items()}
+        if len(tensors["number"]) != self.n_tokens:
+            tensors["number"] = tensors["number"].new_zeros(self.n_tokens)
+        if self.arrays.pending is not None and self.thresholds is not None:
+            thresholds = self.thresholds.to(device, non_blocking=True)
+            _make_bins(tensors, thresholds, self.arrays.pending)
+        return BatchTensors(
             **tensors,
-            n_cells=batch.n_cells,
-            max_length=batch.max_length,
-            rectangular=batch.rectangular,
+            n_cells=self.n_cells,
+            max_length=self.arrays.max_length,
+            rectangular=self.arrays.rectangular,
         )
+
+
+def _wrap(array: NDArray[Any], *, pin: bool) -> Tensor:
+    if len(array) and array.strides == (0,):
+        array = np.zeros(1, dtype=array.dtype)
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if pin else tensor
+
+
+def _as_input(name: str, tensor: Tensor, device: torch.device | str) -> Tensor:
+    tensor = tensor.to(device, non_blocking=True)
+    return tensor if name == "cu_seqlens" or tensor.is_floating_point() else tensor.long()
+
+
+def _make_bins(tensors: dict[str, Tensor], thresholds: Tensor, pending: PendingBins) -> None:
+    """Turn counts into bins, ask for those at masked genes, and mask them."""
+    counts, bounds = tensors["value"], tensors["cu_seqlens"].long()
+    lengths = bounds.diff()
+    cell = torch.repeat_interleave(lengths, output_size=len(counts))
+    bins = torch.zeros_like(counts)
+    for reaching in thresholds.unbind(1):
+        bins += counts >= reaching[cell]
+    is_gene = tensors["identity"] >= pending.first_gene
+    value = torch.where(is_gene, bins + pending.first_bin, counts)
+    value[tensors["gene_position"]] = MASK
+    tensors["gene_target"] = bins[tensors["gene_position"]]
+    tensors["value"] = value

@@ -256,6 +256,11 @@ class TrainSettings(_Section):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
     batch_size: int = Field(32, ge=1, description="cells per step")
+    tokens_per_batch: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens per step, filled with as many cells as fit, instead of batch_size",
+    )
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
     skeleton_learning_rate: float = Field(

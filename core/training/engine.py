@@ -1,10 +1,10 @@
 """The training loop: batches in, a run folder out; can be stopped and resumed at any step.
 
 `train` starts a run or continues one. What is learnt is in `core.model`, what is hidden in
-`core.encoding`; here are steps, evaluations, checkpoints and the run log. The batch, the masks and
-the learning rate of a step are functions of the seed and the step, so that a checkpoint needs only
-weights, optimiser and random state, and a resumed run equals one that never stopped, bit for bit
-on CPU.
+`core.encoding`; here are steps, evaluations, checkpoints and the run log. The batch and the masks
+are functions of the seed and a cursor, the learning rate of the step, so that a checkpoint needs
+only weights, optimiser, random state and the cursor, and a resumed run equals one that never
+stopped, bit for bit on CPU.
 """
 
 import logging
@@ -18,25 +18,29 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.cells.store import Store
+from core.encoding.cell_batch import CellBatch
+from core.encoding.loader import BatchLoader, BatchSource, Loaded
+from core.encoding.sampler import Cursor
 from core.errors import TfxError, TrainingInterrupted
 from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
 from core.evaluation.phenotype_metrics import score_phenotype
 from core.model.attention import resolve_attention
-from core.model.batch_tensors import BatchTensors
+from core.model.batch_tensors import HostBatch
 from core.model.folder import CellModel
 from core.model.losses import LossParts, masked_loss
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.runlog.writer import RunWriter
+from core.training.batch_source import make_batch_source
 from core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from core.training.data_order import BatchOrder
 from core.training.machine import Machine, choose_machine
 from core.training.optimiser import ENCODER, make_optimiser
 from core.training.schedule import learning_rate_factor, total_steps
-from core.training.setup import build_model, class_weights
+from core.training.setup import build_model, chosen_rows, class_weights
 from core.training.step_window import StepWindow
 
 __all__ = ["MODEL_FOLDER", "TrainResult", "train"]
@@ -123,6 +127,17 @@ def train(
         ragged=preset.encoding.layout == "expressed",
     )
     model = build_model(preset, store, name=run_folder.name, on_progress=on_progress)
+    accelerator = _make_accelerator(machine)
+    source = make_batch_source(
+        preset.train,
+        preset.masking,
+        store,
+        chosen_rows(preset, store, "train"),
+        model,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        bins_on_device=machine.device == "cuda",
+    )
     with RunWriter(run_folder, run=_describe(resolved, store, model, machine)) as log:
         log.config(resolved.to_toml())
         log.status("starting")
@@ -131,7 +146,9 @@ def train(
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(preset.train.seed)
-                run = _Run(resolved, store, model, machine, log, should_stop, on_progress)
+                run = _Run(
+                    resolved, store, model, source, accelerator, log, should_stop, on_progress
+                )
                 result = run.go()
             log.status("finished", step=result.steps)
             log.event("end", step=result.steps)
@@ -162,6 +179,12 @@ def _describe(
     }
 
 
+def _make_accelerator(machine: Machine) -> Accelerator:
+    # accelerate keeps one global state per process; another run in it may want another one.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=machine.device == "cpu", mixed_precision=machine.precision)
+
+
 class _Run:
     """One process' share of a run."""
 
@@ -170,46 +193,38 @@ class _Run:
         resolved: ResolvedPreset,
         store: Store,
         model: CellModel,
-        machine: Machine,
+        source: BatchSource,
+        accelerator: Accelerator,
         log: RunWriter,
         should_stop: Callable[[], bool],
         on_progress: Listener,
     ) -> None:
         self.settings = resolved.preset.train
         self.loss = resolved.preset.loss
-        self.masking = resolved.preset.masking
         self.store, self.model, self.log = store, model, log
+        self.source, self.accelerator = source, accelerator
         self.should_stop, self.on_progress = should_stop, on_progress
-        # accelerate keeps one global state per process; another run in it may want another one.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        self.accelerator = Accelerator(
-            cpu=machine.device == "cpu", mixed_precision=machine.precision
-        )
-        settings = self.settings
-        rows = store.rows("train")
-        self.order = BatchOrder(rows, batch_size=settings.batch_size, seed=settings.seed)
+        settings, sampler = self.settings, source.sampler
+        self.cursor = sampler.start
         self.total = total_steps(
-            len(rows),
-            batch_size=self.order.batch_size,
-            max_steps=settings.max_steps,
-            epochs=settings.epochs,
+            sampler.steps, max_steps=settings.max_steps, epochs=settings.epochs
         )
         has_both = model.network.skeleton is not None and model.network.encoder_part is not None
         self.skeleton_steps = min(settings.skeleton_steps, self.total - 1) if has_both else 0
-        self.validation = self._validation_rows()
+        self.validation = self._validation_rows(chosen_rows(resolved.preset, store, "validation"))
         self.optimiser = make_optimiser(model.network, settings)
         self.peak_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
         self.network, self.optimiser = self.accelerator.prepare(model.network, self.optimiser)
         self.device = self.accelerator.device
         weights = class_weights(
-            np.asarray(store.phenotype_codes[rows]), model.config, self.loss.class_weights
+            np.asarray(store.phenotype_codes[sampler.rows]), model.config, self.loss.class_weights
         )
         self.class_weights = None if weights is None else weights.to(self.device)
         self.progress = _Progress()
         self.nonfinite_in_a_row = 0
 
-    def _validation_rows(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        rows = self.store.rows("validation")
+    def _validation_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Take at most ``train.eval_cells`` of the validation cells."""
         if len(rows) > self.settings.eval_cells:
             rng = np.random.default_rng([self.settings.seed, 3])
             rows = np.sort(rng.choice(rows, self.settings.eval_cells, replace=False))
@@ -217,16 +232,36 @@ class _Run:
 
     def go(self) -> TrainResult:
         """Run to the end, or until asked to stop."""
-        progress, settings = self.progress, self.settings
         self._resume()
+        with BatchLoader(self.source, self.cursor, self._to_host) as loader:
+            self._steps(loader)
+        progress = self.progress
+        return TrainResult(
+            run=self.log.folder,
+            model=self.log.folder / MODEL_FOLDER,
+            steps=progress.step,
+            best_step=progress.best_step,
+            validation=progress.best_figures,
+        )
+
+    def _steps(self, loader: "BatchLoader[HostBatch]") -> None:
+        progress, settings = self.progress, self.settings
         self.log.status("running", step=progress.step, total=self.total)
         window = StepWindow()
         while progress.step < self.total:
             rate = self._set_learning_rate(progress.step)
             self.model.network.skeleton_only = progress.step < self.skeleton_steps
-            parts, n_tokens, norm = self._step(progress.step)
+            loaded = loader.next()
+            parts, norm = self._step(progress.step, loaded)
             progress.step += 1
-            window.add(parts, n_tokens, norm, self.order.batch_size)
+            self.cursor = loaded.following
+            window.add(
+                parts,
+                norm,
+                n_tokens=loaded.batch.n_tokens,
+                n_cells=loaded.batch.n_cells,
+                waited_seconds=loaded.waited_seconds,
+            )
             last = progress.step == self.total
             if progress.step % settings.log_steps == 0 or last:
                 figures = window.close() | {"lr": rate}
@@ -242,13 +277,10 @@ class _Run:
             if stopping:
                 message = f"stopped at step {progress.step} of {self.total}, checkpoint saved"
                 raise TrainingInterrupted(message)
-        return TrainResult(
-            run=self.log.folder,
-            model=self.log.folder / MODEL_FOLDER,
-            steps=progress.step,
-            best_step=progress.best_step,
-            validation=progress.best_figures,
-        )
+
+    def _to_host(self, arrays: CellBatch) -> HostBatch:
+        """Make ready for the device; the loader's thread does this."""
+        return HostBatch.of(arrays, pin=self.device.type == "cuda")
 
     def _set_learning_rate(self, step: int) -> float:
         """Set every group's learning rate for a step; return that of the first.
@@ -265,16 +297,9 @@ class _Run:
             )
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def _step(self, step: int) -> tuple[LossParts, int, float]:
-        """Do one optimiser step; return the loss, tokens and gradient norm."""
-        rows = self.order.batch(step)
-        arrays = self.model.batches.masked(
-            self.store.read(rows, self.model.panel),
-            self.store.phenotype_codes[rows],
-            self.masking,
-            self.order.mask_generator(step),
-        )
-        batch = BatchTensors.from_arrays(arrays, self.device)
+    def _step(self, step: int, loaded: Loaded[HostBatch]) -> tuple[LossParts, float]:
+        """Do one optimiser step; return the loss and the gradient norm."""
+        batch = loaded.batch.to(self.device)
         self.network.train()
         output = self.network(batch)
         parts = masked_loss(
@@ -293,13 +318,13 @@ class _Run:
         if math.isfinite(norm):
             self.nonfinite_in_a_row = 0
         else:
-            self._note_nonfinite(step, rows)
+            self._note_nonfinite(step, loaded.rows)
         if math.isfinite(norm) or self.accelerator.scaler is not None:
             self.optimiser.step()  # fp16: the scaler skips the step itself and lowers its scale
         self.optimiser.zero_grad()
-        return parts, len(arrays.identity), norm
+        return parts, norm
 
-    def _note_nonfinite(self, step: int, rows: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    def _note_nonfinite(self, step: int, rows: NDArray[np.int64]) -> None:
         self.nonfinite_in_a_row += 1
         self.log.event("nonfinite", step=step, rows=rows[:256].tolist())
         logger.warning("step %d skipped: its gradient is not finite", step)
@@ -377,6 +402,7 @@ class _Run:
             "best_loss": progress.best_loss,
             "best_step": progress.best_step,
             "best_figures": progress.best_figures,
+            "cursor": self.cursor.to_json(),
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
@@ -407,6 +433,11 @@ class _Run:
         progress.best_loss = float(state["best_loss"])
         progress.best_step = int(state["best_step"])
         progress.best_figures = dict(state["best_figures"])
+        sampler = self.source.sampler
+        if "cursor" in state:
+            self.cursor = sampler.resume(Cursor.from_json(state["cursor"]))
+        else:  # a checkpoint of tfx 0.1.0, whose order of cells was another
+            self.cursor = sampler.at_step(progress.step)
         self.log.event("resume", from_step=progress.step + 1)
         self.on_progress(
             ProgressEvent(

@@ -1,6 +1,7 @@
 """The learning rate over a run: linear warm-up, then linear or cosine decay to zero."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 __all__ = ["learning_rate_factor", "total_steps"]
@@ -20,10 +21,21 @@ def learning_rate_factor(
 
 
 def total_steps(
-    n_cells: int, *, batch_size: int, max_steps: int | None, epochs: float | None
+    steps_of: Callable[[int], int], *, max_steps: int | None, epochs: float | None
 ) -> int:
-    """Return the steps of a run; ten epochs where a preset gives neither steps nor epochs."""
+    """Return the steps of a run; ten epochs where a preset gives neither steps nor epochs.
+
+    Parameters
+    ----------
+    steps_of
+        Steps of an epoch, counted from 0; they may differ.
+    max_steps, epochs
+        Of the preset; a part of an epoch is rounded up to whole steps.
+    """
     if max_steps is not None:
         return max_steps
-    per_epoch = max(n_cells // batch_size, 1)
-    return max(math.ceil((epochs if epochs is not None else 10.0) * per_epoch), 1)
+    whole, part = divmod(epochs if epochs is not None else 10.0, 1.0)
+    steps = sum(steps_of(epoch) for epoch in range(int(whole)))
+    if part:
+        steps += math.ceil(part * steps_of(int(whole)))
+    return max(steps, 1)

@@ -20,15 +20,19 @@ class StepWindow:
         self.norms: list[float] = []
         self.n_tokens = 0
         self.n_cells = 0
+        self.waited_seconds = 0.0
 
-    def add(self, parts: LossParts, n_tokens: int, norm: float, n_cells: int) -> None:
-        """Take the loss, tokens, gradient norm and cells of a step."""
+    def add(
+        self, parts: LossParts, norm: float, *, n_tokens: int, n_cells: int, waited_seconds: float
+    ) -> None:
+        """Take the loss and gradient norm of a step, its size, and the wait for its data."""
         self.parts.append(
             LossParts(parts.total.detach(), parts.genes.detach(), parts.phenotypes.detach())
         )
         self.norms.append(norm)
         self.n_tokens += n_tokens
         self.n_cells += n_cells
+        self.waited_seconds += waited_seconds
 
     def close(self) -> dict[str, float]:
         """Return the figures of the window and begin a new one."""
@@ -42,6 +46,7 @@ class StepWindow:
             "grad_norm": sum(self.norms) / n,
             "cells_per_second": self.n_cells / seconds,
             "tokens_per_second": self.n_tokens / seconds,
+            "wait": self.waited_seconds / seconds,
         }
         self._reset()
         return figures

@@ -1,5 +1,7 @@
 """Rates of masking, counted over many tokens, and what is never masked."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from core.encoding.masking import (
     draw_gene_mask,
     draw_masked_counts,
     draw_phenotype_states,
+    draw_subsets,
 )
 
 
@@ -59,6 +62,36 @@ def test_every_gene_is_masked_equally_often_and_as_many_as_asked():
     mask = draw_gene_mask(n_masked, 20, rng)
     np.testing.assert_array_equal(mask.sum(axis=1), n_masked)
     np.testing.assert_allclose(mask.mean(axis=0), mask.mean(), atol=0.015)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 400))
+def test_subsets_of_any_sizes_have_exactly_their_size(seed, n_sets, most):
+    rng = np.random.default_rng(seed)
+    available = rng.integers(0, most, n_sets)
+    n_chosen = rng.integers(0, available + 1)
+    chosen = draw_subsets(available, n_chosen, rng)
+    assert len(chosen) == available.sum()
+    parts = np.split(chosen, np.cumsum(available)[:-1])
+    assert [int(part.sum()) for part in parts] == n_chosen.tolist()
+
+
+@pytest.mark.parametrize("n_chosen", [1, 2, 3, 4])
+def test_every_subset_is_as_likely_as_any_other(n_chosen):
+    """All 5 over k subsets, not only single places; chi-squared below its 99.99 % quantile."""
+    rng = np.random.default_rng(n_chosen)
+    chosen = draw_subsets(np.full(20_000, 5), np.full(20_000, n_chosen), rng).reshape(-1, 5)
+    _, counts = np.unique(chosen @ (1 << np.arange(5)), return_counts=True)
+    expected = 20_000 / math.comb(5, n_chosen)
+    assert len(counts) == math.comb(5, n_chosen)
+    assert ((counts - expected) ** 2 / expected).sum() < 34
+
+
+def test_places_of_large_sets_are_chosen_independently_of_their_neighbours():
+    rng = np.random.default_rng(0)
+    chosen = draw_subsets(np.full(400, 3000), np.full(400, 1000), rng).reshape(400, 3000)
+    np.testing.assert_allclose(chosen.mean(axis=0), 1 / 3, atol=0.12)
+    together = (chosen[:, :-1] & chosen[:, 1:]).mean()
+    assert together == pytest.approx(1000 / 3000 * 999 / 2999, abs=0.001)
 
 
 def test_phenotype_states_have_their_proportions():

@@ -27,7 +27,9 @@ def with_codes(store, change, *, no_cells_in=()):
     change(codes)
     return SimpleNamespace(
         path=store.path, phenotypes=store.phenotypes, phenotype_codes=codes, truth=store.truth,
-        report=store.report, manifest=store.manifest, read=store.read,
+        report=store.report, manifest=store.manifest, read=store.read, genes=store.genes,
+        read_stored=store.read_stored, value_kind=store.value_kind, totals=store.totals,
+        indptr=store.indptr, columns=store.columns, values=store.values,
         rows=lambda split: store.rows(split)[:0] if split in no_cells_in else store.rows(split),
     )  # fmt: skip
 

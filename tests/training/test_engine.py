@@ -21,7 +21,7 @@ from core.training.schedule import learning_rate_factor
 from tests.tiny_atlas import tiny_preset
 
 #: Metrics that tell the time, and no two runs alike.
-_CLOCKS = {"t", "cells_per_second", "tokens_per_second"}
+_CLOCKS = {"t", "cells_per_second", "tokens_per_second", "wait"}
 SHORT = {
     "train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4, "train__batch_size": 16,
     "train__eval_cells": 24,
@@ -182,6 +182,8 @@ EXPRESSED = {"encoding__layout": "expressed", "masking__drop_phenotypes": 0.3}
         pytest.param({}, 8, id="at a checkpoint"),
         pytest.param(SKELETON, 6, id="skeleton"),
         pytest.param(EXPRESSED, 6, id="expressed"),
+        pytest.param(EXPRESSED | {"train__tokens_per_batch": 200}, 6, id="token budget"),
+        pytest.param({"train__batch_size": 100}, 6, id="in the second epoch"),
     ],
 )
 def test_stopped_and_resumed_equals_never_stopped(
@@ -207,6 +209,13 @@ def test_a_run_resumed_twice_equals_one_never_stopped(finished, tiny_store, tmp_
     resumed = [e["from_step"] for e in RunReader(tmp_path / "run").events()
                if e["event"] == "resume"]  # fmt: skip
     assert resumed == [4, 8]
+
+
+def test_a_checkpoint_within_an_epoch_is_not_resumed_with_other_batches(tiny_store, tmp_path):
+    with pytest.raises(TrainingInterrupted):
+        train(short(), tiny_store, tmp_path / "run", should_stop=stop_after(3))
+    with pytest.raises(ConfigurationError, match=r"cut by 16 and cannot go on with 8; resume with"):
+        train(short(train__batch_size=8), tiny_store, tmp_path / "run")
 
 
 def test_being_stopped_leaves_the_status_stopped_and_a_checkpoint(tiny_store, tmp_path):
@@ -280,6 +289,7 @@ def test_a_finished_run_started_again_does_nothing_more(tiny_store, tmp_path):
         ({"loss__kind": "bce"}, ConfigurationError, "does not fit"),
         ({"encoding__max_length": 20}, ConfigurationError, "too short"),
         ({"model__layers": 0}, ConfigurationError, "leaves no model"),
+        ({"train__tokens_per_batch": 30}, ConfigurationError, "no room for a cell of 40 tokens"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_is_written(

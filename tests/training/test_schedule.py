@@ -45,9 +45,10 @@ def test_no_step_of_a_run_is_lost_to_a_zero_rate(total, schedule):
         ({"max_steps": None, "epochs": None}, 100),
     ],
 )
-def test_the_length_of_a_run_on_105_cells_in_batches_of_10(settings, steps):
-    assert total_steps(105, batch_size=10, **settings) == steps
+def test_the_length_of_a_run_of_10_steps_per_epoch(settings, steps):
+    assert total_steps(lambda _: 10, **settings) == steps
 
 
-def test_fewer_cells_than_a_batch_are_one_step_per_epoch():
-    assert total_steps(5, batch_size=10, max_steps=None, epochs=3.0) == 3
+def test_epochs_of_different_lengths_add_up():
+    lengths = [10, 7, 9]
+    assert total_steps(lengths.__getitem__, max_steps=None, epochs=2.5) == 10 + 7 + 5

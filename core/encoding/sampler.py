@@ -1,0 +1,261 @@
+"""The order of training cells: a function of (seed, epoch), so that resuming needs only a cursor.
+
+A store's cells stand in random order already, so a block of neighbours is a random sample, and
+reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the ranks; each
+rank joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
+
+    rows -> blocks of 64 --permute(seed, epoch), deal--> pools of 8,192 cells
+                                --shuffle(seed, epoch, rank, pool)--> stream --cut--> batches
+
+A batch is so many cells, or the cells that begin within so many tokens of the stream. The leftover
+of a stream sits the epoch out. Nothing is drawn while going along: any batch of any epoch can be
+asked for at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import ConfigurationError
+
+__all__ = ["BlockSampler", "Cursor", "Pool"]
+
+#: Neighbouring cells that stay together on disk: about 0.7 MB of counts at 2,900 genes per cell.
+BLOCK_CELLS = 64
+#: Cells shuffled together: about 100 MB of counts.
+POOL_CELLS = 8_192
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where in the order of cells a run stands.
+
+    Attributes
+    ----------
+    seed
+        Of the order.
+    epoch, batch
+        The next batch, both counted from 0.
+    world_size
+        Ranks that the epoch is dealt to.
+    quota
+        Cells or tokens that a batch of the epoch is cut by.
+    """
+
+    seed: int
+    epoch: int
+    batch: int
+    world_size: int
+    quota: int
+
+    def to_json(self) -> dict[str, int]:
+        """Return plain numbers, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Cursor":
+        """Read what `to_json` gave."""
+        return cls(**{name: int(record[name]) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Cells that are read together.
+
+    Attributes
+    ----------
+    rows
+        (cells,), rows of the store, ascending: the order in which they are read.
+    order
+        (cells,), the shuffled order in which they enter batches, as places in ``rows``.
+    starts
+        (cells + 1,), where each cell of ``order`` begins in the rank's stream, and the end.
+    """
+
+    rows: NDArray[np.int64]
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+class BlockSampler:
+    """Which cells form each batch of one rank.
+
+    Parameters
+    ----------
+    rows
+        (cells,), training rows of the store, ascending.
+    seed
+        Of the order.
+    batch_size
+        Cells per batch and rank; fewer cells than that form one batch of all.
+    lengths, tokens_per_batch
+        (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
+    rank, world_size
+        Of this process, and how many there are.
+    block_cells, pool_cells
+        Cells per block and pool.
+
+    Raises
+    ------
+    ConfigurationError
+        There are fewer cells than ranks, or a batch has no room for two of the longest cells.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        *,
+        seed: int,
+        batch_size: int = 32,
+        lengths: NDArray[np.int64] | None = None,
+        tokens_per_batch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        block_cells: int = BLOCK_CELLS,
+        pool_cells: int = POOL_CELLS,
+    ) -> None:
+        assert (lengths is None) == (tokens_per_batch is None), "both or none"
+        self.rows, self.lengths, self.seed = rows, lengths, seed
+        self.rank, self.world_size = rank, world_size
+        n_cells = len(rows)
+        # Ranks differ by a block at most, and what one has more sits out: under 1 % of the cells.
+        self.block_cells = min(block_cells, max(n_cells // (128 * world_size), 1))
+        self.pool_blocks = max(pool_cells // self.block_cells, 1)
+        self.block_starts = np.arange(0, n_cells, self.block_cells)
+        if len(self.block_starts) < world_size:
+            message = (
+                f"{n_cells} training cells cannot be dealt to {world_size} processes; start fewer"
+            )
+            raise ConfigurationError(message)
+        self.block_weights = (
+            np.diff(self.block_starts, append=n_cells)
+            if lengths is None
+            else np.add.reduceat(lengths, self.block_starts)
+        )
+        smallest = np.sort(self.block_weights)[: len(self.block_starts) // world_size].sum()
+        self.quota = min(self._full_quota(batch_size, tokens_per_batch), int(smallest))
+        self._order_of = lru_cache(maxsize=2)(self._order)
+        self._pool_of = lru_cache(maxsize=2)(self._pool)
+
+    def _full_quota(self, batch_size: int, tokens_per_batch: int | None) -> int:
+        if self.lengths is None or tokens_per_batch is None:
+            return batch_size
+        longest = int(self.lengths.max())
+        if tokens_per_batch < 2 * longest:
+            message = (
+                f"train.tokens_per_batch = {tokens_per_batch} has no room for two cells of "
+                f"{longest} tokens; give at least {2 * longest} or lower encoding.max_length"
+            )
+            raise ConfigurationError(message)
+        # The cells that begin within the quota end at most one cell, less a token, behind it.
+        return tokens_per_batch - longest + 1
+
+    @property
+    def start(self) -> Cursor:
+        """The first batch of the first epoch."""
+        return Cursor(self.seed, 0, 0, self.world_size, self.quota)
+
+    def steps(self, epoch: int) -> int:
+        """Batches of an epoch, the same on all ranks."""
+        if self.world_size == 1:
+            return int(self.block_weights.sum()) // self.quota
+        return self._order_of(epoch)[1]
+
+    def advance(self, cursor: Cursor) -> Cursor:
+        """Return the cursor after the batch of ``cursor``."""
+        if cursor.batch + 1 < self.steps(cursor.epoch):
+            return replace(cursor, batch=cursor.batch + 1)
+        return replace(cursor, epoch=cursor.epoch + 1, batch=0)
+
+    def at_step(self, step: int) -> Cursor:
+        """Return the cursor of a step (0-based) of a run that began at `start`."""
+        epoch = 0
+        while step >= self.steps(epoch):
+            step -= self.steps(epoch)
+            epoch += 1
+        return replace(self.start, epoch=epoch, batch=step)
+
+    def resume(self, cursor: Cursor) -> Cursor:
+        """Check that a saved cursor means the same cells here, and return it.
+
+        Raises
+        ------
+        ConfigurationError
+            The seed differs; or the number of processes or the size of batches does, within an
+            epoch. Between epochs those may change.
+        """
+        if cursor.seed != self.seed:
+            message = (
+                f"train.seed = {self.seed}, but the checkpoint's order of cells has seed "
+                f"{cursor.seed}; resume with the run's own config.toml"
+            )
+            raise ConfigurationError(message)
+        if cursor.batch and cursor.world_size != self.world_size:
+            message = (
+                f"the checkpoint lies within an epoch dealt to {cursor.world_size} processes and "
+                f"cannot go on with {self.world_size}; start {cursor.world_size} processes"
+            )
+            raise ConfigurationError(message)
+        if cursor.batch and cursor.quota != self.quota:
+            message = (
+                f"the checkpoint lies within an epoch cut by {cursor.quota} and cannot go on with "
+                f"{self.quota}; resume with its train.batch_size or train.tokens_per_batch, and its "
+                f"cells"
+            )
+            raise ConfigurationError(message)
+        return replace(cursor, world_size=self.world_size, quota=self.quota)
+
+    def pieces(self, cursor: Cursor) -> list[tuple[int, NDArray[np.int64]]]:
+        """Return the cells of a batch: (number of the pool, places in its rows), in their order."""
+        begin, end = cursor.batch * self.quota, (cursor.batch + 1) * self.quota
+        pool_starts = self._order_of(cursor.epoch)[2]
+        number = int(np.searchsorted(pool_starts, begin, side="right")) - 1
+        found = []
+        while number < len(pool_starts) - 1 and pool_starts[number] < end:
+            pool = self.pool(cursor.epoch, number)
+            first, last = np.searchsorted(pool.starts[:-1], (begin, end)).tolist()
+            if first < last:
+                found.append((number, pool.order[first:last]))
+            number += 1
+        return found
+
+    def batch_rows(self, cursor: Cursor) -> NDArray[np.int64]:
+        """Return the rows of a batch, in the order they enter it."""
+        return np.concatenate(
+            [self.pool(cursor.epoch, number).rows[at] for number, at in self.pieces(cursor)]
+        )
+
+    def generator(self, cursor: Cursor) -> np.random.Generator:
+        """Return the generator of all that is drawn for a batch: masks, genes of long cells."""
+        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.rank, 13])
+
+    def pool(self, epoch: int, number: int) -> Pool:
+        """Return one of this rank's pools."""
+        return self._pool_of(epoch, number)
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+        """Blocks of this rank, batches of any rank, and where in the stream each pool begins."""
+        blocks = np.random.default_rng([self.seed, epoch, 11]).permutation(len(self.block_starts))
+        weights = [
+            self.block_weights[blocks[rank :: self.world_size]] for rank in range(self.world_size)
+        ]
+        steps = min(int(own.sum()) for own in weights) // self.quota
+        own = weights[self.rank]
+        firsts = np.arange(0, len(own), self.pool_blocks)
+        pool_starts = np.concatenate(([0], np.cumsum(np.add.reduceat(own, firsts))))
+        return blocks[self.rank :: self.world_size], steps, pool_starts
+
+    def _pool(self, epoch: int, number: int) -> Pool:
+        blocks, _, pool_starts = self._order_of(epoch)
+        own = np.sort(blocks[number * self.pool_blocks : (number + 1) * self.pool_blocks])
+        places = (self.block_starts[own, None] + np.arange(self.block_cells)).ravel()
+        places = places[places < len(self.rows)]
+        rng = np.random.default_rng([self.seed, epoch, self.rank, number, 12])
+        order = rng.permutation(len(places))
+        weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
+        starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)
+        return Pool(self.rows[places], order, starts)
