@@ -104,6 +104,7 @@ _METRICS = {
     "gradient_norm": MetricInfo("gradient norm"),
     "cells_per_second": MetricInfo("speed", "cells/s", ".0f", "higher"),
     "tokens_per_second": MetricInfo("speed", "tokens/s", ".0f", "higher"),
+    "wait": MetricInfo("share of time waiting for cells", number_format=".1%", better="lower"),
     "epoch": MetricInfo("epoch", number_format=".2f"),
 }
 _GROUPS = {
