@@ -25,6 +25,9 @@ from core.errors import MachineError
 
 __all__ = ["BucketTask", "MergePlan", "PartRecord", "large_counts", "new_array", "write_bucket"]
 
+#: macOS has no fdatasync.
+_flush = getattr(os, "fdatasync", os.fsync)
+
 
 @dataclass(frozen=True)
 class PartRecord:
@@ -230,7 +233,7 @@ def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:
         while buffer:
             written = os.pwrite(file, buffer, at)
             buffer, at = buffer[written:], at + written
-        os.fdatasync(file)
+        _flush(file)
 
 
 @contextmanager

@@ -474,8 +474,6 @@ def _rank(job: _Preparation, runner: TaskRunner, store: Store) -> GeneRanking:
     n_cells = len(store.rows("train"))
     at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
 
-    _training_cells.cache_clear()  # of a store of the same path that this process had before
-
     def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
         tasks = [
             _RankingTask(store.path, one_pass, first, min(first + at_once, n_cells))
@@ -489,12 +487,15 @@ def _rank(job: _Preparation, runner: TaskRunner, store: Store) -> GeneRanking:
         assert merged is not None, "a store has training cells"
         return merged
 
-    return rank_in_passes(
-        sum_over_cells,
-        wanted=job.data.hvg,
-        value_kind=store.value_kind,
-        n_genes=len(store.genes),
-    )
+    try:
+        return rank_in_passes(
+            sum_over_cells,
+            wanted=job.data.hvg,
+            value_kind=store.value_kind,
+            n_genes=len(store.genes),
+        )
+    finally:
+        _training_cells.cache_clear()  # where this process is the worker
 
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
