@@ -242,8 +242,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, command, ca
     assert everything(tmp_path) == before
 
 
-#: What contradicts itself is refused before any cell is read.
-SEEN_IN_THE_PRESET = {"no layers", "a loss of another encoding", "a skeleton without bins"}
+#: What contradicts itself, or names a gene that no file has, is refused before a store is made.
+REFUSED_BEFORE_PREPARING = {
+    "no layers",
+    "a loss of another encoding",
+    "a skeleton without bins",
+    "a gene the cells lack",
+}
 
 
 @pytest.mark.parametrize("case", TRAINING_CASES)
@@ -254,7 +259,7 @@ def test_a_model_that_cannot_be_made_leaves_no_run(tfx, tmp_path, case):
     result = tfx("-q", "train", "bad.toml", *options(changes))
     assert_one_sentence(result, code, words)
     assert not (tmp_path / "runs").exists()
-    if case in SEEN_IN_THE_PRESET:
+    if case in REFUSED_BEFORE_PREPARING:
         assert not (tmp_path / "stores").exists()
         return
     (store,) = (tmp_path / "stores").iterdir()  # whole, and used by the next attempt
