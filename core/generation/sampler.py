@@ -117,7 +117,7 @@ def sample_cells(
     batch = _all_hidden(model, codes, device)
     free = _without_phenotypes(batch, model) if settings.guidance > 0 else None
     first = config.tokens.header_length
-    width = batch.max_length
+    width = len(batch.identity) // n_cells
     value = batch.value.view(n_cells, width).clone()
     number = batch.number.view(n_cells, width).clone()
     uniform = torch.from_numpy(chance.uniform).to(device)
@@ -189,15 +189,21 @@ def _ask(
     share: float,
 ) -> BatchTensors:
     """Return a batch that asks for ``genes`` of every cell, given the values so far."""
-    width = value.shape[1]
+    position = (cells * value.shape[1] + first + genes).reshape(-1)
+    read_bounds = np.arange(batch.n_cells + 1, dtype=np.int32) * genes.shape[1]
     return replace(
         batch,
         value=value.reshape(-1),
         number=number.reshape(-1),
         gene=genes.reshape(-1),
         gene_cell=cells.expand_as(genes).reshape(-1),
-        gene_position=(cells * width + first + genes).reshape(-1),
+        gene_position=position,
         mask_share=torch.full_like(batch.mask_share, share),
+        # Only the genes asked for are read; no phenotype is masked as a question here.
+        read_position=position,
+        gene_read=torch.arange(len(position), device=position.device),
+        read_bounds=read_bounds,
+        cu_reads=torch.from_numpy(read_bounds).to(position.device),
     )
 
 

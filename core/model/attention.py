@@ -1,59 +1,24 @@
 """Attention routes: one interface over the kernels that can run here.
 
-A route takes packed queries, keys and values (T, heads, width) and the bounds of the cells; every
-token attends to all tokens of its own cell. `resolve_attention` picks the route once; the tests
-hold every route against a float64 reference.
+A route takes packed queries (queries, heads, width), keys and values (T, heads, width) and the bounds
+of the cells; every query attends to all tokens of its own cell. `resolve_attention` picks the route
+once; the tests hold every route against a float64 reference.
 """
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from core.errors import MachineError
+from core.model.attention_cpu import attend_per_cell
+from core.model.cell_bounds import CellBounds
 
-__all__ = ["AttentionRoute", "CellBounds", "resolve_attention"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CellBounds:
-    """Where the cells of a packed batch begin.
-
-    Attributes
-    ----------
-    cu_seqlens
-        (cells + 1,), int32.
-    n_cells, max_length
-        Host integers.
-    padded_index
-        (T,), place of each token in a (cells x max_length) array; None when all cells have
-        ``max_length`` tokens, so that (T, ...) is a view of (cells, L, ...).
-    """
-
-    cu_seqlens: Tensor
-    n_cells: int
-    max_length: int
-    padded_index: Tensor | None
-
-    @classmethod
-    def of(
-        cls, cu_seqlens: Tensor, n_cells: int, max_length: int, *, rectangular: bool
-    ) -> "CellBounds":
-        """Describe a batch, computing what ragged cells need once for all layers."""
-        if rectangular:
-            return cls(cu_seqlens, n_cells, max_length, padded_index=None)
-        starts = cu_seqlens[:-1].long()
-        lengths = cu_seqlens[1:].long() - starts
-        cell_start = torch.arange(n_cells, device=cu_seqlens.device) * max_length
-        offset = torch.repeat_interleave(cell_start - starts, lengths)
-        index = torch.arange(len(offset), device=cu_seqlens.device) + offset
-        return cls(cu_seqlens, n_cells, max_length, padded_index=index)
+__all__ = ["AttentionRoute", "resolve_attention"]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, CellBounds, float], Tensor]
@@ -68,62 +33,82 @@ class AttentionRoute:
     attend: Attend
 
 
-def _to_cells(x: Tensor, bounds: CellBounds) -> Tensor:
-    """(T, heads, width) to (cells, heads, max_length, width), zeros where a cell is shorter."""
-    if bounds.padded_index is None:
-        cells = x.view(bounds.n_cells, bounds.max_length, *x.shape[1:])
-    else:
-        flat = x.new_zeros(bounds.n_cells * bounds.max_length, *x.shape[1:])
-        flat = flat.index_copy(0, bounds.padded_index, x)
-        cells = flat.view(bounds.n_cells, bounds.max_length, *x.shape[1:])
-    return cells.transpose(1, 2)
-
-
-def _from_cells(x: Tensor, bounds: CellBounds) -> Tensor:
-    """(cells, heads, max_length, width) back to (T, heads, width)."""
-    flat = x.transpose(1, 2).reshape(bounds.n_cells * bounds.max_length, x.shape[1], x.shape[3])
-    return flat if bounds.padded_index is None else flat[bounds.padded_index]
-
-
-def _key_mask(bounds: CellBounds) -> Tensor | None:
-    """(cells, 1, 1, max_length), True where a key exists; None when every key does."""
-    if bounds.padded_index is None:
-        return None
-    mask = torch.zeros(
-        bounds.n_cells * bounds.max_length, dtype=torch.bool, device=bounds.cu_seqlens.device
-    )
-    mask[bounds.padded_index] = True
-    return mask.view(bounds.n_cells, 1, 1, bounds.max_length)
-
-
 def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
-    q, k, v = (_to_cells(x, bounds) for x in (q, k, v))
-    out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=_key_mask(bounds), dropout_p=dropout
-    )
-    return _from_cells(out, bounds)
+    def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=key_mask, dropout_p=dropout
+        )
+
+    return _attend_padded(q, k, v, bounds, attend)
 
 
 def _attend_eager(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
-    q, k, v = (_to_cells(x, bounds) for x in (q, k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    mask = _key_mask(bounds)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    weights = functional.dropout(torch.softmax(scores, dim=-1), dropout)
-    return _from_cells(weights @ v, bounds)
+    def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask, float("-inf"))
+        return functional.dropout(torch.softmax(scores, dim=-1), dropout) @ v
+
+    return _attend_padded(q, k, v, bounds, attend)
+
+
+def _attend_padded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: CellBounds,
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+) -> Tensor:
+    """Call a kernel of padded cells (cells, heads, length, width), bucket by bucket."""
+    if bounds.is_rectangular:
+        q, k, v = (x.view(bounds.n_cells, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        return attend(q, k, v, None).transpose(1, 2).flatten(0, 1)
+    tokens, parts = [], []
+    for bucket in bounds.buckets:
+        q_padded, k_padded, v_padded = (
+            x[places.flatten()].view(*places.shape, *x.shape[1:]).transpose(1, 2)
+            for x, places in ((q, bucket.queries), (k, bucket.keys), (v, bucket.keys))
+        )
+        attended = attend(q_padded, k_padded, v_padded, bucket.key_mask)
+        attended = attended.transpose(1, 2).flatten(0, 1)
+        parts.append(attended[bucket.query_exists])
+        tokens.append(bucket.query_tokens)
+    if not parts:
+        return q.clone()  # no query: nothing to compute, but the graph goes on
+    return torch.empty_like(q).index_copy(0, torch.cat(tokens), torch.cat(parts))
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only, torch >= 2.10
 
     assert dropout == 0.0, "refused by resolve_attention"
-    bound, longest = bounds.cu_seqlens, bounds.max_length
     out = varlen_attn(
-        q.contiguous(), k.contiguous(), v.contiguous(), bound, bound, longest, longest
-    )
+        q.contiguous(), k.contiguous(), v.contiguous(),
+        bounds.cu_queries, bounds.cu_keys, bounds.max_queries, bounds.max_keys,
+    )  # fmt: skip
     assert isinstance(out, Tensor)
     return out
+
+
+def _attend_flash(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
+    from flash_attn import flash_attn_varlen_func  # an extra, compiled for CUDA
+
+    out = flash_attn_varlen_func(
+        q.contiguous(), k.contiguous(), v.contiguous(),
+        bounds.cu_queries, bounds.cu_keys, bounds.max_queries, bounds.max_keys,
+        dropout_p=dropout,
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out
+
+
+_ROUTES: dict[str, Attend] = {
+    "varlen": _attend_varlen,
+    "flash": _attend_flash,
+    "sdpa": _attend_sdpa,
+    "cpu": attend_per_cell,
+    "eager": _attend_eager,
+}
 
 
 def resolve_attention(
@@ -134,11 +119,11 @@ def resolve_attention(
     Parameters
     ----------
     wanted
-        "auto", "sdpa", "varlen" or "eager".
+        "auto", or a route by name: "varlen", "flash", "sdpa", "cpu", "eager".
     device, dtype
         Where and in what precision attention runs.
     dropout
-        Attention dropout of the model.
+        Attention dropout while training.
     ragged
         Whether cells differ in length.
 
@@ -147,31 +132,52 @@ def resolve_attention(
     MachineError
         A route was asked for by name and cannot run here.
     """
-    varlen_lacks = _why_no_varlen(device, dtype, dropout)
-    if wanted == "varlen":
-        if varlen_lacks:
-            message = f"model.attention = 'varlen' cannot run here: {varlen_lacks}; use 'auto'"
+    if wanted != "auto":
+        lacks = _why_not(wanted, device, dtype, dropout)
+        if lacks:
+            message = f"model.attention = '{wanted}' cannot run here: {lacks}; use 'auto'"
             raise MachineError(message)
-        return AttentionRoute("varlen", "asked for", _attend_varlen)
-    if wanted == "eager":
-        return AttentionRoute("eager", "asked for", _attend_eager)
-    if wanted == "sdpa":
-        return AttentionRoute("sdpa", "asked for", _attend_sdpa)
-    if not ragged:
-        return AttentionRoute("sdpa", "all cells have one length", _attend_sdpa)
-    if not varlen_lacks:
-        return AttentionRoute("varlen", "cells differ in length, on a GPU", _attend_varlen)
-    return AttentionRoute("sdpa", f"padded, because {varlen_lacks}", _attend_sdpa)
+        return AttentionRoute(wanted, "asked for", _ROUTES[wanted])
+    if device.type == "cpu":
+        lacks = _why_not("cpu", device, dtype, dropout)
+        name, reason = ("sdpa", lacks) if lacks else ("cpu", "packed cells on a CPU")
+    elif not ragged:
+        name, reason = "sdpa", "all cells have one length"
+    elif lacks := _why_not("varlen", device, dtype, dropout):
+        name, reason = "sdpa", f"padded in buckets of length, because {lacks}"
+    else:
+        name, reason = "varlen", "cells differ in length, on a GPU"
+    return AttentionRoute(name, reason, _ROUTES[name])
 
 
-def _why_no_varlen(device: torch.device, dtype: torch.dtype, dropout: float) -> str:
-    """Return why variable-length attention cannot run, or ""."""
+def _why_not(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
+    """Return why a route cannot run, or ""."""
+    if name == "cpu":
+        return _why_no_cpu(device, dropout)
+    if name in ("varlen", "flash"):
+        return _why_no_packed_kernel(name, device, dtype, dropout)
+    return ""
+
+
+def _why_no_cpu(device: torch.device, dropout: float) -> str:
+    if device.type != "cpu":
+        return f"the per-cell route is for CPUs (this is {device.type})"
+    return "the per-cell route has no attention dropout" if dropout > 0 else ""
+
+
+def _why_no_packed_kernel(
+    name: str, device: torch.device, dtype: torch.dtype, dropout: float
+) -> str:
     if device.type != "cuda":
         return f"variable-length attention needs a CUDA device (this is {device.type})"
     if dtype not in (torch.bfloat16, torch.float16):
         return "variable-length attention needs bf16 or fp16"
-    if dropout > 0:
-        return "variable-length attention has no attention dropout"
+    if name == "varlen" and dropout > 0:
+        return "torch's variable-length attention has no attention dropout"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "variable-length attention needs compute capability 8.0"
+    if name == "varlen" and find_spec("torch.nn.attention.varlen") is None:
+        return f"torch {torch.__version__} has none (2.10 is the first)"
+    if name == "flash" and find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed (pip install 'transformerics[flash]')"
     return ""

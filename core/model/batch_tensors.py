@@ -23,8 +23,18 @@ __all__ = ["BatchTensors", "HostBatch"]
 class BatchTensors:
     """The model's input; shapes as in `CellBatch`.
 
-    ``n_cells``, ``max_length`` and ``rectangular`` stay on the host, so that no step waits for the
-    device to learn a shape.
+    What a step must know of shapes stays on the host, so that it never waits for the device.
+
+    Attributes
+    ----------
+    read_position
+        (R,), flat positions that an answer is read from: masked genes and phenotypes, ascending.
+    gene_read, phenotype_read
+        (M,), (K,), where among those the masked genes and phenotypes stand.
+    bounds, read_bounds
+        (cells + 1,), host integers: first token, and first read position, of each cell.
+    cu_reads
+        ``read_bounds`` on the device, int32.
     """
 
     identity: Tensor
@@ -40,9 +50,17 @@ class BatchTensors:
     phenotype_slot: Tensor
     phenotype_target: Tensor
     mask_share: Tensor
-    n_cells: int
-    max_length: int
-    rectangular: bool
+    read_position: Tensor
+    gene_read: Tensor
+    phenotype_read: Tensor
+    cu_reads: Tensor
+    bounds: NDArray[np.int32]
+    read_bounds: NDArray[np.int32]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.bounds) - 1
 
     @classmethod
     def from_arrays(cls, batch: CellBatch, device: torch.device | str = "cpu") -> "BatchTensors":
@@ -62,11 +80,14 @@ class HostBatch:
         Of pending bins, or None.
     arrays
         Where the tensors' shapes and the pending bins are described.
+    read_bounds
+        As in `BatchTensors`.
     """
 
     tensors: dict[str, Tensor]
     thresholds: Tensor | None
     arrays: CellBatch
+    read_bounds: NDArray[np.int32]
 
     @classmethod
     def of(cls, arrays: CellBatch, *, pin: bool = False) -> "HostBatch":
@@ -76,8 +97,11 @@ class HostBatch:
             for field in fields(arrays)
             if field.name != "pending"
         }
+        reads, read_bounds = _reads(arrays)
+        tensors |= {name: _wrap(array, pin=pin) for name, array in reads.items()}
         pending = arrays.pending
-        return cls(tensors, None if pending is None else _wrap(pending.thresholds, pin=pin), arrays)
+        thresholds = None if pending is None else _wrap(pending.thresholds, pin=pin)
+        return cls(tensors, thresholds, arrays, read_bounds)
 
     @property
     def n_cells(self) -> int:
@@ -99,10 +123,27 @@ class HostBatch:
             _make_bins(tensors, thresholds, self.arrays.pending)
         return BatchTensors(
             **tensors,
-            n_cells=self.n_cells,
-            max_length=self.arrays.max_length,
-            rectangular=self.arrays.rectangular,
+            bounds=self.arrays.cu_seqlens,
+            read_bounds=self.read_bounds,
         )
+
+
+def _reads(arrays: CellBatch) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
+    """Join the positions that answers are read from; both kinds are ascending, none is in both."""
+    n_genes = len(arrays.gene_position)
+    joined = np.concatenate([arrays.gene_position, arrays.phenotype_position]).astype(np.int32)
+    order = np.argsort(joined, kind="stable")
+    place = np.empty(len(joined), dtype=np.int32)
+    place[order] = np.arange(len(joined), dtype=np.int32)
+    position = joined[order]
+    bounds = np.searchsorted(position, arrays.cu_seqlens).astype(np.int32)
+    reads = {
+        "read_position": position,
+        "gene_read": place[:n_genes],
+        "phenotype_read": place[n_genes:],
+        "cu_reads": bounds,
+    }
+    return reads, bounds
 
 
 def _wrap(array: NDArray[Any], *, pin: bool) -> Tensor:
@@ -114,7 +155,11 @@ def _wrap(array: NDArray[Any], *, pin: bool) -> Tensor:
 
 def _as_input(name: str, tensor: Tensor, device: torch.device | str) -> Tensor:
     tensor = tensor.to(device, non_blocking=True)
-    return tensor if name == "cu_seqlens" or tensor.is_floating_point() else tensor.long()
+    return (
+        tensor
+        if name in ("cu_seqlens", "cu_reads") or tensor.is_floating_point()
+        else tensor.long()
+    )
 
 
 def _make_bins(tensors: dict[str, Tensor], thresholds: Tensor, pending: PendingBins) -> None:

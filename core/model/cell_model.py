@@ -7,6 +7,7 @@ transformers' own (safetensors, ``AutoModel``); the self-contained folder around
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
@@ -15,7 +16,7 @@ from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
-from core.model.encoder import initialise
+from core.model.encoder import Reads, initialise
 from core.model.logit_parts import EncoderPart
 from core.model.skeleton import Skeleton
 
@@ -119,8 +120,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         phenotypes: list[Tensor] = []
         if self.encoder_part is not None and not (self.skeleton_only and self.skeleton):
             route = self.attention_route(ragged=self._ragged)
-            hidden = self.encoder_part.encode(batch, route)
-            gene_logits, phenotype_logits = self.encoder_part.answer(hidden, batch)
+            gene_logits, phenotype_logits = self.encoder_part(batch, route)
             genes.append(gene_logits.float())
             phenotypes.append(phenotype_logits.float())
         if self.skeleton is not None:
@@ -157,8 +157,10 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         if self.encoder_part is None:
             message = "this model is a skeleton without an encoder: it has no [CLS] embedding"
             raise ConfigurationError(message)
-        hidden = self.encoder_part.encode(batch, self.attention_route(ragged=self._ragged))
-        return hidden[batch.cu_seqlens[:-1].long()]
+        starts = batch.cu_seqlens[:-1].long()
+        cells = np.arange(batch.n_cells + 1, dtype=np.int32)
+        reads = Reads(starts, cells, torch.from_numpy(cells).to(starts.device))
+        return self.encoder_part.encode(batch, self.attention_route(ragged=self._ragged), reads)
 
 
 AutoConfig.register(TfxConfig.model_type, TfxConfig, exist_ok=True)

@@ -1,19 +1,43 @@
 """The encoder: identity + value embeddings, then transformer layers over packed tokens.
 
 BERT's maths by default (post-norm, GELU, biases); held against ``transformers.BertModel`` with the
-same weights in the tests. Shapes: T tokens, D hidden size, H heads.
+same weights in the tests. Only some positions are ever read, so the last layer computes keys and
+values everywhere but the rest of itself only there: exact, a fifth of the work of four layers saved.
+Shapes: T tokens, R positions read, D hidden size, H heads.
 """
 
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.model.attention import AttentionRoute, CellBounds
+from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
+from core.model.cell_bounds import CellBounds
 from core.model.configuration import TfxConfig
 
-__all__ = ["CellEmbedding", "Encoder"]
+__all__ = ["CellEmbedding", "Encoder", "Reads"]
 
 _NORM_EPSILON = 1e-12  # BERT's
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Positions whose hidden state is wanted.
+
+    Attributes
+    ----------
+    position
+        (R,), flat, ascending.
+    bounds, cu_bounds
+        (cells + 1,), first of each cell, on the host and on the device (int32).
+    """
+
+    position: Tensor
+    bounds: NDArray[np.int32]
+    cu_bounds: Tensor
 
 
 class CellEmbedding(nn.Module):
@@ -65,19 +89,38 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_TD: Tensor, bounds: CellBounds, route: AttentionRoute) -> Tensor:
-        """Return (T, D)."""
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        bounds: CellBounds,
+        route: AttentionRoute,
+        reads: Tensor | None = None,
+    ) -> Tensor:
+        """Return (T, D), or (R, D) at the positions ``reads`` with the bounds of those queries."""
+        source_TD = self.attention_norm(hidden_TD) if self.pre_norm else hidden_TD
+        attended = self._attend(source_TD, bounds, route, reads)
+        kept = hidden_TD if reads is None else hidden_TD[reads]
         if self.pre_norm:
-            hidden_TD = hidden_TD + self._attend(self.attention_norm(hidden_TD), bounds, route)
-            return hidden_TD + self._feed_forward(self.feed_forward_norm(hidden_TD))
-        hidden_TD = self.attention_norm(hidden_TD + self._attend(hidden_TD, bounds, route))
-        return self.feed_forward_norm(hidden_TD + self._feed_forward(hidden_TD))
+            kept = kept + attended
+            return kept + self._feed_forward(self.feed_forward_norm(kept))
+        kept = self.attention_norm(kept + attended)
+        return self.feed_forward_norm(kept + self._feed_forward(kept))
 
-    def _attend(self, hidden_TD: Tensor, bounds: CellBounds, route: AttentionRoute) -> Tensor:
-        qkv = self.query_key_value(hidden_TD).view(len(hidden_TD), 3, self.heads, -1)
-        q, k, v = qkv.unbind(1)  # (T, H, D / H) each
+    def _attend(
+        self, source_TD: Tensor, bounds: CellBounds, route: AttentionRoute, reads: Tensor | None
+    ) -> Tensor:
+        width = source_TD.shape[1]
+        if reads is None:
+            qkv = self.query_key_value(source_TD)
+            q, k, v = qkv.view(-1, 3, self.heads, width // self.heads).unbind(1)  # (T, H, D / H)
+        else:
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            kv = functional.linear(source_TD, weight[width:], bias[width:])
+            k, v = kv.view(-1, 2, self.heads, width // self.heads).unbind(1)
+            q = functional.linear(source_TD[reads], weight[:width], bias[:width])
+            q = q.view(-1, self.heads, width // self.heads)  # (R, H, D / H)
         dropout = self.attention_dropout if self.training else 0.0
-        attended = route.attend(q, k, v, bounds, dropout).reshape(hidden_TD.shape)
+        attended = route.attend(q, k, v, bounds, dropout).flatten(1)
         return self.dropout(self.attention_output(attended))
 
     def _feed_forward(self, hidden_TD: Tensor) -> Tensor:
@@ -102,11 +145,21 @@ class Encoder(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, hidden_TD: Tensor, bounds: CellBounds, route: AttentionRoute) -> Tensor:
-        """Return (T, D)."""
-        for layer in self.layers:
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        bounds: CellBounds,
+        route: AttentionRoute,
+        reads: Reads | None = None,
+    ) -> Tensor:
+        """Return (T, D), or (R, D) at the positions that are read."""
+        *first, last = self.layers
+        for layer in first:
             hidden_TD = layer(hidden_TD, bounds, route)
-        return self.final_norm(hidden_TD)
+        if reads is None:
+            return self.final_norm(last(hidden_TD, bounds, route))
+        asked = CellBounds(bounds.keys, reads.bounds, bounds.cu_keys, reads.cu_bounds)
+        return self.final_norm(last(hidden_TD, asked, route, reads.position))
 
 
 def initialise(module: nn.Module, *, deviation: float = 0.02) -> None:

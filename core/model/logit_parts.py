@@ -7,10 +7,11 @@ O outputs per gene, V values of all phenotypes together.
 
 from torch import Tensor, nn
 
-from core.model.attention import AttentionRoute, CellBounds
+from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
+from core.model.cell_bounds import CellBounds
 from core.model.configuration import TfxConfig
-from core.model.encoder import CellEmbedding, Encoder
+from core.model.encoder import CellEmbedding, Encoder, Reads
 
 __all__ = ["EncoderPart"]
 
@@ -61,17 +62,19 @@ class EncoderPart(nn.Module):
                 nn.init.zeros_(output.bias)
         nn.init.zeros_(self.gene_bias.weight)
 
-    def encode(self, batch: BatchTensors, route: AttentionRoute) -> Tensor:
-        """Return the hidden state of every token, (T, D)."""
-        bounds = CellBounds.of(
-            batch.cu_seqlens, batch.n_cells, batch.max_length, rectangular=batch.rectangular
-        )
-        return self.encoder(self.embedding(batch), bounds, route)
+    def encode(
+        self, batch: BatchTensors, route: AttentionRoute, reads: Reads | None = None
+    ) -> Tensor:
+        """Return the hidden state of every token, (T, D), or of those that are read, (R, D)."""
+        bounds = CellBounds.of(batch.bounds, batch.cu_seqlens)
+        return self.encoder(self.embedding(batch), bounds, route, reads)
 
-    def answer(self, hidden_TD: Tensor, batch: BatchTensors) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: BatchTensors, route: AttentionRoute) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V), joint: (M or K, bins + V)."""
-        at_genes = hidden_TD[batch.gene_position]
-        at_phenotypes = hidden_TD[batch.phenotype_position]
+        reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
+        hidden_RD = self.encode(batch, route, reads)
+        at_genes = hidden_RD[batch.gene_read]
+        at_phenotypes = hidden_RD[batch.phenotype_read]
         if self.joint:
             return (
                 self.joint_output(self.joint_transform(at_genes)),

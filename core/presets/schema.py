@@ -198,8 +198,11 @@ class ModelSettings(_Section):
     activation: Literal["gelu", "geglu"] = Field(
         "gelu", description="non-linearity of the feed-forward layers"
     )
-    attention: Literal["auto", "sdpa", "varlen", "eager"] = Field(
-        "auto", description="attention kernel; one that cannot run here is refused"
+    attention: Literal["auto", "varlen", "flash", "sdpa", "cpu", "eager"] = Field(
+        "auto",
+        description="attention kernel; one that cannot run here is refused. varlen: torch's own for "
+        "packed cells (CUDA); flash: the flash-attn package (CUDA); sdpa: torch's, cells grouped by "
+        "length; cpu: tfx's own, per cell; eager: written out",
     )
     head: Literal["split", "joint"] = Field(
         "split",

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from core.model.attention import resolve_attention
-from core.model.encoder import initialise
+from core.model.encoder import Reads, initialise
 
 from .examples import make_batch, make_network
 
@@ -73,7 +73,7 @@ def hidden_by_bert(bert, batch):
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "eager"])
 def test_the_encoder_is_bert_with_the_same_weights(layout, attention):
     network = make_network(layout=layout).double()
     batch = make_batch(network.config, drop_phenotypes=0.5)
@@ -85,6 +85,30 @@ def test_the_encoder_is_bert_with_the_same_weights(layout, attention):
         theirs = hidden_by_bert(bert_of(network), batch)
     assert len(set(batch.cu_seqlens.diff().tolist())) > 1, "the cells must be ragged"
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "eager"])
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_last_layer_computes_only_what_is_read_and_loses_nothing(layout, attention, norm):
+    """Outputs and gradients of every parameter equal those of a last layer computed everywhere."""
+    network = make_network(layout=layout, norm=norm, attention=attention, dropout=0.0).double()
+    batch = make_batch(network.config, n_cells=9, genes=0.3, drop_phenotypes=0.5)
+    route = network.attention_route(ragged=True)
+    reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
+    assert 0 < len(reads.position) < len(batch.identity)
+    part = network.encoder_part
+    outcomes = []
+    for hidden in (
+        part.encode(batch, route, reads),
+        part.encode(batch, route)[reads.position],
+    ):
+        network.zero_grad()
+        hidden.pow(3).sum().backward()
+        gradients = [p.grad.clone() for p in part.encoder.parameters()]
+        outcomes.append([hidden.detach(), *gradients])
+    for pruned, whole in zip(*outcomes, strict=True):
+        torch.testing.assert_close(pruned, whole, atol=1e-9, rtol=1e-9)
 
 
 def test_the_gradients_are_those_of_bert():
@@ -148,7 +172,7 @@ def test_pre_norm_with_geglu_is_what_its_formula_says():
         x = part.embedding(batch)
         route = network.attention_route(ragged=False)
         hidden = part.encode(batch, route)
-        cells = x.view(batch.n_cells, batch.max_length, -1)
+        cells = x.view(batch.n_cells, len(x) // batch.n_cells, -1)
         qkv = layer.query_key_value(layer.attention_norm(cells)).chunk(3, dim=-1)
         q, k, v = (y.unflatten(-1, (network.config.heads, -1)).transpose(1, 2).numpy() for y in qkv)
         scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
