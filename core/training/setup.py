@@ -2,7 +2,6 @@
 
 import logging
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from core.model.reference import Reference
 from core.model.skeleton_fit import fit_skeleton
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.training.start_weights import check_start, start_from
 
 __all__ = ["MAX_FITTING_CELLS", "build_model", "check_preset", "chosen_rows", "class_weights"]
 
@@ -103,7 +103,7 @@ def build_model(
         origin=_origin(preset, store, name),
     )
     if preset.model.start_from is not None:
-        _start_from(model, Path(preset.model.start_from))
+        start_from(model, preset)
     return model
 
 
@@ -216,7 +216,8 @@ def check_preset(preset: Preset) -> None:
     Raises
     ------
     ConfigurationError
-        The loss does not fit the encoding, or the parts of the model exclude each other.
+        The loss does not fit the encoding, the parts of the model exclude each other, or
+        ``model.start_from`` is of another shape.
     """
     check_parts(
         kind=preset.encoding.kind,
@@ -239,6 +240,7 @@ def check_preset(preset: Preset) -> None:
     ):
         message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
         raise ConfigurationError(message)
+    check_start(preset)
 
 
 def _dense_bins(values: ValueEncoder, expression: sparse.csr_matrix) -> NDArray[np.uint8]:
@@ -261,27 +263,6 @@ def _fill_gene_bias(network: TfxModel, bins: NDArray[np.uint8]) -> None:
         logits = logits[:, 1:] - logits[:, :1]
     with torch.no_grad():
         part.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))
-
-
-def _start_from(model: CellModel, folder: Path) -> None:
-    """Copy the weights of another model of the same panel, vocabularies and shapes."""
-    other = CellModel.load(folder)
-    if other.panel.hash != model.panel.hash:
-        message = f"model.start_from: {folder} knows other genes than this preset's panel; use the same data.genes and files"
-        raise ConfigurationError(message)
-    if other.values.kind != model.values.kind or not np.array_equal(
-        other.values.edges, model.values.edges
-    ):
-        message = f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
-        raise ConfigurationError(message)
-    if other.config.phenotypes != model.config.phenotypes:
-        message = f"model.start_from: {folder} knows other phenotype values; give its vocabulary as data.vocabulary"
-        raise ConfigurationError(message)
-    try:
-        model.network.load_state_dict(other.network.state_dict())
-    except RuntimeError as error:
-        message = f"model.start_from: {folder} has other shapes than the [model] section describes"
-        raise ConfigurationError(message) from error
 
 
 def _origin(preset: Preset, store: Store, name: str) -> dict[str, Any]:
