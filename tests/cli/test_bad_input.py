@@ -243,12 +243,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, command, ca
     assert everything(tmp_path) == before
 
 
-#: What contradicts itself, or names a gene that no file has, is refused before a store is made.
+#: What contradicts itself, or names what is not there, is refused before a store is made.
 REFUSED_BEFORE_PREPARING = {
     "no layers",
     "a loss of another encoding",
     "a skeleton without bins",
     "a gene the cells lack",
+    "a model to start from",
 }
 
 
