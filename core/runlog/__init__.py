@@ -6,7 +6,7 @@ reads runs without torch, pydantic or numpy.
 
 from core.runlog.reader import RunReader, RunSummary, find_run, list_runs
 from core.runlog.schema import FORMAT_VERSION, RUN_STATES, MetricInfo, metric_info
-from core.runlog.writer import RunWriter
+from core.runlog.writer import RunWriter, SystemLog
 
 __all__ = [
     "FORMAT_VERSION",
@@ -15,6 +15,7 @@ __all__ = [
     "RunReader",
     "RunSummary",
     "RunWriter",
+    "SystemLog",
     "find_run",
     "list_runs",
     "metric_info",

@@ -11,6 +11,7 @@ __all__ = [
     "CHECKPOINTS_FOLDER",
     "CONFIG_FILE",
     "CRASHED_AFTER_SECONDS",
+    "EVENTS",
     "EVENTS_FILE",
     "FORMAT_VERSION",
     "LIVE_STATES",
@@ -42,7 +43,7 @@ EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 
-#: status.json is replaced at most this often while the state stays the same.
+#: status.json is replaced about this often while the state stays the same.
 STATUS_SECONDS = 5.0
 #: A running run whose heartbeat is older is stale: three heartbeats were missed.
 STALE_AFTER_SECONDS = 3 * STATUS_SECONDS
@@ -53,6 +54,20 @@ RunState = Literal["starting", "running", "finished", "stopped", "failed"]
 #: starting and running are live; stopped means stopped early with a checkpoint to resume from.
 RUN_STATES: tuple[str, ...] = get_args(RunState)
 LIVE_STATES = ("starting", "running")
+
+#: What tfx writes to events.jsonl; readers take other names as they come.
+EVENTS = (
+    "start",
+    "resume",
+    "checkpoint",
+    "eval",
+    "early_stop",
+    "spike",
+    "nonfinite",
+    "warning",
+    "signal",
+    "end",
+)
 
 #: Keys of a metrics line that are not metrics.
 RESERVED_METRIC_KEYS = frozenset({"step", "t", "split", "nonfinite", "event"})
@@ -100,10 +115,11 @@ class MetricInfo:
 
 _METRICS = {
     "loss": MetricInfo("loss", number_format=".4f", better="lower"),
-    "learning_rate": MetricInfo("learning rate", number_format=".2e"),
-    "gradient_norm": MetricInfo("gradient norm"),
-    "cells_per_second": MetricInfo("speed", "cells/s", ".0f", "higher"),
-    "tokens_per_second": MetricInfo("speed", "tokens/s", ".0f", "higher"),
+    "lr": MetricInfo("learning rate", number_format=".2e"),
+    "grad_norm": MetricInfo("gradient norm"),
+    "cells_per_second": MetricInfo("speed", "cells/s", ",.0f", "higher"),
+    "tokens_per_second": MetricInfo("speed", "tokens/s", ",.0f", "higher"),
+    "mfu": MetricInfo("model FLOPs utilisation", number_format=".1%", better="higher"),
     "wait": MetricInfo("share of time waiting for cells", number_format=".1%", better="lower"),
     "epoch": MetricInfo("epoch", number_format=".2f"),
 }

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from core.runlog.schema import (
     CONFIG_FILE,
     EVENTS_FILE,
     FORMAT_VERSION,
+    LIVE_STATES,
     LOG_FILE,
     METRICS_FILE,
     RESERVED_METRIC_KEYS,
@@ -30,7 +32,7 @@ from core.runlog.schema import (
     system_file,
 )
 
-__all__ = ["RunWriter"]
+__all__ = ["RunWriter", "SystemLog"]
 
 _LOG = logging.getLogger(__name__)
 #: Where the schedulers of clusters say which job this is.
@@ -39,6 +41,9 @@ _JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 class RunWriter:
     """The writer of one run folder; also a context manager that closes its files.
+
+    Safe to call from several threads: training logs steps while another thread says that the run
+    is alive (`heartbeat`) and how its machine fares (`system`).
 
     Opening a folder that already holds a run continues it: run.json stays as it was, the lines
     are appended. Whoever resumes says so by ``event("resume", from_step=N)``.
@@ -68,10 +73,14 @@ class RunWriter:
         self._status: dict[str, Any] = {"state": "", "started": clock()}
         self._status_written = float("-inf")
         self._has_pending_status = False
+        self._has_warned = False
+        self._is_closed = False
+        # Re-entrant: a signal handler may log while the interrupted thread writes a line.
+        self._lock = threading.RLock()
         self._log_handler: logging.FileHandler | None = None
         self._metrics = LineAppender(folder / METRICS_FILE)
         self._events = LineAppender(folder / EVENTS_FILE)
-        self._system = LineAppender(folder / system_file(self._host))
+        self._system = SystemLog(folder, host=self._host, clock=clock)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / RUN_FILE).exists():
@@ -119,11 +128,22 @@ class RunWriter:
         status.json is replaced when the state changes, else at most every `STATUS_SECONDS`.
         """
         assert state in RUN_STATES, state
-        is_new_state = state != self._status["state"]
-        self._status |= {"state": state, **fields}
-        self._has_pending_status = True
-        if is_new_state or self._clock() - self._status_written >= STATUS_SECONDS:
-            self._write_status()
+        with self._lock:
+            is_new_state = state != self._status["state"]
+            self._status |= {"state": state, **fields}
+            self._has_pending_status = True
+            if is_new_state or self._clock() - self._status_written >= STATUS_SECONDS:
+                self._write_status()
+
+    def heartbeat(self) -> None:
+        """Replace status.json as it stands, so that a long step is not taken for a dead run.
+
+        Does nothing before the first `status`, once the run has ended, or after `close`. Never
+        raises.
+        """
+        with self._lock:
+            if self._status["state"] in LIVE_STATES and not self._is_closed:
+                self._write_status()
 
     def _write_status(self) -> None:
         now = self._clock()
@@ -132,29 +152,35 @@ class RunWriter:
         try:
             write_json(self.folder / STATUS_FILE, {**self._status, "heartbeat": now})
         except OSError as error:
-            _LOG.warning("%s cannot be written (%s)", self.folder / STATUS_FILE, error)
+            if not self._has_warned:
+                self._has_warned = True
+                _LOG.warning("%s cannot be written (%s)", self.folder / STATUS_FILE, error)
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one line of metrics: ``loss``, ``acc/cell_type``, ... of one split at a step."""
         reserved = RESERVED_METRIC_KEYS.intersection(values)
         assert not reserved, f"not names of metrics: {reserved}"
-        self._metrics.append({"step": step, "t": self._clock(), "split": split, **values})
+        with self._lock:
+            self._metrics.append({"step": step, "t": self._clock(), "split": split, **values})
 
     def event(self, name: str, **fields: object) -> None:
-        """Append one event: start, resume, checkpoint, eval, nonfinite, warning, signal, end.
+        """Append one event; `core.runlog.schema.EVENTS` lists those of tfx.
 
         ``resume`` needs ``from_step``, the first step that is run again; it is written among the
         metrics as well, where it voids the older lines of that step and later ones.
         """
         assert name != "resume" or isinstance(fields.get("from_step"), int)
-        record = {"event": name, "t": self._clock(), **fields}
-        self._events.append(record)
-        if name == "resume":
-            self._metrics.append(record)
+        with self._lock:
+            record = {"event": name, "t": self._clock(), **fields}
+            self._events.append(record)
+            if name == "resume":
+                self._metrics.append(record)
 
     def system(self, **fields: object) -> None:
         """Append one line about this machine: GPU, CPU, memory, disk; every field optional."""
-        self._system.append({"t": self._clock(), **fields})
+        with self._lock:
+            if not self._is_closed:
+                self._system.append(**fields)
 
     def log_handler(self) -> logging.Handler:
         """Return the handler that writes log.txt; add it to a logger. Closed with the writer."""
@@ -168,10 +194,12 @@ class RunWriter:
 
     def close(self) -> None:
         """Write what status is pending and close the files."""
-        if self._has_pending_status:
-            self._write_status()
-        for file in (self._metrics, self._events, self._system):
-            file.close()
+        with self._lock:
+            if self._has_pending_status:
+                self._write_status()
+            self._is_closed = True
+            for file in (self._metrics, self._events, self._system):
+                file.close()
         if self._log_handler is not None:
             self._log_handler.close()
 
@@ -187,6 +215,37 @@ class RunWriter:
     ) -> None:
         """Close the files, whatever happened."""
         self.close()
+
+
+class SystemLog:
+    """The file in which one machine logs itself.
+
+    `RunWriter` has one for its own machine; the first process of every other node of a run opens
+    one by itself. Writing never raises.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    host
+        Name of the machine; default: this one's.
+    clock
+        Seconds since 1970; for tests.
+    """
+
+    def __init__(
+        self, folder: Path, *, host: str | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._file = LineAppender(folder / system_file(host or socket.gethostname()))
+
+    def append(self, **fields: object) -> None:
+        """Append one line about the machine; every field optional."""
+        self._file.append({"t": self._clock(), **fields})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _git_commit() -> str | None:
