@@ -12,6 +12,7 @@ import typer
 import typer.main
 
 from tfx_cli import output
+from tfx_cli.launch import is_main_process
 from tfx_cli.lazy import LazyCommand, LazyGroup, as_written
 
 __all__ = ["COMMANDS", "app", "main", "run"]
@@ -98,7 +99,8 @@ def tfx(
     tfx train base
     tfx generate --sex female --tissue lung -n 1000 -o cells.h5ad
     """
-    output.set_verbosity(quiet=quiet, verbose=verbose)
+    # One of several processes that train together speaks for all.
+    output.set_verbosity(quiet=quiet or not is_main_process(), verbose=verbose)
 
 
 def run(arguments: Sequence[str]) -> int:

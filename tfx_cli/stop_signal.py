@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tfx_cli.launch import launcher_is_gone
 from tfx_cli.output import narrate
 
 __all__ = ["StopSignal", "stop_on_signals"]
@@ -19,9 +20,11 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: str | None = None
 
-    def __call__(self) -> bool:
-        """Return whether to stop."""
-        return self.received is not None
+    def __call__(self) -> str:
+        """Return why to stop, or nothing."""
+        if self.received is None and launcher_is_gone():
+            self.received = "the launcher died"
+        return self.received or ""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""

@@ -1,12 +1,14 @@
 """`tfx train`: from a preset to a run, or on with a run that stopped."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core.errors import ConfigurationError, TrainingInterrupted
+from core.errors import ConfigurationError, ExitCode, TrainingInterrupted
+from tfx_cli.launch import is_main_process, launch
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
@@ -43,6 +45,16 @@ def train(
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps.")
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            help="Train in N processes of this machine: one per GPU. On several machines: "
+            "accelerate launch -m tfx_cli train ...",
+        ),
+    ] = None,
     config: ConfigFiles = None,
     assign: Assignments = None,
     as_json: JsonOutput = False,
@@ -51,22 +63,28 @@ def train(
 
     Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
     with the weights of the lowest validation loss. Ctrl-C saves a checkpoint and leaves with exit
-    code 75; 'tfx train runs/NAME' goes on from there.
+    code 75; 'tfx train runs/NAME' goes on from there, also with more --steps or another --set
+    train.learning_rate; cells, model and losses of a run are frozen.
 
     Examples
     --------
     tfx train presets/base.toml
+    tfx train presets/base.toml --processes 4
     tfx train runs/base
+    tfx train runs/base --steps 6000
     """
     folder = _run_to_resume(target)
-    if folder is not None and (config or assign or run or steps or device):
-        message = f"{folder} goes on with its own preset; leave out --config, --set, --run, --steps and --device, or train a preset"
+    if folder is not None and run:
+        message = f"{folder} goes on under its own name; leave out --run, or train a preset"
         raise ConfigurationError(message)
+    options: dict[str, object] = {"train.max_steps": steps, "train.device": device}
     resolved = (
-        _preset_of_run(folder)
+        _preset_of_run(folder, config or [], assign or [], options)
         if folder is not None
-        else _new_preset(target, config or [], assign or [], steps=steps, device=device)
+        else _new_preset(target, config or [], assign or [], options)
     )
+    if processes is not None and processes > 1:
+        raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes))
     if folder is None:
         new_run_folder(resolved.name, run)  # refuse a taken name before the cells are prepared
     # torch, transformers, accelerate and scanpy, 3 to 5 s: not before the preset has proved right.
@@ -90,8 +108,12 @@ def train(
                     resolved, store, folder, should_stop=stop, on_progress=listener
                 )
         except TrainingInterrupted as stopped:
+            if not is_main_process():
+                raise typer.Exit(ExitCode.STOPPED_EARLY) from None
             message = f"{stopped}; 'tfx train {folder}' goes on from there"
             raise TrainingInterrupted(message) from None
+    if not result.is_main:
+        return
     print_result(
         "train",
         {
@@ -115,48 +137,64 @@ def _run_to_resume(target: str) -> Path | None:
     return None if folder is not None and target in bundled else folder
 
 
+_OPTION_NAMES = {"train.max_steps": "--steps", "train.device": "--device"}
+
+
 def _new_preset(
-    target: str,
-    config: list[Path],
-    assign: list[str],
-    *,
-    steps: int | None,
-    device: str | None,
+    target: str, config: list[Path], assign: list[str], options: dict[str, object]
 ) -> "ResolvedPreset":
     from core.presets.loading import resolve_preset
 
-    options: dict[str, object] = {}
-    if steps is not None:
-        options["train.max_steps"] = steps
-    if device is not None:
-        options["train.device"] = device
     return resolve_preset(
         Path(target),
         overlays=config,
         environment=os.environ,
         options=options,
-        option_names={"train.max_steps": "--steps", "train.device": "--device"},
+        option_names=_OPTION_NAMES,
         assignments=assign,
     )
 
 
-def _preset_of_run(folder: Path) -> "ResolvedPreset":
+def _preset_of_run(
+    folder: Path, config: list[Path], assign: list[str], options: dict[str, object]
+) -> "ResolvedPreset":
+    """Read the run's own preset, with what the command line changes of it."""
     from core.presets.loading import ResolvedPreset
     from core.runlog.reader import RunReader
     from core.runlog.schema import CONFIG_FILE
+    from core.training.resume_rules import check_changes
 
-    if RunReader(folder).status.get("state") == "finished":
-        message = (
-            f"{folder} is finished; evaluate it by 'tfx eval {folder}', or train its preset anew"
-        )
-        raise ConfigurationError(message)
     path = folder / CONFIG_FILE
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror}): this run cannot go on; train its preset anew"
         raise ConfigurationError(message) from error
-    return ResolvedPreset.from_toml(text, where=str(path))
+    own = ResolvedPreset.from_toml(text, where=str(path))
+    resolved = own.changed(
+        overlays=config, options=options, option_names=_OPTION_NAMES, assignments=assign
+    )
+    changes = check_changes(own.preset, resolved.preset, where=str(folder))
+    if not changes and RunReader(folder).status.get("state") == "finished":
+        message = (
+            f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or "
+            f"train its preset anew"
+        )
+        raise ConfigurationError(message)
+    return resolved
+
+
+def _without_processes(arguments: list[str]) -> list[str]:
+    """Return the arguments of `tfx` without --processes and its number."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--processes="):
+            skip = argument == "--processes"
+            if not skip:
+                kept.append(argument)
+        else:
+            skip = False
+    return kept
 
 
 def _store_of_run(folder: Path) -> "Store":

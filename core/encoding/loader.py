@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ from core.encoding.panel_cells import PanelCells, PanelReader
 from core.encoding.sampler import BlockSampler, Cursor
 from core.presets.schema import MaskingSettings
 
-__all__ = ["BatchLoader", "BatchSource", "Loaded"]
+__all__ = ["BatchLoader", "BatchSource", "CursorSource", "Loaded"]
 
+B = TypeVar("B")
 T = TypeVar("T")
+B_co = TypeVar("B_co", covariant=True)
 
 #: Batches kept ready: what the training step goes on with while the next pool is read.
 READY_BATCHES = 8
@@ -50,6 +52,17 @@ class Loaded(Generic[T]):
     batch: T
     following: Cursor
     waited_seconds: float = 0.0
+
+
+class CursorSource(Protocol[B_co]):
+    """Makes the batch of any cursor: one lane's (`BatchSource`), or those of several."""
+
+    @property
+    def sampler(self) -> BlockSampler:
+        """The order of cells."""
+
+    def batch(self, cursor: Cursor) -> tuple[NDArray[np.int64], B_co]:
+        """Return the rows and the batch of a cursor."""
 
 
 class BatchSource:
@@ -119,13 +132,17 @@ class BatchLoader(Generic[T]):
 
     def __init__(
         self,
-        source: BatchSource,
+        source: CursorSource[B],
         cursor: Cursor,
-        finish: Callable[[CellBatch], T],
+        finish: Callable[[B], T],
         *,
         ready: int = READY_BATCHES,
     ) -> None:
-        self._source, self._finish = source, finish
+        def make(cursor: Cursor) -> Loaded[T]:
+            rows, arrays = source.batch(cursor)
+            return Loaded(rows, finish(arrays), source.sampler.advance(cursor))
+
+        self._make = make
         self._queue: queue.Queue[Loaded[T] | BaseException] = queue.Queue(maxsize=ready)
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -168,9 +185,9 @@ class BatchLoader(Generic[T]):
     def _run(self, cursor: Cursor) -> None:
         try:
             while not self._closed.is_set():
-                rows, arrays = self._source.batch(cursor)
-                cursor = self._source.sampler.advance(cursor)
-                self._put(Loaded(rows, self._finish(arrays), cursor))
+                loaded = self._make(cursor)
+                cursor = loaded.following
+                self._put(loaded)
         except BaseException as error:  # noqa: BLE001 (raised again in the training's thread)
             self._put(error)
 

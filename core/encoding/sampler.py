@@ -1,15 +1,16 @@
 """The order of training cells: a function of (seed, epoch), so that resuming needs only a cursor.
 
 A store's cells stand in random order already, so a block of neighbours is a random sample, and
-reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the ranks; each
-rank joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
+reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the lanes; each
+lane joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
 
     rows -> blocks of 64 --permute(seed, epoch), deal--> pools of 8,192 cells
-                                --shuffle(seed, epoch, rank, pool)--> stream --cut--> batches
+                                --shuffle(seed, epoch, lane, pool)--> stream --cut--> batches
 
 A batch is so many cells, or the cells that begin within so many tokens of the stream. The leftover
 of a stream sits the epoch out. Nothing is drawn while going along: any batch of any epoch can be
-asked for at once.
+asked for at once. Which process works a lane is `core.training.lanes`' business: the cells of a
+step are the same on one process as on many.
 """
 
 from collections.abc import Mapping
@@ -40,8 +41,8 @@ class Cursor:
         Of the order.
     epoch, batch
         The next batch, both counted from 0.
-    world_size
-        Ranks that the epoch is dealt to.
+    lanes
+        Streams that the epoch is dealt to.
     quota
         Cells or tokens that a batch of the epoch is cut by.
     """
@@ -49,7 +50,7 @@ class Cursor:
     seed: int
     epoch: int
     batch: int
-    world_size: int
+    lanes: int
     quota: int
 
     def to_json(self) -> dict[str, int]:
@@ -73,7 +74,7 @@ class Pool:
     order
         (cells,), the shuffled order in which they enter batches, as places in ``rows``.
     starts
-        (cells + 1,), where each cell of ``order`` begins in the rank's stream, and the end.
+        (cells + 1,), where each cell of ``order`` begins in the lane's stream, and the end.
     """
 
     rows: NDArray[np.int64]
@@ -82,7 +83,7 @@ class Pool:
 
 
 class BlockSampler:
-    """Which cells form each batch of one rank.
+    """Which cells form each batch of one lane.
 
     Parameters
     ----------
@@ -91,18 +92,18 @@ class BlockSampler:
     seed
         Of the order.
     batch_size
-        Cells per batch and rank; fewer cells than that form one batch of all.
+        Cells per batch and lane; fewer cells than that form one batch of all.
     lengths, tokens_per_batch
         (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
-    rank, world_size
-        Of this process, and how many there are.
+    lane, lanes
+        Which stream this is, and how many there are.
     block_cells, pool_cells
         Cells per block and pool.
 
     Raises
     ------
     ConfigurationError
-        There are fewer cells than ranks, or a batch has no room for two of the longest cells.
+        There are fewer cells than lanes, or a batch has no room for two of the longest cells.
     """
 
     def __init__(
@@ -113,30 +114,28 @@ class BlockSampler:
         batch_size: int = 32,
         lengths: NDArray[np.int64] | None = None,
         tokens_per_batch: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        lane: int = 0,
+        lanes: int = 1,
         block_cells: int = BLOCK_CELLS,
         pool_cells: int = POOL_CELLS,
     ) -> None:
         assert (lengths is None) == (tokens_per_batch is None), "both or none"
         self.rows, self.lengths, self.seed = rows, lengths, seed
-        self.rank, self.world_size = rank, world_size
+        self.lane, self.lanes = lane, lanes
         n_cells = len(rows)
-        # Ranks differ by a block at most, and what one has more sits out: under 1 % of the cells.
-        self.block_cells = min(block_cells, max(n_cells // (128 * world_size), 1))
+        # Lanes differ by a block at most, and what one has more sits out: under 1 % of the cells.
+        self.block_cells = min(block_cells, max(n_cells // (128 * lanes), 1))
         self.pool_blocks = max(pool_cells // self.block_cells, 1)
         self.block_starts = np.arange(0, n_cells, self.block_cells)
-        if len(self.block_starts) < world_size:
-            message = (
-                f"{n_cells} training cells cannot be dealt to {world_size} processes; start fewer"
-            )
+        if len(self.block_starts) < lanes:
+            message = f"{n_cells} training cells cannot be dealt to {lanes} lanes; lower train.lanes, or start fewer processes"
             raise ConfigurationError(message)
         self.block_weights = (
             np.diff(self.block_starts, append=n_cells)
             if lengths is None
             else np.add.reduceat(lengths, self.block_starts)
         )
-        smallest = np.sort(self.block_weights)[: len(self.block_starts) // world_size].sum()
+        smallest = np.sort(self.block_weights)[: len(self.block_starts) // lanes].sum()
         self.quota = min(self._full_quota(batch_size, tokens_per_batch), int(smallest))
         self._order_of = lru_cache(maxsize=2)(self._order)
         self._pool_of = lru_cache(maxsize=2)(self._pool)
@@ -147,8 +146,9 @@ class BlockSampler:
         longest = int(self.lengths.max())
         if tokens_per_batch < 2 * longest:
             message = (
-                f"train.tokens_per_batch = {tokens_per_batch} has no room for two cells of "
-                f"{longest} tokens; give at least {2 * longest} or lower encoding.max_length"
+                f"train.tokens_per_batch = {tokens_per_batch * self.lanes} has no room for two "
+                f"cells of {longest} tokens{f' in each of {self.lanes} lanes' * (self.lanes > 1)}; "
+                f"give at least {2 * longest * self.lanes} or lower encoding.max_length"
             )
             raise ConfigurationError(message)
         # The cells that begin within the quota end at most one cell, less a token, behind it.
@@ -157,11 +157,11 @@ class BlockSampler:
     @property
     def start(self) -> Cursor:
         """The first batch of the first epoch."""
-        return Cursor(self.seed, 0, 0, self.world_size, self.quota)
+        return Cursor(self.seed, 0, 0, self.lanes, self.quota)
 
     def steps(self, epoch: int) -> int:
-        """Batches of an epoch, the same on all ranks."""
-        if self.world_size == 1:
+        """Batches of an epoch, the same on all lanes."""
+        if self.lanes == 1:
             return int(self.block_weights.sum()) // self.quota
         return self._order_of(epoch)[1]
 
@@ -185,7 +185,7 @@ class BlockSampler:
         Raises
         ------
         ConfigurationError
-            The seed differs; or the number of processes or the size of batches does, within an
+            The seed differs; or the number of lanes or the size of batches does, within an
             epoch. Between epochs those may change.
         """
         if cursor.seed != self.seed:
@@ -194,10 +194,10 @@ class BlockSampler:
                 f"{cursor.seed}; resume with the run's own config.toml"
             )
             raise ConfigurationError(message)
-        if cursor.batch and cursor.world_size != self.world_size:
+        if cursor.batch and cursor.lanes != self.lanes:
             message = (
-                f"the checkpoint lies within an epoch dealt to {cursor.world_size} processes and "
-                f"cannot go on with {self.world_size}; start {cursor.world_size} processes"
+                f"the checkpoint lies within an epoch dealt to {cursor.lanes} lanes and cannot go "
+                f"on with {self.lanes}; set train.lanes = {cursor.lanes}"
             )
             raise ConfigurationError(message)
         if cursor.batch and cursor.quota != self.quota:
@@ -207,7 +207,7 @@ class BlockSampler:
                 f"cells"
             )
             raise ConfigurationError(message)
-        return replace(cursor, world_size=self.world_size, quota=self.quota)
+        return replace(cursor, lanes=self.lanes, quota=self.quota)
 
     def pieces(self, cursor: Cursor) -> list[tuple[int, NDArray[np.int64]]]:
         """Return the cells of a batch: (number of the pool, places in its rows), in their order."""
@@ -231,30 +231,28 @@ class BlockSampler:
 
     def generator(self, cursor: Cursor) -> np.random.Generator:
         """Return the generator of all that is drawn for a batch: masks, genes of long cells."""
-        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.rank, 13])
+        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.lane, 13])
 
     def pool(self, epoch: int, number: int) -> Pool:
-        """Return one of this rank's pools."""
+        """Return one of this lane's pools."""
         return self._pool_of(epoch, number)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-        """Blocks of this rank, batches of any rank, and where in the stream each pool begins."""
+        """Blocks of this lane, batches of any lane, and where in the stream each pool begins."""
         blocks = np.random.default_rng([self.seed, epoch, 11]).permutation(len(self.block_starts))
-        weights = [
-            self.block_weights[blocks[rank :: self.world_size]] for rank in range(self.world_size)
-        ]
+        weights = [self.block_weights[blocks[lane :: self.lanes]] for lane in range(self.lanes)]
         steps = min(int(own.sum()) for own in weights) // self.quota
-        own = weights[self.rank]
+        own = weights[self.lane]
         firsts = np.arange(0, len(own), self.pool_blocks)
         pool_starts = np.concatenate(([0], np.cumsum(np.add.reduceat(own, firsts))))
-        return blocks[self.rank :: self.world_size], steps, pool_starts
+        return blocks[self.lane :: self.lanes], steps, pool_starts
 
     def _pool(self, epoch: int, number: int) -> Pool:
         blocks, _, pool_starts = self._order_of(epoch)
         own = np.sort(blocks[number * self.pool_blocks : (number + 1) * self.pool_blocks])
         places = (self.block_starts[own, None] + np.arange(self.block_cells)).ravel()
         places = places[places < len(self.rows)]
-        rng = np.random.default_rng([self.seed, epoch, self.rank, number, 12])
+        rng = np.random.default_rng([self.seed, epoch, self.lane, number, 12])
         order = rng.permutation(len(places))
         weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
         starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)

@@ -29,14 +29,14 @@ from safetensors.torch import save_file as save_tensors
 from core.cells.genes import GenePanel
 from core.encoding.batches import BatchEncoder
 from core.encoding.values import ValueEncoder, ValueTable
-from core.errors import DataError
+from core.errors import DataError, MachineError
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 
-__all__ = ["FORMAT_VERSION", "CellModel"]
+__all__ = ["FORMAT_VERSION", "CellModel", "put_back_model"]
 
 FORMAT_VERSION = 1
 _CHECKED = (
@@ -89,26 +89,43 @@ class CellModel:
             self.config.tokens, self.values, max_length=self.config.longest_sequence
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the folder, replacing an older one only when the new one is complete."""
+    def save(self, folder: Path, *, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the folder, replacing an older one only when the new one is complete.
+
+        Parameters
+        ----------
+        folder
+            Where to.
+        weights
+            Whole weights and buffers, where the network holds shards of them.
+
+        Raises
+        ------
+        MachineError
+            It cannot be written, because the disk is full, say; an older one stays.
+        """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
         try:
-            self._write(partial)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            self._write(partial, self.network.state_dict() if weights is None else weights)
             outgoing = folder.with_name(f".{folder.name}.old-{os.getpid()}")
             if folder.exists():
                 folder.rename(outgoing)
             partial.rename(folder)
             shutil.rmtree(outgoing, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            message = f"model folder {folder} cannot be written ({reason})"
+            raise MachineError(message) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         # Not save_pretrained: it draws a progress bar of its own and shards by size.
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
         save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
         self.config.architectures = [type(self.network).__name__]
         self.config.save_pretrained(folder)
@@ -199,6 +216,13 @@ class CellModel:
         ) as error:  # fmt: skip  # fmt: skip
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
+
+
+def put_back_model(folder: Path) -> None:
+    """Put the older model folder back where a process was killed between taking it away and the new one."""
+    outgoing = sorted(folder.parent.glob(f".{folder.name}.old-*"))
+    if outgoing and not folder.exists():
+        outgoing[-1].rename(folder)
 
 
 def _write_json(path: Path, record: object) -> None:

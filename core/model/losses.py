@@ -1,21 +1,26 @@
 """Losses, one value per masked position: binary, smoothed, ordinal, and regression.
 
 Shapes: M masked positions, C classes. Each function is held against a written-out float64
-reference in the tests. `masked_loss` puts them together as a preset asks.
+reference in the tests. `masked_loss` puts them together as a preset asks. Where a step is cut into
+parts, each part's sums are divided by what `LossCounts` counts over the whole step, so that the
+parts' losses, and their gradients, add up to the step's.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.encoding.cell_batch import CellBatch
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.presets.schema import LossSettings
 
 __all__ = [
+    "LossCounts",
     "LossParts",
     "gaussian_cross_entropy",
     "gaussian_targets",
@@ -108,6 +113,37 @@ def hurdle_regression(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class LossCounts:
+    """What the sums of a loss are divided by, known on the host before anything is computed.
+
+    Attributes
+    ----------
+    genes
+        Masked genes; with ``loss.weighting = "rate"`` the cells that have any.
+    phenotypes
+        Masked phenotypes, or the sum of their class weights.
+    """
+
+    genes: float
+    phenotypes: float
+
+    @classmethod
+    def of(
+        cls, batch: CellBatch, config: TfxConfig, settings: LossSettings, weights: Tensor | None
+    ) -> "LossCounts":
+        """Count the answers of a batch; ``weights`` are the class weights, on the host."""
+        n_genes = len(batch.gene)
+        if settings.weighting == "rate":
+            n_genes = len(np.unique(batch.gene_cell))
+        phenotypes = float(len(batch.phenotype_target))
+        if weights is not None:
+            offsets = np.cumsum([0, *config.phenotype_sizes[:-1]])
+            answers = offsets[batch.phenotype_slot] + batch.phenotype_target
+            phenotypes = weights[torch.from_numpy(answers)].sum().item()
+        return cls(float(n_genes), phenotypes)
+
+
+@dataclass(frozen=True)
 class LossParts:
     """The loss of a batch and what it is made of.
 
@@ -138,6 +174,7 @@ def masked_loss(
     config: TfxConfig,
     settings: LossSettings,
     class_weights: Tensor | None = None,
+    counts: LossCounts | None = None,
 ) -> LossParts:
     """Compute the loss of a batch from the logits at its masked positions.
 
@@ -153,6 +190,8 @@ def masked_loss(
         What is asked, and at what price.
     class_weights
         (all phenotype values,), or None for equal weights.
+    counts
+        Of the step that the batch is a part of; None: the batch is the whole step.
     """
     gene_loss = _gene_loss(gene_logits, batch, config, settings)
     offsets = phenotype_logits.new_tensor([0, *config.phenotype_sizes[:-1]], dtype=torch.long)
@@ -162,12 +201,14 @@ def masked_loss(
         answers = answers + config.n_bins
     smoothing = settings.smoothing if config.head == "joint" else settings.phenotype_smoothing
     phenotype_loss = smoothed_cross_entropy(phenotype_logits, answers, smoothing)
-    genes = _average(gene_loss, batch, settings)
-    phenotypes = (
-        phenotype_loss.sum() / max(len(phenotype_loss), 1)
-        if weights is None
-        else (phenotype_loss * weights).sum() / weights.sum().clamp(min=1e-9)
-    )
+    genes = _average(gene_loss, batch, settings, counts)
+    if weights is None:
+        phenotypes = phenotype_loss.sum() / max(
+            len(phenotype_loss) if counts is None else counts.phenotypes, 1
+        )
+    else:
+        total = weights.sum().clamp(min=1e-9) if counts is None else max(counts.phenotypes, 1e-9)
+        phenotypes = (phenotype_loss * weights).sum() / total
     return LossParts(genes + settings.phenotype_weight * phenotypes, genes, phenotypes)
 
 
@@ -188,13 +229,16 @@ def _gene_loss(
     return hurdle_regression(logits, batch.gene_target)
 
 
-def _average(loss: Tensor, batch: BatchTensors, settings: LossSettings) -> Tensor:
+def _average(
+    loss: Tensor, batch: BatchTensors, settings: LossSettings, counts: LossCounts | None
+) -> Tensor:
     """Mean over masked genes, or over cells of each cell's own mean (the 1/t bound)."""
     if len(loss) == 0:
         return loss.sum()
     if settings.weighting == "mean":
-        return loss.mean()
+        return loss.mean() if counts is None else loss.sum() / counts.genes
     count = torch.zeros(batch.n_cells, device=loss.device).index_add(
         0, batch.gene_cell, torch.ones_like(loss)
     )
-    return (loss / count[batch.gene_cell]).sum() / (count > 0).sum()
+    per_cell = loss / count[batch.gene_cell]
+    return per_cell.sum() / ((count > 0).sum() if counts is None else counts.genes)

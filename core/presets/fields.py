@@ -108,7 +108,7 @@ def _phrases(kind: Any, metadata: Iterable[object]) -> list[str]:  # noqa: ANN40
     if origin is Literal:
         return [repr(choice) if isinstance(choice, str) else _lower(choice) for choice in arguments]
     if origin is list:
-        (item,) = _phrases(arguments[0], ())
+        item = _either(_phrases(arguments[0], ()))
         phrase = f"a list of {_PLURALS.get(item, item)}"
         if any(isinstance(entry, BeforeValidator) for entry in metadata):
             return [item, phrase]  # one item may stand for a list of one

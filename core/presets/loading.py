@@ -90,17 +90,45 @@ class ResolvedPreset:
         ConfigurationError
             The text is not a complete and valid preset.
         """
-        source = read_text(text, name=where, level=0)
-        leaves = _merge([source])
-        preset = _validate(leaves, [source])
+        return cls._from_written(read_text(text, name=where, level=0), [])
+
+    def changed(
+        self,
+        *,
+        overlays: Sequence[Path] = (),
+        options: Mapping[str, object] | None = None,
+        option_names: Mapping[str, str] | None = None,
+        assignments: Sequence[str] = (),
+    ) -> Self:
+        """Return this preset with some keys changed; sources as in `resolve_preset`.
+
+        Raises
+        ------
+        ConfigurationError
+            One line per error of all sources: ``file:line: key: message``.
+        """
+        written = read_text(self.to_toml(), name=f"{self.name}'s preset", level=0)
+        sources = [read_file(file, level=level) for level, file in enumerate(overlays, start=1)]
+        sources += read_options(options or {}, option_names or {})
+        sources += read_assignments(assignments)
+        return self._from_written(written, sources)
+
+    @classmethod
+    def _from_written(cls, written: Source, others: Sequence[Source]) -> Self:
+        sources = [written, *others]
+        leaves = _merge(sources)
+        preset = _validate(leaves, sources)
         origins = _all_origins(preset)
-        for path in leaves:
-            comment = source.lines.comment_after(path) if source.lines else ""
-            origins[dotted(path)] = comment or source.origin_of(path)
+        for path, leaf in leaves.items():
+            if leaf.value is None:
+                continue
+            is_written = leaf.source is written and written.lines is not None
+            comment = written.lines.comment_after(path) if is_written and written.lines else ""
+            origins[dotted(path)] = comment or leaf.source.origin_of(path)
             if comment == _DEFAULT_ORIGIN:
                 # Who asked for a value matters to some (data.split.by): a default stays unasked.
                 _value_at(preset, path[:-1]).model_fields_set.discard(path[-1])
-        return cls(preset, origins, preset.name or _name_from([Path(where)]))
+        return cls(preset, origins, preset.name or _name_from([Path(written.name)]))
 
 
 def resolve_preset(

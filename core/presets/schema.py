@@ -258,11 +258,26 @@ class TrainSettings(_Section):
     task: Literal["masked"] = Field("masked", description="what the model learns to do")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
-    batch_size: int = Field(32, ge=1, description="cells per step")
+    batch_size: int = Field(
+        32, ge=1, description="cells per step, over all processes: a multiple of lanes"
+    )
     tokens_per_batch: int | None = Field(
         None,
         ge=1,
         description="most tokens per step, filled with as many cells as fit, instead of batch_size",
+    )
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        description="streams that the cells of an epoch are dealt to, each giving its share of a "
+        "step; default: one per process. A process that has several adds up their gradients, so "
+        "that a run of 4 lanes is the same run on 4, 2 or 1 processes",
+    )
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        description="parts that a process computes one after another, to save memory; the step is "
+        "the same. Doubled by itself where a GPU's memory runs out",
     )
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
@@ -281,6 +296,27 @@ class TrainSettings(_Section):
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of steps to warm up")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay after warm-up")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
+    ema: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="decay of the running average of the weights that is evaluated and saved "
+        "instead of the weights themselves (0.999, say); 0: none",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations without a lower validation loss after which training ends early",
+    )
+    compile: bool = Field(
+        default=False, description="compile the encoder's layers by torch.compile (CUDA)"
+    )
+    max_nonfinite: int = Field(
+        20, ge=1, description="steps in a row without finite loss and gradient that end the run"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        [], description="where metrics are copied to, beside the run folder (extra: trackers)"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on GPUs that have it, else fp32"
     )

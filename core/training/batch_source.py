@@ -22,29 +22,30 @@ def make_batch_source(
     rows: NDArray[np.int64],
     model: CellModel,
     *,
-    rank: int = 0,
-    world_size: int = 1,
+    lane: int = 0,
+    lanes: int = 1,
     bins_on_device: bool = False,
 ) -> BatchSource:
-    """Make what encodes the training batches of one process.
+    """Make what encodes the training batches of one lane.
 
     Parameters
     ----------
     train, masking
-        How large batches are, in which order cells come, and what is hidden.
+        How large steps are, in which order cells come, and what is hidden.
     store, rows
         The training cells, ascending.
     model
         Its panel and its encoding.
-    rank, world_size
-        Of this process, and how many there are.
+    lane, lanes
+        Which stream of the epoch, and how many there are: each gives its share of a step.
     bins_on_device
         Leave the bins of counts to the device.
 
     Raises
     ------
     ConfigurationError
-        There are fewer cells than processes, or ``train.tokens_per_batch`` is too small.
+        There are fewer cells than lanes, ``train.batch_size`` cannot be shared among them, or
+        ``train.tokens_per_batch`` is too small.
     DataError
         The store has none of the model's genes.
     """
@@ -55,13 +56,21 @@ def make_batch_source(
         max_length=model.config.longest_sequence,
         bins_on_device=bins_on_device,
     )
-    batch_size, lengths, budget = train.batch_size, None, train.tokens_per_batch
+    if train.tokens_per_batch is None and train.batch_size % lanes:
+        message = (
+            f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
+            f"lanes; give a multiple of {lanes}"
+        )
+        raise ConfigurationError(message)
+    batch_size, lengths = train.batch_size // lanes, None
+    budget = None if train.tokens_per_batch is None else train.tokens_per_batch // lanes
     if budget is not None and model.config.layout == "ranked":
         length = encoder.tokens.required_length
         if budget < length:
             message = (
-                f"train.tokens_per_batch = {budget} has no room for a cell of {length} tokens; "
-                f"give at least {length} or lower data.genes"
+                f"train.tokens_per_batch = {train.tokens_per_batch} has no room for a cell of "
+                f"{length} tokens{_per_lane(lanes)}; give at least {length * lanes} or lower "
+                f"data.genes"
             )
             raise ConfigurationError(message)
         batch_size, budget = budget // length, None
@@ -74,7 +83,11 @@ def make_batch_source(
         batch_size=batch_size,
         lengths=lengths,
         tokens_per_batch=budget,
-        rank=rank,
-        world_size=world_size,
+        lane=lane,
+        lanes=lanes,
     )
     return BatchSource(reader, encoder, sampler, masking)
+
+
+def _per_lane(lanes: int) -> str:
+    return f" in each of {lanes} lanes" if lanes > 1 else ""

@@ -1,47 +1,63 @@
-"""The training loop: batches in, a run folder out; can be stopped and resumed at any step.
+"""The training loop: batches in, a run folder out; can be stopped, or killed, at any moment.
 
 `train` starts a run or continues one. What is learnt is in `core.model`, what is hidden in
-`core.encoding`; here are steps, evaluations, checkpoints and the run log. The batch and the masks
-are functions of the seed and a cursor, the learning rate of the step, so that a checkpoint needs
-only weights, optimiser, random state and the cursor, and a resumed run equals one that never
-stopped, bit for bit on CPU.
+`core.encoding`, one step in `train_step`; here are steps, evaluations, checkpoints and the run log.
+Batch, masks and dropout are functions of the seed and a cursor, the learning rate of the step, so
+that a checkpoint needs only weights, optimiser, a few figures and the cursor, and a resumed run
+equals one that never stopped, bit for bit on CPU. The same holds, within rounding, for the number of
+processes (`lanes`).
 """
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from torch import Tensor
 
 from core.cells.store import Store
-from core.encoding.cell_batch import CellBatch
-from core.encoding.loader import BatchLoader, BatchSource, Loaded
+from core.encoding.loader import BatchLoader, Loaded
 from core.encoding.sampler import Cursor
-from core.errors import TfxError, TrainingInterrupted
-from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
-from core.evaluation.phenotype_metrics import score_phenotype
+from core.errors import DataError, MachineError, TrainingInterrupted
 from core.model.attention import resolve_attention
-from core.model.batch_tensors import HostBatch
-from core.model.folder import CellModel
-from core.model.losses import LossParts, masked_loss
+from core.model.folder import CellModel, put_back_model
+from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.runlog.writer import RunWriter
+from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE
 from core.training.batch_source import make_batch_source
-from core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from core.training.machine import Machine, choose_machine
+from core.training.checkpoints import (
+    discard_checkpoints_after,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    remove_leftovers,
+    save_checkpoint,
+)
+from core.training.flops import EncoderFlops
+from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
+from core.training.lanes import LaneSources, StepBatch, lanes_of_process
+from core.training.machine import DTYPES, Machine, choose_machine, set_up_speed
+from core.training.matmul_peak import device_peak
+from core.training.numeric_guards import NonFiniteSteps, SpikeDetector
 from core.training.optimiser import ENCODER, make_optimiser
+from core.training.processes import Processes
+from core.training.resume_rules import check_changes
+from core.training.run_lock import owned_run
+from core.training.run_log import RunLog, open_run_log
 from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, chosen_rows, class_weights
-from core.training.step_window import StepWindow
+from core.training.step_window import StepSize, StepWindow
+from core.training.trackers import check_trackers
+from core.training.train_step import StepOutcome, TrainStep
+from core.training.validation import Validation, describe_accuracies
+from core.training.weight_average import WeightAverage
 
 __all__ = ["MODEL_FOLDER", "TrainResult", "train"]
 
@@ -49,9 +65,8 @@ logger = logging.getLogger(__name__)
 
 #: Name of the model folder inside a run folder.
 MODEL_FOLDER = "model"
-_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Steps in a row with a non-finite gradient after which a run gives up.
-MAX_NONFINITE = 20
+#: Cells that an event names at most.
+_CELLS_IN_EVENT = 4096
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,8 @@ class TrainResult:
         Step of the weights in the model folder: those of the lowest validation loss.
     validation
         Validation figures of those weights, by metric name.
+    is_main
+        Whether this process is the one to report it.
     """
 
     run: Path
@@ -75,6 +92,7 @@ class TrainResult:
     steps: int
     best_step: int
     validation: dict[str, float]
+    is_main: bool = True
 
 
 @dataclass
@@ -82,9 +100,19 @@ class _Progress:
     """What changes while a run goes on, and is saved with it."""
 
     step: int = 0
+    #: Step of the last evaluation that was finished.
+    evaluated: int = 0
     best_loss: float = math.inf
     best_step: int = 0
     best_figures: dict[str, float] = field(default_factory=dict)
+    #: Evaluations since the best one.
+    without_gain: int = 0
+    #: Whether training ended early, for lack of gain.
+    has_ended: bool = False
+
+
+class _StopAsked(Exception):
+    """Somebody asked the run to stop."""
 
 
 def train(
@@ -92,7 +120,7 @@ def train(
     store: Store,
     run_folder: Path,
     *,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], object] = lambda: False,
     on_progress: Listener = ignore_progress,
 ) -> TrainResult:
     """Train a model, or go on training the one in ``run_folder``.
@@ -100,57 +128,89 @@ def train(
     Parameters
     ----------
     resolved
-        The preset; on resume the run's own.
+        The preset; on resume the run's own, or one that differs in keys that may change.
     store
         The prepared cells.
     run_folder
         Made if absent; continued from its newest whole checkpoint if there is one.
     should_stop
-        Asked after every step; True saves a checkpoint and raises `TrainingInterrupted`.
+        Asked before every step and within evaluations; an answer that counts as true (the name of a
+        signal, say) saves a checkpoint and raises `TrainingInterrupted`.
 
     Raises
     ------
     TrainingInterrupted
         Stopped on request, with a checkpoint.
     ConfigurationError, DataError, MachineError
-        The preset does not fit itself, the cells, or the machine; nothing was written.
+        The preset does not fit itself, the run, the cells, or the machine; nothing was written.
+        MachineError also where memory or disk ran out.
     TfxError
-        The gradients were not finite for `MAX_NONFINITE` steps in a row.
+        Loss or gradients were not finite for ``train.max_nonfinite`` steps in a row.
     """
     preset = resolved.preset
     machine = choose_machine(preset.train)
     resolve_attention(  # only to refuse, before anything is written, what cannot run here
         preset.model.attention,
         device=torch.device(machine.device),
-        dtype=_DTYPES[machine.precision],
+        dtype=DTYPES[machine.precision],
         dropout=preset.model.attention_dropout,
         ragged=preset.encoding.layout == "expressed",
     )
-    model = build_model(preset, store, name=run_folder.name, on_progress=on_progress)
-    accelerator = _make_accelerator(machine)
-    source = make_batch_source(
-        preset.train,
-        preset.masking,
-        store,
-        chosen_rows(preset, store, "train"),
-        model,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        bins_on_device=machine.device == "cuda",
-    )
-    with RunWriter(run_folder, run=_describe(resolved, store, model, machine)) as log:
-        log.config(resolved.to_toml())
-        log.status("starting")
-        handler = log.log_handler()
-        logging.getLogger("core").addHandler(handler)
+    check_trackers(preset.train.trackers)
+    processes = Processes(machine, unused_parameters=preset.train.skeleton_steps > 0)
+    run_folder = processes.of_main(run_folder)
+    with ExitStack() as stack:
+        if processes.is_main and run_folder.exists():
+            stack.enter_context(owned_run(run_folder))
+        resolved, changes = _settle_preset(resolved, run_folder, processes)
+        preset = resolved.preset
+        model = build_model(
+            preset,
+            store,
+            name=run_folder.name,
+            on_progress=on_progress if processes.is_main else ignore_progress,
+        )
+        lanes, n_lanes = lanes_of_process(
+            preset.train.lanes, index=processes.index, count=processes.count
+        )
+        rows = chosen_rows(preset, store, "train")
+        sources = {
+            lane: make_batch_source(
+                preset.train, preset.masking, store, rows, model,
+                lane=lane, lanes=n_lanes, bins_on_device=machine.device == "cuda",
+            )
+            for lane in lanes
+        }  # fmt: skip
+        if processes.is_main and not run_folder.exists():
+            stack.enter_context(owned_run(run_folder))
+        log = stack.enter_context(
+            open_run_log(
+                run_folder,
+                is_main=processes.is_main,
+                run=_describe(resolved, store, model, machine, processes),
+                config=resolved.to_toml(),
+                trackers=preset.train.trackers,
+                device=processes.device,
+            )
+        )
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        set_up_speed(machine)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(preset.train.seed)
-                run = _Run(
-                    resolved, store, model, source, accelerator, log, should_stop, on_progress
-                )
-                result = run.go()
-            log.status("finished", step=result.steps)
+            weights = class_weights(
+                np.asarray(store.phenotype_codes[rows]), model.config, preset.loss.class_weights
+            )
+            run = _Run(
+                resolved, store, model, machine, processes, log, run_folder,
+                LaneSources(
+                    sources,
+                    count=lambda arrays: LossCounts.of(arrays, model.config, preset.loss, weights),
+                    pin=machine.device == "cuda",
+                ),
+                weights, should_stop, on_progress,
+            )  # fmt: skip
+            run.resume(changes)
+            result = run.go()
+            log.status("finished", step=result.steps, eta=0.0)
             log.event("end", step=result.steps)
         except (TrainingInterrupted, KeyboardInterrupt):
             log.status("stopped")
@@ -158,13 +218,40 @@ def train(
         except BaseException as error:
             log.status("failed", error=str(error))
             raise
-        finally:
-            logging.getLogger("core").removeHandler(handler)
+        processes.wait()
     return result
 
 
+def _settle_preset(
+    resolved: ResolvedPreset, folder: Path, processes: Processes
+) -> tuple[ResolvedPreset, dict[str, tuple[Any, Any]]]:
+    """Settle the number of lanes; return the preset, and what differs from the run's so far.
+
+    Raises
+    ------
+    ConfigurationError
+        A key that is frozen once there is a checkpoint.
+    """
+    path = folder / CONFIG_FILE
+    before = None
+    if path.is_file() and any((folder / CHECKPOINTS_FOLDER).glob("step-*")):
+        before = ResolvedPreset.from_toml(path.read_text(encoding="utf-8"), where=str(path)).preset
+    if resolved.preset.train.lanes is None:
+        lanes = processes.count if before is None else before.train.lanes
+        resolved = resolved.changed(
+            options={"train.lanes": lanes}, option_names={"train.lanes": "number of processes"}
+        )
+    if before is None:
+        return resolved, {}
+    return resolved, check_changes(before, resolved.preset, where=str(folder))
+
+
 def _describe(
-    resolved: ResolvedPreset, store: Store, model: CellModel, machine: Machine
+    resolved: ResolvedPreset,
+    store: Store,
+    model: CellModel,
+    machine: Machine,
+    processes: Processes,
 ) -> dict[str, Any]:
     return {
         "name": resolved.name,
@@ -174,15 +261,11 @@ def _describe(
         "genes": len(model.panel),
         "phenotypes": {name: list(v) for name, v in model.config.phenotypes.items()},
         "device": machine.device,
+        "device_name": machine.device_name,
         "precision": machine.precision,
+        "processes": processes.count,
         "simulated": store.truth is not None,
     }
-
-
-def _make_accelerator(machine: Machine) -> Accelerator:
-    # accelerate keeps one global state per process; another run in it may want another one.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=machine.device == "cpu", mixed_precision=machine.precision)
 
 
 class _Run:
@@ -193,94 +276,133 @@ class _Run:
         resolved: ResolvedPreset,
         store: Store,
         model: CellModel,
-        source: BatchSource,
-        accelerator: Accelerator,
-        log: RunWriter,
-        should_stop: Callable[[], bool],
+        machine: Machine,
+        processes: Processes,
+        log: RunLog,
+        folder: Path,
+        sources: LaneSources,
+        weights: torch.Tensor | None,
+        should_stop: Callable[[], object],
         on_progress: Listener,
     ) -> None:
-        self.settings = resolved.preset.train
-        self.loss = resolved.preset.loss
-        self.store, self.model, self.log = store, model, log
-        self.source, self.accelerator = source, accelerator
+        preset = resolved.preset
+        settings = self.settings = preset.train
+        self.model, self.log, self.folder = model, log, folder
+        self.processes, self.sources = processes, sources
         self.should_stop, self.on_progress = should_stop, on_progress
-        settings, sampler = self.settings, source.sampler
+        sampler = sources.sampler
         self.cursor = sampler.start
+        sources.n_parts = settings.micro_batches
         self.total = total_steps(
             sampler.steps, max_steps=settings.max_steps, epochs=settings.epochs
         )
         has_both = model.network.skeleton is not None and model.network.encoder_part is not None
         self.skeleton_steps = min(settings.skeleton_steps, self.total - 1) if has_both else 0
-        self.validation = self._validation_rows(chosen_rows(resolved.preset, store, "validation"))
-        self.optimiser = make_optimiser(model.network, settings)
-        self.peak_rates = [float(group["lr"]) for group in self.optimiser.param_groups]
-        self.network, self.optimiser = self.accelerator.prepare(model.network, self.optimiser)
-        self.device = self.accelerator.device
-        weights = class_weights(
-            np.asarray(store.phenotype_codes[sampler.rows]), model.config, self.loss.class_weights
+        optimiser = make_optimiser(model.network, settings)
+        self.peak_rates = [float(group["lr"]) for group in optimiser.param_groups]
+        self.weight_decays = [float(group["weight_decay"]) for group in optimiser.param_groups]
+        self.flops, self.peak = _flops(model, machine, processes)
+        if settings.compile:
+            _compile(model, machine)
+        self.network, self.optimiser = processes.prepare(model.network, optimiser)
+        self.own = processes.unwrap(self.network)
+        self.average = WeightAverage(self.own, settings.ema) if settings.ema else None
+        if weights is not None:
+            weights = weights.to(processes.device)
+        self.validation = Validation(
+            store, chosen_rows(preset, store, "validation"), settings, preset.loss, weights
         )
-        self.class_weights = None if weights is None else weights.to(self.device)
+        self.step = TrainStep(
+            processes, self.network, self.optimiser,
+            config=model.config, loss=preset.loss, class_weights=weights,
+            gradient_clip=settings.gradient_clip, seed=settings.seed, sources=sources,
+            on_smaller=lambda parts: log.event(
+                "warning", step=self.progress.step + 1, micro_batches=parts, reason="memory ran out"
+            ),
+        )  # fmt: skip
         self.progress = _Progress()
-        self.nonfinite_in_a_row = 0
+        self.window = StepWindow()
+        self.non_finite, self.spikes = NonFiniteSteps(settings.max_nonfinite), SpikeDetector()
+        self.under_way: deque[StepOutcome] = deque()
+        self.saved = -1
 
-    def _validation_rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Take at most ``train.eval_cells`` of the validation cells."""
-        if len(rows) > self.settings.eval_cells:
-            rng = np.random.default_rng([self.settings.seed, 3])
-            rows = np.sort(rng.choice(rows, self.settings.eval_cells, replace=False))
-        return rows
+    # ------------------------------------------------------------------------- the loop
 
     def go(self) -> TrainResult:
         """Run to the end, or until asked to stop."""
-        self._resume()
-        with BatchLoader(self.source, self.cursor, self._to_host) as loader:
-            self._steps(loader)
         progress = self.progress
+        self.log.status("running", step=progress.step, total=self.total)
+        try:
+            with BatchLoader(self.sources, self.cursor, lambda batch: batch) as loader:
+                while not self._is_over:
+                    self._evaluate_and_save()
+                    if not self._is_over:  # an evaluation may end it
+                        self._do_step(loader)
+                self._evaluate_and_save()
+        except _StopAsked:
+            self._stop()
+        model = self.folder / MODEL_FOLDER
+        if self.processes.is_main and not model.is_dir():
+            message = (
+                f"the model folder {model} could not be written; free some disk and go on with "
+                f"'tfx train {self.folder}'"
+            )
+            raise MachineError(message)
         return TrainResult(
-            run=self.log.folder,
-            model=self.log.folder / MODEL_FOLDER,
+            run=self.folder,
+            model=model,
             steps=progress.step,
             best_step=progress.best_step,
             validation=progress.best_figures,
+            is_main=self.processes.is_main,
         )
 
-    def _steps(self, loader: "BatchLoader[HostBatch]") -> None:
-        progress, settings = self.progress, self.settings
-        self.log.status("running", step=progress.step, total=self.total)
-        window = StepWindow()
-        while progress.step < self.total:
-            rate = self._set_learning_rate(progress.step)
-            self.model.network.skeleton_only = progress.step < self.skeleton_steps
-            loaded = loader.next()
-            parts, norm = self._step(progress.step, loaded)
-            progress.step += 1
-            self.cursor = loaded.following
-            window.add(
-                parts,
-                norm,
-                n_tokens=loaded.batch.n_tokens,
-                n_cells=loaded.batch.n_cells,
-                waited_seconds=loaded.waited_seconds,
-            )
-            last = progress.step == self.total
-            if progress.step % settings.log_steps == 0 or last:
-                figures = window.close() | {"lr": rate}
-                self.log.metrics(progress.step, "train", figures)
-                eta = window.seconds_per_step * (self.total - progress.step)
-                self.log.status("running", step=progress.step, eta=round(eta, 1))
-            self.on_progress(ProgressEvent("training", progress.step, self.total, message=""))
-            if progress.step % settings.eval_steps == 0 or last:
-                self._evaluate()
-            stopping = not last and self.should_stop()
-            if progress.step % settings.save_steps == 0 or last or stopping:
-                self._save()
-            if stopping:
-                message = f"stopped at step {progress.step} of {self.total}, checkpoint saved"
-                raise TrainingInterrupted(message)
+    @property
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.total or self.progress.has_ended
 
-    def _to_host(self, arrays: CellBatch) -> HostBatch:
-        """Make ready for the device; the loader's thread does this."""
-        return HostBatch.of(arrays, pin=self.device.type == "cuda")
+    def _do_step(self, loader: BatchLoader[StepBatch]) -> None:
+        progress, settings = self.progress, self.settings
+        rate = self._set_learning_rate(progress.step)
+        self.model.network.skeleton_only = progress.step < self.skeleton_steps
+        loaded = loader.next()
+        counts, size = self._over_all_processes(loaded)
+        outcome = self.step(progress.step, loaded.rows, loaded.batch, counts)
+        if self.average is not None:
+            self.average.update(progress.step)
+        self.under_way.append(outcome)
+        progress.step += 1
+        self.cursor = loaded.following
+        self.window.add_size(size, waited_seconds=loaded.waited_seconds)
+        is_last = progress.step == self.total
+        self._settle(all_but=0 if is_last or progress.step % settings.log_steps == 0 else 1)
+        if progress.step % settings.log_steps == 0 or is_last:
+            self._log_window(rate)
+        self._tell("")
+
+    def _over_all_processes(self, loaded: Loaded[StepBatch]) -> tuple[LossCounts, StepSize]:
+        """Add this step's counts up over the processes; all stop here if one was asked to."""
+        batch, stop = loaded.batch, self.should_stop()
+        genes, phenotypes, cells, tokens, squared, stopping = self.processes.total(
+            [
+                batch.counts.genes, batch.counts.phenotypes,
+                batch.n_cells, batch.n_tokens, batch.squared_lengths, float(bool(stop)),
+            ]
+        )  # fmt: skip
+        if stopping:
+            self._ask_to_stop(stop)
+        return LossCounts(genes, phenotypes), StepSize(cells, tokens, squared)
+
+    def _look(self) -> None:
+        """Raise where any process was asked to stop; all processes call it at the same places."""
+        stop = self.should_stop()
+        if self.processes.any(flag=bool(stop)):
+            self._ask_to_stop(stop)
+
+    def _ask_to_stop(self, stop: object) -> None:
+        if isinstance(stop, str):
+            self.log.event("signal", signal=stop, step=self.progress.step)
+        raise _StopAsked
 
     def _set_learning_rate(self, step: int) -> float:
         """Set every group's learning rate for a step; return that of the first.
@@ -297,150 +419,267 @@ class _Run:
             )
         return float(self.optimiser.param_groups[0]["lr"])
 
-    def _step(self, step: int, loaded: Loaded[HostBatch]) -> tuple[LossParts, float]:
-        """Do one optimiser step; return the loss and the gradient norm."""
-        batch = loaded.batch.to(self.device)
-        self.network.train()
-        output = self.network(batch)
-        parts = masked_loss(
-            output.gene_logits,
-            output.phenotype_logits,
-            batch,
-            self.model.config,
-            self.loss,
-            self.class_weights,
-        )
-        self.accelerator.backward(parts.total)
-        norm = self.accelerator.clip_grad_norm_(
-            self.network.parameters(), self.settings.gradient_clip
-        )
-        norm = float(norm) if isinstance(norm, Tensor) else float(norm or 0.0)
-        if math.isfinite(norm):
-            self.nonfinite_in_a_row = 0
-        else:
-            self._note_nonfinite(step, loaded.rows)
-        if math.isfinite(norm) or self.accelerator.scaler is not None:
-            self.optimiser.step()  # fp16: the scaler skips the step itself and lowers its scale
-        self.optimiser.zero_grad()
-        return parts, norm
+    def _settle(self, *, all_but: int = 0) -> None:
+        """Look at the outcomes of steps, all but the newest so many, and log what is odd."""
+        while len(self.under_way) > all_but:
+            outcome = self.under_way.popleft()
+            figures = outcome.wait()
+            self.window.add(figures)
+            step = outcome.step + 1
+            if not figures.finite:
+                rows = np.concatenate(self.processes.gather(outcome.rows))
+                self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist())
+                if self.processes.is_main:
+                    logger.warning("step %d skipped: its loss or gradient is not finite", step)
+            else:
+                self._note_spike(step, figures.loss, outcome.rows)
+            self.non_finite.note(step, finite=figures.finite)
 
-    def _note_nonfinite(self, step: int, rows: NDArray[np.int64]) -> None:
-        self.nonfinite_in_a_row += 1
-        self.log.event("nonfinite", step=step, rows=rows[:256].tolist())
-        logger.warning("step %d skipped: its gradient is not finite", step)
-        if self.nonfinite_in_a_row >= MAX_NONFINITE:
-            message = (
-                f"gradients were not finite for {MAX_NONFINITE} steps in a row (step {step}); lower "
-                f"train.learning_rate or use train.precision = 'fp32', then resume the run"
+    def _note_spike(self, step: int, loss: float, rows: NDArray[np.int64]) -> None:
+        median = self.spikes.median_if_spike(loss)
+        if median is not None:
+            self.log.event(
+                "spike", step=step, loss=loss, median=median, rows=rows[:_CELLS_IN_EVENT].tolist()
             )
-            raise TfxError(message)
+
+    def _log_window(self, rate: float) -> None:
+        progress, window = self.progress, self.window.close()
+        n_steps = self.sources.sampler.steps(self.cursor.epoch)
+        figures = window.metrics | {
+            "lr": rate,
+            "epoch": self.cursor.epoch + self.cursor.batch / n_steps,
+        }
+        mfu = self.flops.utilisation(
+            tokens_per_second=figures["tokens_per_second"],
+            attended_length=window.attended_length,
+            peak=self.peak,
+        )
+        if mfu is not None and not self.model.network.skeleton_only:
+            figures["mfu"] = mfu
+        self.log.metrics(progress.step, "train", figures)
+        eta = window.seconds_per_step * (self.total - progress.step)
+        self.log.status("running", step=progress.step, eta=round(eta, 1))
+        self.log.machine(
+            **{
+                name: figures.get(name)
+                for name in ("cells_per_second", "tokens_per_second", "wait", "mfu")
+            }
+        )
+
+    def _tell(self, message: str) -> None:
+        if self.processes.is_main:
+            done = self.progress.step
+            self.on_progress(ProgressEvent("training", done, self.total, message=message))
+
+    # ----------------------------------------------------------- evaluations, checkpoints
+
+    def _evaluate_and_save(self) -> None:
+        """Do what is due after the steps so far."""
+        progress, settings = self.progress, self.settings
+        if progress.step == 0:
+            return
+        is_due = progress.step % settings.eval_steps == 0 or self._is_over
+        if is_due and progress.evaluated != progress.step:
+            self._evaluate()
+        if progress.step % settings.save_steps == 0 or self._is_over:
+            self._save()
 
     def _evaluate(self) -> None:
         """Score validation cells; keep the model folder of the lowest loss."""
         progress = self.progress
-        if len(self.validation) == 0:
-            self._keep_model({})
-            return
-        masked = evaluate_masked(
-            self.model,
-            self.store,
-            self.validation,
-            self.loss,
-            seed=self.settings.seed,
-            class_weights=self.class_weights,
-        )
-        figures = {
-            "loss": masked.loss,
-            "loss/genes": masked.gene_loss,
-            "loss/phenotypes": masked.phenotype_loss,
-            "acc/genes": masked.gene_accuracy,
-            "acc/genes_baseline": masked.gene_baseline,
-        }
-        predicted = predict_phenotypes(self.model, self.store, self.validation)
-        for slot, (name, values) in enumerate(self.store.phenotypes.items()):
-            truth = np.asarray(self.store.phenotype_codes[self.validation, slot])
-            scores = score_phenotype(truth, predicted[name].argmax(axis=1), values)
-            if scores.n_cells:
-                figures[f"acc/{name}"] = scores.accuracy
-        self.log.metrics(progress.step, "validation", figures)
-        shown = "  ".join(
-            f"{name.removeprefix('acc/')} {value:.3f}"
-            for name, value in figures.items()
-            if name.startswith("acc/") and name != "acc/genes_baseline"
-        )
-        self.on_progress(
-            ProgressEvent(
-                "training",
-                progress.step,
-                self.total,
-                message=f"step {progress.step}: validation loss {masked.loss:.4f}  accuracy: {shown}",
+        self._settle()
+        with nullcontext() if self.average is None else self.average.in_place():
+            figures = self.processes.of_main(self.validation.figures(self.model, look=self._look))
+            progress.evaluated = progress.step
+            if figures:
+                self.log.metrics(progress.step, "validation", figures)
+                self.log.event("eval", step=progress.step, loss=figures["loss"])
+                self._tell(
+                    f"step {progress.step}: validation loss {figures['loss']:.4f}  "
+                    f"accuracy: {describe_accuracies(figures)}"
+                )
+            if not figures or figures["loss"] < progress.best_loss:
+                progress.without_gain = 0
+                self._keep_model(figures)
+            else:
+                progress.without_gain += 1
+        if self.settings.patience is not None and progress.without_gain >= self.settings.patience:
+            progress.has_ended = True
+            self.log.event("early_stop", step=progress.step, best_step=progress.best_step)
+            self._tell(
+                f"ended at step {progress.step}: no lower validation loss in "
+                f"{progress.without_gain} evaluations; the best was at step {progress.best_step}"
             )
-        )
-        self.log.event("eval", step=progress.step, loss=masked.loss)
-        if masked.loss < progress.best_loss:
-            self._keep_model(figures)
 
     def _keep_model(self, figures: dict[str, float]) -> None:
+        """Save the model folder; where the disk is full, the older one stays."""
         progress = self.progress
-        progress.best_loss = figures.get("loss", math.inf)
-        progress.best_step = progress.step
-        progress.best_figures = figures
-        self.model.origin |= {
-            "run": str(self.log.folder.resolve()),
+        origin = {
+            "run": str(self.folder.resolve()),
             "step": progress.step,
             "total_steps": self.total,
             "validation": figures,
         }
-        self.model.save(self.log.folder / MODEL_FOLDER)
+        weights = whole_weights(self.own)
+        problem = ""
+        if self.processes.is_main:
+            self.model.origin |= origin
+            try:
+                self.model.save(self.folder / MODEL_FOLDER, weights=weights)
+            except MachineError as error:
+                problem = str(error)
+                self._warn(problem)
+        if not self.processes.of_main(problem):
+            progress.best_loss = figures.get("loss", math.inf)
+            progress.best_step = progress.step
+            progress.best_figures = figures
 
-    def _save(self) -> None:
+    def _save(self) -> str:
+        """Save a checkpoint; return what was wrong, if anything was."""
         progress = self.progress
+        if self.saved == progress.step:
+            return ""
+        self._settle()
+        scaler = self.processes.accelerator.scaler
         state = {
-            "optimiser": self.optimiser.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "best_loss": progress.best_loss,
-            "best_step": progress.best_step,
-            "best_figures": progress.best_figures,
+            "optimiser": whole(self.optimiser.state_dict()),
+            "progress": asdict(progress),
             "cursor": self.cursor.to_json(),
+            "window": self.window.state(),
+            "micro_batches": self.sources.n_parts,
+            "average": None if self.average is None else whole(self.average.state()),
+            "scaler": None if scaler is None else scaler.state_dict(),
         }
-        if self.accelerator.scaler is not None:
-            state["scaler"] = self.accelerator.scaler.state_dict()
-        path = save_checkpoint(
-            self.log.checkpoints,
-            step=progress.step,
-            network=self.accelerator.unwrap_model(self.network),
-            state=state,
-            keep=self.settings.keep_checkpoints,
-        )
+        weights = whole_weights(self.own)
+        problem = ""
+        if self.processes.is_main:
+            try:
+                self._write_checkpoint(weights, state)
+            except MachineError as error:
+                problem = str(error)
+                self._warn(f"{problem}; the run goes on, with the checkpoints it has")
+        problem = self.processes.of_main(problem)
+        if not problem:
+            self.saved = progress.step
+        return problem
+
+    def _write_checkpoint(self, weights: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        progress = self.progress
+        folder = self.folder / CHECKPOINTS_FOLDER
+        path = save_checkpoint(folder, step=progress.step, weights=weights, state=state)
+        prune_checkpoints(folder, keep=self.settings.keep_checkpoints, best=progress.best_step)
         self.log.event("checkpoint", step=progress.step, path=path.name)
         self.log.status("running", checkpoint=path.name, step=progress.step)
 
-    def _resume(self) -> None:
-        path = latest_checkpoint(self.log.checkpoints)
-        if path is None:
+    def _warn(self, message: str) -> None:
+        logger.warning("%s", message)
+        self.log.event("warning", step=self.progress.step, reason=message)
+
+    def _stop(self) -> None:
+        """Save and leave, as somebody asked.
+
+        Raises
+        ------
+        TrainingInterrupted
+            With a checkpoint.
+        MachineError
+            The checkpoint could not be written.
+        """
+        step = self.progress.step
+        problem = self._save()
+        if problem:
+            message = (
+                f"stopped at step {step} of {self.total}, but {problem}; free some disk: "
+                f"'tfx train {self.folder}' goes on from the newest checkpoint there is"
+            )
+            raise MachineError(message)
+        message = f"stopped at step {step} of {self.total}, checkpoint saved"
+        raise TrainingInterrupted(message)
+
+    def resume(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Take up the newest whole checkpoint, or begin.
+
+        Parameters
+        ----------
+        changes
+            Keys of the preset that differ from those that the run has had so far.
+        """
+        folder = self.folder / CHECKPOINTS_FOLDER
+        name = None
+        if self.processes.is_main:
+            put_back_model(self.folder / MODEL_FOLDER)
+            remove_leftovers(folder)
+            remove_leftovers(self.folder)
+            path = latest_checkpoint(
+                folder,
+                on_damage=lambda bad: self.log.event(
+                    "warning", checkpoint=bad.name, reason="damaged; the one before is used"
+                ),
+            )
+            name = None if path is None else path.name
+        name = self.processes.of_main(name)
+        if name is None:
             self.log.event("start", total=self.total)
             return
-        state = load_checkpoint(path, self.accelerator.unwrap_model(self.network))
-        self.optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
-        if state["cuda_random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_random"])
-        if self.accelerator.scaler is not None and "scaler" in state:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        progress = self.progress
-        progress.step = int(state["step"])
-        progress.best_loss = float(state["best_loss"])
-        progress.best_step = int(state["best_step"])
-        progress.best_figures = dict(state["best_figures"])
-        sampler = self.source.sampler
-        if "cursor" in state:
-            self.cursor = sampler.resume(Cursor.from_json(state["cursor"]))
-        else:  # a checkpoint of tfx 0.1.0, whose order of cells was another
-            self.cursor = sampler.at_step(progress.step)
-        self.log.event("resume", from_step=progress.step + 1)
-        self.on_progress(
-            ProgressEvent(
-                "training", progress.step, self.total, message=f"resumed at step {progress.step}"
-            )
+        weights, state = load_checkpoint(folder / name)
+        self._restore(folder / name, weights, state)
+        if self.processes.is_main:
+            discard_checkpoints_after(folder, self.progress.step)
+        self.log.event(
+            "resume",
+            from_step=self.progress.step + 1,
+            **({"changed": {key: list(pair) for key, pair in changes.items()}} if changes else {}),
         )
+        self._tell(f"resumed at step {self.progress.step}")
+
+    def _restore(self, path: Path, weights: dict[str, Any], state: dict[str, Any]) -> None:
+        if "progress" not in state:
+            message = f"{path} was written by an older tfx, whose order of cells was another; train the preset anew"
+            raise DataError(message)
+        try:
+            load_weights(self.own, weights)
+        except RuntimeError as error:
+            message = f"{path}: the checkpoint does not fit the preset's model; resume with the run's own config.toml"
+            raise DataError(message) from error
+        load_optimiser(self.optimiser, state["optimiser"])
+        # The preset's decay holds, which may have been changed; the optimiser remembers the old.
+        for group, decay in zip(self.optimiser.param_groups, self.weight_decays, strict=True):
+            group["weight_decay"] = decay
+        scaler = self.processes.accelerator.scaler
+        if scaler is not None and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+        progress = self.progress = _Progress(**state["progress"])
+        patience = self.settings.patience  # may have been changed
+        progress.has_ended = patience is not None and progress.without_gain >= patience
+        self.saved = self.progress.step
+        self.window.load(state["window"])
+        self.sources.n_parts = max(self.sources.n_parts, int(state["micro_batches"]))
+        if self.average is not None and state["average"]:
+            self.average.load(state["average"])
+        self.cursor = self.sources.sampler.resume(Cursor.from_json(state["cursor"]))
+
+
+def _flops(
+    model: CellModel, machine: Machine, processes: Processes
+) -> tuple[EncoderFlops, float | None]:
+    """Return what a token costs the encoder, and the peak of all devices together."""
+    part = model.network.encoder_part
+    layers = [] if part is None else list(part.encoder.layers)
+    flops = EncoderFlops(
+        parameters=sum(p.numel() for layer in layers for p in layer.parameters()),
+        layers=len(layers),
+        width=model.config.hidden_size,
+    )
+    peak = device_peak(processes.device, machine.precision) if layers else None
+    return flops, None if peak is None else peak * processes.count
+
+
+def _compile(model: CellModel, machine: Machine) -> None:
+    """Compile the encoder's layers in place; on a CPU it gains nothing (measured: 2 %)."""
+    if machine.device != "cuda":
+        logger.info("train.compile is for CUDA: layers are not compiled on %s", machine.device)
+        return
+    part = model.network.encoder_part
+    if part is not None:
+        for layer in part.encoder.layers:
+            layer.compile(dynamic=model.config.layout == "expressed")

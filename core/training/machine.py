@@ -1,5 +1,6 @@
 """Where and in what precision a run computes; an explicit request that cannot be met is refused."""
 
+import platform
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,10 @@ import torch
 from core.errors import MachineError
 from core.presets.schema import TrainSettings
 
-__all__ = ["Machine", "choose_machine"]
+__all__ = ["DTYPES", "Machine", "choose_machine", "set_up_speed"]
+
+#: What products are computed in, by precision.
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class Machine:
 
     device: Literal["cpu", "cuda", "mps"]
     precision: Literal["no", "bf16", "fp16"]
+
+    @property
+    def device_name(self) -> str:
+        """Of the GPU, or of the processor's kind."""
+        if self.device == "cuda":
+            return torch.cuda.get_device_name()
+        return platform.processor() or platform.machine()
 
 
 def choose_machine(settings: TrainSettings) -> Machine:
@@ -57,3 +68,9 @@ def choose_machine(settings: TrainSettings) -> Machine:
         "no" if settings.precision == "fp32" else settings.precision
     )
     return Machine(device, precision)
+
+
+def set_up_speed(machine: Machine) -> None:
+    """Let fp32 products on CUDA run in TF32: ten bits of mantissa, eight times the speed."""
+    if machine.device == "cuda":
+        torch.set_float32_matmul_precision("high")

@@ -112,15 +112,36 @@ def test_a_finished_run_is_refused(tfx, tiny_run):
         assert "runs/tiny is finished; evaluate it by 'tfx eval runs/tiny'" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "option",
-    [["--set", "train.max_steps=99"], ["--steps", "9"], ["--device", "cpu"], ["--run", "other"],
-     ["--config", "more.toml"]],
-)  # fmt: skip
-def test_a_run_goes_on_with_its_own_preset_only(tfx, tiny_run, option):
+def test_a_run_goes_on_under_its_own_name(tfx, tiny_run):
+    result = tfx("-q", "train", "runs/tiny", "--run", "other")
+    assert (result.code, result.stdout) == (2, "")
+    assert "runs/tiny goes on under its own name; leave out --run" in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--set", "encoding.bins=9"], ["--config", "more.toml"]])
+def test_a_frozen_key_is_refused_with_the_difference(tfx, tiny_run, tmp_path, option):
+    (tmp_path / "more.toml").write_text("[encoding]\nbins = 9\n")
     result = tfx("-q", "train", "runs/tiny", *option)
     assert (result.code, result.stdout) == (2, "")
-    assert "goes on with its own preset; leave out --config, --set" in result.stderr
+    assert (
+        "runs/tiny cannot go on with another preset: its encoding.bins = 6, not 9" in result.stderr
+    )
+
+
+def test_a_wrong_change_is_refused_as_in_a_preset(tfx, tiny_run):
+    result = tfx("-q", "train", "runs/tiny", "--set", "train.learning_rte=1")
+    assert result.code == 2
+    assert "did you mean 'learning_rate'" in result.stderr
+
+
+def test_a_finished_run_goes_on_with_more_steps(tfx, tiny_run):
+    result = tfx("train", "runs/tiny", "--steps", 34, "--set", "train.learning_rate=1e-5", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["steps"] == 34
+    assert "resumed at step 30" in result.stderr
+    config = (tiny_run / "config.toml").read_text()
+    assert "max_steps = 34  # --steps" in config
+    assert "learning_rate = 1e-05  # --set" in config
 
 
 def test_a_bundled_preset_wins_over_a_run_of_its_name(tfx, tiny_run):

@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from core.errors import DataError
-from core.training.checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from core.errors import MachineError
+from core.training.checkpoints import (
+    discard_checkpoints_after,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    remove_leftovers,
+    save_checkpoint,
+)
 
 
 def network(seed=0):
@@ -16,10 +23,10 @@ def network(seed=0):
         return nn.Linear(3, 2)
 
 
-def save(folder, *steps, keep=10):
+def save(folder, *steps):
     for step in steps:
         state = {"random": torch.arange(4), "best_loss": float("inf"), "figures": {"acc": 0.5}}
-        save_checkpoint(folder, step=step, network=network(step), state=state, keep=keep)
+        save_checkpoint(folder, step=step, weights=network(step).state_dict(), state=state)
 
 
 def names(folder):
@@ -28,13 +35,12 @@ def names(folder):
 
 def test_weights_and_state_come_back(tmp_path):
     save(tmp_path, 7)
-    fresh = network(0)
-    state = load_checkpoint(latest_checkpoint(tmp_path), fresh)
+    weights, state = load_checkpoint(latest_checkpoint(tmp_path))
     assert state["step"] == 7
     assert state["random"].tolist() == [0, 1, 2, 3]
     assert state["best_loss"] == float("inf")
     assert state["figures"] == {"acc": 0.5}
-    assert torch.equal(fresh.weight, network(7).weight)
+    assert torch.equal(weights["weight"], network(7).weight)
 
 
 def test_the_newest_is_the_one_of_the_highest_step(tmp_path):
@@ -46,15 +52,40 @@ def test_no_checkpoint_is_none(tmp_path):
     assert latest_checkpoint(tmp_path / "absent") is None
 
 
-def test_only_the_newest_are_kept(tmp_path):
-    save(tmp_path, 1, 2, 3, 4, keep=2)
-    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+@pytest.mark.parametrize(("best", "kept"), [(0, [3, 4]), (2, [2, 3, 4]), (4, [3, 4])])
+def test_the_newest_are_kept_and_the_best(tmp_path, best, kept):
+    save(tmp_path, 1, 2, 3, 4)
+    prune_checkpoints(tmp_path, keep=2, best=best)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in kept]
 
 
-def test_saving_a_step_again_replaces_it(tmp_path):
+def test_a_whole_checkpoint_is_never_replaced(tmp_path):
     save(tmp_path, 3)
+    before = (tmp_path / "step-00000003" / "state.pt").stat().st_ino
     save(tmp_path, 3)
     assert names(tmp_path) == ["step-00000003"]
+    assert (tmp_path / "step-00000003" / "state.pt").stat().st_ino == before
+
+
+def test_a_damaged_checkpoint_is_replaced(tmp_path):
+    save(tmp_path, 3)
+    damage(tmp_path / "step-00000003", "flipped")
+    save(tmp_path, 3)
+    assert latest_checkpoint(tmp_path).name == "step-00000003"
+
+
+def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
+    save(tmp_path, 3)
+    (tmp_path / ".step-00000006.partial-17").mkdir()
+    (tmp_path / ".step-00000002.old-17").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_later_checkpoints_than_the_one_that_a_run_goes_on_from_go(tmp_path):
+    save(tmp_path, 3, 6, 9)
+    discard_checkpoints_after(tmp_path, 6)
+    assert names(tmp_path) == ["step-00000003", "step-00000006"]
 
 
 def damage(path, how):
@@ -90,20 +121,25 @@ def test_all_damaged_is_none(tmp_path):
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("write failed: disk full")]
+)
+def test_a_save_that_fails_says_so_and_leaves_what_was(tmp_path, monkeypatch, error):
     save(tmp_path, 5)
 
     def fail(*_, **__):
-        message = "disk full"
-        raise OSError(message)
+        raise error
 
     monkeypatch.setattr("core.training.checkpoints.torch.save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MachineError, match=r"step-00000010 cannot be written \(.*(space|full)"):
         save(tmp_path, 10)
     assert names(tmp_path) == ["step-00000005"]
 
 
-def test_weights_of_other_shapes_are_refused(tmp_path):
-    save(tmp_path, 5)
-    with pytest.raises(DataError, match="does not fit the preset's model; resume with the run's"):
-        load_checkpoint(tmp_path / "step-00000005", nn.Linear(4, 2))
+def test_each_damaged_one_is_reported(tmp_path):
+    save(tmp_path, 5, 10, 15)
+    damage(tmp_path / "step-00000010", "flipped")
+    damage(tmp_path / "step-00000015", "truncated")
+    found = []
+    assert latest_checkpoint(tmp_path, on_damage=found.append).name == "step-00000005"
+    assert [path.name for path in found] == ["step-00000015", "step-00000010"]

@@ -16,12 +16,12 @@ from core.model.losses import masked_loss
 from core.presets.loading import ResolvedPreset
 from core.progress import ProgressEvent
 from core.runlog import RunReader
-from core.training.engine import MAX_NONFINITE, train
+from core.training.engine import train
 from core.training.schedule import learning_rate_factor
 from tests.tiny_atlas import tiny_preset
 
 #: Metrics that tell the time, and no two runs alike.
-_CLOCKS = {"t", "cells_per_second", "tokens_per_second", "wait"}
+_CLOCKS = {"t", "cells_per_second", "tokens_per_second", "wait", "mfu"}
 SHORT = {
     "train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4, "train__batch_size": 16,
     "train__eval_cells": 24,
@@ -33,9 +33,12 @@ def short(**options):
 
 
 def stop_after(n_steps):
-    """Answer True at the n-th question."""
-    asked = iter(range(1, 1000))
-    return lambda: next(asked) >= n_steps
+    """Ask to stop as soon as so many steps are done."""
+    done = []
+    return {
+        "on_progress": lambda event: event.stage == "training" and done.append(event.done),
+        "should_stop": lambda: bool(done) and done[-1] >= n_steps,
+    }
 
 
 def metrics_of(folder):
@@ -100,7 +103,7 @@ def test_only_the_newest_checkpoints_are_kept(finished):
 def test_the_saved_preset_is_the_one_of_the_run(finished):
     folder, *_ = finished
     text = (folder / "config.toml").read_text(encoding="utf-8")
-    assert ResolvedPreset.from_toml(text).preset == short().preset
+    assert ResolvedPreset.from_toml(text).preset == short(train__lanes=1).preset
     assert tomllib.loads(text)["train"]["max_steps"] == 12
 
 
@@ -193,7 +196,7 @@ def test_stopped_and_resumed_equals_never_stopped(
     preset = short(**options)
     train(preset, tiny_store, tmp_path / "whole")
     with pytest.raises(TrainingInterrupted, match=f"stopped at step {stop_at} of 12, checkpoint"):
-        train(preset, tiny_store, tmp_path / "parts", should_stop=stop_after(stop_at))
+        train(preset, tiny_store, tmp_path / "parts", **stop_after(stop_at))
     result = train(preset, tiny_store, tmp_path / "parts")
     assert result.steps == 12
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -201,9 +204,9 @@ def test_stopped_and_resumed_equals_never_stopped(
 
 def test_a_run_resumed_twice_equals_one_never_stopped(finished, tiny_store, tmp_path):
     folder, *_ = finished
-    for n_steps in (3, 4):
+    for n_steps in (3, 7):
         with pytest.raises(TrainingInterrupted):
-            train(short(), tiny_store, tmp_path / "run", should_stop=stop_after(n_steps))
+            train(short(), tiny_store, tmp_path / "run", **stop_after(n_steps))
     train(short(), tiny_store, tmp_path / "run")
     assert_same_run(folder, tmp_path / "run")
     resumed = [e["from_step"] for e in RunReader(tmp_path / "run").events()
@@ -213,14 +216,14 @@ def test_a_run_resumed_twice_equals_one_never_stopped(finished, tiny_store, tmp_
 
 def test_a_checkpoint_within_an_epoch_is_not_resumed_with_other_batches(tiny_store, tmp_path):
     with pytest.raises(TrainingInterrupted):
-        train(short(), tiny_store, tmp_path / "run", should_stop=stop_after(3))
-    with pytest.raises(ConfigurationError, match=r"cut by 16 and cannot go on with 8; resume with"):
+        train(short(), tiny_store, tmp_path / "run", **stop_after(3))
+    with pytest.raises(ConfigurationError, match=r"its train\.batch_size = 16, not 8; leave that"):
         train(short(train__batch_size=8), tiny_store, tmp_path / "run")
 
 
 def test_being_stopped_leaves_the_status_stopped_and_a_checkpoint(tiny_store, tmp_path):
     with pytest.raises(TrainingInterrupted):
-        train(short(), tiny_store, tmp_path / "run", should_stop=stop_after(2))
+        train(short(), tiny_store, tmp_path / "run", **stop_after(2))
     status = RunReader(tmp_path / "run").status
     assert status["state"] == "stopped"
     assert status["step"] == 2
@@ -259,7 +262,7 @@ def test_after_a_crash_a_run_goes_on_from_its_checkpoint(finished, tiny_store, t
 def test_a_damaged_newest_checkpoint_is_passed_over(finished, tiny_store, tmp_path, caplog):
     folder, *_ = finished
     with pytest.raises(TrainingInterrupted):
-        train(short(), tiny_store, tmp_path / "run", should_stop=stop_after(6))
+        train(short(), tiny_store, tmp_path / "run", **stop_after(6))
     newest = tmp_path / "run" / "checkpoints" / "step-00000006" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-10])
     with caplog.at_level(logging.WARNING, logger="core"):
@@ -318,7 +321,7 @@ def spoil(monkeypatch, steps):
         parts = masked_loss(*arguments)
         return replace(parts, total=parts.total * float("nan")) if next(done) in steps else parts
 
-    monkeypatch.setattr("core.training.engine.masked_loss", spoilt)
+    monkeypatch.setattr("core.training.train_step.masked_loss", spoilt)
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_logged(
@@ -329,7 +332,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_logged(
     train(short(), tiny_store, tmp_path / "run")
     reader = RunReader(tmp_path / "run")
     logged = [event for event in reader.events() if event["event"] == "nonfinite"]
-    assert [event["step"] for event in logged] == [0, 2]
+    assert [event["step"] for event in logged] == [1, 3]
     assert all(len(event["rows"]) == 16 for event in logged)
     assert set(logged[0]["rows"]) <= set(tiny_store.rows("train").tolist())
     assert reader.status["state"] == "finished"
@@ -353,16 +356,15 @@ def test_a_skipped_step_leaves_the_weights_alone(tiny_store, tmp_path, monkeypat
 
 def test_a_run_gives_up_after_many_such_steps_in_a_row(tiny_store, tmp_path, monkeypatch):
     spoil(monkeypatch, set(range(3, 1000)))
-    preset = short(train__max_steps=60)
-    with pytest.raises(TfxError, match=f"not finite for {MAX_NONFINITE} steps in a row .*lower"):
+    preset = short(train__max_steps=60, train__max_nonfinite=7)
+    with pytest.raises(TfxError, match=r"not finite for 7 steps in a row \(step 9\); lower"):
         train(preset, tiny_store, tmp_path / "run")
     reader = RunReader(tmp_path / "run")
     assert reader.status["state"] == "failed"
-    assert sum(event["event"] == "nonfinite" for event in reader.events()) == MAX_NONFINITE
+    assert sum(event["event"] == "nonfinite" for event in reader.events()) == 7
 
 
 def test_a_finite_step_in_between_starts_the_count_again(tiny_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("core.training.engine.MAX_NONFINITE", 3)
     spoil(monkeypatch, {1, 2, 4, 5, 7, 8})
-    train(short(), tiny_store, tmp_path / "run")
+    train(short(train__max_nonfinite=3), tiny_store, tmp_path / "run")
     assert RunReader(tmp_path / "run").status["state"] == "finished"
