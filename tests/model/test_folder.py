@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from core.errors import DataError
+from core.errors import DataError, MachineError
 from core.model.folder import CellModel
 
 from .examples import make_batch, make_cell_model
@@ -117,7 +117,7 @@ def test_a_save_that_fails_leaves_the_older_model_whole(folder, monkeypatch):
         raise OSError(message)
 
     monkeypatch.setattr("core.model.folder.model_card", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(MachineError, match=r"cannot be written \(disk full\)"):
         make_cell_model(seed=1).save(folder)
     CellModel.load(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
