@@ -11,6 +11,7 @@ A run keeps the name that a tracker knows it by in ``trackers.json``, and goes o
 
 import json
 import os
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ IDS_FILE = "trackers.json"
 #: What runs are filed under where nothing else is said (WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME).
 _PROJECT = "transformerics"
 _LONGEST_SETTING = 500  # characters: MLflow takes no long ones
+_ids_lock = threading.Lock()  # every tracker has a thread of its own
 
 Setting = str | int | float | bool | None
 
@@ -91,7 +93,7 @@ class WandbCopy:
         import wandb
         from accelerate.tracking import WandBTracker
 
-        if os.environ.get("WANDB_MODE", "online") == "online" and not _has_login(wandb):
+        if os.environ.get("WANDB_MODE") in (None, "online") and not _has_login(wandb):
             message = "nobody is logged in; run 'wandb login', or set WANDB_MODE=offline"
             raise RuntimeError(message)
         identity = _known_id(self._folder, "wandb") or uuid.uuid4().hex[:12]
@@ -101,6 +103,7 @@ class WandbCopy:
             id=identity,
             resume="allow",
             dir=str(self._folder),
+            mode=os.environ.get("WANDB_MODE"),  # W&B itself looks once per process
             settings=wandb.Settings(console="off"),  # log.txt has what was said
         )
         tracker.start()
@@ -236,6 +239,7 @@ def _known_id(folder: Path, tracker: str) -> str | None:
 
 
 def _keep_id(folder: Path, tracker: str, identity: str) -> None:
-    ids = _read_ids(folder)
-    if ids.get(tracker) != identity:
-        write_json(folder / IDS_FILE, ids | {tracker: identity})
+    with _ids_lock:
+        ids = _read_ids(folder)
+        if ids.get(tracker) != identity:
+            write_json(folder / IDS_FILE, ids | {tracker: identity})
