@@ -7,10 +7,13 @@ import types
 import pytest
 
 from core.errors import ConfigurationError, MachineError
+from core.presets.schema import TrainSettings
 from core.runlog import RunReader, RunWriter
 from core.training import trackers
+from core.training.engine import train
 from core.training.tracker_kinds import TENSORBOARD_FOLDER, TRACKER_KINDS, flat_settings
 from core.training.trackers import Trackers, check_trackers
+from tests.training.test_engine import short
 
 
 class Copy:
@@ -319,9 +322,41 @@ def test_trackio_goes_on_with_the_run_it_knows(tmp_path, monkeypatch):
 
 
 def test_every_tracker_of_the_presets_is_known():
-    from core.presets.schema import TrainSettings
+    assert str(list(TRACKER_KINDS))[1:-1] in str(TrainSettings.model_fields["trackers"].annotation)
 
-    field = TrainSettings.model_fields.get("trackers")
-    if field is None:
-        pytest.skip("presets name no trackers")
-    assert str(list(TRACKER_KINDS))[1:-1] in str(field.annotation)
+
+# -- within a run
+
+
+def test_one_that_is_not_installed_is_refused_before_anything_is_written(
+    tiny_store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="trackio is not installed"):
+        train(short(train__trackers=["trackio"]), tiny_store, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_where_a_tracker_fails(tiny_store, tmp_path, monkeypatch):
+    made = {"wandb": Copy(fails_at="log"), "mlflow": Copy()}
+    for name, copy in made.items():
+        monkeypatch.setitem(trackers.TRACKER_KINDS, name, lambda *_, copy=copy: copy)
+    monkeypatch.setattr("core.training.engine.check_trackers", lambda _: None)
+    train(short(train__trackers=["wandb", "mlflow"]), tiny_store, tmp_path / "run")
+    reader = RunReader(tmp_path / "run")
+    assert reader.status["state"] == "finished"
+    assert [e["tracker"] for e in reader.events() if e["event"] == "warning"] == ["wandb"]
+    lines = [call for call in made["mlflow"].calls if call[0] == "log"]
+    assert [step for _, step, _ in lines] == [record["step"] for record in reader.metrics()]
+    assert {"train/loss", "train/lr"} <= set(lines[0][2])
+
+
+def test_a_run_copied_to_tensorboard_is_there_in_full(tiny_store, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(short(train__trackers=["tensorboard"]), tiny_store, tmp_path / "run")
+    reader = RunReader(tmp_path / "run")
+    assert [e for e in reader.events() if e["event"] == "warning"] == []
+    for split in ("train", "validation"):
+        logged = [(r["step"], r["loss"]) for r in reader.metrics(split)]
+        found = scalars(tmp_path / "run")[f"{split}/loss"]
+        assert found == [(step, pytest.approx(loss, abs=1e-4)) for step, loss in logged]
