@@ -42,6 +42,9 @@ COMMANDS: tuple[LazyCommand, ...] = (
         "Write synthetic cells of the phenotypes asked for.",
     ),
     LazyCommand(
+        "runs", "tfx_cli.runs_command:app", "Watch", "List, show, compare and export runs."
+    ),
+    LazyCommand(
         "presets", "tfx_cli.presets_command:app", "Project", "List, show and check presets."
     ),
 )

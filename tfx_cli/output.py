@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
@@ -107,12 +107,23 @@ def _print_drawing(drawing: "RenderableType") -> None:
 
 
 def make_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    right: Collection[int] = (),
 ) -> "Table":
     """Make a table of text; a column that holds numbers is set flush right.
 
     Numbers are shown with thousands separators, None as an empty cell, and brackets as brackets;
     a rich `Text` keeps its style.
+
+    Parameters
+    ----------
+    columns
+        Names, shown as the head; no head where all are empty.
+    right
+        Places of columns that are flush right though they hold text.
     """
     from rich import box
     from rich.table import Table
@@ -125,11 +136,13 @@ def make_table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
+        show_header=any(columns),
     )
     for index, column in enumerate(columns):
         values = [row[index] for row in rows if row[index] is not None]
         is_numeric = bool(values) and all(isinstance(value, int | float) for value in values)
-        table.add_column(Text(column), justify="right" if is_numeric else "left")
+        is_flush_right = is_numeric or index in right
+        table.add_column(Text(column), justify="right" if is_flush_right else "left")
     for row in rows:
         table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
     return table

@@ -12,7 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-__all__ = ["LineAppender", "LineFollower", "plain_json", "replace_text", "to_line", "write_json"]
+__all__ = [
+    "LineAppender",
+    "LineFollower",
+    "finite_number",
+    "plain_json",
+    "replace_bytes",
+    "replace_text",
+    "to_line",
+    "write_json",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +69,17 @@ def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = 
     return str(value)
 
 
+def finite_number(value: object) -> float | None:
+    """Return a number that was read; None where it is none, not finite, or beyond a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def to_line(record: Mapping[str, object]) -> bytes:
     """Write a record as one line of strict JSON, newline included."""
     nonfinite: list[str] = []
@@ -69,14 +89,19 @@ def to_line(record: Mapping[str, object]) -> bytes:
     return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_bytes(path: Path, content: bytes) -> None:
     """Replace a file at once: readers see the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file by text in UTF-8, at once."""
+    replace_bytes(path, text.encode())
 
 
 def write_json(path: Path, record: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
-from core.runlog.json_lines import LineFollower
+from core.runlog.json_lines import LineFollower, finite_number
 from core.runlog.schema import (
     CRASHED_AFTER_SECONDS,
     EVENTS_FILE,
@@ -145,6 +145,8 @@ class RunSummary:
         Seconds since 1970, of the last start or resume.
     heartbeat
         When the run last wrote its status; None where it never did.
+    eta
+        Seconds left, when it last said so.
     """
 
     name: str
@@ -154,11 +156,12 @@ class RunSummary:
     heartbeat: float | None = None
     step: int | None = None
     total: int | None = None
+    eta: float | None = None
 
 
 def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
     status = _read_json(folder / STATUS_FILE)
-    heartbeat = _number(status.get("heartbeat"))
+    heartbeat = finite_number(status.get("heartbeat"))
     state = status.get("state")
     if not isinstance(state, str):
         state = "unknown"
@@ -168,7 +171,7 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
             state = "crashed"
         elif silence > STALE_AFTER_SECONDS:
             state = "stale"
-    started = [_number(status.get("started")), _number(run.get("started"))]
+    started = [finite_number(status.get("started")), finite_number(run.get("started"))]
     return RunSummary(
         name=folder.name,
         path=folder,
@@ -177,6 +180,7 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
         heartbeat=heartbeat,
         step=_integer(status.get("step")),
         total=_integer(status.get("total")),
+        eta=finite_number(status.get("eta")),
     )
 
 
@@ -231,11 +235,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def _integer(value: object) -> int | None:

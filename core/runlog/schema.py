@@ -9,17 +9,21 @@ from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 __all__ = [
     "CHECKPOINTS_FOLDER",
+    "CHECKPOINT_MARKER",
     "CONFIG_FILE",
     "CRASHED_AFTER_SECONDS",
     "EVENTS",
     "EVENTS_FILE",
     "FORMAT_VERSION",
+    "GENE_FIGURES",
     "LIVE_STATES",
     "LOG_FILE",
     "METRICS_FILE",
+    "MODEL_FOLDER",
     "RESERVED_METRIC_KEYS",
     "RUN_FILE",
     "RUN_STATES",
+    "SEEN_STATES",
     "STALE_AFTER_SECONDS",
     "STATUS_FILE",
     "STATUS_SECONDS",
@@ -42,6 +46,10 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
+#: File in a checkpoint that is written last: without it the checkpoint is not whole.
+CHECKPOINT_MARKER = "complete.json"
+#: Folder of the model with the lowest validation loss so far.
+MODEL_FOLDER = "model"
 
 #: status.json is replaced about this often while the state stays the same.
 STATUS_SECONDS = 5.0
@@ -54,6 +62,8 @@ RunState = Literal["starting", "running", "finished", "stopped", "failed"]
 #: starting and running are live; stopped means stopped early with a checkpoint to resume from.
 RUN_STATES: tuple[str, ...] = get_args(RunState)
 LIVE_STATES = ("starting", "running")
+#: What readers say besides, of a run that is silent or never told its state.
+SEEN_STATES = (*RUN_STATES, "stale", "crashed", "unknown")
 
 #: What tfx writes to events.jsonl; readers take other names as they come.
 EVENTS = (
@@ -68,6 +78,9 @@ EVENTS = (
     "signal",
     "end",
 )
+
+#: Figures of the group acc that are no phenotype's.
+GENE_FIGURES = frozenset({"acc/genes", "acc/genes_baseline"})
 
 #: Keys of a metrics line that are not metrics.
 RESERVED_METRIC_KEYS = frozenset({"step", "t", "split", "nonfinite", "event"})
@@ -122,6 +135,7 @@ _METRICS = {
     "mfu": MetricInfo("model FLOPs utilisation", number_format=".1%", better="higher"),
     "wait": MetricInfo("share of time waiting for cells", number_format=".1%", better="lower"),
     "epoch": MetricInfo("epoch", number_format=".2f"),
+    "acc/genes_baseline": MetricInfo("accuracy of guessing the commonest bin", number_format=".3f"),
 }
 _GROUPS = {
     "loss": MetricInfo("loss of", number_format=".4f", better="lower"),

@@ -70,7 +70,7 @@ def test_help_lists_every_command_in_its_panel(tfx):
     assert (result.code, result.stderr) == (0, "")
     panels = re.split(r"╭─ (\w+) ", result.stdout)[1:]
     shown = dict(zip(panels[::2], panels[1::2], strict=True))
-    assert [name for name in shown if name != "Options"] == ["Data", "Model", "Project"]
+    assert [name for name in shown if name != "Options"] == ["Data", "Model", "Watch", "Project"]
     for command in COMMANDS:
         line = re.search(rf"│ {command.name} +(.+?) *│", shown[command.rich_help_panel])
         assert line is not None

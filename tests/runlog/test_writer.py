@@ -1,11 +1,12 @@
 import json
 import logging
 import os
+import threading
 
 import pytest
 
 from core.errors import MachineError
-from core.runlog import RunReader, RunWriter
+from core.runlog import RunReader, RunWriter, SystemLog
 from core.runlog.schema import STATUS_SECONDS
 
 
@@ -181,3 +182,73 @@ def test_nothing_temporary_is_left_behind(writer, folder):
     writer.status("running", step=1)
     writer.config("")
     assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_heartbeat_renews_the_status_of_a_live_run_only(writer, folder, clock):
+    reader = RunReader(folder)
+    writer.heartbeat()
+    assert reader.status == {}
+    writer.status("running", step=1)
+    clock.now += 1
+    writer.heartbeat()
+    assert (reader.status["heartbeat"], reader.status["step"]) == (1001.0, 1)
+    writer.status("finished")
+    clock.now += 60
+    writer.heartbeat()
+    assert (reader.status["state"], reader.status["heartbeat"]) == ("finished", 1001.0)
+
+
+def test_a_closed_writer_lets_the_threads_that_watch_it_run_out(writer, folder, clock):
+    writer.status("running", step=1)
+    writer.close()
+    clock.now += 60
+    writer.heartbeat()
+    writer.system(cpu_percent=1.0)
+    assert RunReader(folder).status["heartbeat"] == 1000.0
+    assert RunReader(folder).system() == {}
+
+
+def test_a_status_that_cannot_be_written_is_said_once(writer, folder, clock, caplog):
+    (folder / "status.json").mkdir()  # nothing can be renamed to it
+    for _ in range(3):
+        clock.now += STATUS_SECONDS
+        writer.status("running", step=1)
+        writer.heartbeat()
+    (record,) = caplog.records
+    assert "status.json cannot be written" in record.getMessage()
+
+
+def test_several_threads_write_whole_lines_and_statuses(folder):
+    n_lines = 60
+    with RunWriter(folder, run={}) as writer:
+        writer.status("running", step=0)
+
+        def train(split):
+            for step in range(n_lines):
+                writer.metrics(step, split, {"loss": 1.0, "text": "x" * 500})
+
+        def watch():
+            for _ in range(n_lines):
+                writer.heartbeat()
+                writer.system(cpu_percent=1.0)
+
+        threads = [threading.Thread(target=train, args=(split,)) for split in ("train", "test")]
+        threads += [threading.Thread(target=watch) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    reader = RunReader(folder)
+    assert len(reader.metrics("train")) == len(reader.metrics("test")) == n_lines
+    ((_, machine),) = reader.system().items()
+    assert len(machine) == 2 * n_lines
+    assert reader.bad_lines == 0
+    assert reader.status["state"] == "running"
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_the_first_process_of_another_node_logs_its_machine(writer, folder, clock):
+    log = SystemLog(folder, host="node 7/b", clock=clock)
+    log.append(cpu_percent=7.0)
+    log.close()
+    assert RunReader(folder).system() == {"node-7-b": [{"t": 1000.0, "cpu_percent": 7.0}]}

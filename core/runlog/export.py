@@ -1,0 +1,143 @@
+"""The metrics of a run as a table for other programs: CSV, JSON, JSON lines, Parquet."""
+
+import csv
+import importlib.util
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from core.errors import ConfigurationError, MachineError
+from core.runlog.figures import number_in
+from core.runlog.json_lines import plain_json, replace_bytes, to_line
+from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
+
+__all__ = [
+    "EXPORT_FORMATS",
+    "ExportFormat",
+    "TableForm",
+    "format_of",
+    "metrics_table",
+    "to_bytes",
+    "write_export",
+]
+
+ExportFormat = Literal["csv", "json", "jsonl", "parquet"]
+EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
+#: wide: a row per line of metrics and a column per metric; long: a row per value.
+TableForm = Literal["wide", "long"]
+_KEYS = ("step", "t", "split")
+_WORDS = ("split", "metric")
+
+
+def format_of(path: Path) -> ExportFormat:
+    """Return the format that the name of a file asks for.
+
+    Raises
+    ------
+    ConfigurationError
+        Its ending is none of `EXPORT_FORMATS`.
+    """
+    ending = path.suffix.lower().removeprefix(".")
+    for name in get_args(ExportFormat):
+        if ending == name:
+            return name
+    message = f"'{path}': the ending says the format, one of .{', .'.join(EXPORT_FORMATS)}"
+    raise ConfigurationError(message)
+
+
+def metrics_table(
+    records: Iterable[MetricRecord], *, form: TableForm = "wide"
+) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the metrics.
+
+    Parameters
+    ----------
+    records
+        As `RunReader.metrics` gives them.
+    form
+        ``wide``: step, t, split, then each metric in the order first written; ``long``: step, t,
+        split, metric, value.
+
+    Returns
+    -------
+    Column names, and rows of as many values. None: not written, or or not finite.
+    """
+    records = list(records)
+    if form == "long":
+        return [*_KEYS, "metric", "value"], list(_long(records))
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = [*_KEYS, *(name for name in names if name not in RESERVED_METRIC_KEYS)]
+    return columns, [[record.get(name) for name in columns] for record in records]
+
+
+def _long(records: Iterable[MetricRecord]) -> Iterator[list[Any]]:
+    for record in records:
+        keys = [record.get(key) for key in _KEYS]
+        for name, value in record.items():
+            if name not in RESERVED_METRIC_KEYS:
+                yield [*keys, name, value]
+
+
+def to_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: ExportFormat) -> bytes:
+    """Write a table in a format.
+
+    Raises
+    ------
+    MachineError
+        Parquet, and pyarrow is not installed.
+    """
+    if form == "parquet":
+        return _parquet(columns, rows)
+    if form == "csv":
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(["" if value is None else value for value in row] for row in rows)
+        return text.getvalue().encode(errors="backslashreplace")  # lone surrogates of JSON
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    if form == "jsonl":
+        return b"".join(to_line(one) for one in objects)
+    return json.dumps(plain_json(objects), indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    if importlib.util.find_spec("pyarrow") is None:
+        message = (
+            "Parquet needs pyarrow, which is not installed; run pip install pyarrow, or write .csv"
+        )
+        raise MachineError(message)
+    import pandas as pd  # 400 ms, and only here
+
+    data = {
+        name: [
+            (None if row[place] is None else str(row[place]))
+            if name in _WORDS
+            else number_in({name: row[place]}, name)
+            for row in rows
+        ]
+        for place, name in enumerate(columns)
+    }
+    frame = pd.DataFrame(data, columns=list(columns))
+    for name in frame.columns:
+        if name not in _WORDS:
+            frame[name] = frame[name].astype("int64" if name == "step" else "float64")
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def write_export(path: Path, content: bytes) -> None:
+    """Write a file at once: there is the old one or the whole new one.
+
+    Raises
+    ------
+    MachineError
+        It cannot be written.
+    """
+    try:
+        replace_bytes(path, content)
+    except OSError as error:
+        message = f"'{path}' cannot be written ({error.strerror or error})"
+        raise MachineError(message) from error

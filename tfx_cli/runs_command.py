@@ -1,0 +1,280 @@
+"""`tfx runs`: list, show, compare and export runs. Nothing here imports torch."""
+
+import difflib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from core.errors import ConfigurationError
+from tfx_cli.options import JsonOutput
+from tfx_cli.output import narrate, print_result, print_text
+from tfx_cli.run_folders import RUNS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from core.runlog.overview import RunOverview, RunRow
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+)
+
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[RUN]", help="A run, by name or folder; default: the newest."),
+]
+SortKey = Literal["started", "name", "step", "loss", "accuracy"]
+
+
+@app.callback()
+def runs() -> None:
+    """List, show, compare and export runs, while they go on or later.
+
+    Examples
+    --------
+    tfx runs list
+    tfx runs show base
+    """
+
+
+@app.command("list")
+def list_command(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of runs; default: runs.")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--state",
+            metavar="STATE",
+            help="Only runs that are starting, running, finished, stopped, failed, stale, crashed "
+            "or unknown; can be repeated.",
+        ),
+    ] = None,
+    sort: Annotated[
+        SortKey,
+        typer.Option(
+            "--sort", help="Newest (started), best (loss, accuracy) or furthest (step) first."
+        ),
+    ] = "started",
+    as_json: JsonOutput = False,
+) -> None:
+    """List runs: how far they are, how well they do, and whether they still live.
+
+    A run that has been silent for 15 seconds is stale, after 10 minutes it is presumed crashed.
+    Loss and accuracy are those of the lowest validation loss, whose weights the model folder
+    holds; accuracy is the mean over phenotypes.
+
+    Examples
+    --------
+    tfx runs list
+    tfx runs list --state running --state stale
+    tfx runs list experiments --sort accuracy --json
+    """
+    from core.runlog.overview import run_row
+    from core.runlog.reader import list_runs
+    from core.runlog.schema import RUN_FILE, SEEN_STATES
+    from tfx_cli.runs_tables import runs_table
+
+    for one in state or ():
+        if one not in SEEN_STATES:
+            near = difflib.get_close_matches(one, SEEN_STATES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(SEEN_STATES)}"
+            message = f"--state {one}: there is no such state; {hint}"
+            raise ConfigurationError(message)
+    root = RUNS if folder is None else folder
+    if folder is not None and not folder.is_dir():
+        message = f"there is no folder '{folder}'; give the folder that holds runs"
+        raise ConfigurationError(message)
+    if (root / RUN_FILE).is_file():
+        message = f"'{root}' is a run itself; look at it by 'tfx runs show {root}'"
+        raise ConfigurationError(message)
+    now = time.time()
+    rows = [run_row(summary) for summary in list_runs(root, now=now)]
+    shown = [row for row in rows if not state or row.state in state]
+    keys: dict[str, Callable[[RunRow], Any]] = {
+        "started": lambda row: -row.started,
+        "name": lambda row: row.name,
+        "step": lambda row: -(row.step or 0),
+        "loss": lambda row: _last_if_none(row.validation_loss),
+        "accuracy": lambda row: _last_if_none(row.accuracy, sign=-1),
+    }
+    shown.sort(key=keys[sort])
+    if not shown:
+        what = (
+            f"{len(rows)} runs, none of them {' or '.join(state)}" if rows and state else "no runs"
+        )
+        narrate(f"{what} in '{root}'; 'tfx train PRESET' makes one")
+
+    def as_record(row: "RunRow") -> dict[str, object]:
+        age = None if row.last_data is None else max(now - row.last_data, 0.0)
+        return {**asdict(row), "age": age}
+
+    print_result(
+        "runs.list",
+        {"folder": str(root), "runs": [as_record(row) for row in shown]},
+        as_json=as_json,
+        text=lambda: runs_table(shown, now=now) if shown else [],
+    )
+
+
+def _last_if_none(value: float | None, *, sign: int = 1) -> tuple[bool, float]:
+    return value is None, sign * (value or 0.0)
+
+
+@app.command("show")
+def show_command(
+    run: RunArgument = None,
+    n_events: Annotated[
+        int, typer.Option("--events", metavar="N", min=0, help="How many of the last events.")
+    ] = 10,
+    as_json: JsonOutput = False,
+) -> None:
+    """Show all there is to know of a run, in text.
+
+    State, preset and where its values come from, cells, model, machine, the last and the best
+    figures, speed and use of the hardware, checkpoints, events.
+
+    Examples
+    --------
+    tfx runs show
+    tfx runs show base --events 50
+    tfx runs show runs/base --json
+    """
+    from core.runlog.overview import overview
+    from core.runlog.reader import RunReader, find_run
+    from tfx_cli.runs_tables import overview_text
+
+    reader = RunReader(find_run(RUNS, run))
+    now = time.time()
+    found = overview(reader, n_events=n_events, now=now)
+    record = asdict(found)
+    print_result(
+        "runs.show",
+        {**record.pop("row"), **record, "metrics": _described(found)},
+        as_json=as_json,
+        text=lambda: overview_text(found, reader.metrics(), now=now),
+    )
+
+
+def _described(found: "RunOverview") -> dict[str, object]:
+    """Return what the metrics of a run are: label, unit, better direction."""
+    from core.runlog.schema import RESERVED_METRIC_KEYS, metric_info
+
+    names = dict.fromkeys([*(found.train or ()), *(found.last or ())])
+    described: dict[str, object] = {}
+    for name in names:
+        if name not in RESERVED_METRIC_KEYS:
+            info = metric_info(name)
+            described[name] = {"label": info.label, "unit": info.unit, "better": info.better}
+    return described
+
+
+@app.command("compare")
+def compare_command(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more, by name or folder.")
+    ],
+    as_json: JsonOutput = False,
+) -> None:
+    """Compare runs: what their presets say differently, and what came of it.
+
+    The best figure of a row bears a '*', where the runs were trained on the same cells and asked
+    the same question.
+
+    Examples
+    --------
+    tfx runs compare base wide
+    tfx runs compare runs/base runs/base-2 --json
+    """
+    from core.runlog.comparison import compare_runs
+    from core.runlog.reader import RunReader, find_run
+    from tfx_cli.runs_tables import comparison_text
+
+    folders = [find_run(RUNS, name) for name in names]
+    if len({folder.resolve() for folder in folders}) < 2:
+        message = "compare wants two different runs or more; 'tfx runs list' names them"
+        raise ConfigurationError(message)
+    found = compare_runs([RunReader(folder) for folder in folders])
+    print_result(
+        "runs.compare", asdict(found), as_json=as_json, text=lambda: comparison_text(found)
+    )
+
+
+@app.command("export")
+def export_command(
+    run: RunArgument = None,
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A file that ends in .csv, .json, .jsonl or .parquet; - for stdout.",
+        ),
+    ] = "-",
+    form: Annotated[
+        Literal["wide", "long"],
+        typer.Option("--form", help="A column per metric, or a row per value."),
+    ] = "wide",
+    file_format: Annotated[
+        Literal["csv", "json", "jsonl", "parquet"] | None,
+        typer.Option("--format", help="Whatever the name of the file; csv for stdout."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="SPLIT", help="Only train or validation.")
+    ] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Write the metrics of a run as a table for other programs.
+
+    Steps that a resumed run did again appear once. What is not finite is empty. The file is
+    replaced at once, so that it can be written anew while the run goes on.
+
+    Examples
+    --------
+    tfx runs export base -o base.csv
+    tfx runs export base -o - --form long --split validation
+    """
+    from core.runlog.export import format_of, metrics_table, to_bytes, write_export
+    from core.runlog.reader import RunReader, find_run
+
+    is_stdout = output == "-"
+    if is_stdout and as_json:
+        message = (
+            "--json tells what was written to a file; for the metrics as JSON give --format json"
+        )
+        raise ConfigurationError(message)
+    wanted = file_format or ("csv" if is_stdout else format_of(Path(output)))
+    if is_stdout and wanted == "parquet":
+        message = "Parquet is no text for stdout; give -o FILE.parquet"
+        raise ConfigurationError(message)
+    folder = find_run(RUNS, run)
+    records = RunReader(folder).metrics()
+    splits = sorted({str(record.get("split")) for record in records})
+    if split is not None and split not in splits:
+        has = f"it has {', '.join(splits)}" if splits else "it has no metrics yet"
+        message = f"--split {split}: {folder} has no metrics of that split; {has}"
+        raise ConfigurationError(message)
+    kept = [record for record in records if split is None or record.get("split") == split]
+    columns, rows = metrics_table(kept, form=form)
+    content = to_bytes(columns, rows, wanted)
+    if is_stdout:
+        print_text(content.decode())
+        return
+    write_export(Path(output), content)
+    print_result(
+        "runs.export",
+        {"run": str(folder), "file": output, "rows": len(rows), "columns": columns},
+        as_json=as_json,
+        text=lambda: f"{output}: {len(rows):,} rows, {len(columns)} columns",
+    )
