@@ -167,7 +167,8 @@ class RunWriter:
         """Append one event; `core.runlog.schema.EVENTS` lists those of tfx.
 
         ``resume`` needs ``from_step``, the first step that is run again; it is written among the
-        metrics as well, where it voids the older lines of that step and later ones.
+        metrics as well, where it voids the older lines of that step and later ones. ``start`` voids
+        all lines of a run that died before its first checkpoint.
         """
         assert name != "resume" or isinstance(fields.get("from_step"), int)
         with self._lock:
@@ -175,6 +176,8 @@ class RunWriter:
             self._events.append(record)
             if name == "resume":
                 self._metrics.append(record)
+            elif name == "start" and _has_content(self.folder / METRICS_FILE):
+                self._metrics.append({"event": "resume", "t": record["t"], "from_step": 0})
 
     def system(self, **fields: object) -> None:
         """Append one line about this machine: GPU, CPU, memory, disk; every field optional."""
@@ -246,6 +249,13 @@ class SystemLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _git_commit() -> str | None:

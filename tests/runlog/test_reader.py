@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
 from core.runlog import RunReader, RunWriter, find_run, list_runs, metric_info
+from core.runlog.figures import read_figures
 from core.runlog.json_lines import LineFollower
 
 RELEASES = Path(__file__).parent / "releases"
@@ -56,6 +57,18 @@ def test_a_resume_folds_back_the_steps_that_are_run_again(folder):
     for one in (reader, RunReader(folder)):
         assert [(r["step"], r["loss"]) for r in one.metrics()] == [(1, 1.0), (2, 1.0), (3, 0.5)]
     assert [event["event"] for event in reader.events()] == ["resume"]
+
+
+def test_a_run_that_begins_anew_voids_what_it_wrote_before_it_died(folder):
+    for _ in range(2):  # killed before its first checkpoint
+        with RunWriter(folder, run={}) as writer:
+            writer.event("start", total=9)
+            writer.metrics(1, "train", {"loss": 1.0})
+            writer.metrics(2, "train", {"loss": 0.5})
+    reader = RunReader(folder)
+    assert [record["step"] for record in reader.metrics()] == [1, 2]
+    assert [event["event"] for event in reader.events()] == ["start", "start"]
+    assert read_figures(folder).train["step"] == 2
 
 
 @settings(deadline=None)
