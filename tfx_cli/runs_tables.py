@@ -39,34 +39,23 @@ _MFU = "(6 P + 12 · layers · d · L̄) · tokens/s / peak FLOP/s"
 
 
 def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
-    """Make the table of `tfx runs list`."""
+    """Make the table of `tfx runs list`; it fits into 80 columns or so."""
     return make_table(
-        [
-            "run",
-            "state",
-            "step",
-            "loss",
-            "validation loss",
-            "at step",
-            "accuracy",
-            "last data",
-            "time left",
-        ],
+        ["run", "state", "step", "loss", "val. loss", "accuracy", "last data", "left"],
         [
             [
                 row.name,
                 _state(row.state),
-                _steps(row),
+                _short_steps(row),
                 metric_value("loss", row.loss),
                 metric_value("loss", row.validation_loss),
-                row.best_step,
                 metric_value("acc/mean", row.accuracy),
                 ago(row.last_data, now=now),
                 "" if row.eta is None else duration(row.eta),
             ]
             for row in rows
         ],
-        right=(2, 3, 4, 6, 7, 8),
+        right=(2, 3, 4, 5, 6, 7),
     )
 
 
@@ -74,6 +63,13 @@ def _state(state: str) -> "Text":
     from rich.text import Text
 
     return Text(state, style=_STYLES.get(state, ""))
+
+
+def _short_steps(row: RunRow) -> str:
+    if row.step is None:
+        return ""
+    step = short_count(row.step)
+    return step if row.total is None else f"{step}/{short_count(row.total)}"
 
 
 def _steps(row: RunRow) -> str:
@@ -217,14 +213,13 @@ def _metrics_table(found: RunOverview) -> "Table":
         best = found.best.get(name)
         rows.append(
             [
-                name,
+                _label(name),
                 *(_figure(record, name) for _, record in columns),
                 "" if best is None else f"{metric_value(name, best.value)} at {best.step:,}",
-                _label(name),
             ]
         )
     places = range(1, 2 + len(heads))
-    return make_table(["figure", *heads, "best, at step", "what it is"], rows, right=places)
+    return make_table(["figure", *heads, "best, at step"], rows, right=places)
 
 
 def _label(name: str) -> str:

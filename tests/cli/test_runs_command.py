@@ -38,17 +38,7 @@ def test_list_is_a_table_of_runs(tfx, base, wide):
     result = tfx("runs", "list")
     assert (result.code, result.stderr) == (0, "")
     (line,) = lines_with(result.stdout, "base")
-    assert line.split()[:9] == [
-        "base",
-        "finished",
-        "15",
-        "of",
-        "15",
-        "2.0000",
-        "2.0000",
-        "10",
-        "0.425",
-    ]
+    assert line.split()[:6] == ["base", "finished", "15/15", "2.0000", "2.0000", "0.425"]
     assert line.rstrip().endswith("ago")
 
 
@@ -147,18 +137,8 @@ def test_show_prints_every_figure_as_text(tfx, base):
         "3.0000 to 2.5000, lowest 2.0000",
     ):
         assert text in shown
-    (line,) = lines_with(shown, "acc/sex")
-    assert line.split() == [
-        "acc/sex",
-        "0.700",
-        "0.600",
-        "0.700",
-        "at",
-        "15",
-        "accuracy",
-        "of",
-        "sex",
-    ]
+    (line,) = lines_with(shown, "accuracy of sex")
+    assert line.split()[3:] == ["0.700", "0.600", "0.700", "at", "15"]
     (line,) = [one for one in lines_with(shown, "step-00000010") if "path" not in one]
     assert line.split() == ["step-00000010", "10", "1", "kB", "best"]
     (line,) = [one for one in lines_with(shown, "step-00000015") if "path" not in one]
@@ -201,9 +181,9 @@ def test_show_tells_why_a_run_failed_and_what_was_not_finite(tfx, tmp_path):
     shown = tfx("runs", "show").stdout
     assert "not finite for 20 steps [in a row]" in shown
     (line,) = lines_with(shown, "learning rate")
-    assert line.split()[:2] == ["lr", "1.00e-01"]
+    assert line.split() == ["learning", "rate", "1.00e-01"]
     (line,) = [line for line in shown.splitlines() if line.startswith("loss ")]
-    assert line.split() == ["loss", "not", "finite", "loss"]
+    assert line.split() == ["loss", "not", "finite"]
     assert "rows: 300 cells" in shown
 
 

@@ -218,8 +218,8 @@ def test_a_status_that_cannot_be_written_is_said_once(writer, folder, clock, cap
     assert "status.json cannot be written" in record.getMessage()
 
 
-def test_several_threads_write_whole_lines_and_statuses(folder):
-    n_lines = 60
+def test_several_threads_write_whole_lines_and_statuses(folder, caplog):
+    n_lines = 100
     with RunWriter(folder, run={}) as writer:
         writer.status("running", step=0)
 
@@ -244,6 +244,7 @@ def test_several_threads_write_whole_lines_and_statuses(folder):
     assert len(machine) == 2 * n_lines
     assert reader.bad_lines == 0
     assert reader.status["state"] == "running"
+    assert caplog.records == []  # two writers of one status would take its file from each other
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
