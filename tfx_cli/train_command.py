@@ -14,6 +14,7 @@ from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
 from tfx_cli.run_folders import existing_run, new_run_folder
 from tfx_cli.stop_signal import stop_on_signals
+from tfx_cli.train_forecast import show_forecast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +56,12 @@ def train(
             "accelerate launch -m tfx_cli train ...",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Forecast size, memory, time and files of the run; write nothing."
+        ),
+    ] = False,
     config: ConfigFiles = None,
     assign: Assignments = None,
     as_json: JsonOutput = False,
@@ -69,6 +76,7 @@ def train(
     Examples
     --------
     tfx train presets/base.toml
+    tfx train presets/base.toml --dry-run
     tfx train presets/base.toml --processes 4
     tfx train runs/base
     tfx train runs/base --steps 6000
@@ -83,6 +91,13 @@ def train(
         if folder is not None
         else _new_preset(target, config or [], assign or [], options)
     )
+    if dry_run:
+        where = folder or new_run_folder(resolved.name, run)
+        show_forecast(
+            resolved, where, is_resumed=folder is not None, processes=processes or 1,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     if processes is not None and processes > 1:
         raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes))
     if folder is None:

@@ -64,7 +64,7 @@ from core.errors import DataError, MachineError, TfxError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
 
-__all__ = ["default_store_path", "ensure_store", "prepare_store"]
+__all__ = ["default_store_path", "ensure_store", "find_store", "prepare_store"]
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +169,12 @@ def ensure_store(
     return prepare_store(
         data, path, overwrite=overwrite, workers=workers, dask=dask, on_progress=on_progress
     )
+
+
+def find_store(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Store | None:
+    """Open the store of a preset if it is there and was made of these data; never prepare it."""
+    path = Path(data.store) if data.store else default_store_path(data, name, root=root)
+    return _open_matching(path, store_key(data))
 
 
 def default_store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Path:

@@ -12,7 +12,7 @@ from core.errors import ConfigurationError
 from core.model.folder import CellModel
 from core.presets.schema import MaskingSettings, TrainSettings
 
-__all__ = ["make_batch_source"]
+__all__ = ["cells_per_lane", "make_batch_source"]
 
 
 def make_batch_source(
@@ -56,13 +56,7 @@ def make_batch_source(
         max_length=model.config.longest_sequence,
         bins_on_device=bins_on_device,
     )
-    if train.tokens_per_batch is None and train.batch_size % lanes:
-        message = (
-            f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
-            f"lanes; give a multiple of {lanes}"
-        )
-        raise ConfigurationError(message)
-    batch_size, lengths = train.batch_size // lanes, None
+    batch_size, lengths = cells_per_lane(train, lanes), None
     budget = None if train.tokens_per_batch is None else train.tokens_per_batch // lanes
     if budget is not None and model.config.layout == "ranked":
         length = encoder.tokens.required_length
@@ -87,6 +81,23 @@ def make_batch_source(
         lanes=lanes,
     )
     return BatchSource(reader, encoder, sampler, masking)
+
+
+def cells_per_lane(train: TrainSettings, lanes: int) -> int:
+    """Return the cells of a step that each lane gives, where a step is so many cells.
+
+    Raises
+    ------
+    ConfigurationError
+        They cannot be shared equally.
+    """
+    if train.tokens_per_batch is None and train.batch_size % lanes:
+        message = (
+            f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
+            f"lanes; give a multiple of {lanes}"
+        )
+        raise ConfigurationError(message)
+    return train.batch_size // lanes
 
 
 def _per_lane(lanes: int) -> str:

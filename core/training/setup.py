@@ -72,7 +72,7 @@ def build_model(
     table = ValueTable.fit(values, expression)
     bins = _dense_bins(values, expression)
     all_codes = np.asarray(store.phenotype_codes[train_rows])
-    config = make_config(preset, store, n_genes=len(panel), values=values)
+    config = make_config(preset, store.phenotypes, n_genes=len(panel), values=values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.train.seed)
         network = TfxModel(config)
@@ -132,16 +132,16 @@ def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]
     return chosen
 
 
-def make_config(preset: Preset, store: Store, *, n_genes: int, values: ValueEncoder) -> TfxConfig:
+def make_config(
+    preset: Preset, phenotypes: dict[str, list[str]], *, n_genes: int, values: ValueEncoder
+) -> TfxConfig:
     """Return the network's configuration."""
     settings = preset.model
     n_token_bins = 1 if values.kind == "continuous" else values.n_bins
-    tokens = TokenSpace.build(
-        store.phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout
-    )
+    tokens = TokenSpace.build(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
     return TfxConfig(
-        phenotype_names=list(store.phenotypes),
-        phenotype_values=list(store.phenotypes.values()),
+        phenotype_names=list(phenotypes),
+        phenotype_values=list(phenotypes.values()),
         n_genes=n_genes,
         n_bins=values.n_bins,
         kind=values.kind,
