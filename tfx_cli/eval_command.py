@@ -71,8 +71,7 @@ def evaluate(
     from core.generation.comparison import open_training_store
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
-    from core.runlog.schema import CONFIG_FILE
-    from core.training.engine import MODEL_FOLDER
+    from core.runlog.schema import CONFIG_FILE, MODEL_FOLDER
 
     if not (folder / MODEL_FOLDER).is_dir():
         message = f"{folder} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder}'"

@@ -104,7 +104,7 @@ def overview_text(
         yield _metrics_table(found)
     mfu = number_in(found.train, "mfu")
     if mfu is not None:
-        yield f"MFU {metric_value('mfu', mfu)} = {_MFU}"
+        yield f"MFU {metric_value('mfu', mfu)} = {_MFU}{_mfu_numbers(found.run)}"
     if found.machines:
         yield ""
         yield make_table(["machine", "", "at"], _machines(found, now=now))
@@ -123,6 +123,17 @@ def overview_text(
     if found.bad_lines:
         yield ""
         yield f"{found.bad_lines:,} lines of its files could not be read and were left out"
+
+
+def _mfu_numbers(run: Mapping[str, Any]) -> str:
+    """Say what P, layers, d and the peak are, where the run tells."""
+    encoder, peak = run.get("encoder"), number_in(run, "peak_flops")
+    if not isinstance(encoder, dict) or peak is None:
+        return ""
+    return (
+        f", P = {encoder.get('parameters'):,}, {encoder.get('layers')} layers, "
+        f"d = {encoder.get('width')}, peak {short_count(peak)}FLOP/s"
+    )
 
 
 def _headline(found: RunOverview, *, now: float) -> str:

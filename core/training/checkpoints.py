@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import DataError, MachineError
+from core.runlog.schema import CHECKPOINT_MARKER
 
 __all__ = [
     "checkpoint_name",
@@ -35,7 +36,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MARKER = "complete.json"
 _WEIGHTS, _STATE = "weights.safetensors", "state.pt"
 
 
@@ -80,8 +80,8 @@ def save_checkpoint(
         for name in names:
             _flush(partial / name)
         marker = {"step": step, "sha256": {name: _sha256(partial / name) for name in names}}
-        (partial / _MARKER).write_text(json.dumps(marker), encoding="utf-8")
-        _flush(partial / _MARKER)
+        (partial / CHECKPOINT_MARKER).write_text(json.dumps(marker), encoding="utf-8")
+        _flush(partial / CHECKPOINT_MARKER)
         _flush(partial)
         shutil.rmtree(final, ignore_errors=True)  # damaged: it was passed over
         partial.rename(final)
@@ -147,7 +147,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+        marker = json.loads((path / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
         sums = marker["sha256"]
         return set(sums) == {_WEIGHTS, _STATE} and all(
             _sha256(path / name) == sum_ for name, sum_ in sums.items()

@@ -30,7 +30,7 @@ from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE
+from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER
 from core.training.batch_source import make_batch_source
 from core.training.checkpoints import (
     discard_checkpoints_after,
@@ -59,12 +59,10 @@ from core.training.train_step import StepOutcome, TrainStep
 from core.training.validation import Validation, describe_accuracies
 from core.training.weight_average import WeightAverage
 
-__all__ = ["MODEL_FOLDER", "TrainResult", "train"]
+__all__ = ["TrainResult", "train"]
 
 logger = logging.getLogger(__name__)
 
-#: Name of the model folder inside a run folder.
-MODEL_FOLDER = "model"
 #: Cells that an event names at most.
 _CELLS_IN_EVENT = 4096
 
@@ -157,6 +155,7 @@ def train(
         ragged=preset.encoding.layout == "expressed",
     )
     check_trackers(preset.train.trackers)
+    set_up_speed(machine)
     processes = Processes(machine, unused_parameters=preset.train.skeleton_steps > 0)
     run_folder = processes.of_main(run_folder)
     with ExitStack() as stack:
@@ -183,24 +182,26 @@ def train(
         }  # fmt: skip
         if processes.is_main and not run_folder.exists():
             stack.enter_context(owned_run(run_folder))
+        flops, peak = _flops(model, machine, processes)
         log = stack.enter_context(
             open_run_log(
                 run_folder,
                 is_main=processes.is_main,
-                run=_describe(resolved, store, model, machine, processes),
+                is_first_of_machine=processes.is_first_of_machine,
+                run=_describe(resolved, store, model, machine, processes, flops, peak),
                 config=resolved.to_toml(),
+                settings=preset.model_dump(mode="json"),
                 trackers=preset.train.trackers,
                 device=processes.device,
             )
         )
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        set_up_speed(machine)
         try:
             weights = class_weights(
                 np.asarray(store.phenotype_codes[rows]), model.config, preset.loss.class_weights
             )
             run = _Run(
-                resolved, store, model, machine, processes, log, run_folder,
+                resolved, store, model, machine, processes, flops, peak, log, run_folder,
                 LaneSources(
                     sources,
                     count=lambda arrays: LossCounts.of(arrays, model.config, preset.loss, weights),
@@ -252,6 +253,8 @@ def _describe(
     model: CellModel,
     machine: Machine,
     processes: Processes,
+    flops: EncoderFlops,
+    peak: float | None,
 ) -> dict[str, Any]:
     return {
         "name": resolved.name,
@@ -264,6 +267,8 @@ def _describe(
         "device_name": machine.device_name,
         "precision": machine.precision,
         "processes": processes.count,
+        "encoder": asdict(flops),
+        "peak_flops": peak,
         "simulated": store.truth is not None,
     }
 
@@ -278,6 +283,8 @@ class _Run:
         model: CellModel,
         machine: Machine,
         processes: Processes,
+        flops: EncoderFlops,
+        peak: float | None,
         log: RunLog,
         folder: Path,
         sources: LaneSources,
@@ -301,7 +308,7 @@ class _Run:
         optimiser = make_optimiser(model.network, settings)
         self.peak_rates = [float(group["lr"]) for group in optimiser.param_groups]
         self.weight_decays = [float(group["weight_decay"]) for group in optimiser.param_groups]
-        self.flops, self.peak = _flops(model, machine, processes)
+        self.flops, self.peak = flops, peak
         if settings.compile:
             _compile(model, machine)
         self.network, self.optimiser = processes.prepare(model.network, optimiser)

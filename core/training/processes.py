@@ -79,6 +79,11 @@ class Processes:
         return self.index == 0
 
     @property
+    def is_first_of_machine(self) -> bool:
+        """Whether this process is the first of those on its machine."""
+        return bool(self.accelerator.is_local_main_process)
+
+    @property
     def device(self) -> torch.device:
         """Where this process computes."""
         device: torch.device = self.accelerator.device

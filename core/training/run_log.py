@@ -1,6 +1,7 @@
 """What a run tells the outside: its folder, trackers, and the figures of its machine.
 
-Only the main process tells; on the others every call does nothing.
+Only the main process tells; on the others every call does nothing. The first process of every other
+machine watches its own.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from core.runlog.writer import RunWriter
+from core.runlog.writer import RunWriter, SystemLog
 from core.training.system_monitor import MachineReader, SystemMonitor
 from core.training.trackers import Trackers
 
@@ -59,8 +60,10 @@ def open_run_log(
     folder: Path,
     *,
     is_main: bool,
+    is_first_of_machine: bool = True,
     run: Mapping[str, Any],
     config: str,
+    settings: Mapping[str, Any],
     trackers: Sequence[str],
     device: torch.device,
 ) -> Iterator[RunLog]:
@@ -72,10 +75,14 @@ def open_run_log(
         Of the run.
     is_main
         Whether this process is the one that tells.
+    is_first_of_machine
+        Whether it is the one that watches its machine.
     run
         What identifies the run, for run.json.
     config
         The resolved preset, as TOML.
+    settings
+        The preset's values, for the trackers.
     trackers
         Names, of ``train.trackers``.
     device
@@ -86,10 +93,14 @@ def open_run_log(
     MachineError
         The folder cannot be written.
     """
-    if not is_main:
-        yield RunLog()
-        return
     with ExitStack() as stack:
+        if not is_main:
+            if is_first_of_machine:
+                system = SystemLog(folder)
+                stack.callback(system.close)
+                stack.enter_context(SystemMonitor(MachineReader(folder, device), system.append))
+            yield RunLog()
+            return
         writer = stack.enter_context(RunWriter(folder, run=run))
         writer.config(config)
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
@@ -100,7 +111,7 @@ def open_run_log(
             trackers,
             run_name=folder.name,
             folder=folder,
-            config=dict(run),
+            config={**run, "preset": settings},
             on_drop=lambda name, reason: writer.event("warning", tracker=name, reason=reason),
         )
         stack.callback(copies.close)

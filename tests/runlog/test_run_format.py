@@ -9,7 +9,7 @@ import torch
 
 from core.runlog import RunReader, schema
 from core.runlog.schema import metric_info
-from core.training import checkpoints, engine
+from core.training import engine
 from core.training.flops import EncoderFlops
 from core.training.run_lock import LOCK_FILE
 from core.training.system_monitor import MachineReader
@@ -158,8 +158,3 @@ def test_the_example_in_python_runs(run_folder, tmp_path, monkeypatch, capsys):
     exec("\n".join(code), found)
     assert capsys.readouterr().out == "base finished 12\n"
     assert len(found["losses"]) == 12
-
-
-def test_the_names_that_training_uses_are_those_of_the_schema():
-    assert engine.MODEL_FOLDER == schema.MODEL_FOLDER
-    assert checkpoints._MARKER == schema.CHECKPOINT_MARKER
