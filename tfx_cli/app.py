@@ -36,6 +36,18 @@ COMMANDS: tuple[LazyCommand, ...] = (
         "Score a model beside simple baselines, per phenotype.",
     ),
     LazyCommand(
+        "predict",
+        "tfx_cli.predict_command:predict",
+        "Model",
+        "Label the cells of a new file, with probabilities.",
+    ),
+    LazyCommand(
+        "embed",
+        "tfx_cli.embed_command:embed",
+        "Model",
+        "Add embeddings of cells and genes to a file.",
+    ),
+    LazyCommand(
         "generate",
         "tfx_cli.generate_command:generate",
         "Model",

@@ -1,25 +1,26 @@
 """`tfx generate`: from control tokens to cells, and a short check of them."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from core.errors import ConfigurationError, DataError
+from core.errors import ConfigurationError
 from tfx_cli.options import (
     Age,
     CellType,
     Disease,
     JsonOutput,
+    ModelOption,
     PhenotypePairs,
     Sex,
     Tissue,
     phenotype_request,
 )
 from tfx_cli.output import make_table, narrate, print_result, warn
+from tfx_cli.output_files import check_output
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import RUNS
+from tfx_cli.run_folders import model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,12 +53,7 @@ def generate(
             "--plot", metavar="FILE.png", help="Draw the cells beside real ones of the same kind."
         ),
     ] = None,
-    run: Annotated[
-        str | None,
-        typer.Option(
-            "--run", metavar="RUN", help="A run or a model folder; default: the newest run."
-        ),
-    ] = None,
+    run: ModelOption = None,
     unspecified: Annotated[
         Literal["sample", "none"],
         typer.Option(
@@ -109,11 +105,11 @@ def generate(
     request = phenotype_request(
         sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
     )
-    _check_output(output, overwrite=overwrite)
+    check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None and plot.suffix != ".png":
         message = f"--plot {plot}: pictures are written as .png; name it {plot.with_suffix('.png')}"
         raise ConfigurationError(message)
-    folder = _model_folder(run)
+    folder = model_folder(run)
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells
     from core.evaluation.reports import write_whole
@@ -172,38 +168,6 @@ def generate(
         as_json=as_json,
         text=lambda: _report(cells, n_training, markers, compared, model.origin),
     )
-
-
-def _check_output(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir():
-        message = f"--output {path} is a folder; give a file name, as in {path / 'cells.h5ad'}"
-        raise ConfigurationError(message)
-    if path.suffix != ".h5ad":
-        message = (
-            f"--output {path}: cells are written as .h5ad; name it {path.with_suffix('.h5ad')}"
-        )
-        raise ConfigurationError(message)
-    nearest = next(folder for folder in path.parents if folder.exists())  # the rest is made
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        what = "may not be written to" if nearest.is_dir() else "is not a folder"
-        message = f"--output {path}: {nearest} {what}; choose another place"
-        raise ConfigurationError(message)
-    if path.exists() and not overwrite:
-        message = f"--output {path} exists; choose another name or add --overwrite"
-        raise ConfigurationError(message)
-
-
-def _model_folder(run: str | None) -> Path:
-    """Return the model folder of a run, or the one named."""
-    from core.runlog.reader import find_run
-
-    if run is not None and (Path(run) / "tfx.json").is_file():
-        return Path(run)
-    folder = find_run(RUNS, run) / "model"
-    if not folder.is_dir():
-        message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder.parent}'"
-        raise DataError(message)
-    return folder
 
 
 def _report(

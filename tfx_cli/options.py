@@ -16,8 +16,12 @@ __all__ = [
     "Assignments",
     "CellType",
     "ConfigFiles",
+    "Device",
     "Disease",
+    "GeneIds",
     "JsonOutput",
+    "Matrix",
+    "ModelOption",
     "PhenotypePairs",
     "Sex",
     "Tissue",
@@ -44,6 +48,28 @@ Assignments = Annotated[
         help="Change one key of the preset, as in train.batch_size=8; can be repeated, wins over "
         "all else.",
         rich_help_panel=_PRESET_PANEL,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--run", metavar="RUN", help="A run or a model folder; default: the newest run."),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="DEVICE", help="auto (a GPU where there is one), cpu, cuda or mps."
+    ),
+]
+Matrix = Annotated[
+    str,
+    typer.Option(
+        "--matrix", metavar="NAME", help="X, raw, layers/NAME, or auto: counts, else log values."
+    ),
+]
+GeneIds = Annotated[
+    str,
+    typer.Option(
+        "--gene-ids", metavar="COLUMN", help="var_names, a var column, or auto: Ensembl ids first."
     ),
 ]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, DataError
 
-__all__ = ["RUNS", "existing_run", "new_run_folder"]
+__all__ = ["RUNS", "existing_run", "model_folder", "new_run_folder"]
 
 #: The folder of runs, below the folder where tfx is started.
 RUNS = Path("runs")
@@ -41,4 +41,25 @@ def new_run_folder(name: str, wanted: str | None) -> Path:
     folder, number = RUNS / name, 2
     while folder.exists():
         folder, number = RUNS / f"{name}-{number}", number + 1
+    return folder
+
+
+def model_folder(run: str | None) -> Path:
+    """Return the model folder of a run (default: the newest), or the model folder that is named.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such run.
+    DataError
+        The run has no model yet.
+    """
+    from core.runlog.reader import find_run
+
+    if run is not None and (Path(run) / "tfx.json").is_file():
+        return Path(run)
+    folder = find_run(RUNS, run) / "model"
+    if not folder.is_dir():
+        message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder.parent}'"
+        raise DataError(message)
     return folder

@@ -123,11 +123,15 @@ class BatchEncoder:
         codes: NDArray[np.int32],
         hidden: Sequence[str],
         rng: np.random.Generator,
+        *,
+        missing: NDArray[np.bool_] | None = None,
     ) -> CellBatch:
         """Encode cells with all genes visible and the ``hidden`` phenotypes masked.
 
         A masked phenotype has an answer only where its label is known. The other phenotypes are
-        shown. ``rng`` chooses genes of cells longer than ``max_length``.
+        shown. ``rng`` chooses genes of cells longer than ``max_length``. Genes that are ``missing``
+        (panel,) are masked: not known, rather than not expressed. In the expressed layout they are
+        no tokens in any case.
         """
         cells = expression if isinstance(expression, PanelCells) else PanelCells.of(expression)
         states = np.where(codes < 0, Show.NOT_SPECIFIED, Show.VALUE).astype(np.int8)
@@ -138,6 +142,8 @@ class BatchEncoder:
             nobody = np.zeros(len(codes), dtype=bool)
             return self._expressed(cells, codes, states, nothing, rng, nobody)
         mask = np.zeros((cells.n_cells, cells.n_genes), dtype=bool)
+        if missing is not None:
+            mask[:, missing] = True
         return self._ranked(*self._dense(cells), codes, states, mask)
 
     def ranked(

@@ -6,6 +6,7 @@ transformers' own (safetensors, ``AutoModel``); the self-contained folder around
 
 import logging
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -146,8 +147,17 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             logits = logits[:, self.config.n_bins :]
         return torch.softmax(logits[:, self.slot_of_value == slot], dim=-1)
 
-    def cell_embeddings(self, batch: BatchTensors) -> Tensor:
-        """Return the hidden state of [CLS], (cells, hidden size).
+    def cell_embeddings(
+        self, batch: BatchTensors, position: Literal["cls", "mean"] | int = "cls"
+    ) -> Tensor:
+        """Return (cells, hidden size): the last hidden state at one place of each cell.
+
+        Parameters
+        ----------
+        batch
+            The cells.
+        position
+            "cls", the number of a phenotype's slot, or "mean": over all tokens of the cell.
 
         Raises
         ------
@@ -158,9 +168,18 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             message = "this model is a skeleton without an encoder: it has no [CLS] embedding"
             raise ConfigurationError(message)
         starts = batch.cu_seqlens[:-1].long()
+        route = self.attention_route(ragged=self._ragged)
+        if position == "mean":
+            hidden = self.encoder_part.encode(batch, route)
+            lengths = batch.cu_seqlens.diff().long()
+            cell = torch.repeat_interleave(lengths, output_size=len(hidden))
+            sums = hidden.new_zeros(batch.n_cells, hidden.shape[1]).index_add(0, cell, hidden)
+            return sums / lengths.unsqueeze(-1)
+        if position != "cls":
+            starts = starts + 1 + int(position)
         cells = np.arange(batch.n_cells + 1, dtype=np.int32)
         reads = Reads(starts, cells, torch.from_numpy(cells).to(starts.device))
-        return self.encoder_part.encode(batch, self.attention_route(ragged=self._ragged), reads)
+        return self.encoder_part.encode(batch, route, reads)
 
 
 AutoConfig.register(TfxConfig.model_type, TfxConfig, exist_ok=True)

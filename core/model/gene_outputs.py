@@ -10,7 +10,7 @@ from torch import Tensor
 from core.model.configuration import TfxConfig
 from core.model.losses import LOG_DEVIATION_BOUNDS
 
-__all__ = ["gene_confidence", "predict_genes", "sample_genes"]
+__all__ = ["expected_values", "gene_confidence", "predict_genes", "sample_genes"]
 
 
 def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
@@ -29,6 +29,23 @@ def predict_genes(logits: Tensor, config: TfxConfig) -> Tensor:
         on_logit, mean, _ = logits.float().unbind(-1)
         return torch.sigmoid(on_logit) * mean
     return bin_logits(logits, config).argmax(-1)
+
+
+def expected_values(logits: Tensor, config: TfxConfig, means: Tensor) -> Tensor:
+    """Return (M,) expected values: log1p counts per 10,000, of binary models too.
+
+    Parameters
+    ----------
+    logits
+        (M, outputs).
+    config
+        The model's.
+    means
+        (M, bins), mean training value of each bin of each gene; not used by continuous models.
+    """
+    if config.kind == "continuous":
+        return predict_genes(logits, config).clamp(min=0.0)
+    return (torch.softmax(bin_logits(logits, config), dim=-1) * means).sum(-1)
 
 
 def sample_genes(

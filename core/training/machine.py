@@ -2,14 +2,14 @@
 
 import platform
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from core.errors import MachineError
 from core.presets.schema import TrainSettings
 
-__all__ = ["DTYPES", "Machine", "choose_machine", "set_up_speed"]
+__all__ = ["DTYPES", "Machine", "choose_device", "choose_machine", "set_up_speed"]
 
 #: What products are computed in, by precision.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +38,32 @@ class Machine:
         return platform.processor() or platform.machine()
 
 
+def choose_device(wanted: str, *, where: str = "train.device =") -> Literal["cpu", "cuda", "mps"]:
+    """Resolve a device: "auto" takes a GPU where there is one.
+
+    Parameters
+    ----------
+    wanted
+        "auto", "cpu", "cuda" or "mps".
+    where
+        What asked for it, for the message.
+
+    Raises
+    ------
+    MachineError
+        There is no such device here.
+    """
+    has = {
+        "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+    }  # fmt: skip
+    if wanted == "auto":
+        return "cuda" if has["cuda"] else "cpu"
+    if not has.get(wanted, False):
+        message = f"{where} '{wanted}', but this machine has no such device; use 'auto' or 'cpu'"
+        raise MachineError(message)
+    return cast("Literal['cpu', 'cuda', 'mps']", wanted)
+
+
 def choose_machine(settings: TrainSettings) -> Machine:
     """Resolve ``train.device`` and ``train.precision``.
 
@@ -46,15 +72,7 @@ def choose_machine(settings: TrainSettings) -> Machine:
     MachineError
         The device is not there, or cannot compute in that precision.
     """
-    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if has_cuda else "cpu"
-    if (device == "cuda" and not has_cuda) or (device == "mps" and not has_mps):
-        message = (
-            f"train.device = '{device}', but this machine has no such device; use 'auto' or 'cpu'"
-        )
-        raise MachineError(message)
+    device = choose_device(settings.device)
     if settings.precision == "auto":
         fast_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
         return Machine(device, "bf16" if fast_bf16 else "no")

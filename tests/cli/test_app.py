@@ -184,7 +184,7 @@ def test_completion_knows_the_commands():
     done = run_python(
         "-m", "tfx_cli", _TFX_COMPLETE="complete_bash", COMP_WORDS="tfx pre", COMP_CWORD="1"
     )
-    assert done.stdout.split() == ["prepare", "presets"]
+    assert done.stdout.split() == ["prepare", "predict", "presets"]
 
 
 def test_a_reader_that_goes_away_is_no_error():

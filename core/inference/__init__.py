@@ -1,0 +1,1 @@
+"""A trained model at work on cells it has never seen: labels, embeddings, denoised expression."""

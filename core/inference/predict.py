@@ -1,0 +1,131 @@
+"""What a model says of new cells: every phenotype that is not given, with all genes visible."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.encoding.cell_batch import CellBatch
+from core.errors import ConfigurationError
+from core.inference.hints import Hint
+from core.inference.query_cells import QueryCells
+from core.model.batch_tensors import BatchTensors
+from core.model.folder import CellModel
+from core.progress import Listener, ProgressEvent, ignore_progress
+
+__all__ = ["PhenotypeAnswers", "encoded_blocks", "predict_phenotypes_of"]
+
+#: Tokens of a batch, on a CPU and on a GPU.
+_TOKENS = {"cpu": 2**14, "cuda": 2**17}
+
+
+@dataclass(frozen=True)
+class PhenotypeAnswers:
+    """What a model says of one phenotype.
+
+    Attributes
+    ----------
+    name, values
+        The phenotype.
+    codes
+        (cells,), the most likely value.
+    probability
+        (cells,), float32, of that value.
+    """
+
+    name: str
+    values: Sequence[str]
+    codes: NDArray[np.int32]
+    probability: NDArray[np.float32]
+
+    def cells_per_value(self) -> dict[str, int]:
+        """Return the values that are answered -> cells, the commonest first."""
+        counts = np.bincount(self.codes, minlength=len(self.values))
+        order = np.argsort(-counts, kind="stable").tolist()
+        return {self.values[i]: int(counts[i]) for i in order if counts[i]}
+
+    def is_unsure(self, least: float) -> NDArray[np.bool_]:
+        """Return (cells,), whether the probability is below ``least``."""
+        return self.probability < least
+
+
+def encoded_blocks(
+    model: CellModel,
+    cells: QueryCells,
+    hints: Sequence[Hint] = (),
+    *,
+    device: torch.device,
+    stage: str,
+    on_progress: Listener = ignore_progress,
+) -> Iterator[tuple[slice, CellBatch]]:
+    """Give the cells of a file in batches, the model's way.
+
+    All genes are visible but those that the file lacks, which are masked; phenotypes are masked but
+    those with a hint.
+
+    Yields
+    ------
+    Which cells of the file, and the batch.
+    """
+    config, encoder = model.config, model.batches
+    names = list(config.phenotypes)
+    hidden = [name for name in names if name not in {hint.name for hint in hints}]
+    size = max(_TOKENS.get(device.type, _TOKENS["cpu"]) // config.longest_sequence, 1)
+    on_progress(ProgressEvent(stage, 0, cells.n_cells))
+    for first, expression in cells.blocks(size):
+        span = slice(first, first + expression.shape[0])
+        # Zeros make every hidden slot a question; they are not shown.
+        codes = np.zeros((expression.shape[0], len(names)), dtype=np.int32)
+        for hint in hints:
+            codes[:, hint.slot] = hint.codes[span]
+        rng = np.random.default_rng([first, 43])  # chooses genes of cells that are too long
+        yield span, encoder.visible(expression, codes, hidden, rng, missing=cells.missing)
+        on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
+
+
+@torch.inference_mode()
+def predict_phenotypes_of(
+    model: CellModel,
+    cells: QueryCells,
+    hints: Sequence[Hint] = (),
+    *,
+    on_progress: Listener = ignore_progress,
+) -> list[PhenotypeAnswers]:
+    """Ask for every phenotype of the model that has no hint.
+
+    Raises
+    ------
+    ConfigurationError
+        The model has no phenotypes, or all of them are given.
+    """
+    config, network = model.config, model.network
+    slots = [
+        slot
+        for slot, name in enumerate(config.phenotypes)
+        if name not in {hint.name for hint in hints}
+    ]
+    if not slots:
+        message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
+        raise ConfigurationError(message)
+    device = next(network.parameters()).device
+    network.eval()
+    codes = {slot: np.zeros(cells.n_cells, dtype=np.int32) for slot in slots}
+    sure = {slot: np.zeros(cells.n_cells, dtype=np.float32) for slot in slots}
+    blocks = encoded_blocks(
+        model, cells, hints, device=device, stage="predicting phenotypes", on_progress=on_progress
+    )
+    for span, arrays in blocks:
+        batch = BatchTensors.from_arrays(arrays, device)
+        logits = network(batch).phenotype_logits
+        for slot in slots:
+            own = logits[batch.phenotype_slot == slot]
+            best = network.phenotype_probabilities(own, slot).float().max(dim=-1)
+            codes[slot][span] = best.indices.cpu().numpy()
+            sure[slot][span] = best.values.cpu().numpy()
+    names = list(config.phenotypes)
+    return [
+        PhenotypeAnswers(names[slot], config.phenotypes[names[slot]], codes[slot], sure[slot])
+        for slot in slots
+    ]

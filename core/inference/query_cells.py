@@ -1,0 +1,220 @@
+"""Cells of a file as a model takes them: its genes in its order, its normalisation, block by block.
+
+Genes are joined by id, or by symbol where that finds more. Genes that the file lacks are known as
+such, so that they are masked, not taken for unexpressed. Memory is that of a block of cells.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
+from core.cells.matrix_state import (
+    MatrixChoice,
+    MatrixState,
+    check_chunk,
+    choose_matrix,
+    constant_sum,
+    row_sums,
+)
+from core.cells.reading import CellSource, open_source
+from core.errors import DataError
+
+__all__ = ["LEAST_FOUND", "QueryCells", "open_query_cells"]
+
+logger = logging.getLogger(__name__)
+
+#: Share of the model's genes below which a file is refused.
+LEAST_FOUND = 0.5
+#: Counts per cell after normalisation, the model's own.
+_TARGET_SUM = 1e4
+#: Cells that tell what a file was normalised to, and how far off counts as the same.
+_LOOK, _ALIKE = 512, 0.02
+_FEW = 8
+
+
+@dataclass(frozen=True)
+class QueryCells:
+    """An open file of cells and how its genes map onto a model's.
+
+    Attributes
+    ----------
+    source
+        The cells.
+    choice
+        The matrix that is read, and whether it holds counts.
+    column_of
+        (model's genes,), column of each gene in the matrix, -1 where the file lacks it.
+    joined_by
+        "ids" or "symbols".
+    log_total
+        What the values of each cell add up to before the log, where that is one number and not the
+        model's own; None where values are counts, or are taken as they are.
+    """
+
+    source: CellSource
+    choice: MatrixChoice
+    column_of: NDArray[np.int64]
+    joined_by: str
+    log_total: float | None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the file."""
+        return self.source.n_cells
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        """(model's genes,), which the file lacks."""
+        return self.column_of < 0
+
+    def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
+        """Give the cells in the order of the file.
+
+        Parameters
+        ----------
+        n_cells
+            Of a block.
+
+        Yields
+        ------
+        The first cell's number, and (cells, model's genes) log1p counts per 10,000 by the total of
+        all the file's genes.
+
+        Raises
+        ------
+        DataError
+            A value is not what the first cells promised.
+        """
+        present = np.flatnonzero(~self.missing)
+        columns = self.column_of[present]
+        # (columns of the file, genes of the model), a one where they are the same gene.
+        onto = sparse.csr_matrix(
+            (np.ones(len(present), np.float32), (columns, present)),
+            shape=(len(self.source.var(self.choice.matrix)), len(self.column_of)),
+        )
+        first = 0
+        for chunk in self.source.chunks(self.choice.matrix, n_cells):
+            check_chunk(chunk, self.choice, self.source, first)
+            yield first, sparse.csr_matrix(self._normalised(chunk) @ onto)
+            first += chunk.shape[0]
+
+    def _normalised(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+        if self.choice.state != MatrixState.COUNTS:
+            if self.log_total is None:
+                return chunk
+            values = np.log1p(np.expm1(chunk.data) * np.float32(_TARGET_SUM / self.log_total))
+        else:
+            with np.errstate(divide="ignore"):
+                scale = (_TARGET_SUM / row_sums(chunk, chunk.data)).astype(np.float32)
+            values = np.log1p(chunk.data * np.repeat(scale, np.diff(chunk.indptr)))
+        return sparse.csr_matrix((values, chunk.indices, chunk.indptr), shape=chunk.shape)
+
+
+@contextmanager
+def open_query_cells(
+    spec: str | Path, panel: GenePanel, *, matrix: str = "auto", gene_ids: str = "auto"
+) -> Iterator[QueryCells]:
+    """Open cells for a model of these genes while the block runs.
+
+    Parameters
+    ----------
+    spec
+        An .h5ad file, or "builtin:NAME".
+    panel
+        The model's genes.
+    matrix, gene_ids
+        As ``data.matrix`` and ``data.gene_ids`` of a preset.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, holds no counts or log values, or has too few of the genes.
+    """
+    source = open_source(spec)
+    try:
+        choice = choose_matrix(source, matrix)
+        table = choose_gene_ids(
+            source.var(choice.matrix), gene_ids, f"{source.name} ({choice.matrix})"
+        )
+        column_of, joined_by = _join(table, panel)
+        _refuse_too_few(source.name, table, panel, column_of)
+        yield QueryCells(source, choice, column_of, joined_by, _log_total(source, choice))
+    finally:
+        source.close()
+
+
+def _join(table: GeneTable, panel: GenePanel) -> tuple[NDArray[np.int64], str]:
+    """Find the column of each gene of the panel, by whichever name finds more."""
+    found = max(
+        (_columns(table.ids, panel), _columns(table.symbols, panel)),
+        key=lambda columns: int((columns >= 0).sum()),
+    )
+    names = [table.ids[column] for column in found[found >= 0]]
+    is_by_ids = 2 * len(set(names).intersection(panel.ids)) >= len(names)
+    return found, "ids" if is_by_ids else "symbols"
+
+
+def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
+    """Find what log values were normalised to, by the first cells, where it is not the model's own.
+
+    Cells of a part of their genes add up to different sums: their values are taken as they are.
+    """
+    if choice.state == MatrixState.COUNTS:
+        return None
+    chunk = next(source.chunks(choice.matrix, _LOOK), None)
+    total = None if chunk is None else constant_sum(row_sums(chunk, np.expm1(chunk.data)))
+    if total is None or abs(total / _TARGET_SUM - 1) < _ALIKE:
+        return None
+    logger.warning(
+        "%s: %s was normalised to %.4g per cell; it is brought to %.4g, as the model's cells are",
+        source.name, choice.matrix, total, _TARGET_SUM,
+    )  # fmt: skip
+    return total
+
+
+def _columns(names: tuple[str, ...], panel: GenePanel) -> NDArray[np.int64]:
+    column_of = np.full(len(panel), -1, dtype=np.int64)
+    for column, name in enumerate(names):
+        gene = panel.index_of(name)
+        if gene is not None and column_of[gene] < 0:  # a symbol of two columns: the first
+            column_of[gene] = column
+    return column_of
+
+
+def _refuse_too_few(
+    name: str, table: GeneTable, panel: GenePanel, column_of: NDArray[np.int64]
+) -> None:
+    lost = np.flatnonzero(column_of < 0)
+    n_found = len(panel) - len(lost)
+    if n_found >= LEAST_FOUND * len(panel):
+        if len(lost):
+            logger.warning(
+                "%s lacks %d of the model's %d genes, which are masked: %s%s",
+                name, len(lost), len(panel), ", ".join(panel.symbols[i] for i in lost[:_FEW]),
+                ", ..." if len(lost) > _FEW else "",
+            )  # fmt: skip
+        return
+    folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
+    same = sum(symbol.casefold() in folded for symbol in table.symbols)
+    if same >= LEAST_FOUND * len(panel):
+        remedy = (
+            "their names differ in capitals alone, as between human and mouse: use a model of the "
+            "same species"
+        )
+    else:
+        remedy = (
+            "use a model of these genes, or name the var column that holds the model's kind of ids "
+            "by --gene-ids"
+        )
+    message = (
+        f"{name}: only {n_found:,} of the model's {len(panel):,} genes are in the file, which has "
+        f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
+    )
+    raise DataError(message)

@@ -1,0 +1,203 @@
+"""`tfx predict` and `tfx embed` on a file that the model has never seen."""
+
+import json
+import shutil
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy import sparse
+
+from core.cells.builtin import load_builtin
+
+NEW = "builtin:atlas?cells=300&seed=5"
+
+
+@pytest.fixture(scope="session")
+def new_cells(tmp_path_factory):
+    """Return a file of other cells of the atlas, with a column of labels in another spelling."""
+    cells = load_builtin(NEW)
+    cells.obs["organ"] = [str(label).upper() for label in cells.obs["tissue"]]
+    cells.obs.loc[cells.obs_names[:7], "organ"] = "moon rock"
+    path = tmp_path_factory.mktemp("new") / "new.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def setting(tiny_run, new_cells, tmp_path):
+    """Return a folder with the tiny run's model alone, and the new file."""
+    shutil.move(tiny_run / "model", tmp_path / "model")
+    shutil.rmtree(tmp_path / "runs")
+    shutil.copy(new_cells, tmp_path / "new.h5ad")
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------ predict
+
+
+def test_every_phenotype_gets_label_probability_and_flag(tfx, setting):
+    result = tfx("predict", "new.h5ad", "-o", "out/labelled.h5ad", "--run", "model", "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert (document["schema"], document["cells"]) == ("tfx.predict/1", 300)
+    before, after = ad.read_h5ad(setting / "new.h5ad"), ad.read_h5ad(setting / "out/labelled.h5ad")
+    for name in ("sex", "tissue", "cell_type", "age", "disease"):
+        assert after.obs[f"tfx_{name}"].dtype == "category"
+        probability = after.obs[f"tfx_{name}_probability"]
+        assert probability.between(0, 1).all()
+        assert after.obs[f"tfx_{name}_unsure"].tolist() == (probability < 0.5).tolist()
+        assert sum(document["phenotypes"][name]["cells"].values()) == 300
+    # What was there is as it was.
+    pd.testing.assert_frame_equal(after.obs[list(before.obs)], before.obs)
+    assert (after.X != before.X).nnz == 0
+    assert after.uns["tfx_prediction"]["genes_missing"] == 0
+    assert set(before.uns) < set(after.uns)
+    # The tiny model knows sex from its two genes, on cells of other donors.
+    assert (after.obs["tfx_sex"].astype(str) == after.obs["sex"].astype(str)).mean() > 0.9
+
+
+def test_the_same_cells_get_the_same_labels_whatever_the_file(tfx, setting):
+    cells = ad.read_h5ad(setting / "new.h5ad")
+    counts = sparse.csr_matrix(cells.X)
+    sc.pp.normalize_total(cells, target_sum=1e6)
+    sc.pp.log1p(cells)
+    cells = cells[:, np.random.default_rng(0).permutation(cells.n_vars)].copy()
+    cells.write_h5ad(setting / "logged.h5ad")
+    assert counts.shape == cells.shape
+    tables = []
+    for name in ("new", "logged"):
+        result = tfx("-q", "predict", f"{name}.h5ad", "-o", f"{name}.csv", "--run", "model")
+        assert result.code == 0, result.stderr
+        tables.append(pd.read_csv(setting / f"{name}.csv", index_col="cell"))
+    assert list(tables[0].index) == list(cells.obs_names)
+    for column in tables[0].columns:
+        if column.endswith("_probability"):
+            np.testing.assert_allclose(tables[0][column], tables[1][column], atol=2e-3)
+
+
+def test_a_hint_is_read_in_another_spelling_and_what_is_unknown_is_told(tfx, setting):
+    result = tfx(
+        "predict", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--given", "tissue=organ",
+        "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert result.json["given"] == ["tissue"]
+    assert "tissue" not in result.json["phenotypes"]
+    assert "--given tissue: the model does not know 'moon rock' (7)" in result.stderr
+    assert json.loads(ad.read_h5ad(setting / "out.h5ad").uns["tfx_prediction"]["given"]) == {
+        "tissue": "organ"
+    }
+
+
+def test_a_file_without_some_genes_is_labelled_and_they_are_counted(tfx, setting):
+    cells = ad.read_h5ad(setting / "new.h5ad")
+    genes = json.loads((setting / "model" / "genes.json").read_text())["ids"]
+    cells[:, ~cells.var_names.isin(genes[:4])].copy().write_h5ad(setting / "fewer.h5ad")
+    result = tfx("predict", "fewer.h5ad", "-o", "out.h5ad", "--run", "model", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["genes_missing"] == 4
+    assert "fewer.h5ad lacks 4 of the model's" in result.stderr
+
+
+BAD = {
+    "no such file": (["none.h5ad", "-o", "out.h5ad"], 4, "none.h5ad: no such file"),
+    "no model": (["new.h5ad", "-o", "out.h5ad", "--run", "nowhere"], 2, "nowhere"),
+    "a place that is a folder": (["new.h5ad", "-o", "model"], 2, "is a folder"),
+    "another kind of file": (["new.h5ad", "-o", "out.txt"], 2, "name it out.h5ad"),
+    "a phenotype of another model": (
+        ["new.h5ad", "-o", "out.h5ad", "--given", "tisue"], 2, "did you mean 'tissue'"),
+    "a column that is not there": (
+        ["new.h5ad", "-o", "out.h5ad", "--given", "tissue=orgn"], 4, "did you mean 'organ'"),
+    "labels of another kind": (
+        ["new.h5ad", "-o", "out.h5ad", "--given", "sex=tissue"], 4,
+        "the model knows none of the labels of 'tissue' as sex"),
+    "no GPU": (["new.h5ad", "-o", "out.h5ad", "--device", "mps"], 3, "--device 'mps'"),
+    "other genes": (["builtin:pbmc68k", "-o", "out.h5ad"], 4, "genes are in the file"),
+    "the output is the input": (["new.h5ad", "-o", "new.h5ad"], 2, "new.h5ad exists"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, setting, case):
+    arguments, code, words = BAD[case]
+    if "--run" not in arguments:
+        arguments = [*arguments, "--run", "model"]
+    before = sorted(setting.rglob("*"))
+    result = tfx("-q", "predict", *arguments)
+    assert (result.code, result.stdout) == (code, ""), result.stderr
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(setting.rglob("*")) == before
+
+
+def test_columns_that_are_there_are_not_overwritten(tfx, setting):
+    assert tfx("-q", "predict", "new.h5ad", "-o", "one.h5ad", "--run", "model").code == 0
+    result = tfx("-q", "predict", "one.h5ad", "-o", "two.h5ad", "--run", "model")
+    assert result.code == 2
+    assert "one.h5ad has obs/tfx_sex" in result.stderr
+    assert "choose another --prefix" in result.stderr
+    again = tfx(
+        "-q", "predict", "one.h5ad", "-o", "two.h5ad", "--run", "model", "--prefix", "again_"
+    )
+    assert again.code == 0, again.stderr
+    assert {"tfx_sex", "again_sex"} <= set(ad.read_h5ad(setting / "two.h5ad").obs)
+
+
+# -------------------------------------------------------------------------------------- embed
+
+
+def test_embeddings_are_ready_for_scanpy(tfx, setting):
+    result = tfx(
+        "embed", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--genes", "--denoise", "smooth",
+        "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    assert (result.json["key"], result.json["width"]) == ("X_tfx", 32)
+    before, after = ad.read_h5ad(setting / "new.h5ad"), ad.read_h5ad(setting / "out.h5ad")
+    assert after.obsm["X_tfx"].shape == (300, 32)
+    assert np.isfinite(after.obsm["X_tfx"]).all()
+    assert len(np.unique(after.obsm["X_tfx"][:, 0])) > 100
+    assert (after.X != before.X).nnz == 0
+    genes = json.loads((setting / "model" / "genes.json").read_text())["ids"]
+    known = after.var_names.isin(genes)
+    assert np.isfinite(after.varm["X_tfx"][known]).all()
+    assert np.isnan(after.varm["X_tfx"][~known]).all()
+    smooth = after.layers["smooth"]
+    assert sparse.issparse(smooth)
+    assert set(np.unique(smooth.indices)) == set(np.flatnonzero(known))
+    # Expected values follow the genes: by gene, their means are those of the real cells.
+    sc.pp.normalize_total(before, target_sum=1e4)
+    sc.pp.log1p(before)
+    real = np.asarray(before.X.mean(axis=0)).ravel()[known]
+    expected = np.asarray(smooth.mean(axis=0)).ravel()[known]
+    assert np.corrcoef(real, expected)[0, 1] > 0.9
+    sc.pp.neighbors(after, use_rep="X_tfx", n_neighbors=5)
+    assert after.obsp["connectivities"].shape == (300, 300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--key", "X_pca"], 2, "has obsm/X_pca already; choose another --key"),
+        (["--from", "tisue"], 2, "did you mean 'tissue'"),
+        (["--denoise", "a/b"], 2, "has no '/'"),
+    ],
+)
+def test_bad_requests_are_refused(tfx, setting, arguments, code, words):
+    cells = ad.read_h5ad(setting / "new.h5ad")
+    cells.obsm["X_pca"] = np.zeros((300, 2), dtype=np.float32)
+    cells.write_h5ad(setting / "new.h5ad")
+    before = sorted(setting.rglob("*"))
+    result = tfx("-q", "embed", "new.h5ad", "-o", "out.h5ad", "--run", "model", *arguments)
+    assert (result.code, result.stdout) == (code, ""), result.stderr
+    assert words in result.stderr
+    assert sorted(setting.rglob("*")) == before
+
+
+def test_builtin_cells_can_be_embedded(tfx, setting):
+    result = tfx("-q", "embed", NEW, "-o", "out.h5ad", "--run", "model", "--from", "cell_type")
+    assert result.code == 0, result.stderr
+    assert ad.read_h5ad(setting / "out.h5ad").obsm["X_tfx"].shape == (300, 32)

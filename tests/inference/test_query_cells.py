@@ -1,0 +1,101 @@
+"""Cells of any file as a model takes them: by name, normalised, missing genes known as such."""
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from core.cells.genes import GenePanel
+from core.errors import DataError
+from core.inference.query_cells import open_query_cells
+
+PANEL = GenePanel(
+    tuple(f"ENSG0000000000{n}" for n in range(6)), ("CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "PPBP")
+)
+
+
+def write(folder, *, names=PANEL.symbols, extra=3, n_cells=9, change=lambda x: x, name="new.h5ad"):
+    """Write counts of the named genes, and of others; return path and counts."""
+    rng = np.random.default_rng(0)
+    names = [*names, *(f"OTHER{n}" for n in range(extra))]
+    counts = rng.poisson(2.0, (n_cells, len(names))).astype(np.float32)
+    order = rng.permutation(len(names))
+    cells = ad.AnnData(
+        sparse.csr_matrix(change(counts[:, order])),
+        var=pd.DataFrame(index=[names[i] for i in order]),
+        obs=pd.DataFrame(index=[f"cell{n}" for n in range(n_cells)]),
+    )
+    cells.write_h5ad(folder / name)
+    return folder / name, counts
+
+
+def read(path, panel=PANEL, *, n_cells=4, **options):
+    with open_query_cells(path, panel, **options) as cells:
+        blocks = [(first, block.toarray()) for first, block in cells.blocks(n_cells)]
+        assert [first for first, _ in blocks] == list(range(0, cells.n_cells, n_cells))
+        return cells, np.concatenate([block for _, block in blocks])
+
+
+def log_normalised(counts):
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+
+
+@pytest.mark.parametrize("names", [PANEL.ids, PANEL.symbols, [f"{i}.7" for i in PANEL.ids]])
+def test_genes_are_joined_by_whichever_name_they_have(tmp_path, names):
+    path, counts = write(tmp_path, names=names)
+    cells, found = read(path)
+    np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
+    assert not cells.missing.any()
+    assert cells.joined_by == ("symbols" if names is PANEL.symbols else "ids")
+
+
+@pytest.mark.parametrize("total", [1e4, 1e6])
+def test_log_values_of_any_total_are_brought_to_the_models(tmp_path, total):
+    path, counts = write(
+        tmp_path, change=lambda x: np.log1p(x / x.sum(axis=1, keepdims=True) * total)
+    )
+    _, found = read(path)
+    np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-4)
+
+
+def test_genes_that_the_file_lacks_are_missing_not_zero(tmp_path, caplog):
+    path, counts = write(tmp_path, names=PANEL.symbols[:4])
+    with caplog.at_level(logging.WARNING, logger="core"):
+        cells, found = read(path)
+    assert cells.missing.tolist() == [False] * 4 + [True] * 2
+    assert (found[:, 4:] == 0).all()
+    np.testing.assert_allclose(found[:, :4], log_normalised(counts)[:, :4], rtol=1e-5)
+    assert "lacks 2 of the model's 6 genes, which are masked: LYZ, PPBP" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("GENE1", "GENE2", "GENE3"), "only 0 of the model's 6 genes"),
+        (("CD4", "CD8A"), "only 2 of the model's 6 genes"),
+        (("Cd4", "Cd8a", "Ms4a1", "Nkg7", "Lyz", "Ppbp"), "as between human and mouse"),
+    ],
+)
+def test_a_file_of_other_genes_is_refused(tmp_path, names, words):
+    path, _ = write(tmp_path, names=names)
+    with pytest.raises(DataError, match=words):
+        read(path)
+
+
+def test_scaled_values_are_refused(tmp_path):
+    path, _ = write(tmp_path, change=lambda x: x - x.mean())
+    with pytest.raises(DataError, match="scaled"):
+        read(path)
+
+
+def test_a_value_that_breaks_the_promise_is_refused_where_it_stands(tmp_path):
+    def spoil(counts):
+        counts[600, 2] = 1.5
+        return counts
+
+    path, _ = write(tmp_path, n_cells=700, change=spoil)
+    with pytest.raises(DataError, match=r"1\.5 \(not a whole number among counts\).*cell600"):
+        read(path, n_cells=100)

@@ -1,0 +1,122 @@
+"""`tfx embed`: cells and genes as vectors, and expression as the model expects it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.errors import ConfigurationError
+from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix, ModelOption
+from tfx_cli.output import narrate, print_result
+from tfx_cli.output_files import check_output
+from tfx_cli.progress import show_progress
+from tfx_cli.run_folders import model_folder
+
+__all__ = ["embed"]
+
+
+def embed(
+    file: Annotated[str, typer.Argument(metavar="FILE.h5ad", help="The cells.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="OUT.h5ad", help="A copy of the file, with more."),
+    ],
+    run: ModelOption = None,
+    place: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="PLACE",
+            help="Where a cell's embedding is read: cls, mean (over its tokens), or a phenotype.",
+        ),
+    ] = "cls",
+    key: Annotated[
+        str, typer.Option("--key", help="Name in obsm (cells), and in varm (genes).")
+    ] = "X_tfx",
+    genes: Annotated[
+        bool, typer.Option("--genes", help="Add the genes' embeddings to varm as well.")
+    ] = False,
+    denoise: Annotated[
+        str | None,
+        typer.Option(
+            "--denoise",
+            metavar="LAYER",
+            help="Add the expression that the model expects of each of its genes to this layer.",
+        ),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--given",
+            metavar="NAME[=COLUMN]",
+            help="A phenotype that is shown to the model, from obs; default: none is.",
+        ),
+    ] = None,
+    matrix: Matrix = "auto",
+    gene_ids: GeneIds = "auto",
+    device: Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file if it exists.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Add embeddings of cells to obsm, ready for scanpy's neighbors and umap.
+
+    Genes are joined as in 'tfx predict'. Then, in Python:
+    sc.pp.neighbors(adata, use_rep="X_tfx"); sc.tl.umap(adata).
+
+    Examples
+    --------
+    tfx embed new.h5ad -o embedded.h5ad
+    tfx embed new.h5ad -o embedded.h5ad --from cell_type --genes --denoise tfx_denoised
+    """  # fmt: skip
+    check_output(output, (".h5ad",), what="embedded cells", overwrite=overwrite)
+    folder = model_folder(run)
+    from core.inference.annotated_file import AnnotatedCopy
+    from core.inference.embed import (
+        add_denoised,
+        add_gene_embeddings,
+        embed_cells,
+        gene_embeddings,
+        resolve_position,
+    )
+    from core.inference.hints import read_hint
+    from core.inference.query_cells import open_query_cells
+    from core.model.folder import CellModel
+    from core.training.machine import choose_device
+
+    model = CellModel.load(folder, device=choose_device(device, where="--device"))
+    position = resolve_position(model.config, place)
+    if model.network.encoder_part is None:
+        gene_embeddings(model)  # says that there are none
+    if denoise is not None and "/" in denoise:
+        message = f"--denoise {denoise}: the name of a layer has no '/'"
+        raise ConfigurationError(message)
+    width = model.config.hidden_size
+    with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
+        hints = [read_hint(cells.source, model.config, one) for one in given or []]
+        missing = int(cells.missing.sum())
+        found = f"{len(model.panel) - missing:,} of {len(model.panel):,} genes"
+        narrate(f"{file}: {cells.n_cells:,} cells, {found}")
+        if cells.choice.matrix == "raw" and (genes or denoise):
+            message = f"{file}: the model's genes are those of raw, which has other rows than var; leave out --genes and --denoise, or give --matrix X"
+            raise ConfigurationError(message)
+        with AnnotatedCopy(file, output) as copy, show_progress() as listener:
+            taken = [f"obsm/{key}"] + [f"varm/{key}"] * genes
+            taken += [f"layers/{denoise}"] if denoise else []
+            copy.refuse_taken(*taken, remedy="choose another --key, or layer of --denoise")
+            write = copy.add_array(f"obsm/{key}", (cells.n_cells, width))
+            embed_cells(model, cells, write, position=position, hints=hints, on_progress=listener)
+            if genes:
+                add_gene_embeddings(copy, key, model, cells)
+            if denoise:
+                add_denoised(copy, denoise, model, cells, hints=hints, on_progress=listener)
+        n_cells = cells.n_cells
+    narrate(f"{output}: obsm['{key}'] ({n_cells:,} x {width})")
+    print_result(
+        "embed",
+        {"output": output, "cells": n_cells, "key": key, "width": width, "model": folder,
+         "from": place, "genes_missing": missing},
+        as_json=as_json,
+        text=lambda: f'next: sc.pp.neighbors(adata, use_rep="{key}")',
+    )  # fmt: skip
