@@ -5,6 +5,8 @@ such, so that they are masked, not taken for unexpressed. Memory is that of a bl
 """
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ __all__ = ["LEAST_FOUND", "QueryCells", "open_query_cells"]
 
 logger = logging.getLogger(__name__)
 
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G)\d{6,}")
 #: Share of the model's genes below which a file is refused.
 LEAST_FOUND = 0.5
 #: Counts per cell after normalisation, the model's own.
@@ -188,6 +191,13 @@ def _columns(names: tuple[str, ...], panel: GenePanel) -> NDArray[np.int64]:
     return column_of
 
 
+def _ensembl_prefix(ids: tuple[str, ...]) -> str:
+    """Return what most of the ids begin with, if they are Ensembl's: ENSG, ENSMUSG, ...; else ""."""
+    found = Counter(match[1] for name in ids if (match := _ENSEMBL.match(name)))
+    prefix, n = found.most_common(1)[0] if found else ("", 0)
+    return prefix if 2 * n > len(ids) else ""
+
+
 def _refuse_too_few(
     name: str, table: GeneTable, panel: GenePanel, column_of: NDArray[np.int64]
 ) -> None:
@@ -203,7 +213,13 @@ def _refuse_too_few(
         return
     folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
     same = sum(symbol.casefold() in folded for symbol in table.symbols)
-    if same >= LEAST_FOUND * len(panel):
+    species, known_species = _ensembl_prefix(table.ids), _ensembl_prefix(panel.ids)
+    if species and known_species and species != known_species:
+        remedy = (
+            f"{species}... and {known_species}... are of two species: use a model of the same one, "
+            f"or map the ids to their orthologues first"
+        )
+    elif same >= LEAST_FOUND * len(panel):
         remedy = (
             "their names differ in capitals alone, as between human and mouse: use a model of the "
             "same species"

@@ -76,6 +76,7 @@ def test_genes_that_the_file_lacks_are_missing_not_zero(tmp_path, caplog):
     [
         (("GENE1", "GENE2", "GENE3"), "only 0 of the model's 6 genes"),
         (("CD4", "CD8A"), "only 2 of the model's 6 genes"),
+        ([f"ENSMUSG0000000000{n}" for n in range(6)], r"ENSMUSG... and ENSG... are of two species"),
         (("Cd4", "Cd8a", "Ms4a1", "Nkg7", "Lyz", "Ppbp"), "as between human and mouse"),
     ],
 )
