@@ -29,6 +29,7 @@ from core.model.attention import resolve_attention
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
+from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER
 from core.training.batch_source import make_batch_source
@@ -132,13 +133,15 @@ def train(
     run_folder
         Made if absent; continued from its newest whole checkpoint if there is one.
     should_stop
-        Asked before every step and within evaluations; an answer that counts as true (the name of a
+        Asked while the model is fitted, before every step and within evaluations; an answer that counts as true (the name of a
         signal, say) saves a checkpoint and raises `TrainingInterrupted`.
 
     Raises
     ------
     TrainingInterrupted
         Stopped on request, with a checkpoint.
+    KeyboardInterrupt
+        Stopped on request before anything was written.
     ConfigurationError, DataError, MachineError
         The preset does not fit itself, the run, the cells, or the machine; nothing was written.
         MachineError also where memory or disk ran out.
@@ -163,11 +166,12 @@ def train(
             stack.enter_context(owned_run(run_folder))
         resolved, changes = _settle_preset(resolved, run_folder, processes)
         preset = resolved.preset
-        model = build_model(
+        model = _build_unless_stopped(
             preset,
             store,
-            name=run_folder.name,
-            on_progress=on_progress if processes.is_main else ignore_progress,
+            run_folder,
+            should_stop,
+            on_progress if processes.is_main else ignore_progress,
         )
         lanes, n_lanes = lanes_of_process(
             preset.train.lanes, index=processes.index, count=processes.count
@@ -221,6 +225,37 @@ def train(
             raise
         processes.wait()
     return result
+
+
+def _build_unless_stopped(
+    preset: Preset,
+    store: Store,
+    folder: Path,
+    should_stop: Callable[[], object],
+    on_progress: Listener,
+) -> CellModel:
+    """Build the model, which may take minutes to fit, and leave at once if asked to.
+
+    Raises
+    ------
+    TrainingInterrupted
+        The run has a checkpoint, which is as it was.
+    KeyboardInterrupt
+        The run has not begun: nothing was written.
+    """
+
+    def listen(event: ProgressEvent) -> None:
+        if should_stop():
+            raise _StopAsked
+        on_progress(event)
+
+    try:
+        return build_model(preset, store, name=folder.name, on_progress=listen)
+    except _StopAsked:
+        if not any((folder / CHECKPOINTS_FOLDER).glob("step-*")):
+            raise KeyboardInterrupt from None
+        message = "stopped before its next step, its checkpoint is as it was"
+        raise TrainingInterrupted(message) from None
 
 
 def _settle_preset(

@@ -111,10 +111,26 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
 
 def test_a_run_asked_to_stop_before_its_first_step_has_a_checkpoint(tiny_store, tmp_path):
     with pytest.raises(TrainingInterrupted, match="stopped at step 0 of 12, checkpoint saved"):
-        train(short(), tiny_store, tmp_path / "run", should_stop=lambda: True)
+        train(
+            short(), tiny_store, tmp_path / "run",
+            should_stop=lambda: (tmp_path / "run" / "run.json").exists(),
+        )  # fmt: skip
     train(short(), tiny_store, tmp_path / "run")
     train(short(), tiny_store, tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_stop_while_the_model_is_fitted_leaves_what_was(tiny_store, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(short(), tiny_store, tmp_path / "run", should_stop=lambda: True)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TrainingInterrupted):
+        train(short(), tiny_store, tmp_path / "run", **stop_after(3))
+    before = RunReader(tmp_path / "run").events()
+    with pytest.raises(TrainingInterrupted, match="its checkpoint is as it was"):
+        train(short(), tiny_store, tmp_path / "run", should_stop=lambda: True)
+    assert RunReader(tmp_path / "run").events() == before
+    assert train(short(), tiny_store, tmp_path / "run").steps == 12
 
 
 # ---------------------------------------------------------------------------------- the lock
