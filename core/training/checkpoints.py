@@ -88,6 +88,8 @@ def save_checkpoint(
         _flush(folder)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch: RuntimeError on a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if folder.exists() and shutil.disk_usage(folder).free < _bytes(weights):
+            reason = "the disk is full"  # which torch and safetensors say in words of their own
         message = f"checkpoint {final} cannot be written ({reason})"
         raise MachineError(message) from error
     finally:
@@ -154,6 +156,10 @@ def _is_whole(path: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _bytes(weights: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())
 
 
 def _remove(path: Path) -> None:

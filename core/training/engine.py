@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from core.cells.store import Store
 from core.encoding.loader import BatchLoader, Loaded
 from core.encoding.sampler import Cursor
-from core.errors import DataError, MachineError, TrainingInterrupted
+from core.errors import DataError, MachineError, TfxError, TrainingInterrupted
 from core.model.attention import resolve_attention
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
@@ -367,6 +367,8 @@ class _Run:
         self.non_finite, self.spikes = NonFiniteSteps(settings.max_nonfinite), SpikeDetector()
         self.under_way: deque[StepOutcome] = deque()
         self.saved = -1
+        #: Why the newest checkpoint, and the model of the lowest loss, could not be written.
+        self.checkpoint_problem = self.model_problem = ""
 
     # ------------------------------------------------------------------------- the loop
 
@@ -383,16 +385,22 @@ class _Run:
                 self._evaluate_and_save()
         except _StopAsked:
             self._stop()
-        model = self.folder / MODEL_FOLDER
-        if self.processes.is_main and not model.is_dir():
+        problem = self.model_problem or self.checkpoint_problem
+        if problem:
             message = (
-                f"the model folder {model} could not be written; free some disk and go on with "
-                f"'tfx train {self.folder}'"
+                f"the run is at its end, but {problem}; free some disk and do its last steps "
+                f"again by 'tfx train {self.folder}'"
             )
             raise MachineError(message)
+        if progress.best_step == 0:
+            message = (
+                f"no evaluation of {self.folder} had a finite loss: training diverged, and there is "
+                f"no model; train anew with a lower train.learning_rate"
+            )
+            raise TfxError(message)
         return TrainResult(
             run=self.folder,
-            model=model,
+            model=self.folder / MODEL_FOLDER,
             steps=progress.step,
             best_step=progress.best_step,
             validation=progress.best_figures,
@@ -571,7 +579,8 @@ class _Run:
             except MachineError as error:
                 problem = str(error)
                 self._warn(problem)
-        if not self.processes.of_main(problem):
+        self.model_problem = self.processes.of_main(problem)
+        if not self.model_problem:
             progress.best_loss = figures.get("loss", math.inf)
             progress.best_step = progress.step
             progress.best_figures = figures
@@ -600,10 +609,10 @@ class _Run:
             except MachineError as error:
                 problem = str(error)
                 self._warn(f"{problem}; the run goes on, with the checkpoints it has")
-        problem = self.processes.of_main(problem)
-        if not problem:
+        self.checkpoint_problem = self.processes.of_main(problem)
+        if not self.checkpoint_problem:
             self.saved = progress.step
-        return problem
+        return self.checkpoint_problem
 
     def _write_checkpoint(self, weights: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         progress = self.progress

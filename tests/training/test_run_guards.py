@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.errors import ConfigurationError, MachineError, TrainingInterrupted
+from core.errors import ConfigurationError, MachineError, TfxError, TrainingInterrupted
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import masked_loss
 from core.presets.schema import Preset
@@ -196,7 +196,7 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_goes_on(
 ):
     train(short(), tiny_store, tmp_path / "whole")
     full_disk(monkeypatch, when=lambda attempt: attempt == 2)
-    train(short(), tiny_store, tmp_path / "run")
+    train(short(), tiny_store, tmp_path / "run")  # and ends well: the next one is written
     assert "step-00000008 cannot be written (No space left on device); the run goes" in caplog.text
     assert "No space left" in events_of(tmp_path / "run", "warning")[0]["reason"]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -218,9 +218,33 @@ def test_a_model_folder_that_never_fits_fails_the_run(tiny_store, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("core.model.folder.save_tensors", fail)
-    with pytest.raises(MachineError, match="could not be written; free some disk and go on with"):
+    with pytest.raises(
+        MachineError, match=r"is at its end, but model folder .*No space left.*again"
+    ):
         train(short(), tiny_store, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+    assert RunReader(tmp_path / "run").status["state"] == "failed"
+
+
+def test_a_last_checkpoint_that_does_not_fit_fails_the_run_until_it_does(
+    tiny_store, tmp_path, monkeypatch
+):
+    full_disk(monkeypatch, when=lambda attempt: attempt > 2)
+    with pytest.raises(MachineError, match=r"is at its end, but checkpoint .*step-00000012 cannot"):
+        train(short(), tiny_store, tmp_path / "run")
+    monkeypatch.undo()
+    assert train(short(), tiny_store, tmp_path / "run").steps == 12
+    train(short(), tiny_store, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_diverges_from_the_start_says_so(tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "core.training.engine.Validation",
+        lambda *_: type("V", (), {"figures": lambda *_, **__: {"loss": float("nan")}})(),
+    )
+    with pytest.raises(TfxError, match=r"no evaluation of .* had a finite loss: training diverged"):
+        train(short(), tiny_store, tmp_path / "run")
 
 
 def test_a_model_folder_taken_away_by_a_killed_process_is_put_back(tmp_path):
