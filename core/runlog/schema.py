@@ -20,6 +20,7 @@ __all__ = [
     "LOG_FILE",
     "METRICS_FILE",
     "MODEL_FOLDER",
+    "NONFINITE_FOLDER",
     "RESERVED_METRIC_KEYS",
     "RUN_FILE",
     "RUN_STATES",
@@ -50,6 +51,8 @@ CHECKPOINTS_FOLDER = "checkpoints"
 CHECKPOINT_MARKER = "complete.json"
 #: Folder of the model with the lowest validation loss so far.
 MODEL_FOLDER = "model"
+#: The cells of steps that were skipped because they were not finite.
+NONFINITE_FOLDER = "nonfinite"
 
 #: status.json is replaced about this often while the state stays the same.
 STATUS_SECONDS = 5.0

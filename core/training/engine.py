@@ -31,9 +31,11 @@ from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER
+from core.runlog.json_lines import replace_text
+from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, NONFINITE_FOLDER
 from core.training.batch_source import make_batch_source
 from core.training.checkpoints import (
+    checkpoint_name,
     discard_checkpoints_after,
     latest_checkpoint,
     load_checkpoint,
@@ -329,7 +331,7 @@ class _Run:
     ) -> None:
         preset = resolved.preset
         settings = self.settings = preset.train
-        self.model, self.log, self.folder = model, log, folder
+        self.model, self.store, self.log, self.folder = model, store, log, folder
         self.processes, self.sources = processes, sources
         self.should_stop, self.on_progress = should_stop, on_progress
         sampler = sources.sampler
@@ -477,13 +479,31 @@ class _Run:
             self.window.add(figures)
             step = outcome.step + 1
             if not figures.finite:
-                rows = np.concatenate(self.processes.gather(outcome.rows))
-                self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist())
-                if self.processes.is_main:
-                    logger.warning("step %d skipped: its loss or gradient is not finite", step)
+                self._note_non_finite(step, outcome.rows)
             else:
                 self._note_spike(step, figures.loss, outcome.rows)
             self.non_finite.note(step, finite=figures.finite)
+
+    def _note_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
+        """Log a step that was skipped, and write down which cells it had."""
+        rows = np.concatenate(self.processes.gather(rows))
+        if not self.processes.is_main:
+            return
+        name = f"{NONFINITE_FOLDER}/{checkpoint_name(step)}.csv"
+        logger.warning("step %d skipped: its loss or gradient is not finite (%s)", step, name)
+        self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist(), cells=name)
+        sources = [source.name for source in self.store.manifest.sources]
+        origins = self.store.origins[rows].tolist()
+        lines = ["store_row,file,file_row"]
+        lines += [
+            f'{row},"{sources[source]}",{place}'
+            for row, (source, place) in zip(rows.tolist(), origins, strict=True)
+        ]
+        try:
+            (self.folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
+            replace_text(self.folder / name, "\n".join(lines) + "\n")
+        except OSError as error:
+            self._warn(f"{name} cannot be written ({error.strerror})")
 
     def _note_spike(self, step: int, loss: float, rows: NDArray[np.int64]) -> None:
         median = self.spikes.median_if_spike(loss)

@@ -336,6 +336,12 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_logged(
     assert [event["step"] for event in logged] == [1, 3]
     assert all(len(event["rows"]) == 16 for event in logged)
     assert set(logged[0]["rows"]) <= set(tiny_store.rows("train").tolist())
+    lines = (tmp_path / "run" / logged[0]["cells"]).read_text().splitlines()
+    assert lines[0] == "store_row,file,file_row"
+    row, file, place = lines[1].split(",")
+    assert int(row) == logged[0]["rows"][0]
+    assert file == f'"{tiny_store.manifest.sources[0].name}"'
+    assert int(place) == tiny_store.origins[int(row), 1]
     assert reader.status["state"] == "finished"
     for value in weights_of(tmp_path / "run", 12).values():
         assert torch.isfinite(value.float()).all()
