@@ -15,9 +15,9 @@ from tfx_cli.run_folders import RUNS
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["evaluate"]
+    from core.evaluation.report_tables import ReportTable
 
-_METHODS = ("model", "logistic_regression", "majority")
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -51,9 +51,9 @@ def evaluate(
 ) -> None:
     """Score a model on held-out cells, per phenotype, beside simple baselines.
 
-    All genes are visible and all phenotypes hidden. Logistic regression and the majority class
-    see the same training cells, genes and split. The report (report.json, report.md, a picture of
-    each confusion matrix) goes to the run's folder.
+    All genes are visible and all phenotypes hidden. The baselines see the same training cells,
+    genes and split. The report (report.json, report.md, each confusion matrix as picture and CSV)
+    goes to the run's folder; docs/evaluation.md says what each figure means.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def evaluate(
     # torch and transformers, 3 s: not before the run has been found.
     from core.cells.cell_filter import CellFilter
     from core.evaluation.held_out import evaluate_held_out
-    from core.evaluation.reports import write_evaluation_report
+    from core.evaluation.reports import REPORT_VERSION, write_evaluation_report
     from core.generation.comparison import open_training_store
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
@@ -102,11 +102,15 @@ def evaluate(
         )
     target = output or folder / "eval"
     files = write_evaluation_report(target, report)
-    narrate(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} pictures")
-    print_result("eval", report, as_json=as_json, text=lambda: _tables(report))
+    narrate(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} more files")
+    print_result(
+        "eval", report, as_json=as_json, text=lambda: _tables(report), version=REPORT_VERSION
+    )
 
 
 def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    from core.evaluation.report_tables import label_of, phenotype_tables
+
     facts = report["facts"]
     simulated = ", simulated" if facts["simulated"] else ""
     yield (
@@ -115,18 +119,22 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     )
     yield ""
     yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
+    methods = list(next(iter(report["phenotypes"].values()), {"model": {}}))
     rows = [
         [
             name,
-            f"{methods['model']['n_cells']:,}",
+            f"{of_phenotype['model']['n_cells']:,}",
             *(
-                f"{methods[method]['accuracy']:.3f} / {methods[method]['macro_f1']:.3f}"
-                for method in _METHODS
+                f"{of_phenotype[method]['accuracy']:.3f} / {of_phenotype[method]['macro_f1']:.3f}"
+                for method in methods
             ),
         ]
-        for name, methods in report["phenotypes"].items()
+        for name, of_phenotype in report["phenotypes"].items()
     ]
-    yield make_table(["phenotype", "cells", "model", "logistic regression", "majority"], rows)
+    yield make_table(["phenotype", "cells", *map(label_of, methods)], rows)
+    for table in list(phenotype_tables(report))[1:]:
+        yield ""
+        yield from _section(table)
     yield ""
     yield "masked genes: " + ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"
@@ -135,3 +143,8 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     if report["notes"]:
         yield ""
         yield from (f"- {note}" for note in report["notes"])
+
+
+def _section(table: "ReportTable") -> "Iterator[RenderableType]":
+    yield table.title
+    yield make_table(table.header, table.rows, right=range(table.n_labels, len(table.header)))

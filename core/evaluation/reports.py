@@ -1,19 +1,20 @@
-"""Write what an evaluation found: report.json, report.md and a confusion matrix per phenotype.
+"""Write what an evaluation found: report.json, report.md, confusion matrices as PNG and CSV.
 
 The report is a plain dictionary; sections that are absent are left out of the page:
 
     title        str
     facts        {name: value}: what was evaluated (model, data, split, cells, seed, ...)
-    phenotypes   {phenotype: {method: PhenotypeScores.to_dict()}}; the first method is the model,
-                 the others stand beside it ("majority", "logistic_regression")
+    phenotypes   {phenotype: {method: figures}}, figures as of `core.evaluation.phenotype_report`;
+                 the first method is the model, the others stand beside it
     genes        {measure: value} of the masked genes
     fidelity     FidelitySummary.to_dict()
     notes        [sentence, ...]
 
 Anything else is kept in the JSON. Values may be numpy numbers or arrays; non-finite numbers become
-null, so that the JSON is strict.
+null, so that the JSON is strict. What each figure means: docs/evaluation.md.
 """
 
+import csv
 import io
 import json
 import math
@@ -25,19 +26,19 @@ from typing import Any
 
 import numpy as np
 
+from core.evaluation.report_markdown import evaluation_markdown
+from core.evaluation.report_pictures import confusion_png
+
 __all__ = [
     "REPORT_SCHEMA",
-    "confusion_png",
-    "evaluation_markdown",
+    "REPORT_VERSION",
     "plain_json",
     "write_evaluation_report",
     "write_whole",
 ]
 
-REPORT_SCHEMA = "tfx.eval/1"
-
-_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
-_MAX_NUMBERED = 15  # classes up to which each cell of the picture carries its percentage
+REPORT_VERSION = 2
+REPORT_SCHEMA = f"tfx.eval/{REPORT_VERSION}"
 
 
 def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> list[Path]:
@@ -52,26 +53,26 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
 
     Returns
     -------
-    The files written: report.json, report.md, confusion_PHENOTYPE.png.
+    The files written: report.json, report.md, then confusion_PHENOTYPE.png and .csv of each
+    phenotype.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = plain_json({**report_dict, "schema": REPORT_SCHEMA})
-    pictures: dict[str, tuple[str, bytes]] = {}
+    stems: dict[str, str] = {}
+    contents: list[tuple[str, bytes]] = []
     for phenotype, methods in report.get("phenotypes", {}).items():
         if not methods:
             continue
         method, scores = next(iter(methods.items()))
         if scores.get("n_cells") and scores.get("confusion"):
-            name = _picture_name(phenotype, [taken for taken, _ in pictures.values()])
-            title = f"{phenotype} ({method})"
-            pictures[phenotype] = (
-                name,
-                confusion_png(scores["confusion"], scores["values"], title=title),
-            )
-    links = {phenotype: name for phenotype, (name, _) in pictures.items()}
+            stem = stems[phenotype] = _file_stem(phenotype, list(stems.values()))
+            counts, values = scores["confusion"], scores["values"]
+            picture = confusion_png(counts, values, title=f"{phenotype} ({method})")
+            contents.append((f"{stem}.csv", _confusion_csv(counts, values)))
+            contents.append((f"{stem}.png", picture))
+    links = {phenotype: f"{stem}.png" for phenotype, stem in stems.items()}
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    contents = [(name, picture) for name, picture in pictures.values()]
     contents.append(("report.md", evaluation_markdown(report, pictures=links).encode()))
     contents.append(("report.json", text.encode()))  # last: its presence says the report is whole
     for name, content in contents:
@@ -99,149 +100,21 @@ def plain_json(value: Any) -> Any:  # noqa: ANN401 (any JSON-like value)
     return str(value)
 
 
-def evaluation_markdown(
-    report: Mapping[str, Any], *, pictures: Mapping[str, str] | None = None
-) -> str:
-    """Lay the report out as a page.
-
-    Parameters
-    ----------
-    report
-        See the module's description.
-    pictures
-        Phenotype -> file name of its confusion matrix.
-    """
-    parts = [f"# {report.get('title', 'Evaluation')}"]
-    if report.get("facts"):
-        parts.append("\n".join(f"- {key}: {_show(v)}" for key, v in report["facts"].items()))
-    if report.get("phenotypes"):
-        parts += ["## Phenotypes", _phenotype_table(report["phenotypes"])]
-    for phenotype, name in (pictures or {}).items():
-        parts.append(f"![Confusion matrix of {phenotype}]({name})")
-    if report.get("genes"):
-        rows = [[_label(key), _show(value)] for key, value in report["genes"].items()]
-        parts += ["## Masked genes", _table(["measure", "value"], rows)]
-    if report.get("fidelity"):
-        parts += ["## Generated against real cells", *_fidelity(report["fidelity"])]
-    if report.get("notes"):
-        parts += ["## Notes", "\n".join(f"- {note}" for note in report["notes"])]
-    return "\n\n".join(parts) + "\n"
+def _confusion_csv(counts: Sequence[Sequence[int]], values: Sequence[str]) -> bytes:
+    """Return the whole matrix: a row per true value, a column per answered one."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["true \\ predicted", *values])
+    table.writerows([value, *row] for value, row in zip(values, counts, strict=True))
+    return text.getvalue().encode()
 
 
-def confusion_png(confusion: Any, values: Sequence[str], *, title: str) -> bytes:  # noqa: ANN401
-    """Draw a confusion matrix, each row as shares of its true cells.
-
-    Values that occur neither as truth nor as prediction are left out. The colours (cividis) read
-    the same with any kind of colour vision and in grey.
-
-    Parameters
-    ----------
-    confusion
-        (values, values) counts, row = true, column = predicted.
-    values
-        Names of rows and columns.
-    title
-        Heading of the picture.
-
-    Returns
-    -------
-    The PNG file's bytes.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
-    from matplotlib.figure import Figure
-
-    counts = np.asarray(confusion, dtype=float)
-    seen = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1)).tolist()
-    counts = counts[np.ix_(seen, seen)]
-    names = [_shorten(values[index]) for index in seen]
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-
-    size = min(max(3.2, 0.3 * len(names) + 1.0), 26.0)
-    figure = Figure(figsize=(size + 2.6, size + 2.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="cividis", vmin=0.0, vmax=1.0)
-    font = 8 if len(names) <= 45 else max(3.0, 8 * 45 / len(names))
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
-    rows = [f"{name} ({int(n)})" for name, n in zip(names, totals.ravel(), strict=True)]
-    axes.set_yticks(range(len(names)), rows, fontsize=font)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true (cells)")
-    axes.set_title(title, fontsize=10)
-    for text in (axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()):
-        text.set_parse_math(False)  # a label with two dollar signs is no formula
-    if len(names) <= _MAX_NUMBERED:
-        for row, column in np.ndindex(shares.shape):
-            if shares[row, column] >= 0.005:
-                share = shares[row, column]
-                colour = "black" if share > 0.5 else "white"
-                axes.text(
-                    column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour,
-                    fontsize=7,
-                )  # fmt: skip
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true value's cells")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _phenotype_table(phenotypes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    rows = [
-        [phenotype, _label(method), *(_show(scores.get(key)) for key in (*_MEASURES, "n_cells"))]
-        for phenotype, methods in phenotypes.items()
-        for method, scores in methods.items()
-    ]
-    return _table(["phenotype", "method", *map(_label, _MEASURES), "cells"], rows)
-
-
-def _fidelity(fidelity: Mapping[str, Any]) -> list[str]:
-    parts = []
-    single = [(key, v) for key, v in fidelity.items() if not isinstance(v, (list, dict))]
-    parts.append(_table(["measure", "value"], [[_label(key), _show(v)] for key, v in single]))
-    for key, heading in (
-        ("top_genes", "Genes of highest real mean"),
-        ("furthest_genes", "Genes furthest off"),
-    ):
-        genes = fidelity.get(key)
-        if genes:
-            columns = ("real_mean", "generated_mean", "difference")
-            rows = [[gene["gene"], *(_show(gene[column]) for column in columns)] for gene in genes]
-            parts += [f"### {heading}", _table(["gene", *map(_label, columns)], rows)]
-    return parts
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
-
-
-def _show(value: Any) -> str:  # noqa: ANN401 (any JSON value)
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_show, value))
-    return str(value)
-
-
-def _label(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _shorten(name: str, *, length: int = 34) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _picture_name(phenotype: str, taken: Sequence[str]) -> str:
-    """Return a safe file name that no other phenotype has."""
+def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
+    """Return a safe file name, without its ending, that no other phenotype has."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", phenotype).strip("_") or "phenotype"
-    name, number = f"confusion_{stem}.png", 2
+    name, number = f"confusion_{stem}", 2
     while name.casefold() in {other.casefold() for other in taken}:
-        name, number = f"confusion_{stem}_{number}.png", number + 1
+        name, number = f"confusion_{stem}_{number}", number + 1
     return name
 
 

@@ -5,7 +5,10 @@ import shutil
 
 import pytest
 
-SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "n_cells", "values", "confusion"}
+SCORES = {
+    "accuracy", "balanced_accuracy", "macro_f1", "n_cells", "values", "confusion", "top3_accuracy",
+    "calibration", "over_donors", "intervals",
+}  # fmt: skip
 
 
 def repoint(run, **changes):
@@ -20,19 +23,21 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
     result = tfx("eval", "--json")
     assert result.code == 0, result.stderr
     document = result.json
-    assert document["schema"] == "tfx.eval/1"
+    assert document["schema"] == "tfx.eval/2"
     facts = document["facts"]
     assert (facts["split"], facts["model"], facts["simulated"]) == ("test", "tiny", True)
     assert facts["split by"] == "donor"
     assert list(document["phenotypes"]) == ["sex", "tissue", "cell_type", "age", "disease"]
     for methods in document["phenotypes"].values():
-        assert list(methods) == ["model", "logistic_regression", "majority"]
+        assert list(methods) == ["model", "logistic_regression", "marginal", "majority"]
         for scores in methods.values():
             assert set(scores) >= SCORES
             assert 0 <= scores["accuracy"] <= 1
         confusion = methods["model"]["confusion"]
         assert sum(map(sum, confusion)) == methods["model"]["n_cells"] == facts["cells"]
     assert document["phenotypes"]["sex"]["model"]["accuracy"] > 0.9
+    assert "mean_years_off" in document["phenotypes"]["age"]["majority"]
+    assert "mean_years_off" not in document["phenotypes"]["sex"]["model"]
     assert document["genes"]["masked genes"] > 0
     assert 0 <= document["genes"]["accuracy"] <= 1
 
@@ -40,14 +45,17 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
 def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
     result = tfx("eval", "runs/tiny")
     folder = tiny_run / "eval"
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".png"}
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".png", ".csv"}
     report = json.loads((folder / "report.json").read_text())
     assert report["phenotypes"]["sex"]["model"]["n_cells"] == report["facts"]["cells"]
     assert result.stdout.splitlines()[0] == (
         f"tiny on test cells: {report['facts']['cells']} cells, {report['facts']['genes']} genes, "
         f"simulated (split by donor)"
     )
-    for words in ("accuracy / macro-F1", "cell_type", "logistic regression", "masked genes:"):
+    for words in (
+        "accuracy / macro-F1", "cell_type", "logistic regression", "masked genes:",
+        "Calibration and donors", "overconfidence",
+    ):  # fmt: skip
         assert words in result.stdout
     assert "report: runs/tiny/eval/report.json" in result.stderr
     assert "report:" not in result.stdout

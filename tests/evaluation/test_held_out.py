@@ -30,6 +30,7 @@ def with_codes(store, change, *, no_cells_in=()):
         report=store.report, manifest=store.manifest, read=store.read, genes=store.genes,
         read_stored=store.read_stored, value_kind=store.value_kind, totals=store.totals,
         indptr=store.indptr, columns=store.columns, values=store.values,
+        donors=store.donors, donor_names=store.donor_names,
         rows=lambda split: store.rows(split)[:0] if split in no_cells_in else store.rows(split),
     )  # fmt: skip
 
@@ -38,7 +39,7 @@ def score(model, store, split="test", **others):
     return evaluate_held_out(model, store, split, loss=LossSettings(), **others)
 
 
-def test_every_cell_of_the_split_is_scored_three_ways(model, tiny_store):
+def test_every_cell_of_the_split_is_scored_beside_baselines(model, tiny_store):
     report = score(model, tiny_store)
     n_cells = len(tiny_store.rows("test"))
     assert report["title"] == "tiny on test cells"

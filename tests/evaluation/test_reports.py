@@ -1,5 +1,6 @@
 """Reports on disk: strict JSON, a readable page, a picture per phenotype, whole files only."""
 
+import csv
 import io
 import json
 import math
@@ -11,7 +12,8 @@ from PIL import Image
 
 from core.evaluation import reports
 from core.evaluation.phenotype_metrics import score_phenotype
-from core.evaluation.reports import confusion_png, plain_json, write_evaluation_report
+from core.evaluation.report_pictures import confusion_png
+from core.evaluation.reports import plain_json, write_evaluation_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -45,6 +47,7 @@ def test_all_files_are_written_and_nothing_else(tmp_path):
     assert names == {path.name for path in written}
     assert names == {
         "report.json", "report.md", "confusion_tissue.png", "confusion_my_treatment_dose.png",
+        "confusion_tissue.csv", "confusion_my_treatment_dose.csv",
     }  # fmt: skip
 
 
@@ -55,7 +58,7 @@ def test_json_is_strict_and_versioned(tmp_path):
         raise AssertionError(constant)
 
     record = json.loads((tmp_path / "report.json").read_text("utf-8"), parse_constant=refuse)
-    assert record["schema"] == "tfx.eval/1"
+    assert record["schema"] == "tfx.eval/2"
     assert record["genes"]["mask_accuracy"] is None
     assert record["phenotypes"]["tissue"]["majority"]["accuracy"] == 0.75
     assert record["facts"] == {"cells": 4, "split": "test", "share": 0.5}
@@ -66,12 +69,25 @@ def test_page_holds_the_figures(tmp_path):
     write_evaluation_report(tmp_path, example())
     page = (tmp_path / "report.md").read_text("utf-8")
     assert page.startswith("# Evaluation of base\n")
-    assert "| tissue | model | 0.750 | 0.750 | 0.733 | 4 |" in page
+    assert "| tissue | model | 0.750 | 0.750 | 0.733 | - | 4 |" in page
     assert "![Confusion matrix of tissue](confusion_tissue.png)" in page
     assert "| mask accuracy | - |" in page
     assert "| gene mean r | 0.988 |" in page
     assert "| XIST | 1.000 | 0.500 | -0.500 |" in page
     assert "- Simulated cells." in page
+
+
+def test_the_confusion_table_holds_every_value(tmp_path):
+    scores = score_phenotype([0, 0, 2], [0, 1, 2], ["T cell, naive", "B", 'the "rest"'])
+    write_evaluation_report(tmp_path, {"phenotypes": {"type": {"model": scores}}})
+    text = (tmp_path / "confusion_type.csv").read_text(encoding="utf-8")
+    rows = list(csv.reader(text.splitlines()))
+    assert rows == [
+        ["true \\ predicted", "T cell, naive", "B", 'the "rest"'],
+        ["T cell, naive", "1", "1", "0"],
+        ["B", "0", "0", "0"],
+        ['the "rest"', "0", "0", "1"],
+    ]
 
 
 def test_page_of_an_empty_report_is_a_heading(tmp_path):
@@ -95,7 +111,7 @@ def test_phenotypes_with_equal_file_names_get_different_pictures(tmp_path):
     scores = score_phenotype([0], [0], ["x"]).to_dict()
     phenotypes = {name: {"model": scores} for name in ("a b", "a/b", "A_b")}
     written = write_evaluation_report(tmp_path, {"phenotypes": phenotypes})
-    assert len({path.name.casefold() for path in written}) == 5
+    assert len({path.name.casefold() for path in written}) == 8
 
 
 def test_a_failed_write_leaves_the_old_report_and_no_fragment(tmp_path, monkeypatch):
@@ -138,4 +154,4 @@ def test_dollar_and_underscore_in_labels_are_drawn_as_they_are():
 def test_plain_json_takes_numpy_sets_and_objects():
     value = {1: np.array([1.0, np.inf]), "s": {"b", "a"}, "p": Path("x"), "b": np.array([1]).any()}
     assert plain_json(value) == {"1": [1.0, None], "s": ["a", "b"], "p": "x", "b": True}
-    assert reports.REPORT_SCHEMA == "tfx.eval/1"
+    assert reports.REPORT_SCHEMA == "tfx.eval/2"
