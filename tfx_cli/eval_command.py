@@ -103,13 +103,14 @@ def evaluate(
     target = output or folder / "eval"
     files = write_evaluation_report(target, report)
     narrate(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} more files")
+    del report["gene_table"]  # a row per gene: genes.csv
     print_result(
         "eval", report, as_json=as_json, text=lambda: _tables(report), version=REPORT_VERSION
     )
 
 
 def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
-    from core.evaluation.report_tables import label_of, phenotype_tables
+    from core.evaluation.report_tables import gene_tables, label_of, phenotype_tables
 
     facts = report["facts"]
     simulated = ", simulated" if facts["simulated"] else ""
@@ -140,6 +141,12 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"
         for name, value in report["genes"].items()
     )
+    by_rate = next(gene_tables(report))
+    yield ""
+    yield from _section(by_rate)
+    for which in ("best", "worst"):
+        if genes := report["gene_rates"][which]:
+            yield f"told {which}: {', '.join(gene['symbol'] for gene in genes)}"
     if report["notes"]:
         yield ""
         yield from (f"- {note}" for note in report["notes"])

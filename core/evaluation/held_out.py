@@ -14,6 +14,7 @@ from core.cells.cell_filter import CellFilter, describe_no_match
 from core.cells.store import Split, Store
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES, answer_baseline
+from core.evaluation.conditions import evaluate_conditions
 from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
 from core.evaluation.phenotype_report import report_answers
 from core.model.folder import CellModel
@@ -120,6 +121,9 @@ def evaluate_held_out(
         notes += _remarks(name, phenotypes[name], truth)
     on_progress(ProgressEvent("fitting baselines", len(store.phenotypes), len(store.phenotypes)))
     report_split = store.report.get("split", {})
+    conditions = evaluate_conditions(
+        model, store, rows, probabilities, seed=seed, on_progress=on_progress
+    )
     return {
         "title": f"{model.origin.get('name', 'model')} on {split} cells"
         + (f" where {where}" if where else ""),
@@ -138,12 +142,15 @@ def evaluate_held_out(
             "seed": seed,
         },
         "phenotypes": phenotypes,
+        "conditions": conditions.phenotypes,
         "genes": {
             "masked genes": masked.n_genes,
             "accuracy": masked.gene_accuracy,
             "accuracy of each gene's most common bin": masked.gene_baseline,
             "loss": masked.gene_loss,
         },
+        "gene_rates": conditions.genes,
+        "gene_table": conditions.gene_table,
         "notes": notes,
     }
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.evaluation.report_tables import ReportTable, label_of, phenotype_tables, show
+from core.evaluation.report_tables import ReportTable, gene_tables, label_of, phenotype_tables, show
 
 __all__ = ["evaluation_markdown"]
 
@@ -31,7 +31,9 @@ def evaluation_markdown(
         parts.append(f"![Confusion matrix of {phenotype}]({name})")
     if report.get("genes"):
         rows = [[label_of(key), show(value)] for key, value in report["genes"].items()]
-        parts += ["## Masked genes", _rows(["measure", "value"], rows)]
+        parts += ["## Masked genes", "Masked as in training.", _rows(["measure", "value"], rows)]
+    for table in gene_tables(report):
+        parts += _table(table)
     if report.get("fidelity"):
         parts += ["## Generated against real cells", *_fidelity(report["fidelity"])]
     if report.get("notes"):

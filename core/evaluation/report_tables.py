@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ReportTable", "label_of", "phenotype_tables", "show"]
+__all__ = ["ReportTable", "gene_tables", "label_of", "phenotype_tables", "show"]
 
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -52,6 +52,7 @@ def phenotype_tables(report: Record) -> Iterator[ReportTable]:
     header = ["phenotype", "method", *map(label_of, _MEASURES), "top 3", "cells"]
     yield ReportTable("", note, header, rows, 2)
     yield from _trust(phenotypes)
+    yield from _conditions(report.get("conditions") or {})
 
 
 def _trust(phenotypes: Mapping[str, Mapping[str, Record]]) -> Iterator[ReportTable]:
@@ -80,6 +81,97 @@ def _trust(phenotypes: Mapping[str, Mapping[str, Record]]) -> Iterator[ReportTab
             ["phenotype", "ECE", "overconfidence", "donors", "min", "median", "max", "years off"],
             rows,
         )
+
+
+def _conditions(conditions: Record) -> Iterator[ReportTable]:
+    """Compare the conditions, on the same cells."""
+    phenotypes: Mapping[str, Mapping[str, Record]] = conditions.get("phenotypes") or {}
+    names = list(dict.fromkeys(name for of_one in phenotypes.values() for name in of_one))
+    if not names:
+        return
+    rows = [
+        [phenotype, *(_pair(of_one.get(name)) for name in names)]
+        for phenotype, of_one in phenotypes.items()
+    ]
+    yield ReportTable(
+        "Other conditions",
+        f"The model's accuracy / macro-F1 on {conditions['cells']} of the cells: all genes visible "
+        "and all phenotypes hidden, as above; the cell's other known phenotypes given; all "
+        "phenotypes hidden and a share of the genes masked.",
+        ["phenotype", *map(_condition, names)],
+        rows,
+    )
+
+
+def _condition(name: str) -> str:
+    _, is_masked, rate = name.partition("masked_")
+    if is_masked:
+        return f"{100 * float(rate):.0f} % masked"
+    return {"hidden": "all genes", "given": "others given"}[name]
+
+
+def _pair(scores: Record | None) -> str:
+    return f"{show(scores['accuracy'])} / {show(scores['macro_f1'])}" if scores else "-"
+
+
+def gene_tables(report: Record) -> Iterator[ReportTable]:
+    """Give the tables about hidden genes that a report has figures for."""
+    genes: Record = report.get("gene_rates") or {}
+    if not genes:
+        return
+    rows = []
+    for one in genes["rates"]:
+        marginal = one.get("marginal") or {}
+        rows.append(
+            [
+                f"{100 * one['rate']:.0f} %",
+                show(one["hidden_genes"]),
+                *(
+                    show(figures.get(key))
+                    for key in ("nll", "accuracy", "mean_off")
+                    for figures in (one, marginal)
+                ),
+            ]
+        )
+    yield ReportTable(
+        "Hidden genes by mask rate",
+        f"{genes['cells']} cells, all phenotypes hidden; beside each figure that of the gene's "
+        "training shares. NLL in nats per gene; distance between answer and truth in bins "
+        "(continuous models: log1p units).",
+        ["genes hidden", "asked", "NLL", "(marginal)", "accuracy", "(marginal)", "distance",
+         "(marginal)"],
+        rows,
+    )  # fmt: skip
+    n_bins = max(len(one["bins"]) for one in genes["rates"])
+    yield ReportTable(
+        "Accuracy by true bin",
+        "Bin 0 is not expressed.",
+        ["genes hidden", *map(str, range(n_bins))],
+        [
+            [f"{100 * one['rate']:.0f} %", *(show(bin_["accuracy"]) for bin_ in one["bins"])]
+            for one in genes["rates"]
+        ],
+    )
+    at = f"at {100 * genes['listed_at_rate']:.0f} % of the genes hidden"
+    for key, title in (("best", "Genes told best"), ("worst", "Genes told worst")):
+        if genes[key]:
+            yield ReportTable(
+                f"{title}, {at}",
+                "By the gain over the gene's training shares, in nats.",
+                ["gene", "id", "gain", "NLL", "accuracy", "asked"],
+                [
+                    [
+                        one["symbol"],
+                        one["gene"],
+                        show(one.get("gain")),
+                        show(one["nll"]),
+                        show(one["accuracy"]),
+                        show(one["times_hidden"]),
+                    ]
+                    for one in genes[key]
+                ],
+                2,
+            )
 
 
 def _with_interval(scores: Record, measure: str) -> str:

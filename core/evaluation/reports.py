@@ -6,7 +6,10 @@ The report is a plain dictionary; sections that are absent are left out of the p
     facts        {name: value}: what was evaluated (model, data, split, cells, seed, ...)
     phenotypes   {phenotype: {method: figures}}, figures as of `core.evaluation.phenotype_report`;
                  the first method is the model, the others stand beside it
-    genes        {measure: value} of the masked genes
+    conditions   {cells, phenotypes: {phenotype: {condition: figures}}}
+    genes        {measure: value} of genes masked as in training
+    gene_rates   hidden genes by mask rate, as of `core.evaluation.gene_report`
+    gene_table   rows of genes.csv, the names of the columns first; not in the JSON
     fidelity     FidelitySummary.to_dict()
     notes        [sentence, ...]
 
@@ -53,14 +56,16 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
 
     Returns
     -------
-    The files written: report.json, report.md, then confusion_PHENOTYPE.png and .csv of each
-    phenotype.
+    The files written: report.json, report.md, then genes.csv, and confusion_PHENOTYPE.png and .csv
+    of each phenotype.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = plain_json({**report_dict, "schema": REPORT_SCHEMA})
     stems: dict[str, str] = {}
     contents: list[tuple[str, bytes]] = []
+    if gene_table := report.pop("gene_table", None):
+        contents.append(("genes.csv", _csv(gene_table)))
     for phenotype, methods in report.get("phenotypes", {}).items():
         if not methods:
             continue
@@ -69,7 +74,8 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
             stem = stems[phenotype] = _file_stem(phenotype, list(stems.values()))
             counts, values = scores["confusion"], scores["values"]
             picture = confusion_png(counts, values, title=f"{phenotype} ({method})")
-            contents.append((f"{stem}.csv", _confusion_csv(counts, values)))
+            table = [[value, *row] for value, row in zip(values, counts, strict=True)]
+            contents.append((f"{stem}.csv", _csv([["true \\ predicted", *values], *table])))
             contents.append((f"{stem}.png", picture))
     links = {phenotype: f"{stem}.png" for phenotype, stem in stems.items()}
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
@@ -77,7 +83,7 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
     contents.append(("report.json", text.encode()))  # last: its presence says the report is whole
     for name, content in contents:
         write_whole(folder / name, content)
-    return [folder / name for name, _ in reversed(contents)]
+    return [folder / name for name, _ in (*contents[:-3:-1], *contents[:-2])]
 
 
 def plain_json(value: Any) -> Any:  # noqa: ANN401 (any JSON-like value)
@@ -100,12 +106,9 @@ def plain_json(value: Any) -> Any:  # noqa: ANN401 (any JSON-like value)
     return str(value)
 
 
-def _confusion_csv(counts: Sequence[Sequence[int]], values: Sequence[str]) -> bytes:
-    """Return the whole matrix: a row per true value, a column per answered one."""
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["true \\ predicted", *values])
-    table.writerows([value, *row] for value, row in zip(values, counts, strict=True))
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
 
 

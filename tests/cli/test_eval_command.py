@@ -38,6 +38,12 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
     assert document["phenotypes"]["sex"]["model"]["accuracy"] > 0.9
     assert "mean_years_off" in document["phenotypes"]["age"]["majority"]
     assert "mean_years_off" not in document["phenotypes"]["sex"]["model"]
+    assert document["conditions"]["cells"] == facts["cells"]
+    assert list(document["conditions"]["phenotypes"]["tissue"]) == [
+        "hidden", "given", "masked_0.15", "masked_0.5", "masked_0.9",
+    ]  # fmt: skip
+    assert [one["rate"] for one in document["gene_rates"]["rates"]] == [0.15, 0.5, 0.9]
+    assert "gene_table" not in document
     assert document["genes"]["masked genes"] > 0
     assert 0 <= document["genes"]["accuracy"] <= 1
 
@@ -46,7 +52,14 @@ def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
     result = tfx("eval", "runs/tiny")
     folder = tiny_run / "eval"
     assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".png", ".csv"}
+    genes = (folder / "genes.csv").read_text().splitlines()
+    assert genes[0] == "gene,symbol,rate,times_hidden,nll,marginal_nll,accuracy,mean_off"
+    assert len(genes) > 32
+    page = (folder / "report.md").read_text()
+    assert "### Accuracy by true bin" in page
+    assert "### Genes told worst, at 50 % of the genes hidden" in page
     report = json.loads((folder / "report.json").read_text())
+    assert "gene_table" not in report
     assert report["phenotypes"]["sex"]["model"]["n_cells"] == report["facts"]["cells"]
     assert result.stdout.splitlines()[0] == (
         f"tiny on test cells: {report['facts']['cells']} cells, {report['facts']['genes']} genes, "
@@ -54,7 +67,8 @@ def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
     )
     for words in (
         "accuracy / macro-F1", "cell_type", "logistic regression", "masked genes:",
-        "Calibration and donors", "overconfidence",
+        "Calibration and donors", "overconfidence", "Other conditions", "50 % masked",
+        "Hidden genes by mask rate", "told best: ",
     ):  # fmt: skip
         assert words in result.stdout
     assert "report: runs/tiny/eval/report.json" in result.stderr
