@@ -14,6 +14,7 @@ from tfx_cli.progress import show_progress
 from tfx_cli.run_folders import model_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
 
     from core.inference.hints import Hint
@@ -91,7 +92,7 @@ def predict(
         if output.suffix == ".csv":
             with show_progress() as listener:
                 answers = predict_phenotypes_of(model, cells, hints, on_progress=listener)
-            _write_table(output, cells, _columns(answers, prefix, least))
+            _write_table(output, _table(answers, cells, prefix, least))
         else:
             with AnnotatedCopy(file, output) as copy:
                 asked = [n for n in model.config.phenotypes if n not in {h.name for h in hints}]
@@ -101,7 +102,8 @@ def predict(
                 )
                 with show_progress() as listener:
                     answers = predict_phenotypes_of(model, cells, hints, on_progress=listener)
-                copy.add_columns("obs", _columns(answers, prefix, least))
+                table = _table(answers, cells, prefix, least)
+                copy.add_columns("obs", {str(name): table[name].array for name in table})
                 copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
     narrate(f"{output}: {n_cells:,} cells")
@@ -135,26 +137,19 @@ def _tell(cells: "QueryCells", model: "CellModel", hints: "Sequence[Hint]") -> N
             warn(f"--given {hint.name}: the model does not know {listed}; taken as not specified")
 
 
-def _columns(answers: "Sequence[PhenotypeAnswers]", prefix: str, least: float) -> dict[str, Any]:
-    import pandas as pd
+def _table(
+    answers: "Sequence[PhenotypeAnswers]", cells: "QueryCells", prefix: str, least: float
+) -> "pd.DataFrame":
+    from core.inference.notebook import answers_table
 
-    columns: dict[str, Any] = {}
-    for one in answers:
-        name = f"{prefix}{one.name}"
-        columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
-        columns[f"{name}_probability"] = one.probability
-        columns[f"{name}_unsure"] = one.is_unsure(least)
-    return columns
+    return answers_table(answers, cells.source.obs.index, unsure_below=least, prefix=prefix)
 
 
-def _write_table(path: Path, cells: "QueryCells", columns: dict[str, Any]) -> None:
-    import pandas as pd
-
+def _write_table(path: Path, table: "pd.DataFrame") -> None:
     from core.runlog.json_lines import replace_text
 
-    table = pd.DataFrame(columns, index=pd.Index(cells.source.obs.index, name="cell"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, table.to_csv(float_format="%.4f"))
+    replace_text(path, table.to_csv(float_format="%.4f", index_label="cell"))
 
 
 def _facts(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,11 @@ from core.cells.matrix_state import (
     constant_sum,
     row_sums,
 )
-from core.cells.reading import CellSource, open_source
+from core.cells.reading import AnnDataSource, CellSource, open_source
 from core.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 __all__ = ["LEAST_FOUND", "QueryCells", "open_query_cells"]
 
@@ -122,14 +126,14 @@ class QueryCells:
 
 @contextmanager
 def open_query_cells(
-    spec: str | Path, panel: GenePanel, *, matrix: str = "auto", gene_ids: str = "auto"
+    spec: "str | Path | AnnData", panel: GenePanel, *, matrix: str = "auto", gene_ids: str = "auto"
 ) -> Iterator[QueryCells]:
     """Open cells for a model of these genes while the block runs.
 
     Parameters
     ----------
     spec
-        An .h5ad file, or "builtin:NAME".
+        An .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed.
     panel
         The model's genes.
     matrix, gene_ids
@@ -140,7 +144,9 @@ def open_query_cells(
     DataError
         The file cannot be read, holds no counts or log values, or has too few of the genes.
     """
-    source = open_source(spec)
+    source: CellSource = (
+        open_source(spec) if isinstance(spec, str | Path) else AnnDataSource(spec, "the AnnData")
+    )
     try:
         choice = choose_matrix(source, matrix)
         table = choose_gene_ids(

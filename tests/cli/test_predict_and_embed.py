@@ -1,7 +1,9 @@
 """`tfx predict` and `tfx embed` on a file that the model has never seen."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -12,6 +14,7 @@ from scipy import sparse
 
 from core.cells.builtin import load_builtin
 
+REPOSITORY = Path(__file__).parents[2]
 NEW = "builtin:atlas?cells=300&seed=5"
 
 
@@ -201,3 +204,22 @@ def test_builtin_cells_can_be_embedded(tfx, setting):
     result = tfx("-q", "embed", NEW, "-o", "out.h5ad", "--run", "model", "--from", "cell_type")
     assert result.code == 0, result.stderr
     assert ad.read_h5ad(setting / "out.h5ad").obsm["X_tfx"].shape == (300, 32)
+
+
+# -------------------------------------------------------------------------------- in Python
+
+
+def test_the_example_of_the_docs_gives_what_the_commands_write(tfx, setting):
+    page = (REPOSITORY / "docs" / "annotate.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (setting / "runs" / "base").mkdir(parents=True)
+    (setting / "runs" / "base" / "model").symlink_to(setting / "model")
+    found = {}
+    exec(code, found)
+    adata = found["adata"]
+    arguments = ["--run", "model", "--given", "tissue"]
+    assert tfx("-q", "predict", "new.h5ad", "-o", "one.h5ad", *arguments).code == 0
+    assert tfx("-q", "embed", "one.h5ad", "-o", "two.h5ad", "--run", "model").code == 0
+    written = ad.read_h5ad(setting / "two.h5ad")
+    pd.testing.assert_frame_equal(adata.obs, written.obs, check_categorical=True)
+    np.testing.assert_array_equal(adata.obsm["X_tfx"], written.obsm["X_tfx"])
