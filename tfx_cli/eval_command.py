@@ -41,6 +41,14 @@ def evaluate(
     max_cells: Annotated[
         int | None, typer.Option("--max-cells", min=1, help="Score a sample of so many cells.")
     ] = None,
+    baselines: Annotated[
+        Literal["quick", "all", "none"],
+        typer.Option(
+            "--baselines",
+            help="quick: logistic regression, gene marginals, majority; all: also gradient boosting "
+            "and nearest neighbours, which take minutes.",
+        ),
+    ] = "quick",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -59,6 +67,7 @@ def evaluate(
     --------
     tfx eval
     tfx eval runs/base --split validation --json
+    tfx eval --baselines all
     tfx eval --where sex=female,tissue=lung,spleen
     """
     from core.runlog.reader import find_run
@@ -66,6 +75,7 @@ def evaluate(
     folder = find_run(RUNS, run)
     # torch and transformers, 3 s: not before the run has been found.
     from core.cells.cell_filter import CellFilter
+    from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.held_out import evaluate_held_out
     from core.evaluation.reports import REPORT_VERSION, write_evaluation_report
     from core.generation.comparison import open_training_store
@@ -98,6 +108,7 @@ def evaluate(
             where=CellFilter.parse(where, where="--where") if where else trained_where,
             trained_where=trained_where,
             max_cells=max_cells,
+            baselines=BASELINE_SETS[baselines],
             on_progress=listener,
         )
     target = output or folder / "eval"

@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from core.errors import DataError
+from core.evaluation.boosting_baseline import gradient_boosting
 from core.evaluation.linear_baseline import logistic_regression
 from core.evaluation.marginal_baseline import gene_marginals
+from core.evaluation.neighbour_baseline import nearest_neighbours
 
-__all__ = ["ALL_BASELINES", "QUICK_BASELINES", "answer_baseline"]
+__all__ = ["ALL_BASELINES", "BASELINE_SETS", "QUICK_BASELINES", "answer_baseline"]
 
 FloatArray = NDArray[np.float64]
 #: (training cells, their codes, test cells, seed) -> (test cells, codes that occur), ascending.
@@ -24,13 +26,21 @@ Fit = Callable[[sparse.csr_matrix, NDArray[np.int64], sparse.csr_matrix, int], F
 #: Method -> how it is fitted, and training cells it takes at most (a seeded sample beyond).
 _FITS: dict[str, tuple[Fit, int]] = {
     "logistic_regression": (logistic_regression, 50_000),
+    "gradient_boosting": (gradient_boosting, 10_000),
+    "nearest_neighbours": (nearest_neighbours, 50_000),
     "marginal": (gene_marginals, 50_000),
 }
 
 #: The strong ones first.
-ALL_BASELINES = ("logistic_regression", "marginal", "majority")
+ALL_BASELINES = (*_FITS, "majority")
 #: What takes seconds.
 QUICK_BASELINES = ("logistic_regression", "marginal", "majority")
+#: What `tfx eval --baselines` offers.
+BASELINE_SETS: dict[str, tuple[str, ...]] = {
+    "quick": QUICK_BASELINES,
+    "all": ALL_BASELINES,
+    "none": (),
+}
 
 
 def answer_baseline(

@@ -137,6 +137,7 @@ def evaluate_held_out(
             **({"where": str(where)} if where else {}),
             **({"trained where": str(trained_where)} if trained_where else {}),
             "cells": len(rows),
+            "baselines": ", ".join(method.replace("_", " ") for method in baselines) or "none",
             "training cells of the baselines": len(train_rows),
             "genes": len(model.panel),
             "seed": seed,

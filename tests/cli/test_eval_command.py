@@ -103,6 +103,33 @@ def test_only_the_cells_that_match_are_scored(tfx, tiny_run):
     assert "- where: sex=female,tissue=lung,liver,split=test" in report
 
 
+@pytest.mark.parametrize(
+    ("baselines", "methods"),
+    [
+        ("none", []),
+        (
+            "all",
+            [
+                "logistic_regression",
+                "gradient_boosting",
+                "nearest_neighbours",
+                "marginal",
+                "majority",
+            ],
+        ),
+    ],
+)
+def test_more_baselines_or_none_can_be_asked_for(tfx, tiny_run, baselines, methods):
+    result = tfx("eval", "--baselines", baselines, "--json")
+    assert result.code == 0, result.stderr
+    for of_phenotype in result.json["phenotypes"].values():
+        assert list(of_phenotype) == ["model", *methods]
+    said = ", ".join(method.replace("_", " ") for method in methods) or "none"
+    assert result.json["facts"]["baselines"] == said
+    plain = tfx("eval", "--baselines", "none").stdout
+    assert "logistic regression" not in plain
+
+
 def test_by_default_the_cells_are_those_the_model_was_trained_for(tfx, tiny_run):
     config = tiny_run / "config.toml"
     text = config.read_text()

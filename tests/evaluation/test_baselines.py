@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from core.errors import DataError
-from core.evaluation import linear_baseline
+from core.evaluation import boosting_baseline, linear_baseline
 from core.evaluation.baselines import ALL_BASELINES, QUICK_BASELINES, answer_baseline
 from core.evaluation.phenotype_metrics import score_phenotype
 
@@ -85,6 +85,32 @@ def test_gene_marginals_agree_with_bayes_rule_written_out():
         log[:, code] += np.where(test_on, np.log(share), np.log(1 - share)).sum(axis=1)
     expected = np.exp(log - log.max(axis=1, keepdims=True))
     np.testing.assert_allclose(told, expected / expected.sum(axis=1, keepdims=True), rtol=1e-6)
+
+
+def test_neighbours_agree_with_plain_distances_where_all_components_are_kept():
+    """Without dropped components the distances are those between log values."""
+    train_x, train = cells(120, signal=0.7)
+    test_x, _ = cells(30, seed=1, signal=0.7)
+    told = answer_baseline("nearest_neighbours", train_x, train, test_x, 3, seed=0)
+    distance = ((test_x.toarray()[:, None] - train_x.toarray()[None]) ** 2).sum(axis=-1)
+    nearest = np.argsort(distance, axis=1)[:, :15]
+    expected = np.stack([(train[nearest] == code).mean(axis=1) for code in range(3)], axis=1)
+    np.testing.assert_allclose(told, expected)
+
+
+def test_neighbours_are_sought_in_components_of_wide_matrices():
+    train_x, train = cells(300, n_genes=200)
+    test_x, test = cells(100, seed=1, n_genes=200)
+    assert baseline("nearest_neighbours", train_x, train, test_x, test).accuracy > 0.9
+
+
+def test_boosting_takes_the_genes_that_vary_most(monkeypatch):
+    train_x, train = cells(300)
+    test_x, test = cells(100, seed=1)
+    monkeypatch.setattr(boosting_baseline, "_MOST_GENES", 3)  # those that tell the values apart
+    assert baseline("gradient_boosting", train_x, train, test_x, test).accuracy > 0.9
+    monkeypatch.setattr(boosting_baseline, "_MOST_GENES", 1)
+    assert baseline("gradient_boosting", train_x, train, test_x, test).accuracy < 0.9
 
 
 def test_the_quick_baselines_are_some_of_all():
