@@ -318,7 +318,9 @@ class TrainSettings(_Section):
         [], description="where metrics are copied to, beside the run folder (extra: trackers)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on GPUs that have it, else fp32"
+        "auto",
+        description="auto: bf16 on GPUs that have it, else fp32. On a CPU with avx512_bf16 or AMX, "
+        "bf16 is about twice as fast for models of width 256 and more, at losses within seed noise",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: a GPU where there is one, else the CPU"
