@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.cells.cell_filter import CellFilter, describe_no_match
 from core.cells.store import Split, Store
@@ -17,6 +16,14 @@ from core.evaluation.baselines import QUICK_BASELINES, answer_baseline
 from core.evaluation.conditions import evaluate_conditions
 from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
 from core.evaluation.phenotype_report import report_answers
+from core.evaluation.review_notes import (
+    DonorTable,
+    review_donors,
+    review_labels,
+    review_scores,
+    review_two_genes,
+)
+from core.evaluation.two_genes import tell_by_two_genes
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -102,6 +109,7 @@ def evaluate_held_out(
     test_codes = np.asarray(store.phenotype_codes[rows])
     donors = None if store.donors is None else np.asarray(store.donors[rows])
     phenotypes: dict[str, dict[str, Any]] = {}
+    two_genes: dict[str, dict[str, Any]] = {}
     notes = []
     for slot, (name, values) in enumerate(store.phenotypes.items()):
         truth, known = test_codes[:, slot], train_codes[:, slot]
@@ -109,8 +117,8 @@ def evaluate_held_out(
             notes.append(f"{name}: no {split} cell has a label; not scored")
             continue
         on_progress(ProgressEvent("fitting baselines", slot, len(store.phenotypes)))
-        answers: dict[str, NDArray[Any]] = {"model": probabilities[name]}
-        for method in baselines:
+        answers: dict[str, Any] = {"model": probabilities[name]}
+        for method in baselines if (known >= 0).any() else ():
             answers[method] = answer_baseline(
                 method, train_x, known, test_x, len(values), seed=seed
             )
@@ -118,7 +126,20 @@ def evaluate_held_out(
             name, values, truth, answers,
             donors=donors, donor_names=store.donor_names or (), seed=seed,
         )  # fmt: skip
-        notes += _remarks(name, phenotypes[name], truth)
+        notes += review_scores(name, phenotypes[name])
+        notes += review_labels(name, values, truth, known)
+        told = tell_by_two_genes(train_x, known, test_x, truth, len(values))
+        if told is not None:
+            two_genes[name] = told.to_dict(model.panel.symbols)
+            notes += review_two_genes(name, phenotypes[name]["model"], two_genes[name])
+    notes += review_donors(
+        None
+        if donors is None or store.donors is None
+        else DonorTable(np.asarray(store.donors[train_rows]), donors, len(store.donor_names or ())),
+        {name: values for name, values in store.phenotypes.items() if name in phenotypes},
+        dict(zip(store.phenotypes, train_codes.T, strict=True)),
+        dict(zip(store.phenotypes, test_codes.T, strict=True)),
+    )
     on_progress(ProgressEvent("fitting baselines", len(store.phenotypes), len(store.phenotypes)))
     report_split = store.report.get("split", {})
     conditions = evaluate_conditions(
@@ -143,6 +164,7 @@ def evaluate_held_out(
             "seed": seed,
         },
         "phenotypes": phenotypes,
+        "two_genes": two_genes,
         "conditions": conditions.phenotypes,
         "genes": {
             "masked genes": masked.n_genes,
@@ -154,35 +176,3 @@ def evaluate_held_out(
         "gene_table": conditions.gene_table,
         "notes": notes,
     }
-
-
-def _remarks(
-    name: str, methods: dict[str, dict[str, Any]], truth: NDArray[np.integer[Any]]
-) -> list[str]:
-    """Say what a reviewer would."""
-    remarks = []
-    ours = methods["model"]
-    for method, theirs in methods.items():
-        is_behind = any(ours[one] < theirs[one] for one in ("accuracy", "macro_f1"))
-        if method in ("model", "majority") or not is_behind:
-            continue
-        remarks.append(
-            f"{name}: the model loses to {method.replace('_', ' ')} "
-            f"(accuracy {ours['accuracy']:.3f} against {theirs['accuracy']:.3f}, macro-F1 "
-            f"{ours['macro_f1']:.3f} against {theirs['macro_f1']:.3f}){_chance(theirs)}"
-        )
-    if "majority" in methods and ours["accuracy"] <= methods["majority"]["accuracy"]:
-        remarks.append(
-            f"{name}: the model is no better than always answering the most common value"
-        )
-    if len(np.unique(truth[truth >= 0])) == 1:
-        remarks.append(f"{name}: all scored cells have one value, so its accuracy says little")
-    return remarks
-
-
-def _chance(theirs: dict[str, Any]) -> str:
-    """Say whether a lead could be chance: zero lies in the intervals of both differences."""
-    lead = theirs["intervals"]["lead of the model"]
-    what = theirs["intervals"]["resampled"]
-    within = all(lead[one][0] <= 0 <= lead[one][1] for one in ("accuracy", "macro_f1"))
-    return f", within what other {what} might change" if within else ""

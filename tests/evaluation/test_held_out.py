@@ -124,6 +124,39 @@ def test_a_split_of_one_value_says_that_its_accuracy_says_little(model, tiny_sto
     assert "sex: all scored cells have one value, so its accuracy says little" in notes
 
 
+def test_sex_is_told_by_two_genes_and_the_report_says_so(model, tiny_store):
+    report = score(model, tiny_store)
+    assert list(report["two_genes"]) == ["sex"]
+    two = report["two_genes"]["sex"]
+    notes = [
+        note for note in report["notes"] if note.startswith(f"sex: {' and '.join(two['genes'])}")
+    ]
+    assert bool(notes) == (two["accuracy"] >= report["phenotypes"]["sex"]["model"]["accuracy"] - 0.01
+                           and two["balanced_accuracy"] >= 0.75)  # fmt: skip
+
+
+def test_what_donors_share_is_a_remark_on_the_figures(model, tiny_store):
+    donors = np.asarray(tiny_store.donors)[tiny_store.rows("test")]
+    n_donors = len(np.unique(donors))
+    notes = score(model, tiny_store)["notes"]
+    assert f"sex, age, disease: every donor has one value, so the sample is {n_donors} donors, not " \
+        f"{len(donors)} cells" in notes  # fmt: skip
+    store = with_codes(tiny_store, lambda codes: None)
+    store.donors = store.donor_names = None
+    report = score(model, store)
+    assert any(note.startswith("donors are not known") for note in report["notes"])
+    assert report["phenotypes"]["sex"]["model"]["intervals"]["resampled"] == "cells"
+
+
+def test_a_phenotype_without_training_labels_has_no_baselines(model, tiny_store):
+    def forget_training(codes):
+        codes[tiny_store.rows("train"), 1] = -1
+
+    report = score(model, with_codes(tiny_store, forget_training))
+    assert list(report["phenotypes"]["tissue"]) == ["model"]
+    assert any("are absent from training, so" in note for note in report["notes"])
+
+
 def test_a_model_that_knows_nothing_is_told_so(tiny_store):
     preset = tiny_preset(model__layers=0, model__skeleton=True).preset
     ignorant = build_model(preset, tiny_store, name="ignorant")
