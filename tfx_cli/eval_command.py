@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from core.errors import DataError
+from tfx_cli.confusion_text import confusion_text
 from tfx_cli.options import JsonOutput
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
@@ -60,7 +61,7 @@ def evaluate(
     """Score a model on held-out cells, per phenotype, beside simple baselines.
 
     All genes are visible and all phenotypes hidden. The baselines see the same training cells,
-    genes and split. The report (report.json, report.md, each confusion matrix as picture and CSV)
+    genes and split. The report (report.html, .json and .md, each confusion matrix as picture and CSV)
     goes to the run's folder; docs/evaluation.md says what each figure means.
 
     Examples
@@ -147,6 +148,11 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     for table in list(phenotype_tables(report))[1:]:
         yield ""
         yield from _section(table)
+    for name, of_phenotype in report["phenotypes"].items():
+        for number, part in enumerate(confusion_text(name, of_phenotype["model"])):
+            if number == 0:
+                yield ""
+            yield part
     yield ""
     yield "masked genes: " + ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"

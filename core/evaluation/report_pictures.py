@@ -4,12 +4,17 @@ Colours read the same with any kind of colour vision; labels are drawn as they a
 """
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["confusion_png"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["confusion_png", "donor_spread_png", "gene_likelihood_png", "reliability_png"]
+
+_MODEL, _BESIDE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for any kind of colour vision
 
 _MAX_NUMBERED = 15  # classes up to which each cell of the picture carries its percentage
 
@@ -67,6 +72,123 @@ def confusion_png(confusion: Any, values: Sequence[str], *, title: str) -> bytes
                     fontsize=7,
                 )  # fmt: skip
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true value's cells")
+    return _png(figure)
+
+
+def reliability_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Draw accuracy against confidence, a panel per phenotype; the area of a dot is its cells.
+
+    Parameters
+    ----------
+    curves
+        Phenotype -> bins with "cells", "confidence" and "accuracy".
+    """
+    figure, panels = _panels(len(curves))
+    for axes, (phenotype, curve) in zip(panels, curves.items(), strict=True):
+        n_cells = np.array([one["cells"] for one in curve], dtype=float)
+        confidence = [one["confidence"] for one in curve]
+        accuracy = [one["accuracy"] for one in curve]
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        axes.plot(confidence, accuracy, color=_MODEL, linewidth=1)
+        axes.scatter(confidence, accuracy, s=8 + 90 * n_cells / n_cells.sum(), color=_MODEL)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(0, 1.02)
+        axes.set_title(phenotype, fontsize=9).set_parse_math(False)
+        axes.set_xlabel("confidence", fontsize=8)
+        axes.set_ylabel("accuracy", fontsize=8)
+    return _png(figure)
+
+
+def donor_spread_png(donors: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+    """Draw the accuracy of every donor as a dot, a row per phenotype, the middle one as a line.
+
+    Parameters
+    ----------
+    donors
+        Phenotype -> donors with "accuracy".
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1.0 + 0.45 * len(donors)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, of_one in enumerate(donors.values()):
+        accuracy = np.array([one["accuracy"] for one in of_one])
+        # Equal dots are spread over the row in a fixed pattern, so that all are seen.
+        shift = 0.28 * (np.arange(len(accuracy)) % 5 - 2) / 2
+        axes.scatter(accuracy, row + shift, s=14, color=_MODEL, alpha=0.6, linewidths=0)
+        axes.plot([np.median(accuracy)] * 2, [row - 0.4, row + 0.4], color=_BESIDE, linewidth=1.5)
+    axes.set_yticks(range(len(donors)), list(donors), fontsize=8)
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("accuracy of each donor", fontsize=8)
+    axes.grid(axis="x", linewidth=0.4)
+    return _png(figure)
+
+
+def gene_likelihood_png(
+    rates: Sequence[Mapping[str, Any]], table: Sequence[Sequence[Any]]
+) -> bytes:
+    """Draw the mean likelihood by mask rate, and that of every gene against its marginal.
+
+    Parameters
+    ----------
+    rates
+        Figures of each rate, as of `core.evaluation.gene_report`.
+    table
+        A row per gene and rate, the names of the columns first.
+    """
+    figure, (means, genes) = _panels(2, width=4.0)
+    share = [100 * one["rate"] for one in rates]
+    means.plot(share, [one["nll"] for one in rates], "o-", color=_MODEL, label="model")
+    if all(one.get("marginal") for one in rates):
+        beside = [one["marginal"]["nll"] for one in rates]
+        means.plot(share, beside, "s--", color=_BESIDE, label="training shares")
+    means.set_xlim(0, 100)
+    means.set_xlabel("genes hidden (%)", fontsize=8)
+    means.set_ylabel("NLL per hidden gene (nats)", fontsize=8)
+    means.legend(fontsize=8)
+    names = list(table[0])
+    at, nll, marginal = (names.index(one) for one in ("rate", "nll", "marginal_nll"))
+    for one, colour in zip(rates, ("#56b4e9", "#0072b2", "#000000"), strict=False):
+        rows = [row for row in table[1:] if row[at] == one["rate"]]
+        label = f"{100 * one['rate']:.0f} % hidden"
+        if rows and rows[0][marginal] != "":
+            x, y = [row[marginal] for row in rows], [row[nll] for row in rows]
+            genes.scatter(x, y, s=7, color=colour, alpha=0.5, linewidths=0, label=label)
+        else:
+            y = sorted(row[nll] for row in rows)
+            genes.plot(np.arange(len(y)), y, color=colour, label=label)
+    if any(row[marginal] != "" for row in table[1:]):
+        top = max(float(row[column]) for row in table[1:] for column in (nll, marginal)) * 1.05
+        genes.plot([0, top], [0, top], color="grey", linewidth=0.8)
+        genes.set_xlabel("NLL of the gene's training shares", fontsize=8)
+    else:
+        genes.set_xlabel("genes, from best to worst", fontsize=8)
+    genes.set_ylabel("NLL of the model", fontsize=8)
+    genes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _panels(n_panels: int, *, width: float = 2.6) -> "tuple[Figure, list[Any]]":
+    """Return a figure with panels side by side, four in a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
+    from matplotlib.figure import Figure
+
+    n_columns = min(n_panels, 4)
+    n_rows = -(-n_panels // n_columns)
+    figure = Figure(figsize=(width * n_columns, 2.7 * n_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(n_rows, n_columns, one + 1) for one in range(n_panels)]
+    for axes in panels:
+        axes.tick_params(labelsize=7)
+    return figure, panels
+
+
+def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

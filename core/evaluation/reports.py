@@ -1,4 +1,4 @@
-"""Write what an evaluation found: report.json, report.md, confusion matrices as PNG and CSV.
+"""Write what an evaluation found: report.json, .md and .html, confusion matrices as PNG and CSV.
 
 The report is a plain dictionary; sections that are absent are left out of the page:
 
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from core.evaluation.report_html import evaluation_html
 from core.evaluation.report_markdown import evaluation_markdown
 from core.evaluation.report_pictures import confusion_png
 
@@ -56,7 +57,7 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
 
     Returns
     -------
-    The files written: report.json, report.md, then genes.csv, and confusion_PHENOTYPE.png and .csv
+    The files written: report.html, report.json, report.md, then genes.csv, and confusion_PHENOTYPE.png and .csv
     of each phenotype.
     """
     folder = Path(folder)
@@ -64,7 +65,9 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
     report: dict[str, Any] = plain_json({**report_dict, "schema": REPORT_SCHEMA})
     stems: dict[str, str] = {}
     contents: list[tuple[str, bytes]] = []
-    if gene_table := report.pop("gene_table", None):
+    pictures: dict[str, bytes] = {}
+    gene_table = report.pop("gene_table", [])
+    if gene_table:
         contents.append(("genes.csv", _csv(gene_table)))
     for phenotype, methods in report.get("phenotypes", {}).items():
         if not methods:
@@ -74,16 +77,22 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
             stem = stems[phenotype] = _file_stem(phenotype, list(stems.values()))
             counts, values = scores["confusion"], scores["values"]
             picture = confusion_png(counts, values, title=f"{phenotype} ({method})")
+            pictures[phenotype] = picture
             table = [[value, *row] for value, row in zip(values, counts, strict=True)]
             contents.append((f"{stem}.csv", _csv([["true \\ predicted", *values], *table])))
             contents.append((f"{stem}.png", picture))
     links = {phenotype: f"{stem}.png" for phenotype, stem in stems.items()}
     text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    contents.append(("report.md", evaluation_markdown(report, pictures=links).encode()))
-    contents.append(("report.json", text.encode()))  # last: its presence says the report is whole
-    for name, content in contents:
+    page = evaluation_html(report, confusions=pictures, gene_table=gene_table)
+    pages = [
+        ("report.html", page.encode()),
+        ("report.md", evaluation_markdown(report, pictures=links).encode()),
+        ("report.json", text.encode()),  # last: its presence says the report is whole
+    ]
+    for name, content in contents + pages:
         write_whole(folder / name, content)
-    return [folder / name for name, _ in (*contents[:-3:-1], *contents[:-2])]
+    names = ["report.html", "report.json", "report.md", *(name for name, _ in contents)]
+    return [folder / name for name in names]
 
 
 def plain_json(value: Any) -> Any:  # noqa: ANN401 (any JSON-like value)

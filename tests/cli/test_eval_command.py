@@ -51,7 +51,9 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
 def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
     result = tfx("eval", "runs/tiny")
     folder = tiny_run / "eval"
-    assert {path.suffix for path in folder.iterdir()} == {".json", ".md", ".png", ".csv"}
+    assert {path.suffix for path in folder.iterdir()} == {".html", ".json", ".md", ".png", ".csv"}
+    assert "\x1b" not in result.stdout
+    assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     genes = (folder / "genes.csv").read_text().splitlines()
     assert genes[0] == "gene,symbol,rate,times_hidden,nll,marginal_nll,accuracy,mean_off"
     assert len(genes) > 32
@@ -68,10 +70,10 @@ def test_the_report_lies_in_the_folder_of_the_run(tfx, tiny_run):
     for words in (
         "accuracy / macro-F1", "cell_type", "logistic regression", "masked genes:",
         "Calibration and donors", "overconfidence", "Other conditions", "50 % masked",
-        "Hidden genes by mask rate", "told best: ",
+        "Hidden genes by mask rate", "told best: ", "age: answers (columns) in per cent",
     ):  # fmt: skip
         assert words in result.stdout
-    assert "report: runs/tiny/eval/report.json" in result.stderr
+    assert "report: runs/tiny/eval/report.html, runs/tiny/eval/report.json and" in result.stderr
     assert "report:" not in result.stdout
 
 

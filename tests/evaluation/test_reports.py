@@ -46,7 +46,7 @@ def test_all_files_are_written_and_nothing_else(tmp_path):
     names = {path.name for path in (tmp_path / "new" / "report").iterdir()}
     assert names == {path.name for path in written}
     assert names == {
-        "report.json", "report.md", "confusion_tissue.png", "confusion_my_treatment_dose.png",
+        "report.html", "report.json", "report.md", "confusion_tissue.png", "confusion_my_treatment_dose.png",
         "confusion_tissue.csv", "confusion_my_treatment_dose.csv",
     }  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_phenotypes_with_equal_file_names_get_different_pictures(tmp_path):
     scores = score_phenotype([0], [0], ["x"]).to_dict()
     phenotypes = {name: {"model": scores} for name in ("a b", "a/b", "A_b")}
     written = write_evaluation_report(tmp_path, {"phenotypes": phenotypes})
-    assert len({path.name.casefold() for path in written}) == 8
+    assert len({path.name.casefold() for path in written}) == 9
 
 
 def test_a_failed_write_leaves_the_old_report_and_no_fragment(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_failed_write_leaves_the_old_report_and_no_fragment(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk is full"):
         write_evaluation_report(tmp_path, {"title": "new"})
     assert json.loads((tmp_path / "report.json").read_text())["title"] == "old"
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md"}
 
 
 @pytest.mark.parametrize("n_values", [1, 2, 15, 40, 120])
