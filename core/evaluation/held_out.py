@@ -12,21 +12,13 @@ import numpy as np
 from core.cells.cell_filter import CellFilter, describe_no_match
 from core.cells.store import Split, Store
 from core.errors import DataError
-from core.evaluation.baselines import QUICK_BASELINES, answer_baseline
+from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.conditions import evaluate_conditions
 from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
-from core.evaluation.phenotype_report import report_answers
-from core.evaluation.review_notes import (
-    DonorTable,
-    review_donors,
-    review_labels,
-    review_scores,
-    review_two_genes,
-)
-from core.evaluation.two_genes import tell_by_two_genes
+from core.evaluation.phenotype_section import KnownCells, report_phenotypes
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
-from core.progress import Listener, ProgressEvent, ignore_progress
+from core.progress import Listener, ignore_progress
 
 __all__ = ["evaluate_held_out"]
 
@@ -104,43 +96,23 @@ def evaluate_held_out(
 
     probabilities = predict_phenotypes(model, store, rows, seed=seed, on_progress=on_progress)
     masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
-    train_x, test_x = store.read(train_rows, model.panel), store.read(rows, model.panel)
-    train_codes = np.asarray(store.phenotype_codes[train_rows])
-    test_codes = np.asarray(store.phenotype_codes[rows])
-    donors = None if store.donors is None else np.asarray(store.donors[rows])
-    phenotypes: dict[str, dict[str, Any]] = {}
-    two_genes: dict[str, dict[str, Any]] = {}
-    notes = []
-    for slot, (name, values) in enumerate(store.phenotypes.items()):
-        truth, known = test_codes[:, slot], train_codes[:, slot]
-        if not (truth >= 0).any():
-            notes.append(f"{name}: no {split} cell has a label; not scored")
-            continue
-        on_progress(ProgressEvent("fitting baselines", slot, len(store.phenotypes)))
-        answers: dict[str, Any] = {"model": probabilities[name]}
-        for method in baselines if (known >= 0).any() else ():
-            answers[method] = answer_baseline(
-                method, train_x, known, test_x, len(values), seed=seed
-            )
-        phenotypes[name] = report_answers(
-            name, values, truth, answers,
-            donors=donors, donor_names=store.donor_names or (), seed=seed,
-        )  # fmt: skip
-        notes += review_scores(name, phenotypes[name])
-        notes += review_labels(name, values, truth, known)
-        told = tell_by_two_genes(train_x, known, test_x, truth, len(values))
-        if told is not None:
-            two_genes[name] = told.to_dict(model.panel.symbols)
-            notes += review_two_genes(name, phenotypes[name]["model"], two_genes[name])
-    notes += review_donors(
-        None
-        if donors is None or store.donors is None
-        else DonorTable(np.asarray(store.donors[train_rows]), donors, len(store.donor_names or ())),
-        {name: values for name, values in store.phenotypes.items() if name in phenotypes},
-        dict(zip(store.phenotypes, train_codes.T, strict=True)),
-        dict(zip(store.phenotypes, test_codes.T, strict=True)),
+    scored = KnownCells.of_store(store, rows, model.panel)
+    notes = [
+        f"{name}: no {split} cell has a label; not scored"
+        for slot, name in enumerate(store.phenotypes)
+        if not (scored.codes[:, slot] >= 0).any()
+    ]
+    section = report_phenotypes(
+        store.phenotypes,
+        probabilities,
+        scored,
+        KnownCells.of_store(store, train_rows, model.panel),
+        baselines=baselines,
+        donor_names=store.donor_names or (),
+        symbols=model.panel.symbols,
+        seed=seed,
+        on_progress=on_progress,
     )
-    on_progress(ProgressEvent("fitting baselines", len(store.phenotypes), len(store.phenotypes)))
     report_split = store.report.get("split", {})
     conditions = evaluate_conditions(
         model, store, rows, probabilities, seed=seed, on_progress=on_progress
@@ -163,8 +135,8 @@ def evaluate_held_out(
             "genes": len(model.panel),
             "seed": seed,
         },
-        "phenotypes": phenotypes,
-        "two_genes": two_genes,
+        "phenotypes": section.phenotypes,
+        "two_genes": section.two_genes,
         "conditions": conditions.phenotypes,
         "genes": {
             "masked genes": masked.n_genes,
@@ -174,5 +146,5 @@ def evaluate_held_out(
         },
         "gene_rates": conditions.genes,
         "gene_table": conditions.gene_table,
-        "notes": notes,
+        "notes": notes + section.notes,
     }

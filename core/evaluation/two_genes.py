@@ -4,6 +4,7 @@ A high figure that two genes reach as well says that the model has found these g
 about the rest of the cell.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class TwoGenes:
     accuracy: float
     balanced_accuracy: float
 
-    def to_dict(self, symbols: tuple[str, ...]) -> dict[str, Any]:
+    def to_dict(self, symbols: Sequence[str]) -> dict[str, Any]:
         """Return plain values, with the genes' symbols."""
         return {
             "genes": [symbols[gene] for gene in self.genes],
