@@ -1,35 +1,43 @@
 """`tfx eval`: how well a model knows the phenotypes of cells it has not seen."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from core.errors import DataError
+from core.errors import ConfigurationError, DataError
 from tfx_cli.confusion_text import confusion_text
-from tfx_cli.options import JsonOutput
+from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import RUNS
+from tfx_cli.run_folders import model_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from core.cells.store import Store
     from core.evaluation.report_tables import ReportTable
+    from core.model.folder import CellModel
+    from core.presets.schema import Preset
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    run: Annotated[
-        str | None,
-        typer.Argument(metavar="[RUN]", help="A run, by name or folder; default: the newest."),
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN FILES",
+            help="A run, by name or folder (default: the newest), and labelled .h5ad files to score "
+            "it on (default: the held-out cells of its store).",
+        ),
     ] = None,
     split: Annotated[
-        Literal["test", "validation"],
-        typer.Option("--split", help="Which held-out cells; test is for the last look."),
-    ] = "test",
+        Literal["test", "validation"] | None,
+        typer.Option("--split", help="Which held-out cells: test (default) is for the last look."),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,8 +47,18 @@ def evaluate(
             "Default: the cells the model was trained for (data.where).",
         ),
     ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="NAME=COLUMN",
+            help="FILES: the obs column of a phenotype's true labels, as in tissue=organ; default: "
+            "that of the CELLxGENE schema, or of the phenotype's name.",
+        ),
+    ] = None,
     max_cells: Annotated[
-        int | None, typer.Option("--max-cells", min=1, help="Score a sample of so many cells.")
+        int | None,
+        typer.Option("--max-cells", min=1, help="Score a sample of so many cells (of each file)."),
     ] = None,
     baselines: Annotated[
         Literal["quick", "all", "none"],
@@ -53,12 +71,18 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Folder of the report; default: RUN/eval."
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder of the report; default: RUN/eval, or RUN/eval-FILE.",
         ),
     ] = None,
+    matrix: Matrix = "auto",
+    gene_ids: GeneIds = "auto",
+    device: Device = "auto",
     as_json: JsonOutput = False,
 ) -> None:
-    """Score a model on held-out cells, per phenotype, beside simple baselines.
+    """Score a model on held-out cells, or on files it has never seen, beside simple baselines.
 
     All genes are visible and all phenotypes hidden. The baselines see the same training cells,
     genes and split. The report (report.html, .json and .md, each confusion matrix as picture and CSV)
@@ -70,38 +94,115 @@ def evaluate(
     tfx eval runs/base --split validation --json
     tfx eval --baselines all
     tfx eval --where sex=female,tissue=lung,spleen
+    tfx eval runs/base new.h5ad --label tissue=organ
     """
-    from core.runlog.reader import find_run
-
-    folder = find_run(RUNS, run)
+    run, files = _run_and_files(targets or [])
+    if files:
+        _refuse_together("FILES are scored whole", {"--split": split, "--where": where})
+    else:
+        _refuse_together(
+            "held-out cells have theirs in the store; name files to score",
+            {"--label": labels, "--matrix": _chosen(matrix), "--gene-ids": _chosen(gene_ids)},
+        )
+    folder = model_folder(run)
     # torch and transformers, 3 s: not before the run has been found.
-    from core.cells.cell_filter import CellFilter
     from core.evaluation.baselines import BASELINE_SETS
-    from core.evaluation.held_out import evaluate_held_out
     from core.evaluation.reports import REPORT_VERSION, write_evaluation_report
     from core.generation.comparison import open_training_store
     from core.model.folder import CellModel
-    from core.presets.loading import ResolvedPreset
-    from core.runlog.schema import CONFIG_FILE, MODEL_FOLDER
+    from core.training.machine import choose_device
 
-    if not (folder / MODEL_FOLDER).is_dir():
-        message = f"{folder} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder}'"
-        raise DataError(message)
-    model = CellModel.load(folder / MODEL_FOLDER)
+    model = CellModel.load(folder, device=choose_device(device, where="--device"))
     store = open_training_store(model)
-    if store is None:
-        message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
-        raise DataError(message)
+    report: dict[str, Any]
+    if files:
+        report = _score_files(
+            model, store, folder.parent, files,
+            labels=labels or (), baselines=BASELINE_SETS[baselines], max_cells=max_cells,
+            matrix=matrix, gene_ids=gene_ids,
+        )  # fmt: skip
+        target = output or folder.parent / f"eval-{_stem(files[0])}"
+    else:
+        report = _score_held_out(
+            model, store, folder.parent, split or "test", where,
+            baselines=BASELINE_SETS[baselines], max_cells=max_cells,
+        )  # fmt: skip
+        target = output or folder.parent / "eval"
+    written = write_evaluation_report(target, report)
+    narrate(
+        f"report: {', '.join(str(path) for path in written[:2])} and {len(written) - 2} more files"
+    )
+    report.pop("gene_table", None)  # a row per gene: genes.csv
+    print_result(
+        "eval", report, as_json=as_json, text=lambda: _tables(report), version=REPORT_VERSION
+    )
+
+
+def _run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Tell the run from the files: a file ends in .h5ad or is built in."""
+    names_cells = [one.endswith(".h5ad") or one.startswith("builtin:") for one in targets]
+    if not targets or names_cells[0]:
+        run, files, are_cells = None, list(targets), names_cells
+    else:
+        run, files, are_cells = targets[0], list(targets[1:]), names_cells[1:]
+    if not all(are_cells):
+        wrong = files[are_cells.index(False)]
+        message = f"'{wrong}' is no .h5ad file; give one run, then files of cells"
+        raise ConfigurationError(message)
+    return run, files
+
+
+def _refuse_together(why: str, options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if value:
+            message = f"{option}: {why}"
+            raise ConfigurationError(message)
+
+
+def _chosen(value: str) -> str | None:
+    return None if value == "auto" else value
+
+
+def _stem(file: str) -> str:
+    """Return what a report on a file is called: letters, digits, '-', '_' and '.'."""
+    name = file.removeprefix("builtin:") if file.startswith("builtin:") else Path(file).stem
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _preset_of(folder: Path) -> "Preset":
+    """Read the preset of a run."""
+    from core.presets.loading import ResolvedPreset
+    from core.runlog.schema import CONFIG_FILE
+
     config = folder / CONFIG_FILE
     try:
         text = config.read_text(encoding="utf-8")
     except OSError as error:
         message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
         raise DataError(message) from error
-    preset = ResolvedPreset.from_toml(text, where=str(config)).preset
+    return ResolvedPreset.from_toml(text, where=str(config)).preset
+
+
+def _score_held_out(
+    model: "CellModel",
+    store: "Store | None",
+    folder: Path,
+    split: Literal["test", "validation"],
+    where: list[str] | None,
+    *,
+    baselines: Sequence[str],
+    max_cells: int | None,
+) -> dict[str, Any]:
+    from core.cells.cell_filter import CellFilter
+    from core.evaluation.held_out import evaluate_held_out
+
+    if store is None:
+        message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
+        raise DataError(message)
+    preset = _preset_of(folder)
     trained_where = CellFilter.parse(preset.data.where, where="data.where")
     with show_progress() as listener:
-        report = evaluate_held_out(
+        return evaluate_held_out(
             model,
             store,
             split,
@@ -109,26 +210,61 @@ def evaluate(
             where=CellFilter.parse(where, where="--where") if where else trained_where,
             trained_where=trained_where,
             max_cells=max_cells,
-            baselines=BASELINE_SETS[baselines],
+            baselines=baselines,
             on_progress=listener,
         )
-    target = output or folder / "eval"
-    files = write_evaluation_report(target, report)
-    narrate(f"report: {', '.join(str(path) for path in files[:2])} and {len(files) - 2} more files")
-    del report["gene_table"]  # a row per gene: genes.csv
-    print_result(
-        "eval", report, as_json=as_json, text=lambda: _tables(report), version=REPORT_VERSION
-    )
+
+
+def _score_files(
+    model: "CellModel",
+    store: "Store | None",
+    folder: Path,
+    files: Sequence[str],
+    *,
+    labels: Sequence[str],
+    baselines: Sequence[str],
+    max_cells: int | None,
+    matrix: str,
+    gene_ids: str,
+) -> dict[str, Any]:
+    from core.cells.cell_filter import CellFilter
+    from core.inference.evaluate_files import evaluate_files
+    from core.runlog.schema import CONFIG_FILE
+
+    # A model folder alone knows neither; the donors of CELLxGENE are those of "donor_id".
+    donor_column, trained_where = "donor_id", None
+    if (folder / CONFIG_FILE).is_file():
+        data = _preset_of(folder).data
+        donor_column = donor_column if data.split.by == "cells" else data.split.by
+        trained_where = CellFilter.parse(data.where, where="data.where")
+    with show_progress() as listener:
+        return evaluate_files(
+            model,
+            files,
+            labels=labels,
+            donor_column=donor_column,
+            store=store,
+            trained_where=trained_where,
+            baselines=baselines,
+            max_cells=max_cells,
+            matrix=matrix,
+            gene_ids=gene_ids,
+            on_progress=listener,
+        )
 
 
 def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
-    from core.evaluation.report_tables import gene_tables, label_of, phenotype_tables
+    from core.evaluation.report_tables import label_of, phenotype_tables
 
     facts = report["facts"]
     simulated = ", simulated" if facts["simulated"] else ""
+    how = (
+        f"split by {facts['split by']}"
+        if "split by" in facts
+        else f"{facts['genes missing']:,} of them missing"
+    )
     yield (
-        f"{report['title']}: {facts['cells']:,} cells, {facts['genes']:,} genes"
-        f"{simulated} (split by {facts['split by']})"
+        f"{report['title']}: {facts['cells']:,} cells, {facts['genes']:,} genes{simulated} ({how})"
     )
     yield ""
     yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
@@ -153,6 +289,16 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
             if number == 0:
                 yield ""
             yield part
+    if "genes" in report:
+        yield from _genes(report)
+    if report["notes"]:
+        yield ""
+        yield from (f"- {note}" for note in report["notes"])
+
+
+def _genes(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    from core.evaluation.report_tables import gene_tables
+
     yield ""
     yield "masked genes: " + ", ".join(
         f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"
@@ -164,9 +310,6 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     for which in ("best", "worst"):
         if genes := report["gene_rates"][which]:
             yield f"told {which}: {', '.join(gene['symbol'] for gene in genes)}"
-    if report["notes"]:
-        yield ""
-        yield from (f"- {note}" for note in report["notes"])
 
 
 def _section(table: "ReportTable") -> "Iterator[RenderableType]":

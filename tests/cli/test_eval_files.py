@@ -1,0 +1,178 @@
+"""`tfx eval RUN FILES`: labelled files that the model has never seen."""
+
+import json
+import shutil
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.cells.builtin import load_builtin
+
+NEW = "builtin:atlas?cells=200&seed=5"
+
+
+@pytest.fixture(scope="session")
+def new_cells(tmp_path_factory):
+    """Return a file of other cells of the atlas: labels in another spelling, some unknown."""
+    cells = load_builtin(NEW)
+    cells.obs["organ"] = [str(label).upper() for label in cells.obs["tissue"]]
+    cells.obs.loc[cells.obs_names[:7], "organ"] = "moon rock"
+    cells.obs.loc[cells.obs_names[7:10], "organ"] = np.nan
+    path = tmp_path_factory.mktemp("new") / "new.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+@pytest.fixture
+def new(tiny_run, new_cells, tmp_path):
+    """Return the new file in the folder of the test, beside the tiny run."""
+    return shutil.copy(new_cells, tmp_path / "new.h5ad")
+
+
+def test_a_new_file_is_scored_beside_baselines_of_the_training_cells(tfx, new, tiny_run):
+    result = tfx("eval", "tiny", "new.h5ad", "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert document["schema"] == "tfx.eval/2"
+    facts = document["facts"]
+    assert (facts["data"], facts["cells"], facts["genes missing"]) == ("new.h5ad", 200, 0)
+    assert facts["training cells of the baselines"] > 400
+    assert list(document["phenotypes"]) == ["sex", "tissue", "cell_type", "age", "disease"]
+    for methods in document["phenotypes"].values():
+        assert list(methods) == ["model", "logistic_regression", "marginal", "majority"]
+        assert {scores["n_cells"] for scores in methods.values()} == {200}
+        assert methods["model"]["intervals"]["resampled"] == "donors"
+    assert document["phenotypes"]["sex"]["model"]["accuracy"] > 0.9
+    report = json.loads((tiny_run / "eval-new" / "report.json").read_text())
+    assert report["phenotypes"] == document["phenotypes"]
+    assert "conditions" not in report
+
+
+def test_accuracy_is_that_of_the_labels_of_tfx_predict(tfx, new, tmp_path):
+    document = tfx("eval", "tiny", "new.h5ad", "--baselines", "none", "--json").json
+    predicted = tfx("predict", "new.h5ad", "-o", "labels.csv", "--run", "tiny")
+    assert predicted.code == 0, predicted.stderr
+    told = pd.read_csv(tmp_path / "labels.csv", index_col="cell")
+    truth = ad.read_h5ad(new).obs
+    for name, column in (("sex", "sex"), ("tissue", "tissue"), ("cell_type", "cell_type")):
+        expected = (told[f"tfx_{name}"] == truth[column].astype(str)).mean()
+        found = document["phenotypes"][name]["model"]["accuracy"]
+        assert found == pytest.approx(expected), name
+
+
+def test_labels_are_brought_to_the_models_words_and_unknown_ones_left_out(tfx, new):
+    plain = tfx("eval", "tiny", "new.h5ad", "--baselines", "none", "--json").json
+    result = tfx("eval", "tiny", "new.h5ad", "--label", "tissue=organ", "--json")
+    assert result.code == 0, result.stderr
+    tissue = result.json["phenotypes"]["tissue"]["model"]
+    assert tissue["n_cells"] == 190
+    assert (
+        "tissue: 7 cells of new.h5ad have labels that the model does not know, and are not scored: "
+        "'moon rock' (7)"
+    ) in result.json["notes"]
+    whole = np.array(plain["phenotypes"]["tissue"]["model"]["confusion"])
+    assert (np.array(tissue["confusion"]) <= whole).all()
+
+
+def test_genes_that_the_file_lacks_are_masked_and_kept_from_the_baselines(tfx, new, tiny_run):
+    panel = json.loads((tiny_run / "model" / "genes.json").read_text())["ids"]
+    cells = ad.read_h5ad(new)
+    lost = sorted({*panel[::4], "XIST"})
+    cells[:, ~cells.var_names.isin(lost)].copy().write_h5ad("few.h5ad")
+    result = tfx("eval", "tiny", "few.h5ad", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["facts"]["genes missing"] == len(lost)
+    assert not set(result.json["two_genes"]["sex"]["genes"]) & set(lost)
+    first = tfx("eval", "tiny", "few.h5ad").stdout.splitlines()[0]
+    assert first == f"tiny on few.h5ad: 200 cells, {len(panel)} genes ({len(lost)} of them missing)"
+
+
+def test_a_phenotype_without_a_column_is_named_and_not_scored(tfx, new):
+    cells = ad.read_h5ad(new)
+    del cells.obs["disease"]
+    cells.obs["sex"] = "hermaphrodite"
+    cells.write_h5ad("bare.h5ad")
+    document = tfx("eval", "tiny", "bare.h5ad", "--baselines", "none", "--json").json
+    assert list(document["phenotypes"]) == ["tissue", "cell_type", "age"]
+    notes = document["notes"]
+    assert "disease: bare.h5ad has no column 'disease'; not scored" in notes
+    assert any(
+        note.startswith("sex: not scored (bare.h5ad: the model knows none") for note in notes
+    )
+
+
+def test_several_files_are_scored_together(tfx, new):
+    cells = ad.read_h5ad(new)
+    cells[:120].copy().write_h5ad("one.h5ad")
+    cells[120:].copy().write_h5ad("two.h5ad")
+    whole = tfx("eval", "tiny", "new.h5ad", "--json").json
+    result = tfx("eval", "one.h5ad", "two.h5ad", "-o", "report", "--json")  # the newest run
+    assert result.code == 0, result.stderr
+    for name, methods in result.json["phenotypes"].items():
+        for method, scores in methods.items():
+            assert scores["confusion"] == whole["phenotypes"][name][method]["confusion"]
+
+
+def test_a_model_folder_alone_is_enough_and_has_no_baselines(tfx, new, tiny_run, tmp_path):
+    shutil.move(tiny_run / "model", tmp_path / "elsewhere" / "model")
+    shutil.rmtree(tiny_run)
+    path = tmp_path / "elsewhere" / "model" / "tfx.json"
+    record = json.loads(path.read_text())
+    record["origin"]["store"] = "gone"
+    path.write_text(json.dumps(record))
+    result = tfx("eval", "elsewhere/model", "new.h5ad", "--json")
+    assert result.code == 0, result.stderr
+    assert list(result.json["phenotypes"]["sex"]) == ["model"]
+    assert any("are gone or changed, so there are no baselines" in n for n in result.json["notes"])
+    assert (tmp_path / "elsewhere" / "eval-new" / "report.html").is_file()
+
+
+def test_donors_that_were_trained_on_are_said(tfx, tiny_run):
+    document = tfx("eval", "tiny", "builtin:atlas?cells=600&seed=0", "--json").json
+    assert any("scored donors have cells in training" in note for note in document["notes"])
+    assert (tiny_run / "eval-atlas_cells_600_seed_0" / "report.json").is_file()
+
+
+def test_a_sample_is_the_same_every_time(tfx, new):
+    one, two = (tfx("eval", "tiny", "new.h5ad", "--max-cells", 50, "--json") for _ in range(2))
+    assert one.stdout == two.stdout
+    assert one.json["facts"]["cells"] == 50
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["tiny", "new.h5ad", "--where", "sex=male"], 2, "--where: FILES are scored whole"),
+        (["tiny", "new.h5ad", "--split", "test"], 2, "--split: FILES are scored whole"),
+        (
+            ["tiny", "--label", "tissue=organ"],
+            2,
+            "--label: held-out cells have theirs in the store",
+        ),
+        (["tiny", "other"], 2, "'other' is no .h5ad file; give one run, then files of cells"),
+        (["new.h5ad", "tiny"], 2, "'tiny' is no .h5ad file; give one run, then files of cells"),
+        (["tiny", "none.h5ad"], 4, "none.h5ad"),
+        (
+            ["tiny", "new.h5ad", "--label", "organ=tissue"],
+            2,
+            "--label organ=tissue: the model has no",
+        ),
+        (["tiny", "new.h5ad", "--label", "tissue=orgn"], 4, "'orgn', which does not exist"),
+        (["tiny", "blank.h5ad"], 4, "say where the labels are by --label NAME=COLUMN"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tfx, new, tiny_run, arguments, code, words):
+    cells = ad.read_h5ad(new)
+    cells.obs = cells.obs[[]]
+    cells.write_h5ad("blank.h5ad")
+    result = tfx("-q", "eval", *arguments)
+    assert (result.code, result.stdout) == (code, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert not list(tiny_run.glob("eval*"))
