@@ -19,6 +19,9 @@ _NEAR = 0.01
 #: Balanced accuracy below which two genes tell nothing worth a note.
 _TELLING = 0.75
 
+#: Measures in which a baseline may be ahead.
+_COMPARED = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+
 Integers = NDArray[np.integer[Any]]
 
 
@@ -32,13 +35,15 @@ def review_scores(name: str, methods: Mapping[str, Mapping[str, Any]]) -> Iterat
     """
     ours = methods["model"]
     for method, theirs in methods.items():
-        is_behind = any(ours[one] < theirs[one] for one in ("accuracy", "macro_f1"))
-        if method in ("model", "majority") or not is_behind:
+        behind = [one for one in _COMPARED if ours[one] < theirs[one]]
+        if method in ("model", "majority") or not behind:
             continue
+        figures = ", ".join(
+            f"{_COMPARED[one]} {ours[one]:.3f} against {theirs[one]:.3f}" for one in _COMPARED
+        )
         yield (
-            f"{name}: the model loses to {method.replace('_', ' ')} "
-            f"(accuracy {ours['accuracy']:.3f} against {theirs['accuracy']:.3f}, macro-F1 "
-            f"{ours['macro_f1']:.3f} against {theirs['macro_f1']:.3f}){_chance(theirs)}"
+            f"{name}: the model loses to {method.replace('_', ' ')} in "
+            f"{' and '.join(_COMPARED[one] for one in behind)} ({figures}){_chance(theirs)}"
         )
     if "majority" in methods and ours["accuracy"] <= methods["majority"]["accuracy"]:
         yield f"{name}: the model is no better than always answering the most common value"
@@ -47,7 +52,7 @@ def review_scores(name: str, methods: Mapping[str, Mapping[str, Any]]) -> Iterat
 def _chance(theirs: Mapping[str, Any]) -> str:
     """Say whether a lead could be chance: zero lies in the intervals of both differences."""
     lead = theirs["intervals"]["lead of the model"]
-    within = all(lead[one][0] <= 0 <= lead[one][1] for one in ("accuracy", "macro_f1"))
+    within = all(lead[one][0] <= 0 <= lead[one][1] for one in _COMPARED)
     return f"; within chance (95 %, over {theirs['intervals']['resampled']})" if within else ""
 
 
@@ -127,8 +132,8 @@ def review_donors(
     shared = int((donors.are_scored() & donors.are_trained()).sum())
     if shared:
         yield (
-            f"{shared:,} of {n_scored:,} scored donors have cells in training, so the figures may "
-            f"flatter"
+            f"of {n_scored:,} scored donor{'' if n_scored == 1 else 's'} {shared:,} "
+            f"{'has' if shared == 1 else 'have'} cells in training, so the figures may flatter"
         )
     if 0 < n_scored < _FEW_DONORS:
         yield (
@@ -146,7 +151,8 @@ def review_donors(
             if len(few):
                 yield (
                     f"{name}: every donor has one value, and {listed([values[i] for i in few.tolist()])} "
-                    f"{'is' if len(few) == 1 else 'are'} of fewer than {_FEW_DONORS} donors in all: "
+                    f"{'is' if len(few) == 1 else 'are'} of fewer than {_FEW_DONORS} donors, training and "
+                    f"scored: "
                     f"what sets these donors apart looks like {name}"
                 )
         per_value = (crossed > 0).sum(axis=1)

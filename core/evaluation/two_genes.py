@@ -65,13 +65,14 @@ def tell_by_two_genes(
 
     Returns
     -------
-    None unless the training cells have exactly two values, and two genes vary among them.
+    None unless the training cells have exactly two values, the test cells more than one, and two
+    genes vary.
     """
     from sklearn.linear_model import LogisticRegression  # 500 ms
 
     rows, scored = np.flatnonzero(train_codes >= 0), np.flatnonzero(test_codes >= 0)
     present = np.unique(train_codes[rows])
-    if len(present) != 2 or not len(scored):
+    if len(present) != 2 or len(np.unique(test_codes[scored])) < 2:
         return None
     x = train_x[rows].astype(np.float64)
     y = (train_codes[rows] == present[1]).astype(np.float64)

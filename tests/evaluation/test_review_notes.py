@@ -31,10 +31,10 @@ def test_a_loss_to_any_baseline_is_said_and_whether_it_is_chance():
         )
     )
     assert notes == [
-        "age: the model loses to gradient boosting (accuracy 0.500 against 0.600, macro-F1 0.400 "
-        "against 0.500)",
-        "age: the model loses to marginal (accuracy 0.500 against 0.450, macro-F1 0.400 against "
-        "0.410); within chance (95 %, over donors)",
+        "age: the model loses to gradient boosting in accuracy and macro-F1 (accuracy 0.500 against "
+        "0.600, macro-F1 0.400 against 0.500)",
+        "age: the model loses to marginal in macro-F1 (accuracy 0.500 against 0.450, macro-F1 0.400 "
+        "against 0.410); within chance (95 %, over donors)",
         "age: the model is no better than always answering the most common value",
     ]
     assert not list(review_scores("age", {"model": figures(0.5, 0.4)}))
@@ -76,8 +76,8 @@ def test_unknown_donors_may_be_on_both_sides():
 def test_a_value_of_few_donors_is_confounded_with_them():
     notes = notes_of([0, 1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 1, 0], [0, 0, 0, 1])
     assert notes == [
-        "disease: every donor has one value, and b is of fewer than 3 donors in all: what sets "
-        "these donors apart looks like disease",
+        "disease: every donor has one value, and b is of fewer than 3 donors, training and scored: "
+        "what sets these donors apart looks like disease",
         "disease: b is scored on fewer than 3 donors",
         "disease: every donor has one value, so the sample is 4 donors, not 4 cells",
     ]
@@ -96,7 +96,7 @@ def test_many_donors_of_each_value_are_the_sample():
 
 def test_donors_on_both_sides_are_said():
     notes = notes_of([0, 1, 2, 3], [3, 3, 4, 4, 5, 5], [0, 1, 0, 1], [0, 1] * 3)
-    assert notes == ["1 of 3 scored donors have cells in training, so the figures may flatter"]
+    assert notes == ["of 3 scored donors 1 has cells in training, so the figures may flatter"]
 
 
 def test_one_or_two_donors_are_no_sample():

@@ -62,4 +62,9 @@ def test_genes_that_do_not_vary_tell_nothing():
     x = sparse.csr_matrix(np.tile([1.0, 0.0, 2.0], (6, 1)))
     codes = np.array([0, 1, 0, 1, 0, 1])
     assert tell_by_two_genes(x, codes, x, codes, 2) is None
-    assert tell_by_two_genes(x, codes, x, np.full(6, -1), 2) is None
+
+
+def test_one_scored_value_tells_nothing():
+    train_x, train = cells(100, 0)
+    for test in (np.full(100, -1), np.full(100, 1)):
+        assert tell_by_two_genes(train_x, train, train_x, test, 2) is None
