@@ -254,7 +254,7 @@ def _score_files(
 
 
 def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
-    from core.evaluation.report_tables import label_of, phenotype_tables
+    from core.evaluation.report_tables import phenotype_tables
 
     facts = report["facts"]
     simulated = ", simulated" if facts["simulated"] else ""
@@ -266,21 +266,9 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     yield (
         f"{report['title']}: {facts['cells']:,} cells, {facts['genes']:,} genes{simulated} ({how})"
     )
-    yield ""
-    yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
-    methods = list(next(iter(report["phenotypes"].values()), {"model": {}}))
-    rows = [
-        [
-            name,
-            f"{of_phenotype['model']['n_cells']:,}",
-            *(
-                f"{of_phenotype[method]['accuracy']:.3f} / {of_phenotype[method]['macro_f1']:.3f}"
-                for method in methods
-            ),
-        ]
-        for name, of_phenotype in report["phenotypes"].items()
-    ]
-    yield make_table(["phenotype", "cells", *map(label_of, methods)], rows)
+    if report["phenotypes"]:
+        yield ""
+        yield from _headline(report["phenotypes"])
     for table in list(phenotype_tables(report))[1:]:
         yield ""
         yield from _section(table)
@@ -294,6 +282,23 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
     if report["notes"]:
         yield ""
         yield from (f"- {note}" for note in report["notes"])
+
+
+def _headline(phenotypes: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    from core.evaluation.report_tables import label_of, score_pair
+
+    yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
+    # A phenotype without a training label has no baselines.
+    methods = list(dict.fromkeys(method for of_one in phenotypes.values() for method in of_one))
+    rows = [
+        [
+            name,
+            f"{of_one['model']['n_cells']:,}",
+            *(score_pair(of_one.get(method)) for method in methods),
+        ]
+        for name, of_one in phenotypes.items()
+    ]
+    yield make_table(["phenotype", "cells", *map(label_of, methods)], rows)
 
 
 def _genes(report: Mapping[str, Any]) -> "Iterator[RenderableType]":

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ReportTable", "gene_tables", "label_of", "phenotype_tables", "show"]
+__all__ = ["ReportTable", "gene_tables", "label_of", "phenotype_tables", "score_pair", "show"]
 
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -90,7 +90,7 @@ def _conditions(conditions: Record) -> Iterator[ReportTable]:
     if not names:
         return
     rows = [
-        [phenotype, *(_pair(of_one.get(name)) for name in names)]
+        [phenotype, *(score_pair(of_one.get(name)) for name in names)]
         for phenotype, of_one in phenotypes.items()
     ]
     yield ReportTable(
@@ -110,7 +110,8 @@ def _condition(name: str) -> str:
     return {"hidden": "all genes", "given": "others given"}[name]
 
 
-def _pair(scores: Record | None) -> str:
+def score_pair(scores: Record | None) -> str:
+    """Return accuracy / macro-F1, a dash where there are no figures."""
     return f"{show(scores['accuracy'])} / {show(scores['macro_f1'])}" if scores else "-"
 
 

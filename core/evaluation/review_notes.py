@@ -72,7 +72,7 @@ def review_labels(
     if len(absent):
         n_cells = int(n_scored[absent].sum())
         yield (
-            f"{name}: {listed([values[one] for one in absent.tolist()])} "
+            f"{name}: {_named(values, absent)} "
             f"{'is' if len(absent) == 1 else 'are'} absent from training, so {n_cells:,} of "
             f"{int(n_scored.sum()):,} scored cells cannot be told rightly"
         )
@@ -150,7 +150,7 @@ def review_donors(
             few = np.flatnonzero((n_donors > 0) & (n_donors < _FEW_DONORS))
             if len(few):
                 yield (
-                    f"{name}: every donor has one value, and {listed([values[i] for i in few.tolist()])} "
+                    f"{name}: every donor has one value, and {_named(values, few)} "
                     f"{'is' if len(few) == 1 else 'are'} of fewer than {_FEW_DONORS} donors, training and "
                     f"scored: "
                     f"what sets these donors apart looks like {name}"
@@ -159,7 +159,7 @@ def review_donors(
         few = np.flatnonzero((per_value > 0) & (per_value < _FEW_DONORS))
         if len(few) and n_scored >= _FEW_DONORS:
             yield (
-                f"{name}: {listed([values[i] for i in few.tolist()])} "
+                f"{name}: {_named(values, few)} "
                 f"{'is' if len(few) == 1 else 'are'} scored on fewer than {_FEW_DONORS} donors"
             )
     if of_donors and n_scored:
@@ -167,6 +167,10 @@ def review_donors(
             f"{', '.join(of_donors)}: every donor has one value, so the sample is "
             f"{n_scored:,} donor{'' if n_scored == 1 else 's'}, not {len(donors.scored):,} cells"
         )
+
+
+def _named(values: Sequence[str], codes: NDArray[np.int64]) -> str:
+    return listed([f"'{values[code]}'" for code in codes.tolist()])
 
 
 def _cross(codes: Integers, donors: Integers, n_values: int, n_donors: int) -> NDArray[np.int64]:

@@ -160,6 +160,22 @@ def test_a_model_that_loses_to_logistic_regression_says_so(tfx, tiny_run):
         assert lost == said, name
 
 
+def test_a_model_without_phenotypes_is_scored_on_genes_alone(tfx, tiny_preset_file):
+    names = ("sex", "tissue", "cell_type", "age", "disease")
+    off = [f"data.phenotypes.{name}=false" for name in names]
+    sets = [part for one in off for part in ("--set", one)]
+    text = "\n".join(
+        line for line in tiny_preset_file.read_text().splitlines() if not line.startswith("store =")
+    )
+    tiny_preset_file.write_text(text)
+    trained = tfx("train", tiny_preset_file, "--steps", 1, *sets, "--run", "genes")
+    assert trained.code == 0, trained.stderr
+    result = tfx("eval", "genes")
+    assert result.code == 0, result.stderr
+    assert "macro-F1" not in result.stdout
+    assert "Hidden genes by mask rate" in result.stdout
+
+
 # ------------------------------------------------------------------------------------ refusals
 
 

@@ -44,10 +44,10 @@ def test_labels_absent_from_training_are_named_and_counted():
     values = ["lung", "liver", "skin"]
     truth = np.array([0, 0, 1, 2, 2, -1])
     assert list(review_labels("tissue", values, truth, np.array([0, 1, 1]))) == [
-        "tissue: skin is absent from training, so 2 of 5 scored cells cannot be told rightly"
+        "tissue: 'skin' is absent from training, so 2 of 5 scored cells cannot be told rightly"
     ]
     (note,) = review_labels("tissue", values, truth, np.array([0, -1]))
-    assert note.startswith("tissue: liver, skin are absent from training, so 3 of 5")
+    assert note.startswith("tissue: 'liver', 'skin' are absent from training, so 3 of 5")
     assert not list(review_labels("tissue", values, truth, np.array([0, 1, 2])))
 
 
@@ -76,9 +76,9 @@ def test_unknown_donors_may_be_on_both_sides():
 def test_a_value_of_few_donors_is_confounded_with_them():
     notes = notes_of([0, 1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 0, 1, 0], [0, 0, 0, 1])
     assert notes == [
-        "disease: every donor has one value, and b is of fewer than 3 donors, training and scored: "
+        "disease: every donor has one value, and 'b' is of fewer than 3 donors, training and scored: "
         "what sets these donors apart looks like disease",
-        "disease: b is scored on fewer than 3 donors",
+        "disease: 'b' is scored on fewer than 3 donors",
         "disease: every donor has one value, so the sample is 4 donors, not 4 cells",
     ]
 
