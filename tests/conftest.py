@@ -1,7 +1,12 @@
 """Fixtures for all tests: one small prepared store of simulated cells, and settled hypothesis."""
 
+import os
+
 import hypothesis
 import pytest
+
+# Before torch is imported: on tiny tensors a second thread costs more than it brings.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test depends on speed, and every run tries the same examples.
 hypothesis.settings.register_profile("tfx", deadline=None, derandomize=True)
