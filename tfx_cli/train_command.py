@@ -91,14 +91,7 @@ def train(
         if folder is not None
         else _new_preset(target, config or [], assign or [], options)
     )
-    if dry_run:
-        where = folder or new_run_folder(resolved.name, run)
-        show_forecast(
-            resolved, where, is_resumed=folder is not None, processes=processes or 1,
-            as_json=as_json,
-        )  # fmt: skip
-        return
-    if processes is not None and processes > 1:
+    if processes is not None and processes > 1 and not dry_run:
         raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes))
     if folder is None:
         new_run_folder(resolved.name, run)  # refuse a taken name before the cells are prepared
@@ -110,6 +103,15 @@ def train(
 
     choose_machine(resolved.preset.train)
     check_preset(resolved.preset)
+    if dry_run:
+        show_forecast(
+            resolved,
+            folder or new_run_folder(resolved.name, run),
+            store=None if folder is None else _store_of_run(folder),
+            processes=processes or 1,
+            as_json=as_json,
+        )
+        return
     with show_progress() as listener:
         if folder is not None:
             store = _store_of_run(folder)

@@ -11,6 +11,7 @@ from tfx_cli.quantities import duration, size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
     from core.training.cell_outline import CellOutline
     from core.training.forecast import RunForecast
@@ -21,7 +22,12 @@ _BAR_WIDTH = 24
 
 
 def show_forecast(
-    resolved: "ResolvedPreset", folder: Path, *, is_resumed: bool, processes: int, as_json: bool
+    resolved: "ResolvedPreset",
+    folder: Path,
+    *,
+    store: "Store | None",
+    processes: int,
+    as_json: bool,
 ) -> None:
     """Forecast the run of a preset, or what is left of one, and print it.
 
@@ -30,19 +36,21 @@ def show_forecast(
     resolved
         The preset.
     folder
-        Of the run; there is one already where ``is_resumed``.
+        Of the run.
+    store
+        Of a run that goes on; None: the run is new.
     processes
         That will train together.
     """
-    from core.runlog.schema import CHECKPOINTS_FOLDER
+    from core.training.cell_outline import outline_of_store
     from core.training.forecast import forecast_run
 
-    done = 0
-    if is_resumed:
-        saved = sorted((folder / CHECKPOINTS_FOLDER).glob("step-*"))
-        done = int(saved[-1].name.removeprefix("step-")) if saved else 0
-    cells = _outline(resolved)
-    forecast = forecast_run(resolved.preset, cells, folder, processes=processes, done=done)
+    cells = (
+        _outline_of_preset(resolved) if store is None else outline_of_store(resolved.preset, store)
+    )
+    forecast = forecast_run(
+        resolved.preset, cells, folder, processes=processes, done=_steps_done(folder)
+    )
     print_result(
         "train-forecast",
         {"run": folder, "cells_from": cells.source, **forecast.to_dict()},
@@ -51,7 +59,14 @@ def show_forecast(
     )
 
 
-def _outline(resolved: "ResolvedPreset") -> "CellOutline":
+def _steps_done(folder: Path) -> int:
+    from core.runlog.schema import CHECKPOINTS_FOLDER
+
+    saved = sorted((folder / CHECKPOINTS_FOLDER).glob("step-*"))
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
     """Look at the store if there is one, else at the tables of the files."""
     from core.cells.checks.preflight import preflight
     from core.cells.checks.report import refuse_failures
@@ -69,25 +84,15 @@ def _outline(resolved: "ResolvedPreset") -> "CellOutline":
 
 
 def _text(forecast: "RunForecast", source: str, folder: Path) -> Iterator["RenderableType"]:
-    machine, tokens, cells = forecast.machine, forecast.tokens, forecast.cells
     yield f"{folder}: a forecast; nothing was written"
     yield ""
-    yield make_table(
-        ["", "", ""],
-        [
-            ["cells", f"{cells['training']:,.0f} for training, {cells['validation']:,.0f} for validation", source],
-            ["sequence", f"{tokens['sequence']:,.0f} tokens", _sequence(forecast)],
-            ["step", f"{cells['step']:,.0f} cells, {tokens['step']:,.0f} tokens", ""],
-            ["steps", f"{tokens['steps']:,.0f}{_done(tokens)}", f"{tokens['epochs']:,.1f} epochs of {tokens['steps_per_epoch']:,.0f}"],
-            ["computed on", f"{machine['device']}, {machine['precision']}", f"{_processes(machine)}{machine['name']}"],
-            ["attention", machine["attention"], machine["reason"]],
-        ],
-    )  # fmt: skip
+    yield make_table(["", ""], _what(forecast, source))
     total = sum(forecast.parameters.values())
     yield ""
     yield make_table(
         ["parameters", f"{total:,}", ""],
         [[part, f"{n:,}", _bar(n / total)] for part, n in forecast.parameters.items()],
+        right=(1,),
     )
     yield ""
     yield make_table(
@@ -96,26 +101,30 @@ def _text(forecast: "RunForecast", source: str, folder: Path) -> Iterator["Rende
             [f"per {what}", _operations(n), "6 P + 12 · layers · d · L̄" if what == "token" else ""]
             for what, n in forecast.operations.items()
         ],
+        right=(1,),
     )
-    used = sum(forecast.memory.values())
-    share = used / forecast.memory_available
+    used, free = sum(forecast.memory.values()), forecast.memory_available
     yield ""
     yield make_table(
-        ["memory of a process", size(used), f"{share:.0%} of {size(forecast.memory_available)} free"],
+        ["memory of a process", size(used), f"{used / free:.0%} of {size(free)} free"],
         [[part, size(n), _bar(n / used)] for part, n in forecast.memory.items()],
-    )  # fmt: skip
+        right=(1,),
+    )
+    yield ""
     if forecast.seconds:
-        how = "measured on a few cells" if forecast.timed else "computed at 40 % of the peak"
-        yield ""
         yield make_table(
-            ["time", "", f"{how}; right within a factor of two"],
-            [[what, _time(seconds), ""] for what, seconds in forecast.seconds.items()],
+            ["time", ""],
+            [[what, _time(seconds)] for what, seconds in forecast.seconds.items()],
+            right=(1,),
         )
+        yield ""
+    yield f"times: {forecast.timing}"
     written = sum(forecast.files.values())
     yield ""
     yield make_table(
         ["files", size(written), f"of {size(forecast.disk_free)} free"],
         [[name, size(n), _bar(n / written)] for name, n in forecast.files.items()],
+        right=(1,),
     )
     yield ""
     yield from (f"note: {note}" for note in forecast.notes)
@@ -126,20 +135,35 @@ def _text(forecast: "RunForecast", source: str, folder: Path) -> Iterator["Rende
     }[forecast.verdict]
 
 
-def _sequence(forecast: "RunForecast") -> str:
-    tokens = forecast.tokens
+def _what(forecast: "RunForecast", source: str) -> Iterator[list[object]]:
+    machine, tokens, cells = forecast.machine, forecast.tokens, forecast.cells
+    done = f", {tokens['steps_done']:,.0f} of them done" if tokens["steps_done"] else ""
+    together = f"{machine['processes']} processes, each: " if machine["processes"] != 1 else ""
+    yield [
+        "cells",
+        f"{cells['training']:,.0f} for training, {cells['validation']:,.0f} for validation",
+    ]
+    yield ["known from", source]
+    yield ["sequence", _sequence(tokens)]
+    yield ["step", f"{cells['step']:,.0f} cells, {tokens['step']:,.0f} tokens"]
+    yield [
+        "steps",
+        f"{tokens['steps']:,.0f}{done}: {tokens['epochs']:,.1f} epochs of {tokens['steps_per_epoch']:,.0f}",
+    ]
+    yield [
+        "computed on",
+        f"{together}{machine['device']} ({machine['name']}), {machine['precision']}",
+    ]
+    yield ["attention", f"{machine['attention']}: {machine['reason']}"]
+
+
+def _sequence(tokens: dict[str, float]) -> str:
     if tokens["longest"] == tokens["sequence"]:
-        return f"{tokens['genes']:,.0f} genes, header and end"
-    return f"on average; the longest {tokens['longest']:,.0f}, of a panel of {tokens['genes']:,.0f} genes"
-
-
-def _done(tokens: dict[str, float]) -> str:
-    return f", {tokens['steps_done']:,.0f} done" if tokens["steps_done"] else ""
-
-
-def _processes(machine: dict[str, object]) -> str:
-    n = machine["processes"]
-    return f"{n} processes, each: " if n != 1 else ""
+        return f"{tokens['sequence']:,.0f} tokens: {tokens['genes']:,.0f} genes, header and end"
+    return (
+        f"{tokens['sequence']:,.0f} tokens on average, {tokens['longest']:,.0f} at most; a panel of "
+        f"{tokens['genes']:,.0f} genes"
+    )
 
 
 def _bar(share: float) -> str:

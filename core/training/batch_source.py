@@ -56,19 +56,12 @@ def make_batch_source(
         max_length=model.config.longest_sequence,
         bins_on_device=bins_on_device,
     )
-    batch_size, lengths = cells_per_lane(train, lanes), None
-    budget = None if train.tokens_per_batch is None else train.tokens_per_batch // lanes
-    if budget is not None and model.config.layout == "ranked":
-        length = encoder.tokens.required_length
-        if budget < length:
-            message = (
-                f"train.tokens_per_batch = {train.tokens_per_batch} has no room for a cell of "
-                f"{length} tokens{_per_lane(lanes)}; give at least {length * lanes} or lower "
-                f"data.genes"
-            )
-            raise ConfigurationError(message)
-        batch_size, budget = budget // length, None
-    elif budget is not None:
+    is_ranked = model.config.layout == "ranked"
+    batch_size, budget = cells_per_lane(
+        train, lanes, length=encoder.tokens.required_length if is_ranked else None
+    )
+    lengths = None
+    if budget is not None:
         genes = np.minimum(reader.count_values(rows), encoder.room)
         lengths = genes + encoder.tokens.header_length + 1
     sampler = BlockSampler(
@@ -83,21 +76,42 @@ def make_batch_source(
     return BatchSource(reader, encoder, sampler, masking)
 
 
-def cells_per_lane(train: TrainSettings, lanes: int) -> int:
-    """Return the cells of a step that each lane gives, where a step is so many cells.
+def cells_per_lane(
+    train: TrainSettings, lanes: int, *, length: int | None = None
+) -> tuple[int, int | None]:
+    """Return what each lane gives to a step: so many cells, or where not None so many tokens.
+
+    Parameters
+    ----------
+    train, lanes
+        As in `make_batch_source`.
+    length
+        Tokens of every cell; None where cells differ.
 
     Raises
     ------
     ConfigurationError
-        They cannot be shared equally.
+        The cells cannot be shared equally, or the tokens have no room for a cell.
     """
-    if train.tokens_per_batch is None and train.batch_size % lanes:
+    if train.tokens_per_batch is None:
+        if train.batch_size % lanes:
+            message = (
+                f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
+                f"lanes; give a multiple of {lanes}"
+            )
+            raise ConfigurationError(message)
+        return train.batch_size // lanes, None
+    budget = train.tokens_per_batch // lanes
+    if length is None:
+        return train.batch_size, budget
+    if budget < length:
         message = (
-            f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
-            f"lanes; give a multiple of {lanes}"
+            f"train.tokens_per_batch = {train.tokens_per_batch} has no room for a cell of "
+            f"{length} tokens{_per_lane(lanes)}; give at least {length * lanes} or lower "
+            f"data.genes"
         )
         raise ConfigurationError(message)
-    return train.batch_size // lanes
+    return budget // length, None
 
 
 def _per_lane(lanes: int) -> str:

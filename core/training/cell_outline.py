@@ -34,8 +34,8 @@ class CellOutline:
         Name -> values.
     genes_per_cell
         (some cells,), expressed genes of the panel.
-    store_bytes
-        Of the store that is yet to be made; 0 where there is one.
+    store_bytes, prepare_seconds
+        Of the store that is yet to be made, and what making it takes; 0 where there is one.
     assumptions
         What is not known and was assumed, a sentence each.
     """
@@ -47,6 +47,7 @@ class CellOutline:
     phenotypes: dict[str, list[str]]
     genes_per_cell: NDArray[np.int64]
     store_bytes: int = 0
+    prepare_seconds: float = 0.0
     assumptions: tuple[str, ...] = ()
 
 
@@ -94,6 +95,8 @@ def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
             "density of all genes; the most variable ones are often denser"
         )
         per_cell *= n_genes / int(facts["genes"])
+    if preset.data.where:
+        assumptions.append("data.where is not applied yet: every cell is counted")
     return CellOutline(
         source=f"{len(facts['files'])} file{'s' * (len(facts['files']) != 1)}",
         n_training=int(split["train"]),
@@ -102,5 +105,6 @@ def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
         phenotypes={name: list(found["labels"]) for name, found in facts["phenotypes"].items()},
         genes_per_cell=np.array([max(round(per_cell), 1)]),
         store_bytes=int(estimate["store_bytes"]),
+        prepare_seconds=float(estimate["seconds"]),
         assumptions=tuple(assumptions),
     )

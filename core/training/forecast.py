@@ -1,13 +1,14 @@
-"""What a run will be, before it is one: sizes, operations, memory, time, files.
+"""What a run will be, before it is one: sizes, operations, memory, time, files. Nothing is written.
 
-Parameters are counted on a model without memory. Memory and time are measured: the real model does a
-few steps on a few made-up cells of the right lengths, and what they take is scaled to the cells of a
-step. Nothing is written.
+Parameters and what the backward pass keeps are counted on a network without data. Time is measured:
+the real network does a few steps on made-up cells of the lengths of the run's; where even one cell
+takes too long or too much memory, it is computed from the operations.
 """
 
+import contextlib
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,43 +16,48 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 
 from core.encoding.loader import READY_BATCHES
 from core.encoding.sampler import POOL_CELLS
-from core.encoding.values import ValueEncoder
-from core.model.attention import resolve_attention
+from core.encoding.values import QUANTILES, ValueEncoder
+from core.model.attention import AttentionRoute, resolve_attention
+from core.model.batch_tensors import HostBatch
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.presets.schema import Preset
-from core.training.batch_source import cells_per_lane
 from core.training.cell_outline import CellOutline
-from core.training.example_step import ExampleFigures, measure_example
-from core.training.flops import EncoderFlops, mean_attended_length
+from core.training.example_cells import example_batch
+from core.training.example_step import ExampleTimes, time_example
+from core.training.flops import EncoderFlops
+from core.training.kept_activations import kept_by_cells
 from core.training.lanes import lanes_of_process
-from core.training.machine import DTYPES, Machine, choose_machine
+from core.training.machine import DTYPES, Machine, choose_machine, set_up_speed
 from core.training.matmul_peak import device_peak
 from core.training.setup import check_preset, make_config
+from core.training.step_size import RunSize
+from core.training.trackers import check_trackers
 
 __all__ = ["RunForecast", "forecast_run"]
 
-#: Tokens of the cells that are measured, at least one cell.
-_MEASURED_TOKENS = 1024
-#: Above so many seconds that these would take at the device's peak, nothing is measured.
-_PATIENCE = 10.0
-#: Share of the peak that a computed time assumes.
-_ASSUMED_SHARE = 0.4
+#: Where a step of one cell would take so many seconds, none is done.
+_PATIENCE = 5.0
+#: Share of the peak that a computed time assumes: measured on large models, a CPU's in
+#: benchmarks/engine.md; a GPU's is our goal.
+_ASSUMED_SHARE = {"cpu": 0.7, "cuda": 0.35, "mps": 0.35}
+#: Share of the free memory that steps for measuring may take.
+_MEASURING_SHARE = 0.7
 #: Memory of Python, torch and scanpy once imported.
 _PROGRAMS = 0.6e9
-#: Bytes that a batch made ahead takes per token, and a cell of a pool per value.
-_TOKEN_BYTES, _VALUE_BYTES = 24, 8
+#: Cells of which it is seen how much memory a batch takes.
+_FEW_CELLS = 16
+#: Bytes that a cell of a pool takes per value.
+_VALUE_BYTES = 8
 #: A line of metrics.jsonl.
 _LINE_BYTES = 450
+#: From this share of what is free on, memory or disk is tight.
 _TIGHT = 0.7
-_UNMEASURED = (
-    "a step of the real model takes too long or too much memory here to be measured: activations are "
-    "not counted, and times are computed at 40 % of the device's peak"
-)
+#: Percent of the processors that others may take without a word.
+_BUSY = 20.0
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,15 @@ class RunForecast:
     memory
         Part -> bytes at the peak of a step.
     memory_available
-        Of the device.
+        Of the device; of the machine's, where processes share it, one's part.
     verdict
         Of memory and disk: "ok", "tight" or "too much".
     seconds
-        Of a step, an evaluation, an epoch, the run.
+        Of a step, an evaluation, an epoch, the run; of preparing cells that are not prepared.
     timed
         Whether times were measured, rather than computed from operations.
+    timing
+        How, in words.
     files
         What will be written -> bytes.
     disk_free
@@ -96,6 +104,7 @@ class RunForecast:
     verdict: Literal["ok", "tight", "too much"]
     seconds: dict[str, float]
     timed: bool
+    timing: str
     files: dict[str, float]
     disk_free: float
     notes: tuple[str, ...]
@@ -127,7 +136,7 @@ def forecast_run(
     folder
         The run folder; need not exist.
     processes
-        That will train together, on devices like this process'.
+        That will train together, on devices like this process' (CPUs: on this machine).
     done
         Steps that the run has done already.
 
@@ -136,10 +145,8 @@ def forecast_run(
     ConfigurationError, MachineError
         The preset cannot run, as `tfx train` would say.
     """
-    check_preset(preset)
-    _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=processes)
-    cells_per_lane(preset.train, n_lanes)
     machine = choose_machine(preset.train)
+    check_preset(preset)
     route = resolve_attention(
         preset.model.attention,
         device=torch.device(machine.device),
@@ -147,47 +154,40 @@ def forecast_run(
         dropout=preset.model.attention_dropout,
         ragged=preset.encoding.layout == "expressed",
     )
+    check_trackers(preset.train.trackers)
+    set_up_speed(machine)
     config = _make_config(preset, cells)
-    with torch.device("meta"):
-        outline = TfxModel(config)
-    parameters = _count_parameters(outline)
-    size = _StepSize.of(preset, config, cells, processes)
-    layers = [] if outline.encoder_part is None else list(outline.encoder_part.encoder.layers)
-    flops = EncoderFlops(
-        sum(p.numel() for layer in layers for p in layer.parameters()), len(layers),
-        config.hidden_size,
+    _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=processes)
+    size = RunSize.of(
+        preset.train, config, n_training=cells.n_training, genes_per_cell=cells.genes_per_cell,
+        n_lanes=n_lanes,
     )  # fmt: skip
-    per_token = flops.per_token(size.attended_length)
+    outline = _Outline.of(config)
     steps = max(size.total - done, 0)
-    skeleton_only = min(preset.train.skeleton_steps, size.total - 1) if _has_both(outline) else 0
-    skeleton_steps = max(skeleton_only - done, 0)
-    operations = {
-        "token": per_token,
-        "step": per_token * size.tokens,
-        "epoch": per_token * size.tokens * size.per_epoch,
-        "run": per_token * size.tokens * (steps - skeleton_steps),
-    }
-    n_parameters = sum(parameters.values())
-    memory = _fixed_memory(preset, n_parameters, size, config)
-    available = _available_memory(machine)
-    if sum(memory.values()) > available:
-        measured = None
-    else:
-        measured = _measure(preset, config, machine, size, operations["step"])
-    own_cells = size.cells / n_lanes / preset.train.micro_batches  # at one time
-    if measured is not None:
-        memory["activations"] = measured.bytes_per_cell * own_cells
-    used = sum(memory.values())
-    seconds = _seconds(
-        preset, machine, size, measured, operations,
-        processes=processes, steps=steps, skeleton_steps=skeleton_steps,
-        n_scored=min(cells.n_validation, preset.train.eval_cells),
-    )  # fmt: skip
-    files = _files(preset, cells, n_parameters, steps)
+    skeleton_steps = _skeleton_steps(preset, outline, size.total, done)
+    operations = _operations(config, outline, size, steps - skeleton_steps)
+
+    part_cells = max(size.cells / n_lanes / preset.train.micro_batches, 1.0)  # at one time
+    memory = _fixed_memory(preset, outline, size, config, machine, processes)
+    available = _available_memory(machine, processes)
+    peak = device_peak(torch.device(machine.device), machine.precision)
+    kept = kept_by_cells(preset, config, machine, route, size.lengths, part_cells) / part_cells
+    fitting = (_MEASURING_SHARE * available - sum(memory.values())) / kept
+    others = _taken_by_others(machine)
+    times = None
+    if fitting >= 1 and not _takes_long(machine, size, operations, peak):
+        with _one_thread() if others > _BUSY else contextlib.nullcontext():
+            times = _time(preset, config, machine, route, size, int(min(part_cells, fitting)))
+    if times is not None and times.peak_bytes is not None:
+        kept = times.peak_bytes
+    memory["activations"] = kept * part_cells
+
+    cost = _Cost.measured(times) if times else _Cost.computed(machine, size, operations, peak)
+    files = _files(preset, cells, config, outline, steps)
     disk = _free_disk(folder)
-    verdict = _verdict(used / available, sum(files.values()) / disk)
+    shares = sum(memory.values()) / available, sum(files.values()) / disk
     return RunForecast(
-        parameters=parameters,
+        parameters=outline.parts,
         cells={
             "training": cells.n_training, "validation": cells.n_validation,
             "step": size.cells, "epoch": size.cells * size.per_epoch,
@@ -203,18 +203,25 @@ def forecast_run(
             "device": machine.device, "name": machine.device_name,
             "precision": machine.precision if machine.precision != "no" else "fp32",
             "attention": route.name, "reason": route.reason, "processes": processes,
+            "peak": peak,
         },
         memory=memory,
         memory_available=available,
-        verdict=verdict,
-        seconds=seconds,
-        timed=measured is not None,
+        verdict=_verdict(max(shares)),
+        seconds=_seconds(
+            preset, cells, size, cost,
+            # CPU processes share the processors that were measured.
+            own_cells=size.cells / (processes if machine.device == "cuda" else 1),
+            steps=steps, skeleton_steps=skeleton_steps,
+        ),
+        timed=times is not None,
+        timing=cost.how,
         files=files,
         disk_free=disk,
         notes=(
             *cells.assumptions,
-            *(() if measured is not None else (_UNMEASURED,)),
-            *_advice(preset, used / available, sum(files.values()) / disk, own_cells),
+            *_machine_notes(preset, machine, others, is_timed=times is not None),
+            *_advice(preset, memory, available, part_cells, disk_share=shares[1]),
         ),
     )  # fmt: skip
 
@@ -226,158 +233,245 @@ def _make_config(preset: Preset, cells: CellOutline) -> TfxConfig:
     return make_config(preset, cells.phenotypes, n_genes=cells.n_genes, values=values)
 
 
-def _has_both(outline: TfxModel) -> bool:
-    return outline.skeleton is not None and outline.encoder_part is not None
-
-
-def _count_parameters(outline: TfxModel) -> dict[str, int]:
-    def count(modules: Iterable[torch.nn.Module | None]) -> int:
-        return sum(p.numel() for m in modules if m is not None for p in m.parameters())
-
-    part = outline.encoder_part
-    embeddings = count([part.embedding]) if part is not None else 0
-    layers = count([part.encoder]) if part is not None else 0
-    found = {
-        "embeddings": embeddings,
-        "encoder layers": layers,
-        "heads": count([part]) - embeddings - layers,
-        # What is fitted before training is buffers, which are saved but not trained.
-        "skeleton": count([outline.skeleton])
-        + sum(b.numel() for b in (outline.skeleton.buffers() if outline.skeleton else [])),
-    }
-    return {name: number for name, number in found.items() if number}
-
-
 @dataclass(frozen=True)
-class _StepSize:
-    """Cells and tokens of a step over all processes, and steps."""
+class _Outline:
+    """The network, counted.
 
-    cells: float
-    tokens: float
-    length: float
-    longest: int
-    attended_length: float
-    lengths: NDArray[np.int64]
-    per_epoch: int
-    total: int
+    Attributes
+    ----------
+    parts
+        Part -> parameters.
+    layers
+        Parameters of the encoder's layers: the P of the operations' formula.
+    trained, tables
+        Parameters that training changes; numbers fitted before it (the skeleton's), which are saved
+        too.
+    has_both
+        Whether there is an encoder and a skeleton.
+    """
+
+    parts: dict[str, int]
+    layers: int
+    trained: int
+    tables: int
+    has_both: bool
 
     @classmethod
-    def of(
-        cls, preset: Preset, config: TfxConfig, cells: CellOutline, processes: int
-    ) -> "_StepSize":
-        tokens = config.tokens
-        special = tokens.header_length + 1
-        room = config.longest_sequence - special
-        ranked = preset.encoding.layout == "ranked"
-        genes = np.array([cells.n_genes]) if ranked else np.minimum(cells.genes_per_cell, room)
-        lengths = genes.astype(np.int64) + special
-        length, longest = float(lengths.mean()), int(lengths.max())
-        train = preset.train
-        lanes = train.lanes or processes
-        if train.tokens_per_batch is None:
-            n_cells = float(train.batch_size)
-        elif ranked:
-            n_cells = float(lanes * (train.tokens_per_batch // lanes // longest))
-        else:
-            n_cells = lanes * (train.tokens_per_batch // lanes - longest + 1) / length
-        n_cells = max(n_cells, 1.0)
-        per_epoch = max(int(cells.n_training // n_cells), 1)
-        total = train.max_steps
-        if total is None:
-            total = max(
-                math.ceil((train.epochs if train.epochs is not None else 10) * per_epoch), 1
-            )
+    def of(cls, config: TfxConfig) -> "_Outline":
+        with torch.device("meta"):
+            network = TfxModel(config)
+            network.start()  # which sets some aside
+
+        def count(*modules: torch.nn.Module | None) -> int:
+            return sum(p.numel() for m in modules if m is not None for p in m.parameters())
+
+        part, skeleton = network.encoder_part, network.skeleton
+        embeddings = count(part.embedding) if part is not None else 0
+        encoder = count(part.encoder) if part is not None else 0
+        parts = {
+            "embeddings": embeddings,
+            "encoder layers": encoder,
+            "heads": count(part) - embeddings - encoder,
+            "skeleton": count(skeleton),
+        }
         return cls(
-            cells=n_cells, tokens=n_cells * length, length=length, longest=longest,
-            attended_length=mean_attended_length(lengths.tolist()), lengths=lengths,
-            per_epoch=per_epoch, total=total,
-        )  # fmt: skip
+            parts={name: number for name, number in parts.items() if number},
+            layers=count(*part.encoder.layers) if part is not None else 0,
+            trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            tables=sum(b.numel() for b in network.buffers()),
+            has_both=part is not None and skeleton is not None,
+        )
+
+    @property
+    def saved(self) -> int:
+        """Numbers in a file of weights."""
+        return sum(self.parts.values()) + self.tables
+
+
+def _skeleton_steps(preset: Preset, outline: _Outline, total: int, done: int) -> int:
+    """Return how many of the steps that are left train the skeleton alone."""
+    if not outline.has_both:
+        return 0
+    return max(min(preset.train.skeleton_steps, total - 1) - done, 0)
+
+
+def _operations(
+    config: TfxConfig, outline: _Outline, size: RunSize, encoder_steps: int
+) -> dict[str, float]:
+    flops = EncoderFlops(outline.layers, config.layers, config.hidden_size)
+    token = flops.per_token(size.attended_length)
+    step = token * size.tokens
+    return {
+        "token": token, "step": step, "epoch": step * size.per_epoch, "run": step * encoder_steps,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------- memory
 
 
 def _fixed_memory(
-    preset: Preset, n_parameters: int, size: _StepSize, config: TfxConfig
+    preset: Preset,
+    outline: _Outline,
+    size: RunSize,
+    config: TfxConfig,
+    machine: Machine,
+    processes: int,
 ) -> dict[str, float]:
-    """Bytes of what does not depend on the cells of a step."""
-    lanes = preset.train.lanes or 1
-    ahead = READY_BATCHES * size.tokens * _TOKEN_BYTES
+    """Bytes of what does not depend on how many cells are computed at a time."""
+    lanes = max((preset.train.lanes or processes) // processes, 1)
+    few = HostBatch.of(example_batch(config, preset.masking, size.lengths, _FEW_CELLS)).tensors
+    per_cell = sum(tensor.nbytes for tensor in few.values()) / _FEW_CELLS
+    ahead = READY_BATCHES * size.cells / processes * per_cell
     pool = lanes * POOL_CELLS * min(size.length, config.n_genes) * _VALUE_BYTES
     memory = {
-        "weights": 4.0 * n_parameters,
-        "gradients": 4.0 * n_parameters,
-        "AdamW": 8.0 * n_parameters,
-        "average": 4.0 * n_parameters if preset.train.ema else 0.0,
+        "weights": 4.0 * sum(outline.parts.values()),
+        "fitted tables": 4.0 * outline.tables if config.skeleton else 0.0,
+        "gradients": 4.0 * outline.trained,
+        "gradients on their way": 4.0 * outline.trained if processes > 1 else 0.0,
+        "AdamW": 8.0 * outline.trained,
+        "average": 4.0 * outline.trained if preset.train.ema else 0.0,
     }
-    if choose_machine(preset.train).device == "cpu":  # else they take the host's memory
+    if machine.device == "cpu":  # else they take the host's memory
         memory |= {"cells read ahead": ahead + pool, "programs": _PROGRAMS}
     return {name: value for name, value in memory.items() if value}
 
 
-def _available_memory(machine: Machine) -> float:
+def _available_memory(machine: Machine, processes: int) -> float:
     if machine.device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
-    return float(psutil.virtual_memory().available)
-
-
-def _measure(
-    preset: Preset, config: TfxConfig, machine: Machine, size: _StepSize, step_operations: float
-) -> ExampleFigures | None:
-    n_cells = int(np.clip(_MEASURED_TOKENS // size.length, 1, max(size.cells, 1)))
-    peak = device_peak(torch.device(machine.device), machine.precision)
-    if peak is not None and step_operations * n_cells / size.cells / peak > _PATIENCE:
-        return None
-    return measure_example(preset, config, machine, size.lengths, n_cells)
+    return float(psutil.virtual_memory().available) / processes
 
 
 # --------------------------------------------------------------------------------- time, files
 
 
+def _takes_long(
+    machine: Machine, size: RunSize, operations: dict[str, float], peak: float | None
+) -> bool:
+    """Tell whether even a step of one cell does."""
+    if peak is None:
+        return False
+    return operations["step"] / size.cells / (_ASSUMED_SHARE[machine.device] * peak) > _PATIENCE
+
+
+def _taken_by_others(machine: Machine) -> float:
+    """Return the percentage of the processors that other programs take, where we compute on them."""
+    return psutil.cpu_percent(interval=0.3) if machine.device == "cpu" else 0.0
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: several that wait for each other measure only the other programs."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _time(
+    preset: Preset,
+    config: TfxConfig,
+    machine: Machine,
+    route: AttentionRoute,
+    size: RunSize,
+    most_cells: int,
+) -> ExampleTimes | None:
+    try:
+        return time_example(
+            preset, config, machine, route, size.lengths, most_cells=max(most_cells, 1)
+        )
+    except torch.OutOfMemoryError:  # a GPU's kernels took more than was counted
+        return None
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds of a cell of a step, of one that is scored, of one for the skeleton alone; of an update."""
+
+    cell: float
+    scored_cell: float
+    skeleton_cell: float
+    optimiser: float
+    how: str
+
+    @classmethod
+    def measured(cls, times: ExampleTimes) -> "_Cost":
+        cells = f"{times.n_cells:,} made-up cell{'s' * (times.n_cells != 1)}"
+        return cls(
+            times.cell, times.scored_cell, times.skeleton_cell, times.optimiser,
+            f"measured on steps of {cells}; right within a factor of two",
+        )  # fmt: skip
+
+    @classmethod
+    def computed(
+        cls, machine: Machine, size: RunSize, operations: dict[str, float], peak: float | None
+    ) -> "_Cost | _Unknown":
+        if peak is None:
+            return _Unknown()
+        share = _ASSUMED_SHARE[machine.device]
+        cell = operations["step"] / size.cells / (share * peak)
+        return cls(
+            cell, cell / 3, cell, 0.0,
+            f"computed at {share:.0%} of the peak of {peak / 1e12:.3g} TFLOP/s; right within a "
+            f"factor of two",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """A device whose peak nobody knows, and on which no step was done."""
+
+    how: str = "unknown: no step could be done here, and the device's peak is not known"
+
+
 def _seconds(
     preset: Preset,
-    machine: Machine,
-    size: _StepSize,
-    measured: ExampleFigures | None,
-    operations: dict[str, float],
+    cells: CellOutline,
+    size: RunSize,
+    cost: _Cost | _Unknown,
     *,
-    processes: int,
+    own_cells: float,
     steps: int,
     skeleton_steps: int,
-    n_scored: int,
 ) -> dict[str, float]:
-    if measured is None:
-        peak = device_peak(torch.device(machine.device), machine.precision)
-        if peak is None:
-            return {}
-        step = skeleton = operations["step"] / (peak * _ASSUMED_SHARE * processes)
-        # Forward alone is a third; every validation cell is asked twice.
-        evaluation = 2 * n_scored * operations["step"] / size.cells / 3 / (peak * _ASSUMED_SHARE)
-    else:
-        own = size.cells / processes
-        step = own * measured.seconds_per_cell + measured.seconds_optimiser
-        skeleton = own * measured.seconds_skeleton + measured.seconds_optimiser
-        evaluation = 2 * n_scored * measured.seconds_per_scored_cell
-    n_evaluations = math.ceil(steps / preset.train.eval_steps)
-    return {
-        "step": step,
-        **({"step of the skeleton alone": skeleton} if skeleton_steps else {}),
-        "evaluation": evaluation,
-        "epoch": step * size.per_epoch,
-        "run": step * (steps - skeleton_steps)
+    seconds: dict[str, float] = {}
+    if cells.prepare_seconds:
+        seconds["preparing the cells"] = cells.prepare_seconds
+    if isinstance(cost, _Unknown):
+        return seconds
+    every = preset.train.eval_steps
+    step = own_cells * cost.cell + cost.optimiser
+    skeleton = own_cells * cost.skeleton_cell + cost.optimiser
+    # Every validation cell is asked twice: of its genes, and of its phenotypes.
+    evaluation = 2 * min(cells.n_validation, preset.train.eval_cells) * cost.scored_cell
+    seconds["step"] = step
+    if skeleton_steps:
+        seconds["step of the skeleton alone"] = skeleton
+    seconds["evaluation"] = evaluation
+    seconds["epoch"] = (step + evaluation / every) * size.per_epoch
+    seconds["run"] = (
+        step * (steps - skeleton_steps)
         + skeleton * skeleton_steps
-        + evaluation * n_evaluations,
-    }
+        + evaluation * math.ceil(steps / every)
+    )
+    return seconds
 
 
-def _files(preset: Preset, cells: CellOutline, n_parameters: int, steps: int) -> dict[str, float]:
+def _files(
+    preset: Preset, cells: CellOutline, config: TfxConfig, outline: _Outline, steps: int
+) -> dict[str, float]:
     train = preset.train
-    checkpoint = (12.0 + (4.0 if train.ema else 0.0)) * n_parameters
+    moments = 8.0 * outline.trained + (4.0 * outline.trained if train.ema else 0.0)
+    checkpoint = 4.0 * outline.saved + moments
     n_kept = min(train.keep_checkpoints + 1, math.ceil(steps / train.save_steps))
+    # Gene by gene: means and shares of each phenotype value; count, mean and quantiles of each bin.
+    per_gene = 8.0 * sum(config.phenotype_sizes) + (8.0 + 4.0 * (QUANTILES + 1)) * config.n_bins
     files = {
         "store": float(cells.store_bytes),
         f"checkpoints ({n_kept} and the one being written)": (n_kept + 1) * checkpoint,
-        "model folder": 4.0 * n_parameters,
+        "model folder": 4.0 * outline.saved + per_gene * config.n_genes,
         "metrics and events": _LINE_BYTES * steps / train.log_steps,
     }
     return {name: value for name, value in files.items() if value}
@@ -390,23 +484,43 @@ def _free_disk(folder: Path) -> float:
     return float(shutil.disk_usage(folder).free)
 
 
-def _verdict(memory_share: float, disk_share: float) -> Literal["ok", "tight", "too much"]:
-    worst = max(memory_share, disk_share)
-    return "ok" if worst < _TIGHT else "tight" if worst < 1 else "too much"
+# --------------------------------------------------------------------------- verdict and advice
+
+
+def _verdict(share: float) -> Literal["ok", "tight", "too much"]:
+    return "ok" if share < _TIGHT else "tight" if share < 1 else "too much"
+
+
+def _machine_notes(
+    preset: Preset, machine: Machine, others: float, *, is_timed: bool
+) -> Iterator[str]:
+    if others > _BUSY and is_timed:
+        yield (
+            f"other programs take {others:.0f} % of the processors at the moment: times are those "
+            f"of one thread; beside such programs a run of several is slower, alone it is quicker"
+        )
+    if machine.device == "cuda" and preset.train.compile:
+        yield "train.compile makes steps quicker than these, after a minute of compiling"
 
 
 def _advice(
-    preset: Preset, memory_share: float, disk_share: float, own_cells: float
+    preset: Preset,
+    memory: dict[str, float],
+    available: float,
+    part_cells: float,
+    *,
+    disk_share: float,
 ) -> Iterable[str]:
-    if memory_share >= _TIGHT:
-        parts = (
-            2 ** max(math.ceil(math.log2(memory_share / _TIGHT)), 1) * preset.train.micro_batches
-        )
-        yield (
-            f"--set train.micro_batches={parts} computes the same steps in less memory"
-            if own_cells >= 2
-            else "a smaller model (model.layers, model.hidden_size), or fewer genes (data.genes, "
-            "encoding.max_length), takes less memory"
-        )
-    if disk_share >= _TIGHT:
+    if sum(memory.values()) >= _TIGHT * available:
+        room = _TIGHT * available - (sum(memory.values()) - memory["activations"])
+        factor = 2 ** math.ceil(math.log2(memory["activations"] / room)) if room > 0 else math.inf
+        if factor <= part_cells:
+            parts = int(factor) * preset.train.micro_batches
+            yield f"--set train.micro_batches={parts} computes the same steps in less memory"
+        else:
+            yield (
+                "a smaller model (model.layers, model.hidden_size), or fewer genes (data.genes, "
+                "encoding.max_length), takes less memory"
+            )
+    if disk_share >= _TIGHT and preset.train.keep_checkpoints > 1:
         yield "--set train.keep_checkpoints=1 writes less"

@@ -1,7 +1,8 @@
 """The forecast beside the real thing: parameters, steps, memory that the backward pass keeps, refusals."""
 
-import math
+import re
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from core.runlog import RunReader
 from core.training.batch_source import make_batch_source
 from core.training.cell_outline import CellOutline, outline_of_facts, outline_of_store
 from core.training.engine import train
+from core.training.example_step import ExampleTimes
 from core.training.forecast import forecast_run
 from core.training.setup import build_model, chosen_rows
 from tests.tiny_atlas import tiny_preset
@@ -25,10 +27,15 @@ def forecast_of(store, tmp_path, **options):
     return forecast_run(preset, outline_of_store(preset, store), tmp_path / "runs" / "run")
 
 
+def bytes_in(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 LAYOUTS = {
     "ranked": {},
     "expressed": {"encoding__layout": "expressed"},
     "token budget": {"encoding__layout": "expressed", "train__tokens_per_batch": 600},
+    "two lanes": {"train__lanes": 2},
     "skeleton": {"model__skeleton": True, "masking__genes": "uniform"},
     "bf16": {"train__precision": "bf16"},
 }
@@ -42,25 +49,23 @@ def test_steps_and_sizes_are_those_of_the_run(tiny_store, tmp_path, case, monkey
     result = train(tiny_preset(**options), tiny_store, tmp_path / "run")
     assert forecast.tokens["steps"] == pytest.approx(result.steps, rel=0.1)
     reader = RunReader(tmp_path / "run")
-    trained = {name: n for name, n in forecast.parameters.items() if name != "skeleton"}
-    if case != "skeleton":
-        assert sum(trained.values()) == reader.run["parameters"]
-    else:
-        assert sum(trained.values()) < reader.run["parameters"] < sum(forecast.parameters.values())
+    assert sum(forecast.parameters.values()) == reader.run["parameters"]
     checkpoint = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
-    size = sum(path.stat().st_size for path in checkpoint.iterdir())
     (kept,) = [n for name, n in forecast.files.items() if name.startswith("checkpoints (1 ")]
-    assert kept / 2 == pytest.approx(size, rel=0.35)
+    assert kept / 2 == pytest.approx(bytes_in(checkpoint), rel=0.25)
+    assert forecast.files["model folder"] == pytest.approx(bytes_in(result.model), rel=0.25)
 
 
 @pytest.mark.parametrize("case", [case for case in LAYOUTS if case != "skeleton"])
 def test_what_the_backward_pass_keeps_is_foreseen(tiny_store, tmp_path, case):
-    """Held against a real batch of the run, of which the forecast has measured a few cells."""
+    """Held against a real batch of the run."""
     preset = tiny_preset(**LAYOUTS[case] | {"train__batch_size": 64, "data__genes": 64}).preset
     forecast = forecast_run(preset, outline_of_store(preset, tiny_store), tmp_path / "run")
     model = build_model(preset, tiny_store, name="example")
     rows = chosen_rows(preset, tiny_store, "train")
-    source = make_batch_source(preset.train, preset.masking, tiny_store, rows, model)
+    source = make_batch_source(
+        preset.train, preset.masking, tiny_store, rows, model, lanes=preset.train.lanes or 1
+    )
     batch = BatchTensors.from_arrays(source.batch(source.sampler.start)[1])
     kept: dict[int, int] = {}
     own = {p.data_ptr() for p in model.network.parameters()}
@@ -86,7 +91,8 @@ def test_fewer_cells_at_a_time_keep_less(tiny_store, tmp_path):
     whole = forecast_of(tiny_store, tmp_path).memory["activations"]
     parts = forecast_of(tiny_store, tmp_path, train__micro_batches=4).memory["activations"]
     lanes = forecast_of(tiny_store, tmp_path, train__lanes=2).memory["activations"]
-    assert (parts, lanes) == (pytest.approx(whole / 4), pytest.approx(whole / 2))
+    assert parts == pytest.approx(whole / 4, rel=0.2)
+    assert lanes == pytest.approx(whole / 2, rel=0.2)
 
 
 def test_operations_are_those_of_the_formula(tiny_store, tmp_path):
@@ -134,40 +140,121 @@ HUGE = {"encoding__layout": "expressed", "model__layers": 48, "model__hidden_siz
 def test_a_model_larger_than_the_machine_is_foreseen_without_being_made(tmp_path):
     forecast = forecast_run(tiny_preset(**HUGE).preset, ATLAS, tmp_path / "run")
     assert sum(forecast.parameters.values()) > 38e9
+    assert forecast.memory["activations"] > 1e12
     assert forecast.verdict == "too much"
     assert not forecast.timed
-    assert "activations" not in forecast.memory
-    assert any("takes too long or too much memory" in note for note in forecast.notes)
-    assert forecast.seconds["run"] > 0
+    assert "computed at 70% of the peak" in forecast.timing
+    assert any("a smaller model" in note for note in forecast.notes)
+    per_step = forecast.operations["step"] / (0.7 * forecast.machine["peak"])
+    assert forecast.seconds["step"] == pytest.approx(per_step)
 
 
-def test_a_step_that_does_not_fit_is_told_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.training.forecast._available_memory", lambda _: 2e9)
-    options = {"encoding__layout": "expressed", "train__batch_size": 4096}
-    forecast = forecast_run(
-        tiny_preset(**options).preset, replace(ATLAS, n_genes=2_432), tmp_path / "run"
-    )
+def test_a_step_that_does_not_fit_is_told_what_to_do_and_then_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.training.forecast._available_memory", lambda *_: 8e9)
+    monkeypatch.setattr("core.training.forecast.time_example", lambda *_, **__: TIMES)
+    options = {"encoding__layout": "expressed", "train__batch_size": 4096, "data__genes": 2_432}
+    cells = replace(ATLAS, n_genes=2_432)
+    forecast = forecast_run(tiny_preset(**options).preset, cells, tmp_path / "run")
     assert forecast.verdict == "too much"
-    share = sum(forecast.memory.values()) / 2e9
-    parts = 2 ** math.ceil(math.log2(share / 0.7))
-    assert any(f"--set train.micro_batches={parts} " in note for note in forecast.notes)
+    advice = " ".join(forecast.notes)
+    parts = int(re.search(r"--set train.micro_batches=(\d+) computes the same", advice)[1])
+    fits = tiny_preset(**options, train__micro_batches=parts).preset
+    assert forecast_run(fits, cells, tmp_path / "run").verdict == "ok"
+    nearly = tiny_preset(**options, train__micro_batches=parts // 2).preset
+    assert forecast_run(nearly, cells, tmp_path / "run").verdict != "ok"
+
+
+TIMES = ExampleTimes(
+    n_cells=8, cell=0.5, scored_cell=0.125, skeleton_cell=0.0625, optimiser=1.0, peak_bytes=None
+)
+
+
+@pytest.mark.parametrize(("processes", "step"), [(1, 17.0), (2, 17.0)])
+def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
+    """32 cells a step of half a second each; processes on CPUs share what was measured."""
+    monkeypatch.setattr("core.training.forecast.time_example", lambda *_, **__: TIMES)
+    preset = tiny_preset(
+        train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__skeleton=True,
+        train__skeleton_steps=30,
+    ).preset  # fmt: skip
+    cells = replace(outline_of_store(preset, tiny_store), n_training=320, prepare_seconds=9.0)
+    seconds = forecast_run(preset, cells, tmp_path / "run", processes=processes).seconds
+    assert seconds == {
+        "preparing the cells": 9.0,
+        "step": step,
+        "step of the skeleton alone": 3.0,
+        "evaluation": 2.5,
+        "epoch": 10 * (step + 2.5 / 40),
+        "run": 70 * step + 30 * 3.0 + 3 * 2.5,
+    }
+    rest = forecast_run(preset, cells, tmp_path / "run", processes=processes, done=50).seconds
+    assert "step of the skeleton alone" not in rest
+    assert rest["run"] == 50 * step + 2 * 2.5
+
+
+def test_a_busy_machine_is_measured_on_one_thread_and_named(tiny_store, tmp_path, monkeypatch):
+    n_threads = []
+
+    def measure(*_, **__):
+        n_threads.append(torch.get_num_threads())
+        return TIMES
+
+    monkeypatch.setattr("core.training.forecast.time_example", measure)
+    torch.set_num_threads(2)
+    try:
+        for taken, threads in ((60.0, 1), (5.0, 2)):
+            monkeypatch.setattr("psutil.cpu_percent", lambda *, interval, taken=taken: taken)
+            notes = forecast_of(tiny_store, tmp_path).notes
+            assert any("other programs take 60 %" in one for one in notes) == (taken > 20)
+            assert n_threads.pop() == threads
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_more_cells_than_there_are_make_one_step(tiny_store, tmp_path):
+    forecast = forecast_of(tiny_store, tmp_path, train__batch_size=10_000)
+    assert forecast.cells["step"] == forecast.cells["training"]
+    assert forecast.tokens["steps_per_epoch"] == 1
 
 
 @pytest.mark.parametrize(
-    ("options", "processes", "error", "message"),
+    ("options", "error", "message"),
     [
-        ({"train__precision": "fp16"}, 1, MachineError, "fp16"),
-        ({"model__attention": "varlen"}, 1, MachineError, "varlen"),
-        ({"loss__kind": "bce"}, 1, ConfigurationError, "does not fit"),
-        ({"encoding__max_length": 20}, 1, ConfigurationError, "too short"),
-        ({"train__batch_size": 31}, 2, ConfigurationError, "cannot be shared equally by 2 lanes"),
-        ({"train__lanes": 3}, 2, ConfigurationError, "cannot be dealt equally to 2 processes"),
+        ({"train__device": "cuda"}, MachineError, "this machine has no such device"),
+        ({"train__precision": "fp16"}, MachineError, "fp16"),
+        ({"model__attention": "varlen"}, MachineError, "varlen"),
+        ({"train__trackers": ["wandb"]}, MachineError, "wandb is not installed"),
+        ({"loss__kind": "bce"}, ConfigurationError, "does not fit"),
+        ({"encoding__max_length": 20}, ConfigurationError, "too short"),
+        ({"train__tokens_per_batch": 39}, ConfigurationError, "no room for a cell of 40 tokens"),
+        ({"train__tokens_per_batch": 20, "encoding__layout": "expressed"}, ConfigurationError,
+         "no room for two cells of"),
+        ({"train__lanes": 500, "train__batch_size": 500}, ConfigurationError,
+         "training cells cannot be dealt to 500 lanes"),
+        ({"train__batch_size": 31, "train__lanes": 2}, ConfigurationError,
+         "cannot be shared equally by 2 lanes"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_run_is_refused_as_training_refuses_it(
-    tiny_store, tmp_path, options, processes, error, message
+    tiny_store, tmp_path, options, error, message
 ):
-    preset = tiny_preset(**options).preset
+    options = {"train__device": "cpu"} | options
+    if torch.cuda.is_available() and options["train__device"] == "cuda":
+        pytest.skip("there is a GPU here")
+    if "train__trackers" in options and find_spec("wandb") is not None:
+        pytest.skip("wandb is installed here")
+    resolved = tiny_preset(**options)
+    cells = outline_of_store(resolved.preset, tiny_store)
+    with pytest.raises(error, match=message) as forecast:
+        forecast_run(resolved.preset, cells, tmp_path / "run")
+    with pytest.raises(error) as training:
+        train(resolved, tiny_store, tmp_path / "run")
+    assert str(forecast.value) == str(training.value)
+
+
+def test_lanes_that_cannot_be_dealt_to_processes_are_refused(tiny_store, tmp_path):
+    preset = tiny_preset(train__lanes=3).preset
     cells = outline_of_store(preset, tiny_store)
-    with pytest.raises(error, match=message):
-        forecast_run(preset, cells, tmp_path / "run", processes=processes)
+    with pytest.raises(ConfigurationError, match="cannot be dealt equally to 2 processes"):
+        forecast_run(preset, cells, tmp_path / "run", processes=2)
