@@ -34,11 +34,11 @@ from engine_cells import (
     N_SPECIAL,
     WHOLE_GENOME,
     Size,
-    compute_whole_last_layer,
     draw_lengths,
     make_batch,
     make_network,
     read_share,
+    reading_whole_last_layer,
 )
 from originals_engine import make_original, padded_inputs
 
@@ -157,7 +157,8 @@ def make_step(variant: Variant, shape: Shape) -> tuple[Callable[[int], float], l
     else:
         model = network
         if variant.whole:
-            compute_whole_last_layer(network)
+            encoder = network.encoder_part.encoder
+            encoder.forward = reading_whole_last_layer(encoder.forward)
         packed = [BatchTensors.from_arrays(batch) for batch in arrays]
         optimiser = make_optimiser(network, TRAIN)
 

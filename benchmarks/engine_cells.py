@@ -4,12 +4,14 @@ The batches are real ones, made by tfx's own encoder at the masking rates of the
 lengths and the numbers of classes matter to speed; the values mean nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
 
 from core.encoding.batches import BatchEncoder, CellBatch
 from core.encoding.values import ValueEncoder
@@ -84,16 +86,15 @@ def make_network(
     return network.train()
 
 
-def compute_whole_last_layer(network: TfxModel) -> None:
-    """Let the last layer compute every position, and take what is read from it."""
-    encoder = network.encoder_part.encoder
-    pruned = encoder.forward
+def reading_whole_last_layer(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap `Encoder.forward`: every position of the last layer is computed, what is read is taken."""
 
-    def forward(hidden, bounds, route, reads=None):
-        whole = pruned(hidden, bounds, route)
-        return whole if reads is None else whole[reads.position]
+    def whole(*arguments: Any) -> Tensor:
+        *others, reads = arguments
+        hidden = forward(*others)
+        return hidden if reads is None else hidden[reads.position]
 
-    encoder.forward = forward
+    return whole
 
 
 def draw_lengths(rng: np.random.Generator, n_cells: int) -> np.ndarray:

@@ -9,11 +9,13 @@ tokens x 128 cells, 2,440 x 53. Expressed: as many cells of log-normal length (m
 tokens hold, packed. Batches lie on the device, but for the loader's own figure. Times are medians of
 whole steps, the device waited for. MFU is 6 P + 12 layers width mean L operations a token over the peak
 of the datasheet, or of a matrix product where `core.training.flops` does not know the device;
-"computed" leaves out what the last layer does. Baseline for ragged cells: the originals' maths, padded, by the fastest attention
-that transformers has without a package (sdpa). Ends with 3 where there is no such device.
+"computed" counts without what the last layer leaves out. Baseline for ragged cells: the originals'
+maths, padded, by the fastest attention that transformers has without a package (sdpa). Ends with 3
+where there is no such device.
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -94,6 +96,7 @@ class Bench:
 
     def forget(self) -> None:
         """Give memory back, and count its peak from here."""
+        gc.collect()
         torch.compiler.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -143,69 +146,74 @@ class Bench:
 
         return lambda batch: step(lambda: loss_of(batch))
 
-    def time_tfx(self, shape: str, peak: float, *, compiled: bool) -> dict:
-        """Steps of tfx on one batch."""
-        self.forget()
-        network = self.network(shape)
-        lengths = np.asarray(self.shapes[shape])
-        arrays = make_batch(network.config, lengths.tolist(), seed=0)
-        batch = BatchTensors.from_arrays(arrays, self.device)
-        if compiled:
-            for layer in network.encoder_part.encoder.layers:
-                layer.compile(dynamic=shape == "expressed")  # as training does
-        step = self.tfx_step(network)
-        began = time.perf_counter()
-        first = step(batch).item()
-        start_up = time.perf_counter() - began
-        losses = []
-        seconds = engine_routes.seconds_of(
-            lambda: losses.append(step(batch)), self.device, self.n_steps
-        )
-        assert np.isfinite([first, losses[-1].item()]).all(), "the loss is not finite"
-        n_tokens, share = lengths.sum(), read_share(arrays)
-        flops = {
-            "mfu": self.size.flops_per_token(lengths) * n_tokens,
-            "mfu_computed": self.size.flops_per_token(lengths, read_share=share) * n_tokens,
-        }
-        return {
-            "cells": len(lengths),
-            "route": network._route.name,
-            "seconds": seconds,
-            "cells_per_second": len(lengths) / seconds,
-            "tokens_per_second": n_tokens / seconds,
-            **{name: count / seconds / peak for name, count in flops.items()},
-            "peak_gib": self.peak_gib(),
-            "first_step_seconds": start_up,
-        }
-
-    def time_original(self, shape: str, *, attention: str, dropout: float) -> dict:
-        """Steps of the originals' maths on padded cells; fewer cells where memory runs out."""
+    def fitting(self, shape: str, time_cells: Callable[[list[int]], dict]) -> dict:
+        """Time the cells of a shape, half as many while memory runs out."""
         lengths = self.shapes[shape]
-        config = self.network(shape).config
-        n_cells = len(lengths) // 2
         while True:
             self.forget()
+            try:
+                return {"cells": len(lengths)} | time_cells(lengths)
+            except torch.OutOfMemoryError:
+                if len(lengths) == 1:
+                    raise
+            lengths = lengths[: len(lengths) // 2]
+
+    def time_tfx(self, shape: str, peak: float, *, compiled: bool) -> dict:
+        """Steps of tfx on one batch."""
+
+        def time_cells(cells: list[int]) -> dict:
+            network = self.network(shape)
+            arrays = make_batch(network.config, cells, seed=0)
+            batch = BatchTensors.from_arrays(arrays, self.device)
+            if compiled:
+                for layer in network.encoder_part.encoder.layers:
+                    layer.compile(dynamic=shape == "expressed")  # as training does
+            step = self.tfx_step(network)
+            began = time.perf_counter()
+            losses = [step(batch).item()]
+            start_up = time.perf_counter() - began
+            seconds = engine_routes.seconds_of(
+                lambda: losses.append(step(batch)), self.device, self.n_steps
+            )
+            assert np.isfinite([losses[0], losses[-1].item()]).all(), "the loss is not finite"
+            lengths = np.asarray(cells)
+            flops = {
+                "mfu": self.size.flops_per_token(lengths),
+                "mfu_computed": self.size.flops_per_token(lengths, read_share=read_share(arrays)),
+            }
+            n_tokens = int(lengths.sum())
+            return {
+                "route": network._route.name,
+                "seconds": seconds,
+                "cells_per_second": len(lengths) / seconds,
+                "tokens_per_second": n_tokens / seconds,
+                **{name: count * n_tokens / seconds / peak for name, count in flops.items()},
+                "peak_gib": self.peak_gib(),
+                "first_step_seconds": start_up,
+            }
+
+        return self.fitting(shape, time_cells)
+
+    def time_original(self, shape: str, *, attention: str, dropout: float) -> dict:
+        """Steps of the originals' maths on padded cells."""
+        config = self.network(shape).config
+
+        def time_cells(cells: list[int]) -> dict:
             model = make_original(config, dropout=dropout, attention=attention).to(self.device)
-            arrays = make_batch(config, lengths[:n_cells], seed=0)
+            arrays = make_batch(config, cells, seed=0)
             inputs = {k: v.to(self.device) for k, v in padded_inputs(arrays, config).items()}
             optimiser = torch.optim.AdamW(model.parameters(), lr=TRAIN.learning_rate, fused=True)
             step = self.trainer(model, optimiser)
-            try:
-                seconds = engine_routes.seconds_of(
-                    lambda step=step, model=model, inputs=inputs: step(lambda: model(inputs)),
-                    self.device, max(self.n_steps // 2, 1),
-                )  # fmt: skip
-            except torch.OutOfMemoryError:
-                if n_cells == 1:
-                    raise
-                n_cells //= 2
-                continue
+            seconds = engine_routes.seconds_of(
+                lambda: step(lambda: model(inputs)), self.device, max(self.n_steps // 2, 1)
+            )
             return {
-                "cells": n_cells,
                 "seconds": seconds,
-                "cells_per_second": n_cells / seconds,
+                "cells_per_second": len(cells) / seconds,
                 "peak_gib": self.peak_gib(),
             }
+
+        return self.fitting(shape, time_cells)
 
     def route_losses(self) -> dict[str, float]:
         """Loss of one model, one batch, by route."""
@@ -244,13 +252,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
 
 
-def measure(bench: Bench) -> dict:
-    """Measure everything; what fails is told and the rest goes on."""
+def measure(bench: Bench, *, seconds: float) -> dict:
+    """Measure everything; what fails is told and the rest goes on, begun within so many seconds."""
     results: dict = {"machine": describe(bench.device), "errors": {}}
+    started = time.perf_counter()
 
     def note(name: str, work: Callable[[], object]) -> object:
         began = time.perf_counter()
         found = None
+        if began - started > seconds:
+            results["errors"][name] = "left out, no time was left"
+            return found
         try:
             found = work()
         except Exception as error:  # noqa: BLE001 (one kernel must not cost the other figures)
@@ -317,6 +329,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all")
     parser.add_argument("--out", type=Path, help="folder for engine_gpu.json and engine_gpu.md")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--seconds", type=float, default=330, help="begin no figure after these")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -325,7 +338,7 @@ def main() -> int:
         return 3
     from engine_gpu_tables import tables
 
-    results = measure(Bench(device, quick=arguments.quick))
+    results = measure(Bench(device, quick=arguments.quick), seconds=arguments.seconds)
     text = tables(results)
     print(text)
     if arguments.out:

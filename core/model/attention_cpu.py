@@ -1,9 +1,9 @@
-"""Attention on a CPU, cell by cell: no padding, and faster than torch's kernel in bf16.
+"""Attention on a CPU, cell by cell: no padding, and faster than torch's kernel.
 
-torch's CPU kernel has no form for packed cells, and in bf16 it reaches half of what plain batched
-matrix products do (measured: benchmarks/engine.md). Here the scores of a few cells or of a block of
-queries at a time are made, kept for the backward pass and used up there. What that would need more
-memory for than `KEPT_BYTES` goes to torch's kernel, cell by cell.
+torch's CPU kernel has no form for packed cells, and reaches half (bf16) to five sixths (fp32) of what
+plain batched matrix products do (measured: benchmarks/engine.md). Here the scores of some heads of a
+cell, or of a few short cells, are made at a time, in memory that stays in the cache. The weights are
+kept for the backward pass as far as `KEPT_BYTES` go; the others are made once more there.
 """
 
 import math
@@ -13,18 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from core.model.cell_bounds import CellBounds
 
 __all__ = ["KEPT_BYTES", "attend_per_cell"]
 
 #: Bytes of attention weights that one layer may keep for its backward pass.
-KEPT_BYTES = 512 * 2**20
-#: Bytes of scores made at a time: about what a core's cache holds.
-_BLOCK_BYTES = 4 * 2**20
-#: fp32 cells shorter than this are quicker with plain products than with torch's kernel.
-_SHORT_FP32 = 256
+KEPT_BYTES = 256 * 2**20
+#: Bytes of scores made at a time: with their products about what a core's cache holds.
+_BLOCK_BYTES = 2 * 2**20
 
 
 def attend_per_cell(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
@@ -46,27 +43,8 @@ def attend_per_cell(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout
     (queries, heads, width).
     """
     assert dropout == 0.0, "refused by resolve_attention"
-    if _takes_own(q, bounds):
-        own: Tensor = _PerCell.apply(q, k, v, bounds)  # type: ignore[no-untyped-call]
-        return own
-    parts = []
-    for first, last in bounds.equal_runs:
-        one = (last - first, -1, *q.shape[1:])  # (cells, length, heads, width)
-        queries = q[bounds.queries[first] : bounds.queries[last]]
-        if len(queries) == 0:
-            continue
-        span = slice(bounds.keys[first], bounds.keys[last])
-        q_run, k_run, v_run = (x.view(one).transpose(1, 2) for x in (queries, k[span], v[span]))
-        out = functional.scaled_dot_product_attention(q_run, k_run, v_run)
-        parts.append(out.transpose(1, 2).reshape(queries.shape))
-    return torch.cat(parts) if parts else q.clone()  # no query: but the graph goes on
-
-
-def _takes_own(q: Tensor, bounds: CellBounds) -> bool:
-    if q.dtype == torch.float32 and bounds.max_keys >= _SHORT_FP32:
-        return False
-    n_scores = int(np.dot(np.diff(bounds.keys).astype(np.int64), np.diff(bounds.queries)))
-    return n_scores * q.shape[1] * q.element_size() <= KEPT_BYTES
+    attended: Tensor = _PerCell.apply(q, k, v, bounds)  # type: ignore[no-untyped-call]
+    return attended
 
 
 @dataclass(frozen=True)
@@ -76,77 +54,108 @@ class _Block:
     Attributes
     ----------
     n_cells
-        Cells of equal shape, or one cell, or some queries of one.
-    queries, keys
+        Cells of equal shape with all their heads, or one cell.
+    heads, queries, keys
         Where they stand among all.
     continues
-        Whether the keys had queries in the block before.
+        Whether these heads of the keys had queries in the block before.
     """
 
     n_cells: int
+    heads: slice
     queries: slice
     keys: slice
     continues: bool = False
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the scores: (heads x cells, queries, keys)."""
+        n_heads, n_queries, n_keys = (
+            span.stop - span.start for span in (self.heads, self.queries, self.keys)
+        )
+        return n_heads * self.n_cells, n_queries // self.n_cells, n_keys // self.n_cells
+
+    def part_of(self, scratch: Tensor) -> Tensor:
+        """As much of it as the scores need."""
+        return scratch[: math.prod(self.shape)].view(self.shape)
+
     def take(self, x: Tensor, span: slice) -> Tensor:
         """(heads, tokens, width) to (heads x cells, length, width)."""
-        part = x[:, span]
-        if self.n_cells == 1:
-            return part
-        return part.reshape(len(x) * self.n_cells, -1, x.shape[-1])
+        part = x[self.heads, span]
+        return part if self.n_cells == 1 else part.reshape(len(part) * self.n_cells, -1, x.shape[2])
 
-    def put(self, x: Tensor, span: slice, part: Tensor) -> None:
-        """Put (heads x cells, length, width) to its place among (heads, tokens, width)."""
-        part = part.view(len(x), -1, x.shape[-1])
-        if self.continues and span == self.keys:
-            x[:, span] += part
+    def put(self, a: Tensor, b: Tensor, out: Tensor, span: slice, scale: float = 1.0) -> None:
+        """Put the product of a and b to its place among (heads, tokens, width)."""
+        place = out[self.heads, span]
+        if self.n_cells > 1:
+            product = place.new_empty(len(a), a.shape[1], b.shape[2])
+            _product(a, b, scale, product)
+            place.copy_(product.view(place.shape))
+        elif self.continues and span == self.keys:
+            place.baddbmm_(a, b, alpha=scale)
         else:
-            x[:, span] = part
+            _product(a, b, scale, place)
 
 
-def _blocks(bounds: CellBounds, *, bytes_per_score: int) -> list[_Block]:
-    """Cut a batch to blocks of about `_BLOCK_BYTES`; a score takes that many bytes over all heads."""
+def _blocks(bounds: CellBounds, n_heads: int, element_bytes: int) -> list[_Block]:
+    """Cut a batch to blocks of about `_BLOCK_BYTES`."""
     blocks = []
     for first, last in bounds.equal_runs:
         n_queries = int(bounds.queries[first + 1] - bounds.queries[first])
         n_keys = int(bounds.keys[first + 1] - bounds.keys[first])
         if n_queries == 0:
             continue
-        at_once = max(_BLOCK_BYTES // (n_queries * n_keys * bytes_per_score), 1)
-        rows = max(_BLOCK_BYTES // (n_keys * bytes_per_score) // 32 * 32, 64)
-        for cell in range(first, last, at_once):
-            end = min(cell + at_once, last)
+        at_once = max(_BLOCK_BYTES // (n_queries * n_keys * element_bytes), 1)  # cell's heads
+        cells_at_once = max(at_once // n_heads, 1)
+        heads_at_once = _even(n_heads, min(at_once, n_heads))
+        rows = _even(n_queries, max(_BLOCK_BYTES // (n_keys * element_bytes), 64))
+        for cell in range(first, last, cells_at_once):
+            end = min(cell + cells_at_once, last)
             keys = slice(int(bounds.keys[cell]), int(bounds.keys[end]))
             begin, stop = int(bounds.queries[cell]), int(bounds.queries[end])
-            step = stop - begin if end - cell > 1 else rows
+            step = rows if end - cell == 1 else stop - begin
             blocks += [
-                _Block(end - cell, slice(at, min(at + step, stop)), keys, continues=at > begin)
+                _Block(
+                    end - cell,
+                    slice(head, min(head + heads_at_once, n_heads)),
+                    slice(at, min(at + step, stop)),
+                    keys,
+                    continues=at > begin,
+                )
+                for head in range(0, n_heads, heads_at_once)
                 for at in range(begin, stop, step)
             ]
     return blocks
 
 
+def _even(n: int, most: int) -> int:
+    """Size of equal parts of n, at most so large."""
+    return -(-n // -(-n // most))
+
+
 class _PerCell(torch.autograd.Function):
-    """softmax(q k^T / sqrt(width)) v within each cell; the weights are kept for the way back."""
+    """softmax(q k^T / sqrt(width)) v within each cell."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds) -> Tensor:  # noqa: ANN401
-        scale = 1 / math.sqrt(q.shape[-1])
-        blocks = _blocks(bounds, bytes_per_score=q.shape[1] * q.element_size())
+        ctx.scale = 1 / math.sqrt(q.shape[2])
+        ctx.blocks = _blocks(bounds, q.shape[1], q.element_size())
+        ctx.has_unasked_keys = bool((np.diff(bounds.queries) == 0).any())
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))  # (heads, tokens, width)
         out = torch.empty_like(q)
-        kept = []
+        scores, spare = _scratch(ctx.blocks, q), _scratch(ctx.blocks, q)
+        free = KEPT_BYTES if any(ctx.needs_input_grad) else 0
+        kept: list[Tensor] = []
         with torch.autocast("cpu", enabled=False):
-            for block in blocks:
-                scores = _product(
-                    block.take(q, block.queries), block.take(k, block.keys).transpose(1, 2), scale
-                )
-                weights = torch.softmax(scores, dim=-1)
-                kept.append(weights)
-                attended = torch.bmm(weights, block.take(v, block.keys))
-                block.put(out, block.queries, attended)
-        ctx.blocks, ctx.scale = blocks, scale
-        ctx.has_unasked_keys = bool((np.diff(bounds.queries) == 0).any())
+            for block in ctx.blocks:
+                free -= math.prod(block.shape) * q.element_size()
+                if free >= 0:
+                    weights = q.new_empty(block.shape)
+                    kept.append(weights)
+                else:
+                    weights = block.part_of(spare)
+                _weigh(block, q, k, ctx.scale, block.part_of(scores), weights)
+                block.put(weights, block.take(v, block.keys), out, block.queries)
         ctx.save_for_backward(q, k, v, *kept)
         return out.transpose(0, 1)
 
@@ -156,19 +165,38 @@ class _PerCell(torch.autograd.Function):
         gradient = gradient.transpose(0, 1).contiguous()
         empty = torch.zeros_like if ctx.has_unasked_keys else torch.empty_like
         dq, dk, dv = torch.empty_like(q), empty(k), empty(v)
-        for block, weights in zip(ctx.blocks, kept, strict=True):
-            given = block.take(gradient, block.queries)
-            dweights = torch.bmm(given, block.take(v, block.keys).transpose(1, 2))
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            block.put(dq, block.queries, _product(dscores, block.take(k, block.keys), ctx.scale))
-            from_queries = _product(
-                dscores.transpose(1, 2), block.take(q, block.queries), ctx.scale
-            )
-            block.put(dk, block.keys, from_queries)
-            block.put(dv, block.keys, torch.bmm(weights.transpose(1, 2), given))
+        scores, spare = _scratch(ctx.blocks, q), _scratch(ctx.blocks, q)
+        with torch.autocast("cpu", enabled=False):
+            for number, block in enumerate(ctx.blocks):
+                if number < len(kept):
+                    weights = kept[number]
+                else:
+                    weights = block.part_of(spare)
+                    _weigh(block, q, k, ctx.scale, block.part_of(scores), weights)
+                asked, given = block.take(q, block.queries), block.take(gradient, block.queries)
+                dscores = block.part_of(scores)
+                torch.bmm(given, block.take(v, block.keys).transpose(1, 2), out=dscores)
+                torch._softmax_backward_data(dscores, weights, -1, q.dtype, grad_input=dscores)
+                block.put(dscores, block.take(k, block.keys), dq, block.queries, ctx.scale)
+                block.put(dscores.transpose(1, 2), asked, dk, block.keys, ctx.scale)
+                block.put(weights.transpose(1, 2), given, dv, block.keys)
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None
 
 
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _scratch(blocks: list[_Block], like: Tensor) -> Tensor:
+    """Room for the scores of any block."""
+    return like.new_empty(max((math.prod(block.shape) for block in blocks), default=0))
+
+
+def _weigh(
+    block: _Block, q: Tensor, k: Tensor, scale: float, scores: Tensor, weights: Tensor
+) -> None:
+    """Make the attention weights of a block; the scores are only room to work in."""
+    keys = block.take(k, block.keys).transpose(1, 2)
+    _product(block.take(q, block.queries), keys, scale, scores)
+    torch.softmax(scores, dim=-1, out=weights)
+
+
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:
     """Scaled batched matrix product in one pass."""
-    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+    torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale, out=out)

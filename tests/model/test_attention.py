@@ -112,14 +112,25 @@ def test_a_route_in_bf16_equals_the_reference_of_the_rounded_inputs(name, shape)
         np.testing.assert_allclose(one, wanted, atol=0.05, rtol=0.02)
 
 
-@pytest.mark.parametrize("kept", [0, 2**30], ids=["torch's kernel", "own products"])
-@pytest.mark.parametrize("block", [1, 10_000, 2**22], ids=["64 rows", "a few", "all at once"])
-def test_a_cpu_cell_may_be_cut_into_blocks_of_queries(monkeypatch, kept, block):
+@pytest.mark.parametrize("kept", [0, 500_000, 2**30], ids=["kept none", "some", "all"])
+@pytest.mark.parametrize("block", [1, 200_000, 400_000, 2**22], ids=["rows", "1", "2", "cells"])
+def test_a_cpu_cell_may_be_cut_into_heads_and_blocks_of_queries(monkeypatch, kept, block):
+    """What is kept for the backward pass is bounded; the rest is made again there, to the same end."""
     monkeypatch.setattr("core.model.attention_cpu._BLOCK_BYTES", block)
     monkeypatch.setattr("core.model.attention_cpu.KEPT_BYTES", kept)
     shape = ([150, 150, 7, 7, 200], [150, 150, 7, 7, 90])
-    for found, wanted in zip(outcome(attend_per_cell, *shape), expected(*shape), strict=True):
+    held = []
+
+    def attend(q, k, v, bounds, dropout):
+        out = attend_per_cell(q, k, v, bounds, dropout)
+        held.extend(out.grad_fn.saved_tensors[3:])
+        return out
+
+    for found, wanted in zip(outcome(attend, *shape), expected(*shape), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-12, rtol=0)
+    n_bytes = 8 * HEADS * sum(n_keys * n_queries for n_keys, n_queries in zip(*shape, strict=True))
+    assert sum(x.nbytes for x in held) <= min(kept, n_bytes)
+    assert (kept < n_bytes) or sum(x.nbytes for x in held) == n_bytes
 
 
 def test_a_cpu_route_works_inside_autocast():
