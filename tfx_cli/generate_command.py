@@ -89,6 +89,12 @@ def generate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output file.")
     ] = False,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve", help="Answer requests of another program: JSON lines on stdin and stdout."
+        ),
+    ] = False,
     as_json: JsonOutput = False,
 ) -> None:
     """Generate synthetic cells of the phenotypes asked for, as an .h5ad file.
@@ -105,6 +111,14 @@ def generate(
     request = phenotype_request(
         sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
     )
+    if serve:
+        if request or plot is not None or as_json:
+            message = "--serve takes its requests from stdin: leave the others out but for --run"
+            raise ConfigurationError(message)
+        from tfx_cli.generate_service import serve_stdin  # pydantic, 100 ms
+
+        serve_stdin(model_folder(run))
+        return
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None and plot.suffix != ".png":
         message = f"--plot {plot}: pictures are written as .png; name it {plot.with_suffix('.png')}"

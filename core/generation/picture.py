@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from core.cells.genes import GenePanel
+from core.generation.profile import principal_plane
 
 __all__ = ["comparison_png"]
 
@@ -75,13 +76,10 @@ def comparison_png(
     genes_axes.set_yticks([])
     genes_axes.set_title("genes per cell", fontsize=10)
 
-    dense = [cells[:_MOST_POINTS].toarray() for cells in (real, generated)]
-    centre = dense[0].mean(axis=0)
-    axes = np.linalg.svd(dense[0] - centre, full_matrices=False)[2][:2]
-    for cells, colour, mark in zip(dense, (_REAL, _GENERATED), ("o", "x"), strict=True):
-        at = (cells - centre) @ axes.T
+    _, *places, _ = principal_plane(real, generated, max_points=_MOST_POINTS)
+    for at, colour, mark in zip(places, (_REAL, _GENERATED), ("o", "x"), strict=True):
         pca_axes.scatter(
-            at[:, 0], at[:, -1], s=8, color=colour, marker=mark, linewidths=0.7, alpha=0.6
+            at[:, 0], at[:, 1], s=8, color=colour, marker=mark, linewidths=0.7, alpha=0.6
         )
     pca_axes.set_xticks([])
     pca_axes.set_yticks([])

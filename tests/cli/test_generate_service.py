@@ -1,0 +1,169 @@
+"""`tfx generate --serve`: JSON lines in, JSON lines out."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import anndata
+import numpy as np
+import pytest
+
+from core.errors import DataError
+from tfx_cli.generate_service import serve
+
+
+def ask(folder, *requests):
+    """Serve a model to requests, which are objects or raw lines; return the events."""
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in requests]
+    events = []
+    serve(folder, lines, events.append)
+    return events
+
+
+def of_kind(events, kind):
+    return [event for event in events if event["event"] == kind]
+
+
+@pytest.fixture
+def model(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tiny_run / "model"
+
+
+def test_a_request_is_answered_by_progress_and_cells_with_their_profile(model, tmp_path):
+    request = {"sex": "Female", "tissue": "lung"}
+    events = ask(model, {"id": 1, "request": request, "cells": 30, "output": "new/lung.h5ad"})
+    loading, ready, *rest = events
+    assert loading == {"event": "loading", "model": str(model)}
+    assert ready["event"] == "ready"
+    assert ready["phenotypes"]["sex"] == ["female", "male"]
+    assert sum(ready["training_cells"]["sex"]) == sum(ready["combinations"]["counts"])
+    assert ready["defaults"]["steps"] == 4
+    assert (ready["simulated"], ready["real_cells"], ready["notes"]) == (True, True, [])
+    progress = of_kind(rest, "progress")
+    assert [event["done"] for event in progress] == sorted(event["done"] for event in progress)
+    assert progress[-1] == {"event": "progress", "id": 1, "done": 30, "total": 30}
+    cells = rest[-1]
+    assert (cells["event"], cells["id"], cells["cells"]) == ("cells", 1, 30)
+    assert cells["output"] == "new/lung.h5ad"
+    written = anndata.read_h5ad(tmp_path / "new" / "lung.h5ad")
+    assert (written.obs["sex"] == "female").all()
+
+    profile = cells["profile"]
+    names = profile["genes"]["names"]
+    xist = names.index("XIST")
+    mean = np.asarray(written.X.mean(axis=0)).ravel()
+    at = list(written.var["gene_symbol"]).index("XIST")
+    assert profile["genes"]["generated_mean"][xist] == pytest.approx(mean[at], abs=1e-3)
+    assert profile["genes"]["real_mean"][xist] > 1
+    assert len(profile["detected_genes"]["generated"]) == 30
+    assert len(profile["embedding"]["real"]) == profile["real_cells"] > 0
+    assert profile["training_cells"] > 0
+    assert profile["compared_with"] in ("held-out", "training and held-out")
+    assert profile["fidelity"]["n_generated"] == 30
+
+
+def test_the_command_line_of_a_profile_writes_the_same_cells(tfx, model, tmp_path):
+    (cells,) = of_kind(
+        ask(model, {"id": 1, "request": {"cell_type": "B cell"}, "cells": 9, "seed": 3, "steps": 2,
+                    "guidance": 0.5, "unspecified": "none", "output": "served.h5ad"}),
+        "cells",
+    )  # fmt: skip
+    name, *arguments = shlex.split(cells["profile"]["command"])
+    assert name == "tfx"
+    assert arguments[-2:] == ["-o", "served.h5ad"]
+    result = tfx(*arguments[:-1], "typed.h5ad")
+    assert result.code == 0, result.stderr
+    served, typed = (anndata.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("served", "typed"))
+    np.testing.assert_array_equal(served.X.toarray(), typed.X.toarray())
+
+
+@pytest.mark.parametrize(
+    ("line", "number", "words"),
+    [
+        ("{", None, "one JSON object a line"),
+        ("[1]", None, "must be a JSON object"),
+        ({"request": {}}, None, "request: id"),
+        ({"id": 7, "request": {"sex": "femal"}}, 7, "did you mean 'female'"),
+        ({"id": 7, "request": {"treatment": "x"}}, 7, "has no phenotype 'treatment'"),
+        ({"id": 7, "cells": 0}, 7, "request: cells: input should be greater"),
+        ({"id": 7, "cells": 10**12}, 7, "cannot generate 1,000,000,000,000 cells"),
+        ({"id": 7, "stepps": 3}, 7, "request: stepps: extra inputs are not permitted"),
+        ({"id": 7, "temperature": "hot"}, 7, "request: temperature"),
+        ({"id": 7, "output": "there.h5ad"}, 7, "--output there.h5ad exists"),
+        ({"id": 7, "output": "cells.csv"}, 7, "written as .h5ad"),
+    ],
+)
+def test_an_unfit_request_is_an_error_event_and_the_next_is_answered(
+    model, tmp_path, line, number, words
+):
+    (tmp_path / "there.h5ad").write_bytes(b"precious")
+    events = ask(model, line, {"id": 8, "cells": 2})
+    (error,) = of_kind(events, "error")
+    assert error["id"] == number
+    assert words in error["message"]
+    assert "\n" not in error["message"]
+    assert events[-1]["event"] == "cells"
+    assert events[-1]["output"] is None
+    assert (tmp_path / "there.h5ad").read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "there.h5ad"}
+
+
+def test_a_request_can_be_taken_back_while_its_cells_are_drawn(model, tmp_path):
+    events, may_cancel, is_cancelled = [], threading.Event(), threading.Event()
+
+    def lines():
+        yield json.dumps({"id": "a", "cells": 500, "steps": 4, "output": "a.h5ad"})
+        assert may_cancel.wait(60)
+        yield json.dumps({"cancel": "a"})
+        yield json.dumps({"id": "b", "cells": 2})
+        is_cancelled.set()
+
+    def listen(event):
+        events.append(event)
+        if event["event"] == "progress" and event["id"] == "a":
+            may_cancel.set()
+            assert is_cancelled.wait(60)
+
+    serve(model, lines(), listen)
+    assert of_kind(events, "cancelled") == [{"event": "cancelled", "id": "a"}]
+    assert [event["id"] for event in of_kind(events, "cells")] == ["b"]
+    assert not (tmp_path / "a.h5ad").exists()
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_ends_the_process(tmp_path):
+    events = []
+    with pytest.raises(DataError, match="not a model folder"):
+        serve(tmp_path, [], events.append)
+    assert [event["event"] for event in events] == ["loading", "error"]
+    assert "not a model folder" in events[1]["message"]
+
+
+@pytest.mark.parametrize("arguments", [("--sex", "male"), ("--json",), ("--plot", "a.png")])
+def test_serving_takes_its_requests_from_stdin_alone(tfx, tiny_run, arguments):
+    result = tfx("generate", "--serve", *arguments)
+    assert (result.code, result.stdout) == (2, "")
+    assert "--serve takes its requests from stdin" in result.stderr
+
+
+def test_the_process_speaks_json_alone_and_ends_on_eof_and_on_sigterm(tiny_run, tmp_path):
+    command = [sys.executable, "-m", "tfx_cli", "generate", "--serve", "--run", str(tiny_run)]
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert json.loads(child.stdout.readline())["event"] == "loading"
+    assert json.loads(child.stdout.readline())["event"] == "ready"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 0
+    assert "Traceback" not in child.communicate()[1]
+    done = subprocess.run(
+        command, input='{"id": 1, "cells": 2}\n{"id": 2, "cells": 2}', capture_output=True,
+        text=True, check=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    kinds = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert kinds[:2] == ["loading", "ready"]
+    assert kinds.count("cells") == 2
