@@ -174,8 +174,14 @@ class LineFollower:
         #: How often the file was started over; what was read before is then void.
         self.n_restarts = 0
 
-    def poll(self) -> list[dict[str, Any]]:
-        """Return the records added since the last call; none if the file is not there."""
+    def poll(self, *, most_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Return the records added since the last call; none if the file is not there.
+
+        Parameters
+        ----------
+        most_bytes
+            Read about this much at most, whole lines: `offset` tells whether it got further.
+        """
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -188,12 +194,19 @@ class LineFollower:
                 if status.st_size == self._offset:
                     return []
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read() if most_bytes is None else file.read(most_bytes)
+                if b"\n" not in data:  # a line longer than that
+                    data += file.read()
         except OSError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return list(self._records(whole))
+
+    @property
+    def offset(self) -> int:
+        """Bytes read so far, up to the end of the last whole line."""
+        return self._offset
 
     def _records(self, data: bytes) -> Iterator[dict[str, Any]]:
         for line in data.split(b"\n"):
