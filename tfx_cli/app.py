@@ -59,6 +59,12 @@ COMMANDS: tuple[LazyCommand, ...] = (
     LazyCommand(
         "presets", "tfx_cli.presets_command:app", "Project", "List, show and check presets."
     ),
+    LazyCommand(
+        "doctor",
+        "tfx_cli.doctor_command:doctor",
+        "Project",
+        "Report whether this machine is fit for tfx, with fixes.",
+    ),
 )
 
 
