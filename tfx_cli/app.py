@@ -60,6 +60,12 @@ COMMANDS: tuple[LazyCommand, ...] = (
         "presets", "tfx_cli.presets_command:app", "Project", "List, show and check presets."
     ),
     LazyCommand(
+        "init",
+        "tfx_cli.init_command:init",
+        "Project",
+        "Write a preset for your own files, from looking at them.",
+    ),
+    LazyCommand(
         "doctor",
         "tfx_cli.doctor_command:doctor",
         "Project",

@@ -9,7 +9,7 @@ from core.errors import ConfigurationError
 __all__ = ["check_output"]
 
 
-def check_output(path: Path, suffixes: Sequence[str], *, what: str, overwrite: bool) -> None:
+def check_output(path: Path, suffixes: Sequence[str], *, what: str, overwrite: bool | None) -> None:
     """Check that a file can be written.
 
     Parameters
@@ -21,7 +21,7 @@ def check_output(path: Path, suffixes: Sequence[str], *, what: str, overwrite: b
     what
         Is written, for the message ("cells").
     overwrite
-        Whether a file that is there may be replaced.
+        Whether a file that is there may be replaced; None where the command never does that.
 
     Raises
     ------
@@ -44,5 +44,6 @@ def check_output(path: Path, suffixes: Sequence[str], *, what: str, overwrite: b
         message = f"--output {path}: {nearest} {reason}; choose another place"
         raise ConfigurationError(message)
     if path.exists() and not overwrite:
-        message = f"--output {path} exists; choose another name or add --overwrite"
+        or_overwrite = "" if overwrite is None else " or add --overwrite"
+        message = f"--output {path} exists; choose another name{or_overwrite}"
         raise ConfigurationError(message)
