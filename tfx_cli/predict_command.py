@@ -95,7 +95,7 @@ def predict(
             _write_table(output, _table(answers, cells, prefix, least))
         else:
             with AnnotatedCopy(file, output) as copy:
-                asked = [n for n in model.config.phenotypes if n not in {h.name for h in hints}]
+                asked = [n for n in model.config.answered if n not in {h.name for h in hints}]
                 copy.refuse_taken(
                     *(f"obs/{prefix}{name}{end}" for name in asked for end in _ENDINGS),
                     remedy="choose another --prefix",

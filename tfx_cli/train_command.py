@@ -100,7 +100,9 @@ def train(
     from core.training.engine import train as train_model
     from core.training.machine import choose_machine
     from core.training.setup import check_preset
+    from core.training.start_weights import take_shape_of_start
 
+    resolved = take_shape_of_start(resolved)
     choose_machine(resolved.preset.train)
     check_preset(resolved.preset)
     if dry_run:
@@ -141,7 +143,7 @@ def train(
             "validation": result.validation,
         },
         as_json=as_json,
-        text=lambda: _summary(result),
+        text=lambda: _summary(result, is_classifier=resolved.preset.classified is not None),
     )
 
 
@@ -227,7 +229,7 @@ def _store_of_run(folder: Path) -> "Store":
     return store
 
 
-def _summary(result: "TrainResult") -> "Iterator[RenderableType]":
+def _summary(result: "TrainResult", *, is_classifier: bool) -> "Iterator[RenderableType]":
     yield f"{result.run}: {result.steps:,} steps; the model is that of step {result.best_step:,}"
     rows = [
         [name.removeprefix("acc/"), f"{value:.3f}"]
@@ -239,4 +241,7 @@ def _summary(result: "TrainResult") -> "Iterator[RenderableType]":
         yield make_table(["validation: mask accuracy", ""], rows)
     yield ""
     yield f"next: tfx eval {result.run}"
+    if is_classifier:
+        yield f"      tfx predict new.h5ad -o labelled.h5ad --run {result.run}"
+        return
     yield f"      tfx generate --run {result.run} -n 1000 -o cells.h5ad"

@@ -66,7 +66,8 @@ class BatchEncoder:
         max_length: int,
         bins_on_device: bool = False,
     ) -> None:
-        self.bins_on_device = bins_on_device
+        # On the device the bins of masked genes are made as answers, which a classifier has not.
+        self.bins_on_device = bins_on_device and tokens.classified is None
         self.tokens = tokens
         self.values = values
         self.max_length = max_length

@@ -2,7 +2,9 @@
 
     [CLS] [SEX] ... [START] genes of cell 0 [END] [CLS] [SEX] ... [START] genes of cell 1 [END] ...
 
-Which genes a cell has, and what is hidden, is decided by `batches`.
+Which genes a cell has, and what is hidden, is decided by `batches`. A classifier is asked one thing,
+at [CLS]: whatever a caller wants shown, its input never holds what it is asked, nor a phenotype that
+it was not trained with.
 """
 
 from collections.abc import Sequence
@@ -68,6 +70,8 @@ def pack(
         (cells, phenotypes), labels and how they are shown.
     """
     n_cells, n_slots = codes.shape
+    if tokens.classified is not None:
+        states = _states_of_classifier(tokens, states)
     width = n_slots + 2
     keep = np.ones((n_cells, width), dtype=bool)
     keep[:, 1:-1] = states != Show.DROPPED
@@ -91,22 +95,41 @@ def pack(
     before_genes = np.cumsum(header) + np.arange(n_cells)  # tokens that are no genes, until here
     asked_cell, asked_slot = np.nonzero((states == Show.MASKED) & (codes >= 0))
     place = np.cumsum(keep, axis=1) - 1
+    asked_place = place[asked_cell, asked_slot + 1]
+    gene_position = (genes.masked_at + np.repeat(before_genes, genes.n_masked)).astype(np.int32)
+    gene_cell = np.repeat(np.arange(n_cells, dtype=np.int32), genes.n_masked)
+    asked_genes = slice(None)
+    if tokens.classified is not None:
+        asked_genes = slice(0)
+        asked_place = np.zeros_like(asked_place)  # of [CLS]
     return CellBatch(
         identity=identity,
         value=value,
         number=number,
         cu_seqlens=cu_seqlens,
-        gene_position=(genes.masked_at + np.repeat(before_genes, genes.n_masked)).astype(np.int32),
-        gene_cell=np.repeat(np.arange(n_cells, dtype=np.int32), genes.n_masked),
-        gene=genes.gene,
-        gene_target=genes.target,
-        phenotype_position=cu_seqlens[asked_cell] + place[asked_cell, asked_slot + 1],
+        gene_position=gene_position[asked_genes],
+        gene_cell=gene_cell[asked_genes],
+        gene=genes.gene[asked_genes],
+        gene_target=genes.target[asked_genes],
+        phenotype_position=cu_seqlens[asked_cell] + asked_place,
         phenotype_cell=asked_cell,
         phenotype_slot=asked_slot,
         phenotype_target=codes[asked_cell, asked_slot],
         mask_share=genes.mask_share,
         pending=genes.pending,
     )
+
+
+def _states_of_classifier(tokens: TokenSpace, states: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Mask the phenotype that is asked; write [NO_*] for the others but those that are given."""
+    assert tokens.classified is not None
+    allowed = np.full_like(states, Show.NOT_SPECIFIED)
+    for name in tokens.given:
+        slot = tokens.names.index(name)
+        is_shown = (states[:, slot] == Show.VALUE) | (states[:, slot] == Show.DROPPED)
+        allowed[is_shown, slot] = states[is_shown, slot]
+    allowed[:, tokens.names.index(tokens.classified)] = Show.MASKED
+    return allowed
 
 
 def _join(

@@ -13,7 +13,7 @@ asked for at once. Which process works a lane is `core.training.lanes`' business
 step are the same on one process as on many.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -97,6 +97,9 @@ class BlockSampler:
         (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
     lane, lanes
         Which stream this is, and how many there are.
+    rows_of_epoch
+        Epoch -> as many rows, ascending, repeats allowed: other cells for every epoch (not with
+        ``lengths``). Default: ``rows``.
     block_cells, pool_cells
         Cells per block and pool.
 
@@ -116,10 +119,12 @@ class BlockSampler:
         tokens_per_batch: int | None = None,
         lane: int = 0,
         lanes: int = 1,
+        rows_of_epoch: Callable[[int], NDArray[np.int64]] | None = None,
         block_cells: int = BLOCK_CELLS,
         pool_cells: int = POOL_CELLS,
     ) -> None:
         assert (lengths is None) == (tokens_per_batch is None), "both or none"
+        assert lengths is None or rows_of_epoch is None, "lengths are those of rows"
         self.rows, self.lengths, self.seed = rows, lengths, seed
         self.lane, self.lanes = lane, lanes
         n_cells = len(rows)
@@ -137,6 +142,7 @@ class BlockSampler:
         )
         smallest = np.sort(self.block_weights)[: len(self.block_starts) // lanes].sum()
         self.quota = min(self._full_quota(batch_size, tokens_per_batch), int(smallest))
+        self._rows_of = lru_cache(maxsize=2)(rows_of_epoch or (lambda _: rows))
         self._order_of = lru_cache(maxsize=2)(self._order)
         self._pool_of = lru_cache(maxsize=2)(self._pool)
 
@@ -256,4 +262,4 @@ class BlockSampler:
         order = rng.permutation(len(places))
         weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
         starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)
-        return Pool(self.rows[places], order, starts)
+        return Pool(self._rows_of(epoch)[places], order, starts)

@@ -40,12 +40,18 @@ class TokenSpace:
         Bins of a gene, bin 0 included; continuous: 1, the token "a number follows".
     layout
         "ranked" or "expressed".
+    classified
+        The phenotype that [CLS] answers in a classifier; None: every masked slot answers itself.
+    given
+        Phenotypes that a classifier is shown.
     """
 
     phenotypes: dict[str, tuple[str, ...]]
     n_genes: int
     n_bins: int
     layout: Literal["ranked", "expressed"]
+    classified: str | None = None
+    given: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -148,6 +154,9 @@ class TokenSpace:
         n_bins: int,
         *,
         layout: Literal["ranked", "expressed"],
+        classified: str | None = None,
+        given: Sequence[str] = (),
     ) -> "TokenSpace":
         """Make a token space from a store's vocabularies."""
-        return cls({name: tuple(v) for name, v in phenotypes.items()}, n_genes, n_bins, layout)
+        values = {name: tuple(v) for name, v in phenotypes.items()}
+        return cls(values, n_genes, n_bins, layout, classified, tuple(given))

@@ -91,6 +91,10 @@ class ValueEncoder:
         """Whether all genes have the same edges."""
         return self.edges.ndim == 1
 
+    def take(self, genes: NDArray[np.integer[Any]]) -> "ValueEncoder":
+        """Return the encoder of some of the genes."""
+        return self if self.edges_are_shared else ValueEncoder(self.kind, self.edges[genes])
+
     @cached_property
     def _edge_rows(self) -> FloatArray:
         """(bins - 1, ...), an edge of all genes in one piece of memory."""

@@ -37,7 +37,7 @@ class Conditions:
     phenotypes
         Cells, and phenotype -> condition -> figures.
     genes
-        Hidden genes by mask rate; see `core.evaluation.gene_report`.
+        Hidden genes by mask rate; see `core.evaluation.gene_report`. A classifier has none.
     gene_table
         A row per gene and rate.
     """
@@ -78,13 +78,14 @@ def evaluate_conditions(
     for rate in MASK_RATES:
         told, genes = evaluate_at_rate(model, store, some, rate, seed=seed, on_progress=on_progress)
         answers[f"masked_{rate}"] = told
-        scores.append(genes)
+        scores += [genes] if model.config.classified is None else []
     donors = None if store.donors is None else np.asarray(store.donors[some])
     codes = np.asarray(store.phenotype_codes[some])
     phenotypes: dict[str, Any] = {}
-    for slot, (name, values) in enumerate(store.phenotypes.items()):
+    for name, slot in model.config.answered.items():
         if not (codes[:, slot] >= 0).any():
             continue
+        values = store.phenotypes[name]
         report = report_answers(
             name, values, codes[:, slot], {one: told[name] for one, told in answers.items()},
             donors=donors, donor_names=store.donor_names or (), seed=seed,
@@ -95,6 +96,6 @@ def evaluate_conditions(
         }
     return Conditions(
         {"cells": len(some), "phenotypes": phenotypes},
-        report_genes(scores, model.panel, len(some)),
-        gene_table(scores, model.panel),
+        report_genes(scores, model.panel, len(some)) if scores else {},
+        gene_table(scores, model.panel) if scores else [],
     )

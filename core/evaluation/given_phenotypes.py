@@ -29,10 +29,12 @@ def predict_given_others(
 
     Returns
     -------
-    phenotype -> (cells, values) probabilities; empty for a model of fewer than two phenotypes.
+    phenotype -> (cells, values) probabilities; empty for a model of fewer than two phenotypes, and
+    for a classifier that is given none.
     """
-    names = list(model.config.phenotypes)
-    if len(names) < 2:
+    config = model.config
+    names = list(config.answered)
+    if len(config.phenotypes) < 2 or (config.classified is not None and not config.given):
         return {}
     network = model.network.eval()
     device = next(network.parameters()).device
@@ -41,7 +43,7 @@ def predict_given_others(
     for number, start in enumerate(range(0, len(rows), batch_size)):
         some = rows[start : start + batch_size]
         cells, known = reader.read(some), np.asarray(store.phenotype_codes[some])
-        for slot, name in enumerate(names):
+        for name, slot in config.answered.items():
             codes = known.copy()
             codes[:, slot] = 0  # hidden from the model; a zero makes it a question, label or not
             rng = np.random.default_rng([seed, number, 19])

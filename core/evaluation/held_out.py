@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from core.cells.cell_filter import CellFilter, describe_no_match
+from core.cells.one_against_rest import OneAgainstRest
 from core.cells.store import Split, Store
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
@@ -70,6 +71,9 @@ def evaluate_held_out(
     DataError
         The split has no cells, or none that match.
     """
+    asked = model.config.answered
+    if model.config.classified is not None and model.config.positive is not None:
+        store = OneAgainstRest(store, model.config.classified, model.config.positive)
     rows = store.rows(split)
     if len(rows) == 0:
         message = (
@@ -95,18 +99,18 @@ def evaluate_held_out(
         train_rows = np.sort(rng.choice(train_rows, MAX_BASELINE_CELLS, replace=False))
 
     probabilities = predict_phenotypes(model, store, rows, seed=seed, on_progress=on_progress)
-    masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
-    scored = KnownCells.of_store(store, rows, model.panel)
+    slots = list(asked.values())
+    scored = KnownCells.of_store(store, rows, model.panel).of_slots(slots)
     notes = [
         f"{name}: no {split} cell has a label; not scored"
-        for slot, name in enumerate(store.phenotypes)
+        for slot, name in enumerate(asked)
         if not (scored.codes[:, slot] >= 0).any()
     ]
     section = report_phenotypes(
-        store.phenotypes,
+        {name: store.phenotypes[name] for name in asked},
         probabilities,
         scored,
-        KnownCells.of_store(store, train_rows, model.panel),
+        KnownCells.of_store(store, train_rows, model.panel).of_slots(slots),
         baselines=baselines,
         donor_names=store.donor_names or (),
         symbols=model.panel.symbols,
@@ -117,6 +121,19 @@ def evaluate_held_out(
     conditions = evaluate_conditions(
         model, store, rows, probabilities, seed=seed, on_progress=on_progress
     )
+    genes: dict[str, Any] = {}
+    if model.config.classified is None:  # a classifier is asked for no gene
+        masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
+        genes = {
+            "genes": {
+                "masked genes": masked.n_genes,
+                "accuracy": masked.gene_accuracy,
+                "accuracy of each gene's most common bin": masked.gene_baseline,
+                "loss": masked.gene_loss,
+            },
+            "gene_rates": conditions.genes,
+            "gene_table": conditions.gene_table,
+        }
     return {
         "title": f"{model.origin.get('name', 'model')} on {split} cells"
         + (f" where {where}" if where else ""),
@@ -138,13 +155,6 @@ def evaluate_held_out(
         "phenotypes": section.phenotypes,
         "two_genes": section.two_genes,
         "conditions": conditions.phenotypes,
-        "genes": {
-            "masked genes": masked.n_genes,
-            "accuracy": masked.gene_accuracy,
-            "accuracy of each gene's most common bin": masked.gene_baseline,
-            "loss": masked.gene_loss,
-        },
-        "gene_rates": conditions.genes,
-        "gene_table": conditions.gene_table,
+        **genes,
         "notes": notes + section.notes,
     }

@@ -71,8 +71,8 @@ def evaluate_at_rate(
     """
     network = model.network.eval()
     device = next(network.parameters()).device
-    names = list(model.config.phenotypes)
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    asked = model.config.answered
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in asked}
     genes = GeneScores.of(model, rate)
     for number, start in enumerate(range(0, len(rows), batch_size)):
         some = rows[start : start + batch_size]
@@ -80,10 +80,12 @@ def evaluate_at_rate(
         about_phenotypes, about_genes = _encode(model, store, some, rate, seed, rng)
         batch = BatchTensors.from_arrays(about_phenotypes, device)
         output = network(batch)
-        for slot, name in enumerate(names):
+        for name, slot in asked.items():
             own = output.phenotype_logits[batch.phenotype_slot == slot]
             probability = network.phenotype_probabilities(own, slot)
             parts[name].append(probability.float().cpu().numpy())
+        if model.config.classified is not None:
+            continue
         if about_genes is not about_phenotypes:
             batch = BatchTensors.from_arrays(about_genes, device)
             output = network(batch)

@@ -33,7 +33,8 @@ class MaskedScores:
     Attributes
     ----------
     loss, gene_loss, phenotype_loss
-        Means over masked positions, in nats, of the preset's own loss.
+        Means over masked positions, in nats, of the preset's own loss; a classifier's of cells with
+        every gene visible.
     gene_accuracy
         Share of masked genes whose bin is told rightly; continuous models: whether expressed.
     gene_baseline
@@ -93,10 +94,13 @@ def evaluate_masked(
     gene_hits = baseline_hits = n_genes = 0
     common = model.reference.bin_counts.argmax(axis=1)
     reader = PanelReader(store, model.panel)
+    masking = model.masking
+    if config.classified is not None:
+        masking = masking.model_copy(update={"genes": 0.0})
     for number, some in _row_batches(rows, batch_size):
         rng = np.random.default_rng([seed, number, 17])
         arrays = batches.masked(
-            reader.read(some), np.asarray(store.phenotype_codes[some]), model.masking, rng
+            reader.read(some), np.asarray(store.phenotype_codes[some]), masking, rng
         )
         batch = BatchTensors.from_arrays(arrays, device)
         output = model.network(batch)
@@ -148,7 +152,7 @@ def predict_phenotypes(
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> dict[str, NDArray[np.float32]]:
-    """Ask for every phenotype with all genes visible and all phenotypes hidden.
+    """Ask for every phenotype that the model answers, all genes visible and all phenotypes hidden.
 
     Returns
     -------
@@ -156,9 +160,9 @@ def predict_phenotypes(
     """
     model.network.eval()
     batches, device = model.batches, _device(model)
-    names = list(model.config.phenotypes)
+    names, asked = list(model.config.phenotypes), model.config.answered
     reader = PanelReader(store, model.panel)
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in asked}
     for number, some in _row_batches(rows, batch_size):
         rng = np.random.default_rng([seed, number, 19])
         # Codes are hidden from the model; zeros make every slot a question, label or not.
@@ -166,7 +170,7 @@ def predict_phenotypes(
         arrays = batches.visible(reader.read(some), nothing, names, rng)
         batch = BatchTensors.from_arrays(arrays, device)
         logits = model.network(batch).phenotype_logits
-        for slot, name in enumerate(names):
+        for name, slot in asked.items():
             probability = model.network.phenotype_probabilities(
                 logits[batch.phenotype_slot == slot], slot
             )

@@ -52,6 +52,10 @@ class KnownCells:
             None if store.donors is None else np.asarray(store.donors[rows]),
         )
 
+    def of_slots(self, slots: Sequence[int]) -> "KnownCells":
+        """Return the same cells with some of their phenotypes."""
+        return KnownCells(self.expression, self.codes[:, list(slots)], self.donors)
+
 
 @dataclass(frozen=True)
 class PhenotypeSection:

@@ -60,8 +60,14 @@ def check_can_generate(model: CellModel) -> list[str]:
     Raises
     ------
     ConfigurationError
-        The layout is "expressed": its input presupposes which genes are on.
+        The layout is "expressed": its input presupposes which genes are on; or it is a classifier.
     """
+    if model.config.classified is not None:
+        message = (
+            f"this model tells {model.config.classified} alone and generates nothing; use the model "
+            f"it was fine-tuned from, or one of train.task = 'masked'"
+        )
+        raise ConfigurationError(message)
     if model.config.layout != "ranked":
         message = (
             "this model has the expressed layout, whose input presupposes which genes are on; "

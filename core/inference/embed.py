@@ -131,9 +131,12 @@ def denoise_cells(
     Raises
     ------
     ConfigurationError
-        The model is of the expressed layout, in which absent genes are no tokens.
+        The model is of the expressed layout, in which absent genes are no tokens, or a classifier.
     """
     config, network = model.config, model.network
+    if config.classified is not None:
+        message = f"denoising needs a model of genes; this one tells {config.classified} alone: use the model it was fine-tuned from"
+        raise ConfigurationError(message)
     if config.layout != "ranked":
         message = "denoising needs a model of the ranked layout; models of expressed genes alone do not see the others"
         raise ConfigurationError(message)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
+from core.cells.one_against_rest import OneAgainstRest
 from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
 from core.cells.reading import CellSource
 from core.cells.store import Store
@@ -128,7 +129,7 @@ def evaluate_files(
     if not (codes >= 0).any():
         message = (
             f"{', '.join(files)}: no cell has a label that the model knows, of any of "
-            f"{', '.join(config.phenotypes)}; say where the labels are by --label NAME=COLUMN"
+            f"{', '.join(config.answered)}; say where the labels are by --label NAME=COLUMN"
         )
         raise DataError(message)
     present = ~np.any([one.missing for one in answered], axis=0)
@@ -139,14 +140,15 @@ def evaluate_files(
             model, store, trained_where, present, donor_names, seed=seed
         )
     expression = sparse.csr_matrix(sparse.vstack([one.expression for one in answered]))
+    slots = list(config.answered.values())
     section = report_phenotypes(
-        {name: list(values) for name, values in config.phenotypes.items()},
+        {name: list(config.phenotypes[name]) for name in config.answered},
         {
             name: np.concatenate([one.probabilities[name] for one in answered])
-            for name in config.phenotypes
+            for name in config.answered
         },
-        KnownCells(expression[:, present], codes, donors),
-        training,
+        KnownCells(expression[:, present], codes, donors).of_slots(slots),
+        None if training is None else training.of_slots(slots),
         baselines=baselines,
         donor_names=donor_names,
         symbols=[symbol for symbol, is_there in zip(model.panel.symbols, present, strict=True) if is_there],
@@ -185,15 +187,15 @@ def _read_truth(
     """Read the true labels of every phenotype that the file knows, and say what it does not."""
     named = {one.partition("=")[0]: one for one in labels}
     for name, wanted in named.items():
-        if name not in model.config.phenotypes:
+        if name not in model.config.answered:
             message = (
-                f"--label {wanted}: the model has no phenotype '{name}'; "
-                f"{suggest(name, model.config.phenotypes)}"
+                f"--label {wanted}: the model does not tell a phenotype '{name}'; "
+                f"{suggest(name, model.config.answered)}"
             )
             raise ConfigurationError(message)
         read_hint(source, model.config, wanted)  # an explicit request is met or refused
     hints, notes = [], []
-    for name in model.config.phenotypes:
+    for name in model.config.answered:
         if name not in named:
             candidates = [STANDARD_PHENOTYPES.get(name, name), name]
             if not any(one in source.obs_columns(candidates).columns for one in candidates):
@@ -243,7 +245,7 @@ def _answer(
     is_chosen = np.zeros(cells.n_cells, dtype=bool)
     is_chosen[chosen] = True
     parts: dict[str, list[NDArray[np.float32]]] = {
-        name: [np.zeros((0, len(values)), np.float32)] for name, values in config.phenotypes.items()
+        name: [np.zeros((0, len(config.phenotypes[name])), np.float32)] for name in config.answered
     }
     expression = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
     size = max(_TOKENS.get(device.type, _TOKENS["cpu"]) // config.longest_sequence, 1)
@@ -261,7 +263,7 @@ def _answer(
         arrays = encoder.visible(some, nothing, names, rng, missing=cells.missing)
         batch = BatchTensors.from_arrays(arrays, device)
         logits = network(batch).phenotype_logits
-        for slot, name in enumerate(names):
+        for name, slot in config.answered.items():
             own = logits[batch.phenotype_slot == slot]
             told = network.phenotype_probabilities(own, slot)
             parts[name].append(told.float().cpu().numpy())
@@ -305,6 +307,8 @@ def _training_cells(
     seed: int,
 ) -> tuple[KnownCells, list[str]]:
     """Read the cells the model was trained on, in the model's codes and with donors of both sides."""
+    if model.config.classified is not None and model.config.positive is not None:
+        store = OneAgainstRest(store, model.config.classified, model.config.positive)
     rows = store.select(trained_where, split="train") if trained_where else store.rows("train")
     if len(rows) > MAX_BASELINE_CELLS:
         rng = np.random.default_rng([seed, 37])

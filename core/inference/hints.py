@@ -63,6 +63,13 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
     if name not in config.phenotypes:
         message = f"--given {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
         raise ConfigurationError(message)
+    if config.classified is not None and name not in (config.classified, *config.given):
+        known = ", ".join(config.given) or "it knows none"
+        message = (
+            f"--given {wanted}: this classifier of {config.classified} was not trained with {name} "
+            f"given ({known})"
+        )
+        raise ConfigurationError(message)
     slot = config.phenotype_names.index(name)
     if not column:
         candidates = [STANDARD_PHENOTYPES.get(name, name), name]
@@ -75,6 +82,8 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
     assert labels is not None, "an explicit column is there or refused"
     values = config.phenotypes[name]
     found = _codes(labels.values, values)
+    if config.positive is not None and name == config.classified:
+        found[found < 0] = 1  # any other label is "not" the one
     if len(labels.values) and (found < 0).all():
         near = nearest(labels.values[0], values)
         message = (

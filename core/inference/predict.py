@@ -63,7 +63,7 @@ def encoded_blocks(
     """Give the cells of a file in batches, the model's way.
 
     All genes are visible but those that the file lacks, which are masked; phenotypes are masked but
-    those with a hint.
+    those with a hint. (A classifier's batch masks the one that it answers alone.)
 
     Yields
     ------
@@ -102,9 +102,7 @@ def predict_phenotypes_of(
     """
     config, network = model.config, model.network
     slots = [
-        slot
-        for slot, name in enumerate(config.phenotypes)
-        if name not in {hint.name for hint in hints}
+        slot for name, slot in config.answered.items() if name not in {hint.name for hint in hints}
     ]
     if not slots:
         message = "nothing is left to predict: the model's phenotypes are all given, or it has none"

@@ -31,6 +31,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         "split" or "joint".
     skeleton, skeleton_rank
         Whether the classical answer is part of the model, and the rank of its gene-gene term.
+    classified, given, positive
+        Of a classifier: the phenotype that it tells from [CLS], those that it is shown, and the one
+        value that it tells from the rest, if there is one. None and empty for masked models.
     """
 
     model_type = "tfx"
@@ -56,6 +59,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         head: str = "split",
         skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
         skeleton_rank: int = 32,
+        classified: str | None = None,
+        given: Sequence[str] = (),
+        positive: str | None = None,
         **kwargs: Any,  # noqa: ANN401 - whatever transformers keeps in config.json
     ) -> None:
         # Two lists, not a mapping: transformers sorts the keys of what it saves.
@@ -78,6 +84,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.head = head
         self.skeleton = skeleton
         self.skeleton_rank = skeleton_rank
+        self.classified = classified
+        self.given = list(given)
+        self.positive = positive
         super().__init__(**kwargs)
 
     @property
@@ -89,7 +98,16 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
     def tokens(self) -> TokenSpace:
         """The identities and values of the model."""
         n_bins = 1 if self.kind == "continuous" else self.n_bins
-        return TokenSpace.build(self.phenotypes, self.n_genes, n_bins, layout=self.layout)
+        return TokenSpace.build(
+            self.phenotypes, self.n_genes, n_bins,
+            layout=self.layout, classified=self.classified, given=self.given,
+        )  # fmt: skip
+
+    @property
+    def answered(self) -> dict[str, int]:
+        """The phenotypes that the model can be asked for -> their slots: all, or a classifier's one."""
+        slots = {name: slot for slot, name in enumerate(self.phenotype_names)}
+        return slots if self.classified is None else {self.classified: slots[self.classified]}
 
     @property
     def n_gene_outputs(self) -> int:

@@ -114,10 +114,9 @@ class EncoderLayer(nn.Module):
             qkv = self.query_key_value(source_TD)
             q, k, v = qkv.view(-1, 3, self.heads, width // self.heads).unbind(1)  # (T, H, D / H)
         else:
-            weight, bias = self.query_key_value.weight, self.query_key_value.bias
-            kv = functional.linear(source_TD, weight[width:], bias[width:])
+            kv = _some_outputs(self.query_key_value, source_TD, slice(width, 3 * width))
             k, v = kv.view(-1, 2, self.heads, width // self.heads).unbind(1)
-            q = functional.linear(source_TD[reads], weight[:width], bias[:width])
+            q = _some_outputs(self.query_key_value, source_TD[reads], slice(0, width))
             q = q.view(-1, self.heads, width // self.heads)  # (R, H, D / H)
         dropout = self.attention_dropout if self.training else 0.0
         attended = route.attend(q, k, v, bounds, dropout).flatten(1)
@@ -131,6 +130,14 @@ class EncoderLayer(nn.Module):
         else:
             inner = functional.gelu(inner)
         return self.dropout(self.feed_forward_out(inner))
+
+
+def _some_outputs(linear: nn.Module, source: Tensor, outputs: slice) -> Tensor:
+    """Compute some of a linear layer's outputs; of one with low-rank additions all, which are few more."""
+    if isinstance(linear, nn.Linear):
+        return functional.linear(source, linear.weight[outputs], linear.bias[outputs])
+    computed: Tensor = linear(source)[:, outputs]
+    return computed.contiguous()
 
 
 class Encoder(nn.Module):

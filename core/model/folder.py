@@ -36,7 +36,7 @@ from core.model.configuration import TfxConfig
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 
-__all__ = ["FORMAT_VERSION", "CellModel", "put_back_model"]
+__all__ = ["FORMAT_VERSION", "CellModel", "put_back_model", "read_outline"]
 
 FORMAT_VERSION = 1
 _CHECKED = (
@@ -216,6 +216,24 @@ class CellModel:
         ) as error:  # fmt: skip  # fmt: skip
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
+
+
+def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
+    """Read a model's configuration and genes, and nothing heavier.
+
+    Raises
+    ------
+    DataError
+        It is no model folder, or a file cannot be read.
+    """
+    _read_json(folder / "tfx.json", folder)
+    try:
+        genes = _read_json(folder / "genes.json", folder)
+        config = TfxConfig.from_pretrained(folder, local_files_only=True)
+        return config, GenePanel(tuple(genes["ids"]), tuple(genes["symbols"]))
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        message = f"{folder}: the model folder cannot be read ({error}); copy it again"
+        raise DataError(message) from error
 
 
 def put_back_model(folder: Path) -> None:

@@ -17,7 +17,7 @@ from core.errors import ConfigurationError
 from core.presets.catalogue import find_preset
 from core.presets.complaints import Complaint, complaints_of
 from core.presets.fields import all_fields, section_at
-from core.presets.schema import ALTERNATIVES, Preset
+from core.presets.schema import ALTERNATIVES, STANDARD_PHENOTYPES, Preset, phenotype_of
 from core.presets.sources import (
     Leaf,
     Source,
@@ -34,6 +34,7 @@ __all__ = ["ResolvedPreset", "resolve_preset"]
 
 _DEFAULT_ORIGIN = "default"
 _NAME_ORIGIN = "name of the file"
+_PHENOTYPES = ("data", "phenotypes")
 _NAMELESS = "run"  # no file and no name were given
 
 
@@ -202,7 +203,20 @@ def _merge(sources: Iterable[Source]) -> dict[tuple[str, ...], Leaf]:
             if rival and rival.source.level < source.level and leaf.value is not None:
                 del leaves[rival.path]
             leaves[leaf.path] = leaf
+    _add_classified_column(leaves)
     return leaves
+
+
+def _add_classified_column(leaves: dict[tuple[str, ...], Leaf]) -> None:
+    """Make the obs column that a classification asks for a phenotype, where it is none."""
+    asked = leaves.get(("classification", "column"))
+    if asked is None or not isinstance(asked.value, str) or not asked.value:
+        return
+    named = {path[2]: leaf.value for path, leaf in leaves.items() if path[:2] == _PHENOTYPES}
+    name = phenotype_of(asked.value, named)
+    if name == asked.value and name not in STANDARD_PHENOTYPES and name not in named:
+        path = (*_PHENOTYPES, name)
+        leaves[path] = replace(asked, path=path)
 
 
 def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]) -> Preset:

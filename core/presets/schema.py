@@ -5,6 +5,7 @@ refused everywhere; `loading.py` turns pydantic's complaints into ``file:line: k
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 __all__ = [
     "ALTERNATIVES",
     "STANDARD_PHENOTYPES",
+    "ClassificationSettings",
     "DataSettings",
     "EncodingSettings",
     "GenerateSettings",
@@ -21,6 +23,7 @@ __all__ = [
     "Preset",
     "SplitSettings",
     "TrainSettings",
+    "phenotype_of",
 ]
 
 #: The five phenotypes of the original systems and their obs columns in the CELLxGENE schema.
@@ -252,10 +255,58 @@ class LossSettings(_Section):
     )
 
 
+class ClassificationSettings(_Section):
+    """What `train.task = "classification"` asks, of [CLS] alone, with every gene visible."""
+
+    column: str | None = Field(
+        None,
+        min_length=1,
+        description="what to tell of a cell: an obs column, or a phenotype of [data.phenotypes]",
+    )
+    positive: str | None = Field(
+        None,
+        min_length=1,
+        description="one value against all others: 'T cell', or 'not T cell'; default: every value "
+        "against every other",
+    )
+    given: TextList = Field(
+        [], description="phenotypes that the model is shown; all others are hidden, as [NO_*]"
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural",
+        description="balanced: an epoch has as many cells of each value, rare ones repeated (see "
+        "loss.class_weights for the other way to the same end)",
+    )
+    encoder: Literal["full", "frozen", "lora"] = Field(
+        "full",
+        description="what of the encoder learns: all of it, nothing (the heads alone), or low-rank "
+        "additions to its layers (extra: lora); the last two need model.start_from",
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the additions")
+    lora_alpha: float = Field(16.0, gt=0.0, description="their weight is lora_alpha / lora_rank")
+    mask_genes: Probability = Field(
+        0.0, description="share of genes masked while training, so that none is relied upon alone"
+    )
+
+    @model_validator(mode="after")
+    def _hides_what_it_asks(self) -> Self:
+        if self.column is None and (self.positive is not None or self.given):
+            message = "positive and given need a column"
+            raise ValueError(message)
+        if self.column in self.given:
+            message = f"given must not name the column that is asked for ({self.column!r})"
+            raise ValueError(message)
+        return self
+
+
 class TrainSettings(_Section):
     """How long, how fast, where."""
 
-    task: Literal["masked"] = Field("masked", description="what the model learns to do")
+    task: Literal["masked", "classification"] = Field(
+        "masked",
+        description="what the model learns to do: fill in what is masked, or tell one phenotype of "
+        "a cell from [CLS] (then [classification] says which, and [masking] has no say)",
+    )
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
     batch_size: int = Field(
@@ -369,5 +420,65 @@ class Preset(_Section):
     masking: MaskingSettings = MaskingSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
+    classification: ClassificationSettings = ClassificationSettings()
     train: TrainSettings = TrainSettings()
     generate: GenerateSettings = GenerateSettings()
+
+    @model_validator(mode="after")
+    def _task_has_its_section(self) -> Self:
+        asks = self.classification.column is not None
+        if self.train.task == "classification" and not asks:
+            message = "train.task = 'classification' needs classification.column"
+            raise ValueError(message)
+        if asks and self.train.task != "classification":
+            message = "classification.column needs train.task = 'classification'"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _asks_for_a_phenotype(self) -> Self:
+        if self.classified is not None and self.data.phenotypes.get(self.classified) is False:
+            message = (
+                f"classification.column asks for {self.classified!r}, which "
+                f"data.phenotypes.{self.classified} = false leaves out"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def training_masking(self) -> MaskingSettings:
+        """What is hidden while this preset trains: [masking], or a classifier's few genes."""
+        if self.classified is None:
+            return self.masking
+        return MaskingSettings(
+            genes=self.classification.mask_genes,
+            phenotypes=0.0,  # the asked one is masked in any case
+            unspecified=self.masking.unspecified,
+            unexpressed=0.0,
+        )
+
+    @property
+    def classified(self) -> str | None:
+        """The phenotype that a classification asks for; None for other tasks.
+
+        A phenotype's name wins over its obs column; any other obs column is a phenotype of its own
+        name (`loading` adds it to ``data.phenotypes``).
+        """
+        column = self.classification.column
+        return None if column is None else phenotype_of(column, self.data.phenotypes)
+
+
+def phenotype_of(column: str, phenotypes: Mapping[str, str | Literal[False]]) -> str:
+    """Return the phenotype that ``column`` names, itself or by its obs column.
+
+    Parameters
+    ----------
+    column
+        A phenotype, or an obs column.
+    phenotypes
+        Of ``data.phenotypes``.
+    """
+    columns = {**STANDARD_PHENOTYPES, **phenotypes}
+    if column in columns:
+        return column
+    return next((name for name, one in columns.items() if one == column), column)

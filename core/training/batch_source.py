@@ -1,5 +1,7 @@
 """From a preset, a store and a model to the batches of a run."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ def make_batch_source(
     lane: int = 0,
     lanes: int = 1,
     bins_on_device: bool = False,
+    rows_of_epoch: Callable[[int], NDArray[np.int64]] | None = None,
 ) -> BatchSource:
     """Make what encodes the training batches of one lane.
 
@@ -40,6 +43,8 @@ def make_batch_source(
         Which stream of the epoch, and how many there are: each gives its share of a step.
     bins_on_device
         Leave the bins of counts to the device.
+    rows_of_epoch
+        Draws the cells of an epoch from ``rows``; None: an epoch is all of them.
 
     Raises
     ------
@@ -72,6 +77,7 @@ def make_batch_source(
         tokens_per_batch=budget,
         lane=lane,
         lanes=lanes,
+        rows_of_epoch=rows_of_epoch,
     )
     return BatchSource(reader, encoder, sampler, masking)
 

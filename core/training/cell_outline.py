@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.cells.one_against_rest import values_of_one
 from core.cells.store import Store
 from core.encoding.panel_cells import PanelReader
 from core.errors import ConfigurationError
 from core.presets.schema import Preset
-from core.training.setup import chosen_rows
+from core.training.classification import store_of_task
+from core.training.setup import chosen_rows, training_panel
 
 __all__ = ["CellOutline", "outline_of_facts", "outline_of_store"]
 
@@ -53,8 +55,9 @@ class CellOutline:
 
 def outline_of_store(preset: Preset, store: Store) -> CellOutline:
     """Outline the cells of a store, as `tfx train` would take them."""
+    store = store_of_task(preset, store)
     training = chosen_rows(preset, store, "train")
-    panel = store.panel(preset.data.genes, preset.data.include_genes)
+    panel = training_panel(preset, store)
     rng = np.random.default_rng(0)
     some = np.sort(rng.choice(training, min(len(training), _COUNTED_CELLS), replace=False))
     return CellOutline(
@@ -97,12 +100,16 @@ def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
         per_cell *= n_genes / int(facts["genes"])
     if preset.data.where:
         assumptions.append("data.where is not applied yet: every cell is counted")
+    phenotypes = {name: list(found["labels"]) for name, found in facts["phenotypes"].items()}
+    asked = preset.classification
+    if preset.classified is not None and asked.positive is not None:
+        phenotypes[preset.classified] = values_of_one(asked.positive)
     return CellOutline(
         source=f"{len(facts['files'])} file{'s' * (len(facts['files']) != 1)}",
         n_training=int(split["train"]),
         n_validation=int(split["validation"]),
         n_genes=n_genes,
-        phenotypes={name: list(found["labels"]) for name, found in facts["phenotypes"].items()},
+        phenotypes=phenotypes,
         genes_per_cell=np.array([max(round(per_cell), 1)]),
         store_bytes=int(estimate["store_bytes"]),
         prepare_seconds=float(estimate["seconds"]),

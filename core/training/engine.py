@@ -43,6 +43,7 @@ from core.training.checkpoints import (
     remove_leftovers,
     save_checkpoint,
 )
+from core.training.classification import balanced_epochs, store_of_task, with_additions
 from core.training.flops import EncoderFlops
 from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
 from core.training.lanes import LaneSources, StepBatch, lanes_of_process
@@ -56,6 +57,7 @@ from core.training.run_lock import owned_run
 from core.training.run_log import RunLog, open_run_log
 from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, chosen_rows, class_weights
+from core.training.start_weights import take_shape_of_start
 from core.training.step_window import StepSize, StepWindow
 from core.training.trackers import check_trackers
 from core.training.train_step import StepOutcome, TrainStep
@@ -150,7 +152,9 @@ def train(
     TfxError
         Loss or gradients were not finite for ``train.max_nonfinite`` steps in a row.
     """
+    resolved = take_shape_of_start(resolved)
     preset = resolved.preset
+    store = store_of_task(preset, store)
     machine = choose_machine(preset.train)
     resolve_attention(  # only to refuse, before anything is written, what cannot run here
         preset.model.attention,
@@ -181,8 +185,9 @@ def train(
         rows = chosen_rows(preset, store, "train")
         sources = {
             lane: make_batch_source(
-                preset.train, preset.masking, store, rows, model,
+                preset.train, preset.training_masking, store, rows, model,
                 lane=lane, lanes=n_lanes, bins_on_device=machine.device == "cuda",
+                rows_of_epoch=balanced_epochs(preset, store, rows),
             )
             for lane in lanes
         }  # fmt: skip
@@ -594,6 +599,7 @@ class _Run:
         problem = ""
         if self.processes.is_main:
             self.model.origin |= origin
+            weights = with_additions(weights, self.own)
             try:
                 self.model.save(self.folder / MODEL_FOLDER, weights=weights)
             except MachineError as error:

@@ -15,6 +15,7 @@ from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.model.losses import masked_loss
 from core.presets.schema import Preset
+from core.training.classification import choose_trainable
 from core.training.example_cells import example_batch
 from core.training.machine import DTYPES, Machine
 from core.training.optimiser import make_optimiser
@@ -81,6 +82,7 @@ def time_example(
         torch.manual_seed(0)
         network = TfxModel(config)
         network.start()
+        choose_trainable(network, preset)
         network._route = route  # resolved already: it need not say so again
         network.to(device).train()
         first = int(np.clip(_FIRST_TOKENS // lengths.mean(), 1, most_cells))
@@ -122,7 +124,7 @@ class _ExampleStep:
     ) -> None:
         self.network, self.preset, self.machine = network, preset, machine
         self.n_cells, self.device = n_cells, torch.device(machine.device)
-        arrays = example_batch(network.config, preset.masking, lengths, n_cells)
+        arrays = example_batch(network.config, preset.training_masking, lengths, n_cells)
         self.batch = BatchTensors.from_arrays(arrays, self.device)
 
     def seconds(self, *, backward: bool) -> tuple[float, float | None]:

@@ -319,7 +319,9 @@ def _fixed_memory(
 ) -> dict[str, float]:
     """Bytes of what does not depend on how many cells are computed at a time."""
     lanes = max((preset.train.lanes or processes) // processes, 1)
-    few = HostBatch.of(example_batch(config, preset.masking, size.lengths, _FEW_CELLS)).tensors
+    few = HostBatch.of(
+        example_batch(config, preset.training_masking, size.lengths, _FEW_CELLS)
+    ).tensors
     per_cell = sum(tensor.nbytes for tensor in few.values()) / _FEW_CELLS
     ahead = READY_BATCHES * size.cells / processes * per_cell
     pool = lanes * POOL_CELLS * min(size.length, config.n_genes) * _VALUE_BYTES

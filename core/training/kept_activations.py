@@ -53,7 +53,7 @@ def kept_by_cells(
     """
 
     def count(counted: int) -> int:
-        batch = example_batch(config, preset.masking, lengths, counted)
+        batch = example_batch(config, preset.training_masking, lengths, counted)
         return kept_bytes(config, preset.loss, machine, route, batch)
 
     counted = max(int(min(n_cells, _MOST_TOKENS / lengths.mean())), 1)

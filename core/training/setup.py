@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter, describe_no_match
+from core.cells.genes import GenePanel
 from core.cells.store import Split, Store
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
@@ -22,9 +23,23 @@ from core.model.reference import Reference
 from core.model.skeleton_fit import fit_skeleton
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.training.start_weights import check_start, start_from
+from core.training.classification import (
+    check_classification,
+    check_labels,
+    choose_trainable,
+    labelled_rows,
+    store_of_task,
+)
+from core.training.start_weights import check_start, own_start, start_from, start_genes
 
-__all__ = ["MAX_FITTING_CELLS", "build_model", "check_preset", "chosen_rows", "class_weights"]
+__all__ = [
+    "MAX_FITTING_CELLS",
+    "build_model",
+    "check_preset",
+    "chosen_rows",
+    "class_weights",
+    "training_panel",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +66,15 @@ def build_model(
         The store has no training cells or no phenotype and no gene to learn from.
     """
     check_preset(preset)
+    store = store_of_task(preset, store)
     train_rows = chosen_rows(preset, store, "train")
     if len(train_rows) == 0:
         message = (
             f"{store.path}: no training cells; lower data.split.validation and data.split.test"
         )
         raise DataError(message)
-    panel = store.panel(preset.data.genes, preset.data.include_genes)
+    check_labels(preset, store, train_rows)
+    panel = training_panel(preset, store)
     if len(panel) < preset.data.genes:
         logger.info("the store has %d genes; the panel takes all of them", len(panel))
     rows = train_rows
@@ -68,7 +85,12 @@ def build_model(
     expression = store.read(rows, panel)
     on_progress(ProgressEvent("reading training cells", len(rows), len(rows)))
     codes = np.asarray(store.phenotype_codes[rows])
-    values = fit_value_encoder(preset.encoding, expression, panel)
+    start = own_start(preset)
+    values = (
+        fit_value_encoder(preset.encoding, expression, panel)
+        if start is None
+        else start.values.take(np.array([start.panel.index_of(gene) for gene in panel.ids]))
+    )
     table = ValueTable.fit(values, expression)
     bins = _dense_bins(values, expression)
     all_codes = np.asarray(store.phenotype_codes[train_rows])
@@ -98,17 +120,48 @@ def build_model(
         values=values,
         table=table,
         reference=make_reference(store, config, expression, bins, codes, all_codes),
-        masking=preset.masking,
+        masking=preset.training_masking,
         generate=preset.generate,
         origin=_origin(preset, store, name),
     )
     if preset.model.start_from is not None:
-        start_from(model, preset)
+        start_from(model, preset, start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(preset.train.seed)
+        choose_trainable(network, preset)
     return model
+
+
+def training_panel(preset: Preset, store: Store) -> GenePanel:
+    """Choose the genes: the most variable, or those of the model that a classification begins with.
+
+    Raises
+    ------
+    DataError
+        The store has fewer than half of that model's genes.
+    """
+    known = start_genes(preset)
+    if known is None:
+        return store.panel(preset.data.genes, preset.data.include_genes)
+    lacking = set(store.missing_genes(known))
+    if 2 * len(lacking) > len(known):
+        message = (
+            f"{store.path} has only {len(known) - len(lacking):,} of the {len(known):,} genes of "
+            f"model.start_from; begin with a model of these genes"
+        )
+        raise DataError(message)
+    if lacking:
+        logger.warning(
+            "%d of the %d genes of model.start_from are not in the store, and are left out",
+            len(lacking), len(known),
+        )  # fmt: skip
+    return known.take(np.flatnonzero([gene not in lacking for gene in known.ids]))
 
 
 def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]:
     """Rows of a split that ``data.where`` chooses, ascending; all of them without a filter.
+
+    Of a classification only those that have a label.
 
     Raises
     ------
@@ -120,7 +173,7 @@ def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]
     cells = CellFilter.parse(preset.data.where, where="data.where")
     rows = store.rows(split)
     if not cells or len(rows) == 0:
-        return rows
+        return labelled_rows(preset, store, rows)
     chosen = store.select(cells, split=split)
     if len(chosen) == 0:
         way_out = "" if split == "train" else f", or set data.split.{split} = 0 and prepare again"
@@ -129,7 +182,7 @@ def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]
             f"({describe_no_match(store, cells, rows)}); choose other cells{way_out}"
         )
         raise DataError(message)
-    return chosen
+    return labelled_rows(preset, store, chosen)
 
 
 def make_config(
@@ -139,6 +192,8 @@ def make_config(
     settings = preset.model
     n_token_bins = 1 if values.kind == "continuous" else values.n_bins
     tokens = TokenSpace.build(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
+    asked = preset.classification
+    value = None if asked.positive is None else phenotypes[str(preset.classified)][0]
     return TfxConfig(
         phenotype_names=list(phenotypes),
         phenotype_values=list(phenotypes.values()),
@@ -159,6 +214,9 @@ def make_config(
         head=settings.head,
         skeleton=settings.skeleton,
         skeleton_rank=settings.skeleton_rank,
+        classified=preset.classified,
+        given=asked.given,
+        positive=value,
     )
 
 
@@ -240,6 +298,7 @@ def check_preset(preset: Preset) -> None:
     ):
         message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
         raise ConfigurationError(message)
+    check_classification(preset)
     check_start(preset)
 
 

@@ -1,26 +1,39 @@
 """`model.start_from`: the weights a run begins with, from our model folders and from other systems.
 
-A folder of ours must agree with the preset in everything and gives all weights. A BERT, DistilBERT,
-PolyGene or PerturbGene gives what `core.model.conversion` can translate; the rest stays as drawn.
+A folder of ours must agree with the preset in everything and gives all weights; a classification
+takes its genes, bins and shape from it, and of its weights those of the same genes, phenotypes and
+values. A BERT, DistilBERT, PolyGene or PerturbGene gives what `core.model.conversion` can translate;
+the rest stays as drawn.
 """
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from core.cells.genes import GenePanel
 from core.errors import ConfigurationError
 from core.model.cell_model import TfxModel
 from core.model.conversion import convert, differences
-from core.model.folder import CellModel
+from core.model.folder import CellModel, read_outline
 from core.model.foreign_model import ForeignShape, is_foreign, read_foreign_model, read_shape
+from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 
-__all__ = ["check_start", "start_from"]
+__all__ = ["check_start", "own_start", "start_from", "start_genes", "take_shape_of_start"]
 
 logger = logging.getLogger(__name__)
+
+_ORIGIN = "model.start_from"
+_IDENTITIES, _VALUES = (
+    "encoder_part.embedding.identity.weight",
+    "encoder_part.embedding.value.weight",
+)
+#: What a classification takes; gene heads have nothing to answer, and its own answers are new.
+_TAKEN = ("encoder_part.embedding.", "encoder_part.encoder.", "encoder_part.phenotype_transform.")
 
 
 def check_start(preset: Preset) -> None:
@@ -40,7 +53,75 @@ def check_start(preset: Preset) -> None:
         _refuse_differences(read_shape(folder), preset, folder)
 
 
-def start_from(model: CellModel, preset: Preset) -> None:
+def own_start(preset: Preset) -> CellModel | None:
+    """Return the model of ours that a classification begins with; None where there is none.
+
+    Raises
+    ------
+    DataError
+        Its folder is damaged or incomplete.
+    """
+    folder = _own_folder(preset)
+    return None if folder is None else CellModel.load(folder)
+
+
+def start_genes(preset: Preset) -> GenePanel | None:
+    """Return the genes of `own_start`, without its weights."""
+    folder = _own_folder(preset)
+    return None if folder is None else read_outline(folder)[1]
+
+
+def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
+    """Give a classification the encoding and the shape of the model that it begins with.
+
+    Raises
+    ------
+    ConfigurationError
+        The preset asks for another one.
+    """
+    folder = _own_folder(resolved.preset)
+    if folder is None:
+        return resolved
+    config, panel = read_outline(folder)
+    theirs: dict[str, Any] = {
+        "data.genes": len(panel),
+        "encoding.kind": config.kind,
+        "encoding.layout": config.layout,
+        "model.layers": config.layers,
+        "model.hidden_size": config.hidden_size,
+        "model.heads": config.heads,
+        "model.intermediate_size": config.intermediate_size,
+        "model.norm": config.norm,
+        "model.activation": config.activation,
+    }
+    if config.kind == "binned":
+        theirs["encoding.bins"] = config.n_bins
+    if config.layout == "expressed":
+        theirs["encoding.max_length"] = config.longest_sequence
+    ours = resolved.preset.model_dump()
+    differing = [
+        f"{key} = {ours[section][name]!r} ({value!r} there)"
+        for key, value in theirs.items()
+        for section, _, name in [key.partition(".")]
+        if resolved.origins[key] not in ("default", _ORIGIN) and ours[section][name] != value
+    ]
+    if differing:
+        message = (
+            f"model.start_from: {folder} has another shape than the preset asks for: "
+            f"{', '.join(differing)}; leave these keys out, they are taken from there"
+        )
+        raise ConfigurationError(message)
+    return resolved.changed(options=theirs, option_names=dict.fromkeys(theirs, _ORIGIN))
+
+
+def _own_folder(preset: Preset) -> Path | None:
+    if preset.classified is None or preset.model.start_from is None:
+        return None
+    folder = _folder(preset.model.start_from)
+    return None if is_foreign(folder) else folder
+
+
+def start_from(model: CellModel, preset: Preset, start: CellModel | None = None) -> None:
     """Give a new model the weights of ``model.start_from``.
 
     Parameters
@@ -49,6 +130,8 @@ def start_from(model: CellModel, preset: Preset) -> None:
         As built from the preset; its network is changed.
     preset
         Whose ``model.start_from`` is set.
+    start
+        What `own_start` gave.
 
     Raises
     ------
@@ -59,6 +142,10 @@ def start_from(model: CellModel, preset: Preset) -> None:
     """
     assert preset.model.start_from is not None
     folder = _folder(preset.model.start_from)
+    if start is not None:
+        _load(model.network, _translated(start, model))
+        logger.info("weights to begin with: %s", folder)
+        return
     if not is_foreign(folder):
         _copy(model, folder)
         return
@@ -106,6 +193,41 @@ def _load(network: TfxModel, tensors: Mapping[str, Tensor]) -> None:
     kept = [name for name in answer.missing_keys if name.startswith("encoder_part.")]
     if kept:
         logger.info("not in the other model, drawn anew: %s", ", ".join(kept))
+
+
+def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
+    """Return the encoder's weights of another model of ours, its tables by name of gene and value."""
+    theirs, ours = start.config.tokens, model.config.tokens
+    weights = start.network.state_dict()
+    own = model.network.state_dict()
+    taken = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.startswith(_TAKEN) and name in own and name not in (_IDENTITIES, _VALUES)
+    }
+    genes = {gene: number for number, gene in enumerate(start.panel.ids)}
+    identities = {place: place for place in range(ours.first_slot)}
+    for slot, phenotype in enumerate(ours.names):
+        if phenotype in theirs.names:
+            identities[ours.first_slot + slot] = theirs.first_slot + theirs.names.index(phenotype)
+    for number, gene in enumerate(model.panel.ids):
+        identities[ours.first_gene + number] = theirs.first_gene + genes[gene]
+    values = {place: place for place in range(ours.first_bin + ours.n_bins)}
+    for slot, phenotype in enumerate(ours.names):
+        if phenotype not in theirs.names:
+            continue
+        first = int(ours.not_specified[slot])
+        their_first = int(theirs.not_specified[theirs.names.index(phenotype)])
+        values[first] = their_first
+        known = theirs.phenotypes[phenotype]
+        for code, value in enumerate(ours.phenotypes[phenotype]):
+            if value in known:
+                values[first + 1 + code] = their_first + 1 + known.index(value)
+    for name, rows in ((_IDENTITIES, identities), (_VALUES, values)):
+        table = own[name].clone()
+        table[list(rows)] = weights[name][list(rows.values())]
+        taken[name] = table
+    return taken
 
 
 def _copy(model: CellModel, folder: Path) -> None:

@@ -64,17 +64,22 @@ class Validation:
         )
         figures = {
             "loss": masked.loss,
-            "loss/genes": masked.gene_loss,
             "loss/phenotypes": masked.phenotype_loss,
-            "acc/genes": masked.gene_accuracy,
-            "acc/genes_baseline": masked.gene_baseline,
         }
+        if model.config.classified is None:
+            figures |= {
+                "loss/genes": masked.gene_loss,
+                "acc/genes": masked.gene_accuracy,
+                "acc/genes_baseline": masked.gene_baseline,
+            }
         predicted = predict_phenotypes(model, self.store, self.rows, on_progress=on_progress)
-        for slot, (name, values) in enumerate(self.store.phenotypes.items()):
+        for name, slot in model.config.answered.items():
+            values = self.store.phenotypes[name]
             truth = np.asarray(self.store.phenotype_codes[self.rows, slot])
             scores = score_phenotype(truth, predicted[name].argmax(axis=1), values)
             if scores.n_cells:
                 figures[f"acc/{name}"] = scores.accuracy
+                figures[f"f1/{name}"] = scores.macro_f1
         return figures
 
 

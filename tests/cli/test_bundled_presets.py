@@ -24,7 +24,10 @@ def test_a_bundled_preset_trains_and_generates(tfx, tmp_path, name):
     trained = tfx("train", name, *options, "--json")
     assert trained.code == 0, trained.stderr
     assert (trained.json["steps"], trained.json["run"]) == (1, f"runs/{name}")
-    if preset.encoding.layout == "ranked":
-        generated = tfx("generate", "--run", name, "-n", 1, "--steps", 2, "--json")
+    generated = tfx("generate", "--run", name, "-n", 1, "--steps", 2, "--json")
+    if preset.classified is not None:
+        assert generated.code == 2
+        assert "generates nothing" in generated.stderr
+    elif preset.encoding.layout == "ranked":
         assert generated.code == 0, generated.stderr
         assert anndata.read_h5ad(tmp_path / "generated.h5ad").n_obs == 1
