@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
@@ -33,12 +32,19 @@ from core.errors import DataError, MachineError
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
+from core.model.folder_records import (
+    FORMAT_VERSION,
+    read_config,
+    read_genes,
+    read_json,
+    read_record,
+)
+from core.model.folder_shapes import check_arrays, check_weights
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 
 __all__ = ["FORMAT_VERSION", "CellModel", "put_back_model", "read_outline"]
 
-FORMAT_VERSION = 1
 _CHECKED = (
     "model.safetensors", "config.json", "genes.json", "encoding.json", "encoding.safetensors",
     "reference.safetensors",
@@ -181,41 +187,49 @@ class CellModel:
             It is no model folder, a file is missing or altered, or its format is newer.
         """
         folder = Path(folder)
-        record = _read_json(folder / "tfx.json", folder)
-        version = record.get("format_version")
-        if version != FORMAT_VERSION:
-            message = f"{folder}: model format {version!r}, this tfx reads {FORMAT_VERSION}; use the tfx that wrote it"
-            raise DataError(message)
+        record = read_record(folder)
         for name in _CHECKED:
             if not (folder / name).is_file():
                 message = f"{folder}: {name} is missing; copy the whole model folder again"
                 raise DataError(message)
-            if record.get("sha256", {}).get(name) != _sha256(folder / name):
+            if record.sha256.get(name) != _sha256(folder / name):
                 message = f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
                 raise DataError(message)
+        config = read_config(folder)
+        panel = read_genes(folder)
+        check_weights(folder / "model.safetensors", config)
         try:
-            # Not from_pretrained: it draws a progress bar of its own.
-            network = TfxModel(TfxConfig.from_pretrained(folder, local_files_only=True))
-            network.load_state_dict(load_tensors(folder / "model.safetensors"))
-            genes = _read_json(folder / "genes.json", folder)
-            encoding = _read_json(folder / "encoding.json", folder)
+            kind = read_json(folder / "encoding.json", folder).get("kind")
             arrays = load_file(folder / "encoding.safetensors")
             reference = load_file(folder / "reference.safetensors")
+            check_arrays(
+                folder, config,
+                n_genes=len(panel), kind=str(kind), encoding=arrays, reference=reference,
+            )  # fmt: skip
+            # Not from_pretrained: it draws a progress bar of its own.
+            network = TfxModel(config)
+            network.load_state_dict(load_tensors(folder / "model.safetensors"))
+            _refuse_nonfinite(network, folder)
             return cls(
                 network=network.to(device).eval(),
-                panel=GenePanel(tuple(genes["ids"]), tuple(genes["symbols"])),
-                values=ValueEncoder(encoding["kind"], arrays["edges"]),
+                panel=panel,
+                values=ValueEncoder(config.kind, arrays["edges"]),
                 table=ValueTable(arrays["quantiles"], arrays["means"]),
                 reference=Reference(**reference),
-                masking=MaskingSettings.model_validate(record["masking"]),
-                generate=GenerateSettings.model_validate(record["generate"]),
-                origin=record["origin"],
+                masking=record.masking,
+                generate=record.generate,
+                origin=record.origin,
             )
-        except (
-            KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ValidationError,
-        ) as error:  # fmt: skip  # fmt: skip
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
+
+
+def _refuse_nonfinite(network: TfxModel, folder: Path) -> None:
+    for name, tensor in network.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            message = f"{folder}: the weights '{name}' hold NaN or infinity; train the model again"
+            raise DataError(message)
 
 
 def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
@@ -226,14 +240,8 @@ def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
     DataError
         It is no model folder, or a file cannot be read.
     """
-    _read_json(folder / "tfx.json", folder)
-    try:
-        genes = _read_json(folder / "genes.json", folder)
-        config = TfxConfig.from_pretrained(folder, local_files_only=True)
-        return config, GenePanel(tuple(genes["ids"]), tuple(genes["symbols"]))
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        message = f"{folder}: the model folder cannot be read ({error}); copy it again"
-        raise DataError(message) from error
+    read_json(folder / "tfx.json", folder)
+    return read_config(folder), read_genes(folder)
 
 
 def put_back_model(folder: Path) -> None:
@@ -245,21 +253,6 @@ def put_back_model(folder: Path) -> None:
 
 def _write_json(path: Path, record: object) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        message = f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
-        raise DataError(message) from None
-    except (OSError, ValueError) as error:
-        message = f"{path}: cannot be read ({error}); copy the model folder again"
-        raise DataError(message) from error
-    if not isinstance(record, dict):
-        message = f"{path}: expected a JSON object; copy the model folder again"
-        raise DataError(message)
-    return record
 
 
 def _sha256(path: Path) -> str:
