@@ -10,10 +10,13 @@ from typing import Annotated, NoReturn
 
 import typer
 import typer.main
+from typer.exceptions import TyperException
 
+from core.errors import ConfigurationError, ExitCode
 from tfx_cli import output
 from tfx_cli.launch import is_main_process
 from tfx_cli.lazy import LazyCommand, LazyGroup, as_written
+from tfx_cli.usage_errors import describe_usage_error, is_request_for_help
 
 __all__ = ["COMMANDS", "app", "main", "run"]
 
@@ -52,6 +55,12 @@ COMMANDS: tuple[LazyCommand, ...] = (
         "tfx_cli.generate_command:generate",
         "Model",
         "Write synthetic cells of the phenotypes asked for.",
+    ),
+    LazyCommand(
+        "dashboard",
+        "tfx_cli.dashboard_command:dashboard",
+        "Watch",
+        "Watch runs, steer them, pick control tokens, see the cells.",
     ),
     LazyCommand(
         "runs", "tfx_cli.runs_command:app", "Watch", "List, show, compare and export runs."
@@ -134,9 +143,22 @@ def run(arguments: Sequence[str]) -> int:
     """Run one `tfx` command line and return its exit code."""
     with output.narration():
         command = as_written(typer.main.get_command(app))
-        return output.exit_code_of(
-            lambda: command.main(list(arguments), prog_name="tfx", complete_var="_TFX_COMPLETE")
-        )
+
+        def call() -> None:
+            try:
+                code = command.main(
+                    list(arguments),
+                    prog_name="tfx",
+                    complete_var="_TFX_COMPLETE",
+                    standalone_mode=False,  # its errors are ours to print
+                )
+            except TyperException as error:
+                if not is_request_for_help(error):
+                    raise ConfigurationError(describe_usage_error(error)) from None
+                code = ExitCode.CONFIGURATION
+            sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+
+        return output.exit_code_of(call)
 
 
 def main() -> NoReturn:

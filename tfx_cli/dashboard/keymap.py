@@ -1,0 +1,156 @@
+"""Every key of the dashboard in one table, which drives dispatch, footer, help and overrides.
+
+A user's own keys: `~/.config/tfx/keys.toml` (or the file in TFX_KEYS), `id = "key"` or
+`id = "key,key"` with the ids that the help shows. Keys that terminal multiplexers take (ctrl+a,
+ctrl+b, ctrl+s, ctrl+o) are not ours to give.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.binding import Binding, BindingType
+
+from core.errors import ConfigurationError
+
+__all__ = ["KEYS", "RESERVED_KEYS", "Key", "bindings_of", "read_key_overrides"]
+
+#: tmux, screen, flow control, and the terminal's own.
+RESERVED_KEYS = frozenset({"ctrl+a", "ctrl+b", "ctrl+s", "ctrl+o", "ctrl+q", "ctrl+z", "ctrl+c"})
+
+
+@dataclass(frozen=True)
+class Key:
+    """One thing a key does.
+
+    Attributes
+    ----------
+    id
+        For overrides: ``run.log-axis``.
+    screen
+        Where it works: runs, run, generate, start, or everywhere.
+    keys
+        Comma-separated, as textual names them.
+    action
+        The action's method, with its arguments.
+    label
+        In the footer and the help.
+    in_footer
+        At most six of a screen are.
+    """
+
+    id: str
+    screen: str
+    keys: str
+    action: str
+    label: str
+    in_footer: bool = False
+
+
+KEYS: tuple[Key, ...] = (
+    Key("help", "everywhere", "question_mark", "app.help", "Help", in_footer=True),
+    Key("quit", "everywhere", "q", "app.quit", "Quit"),
+    Key("back", "everywhere", "escape", "back", "Back"),
+    Key("theme", "everywhere", "T", "app.next_theme", "Next theme"),
+    Key("pause", "everywhere", "space", "app.pause", "Pause the view (data still arrive)"),
+    # runs
+    Key("runs.open", "runs", "enter", "open", "Open", in_footer=True),
+    Key("runs.select", "runs", "v", "select", "Overlay", in_footer=True),
+    Key("runs.metric", "runs", "m", "next_metric", "Next metric"),
+    Key("runs.pin", "runs", "p", "pin", "Pin: draw this run on top"),
+    Key("runs.filter", "runs", "f,slash", "filter", "Filter", in_footer=True),
+    Key("runs.new", "runs", "n", "new_run", "New run", in_footer=True),
+    Key("runs.generate", "runs", "g", "generate", "Generate", in_footer=True),
+    # one run
+    Key("run.curves", "run", "1", "pane('curves')", "Curves"),
+    Key("run.phenotypes", "run", "2", "pane('phenotypes')", "Phenotypes"),
+    Key("run.machine", "run", "3", "pane('machine')", "Machine"),
+    Key("run.log", "run", "4", "pane('log')", "Log"),
+    Key("run.preset", "run", "5", "pane('preset')", "Preset"),
+    Key("run.log-axis", "run", "y", "log_axis", "Log axis", in_footer=True),
+    Key("run.smoothing", "run", "s", "smoothing", "Smooth"),
+    Key("run.crosshair", "run", "x", "crosshair", "Crosshair", in_footer=True),
+    Key("run.zoom-in", "run", "plus,equals_sign", "zoom(0.5)", "Zoom in"),
+    Key("run.zoom-out", "run", "minus", "zoom(2.0)", "Zoom out"),
+    Key("run.left", "run", "left", "shift(-0.1)", "Crosshair or zoomed range to the left"),
+    Key("run.right", "run", "right", "shift(0.1)", "Crosshair or zoomed range to the right"),
+    Key("run.reset", "run", "0", "reset", "Whole range, no crosshair"),
+    Key("run.stop", "run", "t", "stop", "Stop (saves)", in_footer=True),
+    Key("run.resume", "run", "u", "resume", "Resume", in_footer=True),
+    Key("run.generate", "run", "g", "generate", "Generate", in_footer=True),
+    Key("run.copy", "run", "c", "copy", "Copy the figures of this pane"),
+    # generate
+    Key("generate.go", "generate", "g", "go", "Generate", in_footer=True),
+    Key("generate.cancel", "generate", "k", "cancel", "Cancel", in_footer=True),
+    Key("generate.flip", "generate", "f", "flip", "Flip token", in_footer=True),
+    Key("generate.save", "generate", "w", "save", "Save", in_footer=True),
+    Key("generate.copy", "generate", "c", "copy", "Copy command", in_footer=True),
+    Key("generate.genes", "generate", "1", "pane('genes')", "Genes"),
+    Key("generate.means", "generate", "2", "pane('means')", "Means"),
+    Key("generate.cells", "generate", "3", "pane('cells')", "Cells"),
+    Key("generate.depth", "generate", "4", "pane('depth')", "Genes per cell"),
+    Key("generate.moved", "generate", "5", "pane('moved')", "Moved genes"),
+    # new run
+    Key("start.go", "start", "f5,ctrl+g", "go", "Start", in_footer=True),
+)
+
+
+def bindings_of(screen: str) -> list[BindingType]:
+    """Return textual's bindings of a screen, those of everywhere included."""
+    return [
+        Binding(key.keys, key.action, key.label, id=key.id, show=key.in_footer, tooltip=key.label)
+        for key in KEYS
+        if key.screen in (screen, "everywhere")
+    ]
+
+
+def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Read the user's own keys: id -> keys; none where there is no file.
+
+    Raises
+    ------
+    ConfigurationError
+        The file cannot be read, names no key of ours, or gives one that terminals keep.
+    """
+    named = environment.get("TFX_KEYS")
+    path = Path(named) if named else Path.home() / ".config" / "tfx" / "keys.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            message = f"TFX_KEYS={named}: there is no such file"
+            raise ConfigurationError(message) from None
+        return {}
+    except (OSError, ValueError) as error:
+        message = f"{path}: the keys cannot be read ({error})"
+        raise ConfigurationError(message) from error
+    known = {key.id for key in KEYS}
+    flat = dict(_flat(found))
+    for name, keys in flat.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            message = f"{path}: there is no key '{name}'{hint}"
+            raise ConfigurationError(message)
+        if not isinstance(keys, str) or not keys.strip():
+            message = f'{path}: {name} must be a key such as "j" or "ctrl+d,j"'
+            raise ConfigurationError(message)
+        taken = RESERVED_KEYS.intersection(one.strip().lower() for one in keys.split(","))
+        if taken:
+            message = f"{path}: {name}: {', '.join(sorted(taken))} belongs to the terminal or tmux; choose another"
+            raise ConfigurationError(message)
+    return {name: str(keys) for name, keys in flat.items()}
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Take ``[run] log-axis = "l"`` and ``"run.log-axis" = "l"`` alike."""
+    pairs: list[tuple[str, object]] = []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{name}.")
+        else:
+            pairs.append((f"{prefix}{name}", value))
+    return pairs

@@ -1,0 +1,381 @@
+"""What the dashboard knows of a folder of runs: read in a thread, handed over as values.
+
+A run that nobody looks at costs its status file and, now and then, its last lines; of an open run
+what was added is read. Nothing is written, nothing is assumed: a file may be torn, foreign, gone
+again, or written by a machine with another clock.
+"""
+
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import TfxError
+from core.runlog.curves import RunCurves, SplitCurves
+from core.runlog.figures import RunFigures, phenotype_accuracies, read_figures
+from core.runlog.json_lines import LineFollower
+from core.runlog.overview import RunRow, run_row
+from core.runlog.reader import RunReader, RunSummary
+from core.runlog.schema import (
+    CRASHED_AFTER_SECONDS,
+    EVENTS_FILE,
+    LIVE_STATES,
+    LOG_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    STALE_AFTER_SECONDS,
+    EventRecord,
+)
+from core.runlog.settings import Setting, read_settings
+
+__all__ = ["CurveTable", "RunView", "UnreadableRun", "Workspace", "WorkspaceView"]
+
+#: Seconds between looks at the figures of a run that is not open, per megabyte of its metrics.
+_SECONDS_PER_MEGABYTE = 0.5
+_MOST_MACHINE_LINES = 2_000
+_MOST_EVENTS = 2_000
+_LOG_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """The curves of one split at one moment.
+
+    Attributes
+    ----------
+    steps
+        (lines,), float64, ascending.
+    columns
+        Metric -> (lines,), NaN where absent or not finite.
+    """
+
+    steps: NDArray[np.float64]
+    columns: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, curves: SplitCurves) -> "CurveTable":
+        """Copy what has been read so far."""
+        steps = np.array(curves.steps, dtype=np.float64)
+        columns = {name: np.array(values) for name, values in curves.columns.items()}
+        if np.any(np.diff(steps) < 0):  # a foreign file
+            order = np.argsort(steps, kind="stable")
+            steps = steps[order]
+            columns = {name: values[order] for name, values in columns.items()}
+        return cls(steps, columns)
+
+    def last(self, name: str) -> float | None:
+        """Return the newest finite value of a metric."""
+        values = self.columns.get(name)
+        if values is None:
+            return None
+        known = values[np.isfinite(values)]
+        return float(known[-1]) if len(known) else None
+
+    def best(self, name: str, *, lowest: bool) -> float | None:
+        """Return the lowest or the highest finite value of a metric."""
+        values = self.columns.get(name)
+        if values is None or not np.isfinite(values).any():
+            return None
+        return float(np.nanmin(values) if lowest else np.nanmax(values))
+
+
+_NO_CURVES = CurveTable(np.empty(0), {})
+
+
+@dataclass(frozen=True)
+class RunView:
+    """An open run at one moment.
+
+    Attributes
+    ----------
+    row
+        As in the list of runs.
+    run, status
+        run.json and status.json.
+    curves
+        Split -> curves.
+    events
+        The last events, oldest first.
+    machines
+        Host -> its last lines, oldest first.
+    log
+        The last lines of log.txt.
+    settings
+        The resolved preset.
+    evaluation
+        report.json of `tfx eval`, where there is one.
+    bad_lines
+        Lines that could not be read.
+    nonfinite
+        Steps whose loss was not finite, as far as events tell.
+    """
+
+    row: RunRow
+    run: Mapping[str, Any]
+    status: Mapping[str, Any]
+    curves: Mapping[str, CurveTable]
+    events: tuple[EventRecord, ...]
+    machines: Mapping[str, tuple[Mapping[str, Any], ...]]
+    log: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    evaluation: Mapping[str, Any] | None
+    bad_lines: int
+
+    @property
+    def train(self) -> CurveTable:
+        """Curves of training."""
+        return self.curves.get("train", _NO_CURVES)
+
+    @property
+    def validation(self) -> CurveTable:
+        """Curves of validation."""
+        return self.curves.get("validation", _NO_CURVES)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many events tell of a step that was not finite."""
+        return sum(event.get("event") == "nonfinite" for event in self.events)
+
+    @property
+    def phenotypes(self) -> list[str]:
+        """The phenotypes with an accuracy, in the order they were written."""
+        return list(phenotype_accuracies(dict.fromkeys(self.validation.columns, 0.0)))
+
+
+@dataclass(frozen=True)
+class UnreadableRun:
+    """A folder that looks like a run and cannot be read."""
+
+    name: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class WorkspaceView:
+    """A folder of runs at one moment.
+
+    Attributes
+    ----------
+    rows
+        The runs, newest first.
+    unreadable
+        Folders with a run.json that says nothing usable.
+    open_runs
+        Path -> view, of the runs that were asked for.
+    now
+        Seconds since 1970, at reading.
+    """
+
+    rows: tuple[RunRow, ...]
+    unreadable: tuple[UnreadableRun, ...]
+    open_runs: Mapping[str, RunView]
+    now: float
+
+
+@dataclass
+class _Pulse:
+    """When a heartbeat was last seen to move, by our own clock."""
+
+    heartbeat: float | None = None
+    moved_at: float | None = None
+    watched_since: float = 0.0
+
+
+class Workspace:
+    """Runs on disk: the runs in a folder, or one run.
+
+    Parameters
+    ----------
+    root
+        A folder of runs, or a run folder.
+    clock, monotonic
+        Seconds since 1970; seconds that never jump. For tests.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.root = root
+        self._clock = clock
+        self._monotonic = monotonic
+        self._readers: dict[Path, RunReader] = {}
+        self._feeds: dict[Path, _RunFeed] = {}
+        self._figures: dict[Path, tuple[tuple[int, int], float, RunFigures]] = {}
+        self._pulses: dict[Path, _Pulse] = {}
+
+    def poll(self, open_runs: Collection[str] = ()) -> WorkspaceView:
+        """Look at the disk.
+
+        Parameters
+        ----------
+        open_runs
+            Paths of the runs whose curves are wanted.
+        """
+        now = self._clock()
+        rows, unreadable = [], []
+        for folder in self._folders():
+            try:
+                reader = self._reader(folder)
+                summary = self._alive(folder, reader.summary(now=now))
+            except TfxError as error:
+                unreadable.append(UnreadableRun(folder.name, str(folder), str(error)))
+                continue
+            rows.append(run_row(summary, self._figures_of(folder)))
+        rows.sort(key=lambda row: (-row.started, row.name))
+        by_path = {row.path: row for row in rows}
+        wanted = [path for path in open_runs if path in by_path]
+        for path in [known for known in self._feeds if str(known) not in wanted]:
+            del self._feeds[path]
+        views = {path: self._feed(Path(path)).poll(by_path[path]) for path in wanted}
+        return WorkspaceView(tuple(rows), tuple(unreadable), views, now)
+
+    def _folders(self) -> list[Path]:
+        if (self.root / RUN_FILE).is_file():
+            return [self.root]
+        with contextlib.suppress(OSError):
+            return sorted(path.parent for path in self.root.glob(f"*/{RUN_FILE}"))
+        return []
+
+    def _reader(self, folder: Path) -> RunReader:
+        if folder not in self._readers:
+            self._readers[folder] = RunReader(folder)
+        return self._readers[folder]
+
+    def _feed(self, folder: Path) -> "_RunFeed":
+        if folder not in self._feeds:
+            self._feeds[folder] = _RunFeed(self._reader(folder))
+        return self._feeds[folder]
+
+    def _figures_of(self, folder: Path) -> RunFigures:
+        """Read the last figures of a run, the less often the longer its history is."""
+        try:
+            status = (folder / METRICS_FILE).stat()
+        except OSError:
+            return RunFigures(None, ())
+        stamp, moment = (status.st_size, status.st_mtime_ns), self._monotonic()
+        known = self._figures.get(folder)
+        pause = _SECONDS_PER_MEGABYTE * status.st_size / 1e6
+        if known is not None and (known[0] == stamp or moment - known[1] < pause):
+            return known[2]
+        figures = read_figures(folder)
+        self._figures[folder] = (stamp, moment, figures)
+        return figures
+
+    def _alive(self, folder: Path, summary: RunSummary) -> RunSummary:
+        """Judge by our own clock whether a run still lives, once its heartbeat has been watched.
+
+        Its machine's clock may be minutes off: a heartbeat that moves is alive whatever it says,
+        and one from the future that stands still is not.
+        """
+        moment = self._monotonic()
+        pulse = self._pulses.setdefault(folder, _Pulse(summary.heartbeat, None, moment))
+        if summary.heartbeat != pulse.heartbeat:
+            pulse.heartbeat, pulse.moved_at = summary.heartbeat, moment
+        if summary.state not in (*LIVE_STATES, "stale", "crashed") or summary.heartbeat is None:
+            return summary
+        state = summary.state
+        if pulse.moved_at is not None and moment - pulse.moved_at <= STALE_AFTER_SECONDS:
+            if state in ("stale", "crashed"):
+                state = "running"
+        elif state in LIVE_STATES:
+            silence = moment - (pulse.moved_at or pulse.watched_since)
+            if silence > CRASHED_AFTER_SECONDS:
+                state = "crashed"
+            elif silence > STALE_AFTER_SECONDS:
+                state = "stale"
+        return replace(summary, state=state)
+
+
+@dataclass
+class _Tail:
+    """The last records of a file that grows."""
+
+    follower: LineFollower
+    most: int
+    records: deque[dict[str, Any]] = field(init=False)
+    n_restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self.records = deque(maxlen=self.most)
+
+    def poll(self) -> tuple[dict[str, Any], ...]:
+        new = self.follower.poll()
+        if self.follower.n_restarts != self.n_restarts:
+            self.n_restarts = self.follower.n_restarts
+            self.records.clear()
+        self.records.extend(new)
+        return tuple(self.records)
+
+
+class _RunFeed:
+    """An open run, of which what was added is read."""
+
+    def __init__(self, reader: RunReader) -> None:
+        self._folder = reader.folder
+        self._run = reader.run
+        self._reader = reader
+        self._curves = RunCurves(reader.folder)
+        self._tables: dict[str, CurveTable] = {}
+        self._events = _Tail(LineFollower(reader.folder / EVENTS_FILE), _MOST_EVENTS)
+        self._machines: dict[str, _Tail] = {}
+        self._evaluation: tuple[int, dict[str, Any] | None] = (0, None)
+        self._settings: tuple[Setting, ...] = ()
+
+    def poll(self, row: RunRow) -> RunView:
+        if self._curves.poll() or not self._tables:
+            self._tables = {name: CurveTable.of(one) for name, one in self._curves.splits.items()}
+        if not self._settings:
+            self._settings = tuple(read_settings(self._folder))
+        for path in sorted(self._folder.glob("system-*.jsonl")):
+            host = path.stem.removeprefix("system-")
+            self._machines.setdefault(host, _Tail(LineFollower(path), _MOST_MACHINE_LINES))
+        events = self._events.poll()
+        machines = {host: tail.poll() for host, tail in self._machines.items()}
+        followers = [self._events.follower, *(tail.follower for tail in self._machines.values())]
+        return RunView(
+            row=row,
+            run=self._run,
+            status=self._reader.status,
+            curves=self._tables,
+            events=events,
+            machines={host: lines for host, lines in machines.items() if lines},
+            log=_last_lines(self._folder / LOG_FILE),
+            settings=self._settings,
+            evaluation=self._read_evaluation(),
+            bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in followers),
+        )
+
+    def _read_evaluation(self) -> dict[str, Any] | None:
+        path = self._folder / "eval" / "report.json"
+        try:
+            stamp = path.stat().st_mtime_ns
+            if stamp != self._evaluation[0]:
+                report = json.loads(path.read_bytes())
+                self._evaluation = (stamp, report if isinstance(report, dict) else None)
+        except (OSError, ValueError, RecursionError):
+            self._evaluation = (0, None)
+        return self._evaluation[1]
+
+
+def _last_lines(path: Path) -> tuple[str, ...]:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(size - _LOG_BYTES, 0))
+            data = file.read()
+    except OSError:
+        return ()
+    lines = data.decode("utf-8", "replace").splitlines()
+    return tuple(lines[1:] if size > _LOG_BYTES else lines)
