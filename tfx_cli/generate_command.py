@@ -127,10 +127,16 @@ def generate(
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells
     from core.evaluation.reports import write_whole
-    from core.generation.cells import generate_cells, write_cells
-    from core.generation.comparison import check_markers, open_training_store, read_real_cells
+    from core.generation.cells import CellSource
+    from core.generation.cells_file import read_first_cells, write_generated
+    from core.generation.comparison import (
+        MAX_COMPARED,
+        check_markers,
+        open_training_store,
+        read_real_cells,
+    )
     from core.generation.picture import comparison_png
-    from core.generation.request import GenerationRequest, resolve_phenotypes
+    from core.generation.request import GenerationRequest
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
@@ -139,7 +145,6 @@ def generate(
         "decode": decode,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
-    wanted = resolve_phenotypes(model.config, request)
     full_request = GenerationRequest(
         phenotypes=request,
         n_cells=n_cells,
@@ -147,45 +152,48 @@ def generate(
         settings=model.generate.model_copy(update=changes),
         seed=seed,
     )
-    with show_progress() as listener:
-        cells, notes = generate_cells(model, full_request, on_progress=listener)
-    for note in notes:
+    source = CellSource(model, full_request)
+    for note in source.notes:
         warn(note)
-    write_cells(cells, output)
-    narrate(f"{output}: {cells.n_obs:,} synthetic cells x {cells.n_vars:,} genes")
-    markers = check_markers(model, cells.X, wanted)
+    with show_progress() as listener:
+        write_generated(source, output, restart=overwrite, on_progress=listener)
+    narrate(f"{output}: {n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
+    generated = read_first_cells(output, MAX_COMPARED)
+    wanted = source.phenotypes.wanted
+    markers = check_markers(model, generated, wanted)
     store = open_training_store(model)
     real = None if store is None else read_real_cells(model, store, wanted)
-    compared = None if real is None else (compare_cells(real[0], cells.X, model.panel), real[1])
+    compared = None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
     if plot is not None:
         if real is None:
             warn(f"no picture is drawn: there are no real cells to draw beside the {n_cells:,}")
         else:
             wishes = ", ".join(f"{name} {value}" for name, value in request.items()) or "all cells"
-            write_whole(plot, comparison_png(real[0], cells.X, model.panel, title=wishes))
+            write_whole(plot, comparison_png(real[0], generated, model.panel, title=wishes))
             narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
-    n_training = model.reference.n_cells(wanted)
     print_result(
         "generate",
         {
             "output": output,
-            "cells": cells.n_obs,
+            "cells": n_cells,
             "request": request,
-            "training_cells": n_training,
+            "training_cells": source.phenotypes.n_training,
             "model": folder,
             "simulated": bool(model.origin.get("simulated")),
             "markers": [vars(marker) for marker in markers],
             "fidelity": None if compared is None else compared[0].to_dict(),
             "compared_with": None if compared is None else compared[1],
-            "notes": notes,
+            "notes": source.notes,
         },
         as_json=as_json,
-        text=lambda: _report(cells, n_training, markers, compared, model.origin),
+        text=lambda: _report(
+            n_cells, source.phenotypes.n_training, markers, compared, model.origin
+        ),
     )
 
 
 def _report(
-    cells: Any,  # noqa: ANN401 - an AnnData, whose import costs 400 ms
+    n_cells: int,
     n_training: int,
     markers: "list[MarkerCheck]",
     compared: "tuple[FidelitySummary, str] | None",
@@ -193,7 +201,7 @@ def _report(
 ) -> "Iterator[RenderableType]":
     if origin.get("simulated"):
         yield "The model was trained on simulated cells: these say nothing about real biology."
-    yield f"{cells.n_obs:,} synthetic cells; {n_training:,} training cells had what was asked for"
+    yield f"{n_cells:,} synthetic cells; {n_training:,} training cells had what was asked for"
     if markers:
         yield ""
         yield "genes that set the request apart (mean log1p per 10k)"

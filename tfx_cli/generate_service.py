@@ -36,6 +36,8 @@ __all__ = ["ServedRequest", "serve", "serve_stdin"]
 _PROGRESS_SECONDS = 0.1
 #: Combinations of phenotypes that "ready" tells the training cells of, commonest first.
 _MOST_COMBINATIONS = 5_000
+#: Most cells of a request without a file.
+_MOST_IN_MEMORY = 20_000
 #: Requests whose real cells are kept.
 _KEPT_REAL = 8
 
@@ -240,15 +242,16 @@ class _Service:
             self._emit({"event": "error", "id": number, "message": message})
 
     def _generate(self, asked: ServedRequest) -> dict[str, Any]:
-        from core.generation.cells import generate_cells, write_cells
+        from core.generation.cells import CellSource, generate_cells
+        from core.generation.cells_file import discard_partial, read_first_cells, write_generated
+        from core.generation.comparison import MAX_COMPARED
         from core.generation.profile import profile_cells
-        from core.generation.request import GenerationRequest, resolve_phenotypes
+        from core.generation.request import GenerationRequest
 
         output = None if asked.output is None else Path(asked.output)
         if output is not None:
             check_output(output, (".h5ad",), what="cells", overwrite=asked.overwrite)
         model = self._model
-        wanted = resolve_phenotypes(model.config, asked.request)
         request = GenerationRequest(
             phenotypes=asked.request,
             n_cells=asked.cells,
@@ -257,23 +260,35 @@ class _Service:
             seed=asked.seed,
         )
         began = time.monotonic()
-        cells, notes = generate_cells(model, request, on_progress=self._progress(asked.id))
-        if output is not None:
-            write_cells(cells, output)
+        source = CellSource(model, request)
+        progress = self._progress(asked.id)
+        if output is None:
+            if asked.cells > _MOST_IN_MEMORY:
+                message = f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
+                raise ConfigurationError(message)
+            expression = generate_cells(model, request, on_progress=progress)[0].X
+        else:
+            try:
+                write_generated(source, output, restart=asked.overwrite, on_progress=progress)
+            except _CancelledError:
+                discard_partial(output)
+                raise
+            expression = read_first_cells(output, MAX_COMPARED)
         seconds = time.monotonic() - began
+        wanted, notes = source.phenotypes.wanted, source.notes
         real = self._real_cells(wanted)
         if real is None:
             notes = [*notes, "there are no real cells of this request to compare with"]
-        profile = profile_cells(cells.X, None if real is None else real[0], model.panel)
+        profile = profile_cells(expression, None if real is None else real[0], model.panel)
         return {
             "event": "cells",
             "id": asked.id,
             "output": None if output is None else str(output),
-            "cells": cells.n_obs,
+            "cells": asked.cells,
             "seconds": round(seconds, 3),
             "profile": profile
             | {
-                "training_cells": model.reference.n_cells(wanted),
+                "training_cells": source.phenotypes.n_training,
                 "real_cells": 0 if real is None else real[0].shape[0],
                 "compared_with": None if real is None else real[1],
                 "notes": notes,

@@ -2,20 +2,23 @@
 
 Values are log1p of counts per 10,000 (0 and 1 for binary models), never called counts. Every cell
 is marked ``obs["synthetic"]``, and ``uns["tfx_generation"]`` says which model, request and seed
-made it.
+made it. `core.generation.cells_file` writes as many as the disk holds.
 """
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
-from core.generation.request import GenerationRequest, draw_codes, resolve_phenotypes
+from core.generation.request import GenerationRequest, PhenotypeDraw
 from core.generation.sampler import CellChance, check_can_generate, sample_cells
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -23,20 +26,139 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["GENERATION_KEY", "generate_cells", "write_cells"]
+__all__ = ["BATCH_SIZE", "GENERATION_KEY", "CellBlock", "CellSource", "generate_cells"]
 
 #: Where an AnnData says how its cells were generated.
 GENERATION_KEY = "tfx_generation"
+#: Cells drawn at once; it changes speed and memory, not the cells.
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class CellBlock:
+    """Some cells of a request, in order.
+
+    Attributes
+    ----------
+    cells
+        Their numbers.
+    codes
+        (cells, phenotypes), -1 for [NO_*].
+    expression
+        (cells, genes), float32.
+    """
+
+    cells: range
+    codes: NDArray[np.int32]
+    expression: sparse.csr_matrix
+
+
+class CellSource:
+    """The cells of a request, made block by block from any one on.
+
+    Parameters
+    ----------
+    model
+        The model.
+    request
+        What is wanted.
+    batch_size
+        Cells of a block.
+
+    Attributes
+    ----------
+    notes
+        Sentences that the user should read.
+    phenotypes
+        Which every cell gets.
+
+    Raises
+    ------
+    ConfigurationError
+        The request names what the model does not know, or the model cannot generate.
+    """
+
+    def __init__(
+        self, model: CellModel, request: GenerationRequest, *, batch_size: int = BATCH_SIZE
+    ) -> None:
+        self.model, self.request, self.batch_size = model, request, batch_size
+        self.notes = check_can_generate(model)
+        if request.settings.order == "confidence":
+            self.notes.append(
+                "confidence order reveals the surest genes first, which are zeros: expect nearly "
+                "empty cells; use order = 'random'"
+            )
+        self.phenotypes = PhenotypeDraw(model, request)
+        self.notes += self.phenotypes.notes
+
+    def blocks(
+        self, *, start: int = 0, on_progress: Listener = ignore_progress
+    ) -> Iterator[CellBlock]:
+        """Make the cells from number ``start`` on, a multiple of the batch size."""
+        model, request = self.model, self.request
+        steps = min(request.settings.steps, model.config.n_genes)
+        for first in range(start, request.n_cells, self.batch_size):
+            cells = range(first, min(first + self.batch_size, request.n_cells))
+            codes = self.phenotypes.codes(cells)
+            chance = CellChance.draw(request.seed, cells, model.config.n_genes)
+
+            def report(step: int, before: int = first, n: int = len(cells)) -> None:
+                on_progress(
+                    ProgressEvent("generating cells", before + n * step // steps, request.n_cells)
+                )
+
+            drawn = sample_cells(model, codes, request.settings, chance, on_step=report)
+            yield CellBlock(cells, codes, sparse.csr_matrix(_decode(model, drawn, request, cells)))
+
+    def cell_names(self, cells: range) -> list[str]:
+        """Return the obs names of the cells."""
+        return [f"tfx-{self.request.seed}-{cell}" for cell in cells]
+
+    def genes(self) -> pd.DataFrame:
+        """Return var."""
+        panel = self.model.panel
+        return pd.DataFrame({"gene_symbol": list(panel.symbols)}, index=pd.Index(panel.ids))
+
+    def provenance(self) -> dict[str, Any]:
+        """Return ``uns["tfx_generation"]``: plain values only, h5ad has no None."""
+        model, request = self.model, self.request
+        origin = model.origin
+        values = "log1p of counts per 10,000"
+        if model.config.kind == "binary":
+            values = "on (1) or off (0)"
+        elif request.settings.decode == "bins" and model.config.kind == "binned":
+            values = "bin numbers"
+        return {
+            "synthetic": True,
+            "simulated_training_data": bool(origin.get("simulated", False)),
+            "values": values,
+            "request": dict(request.phenotypes),
+            "unspecified": request.unspecified,
+            "training_cells_of_request": self.phenotypes.n_training,
+            "n_cells": request.n_cells,
+            "seed": request.seed,
+            **request.settings.model_dump(),
+            "steps": min(request.settings.steps, model.config.n_genes),
+            "model_name": str(origin.get("name", "")),
+            "model_step": int(origin.get("step", 0)),
+            "model_sha256": _weights_hash(model),
+            "model_genes_sha256": model.panel.hash,
+            "training_store": str(origin.get("store_key", "")),
+            "training_sources": list(origin.get("sources", [])),
+            "tfx_version": __version__,
+            "torch_version": version("torch"),
+            "notes": list(self.notes),
+        }
 
 
 def generate_cells(
     model: CellModel,
     request: GenerationRequest,
     *,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     on_progress: Listener = ignore_progress,
 ) -> "tuple[AnnData, list[str]]":
-    """Generate cells.
+    """Generate cells in memory.
 
     Parameters
     ----------
@@ -58,51 +180,18 @@ def generate_cells(
     """
     from anndata import AnnData  # 400 ms that sampling does without
 
-    notes = check_can_generate(model)
-    if request.settings.order == "confidence":
-        notes.append(
-            "confidence order reveals the surest genes first, which are zeros: expect nearly empty "
-            "cells; use order = 'random'"
-        )
-    codes, more = draw_codes(model, request)
-    notes += more
-    steps = min(request.settings.steps, model.config.n_genes)
-    n_batches = -(-request.n_cells // batch_size)
-    parts = []
-    for number in range(n_batches):
-        cells = range(number * batch_size, min((number + 1) * batch_size, request.n_cells))
-        chance = CellChance.draw(request.seed, cells, model.config.n_genes)
-
-        def report(step: int, before: int = cells.start, n: int = len(cells)) -> None:
-            on_progress(
-                ProgressEvent("generating cells", before + n * step // steps, request.n_cells)
-            )
-
-        drawn = sample_cells(
-            model, codes[cells.start : cells.stop], request.settings, chance, on_step=report
-        )
-        parts.append(sparse.csr_matrix(_decode(model, drawn, request, cells)))
-    names = [f"tfx-{request.seed}-{cell}" for cell in range(request.n_cells)]
+    source = CellSource(model, request, batch_size=batch_size)
+    blocks = list(source.blocks(on_progress=on_progress))
+    codes = np.concatenate([block.codes for block in blocks])
     generated = AnnData(
-        X=sparse.vstack(parts, format="csr"),
-        obs=pd.DataFrame(_labels(model, codes), index=pd.Index(names)),
-        var=pd.DataFrame(
-            {"gene_symbol": list(model.panel.symbols)}, index=pd.Index(model.panel.ids)
+        X=sparse.vstack([block.expression for block in blocks], format="csr"),
+        obs=pd.DataFrame(
+            _labels(model, codes), index=pd.Index(source.cell_names(range(request.n_cells)))
         ),
-        uns={GENERATION_KEY: _provenance(model, request, notes)},
+        var=source.genes(),
+        uns={GENERATION_KEY: source.provenance()},
     )
-    return generated, notes
-
-
-def write_cells(cells: "AnnData", path: Path) -> None:
-    """Write an .h5ad file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        cells.write_h5ad(partial, compression="gzip")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return generated, source.notes
 
 
 def _decode(
@@ -132,30 +221,11 @@ def _labels(model: CellModel, codes: NDArray[np.int32]) -> dict[str, Any]:
     return labels
 
 
-def _provenance(model: CellModel, request: GenerationRequest, notes: list[str]) -> dict[str, Any]:
-    """Plain values only: h5ad has no None."""
-    wanted = resolve_phenotypes(model.config, request.phenotypes)
-    origin = model.origin
-    values = "on (1) or off (0)" if model.config.kind == "binary" else "log1p of counts per 10,000"
-    if request.settings.decode == "bins" and model.config.kind == "binned":
-        values = "bin numbers"
-    return {
-        "synthetic": True,
-        "simulated_training_data": bool(origin.get("simulated", False)),
-        "values": values,
-        "request": dict(request.phenotypes),
-        "unspecified": request.unspecified,
-        "training_cells_of_request": model.reference.n_cells(wanted),
-        "n_cells": request.n_cells,
-        "seed": request.seed,
-        **request.settings.model_dump(),
-        "steps": min(request.settings.steps, model.config.n_genes),
-        "model_name": str(origin.get("name", "")),
-        "model_step": int(origin.get("step", 0)),
-        "model_genes_sha256": model.panel.hash,
-        "training_store": str(origin.get("store_key", "")),
-        "training_sources": list(origin.get("sources", [])),
-        "tfx_version": __version__,
-        "torch_version": version("torch"),
-        "notes": list(notes),
-    }
+def _weights_hash(model: CellModel) -> str:
+    """Name the weights that made the cells, whatever folder they lie in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from core.errors import DataError
 from core.model.folder import CellModel
 
 __all__ = [
+    "MAX_COMPARED",
     "MarkerCheck",
     "check_markers",
     "open_training_store",
@@ -19,8 +20,8 @@ __all__ = [
 
 #: Real cells from beyond training are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
-#: Most real cells read for a comparison.
-MAX_REAL = 5_000
+#: Most cells of either side that are compared.
+MAX_COMPARED = 5_000
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def read_real_cells(
         rows, which = np.flatnonzero(matching), "training and held-out"
     if len(rows) == 0:
         return None
-    if len(rows) > MAX_REAL:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_REAL, replace=False))
+    if len(rows) > MAX_COMPARED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
     real = store.read(rows, model.panel)
     if model.config.kind == "binary":
         real = _as_binary(real, model.values.edges)

@@ -1,9 +1,11 @@
 """What to generate: phenotype values asked for, how the open ones are filled, how to sample.
 
 Labels become codes here, and each generated cell gets its phenotypes: those asked for, and for the
-open ones either real combinations (drawn as often as training cells had them) or [NO_*].
+open ones either real combinations (drawn as often as training cells had them) or [NO_*]. What a cell
+gets depends on the seed and its number alone.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +18,17 @@ from core.cells.phenotypes import match_label, suggest
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
+from core.model.reference import Reference
 from core.presets.schema import GenerateSettings
 
-__all__ = ["MAX_CELLS", "GenerationRequest", "draw_codes", "resolve_phenotypes"]
+__all__ = ["FEW_CELLS", "MAX_CELLS", "GenerationRequest", "PhenotypeDraw", "resolve_phenotypes"]
 
-#: More cells than this are held in memory at once, which no laptop has room for.
-MAX_CELLS = 1_000_000
+#: Beyond this a typing error is likelier than a wish: months of work, terabytes of disk.
+MAX_CELLS = 1_000_000_000
 #: Below this many training cells of a combination its cells are guesswork.
 FEW_CELLS = 20
+#: Of a cell of a few hundred genes, for the message about absurd numbers.
+_BYTES_PER_CELL = 1_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,13 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         """Check the numbers; ``model_copy`` of the settings has not."""
         if not 1 <= self.n_cells <= MAX_CELLS:
-            message = f"cannot generate {self.n_cells:,} cells; ask for 1 to {MAX_CELLS:,}"
+            message = f"cannot generate {self.n_cells:,} cells; ask for 1 or more"
+            if self.n_cells > MAX_CELLS:
+                disk = self.n_cells * _BYTES_PER_CELL / 1e12
+                message = (
+                    f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,.0f} TB "
+                    f"of disk; ask for at most {MAX_CELLS:,}"
+                )
             raise ConfigurationError(message)
         if not 0 < self.settings.temperature < math.inf:
             message = f"temperature {self.settings.temperature} must be a number above 0; 1 draws from the model"
@@ -86,53 +97,115 @@ def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int
     return codes
 
 
-def draw_codes(model: CellModel, request: GenerationRequest) -> tuple[NDArray[np.int32], list[str]]:
-    """Give every cell its phenotypes.
+class PhenotypeDraw:
+    """The phenotypes that the cells of a request get, in any order and in parts.
 
-    Returns
-    -------
-    (cells, phenotypes) codes, -1 for [NO_*]; and sentences the user should read: combinations that
-    training had few or none of.
+    Parameters
+    ----------
+    model
+        Whose training cells the open phenotypes are drawn from.
+    request
+        What is asked for.
+
+    Attributes
+    ----------
+    wanted
+        Slot -> code.
+    n_training
+        Training cells that have all of it.
+    notes
+        Sentences the user should read: combinations that training had few or none of.
+
+    Raises
+    ------
+    ConfigurationError
+        The request names what the model does not know.
     """
-    config, reference = model.config, model.reference
-    names = list(config.phenotypes)
-    wanted = resolve_phenotypes(config, request.phenotypes)
-    described = ", ".join(
-        f"{names[slot]} = {config.phenotypes[names[slot]][code]}" for slot, code in wanted.items()
-    )
-    codes = np.full((request.n_cells, len(names)), -1, dtype=np.int32)
-    notes = []
-    n_training = reference.n_cells(wanted)
-    if wanted and n_training < FEW_CELLS:
-        how_many = (
-            "no training cell has" if n_training == 0 else f"only {n_training} training cells have"
+
+    def __init__(self, model: CellModel, request: GenerationRequest) -> None:
+        self._config, self._reference = model.config, model.reference
+        self._seed = request.seed
+        self.wanted = resolve_phenotypes(model.config, request.phenotypes)
+        self.n_training = model.reference.n_cells(self.wanted)
+        self.notes = self._notes_on_training()
+        self._combinations: NDArray[np.int32] | None = None
+        if request.unspecified == "sample" and len(self.wanted) < len(self._config.phenotypes):
+            matching, given_up = _matching_combinations(self._reference, self.wanted)
+            if given_up:
+                names = list(self._config.phenotypes)
+                self.notes.append(
+                    "open phenotypes come from training cells that match all but "
+                    + ", ".join(names[slot] for slot in given_up)
+                )
+            counts = self._reference.counts[matching]
+            self._combinations = self._reference.combinations[matching]
+            self._cumulative = np.cumsum(counts) / counts.sum()
+
+    def codes(self, cells: range) -> NDArray[np.int32]:
+        """Return (cells, phenotypes) codes of the cells numbered ``cells``, -1 for [NO_*]."""
+        codes = np.full((len(cells), len(self._config.phenotypes)), -1, dtype=np.int32)
+        if self._combinations is not None:
+            # One uniform number per cell, in order: a part is the same as within the whole.
+            chance = np.random.PCG64([self._seed, 23]).advance(cells.start)
+            uniform = np.random.Generator(chance).random(len(cells))
+            drawn = np.searchsorted(self._cumulative, uniform, side="right")
+            codes = self._combinations[drawn.clip(max=len(self._combinations) - 1)].copy()
+        for slot, code in self.wanted.items():
+            codes[:, slot] = code
+        return codes
+
+    def _notes_on_training(self) -> list[str]:
+        if not self.wanted or self.n_training >= FEW_CELLS:
+            return []
+        described = ", ".join(self._describe(slot, code) for slot, code in self.wanted.items())
+        composed = "the model composes what it learnt of each value"
+        if self.n_training > 0:
+            have = "cell has" if self.n_training == 1 else "cells have"
+            return [f"only {self.n_training} training {have} {described}: {composed}"]
+        pairs = itertools.combinations(self.wanted, 2)
+        return [
+            f"no training cell has {described}: {composed}",
+            *(
+                self._contradiction(one, other)
+                for one, other in pairs
+                if self._reference.n_cells({slot: self.wanted[slot] for slot in (one, other)}) == 0
+            ),
+        ]
+
+    def _contradiction(self, one: int, other: int) -> str:
+        """Say of two values that never met what the more particular of them came with."""
+        first, second = sorted(
+            (one, other), key=lambda slot: len(self._met(slot, one + other - slot))
         )
-        notes.append(f"{how_many} {described}: the model composes what it learnt of each value")
-    if request.unspecified == "sample" and len(wanted) < len(names):
-        matching, given_up = _matching_combinations(model, wanted)
-        if given_up:
-            notes.append(
-                "open phenotypes come from training cells that match all but "
-                + ", ".join(names[slot] for slot in given_up)
-            )
-        rng = np.random.default_rng([request.seed, 23])
-        counts = reference.counts[matching]
-        # One uniform number per cell, in order: cell i is the same however many are asked for.
-        drawn = np.searchsorted(
-            np.cumsum(counts) / counts.sum(), rng.random(request.n_cells), side="right"
+        met = self._met(first, second)
+        shown = ", ".join(met[:3]) + (", ..." if len(met) > 3 else "")
+        names = list(self._config.phenotypes)
+        value = self._config.phenotypes[names[first]][self.wanted[first]]
+        return (
+            f"{self._describe(first, self.wanted[first])} and "
+            f"{self._describe(second, self.wanted[second])} never met in training: {value} came "
+            f"with {names[second]} {shown or 'unknown'}"
         )
-        codes = reference.combinations[matching][drawn.clip(max=len(counts) - 1)].copy()
-    for slot, code in wanted.items():
-        codes[:, slot] = code
-    return codes, notes
+
+    def _met(self, slot: int, other: int) -> list[str]:
+        """Values of ``other`` beside the wanted value of ``slot`` in training, commonest first."""
+        reference = self._reference
+        has = reference.combinations[:, slot] == self.wanted[slot]
+        codes, counts = reference.combinations[has, other], reference.counts[has]
+        values = list(self._config.phenotypes.values())[other]
+        sums = np.bincount(codes[codes >= 0], counts[codes >= 0], minlength=len(values))
+        return [values[code] for code in np.argsort(-sums, kind="stable") if sums[code] > 0]
+
+    def _describe(self, slot: int, code: int) -> str:
+        name = list(self._config.phenotypes)[slot]
+        return f"{name} = {self._config.phenotypes[name][code]}"
 
 
 def _matching_combinations(
-    model: CellModel, wanted: dict[int, int]
+    reference: Reference, wanted: dict[int, int]
 ) -> tuple[NDArray[np.bool_], list[int]]:
     """Training combinations that match; if none does, give up the rarest value until some do."""
     kept, given_up = dict(wanted), []
-    reference = model.reference
     while not reference.matching(kept).any():
         rarest = min(kept, key=lambda slot: reference.n_cells({slot: kept[slot]}))
         given_up.append(rarest)

@@ -139,7 +139,7 @@ def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
         (["--phenotype", "sex"], "must be NAME=VALUE"),
         (["--sex", "male", "--phenotype", "sex=female"], "sex is already 'male'"),
         (["-n", "0"], "cannot generate 0 cells"),
-        (["-n", "2000000"], "cannot generate 2,000,000 cells"),
+        (["-n", "2000000000000"], "would fill about 2,000 TB of disk"),
         (["--guidance", "inf"], "guidance inf must be a number"),
         (["--run", "missing"], "there is no run 'missing'"),
     ],

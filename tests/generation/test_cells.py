@@ -1,13 +1,12 @@
-"""Generated cells as AnnData: labels, values, provenance, and files that are whole or absent."""
+"""Generated cells as AnnData: labels, values, provenance."""
 
-import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
 from core.errors import ConfigurationError
-from core.generation.cells import GENERATION_KEY, generate_cells, write_cells
+from core.generation.cells import GENERATION_KEY, generate_cells
 from core.generation.request import GenerationRequest
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -129,17 +128,9 @@ def test_an_unfit_model_or_request_is_refused_before_anything_is_drawn():
         generate(phenotypes={"sex": "femal"})
 
 
-# ------------------------------------------------------------------------------------ files
-
-
-def test_cells_and_provenance_come_back_from_the_file(tmp_path):
+def test_provenance_names_weights_request_and_settings():
     cells, notes = generate(phenotypes={"sex": "male", "tissue": "lung"}, seed=9)
-    write_cells(cells, tmp_path / "new" / "cells.h5ad")
-    read = anndata.read_h5ad(tmp_path / "new" / "cells.h5ad")
-    np.testing.assert_array_equal(read.X.toarray(), cells.X.toarray())
-    pd.testing.assert_frame_equal(read.obs, cells.obs)
-    pd.testing.assert_frame_equal(read.var, cells.var)
-    facts = read.uns[GENERATION_KEY]
+    facts = cells.uns[GENERATION_KEY]
     assert facts["synthetic"]
     assert facts["simulated_training_data"]
     assert facts["request"] == {"sex": "male", "tissue": "lung"}
@@ -151,43 +142,8 @@ def test_cells_and_provenance_come_back_from_the_file(tmp_path):
     assert list(facts["notes"]) == notes
     assert len(facts["model_genes_sha256"]) == 64
     assert facts["tfx_version"]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cells.h5ad"]
-
-
-def test_a_request_for_nothing_in_particular_can_be_written(tmp_path):
-    cells, notes = generate()
-    assert notes == []  # an empty dictionary and an empty list, too, must survive h5ad
-    write_cells(cells, tmp_path / "cells.h5ad")
-    facts = anndata.read_h5ad(tmp_path / "cells.h5ad").uns[GENERATION_KEY]
-    assert dict(facts["request"]) == {}
-    assert list(facts["notes"]) == []
-
-
-def test_missing_labels_survive_the_file(tmp_path):
-    cells, _ = generate(unspecified="none")
-    write_cells(cells, tmp_path / "cells.h5ad")
-    assert anndata.read_h5ad(tmp_path / "cells.h5ad").obs["tissue"].isna().all()
-
-
-@pytest.mark.parametrize("fault", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_nothing_and_the_old_file_whole(tmp_path, monkeypatch, fault):
-    target = tmp_path / "cells.h5ad"
-    target.write_bytes(b"the old file")
-    cells, _ = generate()
-
-    def fail(self, path, **options):
-        path.write_bytes(b"half")
-        raise fault
-
-    monkeypatch.setattr(anndata.AnnData, "write_h5ad", fail)
-    with pytest.raises(type(fault)):
-        write_cells(cells, target)
-    assert target.read_bytes() == b"the old file"
-    assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
-
-
-def test_a_written_file_replaces_the_old_one(tmp_path):
-    target = tmp_path / "cells.h5ad"
-    target.write_bytes(b"the old file")
-    write_cells(generate()[0], target)
-    assert anndata.read_h5ad(target).n_obs == 12
+    same, other = (
+        generate(with_reference(make_cell_model(seed=seed)), n_cells=1)[0] for seed in (0, 1)
+    )
+    assert same.uns[GENERATION_KEY]["model_sha256"] == facts["model_sha256"]
+    assert other.uns[GENERATION_KEY]["model_sha256"] != facts["model_sha256"]

@@ -120,7 +120,7 @@ def test_where_few_held_out_cells_match_training_cells_stand_beside_too(
 
 
 def test_at_most_so_many_real_cells_are_read(trained, tiny_store, monkeypatch):
-    monkeypatch.setattr(comparison, "MAX_REAL", 60)
+    monkeypatch.setattr(comparison, "MAX_COMPARED", 60)
     real = tiny_store.read(np.arange(5), trained.panel)
     summary, _ = compare_with_real(trained, tiny_store, real, {})
     assert summary.n_real == 60

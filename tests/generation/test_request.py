@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigurationError
-from core.generation.request import MAX_CELLS, GenerationRequest, draw_codes, resolve_phenotypes
+from core.generation.request import (
+    MAX_CELLS,
+    GenerationRequest,
+    PhenotypeDraw,
+    resolve_phenotypes,
+)
 from tests.model.examples import make_cell_model, make_config
 
 from .examples import COMBINATIONS, COUNTS, with_reference
@@ -18,6 +23,12 @@ PHENOTYPES = {
 @pytest.fixture
 def model():
     return with_reference(make_cell_model())
+
+
+def draw_codes(model, request):
+    """Codes of all cells of a request, and what is said about it."""
+    draw = PhenotypeDraw(model, request)
+    return draw.codes(range(request.n_cells)), draw.notes
 
 
 def ask(phenotypes, n_cells=10, **others):
@@ -55,10 +66,15 @@ def test_what_the_model_does_not_know_is_refused_with_the_nearest(wanted, messag
         resolve_phenotypes(make_config(), wanted)
 
 
-@pytest.mark.parametrize("n_cells", [0, -5, MAX_CELLS + 1])
-def test_no_cells_and_too_many_are_refused(n_cells):
-    with pytest.raises(ConfigurationError, match=r"cannot generate .* cells; ask for 1 to 1,000,0"):
+@pytest.mark.parametrize("n_cells", [0, -5])
+def test_no_cells_are_refused(n_cells):
+    with pytest.raises(ConfigurationError, match=rf"cannot generate {n_cells} cells; ask for 1 or"):
         ask({}, n_cells)
+
+
+def test_absurdly_many_cells_are_refused_with_the_disk_they_would_fill():
+    with pytest.raises(ConfigurationError, match=r"about 4 TB of disk; ask for at most 1,000,0"):
+        ask({}, 4 * MAX_CELLS)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +128,31 @@ def test_a_combination_absent_from_training_is_composed_with_a_note(model):
     assert (codes == [1, 0]).all()
     assert notes == [
         "no training cell has sex = male, tissue = lung: the model composes what it learnt of each "
-        "value"
+        "value",
+        "tissue = lung and sex = male never met in training: lung came with sex female",
     ]
+
+
+def test_of_three_values_those_two_that_never_met_are_named():
+    phenotypes = {
+        "tissue": ["lung", "liver", "blood", "skin", "gut"],
+        "cell_type": ["hepatocyte", "T cell"],
+        "sex": ["female", "male"],
+    }
+    model = make_cell_model(phenotypes=phenotypes)
+    old = model.reference
+    model.reference = type(old)(
+        np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [2, 1, 0], [3, 1, 0], [4, 1, 0]], np.int32),
+        np.array([40, 10, 10, 30, 20, 5]), old.means, old.detection, old.bin_counts,
+    )  # fmt: skip
+    wanted = {"sex": "female", "tissue": "lung", "cell_type": "hepatocyte"}
+    notes = draw_codes(model, ask(wanted))[1]
+    assert notes[1:] == [
+        "tissue = lung and cell_type = hepatocyte never met in training: lung came with cell_type "
+        "T cell"
+    ]
+    wanted = {"tissue": "liver", "cell_type": "T cell"}
+    assert draw_codes(model, ask(wanted))[1][1].endswith("liver came with cell_type hepatocyte")
 
 
 def test_a_rare_combination_is_noted_with_its_number_of_cells(model):
@@ -133,7 +172,7 @@ def test_where_no_training_cell_matches_open_phenotypes_follow_the_commoner_valu
     )  # fmt: skip
     codes, notes = draw_codes(model, ask({"sex": "male", "tissue": "lung"}))
     assert (codes == [1, 0, 0]).all()  # male is rarer than lung: the age is that of lung cells
-    assert notes[1] == "open phenotypes come from training cells that match all but sex"
+    assert notes[2] == "open phenotypes come from training cells that match all but sex"
 
 
 def test_the_phenotypes_of_a_cell_depend_on_the_seed_and_its_number_alone(model):
@@ -141,6 +180,13 @@ def test_the_phenotypes_of_a_cell_depend_on_the_seed_and_its_number_alone(model)
     other, _ = draw_codes(model, ask({}, 50, seed=4))
     np.testing.assert_array_equal(few, many[:5])
     assert (many != other).any()
+
+
+def test_the_phenotypes_of_a_part_are_those_within_the_whole(model):
+    draw = PhenotypeDraw(model, ask({"sex": "female"}, 1000, seed=3))
+    whole = draw.codes(range(1000))
+    for part in (range(3), range(990, 1000), range(17, 400)):
+        np.testing.assert_array_equal(draw.codes(part), whole[part.start : part.stop])
 
 
 def test_a_model_without_phenotypes_has_nothing_to_draw():
