@@ -38,7 +38,8 @@ class GenerationRequest:
     Attributes
     ----------
     phenotypes
-        Name -> value asked for, as the user wrote it.
+        Name -> value asked for, as the user wrote it; the token [NO_SEX] leaves sex not specified,
+        whatever becomes of the others.
     n_cells
         How many.
     unspecified
@@ -75,7 +76,7 @@ class GenerationRequest:
 
 
 def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int, int]:
-    """Turn names and labels into slot -> code.
+    """Turn names and labels into slot -> code; -1 for [NO_*].
 
     Raises
     ------
@@ -89,6 +90,9 @@ def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int
             message = f"this model has no phenotype '{name}'; {suggest(name, names)}"
             raise ConfigurationError(message)
         values = config.phenotypes[name]
+        if label == f"[NO_{name.upper()}]":
+            codes[names.index(name)] = -1
+            continue
         value = match_label(label, values)
         if value is None:
             message = f"this model knows no {name} '{label}'; {suggest(label, values)}"
@@ -110,7 +114,7 @@ class PhenotypeDraw:
     Attributes
     ----------
     wanted
-        Slot -> code.
+        Slot -> code, of the values asked for.
     n_training
         Training cells that have all of it.
     notes
@@ -125,11 +129,13 @@ class PhenotypeDraw:
     def __init__(self, model: CellModel, request: GenerationRequest) -> None:
         self._config, self._reference = model.config, model.reference
         self._seed = request.seed
-        self.wanted = resolve_phenotypes(model.config, request.phenotypes)
+        asked = resolve_phenotypes(model.config, request.phenotypes)
+        self.wanted = {slot: code for slot, code in asked.items() if code >= 0}
+        self._asked = asked
         self.n_training = model.reference.n_cells(self.wanted)
         self.notes = self._notes_on_training()
         self._combinations: NDArray[np.int32] | None = None
-        if request.unspecified == "sample" and len(self.wanted) < len(self._config.phenotypes):
+        if request.unspecified == "sample" and len(asked) < len(self._config.phenotypes):
             matching, given_up = _matching_combinations(self._reference, self.wanted)
             if given_up:
                 names = list(self._config.phenotypes)
@@ -150,7 +156,7 @@ class PhenotypeDraw:
             uniform = np.random.Generator(chance).random(len(cells))
             drawn = np.searchsorted(self._cumulative, uniform, side="right")
             codes = self._combinations[drawn.clip(max=len(self._combinations) - 1)].copy()
-        for slot, code in self.wanted.items():
+        for slot, code in self._asked.items():
             codes[:, slot] = code
         return codes
 

@@ -116,6 +116,15 @@ def test_a_missing_label_of_a_training_cell_is_written_as_missing(model):
     assert set(codes[:, 0]) == {0, -1}
 
 
+def test_one_phenotype_can_be_left_not_specified_while_the_others_are_drawn(model):
+    codes, notes = draw_codes(model, ask({"tissue": "[NO_TISSUE]"}, n_cells=200))
+    assert (codes[:, 1] == -1).all()
+    assert set(codes[:, 0]) == {-1, 0, 1}
+    assert notes == []
+    draw = PhenotypeDraw(model, ask({"sex": "female", "tissue": "[NO_TISSUE]"}))
+    assert (draw.wanted, draw.n_training) == ({0: 0}, 800)
+
+
 def test_none_leaves_open_phenotypes_unspecified(model):
     codes, notes = draw_codes(model, ask({"tissue": "lung"}, unspecified="none"))
     assert (codes == [-1, 0]).all()
