@@ -30,6 +30,10 @@ from tfx_cli.dashboard.workspace import RunView, Workspace, WorkspaceView
 __all__ = ["DashboardApp", "ViewRead"]
 
 
+#: Seconds that a training may take to end once it has said that it stopped.
+_LONGEST_END = 60.0
+
+
 class ViewRead(Message):
     """The run folders as they are now; the one way by which data enter the dashboard."""
 
@@ -299,7 +303,10 @@ class DashboardApp(App[None]):
 
     def resume_run(self, path: str, view: RunView | None) -> None:
         """Go on with a run that stopped."""
-        if view is None or view.row.state in LIVE_STATES or self.training.started_here(path):
+        if view is None and not self.training.started_here(path):
+            self.notify("there is no run to go on with; n starts one", markup=False)
+            return
+        if view is None or view.row.state in LIVE_STATES:
             self.notify("this run is going on", markup=False)
             return
         if view.row.state == "finished":
@@ -307,12 +314,19 @@ class DashboardApp(App[None]):
                 f"finished; for more steps: tfx train {path} --steps N", markup=False
             )  # fmt: skip
             return
+        self.notify(f"{view.row.name} goes on (a few seconds)", markup=False)
+        self.run_worker(self._resume(path), group="resume")
+
+    async def _resume(self, path: str) -> None:
+        """Go on with a run as soon as the process that stopped it has ended."""
+        for _ in range(int(_LONGEST_END / 0.2)):
+            if not self.training.started_here(path):
+                break
+            await asyncio.sleep(0.2)
         try:
             self.training.resume(path, self.root)
         except TfxError as error:
             self.notify(str(error), severity="error", markup=False)
-            return
-        self.notify(f"{view.row.name} goes on (a few seconds)", markup=False)
 
     # -- actions of everywhere
 

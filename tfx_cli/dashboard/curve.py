@@ -151,17 +151,34 @@ class CurveView(Widget, can_focus=True):
         self.window = CurveWindow()
         self.series: tuple[CurveSeries, ...] = ()
         self.marks: tuple[ReferenceMark, ...] = ()
+        self.domain: tuple[float, float] | None = None
         self._version = 0
         self._picture = _Picture()
 
     # -- what to show
 
     def show(
-        self, series: Sequence[CurveSeries], marks: Sequence[ReferenceMark] = (), title: str = ""
+        self,
+        series: Sequence[CurveSeries],
+        marks: Sequence[ReferenceMark] = (),
+        *,
+        title: str = "",
+        domain: tuple[float, float] | None = None,
     ) -> None:
-        """Replace the curves."""
+        """Replace the curves.
+
+        Parameters
+        ----------
+        series, marks
+            Curves, the last on top; heights to compare with.
+        title
+            A new one, if any.
+        domain
+            First and last x, where other panels beside it show more than these curves do.
+        """
         self.series, self.marks = tuple(series), tuple(marks)
         self.title = title or self.title
+        self.domain = domain
         self._version += 1
         self.refresh()
 
@@ -177,6 +194,7 @@ class CurveView(Widget, can_focus=True):
         ends = [(one.x[0], one.x[-1]) for one in self.series if len(one.x)]
         if not ends:
             return None
+        ends += [self.domain] if self.domain is not None else []
         low, high = min(first for first, _ in ends), max(last for _, last in ends)
         return (float(low), float(high)) if high > low else (float(low) - 0.5, float(high) + 0.5)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.content import Content
@@ -155,8 +156,6 @@ class GenerateScreen(DashboardScreen):
 
     def on_mount(self) -> None:
         """Begin at the first token, with counts."""
-        self.query_one("#gene-table", DataTable).add_columns(*GENE_COLUMNS)
-        self.query_one("#moved-table", DataTable).add_columns(*MOVED_COLUMNS)
         self._show_counts()
         self._show()
         rows = self._rows()
@@ -171,12 +170,12 @@ class GenerateScreen(DashboardScreen):
     def _wanted(self) -> dict[str, str]:
         return {row.phenotype: row.value for row in self._rows() if row.value is not None}
 
-    def _request(self) -> dict[str, str | None]:
-        """Return what to ask for; None writes [NO_*], what is left out is drawn from real cells."""
-        wanted: dict[str, str | None] = dict(self._wanted())
+    def _request(self) -> dict[str, str]:
+        """Return what to ask for; what is left out is drawn from matching real cells."""
+        wanted = self._wanted()
         for row in self._rows():
             if row.choice == NOT_SPECIFIED:
-                wanted[row.phenotype] = None
+                wanted[row.phenotype] = f"[NO_{row.phenotype.upper()}]"
         return wanted
 
     def on_token_row_changed(self) -> None:
@@ -363,10 +362,7 @@ class GenerateScreen(DashboardScreen):
         self.query_one("#progress", Static).update(self._status)
 
     def _show_result(self, profile: Mapping[str, Any]) -> None:
-        table = self.query_one("#gene-table", DataTable)
-        table.clear()
-        for row in gene_rows(profile, self._bar_colours()):
-            table.add_row(*row)
+        self._fill("#gene-table", GENE_COLUMNS, gene_rows(profile, self._bar_colours()))
         means = GeneMeans(profile)
         r = means.r
         self.query_one("#mean-scatter", ScatterView).show(
@@ -393,11 +389,19 @@ class GenerateScreen(DashboardScreen):
             title="share of cells by detected genes",
         )
         self.query_one("#fidelity", Static).update(fidelity_content(profile, self._result or {}))
-        moved = self.query_one("#moved-table", DataTable)
-        moved.clear()
-        if self._before is not None:
-            for row in moved_rows(self._before.get("profile") or {}, profile, self._bar_colours()):
-                moved.add_row(*row)
+        before = (self._before or {}).get("profile")
+        if before is not None:
+            rows = moved_rows(before, profile, self._bar_colours())
+            self._fill("#moved-table", MOVED_COLUMNS, rows)
+
+    def _fill(self, name: str, columns: tuple[str, ...], rows: list[list[Text]]) -> None:
+        """Fill a table, without its bars where they do not fit."""
+        table = self.query_one(name, DataTable)
+        shown = len(columns) if self.query_one("#results").size.width >= 72 else len(columns) - 1
+        table.clear(columns=True)
+        table.add_columns(*columns[:shown])
+        for row in rows:
+            table.add_row(*row[:shown])
 
     def _bar_colours(self) -> tuple[str, str]:
         colours = series_colours(self.app.theme)
@@ -415,11 +419,10 @@ class GenerateScreen(DashboardScreen):
         arguments = ["tfx", "generate", "--run", self.run_path]
         request = asked.get("request") or {}
         for name, value in request.items():
-            text = "none" if value is None else str(value)
             if name in _STANDARD:
-                arguments += [f"--{name.replace('_', '-')}", text]
+                arguments += [f"--{name.replace('_', '-')}", value]
             else:
-                arguments += ["--phenotype", f"{name}={text}"]
+                arguments += ["--phenotype", f"{name}={value}"]
         arguments += ["-n", str(asked.get("cells", 200))]
         for name in ("steps", "temperature", "guidance", "seed"):
             if name in asked:
@@ -428,7 +431,7 @@ class GenerateScreen(DashboardScreen):
 
     def _file_name(self) -> str:
         request = self._asked.get("request") or {}
-        words = [str(value) for value in request.values() if value is not None]
+        words = [value for value in request.values() if not value.startswith("[NO_")]
         name = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
         return f"{name or 'generated'}.h5ad"
 

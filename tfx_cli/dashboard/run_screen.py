@@ -10,6 +10,7 @@ from textual.containers import Container, Grid, Horizontal, Vertical, VerticalSc
 from textual.content import Content
 from textual.widgets import DataTable, Static, TabbedContent, TabPane
 
+from core.errors import ExitCode
 from core.runlog.overview import RunRow
 from core.runlog.schema import LIVE_STATES
 from tfx_cli.dashboard import run_texts
@@ -158,6 +159,8 @@ class RunScreen(DashboardScreen):
         lines = launch.last_lines(12)
         if code is None:
             state, hint = "starting", "cells are being prepared where they are not yet"
+        elif code in (ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED):
+            state, hint = "stopped", "before its first step; esc, then n starts it anew"
         else:
             state, hint = "failed", f"tfx train ended with exit code {code}"
         self.set_bar(Content.assemble((self.path, "bold"), "  ", state_content(state), f"  {hint}"))
@@ -201,9 +204,11 @@ class RunScreen(DashboardScreen):
             if smoothing and self.size.width >= 100
             else ""
         )
-        self.query_one("#loss", CurveView).show(losses, title=f"loss{scale}{note}")
+        self.query_one("#loss", CurveView).show(
+            losses, title=f"loss{scale}{note}", domain=view.steps
+        )
         accuracies, marks = self._accuracies(view)
-        self.query_one("#accuracy", CurveView).show(accuracies, marks)
+        self.query_one("#accuracy", CurveView).show(accuracies, marks, domain=view.steps)
         for panel in (self.query_one("#loss", CurveView), self.query_one("#accuracy", CurveView)):
             panel.look(self._window if panel.id == "loss" else replace(self._window, is_log=False))
         self.query_one("#numbers", Static).update(

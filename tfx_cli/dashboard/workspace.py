@@ -139,6 +139,14 @@ class RunView:
         return self.curves.get("validation", _NO_CURVES)
 
     @property
+    def steps(self) -> tuple[float, float] | None:
+        """The first and the last step of all curves."""
+        known = [table.steps for table in self.curves.values() if len(table.steps)]
+        if not known:
+            return None
+        return min(float(one[0]) for one in known), max(float(one[-1]) for one in known)
+
+    @property
     def nonfinite(self) -> int:
         """How many events tell of a step that was not finite."""
         return sum(event.get("event") == "nonfinite" for event in self.events)
