@@ -58,7 +58,7 @@ def test_the_same_text_wins_over_the_same_letters():
         ({"treatment": "x"}, r"no phenotype 'treatment'; it has sex, tissue"),
         ({"tissue": "lungs"}, r"knows no tissue 'lungs'; did you mean 'lung'\?"),
         ({"tissue": "brain"}, r"knows no tissue 'brain'; it has lung, blood, liver"),
-        ({"tissue": "[NO_TISSUE]"}, r"knows no tissue '\[NO_TISSUE\]'"),
+        ({"tissue": "[NO_SEX]"}, r"knows no tissue '\[NO_SEX\]'"),
     ],
 )
 def test_what_the_model_does_not_know_is_refused_with_the_nearest(wanted, message):
