@@ -12,6 +12,8 @@ from core.errors import ConfigurationError
 
 __all__ = ["PresetSummary", "find_preset", "list_presets"]
 
+_ORIGINALS = "originals"
+
 
 @dataclass(frozen=True)
 class PresetSummary:
@@ -23,9 +25,9 @@ class PresetSummary:
 
 
 def list_presets() -> list[PresetSummary]:
-    """List the bundled presets by name."""
+    """List the bundled presets by name: tfx's own, then those of the systems it implements."""
     folder = Path(str(resources.files("presets")))
-    paths = sorted(folder.glob("*.toml"))
+    paths = [*sorted(folder.glob("*.toml")), *sorted((folder / _ORIGINALS).glob("*.toml"))]
     return [PresetSummary(path.stem, path, _title(path)) for path in paths]
 
 
@@ -60,10 +62,13 @@ def find_preset(name_or_path: str | Path) -> Path:
         is_folder = False
     bundled = {preset.name: preset.path for preset in list_presets()}
     name = path.name.removesuffix(".toml")
-    if name in bundled and path.parent.as_posix() in (".", "presets"):
+    folders = (".", "presets", _ORIGINALS, f"presets/{_ORIGINALS}")
+    if name in bundled and path.parent.as_posix() in folders:
         return bundled[name]
     what = "is a folder, not a preset file" if is_folder else "is neither a file nor a preset name"
     near = difflib.get_close_matches(name, bundled, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(bundled)})"
+    own = [one for one, file in bundled.items() if file.parent.name != _ORIGINALS]
+    more = ", ..." if len(own) < len(bundled) else ""
+    message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(own)}{more})"
     raise ConfigurationError(message)

@@ -1,7 +1,7 @@
 """From sources to one checked preset: merging, precedence, and every error in one message.
 
-Later wins: defaults < preset < `--config` files < `TFX_*` environment < options < `--set`.
-Tables merge by key, lists replace. The result remembers where each value came from, and is
+Later wins: defaults < preset < `--config` files < `TFX_*` environment < options < `--set`. A preset that
+``extends`` another is later than that. Tables merge by key, lists replace. The result remembers where each value came from, and is
 written with the run in that form.
 """
 
@@ -19,6 +19,7 @@ from core.presets.complaints import Complaint, complaints_of
 from core.presets.fields import all_fields, section_at
 from core.presets.schema import ALTERNATIVES, STANDARD_PHENOTYPES, Preset, phenotype_of
 from core.presets.sources import (
+    EXTENDS,
     Leaf,
     Source,
     read_assignments,
@@ -109,7 +110,7 @@ class ResolvedPreset:
             One line per error of all sources: ``file:line: key: message``.
         """
         written = read_text(self.to_toml(), name=f"{self.name}'s preset", level=0)
-        sources = [read_file(file, level=level) for level, file in enumerate(overlays, start=1)]
+        sources = _read_overlays(overlays, first_level=1)
         sources += read_options(options or {}, option_names or {})
         sources += read_assignments(assignments)
         return self._from_written(written, sources)
@@ -165,10 +166,12 @@ def resolve_preset(
         One line per error of all sources: ``file:line: key: message``.
     """
     files = list(overlays)
+    sources: list[Source] = []
     if path is not None:
         path = find_preset(str(path))
         files.insert(0, path)
-    sources = [read_file(file, level=level) for level, file in enumerate(files)]
+        sources = _read_chain(path)
+    sources += _read_overlays(overlays, first_level=len(sources))
     sources += read_environment(environment or {})
     sources += read_options(options or {}, option_names or {})
     sources += read_assignments(assignments)
@@ -182,6 +185,41 @@ def resolve_preset(
         preset = preset.model_copy(update={"name": _name_from(files)})
         origins["name"] = _NAME_ORIGIN if files else _DEFAULT_ORIGIN
     return ResolvedPreset(preset, origins, str(preset.name))
+
+
+def _read_chain(path: Path) -> list[Source]:
+    """Read a preset and those that it extends, the weakest first; their names stay their own."""
+    chain: list[Source] = []
+    seen: list[Path] = []
+    while True:
+        source = read_file(path, level=0)
+        if chain:
+            source.leaves = [leaf for leaf in source.leaves if leaf.path != ("name",)]
+        chain.insert(0, source)
+        seen.append(path.resolve())
+        if source.extends is None:
+            break
+        beside = path.parent / source.extends  # a file is looked for beside the one that names it
+        try:
+            path = beside if beside.is_file() else find_preset(source.extends)
+        except ConfigurationError as error:
+            source.complain((EXTENDS,), str(error))
+            source.is_broken = True
+            break
+        if path.resolve() in seen:
+            source.complain((EXTENDS,), f"{source.extends!r} extends this one in turn")
+            break
+    for level, source in enumerate(chain):
+        source.level = level
+    return chain
+
+
+def _read_overlays(files: Sequence[Path], *, first_level: int) -> list[Source]:
+    sources = [read_file(file, level=level) for level, file in enumerate(files, start=first_level)]
+    for source in sources:
+        if source.extends is not None:
+            source.complain((EXTENDS,), "only a preset extends another; give several --config")
+    return sources
 
 
 def _name_from(files: Sequence[Path]) -> str:

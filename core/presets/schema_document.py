@@ -4,14 +4,25 @@ from typing import Any
 
 from core.presets.fields import PresetField, all_fields, section_at
 from core.presets.schema import Preset
+from core.presets.sources import EXTENDS
 from core.presets.toml_text import write_value
 
 __all__ = ["schema_as_json", "schema_as_markdown"]
 
 
+_EXTENDS = {
+    "type": "string",
+    "description": "the preset, by name or by file, whose values hold wherever this one is silent",
+}
+
+
 def schema_as_json() -> dict[str, Any]:
     """Return the JSON Schema of a preset, which editors use to complete and check TOML."""
-    return Preset.model_json_schema()
+    schema = Preset.model_json_schema()
+    schema["properties"] = {EXTENDS: _EXTENDS, **schema["properties"]}
+    for part in (schema, schema["$defs"]["DataSettings"]):
+        part.pop("required", None)  # what a preset lacks may be in the one that it extends
+    return schema
 
 
 def schema_as_markdown() -> str:
@@ -20,7 +31,7 @@ def schema_as_markdown() -> str:
     for field in all_fields():
         table = field.path if field.is_table else field.path[:-1]
         tables.setdefault(table, []).append(field)
-    lines = ["# Preset keys", ""]
+    lines = ["# Preset keys", "", f"`{EXTENDS}`, above all tables: {_EXTENDS['description']}.", ""]
     for path, fields in tables.items():
         if path:
             lines += [f"## [{'.'.join(path)}]", ""]

@@ -19,6 +19,7 @@ from core.presets.toml_lines import KeyPath, LineFinder
 from core.presets.toml_text import dotted, printable, read_key, read_value, show_value
 
 __all__ = [
+    "EXTENDS",
     "Leaf",
     "Level",
     "Problem",
@@ -30,6 +31,8 @@ __all__ = [
     "read_text",
 ]
 
+#: The key, above all tables, by which a preset names the one that it changes.
+EXTENDS = "extends"
 _PREFIX = "TFX_"
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _UNSET = ("", "none")  # what takes a value back on the command line, for TOML has no null
@@ -65,6 +68,8 @@ class Source:
         Line numbers, for files.
     is_broken
         The file could not be read, so that what it lacks means nothing.
+    extends
+        The preset that a file says less than: another one, whose values hold where it is silent.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Source:
     leaves: list["Leaf"] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     is_broken: bool = False
+    extends: str | None = None
 
     def line_of(self, path: KeyPath) -> int:
         """Return the line of a key, or of the table that would hold it; 0 without lines."""
@@ -136,6 +142,11 @@ def read_text(text: str, *, name: str, level: int) -> Source:
     except ValueError as error:  # TOMLDecodeError, and integers too long to read
         return _broken(name, level, _syntax_problem(str(error), text, name))
     source = Source(name, level, LineFinder(text))
+    base = table.pop(EXTENDS, None)
+    if isinstance(base, str) and base:
+        source.extends = base
+    elif base is not None:
+        source.complain((EXTENDS,), f"must be a preset's name or file (got {show_value(base)})")
     _collect(table, (), source)
     return source
 

@@ -329,3 +329,115 @@ def test_a_missing_overlay_is_one_error_among_the_others(preset_file, tmp_path):
 def test_bytes_of_the_environment_that_are_not_text_are_refused(preset_file):
     (error,) = errors_of(preset_file(MINIMAL), environment={"TFX_DATA__STORE": "a\udcff"})
     assert error == "TFX_DATA__STORE: data.store: is not UTF-8 text (got 'a\\udcff')"
+
+
+# -- presets that extend others
+
+
+def test_a_preset_says_only_what_differs_from_the_one_it_extends(preset_file):
+    preset_file(
+        'name = "first"\n' + MINIMAL + "genes = 10\n[train]\nmax_steps = 5\nseed = 1\n", "a.toml"
+    )
+    preset_file('extends = "a.toml"\n[data]\ngenes = 20\n[train]\nepochs = 2\n', "b.toml")
+    last = preset_file('extends = "b.toml"\n[train]\nseed = 3\n', "c.toml")
+    resolved = resolve_preset(last)
+    preset = resolved.preset
+    assert (preset.data.genes, preset.train.seed) == (20, 3)
+    assert (preset.train.epochs, preset.train.max_steps) == (2, None), "the stronger alternative"
+    assert resolved.name == "c", "a name is not handed down"
+    assert resolved.origins["data.files"] == "a.toml:3"
+    assert resolved.origins["data.genes"] == "b.toml:3"
+    assert ResolvedPreset.from_toml(resolved.to_toml()).preset == preset
+    assert resolve_preset(last, assignments=["train.max_steps=7"]).preset.train.epochs is None
+
+
+def test_a_preset_extends_a_bundled_one_by_name_and_a_file_beside_it(preset_file, tmp_path):
+    (tmp_path / "there").mkdir()
+    preset_file("[train]\nseed = 8\n" + MINIMAL, "there/own.toml")
+    near = preset_file('extends = "own.toml"\n', "there/near.toml")
+    assert resolve_preset(near).preset.train.seed == 8
+    far = preset_file('extends = "polygene-512-binned"\n[data]\nfiles = "mine.h5ad"\n', "far.toml")
+    preset = resolve_preset(far).preset
+    assert (preset.data.files, preset.data.genes, preset.model.head) == (
+        ["mine.h5ad"],
+        512,
+        "joint",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('extends = "polygene-512-bind"\n', "did you mean 'polygene-512-binned'?"),
+        ('extends = "base.toml"\n', "base.toml:1: extends: 'base.toml' extends this one in turn"),
+        ("extends = 3\n", "base.toml:1: extends: must be a preset's name or file (got 3)"),
+    ],
+)
+def test_what_cannot_be_extended_is_named_by_line(preset_file, text, said):
+    path = preset_file(text + MINIMAL)
+    assert said in errors_of(path)[0]
+
+
+def test_a_fault_in_an_extended_preset_is_named_there(preset_file):
+    preset_file(MINIMAL + "[train]\nseed = -1\n", "a.toml")
+    path = preset_file('extends = "a.toml"\n', "b.toml")
+    assert errors_of(path) == ["a.toml:4: train.seed: must be at least 0 (got -1)"]
+
+
+def test_only_a_preset_extends(preset_file):
+    path = preset_file(MINIMAL)
+    overlay = preset_file('extends = "base"\n', "o.toml")
+    expected = ["o.toml:1: extends: only a preset extends another; give several --config"]
+    assert errors_of(path, overlays=[overlay]) == expected
+
+
+# -- classification
+
+
+def test_an_obs_column_that_is_classified_becomes_a_phenotype(preset_file):
+    path = preset_file(
+        MINIMAL + '[classification]\ncolumn = "leiden"\n[train]\ntask = "classification"\n'
+    )
+    resolved = resolve_preset(path)
+    assert resolved.preset.data.phenotypes == {"leiden": "leiden"}
+    assert resolved.preset.classified == "leiden"
+    again = ResolvedPreset.from_toml(resolved.to_toml())
+    assert again.preset == resolved.preset
+
+
+@pytest.mark.parametrize(
+    ("column", "phenotypes", "name"),
+    [
+        ("tissue", "", "tissue"),
+        ("development_stage", "", "age"),
+        ("organ", 'tissue = "organ"', "tissue"),
+    ],
+)  # fmt: skip
+def test_a_phenotypes_name_or_column_is_enough(preset_file, column, phenotypes, name):
+    path = preset_file(
+        f'{MINIMAL}[data.phenotypes]\n{phenotypes}\n[classification]\ncolumn = "{column}"\n'
+        f'[train]\ntask = "classification"\n'
+    )
+    assert resolve_preset(path).preset.classified == name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[train]\ntask = "classification"\n', "needs classification.column"),
+        ('[classification]\ncolumn = "a"\n', "needs train.task = 'classification'"),
+        ('[classification]\npositive = "a"\n', "positive and given need a column"),
+        (
+            '[data.phenotypes]\nsex = false\n[classification]\ncolumn = "sex"\n[train]\ntask = "classification"\n',
+            "data.phenotypes.sex = false leaves out",
+        ),
+        (
+            '[classification]\ncolumn = "sex"\ngiven = ["sex"]\n[train]\ntask = "classification"\n',
+            "given must not name the column that is asked for",
+        ),
+    ],
+)
+def test_a_classification_says_what_and_says_so(preset_file, text, said):
+    (error,) = errors_of(preset_file(MINIMAL + text))
+    assert said in error
+    assert error.startswith("base.toml")
