@@ -11,6 +11,7 @@ from core.errors import ConfigurationError, DataError
 from tfx_cli.confusion_text import confusion_text
 from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix
 from tfx_cli.output import make_table, narrate, print_result
+from tfx_cli.output_files import check_output_folder
 from tfx_cli.progress import show_progress
 from tfx_cli.run_folders import model_folder
 
@@ -104,6 +105,8 @@ def evaluate(
             "held-out cells have theirs in the store; name files to score",
             {"--label": labels, "--matrix": _chosen(matrix), "--gene-ids": _chosen(gene_ids)},
         )
+    if output is not None:
+        check_output_folder(output)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the run has been found.
     from core.evaluation.baselines import BASELINE_SETS

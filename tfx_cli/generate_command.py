@@ -60,7 +60,9 @@ def generate(
             help="Phenotypes left open: drawn from matching real cells, or none for [NO_*]."
         ),
     ] = "sample",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same cells.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same cells.")
+    ] = 0,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="Unmasking steps; more are better.", rich_help_panel=_SAMPLING),
@@ -120,9 +122,8 @@ def generate(
         serve_stdin(model_folder(run))
         return
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
-    if plot is not None and plot.suffix != ".png":
-        message = f"--plot {plot}: pictures are written as .png; name it {plot.with_suffix('.png')}"
-        raise ConfigurationError(message)
+    if plot is not None:
+        check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,7 +33,7 @@ def init(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The preset to write.")
     ] = Path("preset.toml"),
     device: Annotated[
-        str,
+        Literal["auto", "cpu", "cuda", "mps"],
         typer.Option(
             "--device",
             metavar="DEVICE",

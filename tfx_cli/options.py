@@ -5,7 +5,7 @@ Use the annotations as they are: ``config: ConfigFiles = None``.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,7 +55,7 @@ ModelOption = Annotated[
     typer.Option("--run", metavar="RUN", help="A run or a model folder; default: the newest run."),
 ]
 Device = Annotated[
-    str,
+    Literal["auto", "cpu", "cuda", "mps"],
     typer.Option(
         "--device", metavar="DEVICE", help="auto (a GPU where there is one), cpu, cuda or mps."
     ),

@@ -290,8 +290,9 @@ def exit_code_of(call: Callable[[], object]) -> int:
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Put an error that nobody foresaw into a sentence."""
-    if isinstance(error, MemoryError):
-        return "there is not enough memory; use fewer genes or a smaller batch", ExitCode.MACHINE
+    # torch on a CPU: a RuntimeError like any other, but for its words.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory; use a smaller model or batch, or fewer genes", ExitCode.MACHINE
     if isinstance(error, OSError) and error.strerror:
         where = f": '{error.filename}'" if error.filename is not None else ""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)

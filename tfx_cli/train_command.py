@@ -96,6 +96,7 @@ def train(
     if folder is None:
         new_run_folder(resolved.name, run)  # refuse a taken name before the cells are prepared
     # torch, transformers, accelerate and scanpy, 3 to 5 s: not before the preset has proved right.
+    from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
     from core.training.engine import train as train_model
     from core.training.machine import choose_machine
@@ -105,6 +106,7 @@ def train(
     resolved = take_shape_of_start(resolved)
     choose_machine(resolved.preset.train)
     check_preset(resolved.preset)
+    CellFilter.parse(resolved.preset.data.where, where="data.where")
     if dry_run:
         show_forecast(
             resolved,
@@ -194,7 +196,13 @@ def _preset_of_run(
         overlays=config, options=options, option_names=_OPTION_NAMES, assignments=assign
     )
     changes = check_changes(own.preset, resolved.preset, where=str(folder))
-    if not changes and RunReader(folder).status.get("state") == "finished":
+    status = RunReader(folder).status
+    steps, done = resolved.preset.train.max_steps, status.get("step")
+    has_ended = status.get("state") == "finished"
+    if has_ended and changes and steps is not None and isinstance(done, int) and steps <= done:
+        message = f"{folder} has done {done:,} steps already; give it more than {steps:,}"
+        raise ConfigurationError(message)
+    if not changes and has_ended:
         message = (
             f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or "
             f"train its preset anew"

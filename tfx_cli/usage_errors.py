@@ -8,6 +8,7 @@ __all__ = ["describe_usage_error", "is_request_for_help"]
 
 #: Typer's own words, and what pydantic puts before its complaint.
 _INVALID = re.compile(r"Invalid value(?: for (?P<where>.+?))?: (?:Value error, )?", re.DOTALL)
+_TOO_MANY = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)")
 _POSSIBLE = re.compile(r" \(Possible options: (?P<options>[^)]*)\)")
 
 
@@ -29,6 +30,7 @@ def describe_usage_error(error: TyperException) -> str:
     message = _POSSIBLE.sub(
         lambda found: f"; did you mean {' or '.join(found['options'].split(', '))}?", message
     )
+    message = _TOO_MANY.sub(r"more arguments than there are: \1", message)
     message = message.replace(". Did you mean ", "; did you mean ")
     message = message.replace(": Input should be ", ": must be ")  # pydantic's words
     if message[:1].isupper() and message[1:2].islower():

@@ -92,7 +92,7 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
         if glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=_natural)  # noqa: PTH207 (keeps the path as given)
             if not found:
-                message = f"{pattern}: no file matches this pattern; check data.files"
+                message = f"{pattern}: no file matches this pattern; check it"
                 raise DataError(message)
             files += found
         else:

@@ -394,7 +394,7 @@ def _open_h5ad(path: Path) -> CellSource:
 
 def _refuse_unfit_path(path: Path) -> None:
     if not path.exists():
-        message = f"{path}: no such file; check the path in data.files"
+        message = f"{path}: no such file; check the path"
         raise DataError(message)
     if path.is_dir():
         message = f"{path}: a folder, not an h5ad file; name the files in it ('{path}/*.h5ad')"

@@ -132,10 +132,11 @@ class TokenSpace:
         if wanted is None:
             return self.required_length
         if self.layout == "ranked" and wanted < self.required_length:
+            room = wanted - self.header_length - 1
             message = (
                 f"encoding.max_length = {wanted} is too short: {self.n_genes} genes, "
                 f"{self.n_phenotypes} phenotypes and CLS, START, END need {self.required_length}; "
-                f"raise it, leave it out, or lower data.genes to {wanted - self.header_length - 1}"
+                f"raise it{f', leave it out, or lower data.genes to {room}' if room > 0 else ' or leave it out'}"
             )
             raise ConfigurationError(message)
         if wanted < self.header_length + 2:

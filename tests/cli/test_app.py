@@ -148,11 +148,11 @@ def test_paragraphs_of_docstrings_are_filled(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["trainn"], "Did you mean 'train'?"),
-        (["presets", "listt"], "Did you mean 'list'?"),
+        (["trainn"], "did you mean 'train'?"),
+        (["presets", "listt"], "did you mean 'list'?"),
         (["presets", "list", "--jsno"], "--json"),
         (["prepare", "--overwrit", "x"], "--overwrite"),
-        (["prepare"], "Missing argument"),
+        (["prepare"], "missing argument"),
     ],
 )
 def test_usage_errors_exit_2_with_a_hint_on_stderr(tfx, arguments, hint):

@@ -1,13 +1,19 @@
-"""Bad input: one sentence on stderr, exit code 2 or 4, and nothing left behind."""
+"""Bad input to every command: one sentence on stderr, the right exit code, nothing left behind."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import anndata
-import h5py
-import numpy as np
 import pytest
-from scipy import sparse
 
 from core.cells.store import Store
-from tests.cells.examples import ensembl, log_normalised, make_adata, make_counts, write
+from tests.cells.examples import ensembl
+from tests.cli import bad_files as bad
+from tfx_cli.app import COMMANDS
 
 #: What every case changes in a preset of well-formed cells.
 PRESET = """\
@@ -24,171 +30,60 @@ device = "cpu"
 """
 
 
-def with_matrix(folder, change, **others):
-    adata = make_adata(**others)
-    dense = adata.X.toarray()
-    adata.X = change(dense)
-    write(adata, folder)
-
-
-def spoil(value):
-    def change(dense):
-        dense[30, 7] = value
-        return sparse.csr_matrix(dense)
-
-    return change
-
-
-def missing(folder):
-    pass
-
-
-def not_an_h5ad(folder):
-    (folder / "cells.h5ad").write_text("cell,gene,count\n")
-
-
-def an_empty_file(folder):
-    (folder / "cells.h5ad").touch()
-
-
-def another_hdf5(folder):
-    with h5py.File(folder / "cells.h5ad", "w") as file:
-        file["numbers"] = np.arange(3)
-
-
-def truncated(folder):
-    write(make_adata(), folder)
-    path = folder / "cells.h5ad"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def no_cells(folder):
-    write(make_adata()[:0].copy(), folder)
-
-
-def no_genes(folder):
-    write(make_adata()[:, :0].copy(), folder)
-
-
-def only_zeros(folder):
-    with_matrix(folder, lambda dense: sparse.csr_matrix(dense * 0))
-
-
-def negative(folder):
-    with_matrix(folder, spoil(-3))
-
-
-def not_a_number(folder):
-    with_matrix(folder, spoil(np.nan))
-
-
-def infinite(folder):
-    with_matrix(folder, spoil(np.inf))
-
-
-def a_fraction_among_counts(folder):
-    """Beyond the first look, which takes 512 cells."""
-
-    def change(dense):
-        dense[600, 7] = 1.5
-        return sparse.csr_matrix(dense)
-
-    with_matrix(folder, change, n_cells=700)
-
-
-def normalised_not_logged(folder):
-    with_matrix(folder, lambda dense: dense / dense.sum(axis=1, keepdims=True) * 1e4)
-
-
-def duplicate_genes(folder):
-    adata = make_adata()
-    adata.var_names = [*ensembl(39), ensembl(1)[0]]
-    write(adata, folder)
-
-
-def files_without_shared_genes(folder):
-    adata = make_adata()
-    write(adata, folder)
-    adata.var_names = ensembl(40, first=1000)
-    write(adata, folder, "more.h5ad")
-
-
-def counts_and_log_values(folder):
-    write(make_adata(), folder)
-    adata = make_adata(seed=1)
-    adata.X = log_normalised(make_counts(seed=1)).astype(np.float32)
-    write(adata, folder, "more.h5ad")
-
-
-def one_sex(folder):
-    adata = make_adata()
-    adata.obs["sex"] = "female"
-    write(adata, folder)
-
-
-def well_formed(folder):
-    write(make_adata(), folder)
-
-
-def vocabulary_of_nonsense(folder):
-    well_formed(folder)
-    (folder / "values.json").write_text('{"sex": "female"')
-
-
 BOTH = "data.files=['cells.h5ad', 'more.h5ad']"
 
 #: name: (files, changes of the preset, exit code, words of the sentence)
 CASES = {
-    "a missing file": (missing, [], 4, ["cells.h5ad: no such file"]),
-    "not an h5ad": (not_an_h5ad, [], 4, ["cells.h5ad: not an h5ad file"]),
-    "an empty file": (an_empty_file, [], 4, ["cells.h5ad", "h5ad file"]),
-    "another HDF5 file": (another_hdf5, [], 4, ["an HDF5 file but not an h5ad (no obs and var)"]),
-    "a truncated h5ad": (truncated, [], 4, ["cells.h5ad: damaged or truncated h5ad file"]),
-    "a folder": (missing, ["data.files=."], 4, [".: a folder, not an h5ad file"]),
-    "a glob of nothing": (missing, ["data.files=*.h5ad"], 4, ["*.h5ad"]),
-    "a missing shard": (well_formed, ["data.files=cells{,_2}.h5ad"], 4, ["cells_2.h5ad"]),
-    "no cells": (no_cells, [], 4, ["cells.h5ad: holds no cells"]),
-    "no genes": (no_genes, [], 4, ["cells.h5ad: holds no genes"]),
-    "only zeros": (only_zeros, [], 4, ["cells.h5ad: X holds only zeros"]),
-    "a negative value": (negative, [], 4, ["negative", "cell30 (row 30)", ensembl(8)[7]]),
-    "NaN": (not_a_number, [], 4, ["NaN or infinite", "cell30 (row 30)", ensembl(8)[7]]),
-    "infinity": (infinite, [], 4, ["NaN or infinite", "cell30 (row 30)", ensembl(8)[7]]),
-    "a fraction among counts": (a_fraction_among_counts, [], 4,
+    "a missing file": (bad.missing, [], 4, ["cells.h5ad: no such file"]),
+    "not an h5ad": (bad.not_an_h5ad, [], 4, ["cells.h5ad: not an h5ad file"]),
+    "an empty file": (bad.an_empty_file, [], 4, ["cells.h5ad", "h5ad file"]),
+    "another HDF5 file": (bad.another_hdf5, [], 4, ["an HDF5 file but not an h5ad (no obs and var)"]),
+    "a truncated h5ad": (bad.truncated, [], 4, ["cells.h5ad: damaged or truncated h5ad file"]),
+    "a folder": (bad.missing, ["data.files=."], 4, [".: a folder, not an h5ad file"]),
+    "a glob of nothing": (bad.missing, ["data.files=*.h5ad"], 4, ["*.h5ad"]),
+    "a missing shard": (bad.well_formed, ["data.files=cells{,_2}.h5ad"], 4, ["cells_2.h5ad"]),
+    "no cells": (bad.no_cells, [], 4, ["cells.h5ad: holds no cells"]),
+    "no genes": (bad.no_genes, [], 4, ["cells.h5ad: holds no genes"]),
+    "only zeros": (bad.only_zeros, [], 4, ["cells.h5ad: X holds only zeros"]),
+    "a negative value": (bad.negative, [], 4, ["negative", "cell30 (row 30)", ensembl(8)[7]]),
+    "NaN": (bad.not_a_number, [], 4, ["NaN or infinite", "cell30 (row 30)", ensembl(8)[7]]),
+    "infinity": (bad.infinite, [], 4, ["NaN or infinite", "cell30 (row 30)", ensembl(8)[7]]),
+    "a fraction among counts": (bad.a_fraction_among_counts, [], 4,
                                 ["X holds 1.5 (not a whole number among counts)", "cell600"]),
-    "normalised, not logged": (normalised_not_logged, [], 4, ["X holds normalised, not logged"]),
-    "scaled real cells": (missing, ["data.files=builtin:pbmc68k", "data.matrix=X"], 4,
+    "normalised, not logged": (bad.normalised_not_logged, [], 4, ["X holds normalised, not logged"]),
+    "scaled real cells": (bad.missing, ["data.files=builtin:pbmc68k", "data.matrix=X"], 4,
                           ["X holds scaled (negative values)", "'raw'"]),
-    "a matrix that is not there": (well_formed, ["data.matrix=layers/count"], 4,
+    "a matrix that is not there": (bad.well_formed, ["data.matrix=layers/count"], 4,
                                    ["no matrix 'layers/count' (data.matrix)"]),
-    "duplicate genes": (duplicate_genes, [], 4, ["cells.h5ad", ensembl(1)[0]]),
-    "no such gene column": (well_formed, ["data.gene_ids=feature"], 4, ["feature", "feature_name"]),
-    "no shared genes": (files_without_shared_genes, [BOTH], 4, ["the 2 files share no gene"]),
-    "counts and log values": (counts_and_log_values, [BOTH], 4,
+    "duplicate genes": (bad.duplicate_genes, [], 4, ["cells.h5ad", ensembl(1)[0]]),
+    "no such gene column": (bad.well_formed, ["data.gene_ids=feature"], 4, ["feature", "feature_name"]),
+    "no shared genes": (bad.files_without_shared_genes, [BOTH], 4, ["the 2 files share no gene"]),
+    "counts and log values": (bad.counts_and_log_values, [BOTH], 4,
                               ["all files must hold the same kind of values"]),
-    "a file named twice": (well_formed, ["data.files=['cells.h5ad', './cells.h5ad']"], 2,
+    "a file named twice": (bad.well_formed, ["data.files=['cells.h5ad', './cells.h5ad']"], 2,
                            ["listed twice"]),
-    "an absent phenotype column": (well_formed, ["data.phenotypes.cell_type=celltype"], 4,
+    "an absent phenotype column": (bad.well_formed, ["data.phenotypes.cell_type=celltype"], 4,
                                    ["'celltype', which does not exist; did you mean 'cell_type'"]),
-    "a phenotype of one value": (one_sex, ["data.phenotypes.sex=sex"], 4,
+    "a phenotype of one value": (bad.one_sex, ["data.phenotypes.sex=sex"], 4,
                                  ["data.phenotypes.sex", "one value only", "'female'"]),
-    "an absent split column": (well_formed, ["data.split.by=donor"], 4,
+    "an absent split column": (bad.well_formed, ["data.split.by=donor"], 4,
                                ["data.split.by names the obs column 'donor'", "'donor_id'"]),
-    "a vocabulary that is not there": (well_formed, ["data.vocabulary=values.json"], 4,
+    "a vocabulary that is not there": (bad.well_formed, ["data.vocabulary=values.json"], 4,
                                        ["values.json"]),
-    "a vocabulary of nonsense": (vocabulary_of_nonsense, ["data.vocabulary=values.json"], 4,
+    "a vocabulary of nonsense": (bad.vocabulary_of_nonsense, ["data.vocabulary=values.json"], 4,
                                  ["values.json"]),
-    "no training cells": (well_formed, ["data.split.by=cells", "data.split.test=0.5",
+    "no training cells": (bad.well_formed, ["data.split.by=cells", "data.split.test=0.5",
                                         "data.split.validation=0.5"], 2,
                           ["must leave cells for training"]),
-    "an unknown built-in": (missing, ["data.files=builtin:pbmc"], 2, ["builtin:pbmc", "pbmc68k"]),
-    "a built-in of no cells": (missing, ["data.files=builtin:atlas?cells=0"], 2, ["cells"]),
-    "an unknown key": (well_formed, ["data.phenotypez.sex=sex"], 2,
+    "an unknown built-in": (bad.missing, ["data.files=builtin:pbmc"], 2, ["builtin:pbmc", "pbmc68k"]),
+    "a built-in of no cells": (bad.missing, ["data.files=builtin:atlas?cells=0"], 2, ["cells"]),
+    "an unknown key": (bad.well_formed, ["data.phenotypez.sex=sex"], 2,
                        ["--set data.phenotypez.sex=sex: data.phenotypez: unknown key", "'phenotypes'"]),
-    "a wrong type": (well_formed, ["train.batch_size=many"], 2, ["--set train.batch_size=many"]),
-    "a value out of range": (well_formed, ["data.genes=0"], 2, ["--set data.genes=0"]),
-    "two lengths": (well_formed, ["train.epochs=2", "train.max_steps=2"], 2,
+    "a wrong type": (bad.well_formed, ["train.batch_size=many"], 2, ["--set train.batch_size=many"]),
+    "a value out of range": (bad.well_formed, ["data.genes=0"], 2, ["--set data.genes=0"]),
+    "two lengths": (bad.well_formed, ["train.epochs=2", "train.max_steps=2"], 2,
                     ["give max_steps or epochs, not both"]),
-    "heads that do not fit": (well_formed, ["model.heads=3"], 2,
+    "heads that do not fit": (bad.well_formed, ["model.heads=3"], 2,
                               ["hidden_size must be a multiple of heads (got 16 and 3)"]),
 }  # fmt: skip
 
@@ -211,6 +106,247 @@ TRAINING_CASES = {
 }  # fmt: skip
 
 
+# ---------------------------------------------------------------------------- other commands
+
+
+def nothing(folder):
+    """Leave the folder empty."""
+
+
+def files(folder):
+    """Make well-formed cells, a preset of them, a text, a preset of nonsense."""
+    bad.well_formed(folder)
+    (folder / "mine.toml").write_text(PRESET)
+    (folder / "notes.txt").write_text("hello\n")
+    (folder / "odd.toml").write_text("[data]\nfiles = 3\n")
+
+
+def a_run(folder):
+    """Make files beside the finished run, which `with_run` copies."""
+    files(folder)
+
+
+def a_broken_model(folder):
+    files(folder)
+    path = folder / "runs" / "tiny" / "model" / "config.json"
+    path.write_text(path.read_text().replace("32", "33"))
+
+
+def a_model_without_genes(folder):
+    files(folder)
+    (folder / "runs" / "tiny" / "model" / "genes.json").unlink()
+
+
+def a_run_without_model(folder):
+    files(folder)
+    shutil.rmtree(folder / "runs" / "tiny" / "model")
+
+
+def a_run_without_store(folder):
+    files(folder)
+    path = folder / "runs" / "tiny" / "model" / "tfx.json"
+    path.write_text(re.sub(r'"store": ".*?"', '"store": "gone"', path.read_text()))
+
+
+def a_run_without_preset(folder):
+    files(folder)
+    (folder / "runs" / "tiny" / "config.toml").unlink()
+
+
+def a_run_of_nonsense(folder):
+    files(folder)
+    (folder / "runs" / "tiny" / "run.json").write_text("[1, 2]")
+
+
+def a_run_of_the_future(folder):
+    files(folder)
+    (folder / "runs" / "tiny" / "run.json").write_text('{"format": 99}')
+
+
+ATLAS = "builtin:atlas?cells=20&seed=3"
+RUNS = (a_run, a_broken_model, a_model_without_genes, a_run_without_model, a_run_without_store,
+        a_run_without_preset, a_run_of_nonsense, a_run_of_the_future)  # fmt: skip
+
+#: (what lies in the folder, command line, exit code, words of the sentence)
+COMMAND_LINES = [
+    (nothing, "nothing", 2, "no such command 'nothing'"),
+    (nothing, "trian base", 2, "no such command 'trian'; did you mean 'train'?"),
+    (nothing, "--nothing", 2, "no such option: --nothing"),
+    # check
+    (nothing, "check", 2, "missing argument"),
+    (files, "check mine.toml cells.h5ad", 2, "'mine.toml' is a preset and stands alone"),
+    (files, "check odd.toml", 2, "odd.toml:2: data.files: must be a string or a list"),
+    (files, "check cells.h5ad --model nowhere", 4, "nowhere: not a model folder"),
+    (files, "check cells.h5ad --config nowhere.toml", 2, "nowhere.toml: cannot be read"),
+    (files, "check cells.h5ad --config notes.txt", 2, "notes.txt:1: not valid TOML"),
+    (files, "check cells.h5ad --set nonsense", 2, "--set nonsense: must be KEY=VALUE"),
+    (files, "check cells.h5ad --set =3", 2, "--set =3: must be KEY=VALUE"),
+    (files, "check builtin:atlass", 2, "did you mean 'builtin:atlas'?"),
+    (a_model_without_genes, "check cells.h5ad --model tiny", 4, "genes.json is missing"),
+    # prepare
+    (files, "prepare cells.h5ad -o mine.toml", 2, "mine.toml: exists and is not a store"),
+    (a_run, "prepare cells.h5ad -o runs/tiny", 2, "runs/tiny: exists and is not a store"),
+    (files, "prepare cells.h5ad -o notes.txt/x", 3, "notes.txt/x: the store cannot be written"),
+    (files, "prepare cells.h5ad --workers 0", 2, "--workers: must be greater than or equal to 1"),
+    (files, "prepare cells.h5ad --dask nonsense", 3, "nonsense: no Dask scheduler answers there"),
+    (a_run, "prepare runs/tiny --verify", 4, "runs/tiny: not a store (no manifest.json)"),
+    (files, "prepare cells.h5ad --set data.genes=99999999999999999999", 2, "too large for a 64-bit"),
+    # train
+    (nothing, "train", 2, "missing argument 'PRESET | RUN'"),
+    (nothing, "train runs/nowhere", 2, "'runs/nowhere' is neither a file nor a preset name"),
+    (files, "train cells.h5ad", 2, "cells.h5ad:1: is not UTF-8 text"),
+    (files, "train mine.toml extra", 2, "more arguments than there are: extra"),
+    (files, "train mine.toml --steps 0", 2, "--steps: must be greater than or equal to 1"),
+    (files, "train mine.toml --device tpu", 2, "train.device: must be 'auto', 'cpu'"),
+    (files, "train mine.toml --run ../escape", 2, "--run ../escape: the name of a run is letters"),
+    (files, "train mine.toml --run ''", 2, "the name of a run is letters"),
+    (a_run, "train mine.toml --run tiny", 2, "--run tiny: runs/tiny exists"),
+    (files, "train mine.toml --set name=../../x", 2, "--set name=../../x: must be letters, digits"),
+    (files, "train mine.toml --set data.store=notes.txt", 2, "notes.txt: exists and is not a store"),
+    (files, "train mine.toml --set data.where=sex", 2, "'sex' is no condition; write NAME=VALUE"),
+    (files, "train mine.toml --set train.precision=fp16", 3, "needs a CUDA device"),
+    (files, "train mine.toml --set train.trackers=nothing", 2, "must be a list of 'tensorboard'"),
+    (files, "train mine.toml --set train.learning_rate=1e400", 2, "must be a finite number"),
+    (a_run, "train runs/tiny", 2, "runs/tiny is finished; evaluate it by"),
+    (a_run, "train runs/tiny --steps 10", 2, "runs/tiny has done 30 steps already"),
+    (a_run, "train runs/tiny --run again", 2, "runs/tiny goes on under its own name"),
+    (a_run, "train runs/tiny --set model.layers=3", 2, "its model.layers = 1, not 3"),
+    (a_run_without_preset, "train runs/tiny --steps 40", 2, "config.toml cannot be read"),
+    (a_run_of_nonsense, "train runs/tiny", 2, "'runs/tiny' is not a run folder"),
+    (a_run_of_the_future, "train runs/tiny", 2, "has format 99, this tfx reads up to"),
+    # eval
+    (nothing, "eval", 2, "there are no runs in 'runs'; make one with 'tfx train PRESET'"),
+    (a_run, "eval nowhere", 2, "there is no run 'nowhere' in 'runs'; the newest is 'tiny'"),
+    (a_run, "eval tiny notes.txt", 2, "'notes.txt' is no .h5ad file"),
+    (a_run, "eval tiny nowhere.h5ad", 4, "nowhere.h5ad: no such file; check the path"),
+    (a_run, "eval tiny cells.h5ad", 4, "only 0 of the model's 32 genes are in the file"),
+    (a_run, f"eval tiny '{ATLAS}' --label planet=organ", 2, "does not tell a phenotype 'planet'"),
+    (a_run, f"eval tiny '{ATLAS}' --label tissue=organ", 4, "'organ'"),
+    (a_run, "eval tiny --label tissue=organ", 2, "--label: held-out cells have theirs in the store"),
+    (a_run, "eval tiny cells.h5ad --split test", 2, "--split: FILES are scored whole"),
+    (a_run, "eval tiny --split moon", 2, "--split: 'moon' is not one of 'test', 'validation'"),
+    (a_run, "eval tiny --where tissue", 2, "'tissue' is no condition; write NAME=VALUE"),
+    (a_run, "eval tiny --where tissue=moon", 2, "has no tissue 'moon'; it has blood, heart"),
+    (a_run, "eval tiny --where planet=moon", 2, "has no phenotype 'planet'"),
+    (a_run, "eval tiny --max-cells 0", 2, "--max-cells: must be greater than or equal to 1"),
+    (a_run, "eval tiny -o notes.txt", 2, "--output notes.txt is a file; give a folder"),
+    (a_run, "eval tiny -o notes.txt/x", 2, "notes.txt is not a folder"),
+    (a_run, "eval tiny --device tpu", 2, "--device: 'tpu' is not one of 'auto', 'cpu'"),
+    (a_broken_model, "eval tiny", 4, "config.json was altered or damaged (its checksum differs)"),
+    (a_run_without_model, "eval tiny", 4, "has no model yet"),
+    (a_run_without_store, "eval tiny", 4, "the store it was trained on (gone) is gone or changed"),
+    (a_run_without_preset, "eval tiny", 4, "config.toml cannot be read"),
+    # predict
+    (files, "predict cells.h5ad", 2, "missing option '--output' / '-o'"),
+    (nothing, "predict cells.h5ad -o out.h5ad", 2, "there are no runs in 'runs'"),
+    (a_run, "predict cells.h5ad -o out.txt", 2, "labelled cells are written as .h5ad or .csv"),
+    (a_run, "predict cells.h5ad -o .", 2, "--output . is a folder"),
+    (a_run, "predict cells.h5ad -o cells.h5ad", 2, "--output cells.h5ad exists"),
+    (a_run, "predict cells.h5ad -o notes.txt/out.h5ad", 2, "notes.txt is not a folder"),
+    (a_run, "predict nowhere.h5ad -o out.h5ad", 4, "nowhere.h5ad: no such file"),
+    (a_run, "predict notes.txt -o out.h5ad", 4, "notes.txt: not an h5ad file"),
+    (a_run, "predict cells.h5ad -o out.h5ad", 4, "only 0 of the model's 32 genes are in the file"),
+    (a_run, "predict cells.h5ad -o out.h5ad --run nowhere", 2, "there is no run 'nowhere'"),
+    (a_run, "predict cells.h5ad -o out.h5ad --unsure-below 7", 2, "less than or equal to 1"),
+    (a_run, "predict cells.h5ad -o out.h5ad --matrix layers/none", 4, "no matrix 'layers/none'"),
+    (a_run, "predict cells.h5ad -o out.h5ad --gene-ids none", 4, "the var column 'none', which"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --given planet", 2, "the model has no phenotype 'planet'"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --given tissue=organ", 4, "the obs column 'organ', which"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --given tissue=sex", 4, "knows none of the labels of"),
+    (a_broken_model, f"predict '{ATLAS}' -o out.h5ad", 4, "config.json was altered or damaged"),
+    (a_model_without_genes, f"predict '{ATLAS}' -o out.h5ad", 4, "genes.json is missing"),
+    # embed
+    (a_run, "embed cells.h5ad -o out.csv", 2, "embedded cells are written as .h5ad"),
+    (a_run, f"embed '{ATLAS}' -o out.h5ad --from nowhere", 2, "--from nowhere: an embedding is read"),
+    (a_run, "embed cells.h5ad -o out.h5ad --denoise x", 4, "only 0 of the model's 32 genes"),
+    (a_broken_model, f"embed '{ATLAS}' -o out.h5ad", 4, "config.json was altered or damaged"),
+    # generate
+    (nothing, "generate", 2, "there are no runs in 'runs'"),
+    (a_run, "generate --sxe female", 2, "no such option: --sxe; did you mean"),
+    (a_run, "generate -n 0", 2, "cannot generate 0 cells; ask for 1 or more"),
+    (a_run, "generate -n 99999999999999", 2, "cannot generate 99,999,999,999,999 cells"),
+    (a_run, "generate --tissue lungs", 2, "knows no tissue 'lungs'; did you mean 'lung'?"),
+    (a_run, "generate --sex ''", 2, "--sex: the value is empty"),
+    (a_run, "generate --sex female --phenotype sex=male", 2, "sex is already 'female'"),
+    (a_run, "generate --phenotype sex", 2, "--phenotype sex: must be NAME=VALUE"),
+    (a_run, "generate --phenotype planet=mars", 2, "this model has no phenotype 'planet'"),
+    (a_run, "generate -o out.csv", 2, "cells are written as .h5ad; name it out.h5ad"),
+    (a_run, "generate -o cells.h5ad", 2, "--output cells.h5ad exists"),
+    (a_run, "generate --plot out.pdf", 2, "--plot out.pdf: pictures are written as .png"),
+    (a_run, "generate --plot notes.txt/x.png", 2, "--plot notes.txt/x.png: notes.txt is not a"),
+    (a_run, "generate --steps 0", 2, "--steps: must be greater than or equal to 1"),
+    (a_run, "generate --steps many", 2, "--steps: must be a valid integer"),
+    (a_run, "generate --order", 2, "'--order' requires an argument"),
+    (a_run, "generate --temperature inf", 2, "temperature inf must be a number above 0"),
+    (a_run, "generate --guidance nan", 2, "--guidance: must be greater than or equal to 0"),
+    (a_run, "generate --seed 99999999999999999999", 2, "--seed: must be less than or equal to"),
+    (a_run, "generate --run cells.h5ad", 2, "there is no run 'cells.h5ad'"),
+    (a_run, "generate --serve --plot x.png", 2, "--serve takes its requests from stdin"),
+    (a_broken_model, "generate -n 2", 4, "config.json was altered or damaged"),
+    (a_run_without_model, "generate -n 2", 4, "has no model yet"),
+    # runs
+    (nothing, "runs list nowhere", 2, "there is no folder 'nowhere'"),
+    (a_run, "runs list runs/tiny", 2, "'runs/tiny' is a run itself"),
+    (a_run, "runs list --state happy", 2, "--state happy: there is no such state"),
+    (a_run, "runs list --sort happy", 2, "--sort: 'happy' is not one of"),
+    (nothing, "runs show", 2, "there are no runs in 'runs'"),
+    (a_run, "runs show --events -1", 2, "--events: must be greater than or equal to 0"),
+    (a_run_of_nonsense, "runs show runs/tiny", 2, "it has no readable run.json"),
+    (a_run_of_the_future, "runs show tiny", 2, "has format 99, this tfx reads up to"),
+    (a_run, "runs compare tiny", 2, "compare wants two different runs or more"),
+    (a_run, "runs compare tiny nowhere", 2, "there is no run 'nowhere'"),
+    (a_run, "runs export tiny -o out.txt", 2, "'out.txt': the ending says the format"),
+    (a_run, "runs export tiny -o - --format parquet", 2, "Parquet is no text for stdout"),
+    (a_run, "runs export tiny --split moon", 2, "has no metrics of that split"),
+    (a_run, "runs export tiny -o notes.txt/x.csv", 3, "'notes.txt/x.csv' cannot be written"),
+    # presets
+    (nothing, "presets listt", 2, "no such command 'listt'; did you mean 'list'?"),
+    (nothing, "presets show nowhere", 2, "'nowhere' is neither a file nor a preset name"),
+    (files, "presets show notes.txt", 2, "notes.txt:1: not valid TOML"),
+    (files, "presets show .", 2, "'.' is a folder, not a preset file"),
+    (files, "presets show base --set a=1", 2, "--set a=1: unknown key"),
+    (files, "presets validate odd.toml", 2, "odd.toml:2: data.files: must be a string or a list"),
+    (nothing, "presets schema --format xml", 2, "--format: 'xml' is not one of"),
+    # init
+    (nothing, "init", 2, "missing argument 'FILES...'"),
+    (nothing, "init nowhere.h5ad", 4, "nowhere.h5ad: no such file"),
+    (files, "init notes.txt", 4, "notes.txt: not an h5ad file"),
+    (files, "init cells.h5ad cells.h5ad", 2, "cells.h5ad: listed twice"),
+    (files, "init cells.h5ad -o mine.toml", 2, "--output mine.toml exists; choose another name"),
+    (files, "init cells.h5ad -o x.txt", 2, "presets are written as .toml; name it x.toml"),
+    (files, "init cells.h5ad -o notes.txt/x.toml", 2, "notes.txt is not a folder"),
+    (files, "init cells.h5ad --device tpu", 2, "--device: 'tpu' is not one of"),
+    (files, "init '*.nothing'", 4, "*.nothing: no file matches this pattern"),
+    (bad.truncated, "init cells.h5ad", 4, "cells.h5ad: damaged or truncated h5ad file"),
+    (bad.normalised_not_logged, "init cells.h5ad", 4, "X holds normalised, not logged"),
+    (bad.duplicate_genes, "init cells.h5ad", 4, "occur more than once"),
+    # doctor
+    (nothing, "doctor extra", 2, "more arguments than there are: extra"),
+    (nothing, "doctor --nothing", 2, "no such option: --nothing"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """What lies in the folder, what is typed, and what must be answered."""
+
+    make: Callable[[Path], None]
+    arguments: list[str]
+    code: int
+    words: list[str]
+
+
+def all_bad_input():
+    """Give the whole table: cells and presets by both commands that read them, then all others."""
+    for name, (make, changes, code, words) in CASES.items():
+        for command in ("prepare", "train"):
+            line = [command, "bad.toml", *options(changes)]
+            yield pytest.param(BadInput(make, line, code, words), id=f"{command}: {name}")
+    for make, line, code, words in COMMAND_LINES:
+        case = BadInput(make, shlex.split(line), code, [words])
+        yield pytest.param(case, id=f"{line} [{make.__name__}]")
+
+
 def everything(folder):
     return {
         path.relative_to(folder): path.read_bytes() if path.is_file() else None
@@ -231,16 +367,21 @@ def options(changes):
     return [part for change in changes for part in ("--set", change)]
 
 
-@pytest.mark.parametrize("command", ["prepare", "train"])
-@pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, command, case):
-    make, changes, code, words = CASES[case]
+@pytest.mark.parametrize("case", all_bad_input())
+def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, case, request):
     (tmp_path / "bad.toml").write_text(PRESET)
-    make(tmp_path)
+    if case.make in RUNS:
+        request.getfixturevalue("tiny_run")
+    case.make(tmp_path)
     before = everything(tmp_path)
-    result = tfx("-q", command, "bad.toml", *options(changes))
-    assert_one_sentence(result, code, words)
+    result = tfx("-q", *case.arguments)
+    assert_one_sentence(result, case.code, case.words)
     assert everything(tmp_path) == before
+
+
+def test_the_table_holds_bad_input_of_every_command():
+    told = {line.split()[0] for _, line, _, _ in COMMAND_LINES}
+    assert {command.name for command in COMMANDS} - told <= {"dashboard"}  # tests/dashboard
 
 
 #: What contradicts itself, or names what is not there, is refused before a store is made.
@@ -257,7 +398,7 @@ REFUSED_BEFORE_PREPARING = {
 def test_a_model_that_cannot_be_made_leaves_no_run(tfx, tmp_path, case):
     changes, code, words = TRAINING_CASES[case]
     (tmp_path / "bad.toml").write_text(PRESET)
-    well_formed(tmp_path)
+    bad.well_formed(tmp_path)
     result = tfx("-q", "train", "bad.toml", *options(changes))
     assert_one_sentence(result, code, words)
     assert not (tmp_path / "runs").exists()
@@ -314,7 +455,7 @@ def test_a_label_unknown_to_the_model_is_refused_with_the_nearest(tfx, tiny_run,
 def test_progress_before_the_sentence_is_no_second_fault(tfx, tmp_path):
     """Without --quiet the sentence is the last line, after the narration."""
     (tmp_path / "bad.toml").write_text(PRESET)
-    a_fraction_among_counts(tmp_path)
+    bad.a_fraction_among_counts(tmp_path)
     result = tfx("train", "bad.toml")
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert errors == result.stderr.splitlines()[-1:]

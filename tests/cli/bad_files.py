@@ -1,0 +1,118 @@
+"""Files that are not fit for tfx, each in its own way: the makers for `test_bad_input`."""
+
+import h5py
+import numpy as np
+from scipy import sparse
+
+from tests.cells.examples import ensembl, log_normalised, make_adata, make_counts, write
+
+
+def with_matrix(folder, change, **others):
+    adata = make_adata(**others)
+    dense = adata.X.toarray()
+    adata.X = change(dense)
+    write(adata, folder)
+
+
+def spoil(value):
+    def change(dense):
+        dense[30, 7] = value
+        return sparse.csr_matrix(dense)
+
+    return change
+
+
+def missing(folder):
+    pass
+
+
+def not_an_h5ad(folder):
+    (folder / "cells.h5ad").write_text("cell,gene,count\n")
+
+
+def an_empty_file(folder):
+    (folder / "cells.h5ad").touch()
+
+
+def another_hdf5(folder):
+    with h5py.File(folder / "cells.h5ad", "w") as file:
+        file["numbers"] = np.arange(3)
+
+
+def truncated(folder):
+    write(make_adata(), folder)
+    path = folder / "cells.h5ad"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def no_cells(folder):
+    write(make_adata()[:0].copy(), folder)
+
+
+def no_genes(folder):
+    write(make_adata()[:, :0].copy(), folder)
+
+
+def only_zeros(folder):
+    with_matrix(folder, lambda dense: sparse.csr_matrix(dense * 0))
+
+
+def negative(folder):
+    with_matrix(folder, spoil(-3))
+
+
+def not_a_number(folder):
+    with_matrix(folder, spoil(np.nan))
+
+
+def infinite(folder):
+    with_matrix(folder, spoil(np.inf))
+
+
+def a_fraction_among_counts(folder):
+    """Beyond the first look, which takes 512 cells."""
+
+    def change(dense):
+        dense[600, 7] = 1.5
+        return sparse.csr_matrix(dense)
+
+    with_matrix(folder, change, n_cells=700)
+
+
+def normalised_not_logged(folder):
+    with_matrix(folder, lambda dense: dense / dense.sum(axis=1, keepdims=True) * 1e4)
+
+
+def duplicate_genes(folder):
+    adata = make_adata()
+    adata.var_names = [*ensembl(39), ensembl(1)[0]]
+    write(adata, folder)
+
+
+def files_without_shared_genes(folder):
+    adata = make_adata()
+    write(adata, folder)
+    adata.var_names = ensembl(40, first=1000)
+    write(adata, folder, "more.h5ad")
+
+
+def counts_and_log_values(folder):
+    write(make_adata(), folder)
+    adata = make_adata(seed=1)
+    adata.X = log_normalised(make_counts(seed=1)).astype(np.float32)
+    write(adata, folder, "more.h5ad")
+
+
+def one_sex(folder):
+    adata = make_adata()
+    adata.obs["sex"] = "female"
+    write(adata, folder)
+
+
+def well_formed(folder):
+    write(make_adata(), folder)
+
+
+def vocabulary_of_nonsense(folder):
+    well_formed(folder)
+    (folder / "values.json").write_text('{"sex": "female"')
