@@ -65,12 +65,37 @@ def generate(
     ] = 0,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Unmasking steps; more are better.", rich_help_panel=_SAMPLING),
+        typer.Option(
+            min=1,
+            help="Unmasking steps, each with one pass of the encoder; more are better.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["auto", "unmask", "gibbs"] | None,
+        typer.Option(
+            help="gibbs redraws cells that start from class marginals, as auto does for models of "
+            "a fixed mask rate.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None,
     order: Annotated[
         Literal["random", "confidence"] | None,
         typer.Option(
             help="Order of unmasking; confidence empties cells.", rich_help_panel=_SAMPLING
+        ),
+    ] = None,
+    schedule: Annotated[
+        Literal["linear", "cosine"] | None,
+        typer.Option(help="Genes per step: all alike, or few at first.", rich_help_panel=_SAMPLING),
+    ] = None,
+    remask: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the revealed genes that every step draws anew.",
+            rich_help_panel=_SAMPLING,
         ),
     ] = None,
     temperature: Annotated[
@@ -80,6 +105,13 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(min=0.0, help="Above 0 exaggerates the condition.", rich_help_panel=_SAMPLING),
+    ] = None,
+    guidance_ramp: Annotated[
+        Literal["late", "none"] | None,
+        typer.Option(
+            help="late: guidance grows with the share of genes revealed.",
+            rich_help_panel=_SAMPLING,
+        ),
     ] = None,
     decode: Annotated[
         Literal["sample", "mean", "bins"] | None,
@@ -142,7 +174,8 @@ def generate(
 
     model = CellModel.load(folder)
     given = {
-        "steps": steps, "order": order, "temperature": temperature, "guidance": guidance,
+        "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
+        "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
         "decode": decode,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}

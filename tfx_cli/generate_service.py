@@ -41,6 +41,12 @@ _MOST_IN_MEMORY = 20_000
 #: Requests whose real cells are kept.
 _KEPT_REAL = 8
 
+#: Keys of a request that are sampling settings.
+_SAMPLING = (
+    "steps", "method", "order", "schedule", "remask", "temperature", "guidance", "guidance_ramp",
+    "decode",
+)  # fmt: skip
+
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -53,9 +59,13 @@ class ServedRequest(BaseModel):
     request: dict[str, str] = {}
     cells: int = Field(200, ge=1)
     steps: int | None = Field(None, ge=1)
+    method: Literal["auto", "unmask", "gibbs"] | None = None
     order: Literal["random", "confidence"] | None = None
+    schedule: Literal["linear", "cosine"] | None = None
+    remask: float | None = Field(None, ge=0.0, le=1.0)
     temperature: float | None = Field(None, gt=0.0)
     guidance: float | None = Field(None, ge=0.0)
+    guidance_ramp: Literal["late", "none"] | None = None
     decode: Literal["sample", "mean", "bins"] | None = None
     seed: int = Field(0, ge=0)
     unspecified: Literal["sample", "none"] = "sample"
@@ -65,8 +75,7 @@ class ServedRequest(BaseModel):
     @property
     def sampling(self) -> dict[str, Any]:
         """The sampling settings that were given."""
-        names = ("steps", "order", "temperature", "guidance", "decode")
-        given = {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in _SAMPLING}
         return {name: value for name, value in given.items() if value is not None}
 
     def command_line(self, folder: Path) -> str:
@@ -76,7 +85,7 @@ class ServedRequest(BaseModel):
             words += ["--phenotype", f"{name}={value}"]
         words += ["-n", str(self.cells), "--seed", str(self.seed)]
         for name, value in self.sampling.items():
-            words += [f"--{name}", str(value)]
+            words += [f"--{name.replace('_', '-')}", str(value)]
         if self.unspecified != "sample":
             words += ["--unspecified", self.unspecified]
         return shlex.join([*words, "-o", self.output or "generated.h5ad"])
@@ -176,7 +185,7 @@ class _Service:
         from core.generation.sampler import check_can_generate
 
         self._folder, self._model, self._emit = folder, model, emit
-        self._notes = check_can_generate(model)
+        self._notes = check_can_generate(model, model.generate)
         self._store: Store | None = open_training_store(model)
         self._real: dict[tuple[tuple[int, int], ...], tuple[sparse.csr_matrix, str] | None] = {}
         self._cancelled: set[int | str] = set()

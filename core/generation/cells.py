@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
+from core.generation.plan import CellPlan
 from core.generation.request import GenerationRequest, PhenotypeDraw
-from core.generation.sampler import CellChance, check_can_generate, sample_cells
+from core.generation.sampler import check_can_generate, plan_for, sample_cells
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 
@@ -82,12 +83,7 @@ class CellSource:
         self, model: CellModel, request: GenerationRequest, *, batch_size: int = BATCH_SIZE
     ) -> None:
         self.model, self.request, self.batch_size = model, request, batch_size
-        self.notes = check_can_generate(model)
-        if request.settings.order == "confidence":
-            self.notes.append(
-                "confidence order reveals the surest genes first, which are zeros: expect nearly "
-                "empty cells; use order = 'random'"
-            )
+        self.notes = check_can_generate(model, request.settings)
         self.phenotypes = PhenotypeDraw(model, request)
         self.notes += self.phenotypes.notes
 
@@ -96,11 +92,14 @@ class CellSource:
     ) -> Iterator[CellBlock]:
         """Make the cells from number ``start`` on, a multiple of the batch size."""
         model, request = self.model, self.request
-        steps = min(request.settings.steps, model.config.n_genes)
+        plan = plan_for(model, request.settings)
+        steps = len(plan.ends)
         for first in range(start, request.n_cells, self.batch_size):
             cells = range(first, min(first + self.batch_size, request.n_cells))
             codes = self.phenotypes.codes(cells)
-            chance = CellChance.draw(request.seed, cells, model.config.n_genes)
+            chance = CellPlan.draw(
+                request.seed, cells, plan, needs_normal=model.config.kind == "continuous"
+            )
 
             def report(step: int, before: int = first, n: int = len(cells)) -> None:
                 on_progress(

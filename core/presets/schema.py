@@ -394,13 +394,37 @@ class TrainSettings(_Section):
 class GenerateSettings(_Section):
     """Defaults of `tfx generate` for models trained by this preset."""
 
-    steps: int = Field(32, ge=1, description="unmasking steps")
+    steps: int = Field(
+        32,
+        ge=1,
+        description="unmasking steps, in each of which the encoder is asked once",
+    )
+    gene_steps: int = Field(
+        512,
+        ge=1,
+        description="parts of the panel after each of which the skeleton sees what was drawn: gene by "
+        "gene in panels up to this size",
+    )
+    method: Literal["auto", "unmask", "gibbs"] = Field(
+        "auto",
+        description="unmask: hidden genes are revealed for good; gibbs: class marginals, drawn anew "
+        "at the mask rate; auto: gibbs for models of a fixed mask rate",
+    )
     order: Literal["random", "confidence"] = Field(
         "random", description="order of unmasking; confidence empties cells and warns"
+    )
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="genes per step: all alike, or few at first"
+    )
+    remask: Probability = Field(
+        0.0, description="share of the revealed genes that every step hides and draws anew"
     )
     temperature: float = Field(1.0, gt=0.0, description="temperature of sampling")
     guidance: float = Field(
         0.0, ge=0.0, description="weight of classifier-free guidance; 0 is none"
+    )
+    guidance_ramp: Literal["late", "none"] = Field(
+        "late", description="late: guidance grows with the share of genes revealed"
     )
     decode: Literal["sample", "mean", "bins"] = Field(
         "sample",

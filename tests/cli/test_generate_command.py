@@ -54,7 +54,7 @@ def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_r
 def test_sampling_options_reach_the_provenance(tfx, tiny_run, tmp_path):
     result = tfx(
         "generate", "-n", 3, "--seed", 4, "--steps", 2, "--order", "confidence", "--temperature",
-        0.5, "--guidance", 1.5, "--decode", "mean", "--unspecified", "none", "--phenotype",
+        0.5, "--guidance", 1.5, "--guidance-ramp", "none", "--schedule", "cosine", "--decode", "mean", "--unspecified", "none", "--phenotype",
         "sex=male",
     )  # fmt: skip
     assert result.code == 0, result.stderr
@@ -62,7 +62,7 @@ def test_sampling_options_reach_the_provenance(tfx, tiny_run, tmp_path):
     facts = cells.uns["tfx_generation"]
     for name, value in {
         "seed": 4, "steps": 2, "order": "confidence", "temperature": 0.5, "guidance": 1.5,
-        "decode": "mean", "unspecified": "none",
+        "guidance_ramp": "none", "schedule": "cosine", "decode": "mean", "unspecified": "none",
     }.items():  # fmt: skip
         assert facts[name] == value
     assert "warning: confidence order reveals" in result.stderr
@@ -163,6 +163,19 @@ def test_a_model_of_the_expressed_layout_is_refused(tfx, tiny_preset_file, tmp_p
     assert trained.code == 0, trained.stderr
     refused(tfx("-q", "generate"), 2, "expressed layout", "encoding.layout = 'ranked'")
     assert not (tmp_path / "generated.h5ad").exists()
+
+
+def test_every_sampling_key_of_a_preset_is_an_option_and_a_key_of_served_requests():
+    import inspect
+
+    from core.presets.schema import GenerateSettings
+    from tfx_cli.generate_command import generate
+    from tfx_cli.generate_service import ServedRequest
+
+    keys = set(GenerateSettings.model_fields) - {"gene_steps"}
+    assert keys <= set(inspect.signature(generate).parameters)
+    assert keys <= set(ServedRequest.model_fields)
+    assert set(ServedRequest(id=1, steps=2, guidance_ramp="late").sampling) < keys
 
 
 def test_a_model_of_a_fixed_mask_rate_generates_with_a_warning(tfx, tiny_preset_file, tmp_path):

@@ -49,10 +49,10 @@ def with_reference(model):
     return model
 
 
-def known_model(kind="binned", marginals=MARGINALS):
+def known_model(kind="binned", marginals=MARGINALS, *, layers=0):
     """Make a model whose genes are independent and have the given marginals."""
     model = with_reference(
-        make_cell_model(kind, layers=0, skeleton=True, skeleton_rank=4, randomise=False)
+        make_cell_model(kind, layers=layers, skeleton=True, skeleton_rank=4, randomise=False)
     )
     with torch.no_grad():
         log = np.log(marginals)

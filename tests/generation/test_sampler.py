@@ -8,11 +8,21 @@ import torch
 
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
-from core.generation.sampler import CellChance, check_can_generate, sample_cells
+from core.generation.class_marginals import draw_from_class_marginals
+from core.generation.plan import CellPlan
+from core.generation.sampler import check_can_generate, plan_for, sample_cells
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
-from .examples import FEMALE, LUNG, MARGINALS, known_model, set_class_effect, set_pairs
+from .examples import (
+    FEMALE,
+    LUNG,
+    MARGINALS,
+    known_model,
+    set_class_effect,
+    set_pairs,
+    with_reference,
+)
 
 N_CELLS = 4000
 #: Five standard errors of a frequency over N_CELLS cells.
@@ -20,45 +30,34 @@ CLOSE = 5 * 0.5 / np.sqrt(N_CELLS)
 
 
 def sample(model, *, n_cells=N_CELLS, seed=0, codes=(0, 0), first=0, on_step=None, **settings):
-    chance = CellChance.draw(seed, range(first, first + n_cells), N_GENES)
+    chosen = GenerateSettings(**settings)
+    plan = CellPlan.draw(
+        seed, range(first, first + n_cells), plan_for(model, chosen),
+        needs_normal=model.config.kind == "continuous",
+    )  # fmt: skip
     wanted = np.tile(np.array(codes, dtype=np.int32), (n_cells, 1))
-    return sample_cells(
-        model, wanted, GenerateSettings(**settings), chance, on_step=on_step or (lambda step: None)
-    )
+    return sample_cells(model, wanted, chosen, plan, on_step=on_step or (lambda step: None))
 
 
 def watch(model):
-    """Record every batch the network is asked about, as it was then."""
+    """Record every batch the encoder is asked about, as it was then."""
     batches = []
 
-    def record(network, args):
+    def record(encoder, args):
         batches.append(replace(args[0], value=args[0].value.clone()))
 
-    model.network.register_forward_pre_hook(record)
+    model.network.encoder_part.register_forward_pre_hook(record)
     return batches
 
 
-# ------------------------------------------------------------------------------------ chance
-
-
-def test_the_chance_of_a_cell_depends_on_the_seed_and_its_number_alone():
-    whole, part = CellChance.draw(1, range(10), 6), CellChance.draw(1, range(4, 7), 6)
-    other = CellChance.draw(2, range(10), 6)
-    for name in ("order", "uniform", "normal"):
-        np.testing.assert_array_equal(getattr(whole, name)[4:7], getattr(part, name))
-        assert (getattr(whole, name) != getattr(other, name)).any()
-
-
-def test_every_order_is_a_permutation_and_no_two_cells_share_one():
-    order = CellChance.draw(0, range(50), 20).order
-    np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(20), (50, 1)))
-    assert len({tuple(row) for row in order.tolist()}) == 50
-
-
-@pytest.mark.parametrize("settings", [{"steps": 3}, {"steps": 7, "guidance": 1.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 3}, {"steps": 7, "guidance": 1.5}, {"steps": 3, "remask": 0.3},
+     {"steps": 4, "method": "gibbs"}, {"steps": 3, "order": "confidence"}],
+)  # fmt: skip
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
-    model = make_cell_model(kind)
+    model = make_cell_model(kind, skeleton=kind != "continuous")
     together = sample(model, n_cells=9, **settings)
     alone = np.concatenate([sample(model, n_cells=1, first=cell, **settings) for cell in range(9)])
     if kind == "continuous":
@@ -92,7 +91,8 @@ def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
 
 
 def test_the_confidence_order_reveals_the_surest_genes_first():
-    model = known_model()
+    model = known_model(layers=1)
+    model.network.encoder_part.start_at_zero()  # the marginals are all the model knows
     batches = watch(model)
     drawn = sample(model, n_cells=3, steps=N_GENES, order="confidence")
     first = model.config.tokens.header_length
@@ -146,9 +146,15 @@ def test_coupled_genes_correlate_with_the_sign_of_their_coupling():
     assert np.abs(found[3:, :3]).max() < 5 / np.sqrt(N_CELLS)
 
 
+def test_the_skeleton_sees_every_gene_that_was_drawn_within_a_step_too():
+    model = set_pairs(known_model(), [1, 1, -1, 0, 0, 0, 0])
+    by_step, within = sample(model, steps=N_GENES), sample(model, steps=1)
+    np.testing.assert_array_equal(by_step, within)
+
+
 def test_genes_that_are_revealed_together_do_not_see_each_other():
     model = set_pairs(known_model(), [1, 1, -1, 0, 0, 0, 0])
-    found = np.corrcoef((sample(model, steps=1) > 0).T) - np.eye(N_GENES)
+    found = np.corrcoef((sample(model, steps=1, gene_steps=1) > 0).T) - np.eye(N_GENES)
     assert np.abs(found).max() < 5 / np.sqrt(N_CELLS)
 
 
@@ -174,17 +180,37 @@ def test_guidance_multiplies_the_effect_of_the_condition(guidance):
     model = known_model()
     set_class_effect(model, FEMALE, 0, 0.5)
     set_class_effect(model, LUNG, 1, 0.0)
-    female = (sample(model, steps=1, guidance=guidance)[:, 0] > 0).mean()
-    male = (sample(model, codes=(1, 0), steps=1, guidance=guidance)[:, 0] > 0).mean()
+    settings = {"steps": 1, "gene_steps": 1, "guidance": guidance, "guidance_ramp": "none"}
+    female = (sample(model, **settings)[:, 0] > 0).mean()
+    male = (sample(model, codes=(1, 0), **settings)[:, 0] > 0).mean()
     assert female == pytest.approx(odds_of_on(0.5 * (1 + guidance)), abs=CLOSE)
     assert male == pytest.approx(odds_of_on(0.0), abs=CLOSE)
+
+
+def test_late_guidance_grows_with_the_genes_revealed():
+    model = known_model()
+    for gene in range(N_GENES):
+        set_class_effect(model, FEMALE, gene, 0.5)
+    chosen = GenerateSettings(steps=1, guidance=2.0)
+    plan = CellPlan.draw(0, range(N_CELLS), plan_for(model, chosen), needs_normal=False)
+    drawn = sample_cells(model, np.zeros((N_CELLS, 2), np.int32), chosen, plan)
+    on = (drawn > 0)[np.arange(N_CELLS)[:, None], plan.genes]  # in the order they were drawn
+    marginal = 1 - MARGINALS[plan.genes, 0]
+    odds = marginal / (1 - marginal)
+    for place in range(N_GENES):
+        revealed = place / N_GENES
+        weight = 1 - 0.5 * revealed  # of the class table: the genes shown tell more and more
+        raised = odds[:, place] * np.exp(0.5 * weight * (1 + 2.0 * revealed))
+        expected = (raised / (1 + raised)).mean()
+        assert on[:, place].mean() == pytest.approx(expected, abs=CLOSE)
 
 
 def test_hardly_any_guidance_is_no_guidance():
     model = make_cell_model()
     plain = sample(model, n_cells=20, steps=7)
     np.testing.assert_array_equal(sample(model, n_cells=20, steps=7, guidance=1e-12), plain)
-    assert (sample(model, n_cells=20, steps=7, guidance=5.0) != plain).any()
+    plain = sample(model, steps=7)
+    assert (sample(model, steps=7, guidance=5.0) != plain).any()
 
 
 def test_no_guidance_asks_once_per_step_and_guidance_twice():
@@ -246,13 +272,109 @@ def test_a_continuous_value_below_the_threshold_is_not_expressed():
 
 def test_the_expressed_layout_is_refused_with_what_to_train_instead():
     with pytest.raises(ConfigurationError, match=r"train one with encoding\.layout = 'ranked'"):
-        check_can_generate(make_cell_model(layout="expressed"))
+        check_can_generate(make_cell_model(layout="expressed"), GenerateSettings())
 
 
-def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_warning():
+def fixed_rate(model, rate=0.3):
+    model.masking = model.masking.model_copy(update={"genes": rate})
+    return model
+
+
+def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_sentence_on_what_it_costs():
     model = make_cell_model()
-    assert check_can_generate(model) == []
-    model.masking = model.masking.model_copy(update={"genes": 0.15})
-    (note,) = check_can_generate(model)
-    assert "fixed mask rate (0.15)" in note
+    assert check_can_generate(model, GenerateSettings()) == []
+    (note,) = check_can_generate(fixed_rate(model), GenerateSettings())
+    assert "fixed mask rate (0.3)" in note
+    assert "Gibbs sweeps" in note
     assert "masking.genes = 'uniform'" in note
+    (note,) = check_can_generate(model, GenerateSettings(method="unmask"))
+    assert "its cells will be poor" in note
+
+
+@pytest.mark.parametrize("change", [{"remask": 0.1}, {"method": "gibbs"}])
+def test_the_confidence_order_goes_with_no_redrawing(change):
+    settings = GenerateSettings(order="confidence", **change)
+    with pytest.raises(ConfigurationError, match="confidence order goes with neither"):
+        check_can_generate(make_cell_model(), settings)
+
+
+# ------------------------------------------------------------------------------------ redrawing
+
+
+def test_gibbs_sweeps_hide_no_more_than_the_model_was_trained_on():
+    model = fixed_rate(make_cell_model(), 0.3)  # 2 of 7 genes
+    batches, heard = watch(model), []
+    sample(model, n_cells=5, steps=8, on_step=heard.append)
+    assert len(batches) == 8  # the start is drawn from marginals, without the encoder
+    assert heard == list(range(1, 10))
+    first = model.config.tokens.header_length
+    asked = np.zeros((5, N_GENES), dtype=int)
+    for batch in batches:
+        is_hidden = (batch.value.view(5, -1)[:, first : first + N_GENES] == MASK).numpy()
+        assert set(is_hidden.sum(axis=1)) <= {1, 2}
+        assert set(zip(batch.gene_cell.tolist(), batch.gene.tolist(), strict=True)) == set(
+            zip(*(where.tolist() for where in is_hidden.nonzero()), strict=True)
+        )
+        np.add.at(asked, (batch.gene_cell.numpy(), batch.gene.numpy()), 1)
+    np.testing.assert_array_equal(asked, 2)  # two sweeps of four steps
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "gibbs", "steps": 20}, {"remask": 0.4, "steps": 4}]
+)
+def test_redrawing_leaves_independent_genes_at_their_marginals(settings):
+    drawn = sample(known_model(), **settings)
+    found = np.stack([(drawn == number).mean(axis=0) for number in range(4)], axis=1)
+    np.testing.assert_allclose(found, MARGINALS, atol=CLOSE)
+
+
+def test_gibbs_sweeps_couple_genes_that_started_independent():
+    marginals = np.tile([[0.5, 0.2, 0.2, 0.1]], (N_GENES, 1))
+    model = fixed_rate(set_pairs(known_model(marginals=marginals), [1, 1, -1, 0, 0, 0, 0]))
+    found = np.corrcoef((sample(model, steps=20) > 0).T)
+    assert found[0, 1] > 0.2
+    assert found[0, 2] < -0.2
+
+
+def test_remasking_draws_some_genes_again_and_ends_with_all_revealed():
+    model = make_cell_model()
+    batches = watch(model)
+    drawn = sample(model, n_cells=6, steps=3, remask=0.5)
+    first = model.config.tokens.header_length
+    asked = [np.bincount(batch.gene.numpy(), minlength=N_GENES).sum() // 6 for batch in batches]
+    assert asked == [2, 3 + 1, 2 + 2]  # 7 genes, and half of the 2 and 5 known ones again
+    for batch in batches:
+        at = batch.value.view(6, -1)[:, first : first + N_GENES]
+        hidden = (at == MASK).sum(dim=1)
+        assert len(set(hidden.tolist())) == 1
+    assert ((drawn >= 0) & (drawn < 4)).all()
+    plain = sample(model, n_cells=6, steps=3)
+    assert (plain != drawn).any()
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
+def test_gibbs_sweeps_start_at_the_class_that_says_most(kind):
+    """The tissue value liver has four training cells, the sex hundreds: liver speaks."""
+    model = with_reference(make_cell_model(kind))
+    old = model.reference
+    detection = np.full((5, N_GENES), 0.9, np.float32)
+    detection[4] = [1, 0, 0.5, 1, 0, 0.5, 1]
+    counts = np.full((N_GENES, old.bin_counts.shape[1]), 10)
+    model.reference = replace(
+        old, detection=detection, means=2 * detection, bin_counts=counts,
+        counts=np.array([600, 200, 150, 4000, 50]),
+        combinations=np.array([[0, 0], [0, 1], [1, 1], [1, 2], [1, 0]], np.int32),
+    )  # fmt: skip
+    codes = np.tile(np.array([[-1, 2]], np.int32), (N_CELLS, 1))
+    uniform = np.random.default_rng(0).random((N_CELLS, N_GENES), dtype=np.float32)
+    drawn = draw_from_class_marginals(model, codes, uniform)
+    np.testing.assert_allclose((drawn > 0).mean(axis=0), detection[4], atol=CLOSE)
+    if kind == "binned":
+        on = drawn[drawn > 0]
+        np.testing.assert_allclose(np.bincount(on, minlength=4)[1:] / len(on), 1 / 3, atol=0.02)
+    if kind == "continuous":
+        assert set(np.unique(drawn[:, detection[4] > 0])) <= {0, 2}
+    few = np.tile(np.array([[0, 1]], np.int32), (N_CELLS, 1))  # blood: 350 cells, female: 800
+    np.testing.assert_allclose(
+        (draw_from_class_marginals(model, few, uniform) > 0).mean(axis=0), 0.9, atol=CLOSE
+    )

@@ -1,0 +1,65 @@
+"""The skeleton's running answer is the network's own, whatever was revealed and hidden before."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.encoding.masking import Show
+from core.generation.sampler import _shown
+from core.generation.skeleton_state import SkeletonState
+from core.model.batch_tensors import BatchTensors
+from tests.model.examples import N_GENES, make_cell_model
+
+
+def network_logits(model, bins, codes, is_hidden):
+    """(B, hidden genes, O) of the whole network, which is a skeleton alone."""
+    states = np.where(codes < 0, Show.NOT_SPECIFIED, Show.VALUE).astype(np.int8)
+    values = np.array([0.1, 1, 2, 3], np.float32)[bins]
+    arrays = model.batches.ranked(values, codes, states, is_hidden)
+    with torch.inference_mode():
+        logits = model.network(BatchTensors.from_arrays(arrays)).gene_logits
+    return logits.view(len(bins), is_hidden[0].sum(), -1)
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary"])
+@settings(max_examples=20)
+@given(data=st.data())
+def test_the_state_answers_as_the_network_does(kind, data):
+    model = make_cell_model(kind, layers=0, skeleton=True, skeleton_rank=5)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    n_cells = data.draw(st.integers(1, 4))
+    codes = np.stack(
+        [rng.integers(-1, size, n_cells) for size in model.config.phenotype_sizes], 1
+    ).astype(np.int32)
+    bins = rng.integers(0, 2 if kind == "binary" else 4, (n_cells, N_GENES))
+    with torch.inference_mode():
+        state = SkeletonState(model.network.skeleton, _shown(model, codes, torch.device("cpu")))
+        order = np.stack([rng.permutation(N_GENES) for _ in range(n_cells)])
+        known = 0
+        for _ in range(data.draw(st.integers(1, 5))):
+            upto = data.draw(st.integers(0, N_GENES))
+            genes = torch.from_numpy(order[:, min(known, upto) : max(known, upto)])
+            at = torch.from_numpy(bins).gather(1, genes)
+            (state.reveal if upto > known else state.hide)(genes, at)
+            known = upto
+        is_hidden = np.ones(bins.shape, bool)
+        np.put_along_axis(is_hidden, order[:, :known], values=False, axis=1)
+        if known == N_GENES:
+            return
+        hidden = torch.from_numpy(np.nonzero(is_hidden)[1].reshape(n_cells, -1))
+        found = state.logits(hidden)
+    expected = network_logits(model, bins, codes, is_hidden)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_skeleton_without_phenotypes_has_a_state_too():
+    model = make_cell_model(phenotypes={}, layers=0, skeleton=True)
+    codes = np.zeros((2, 0), np.int32)
+    is_hidden = np.ones((2, N_GENES), bool)
+    with torch.inference_mode():
+        state = SkeletonState(model.network.skeleton, _shown(model, codes, torch.device("cpu")))
+        found = state.logits(torch.arange(N_GENES).expand(2, -1))
+    expected = network_logits(model, np.zeros((2, N_GENES), int), codes, is_hidden)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
