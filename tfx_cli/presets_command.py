@@ -121,6 +121,74 @@ def validate_command(
     )
 
 
+@app.command("import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def import_command(
+    context: typer.Context,
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help="A JSON configuration of PolyGene, or a shell script of PerturbGene; or nothing, "
+            "and the command line itself behind '--'.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to; default: printed."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file if it exists.")
+    ] = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Turn a run of PolyGene or PerturbGene into a preset.
+
+    Behind each key stands the original's option; options that decide nothing here are listed with the
+    reason. docs/from-the-originals.md has the table.
+
+    Examples
+    --------
+    tfx presets import configs/pretrained_binary_bert_2432.json -o mine.toml
+    tfx presets import run_training.sh -o mine.toml
+    tfx presets import -o mine.toml -- python -m perturbgene.main --bin_edges 0.1 ...
+    """
+    from core.errors import ConfigurationError
+    from core.presets.loading import resolve_text
+    from core.presets.original_commands import read_arguments, read_file
+    from core.presets.original_preset import write_original
+    from core.runlog.json_lines import replace_text
+    from tfx_cli.output_files import check_output
+
+    words = list(context.args)
+    is_file = source is not None and not words
+    if source is None and not words:
+        message = "name a JSON configuration or a script, or give the command line behind '--'"
+        raise ConfigurationError(message)
+    if output is not None:
+        check_output(output, (".toml",), what="the preset", overwrite=overwrite)
+    run = (
+        read_file(Path(str(source)))
+        if is_file
+        else read_arguments([*([str(source)] if source is not None else []), *words])
+    )
+    text = write_original(run)
+    resolved = resolve_text(text, where=output or Path("imported.toml"))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(output, text)
+    print_result(
+        "presets.import",
+        {
+            "system": run.system,
+            "task": run.task,
+            "output": output,
+            "preset": resolved.preset.model_dump(mode="json"),
+        },
+        as_json=as_json,
+        text=lambda: text if output is None else f"{output}: a run of {run.system}",
+    )
+
+
 @app.command("schema")
 def schema_command(
     form: Annotated[

@@ -31,7 +31,7 @@ from core.presets.sources import (
 from core.presets.toml_lines import KeyPath
 from core.presets.toml_text import dotted, write_key, write_value
 
-__all__ = ["ResolvedPreset", "resolve_preset"]
+__all__ = ["ResolvedPreset", "resolve_preset", "resolve_text"]
 
 _DEFAULT_ORIGIN = "default"
 _NAME_ORIGIN = "name of the file"
@@ -175,7 +175,12 @@ def resolve_preset(
     sources += read_environment(environment or {})
     sources += read_options(options or {}, option_names or {})
     sources += read_assignments(assignments)
-    leaves = _merge(sources)
+    return _resolved(_merge(sources), sources, files)
+
+
+def _resolved(
+    leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source], files: Sequence[Path]
+) -> ResolvedPreset:
     preset = _validate(leaves, sources)
     origins = _all_origins(preset)
     for leaf in leaves.values():
@@ -187,12 +192,15 @@ def resolve_preset(
     return ResolvedPreset(preset, origins, str(preset.name))
 
 
-def _read_chain(path: Path) -> list[Source]:
-    """Read a preset and those that it extends, the weakest first; their names stay their own."""
+def _read_chain(path: Path, first: Source | None = None) -> list[Source]:
+    """Read a preset and those that it extends, the weakest first; their names stay their own.
+
+    ``first`` is what the preset says, where it is known already.
+    """
     chain: list[Source] = []
     seen: list[Path] = []
     while True:
-        source = read_file(path, level=0)
+        source = first if first is not None and not chain else read_file(path, level=0)
         if chain:
             source.leaves = [leaf for leaf in source.leaves if leaf.path != ("name",)]
         chain.insert(0, source)
@@ -220,6 +228,25 @@ def _read_overlays(files: Sequence[Path], *, first_level: int) -> list[Source]:
         if source.extends is not None:
             source.complain((EXTENDS,), "only a preset extends another; give several --config")
     return sources
+
+
+def resolve_text(text: str, *, where: Path) -> ResolvedPreset:
+    """Check a preset that is not yet a file.
+
+    Parameters
+    ----------
+    text
+        TOML; it may extend another preset.
+    where
+        The file that it is to be: its name in messages, and where files it extends are looked for.
+
+    Raises
+    ------
+    ConfigurationError
+        One line per error: ``file:line: key: message``.
+    """
+    sources = _read_chain(where, read_text(text, name=str(where), level=0))
+    return _resolved(_merge(sources), sources, [where])
 
 
 def _name_from(files: Sequence[Path]) -> str:

@@ -89,3 +89,35 @@ def test_ctrl_c_ends_a_command_with_130(tfx, monkeypatch):
 
 def test_what_is_shown_of_the_default_preset_is_toml(tfx, bundled):
     assert tomllib.loads(tfx("presets", "show", "tower").stdout)["train"]["seed"] == 1
+
+
+def test_import_turns_a_configuration_into_a_preset(tfx, tmp_path):
+    (tmp_path / "run.json").write_text(
+        '{"train_data_path": "file:///cells_{0..3}.h5ad", "n_highly_variable_genes": 128, '
+        '"max_length": 136, "device": "cuda"}',
+        encoding="utf-8",
+    )
+    printed = tfx("presets", "import", "run.json")
+    assert (printed.code, printed.stderr) == (0, "")
+    assert tomllib.loads(printed.stdout)["data"]["genes"] == 128
+    assert "#   device: not read there" in printed.stdout
+    written = tfx("presets", "import", "run.json", "-o", "mine.toml", "--json")
+    assert written.json["system"] == "PolyGene"
+    assert (tmp_path / "mine.toml").read_text(encoding="utf-8") == printed.stdout
+    assert tfx("presets", "validate", "mine.toml").code == 0
+    again = tfx("presets", "import", "run.json", "-o", "mine.toml")
+    assert again.code == 2
+    assert "--overwrite" in again.stderr
+
+
+def test_import_takes_a_command_line(tfx):
+    words = ["python", "-m", "perturbgene.main", "--bin_edges", "0.1", "2", "--num_top_genes", "64"]
+    words += ["mlm", "--train_data_paths", "cells.h5ad", "--gene_mask_prob", "0.3"]
+    result = tfx("presets", "import", "--json", "--", *words)
+    assert result.code == 0, result.stderr
+    preset = result.json["preset"]
+    assert (preset["encoding"]["edges"], preset["masking"]["genes"]) == ([0.1, 2.0], 0.3)
+    bad = tfx("presets", "import", "--", *words, "--gene_mask_prb", "0.1")
+    assert (bad.code, bad.stdout) == (2, "")
+    assert "did you mean 'gene_mask_prob'?" in bad.stderr
+    assert tfx("presets", "import").code == 2
