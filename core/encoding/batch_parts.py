@@ -14,7 +14,7 @@ from core.encoding.cell_batch import CellBatch, PendingBins
 __all__ = ["split_batch"]
 
 
-def split_batch(batch: CellBatch, n_parts: int) -> list[CellBatch]:
+def split_batch(batch: CellBatch, n_parts: int, *, together: int = 1) -> list[CellBatch]:
     """Cut a batch between cells, at the boundaries nearest to equal numbers of tokens.
 
     Parameters
@@ -23,17 +23,20 @@ def split_batch(batch: CellBatch, n_parts: int) -> list[CellBatch]:
         At least one cell.
     n_parts
         Parts wanted; a batch of fewer cells gives one part per cell.
+    together
+        Neighbours that stay in one part, always so many.
     """
-    n_parts = min(n_parts, batch.n_cells)
+    n_groups = batch.n_cells // together
+    n_parts = min(n_parts, n_groups)
     if n_parts == 1:
         return [batch]
-    bounds = batch.cu_seqlens
+    bounds = batch.cu_seqlens[::together]
     wanted = np.arange(1, n_parts) * (int(bounds[-1]) / n_parts)
     cuts = np.abs(bounds[1:-1, None] - wanted).argmin(axis=0) + 1
     # Every part has a cell: long cells may draw two cuts to one place.
     cuts = np.maximum.accumulate(cuts - np.arange(n_parts - 1)) + np.arange(n_parts - 1)
-    cuts = np.minimum(cuts, batch.n_cells - n_parts + 1 + np.arange(n_parts - 1))
-    edges = [0, *cuts.tolist(), batch.n_cells]
+    cuts = np.minimum(cuts, n_groups - n_parts + 1 + np.arange(n_parts - 1))
+    edges = [0, *(together * cuts).tolist(), batch.n_cells]
     return [_cells(batch, first, last) for first, last in pairwise(edges)]
 
 

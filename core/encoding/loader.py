@@ -78,6 +78,8 @@ class BatchSource:
         The order of cells.
     masking
         What is hidden.
+    views
+        How often a cell is in its batch, each time masked anew; its copies are neighbours.
     """
 
     def __init__(
@@ -86,7 +88,10 @@ class BatchSource:
         encoder: BatchEncoder,
         sampler: BlockSampler,
         masking: MaskingSettings,
+        *,
+        views: int = 1,
     ) -> None:
+        self.views = views
         self.reader, self.encoder = reader, encoder
         self.sampler, self.masking = sampler, masking
         self._pools: dict[tuple[int, int], tuple[PanelCells, NDArray[np.int64]]] = {}
@@ -102,9 +107,12 @@ class BatchSource:
                 self._pools[key] = self.reader.pool(self.sampler.pool(*key).rows)
         pools = [self._pools[key] for key in keys]
         cells = self.reader.take(
-            [(pool, at[places]) for (pool, at), (_, places) in zip(pools, pieces, strict=True)]
+            [
+                (pool, np.repeat(at[places], self.views))
+                for (pool, at), (_, places) in zip(pools, pieces, strict=True)
+            ]
         )
-        rows = self.sampler.batch_rows(cursor)
+        rows = np.repeat(self.sampler.batch_rows(cursor), self.views)
         codes = np.asarray(self.reader.store.phenotype_codes[rows])
         rng = self.sampler.generator(cursor)
         return rows, self.encoder.masked(cells, codes, self.masking, rng)

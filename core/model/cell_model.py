@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors
+from core.model.cell_objectives import CellStates
 from core.model.configuration import TfxConfig
 from core.model.encoder import Reads, initialise
 from core.model.logit_parts import EncoderPart
@@ -37,10 +38,13 @@ class CellOutput:
     phenotype_logits
         (K, all phenotype values), -inf outside the slot's own values; joint head: with the bins in
         front, nothing excluded.
+    cells
+        What the heads of [CLS] say; None but in training with such heads.
     """
 
     gene_logits: Tensor
     phenotype_logits: Tensor
+    cells: CellStates | None = None
 
 
 def check_parts(*, kind: str, head: str, layers: int, skeleton: bool) -> None:
@@ -119,16 +123,17 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         """Answer the masked positions of a batch."""
         genes: list[Tensor] = []
         phenotypes: list[Tensor] = []
+        states = None
         if self.encoder_part is not None and not (self.skeleton_only and self.skeleton):
             route = self.attention_route(ragged=self._ragged)
-            gene_logits, phenotype_logits = self.encoder_part(batch, route)
+            gene_logits, phenotype_logits, states = self.encoder_part(batch, route)
             genes.append(gene_logits.float())
             phenotypes.append(phenotype_logits.float())
         if self.skeleton is not None:
             gene_logits, phenotype_logits = self.skeleton(batch)
             genes.append(gene_logits.float())
             phenotypes.append(phenotype_logits.float())
-        return CellOutput(sum(genes[1:], genes[0]), self._own_values(phenotypes, batch))
+        return CellOutput(sum(genes[1:], genes[0]), self._own_values(phenotypes, batch), states)
 
     @property
     def _ragged(self) -> bool:

@@ -31,6 +31,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         "split" or "joint".
     skeleton, skeleton_rank
         Whether the classical answer is part of the model, and the rank of its gene-gene term.
+    cls_reconstruction, cls_contrast
+        Whether the model has the heads by which [CLS] learns (`core.model.cell_objectives`).
     classified, given, positive
         Of a classifier: the phenotype that it tells from [CLS], those that it is shown, and the one
         value that it tells from the rest, if there is one. None and empty for masked models.
@@ -59,6 +61,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         head: str = "split",
         skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
         skeleton_rank: int = 32,
+        cls_reconstruction: bool = False,  # noqa: FBT001, FBT002
+        cls_contrast: bool = False,  # noqa: FBT001, FBT002
         classified: str | None = None,
         given: Sequence[str] = (),
         positive: str | None = None,
@@ -84,6 +88,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.head = head
         self.skeleton = skeleton
         self.skeleton_rank = skeleton_rank
+        self.cls_reconstruction = cls_reconstruction
+        self.cls_contrast = cls_contrast
         self.classified = classified
         self.given = list(given)
         self.positive = positive

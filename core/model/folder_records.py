@@ -65,6 +65,8 @@ class _ConfigRecord(_Record):
     head: Literal["split", "joint"]
     skeleton: bool
     skeleton_rank: int = Field(ge=1, le=10**7)
+    cls_reconstruction: bool = False
+    cls_contrast: bool = False
     classified: _Name | None = None
     given: list[_Name] = []
     positive: _Name | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_bounds import CellBounds
+from core.model.cell_objectives import CellHeads, CellStates, reads_with_cls
 from core.model.configuration import TfxConfig
 from core.model.encoder import CellEmbedding, Encoder, Reads
 
@@ -52,6 +53,8 @@ class EncoderPart(nn.Module):
             self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
             self.phenotype_transform = _Transform(width) if n_values else None
             self.phenotype_output = nn.Linear(width, n_values) if n_values else None
+        learns_cls = config.cls_reconstruction or config.cls_contrast
+        self.cell_heads = CellHeads(config) if learns_cls else None
 
     def start_at_zero(self) -> None:
         """Make the part contribute nothing at first, so that other parts set the level."""
@@ -69,18 +72,31 @@ class EncoderPart(nn.Module):
         bounds = CellBounds.of(batch.bounds, batch.cu_seqlens)
         return self.encoder(self.embedding(batch), bounds, route, reads)
 
-    def forward(self, batch: BatchTensors, route: AttentionRoute) -> tuple[Tensor, Tensor]:
-        """Return gene logits (M, O) and phenotype logits (K, V), joint: (M or K, bins + V)."""
-        reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
-        hidden_RD = self.encode(batch, route, reads)
+    def forward(
+        self, batch: BatchTensors, route: AttentionRoute
+    ) -> tuple[Tensor, Tensor, CellStates | None]:
+        """Return gene logits (M, O) and phenotype logits (K, V), joint: (M or K, bins + V).
+
+        In training also what the heads of [CLS] say, if there are any.
+        """
+        states = None
+        if self.cell_heads is not None and self.training:
+            reads, former, at_cls = reads_with_cls(batch)
+            hidden_RD = self.encode(batch, route, reads)
+            states = self.cell_heads(hidden_RD[at_cls], batch)
+            hidden_RD = hidden_RD[former]
+        else:
+            reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
+            hidden_RD = self.encode(batch, route, reads)
         at_genes = hidden_RD[batch.gene_read]
         at_phenotypes = hidden_RD[batch.phenotype_read]
         if self.joint:
             return (
                 self.joint_output(self.joint_transform(at_genes)),
                 self.joint_output(self.joint_transform(at_phenotypes)),
+                states,
             )
         genes = self.gene_output(self.gene_transform(at_genes)) + self.gene_bias(batch.gene)
         if self.phenotype_transform is None or self.phenotype_output is None:
-            return genes, at_phenotypes.new_zeros(len(at_phenotypes), 0)
-        return genes, self.phenotype_output(self.phenotype_transform(at_phenotypes))
+            return genes, at_phenotypes.new_zeros(len(at_phenotypes), 0), states
+        return genes, self.phenotype_output(self.phenotype_transform(at_phenotypes)), states

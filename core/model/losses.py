@@ -28,6 +28,7 @@ __all__ = [
     "loss_kind",
     "masked_loss",
     "smoothed_cross_entropy",
+    "token_losses",
 ]
 
 #: Bounds of the predicted log standard deviation, in log1p units: a narrower one would let single
@@ -122,10 +123,13 @@ class LossCounts:
         Masked genes; with ``loss.weighting = "rate"`` the cells that have any.
     phenotypes
         Masked phenotypes, or the sum of their class weights.
+    cells
+        All of them.
     """
 
     genes: float
     phenotypes: float
+    cells: float = 0.0
 
     @classmethod
     def of(
@@ -140,7 +144,7 @@ class LossCounts:
             offsets = np.cumsum([0, *config.phenotype_sizes[:-1]])
             answers = offsets[batch.phenotype_slot] + batch.phenotype_target
             phenotypes = weights[torch.from_numpy(answers)].sum().item()
-        return cls(float(n_genes), phenotypes)
+        return cls(float(n_genes), phenotypes, float(batch.n_cells))
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def masked_loss(
     counts
         Of the step that the batch is a part of; None: the batch is the whole step.
     """
-    gene_loss = _gene_loss(gene_logits, batch, config, settings)
+    gene_loss = token_losses(gene_logits, batch.gene_target, config, settings)
     offsets = phenotype_logits.new_tensor([0, *config.phenotype_sizes[:-1]], dtype=torch.long)
     answers = offsets.cumsum(0)[batch.phenotype_slot] + batch.phenotype_target
     weights = None if class_weights is None else class_weights[answers]
@@ -212,21 +216,22 @@ def masked_loss(
     return LossParts(genes + settings.phenotype_weight * phenotypes, genes, phenotypes)
 
 
-def _gene_loss(
-    logits: Tensor, batch: BatchTensors, config: TfxConfig, settings: LossSettings
+def token_losses(
+    logits: Tensor, targets: Tensor, config: TfxConfig, settings: LossSettings
 ) -> Tensor:
+    """Return (M,), the loss of each gene that is asked for: (M, outputs) against (M,) answers."""
     kind = loss_kind(settings, config.kind)
     if config.head == "joint":
-        return smoothed_cross_entropy(logits, batch.gene_target, settings.smoothing)
+        return smoothed_cross_entropy(logits, targets, settings.smoothing)
     if kind == "bce":
         return functional.binary_cross_entropy_with_logits(
-            logits.float().squeeze(-1), batch.gene_target.float(), reduction="none"
+            logits.float().squeeze(-1), targets.float(), reduction="none"
         )
     if kind == "label_smoothing":
-        return smoothed_cross_entropy(logits, batch.gene_target, settings.smoothing)
+        return smoothed_cross_entropy(logits, targets, settings.smoothing)
     if kind == "gaussian":
-        return gaussian_cross_entropy(logits, batch.gene_target, settings.gaussian_width)
-    return hurdle_regression(logits, batch.gene_target)
+        return gaussian_cross_entropy(logits, targets, settings.gaussian_width)
+    return hurdle_regression(logits, targets)
 
 
 def _average(

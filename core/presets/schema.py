@@ -250,6 +250,18 @@ class LossSettings(_Section):
     phenotype_smoothing: float = Field(
         0.0, ge=0.0, lt=1.0, description="label smoothing of the phenotype loss"
     )
+    cls_reconstruction: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of a loss by which [CLS] alone tells every gene of the cell, so that its "
+        "state is an embedding of the cell",
+    )
+    cls_contrast: float = Field(
+        0.0,
+        ge=0.0,
+        description="weight of a loss by which [CLS] is alike under two maskings of a cell; every cell "
+        "is computed twice",
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare phenotype values weigh more, by inverse frequency"
     )

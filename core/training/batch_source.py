@@ -28,6 +28,7 @@ def make_batch_source(
     lanes: int = 1,
     bins_on_device: bool = False,
     rows_of_epoch: Callable[[int], NDArray[np.int64]] | None = None,
+    views: int = 1,
 ) -> BatchSource:
     """Make what encodes the training batches of one lane.
 
@@ -45,6 +46,8 @@ def make_batch_source(
         Leave the bins of counts to the device.
     rows_of_epoch
         Draws the cells of an epoch from ``rows``; None: an epoch is all of them.
+    views
+        How often a cell is in its batch, masked anew each time.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def make_batch_source(
         lanes=lanes,
         rows_of_epoch=rows_of_epoch,
     )
-    return BatchSource(reader, encoder, sampler, masking)
+    return BatchSource(reader, encoder, sampler, masking, views=views)
 
 
 def cells_per_lane(

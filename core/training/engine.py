@@ -26,6 +26,7 @@ from core.encoding.loader import BatchLoader, Loaded
 from core.encoding.sampler import Cursor
 from core.errors import DataError, MachineError, TfxError, TrainingInterrupted
 from core.model.attention import resolve_attention
+from core.model.cell_objectives import VIEWS
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
@@ -188,6 +189,7 @@ def train(
                 preset.train, preset.training_masking, store, rows, model,
                 lane=lane, lanes=n_lanes, bins_on_device=machine.device == "cuda",
                 rows_of_epoch=balanced_epochs(preset, store, rows),
+                views=VIEWS if model.config.cls_contrast else 1,
             )
             for lane in lanes
         }  # fmt: skip
@@ -448,7 +450,7 @@ class _Run:
         )  # fmt: skip
         if stopping:
             self._ask_to_stop(stop)
-        return LossCounts(genes, phenotypes), StepSize(cells, tokens, squared)
+        return LossCounts(genes, phenotypes, cells), StepSize(cells, tokens, squared)
 
     def _look(self) -> None:
         """Raise where any process was asked to stop; all processes call it at the same places."""

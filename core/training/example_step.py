@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
+from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import masked_loss
 from core.presets.schema import Preset
@@ -151,11 +152,11 @@ class _ExampleStep:
             machine.device, dtype=DTYPES[machine.precision], enabled=machine.precision != "no"
         ):
             output = self.network(self.batch)
-        loss: torch.Tensor = masked_loss(
-            output.gene_logits, output.phenotype_logits, self.batch, self.network.config,
-            self.preset.loss,
-        ).total  # fmt: skip
-        return loss
+        config, settings = self.network.config, self.preset.loss
+        parts = masked_loss(
+            output.gene_logits, output.phenotype_logits, self.batch, config, settings
+        )
+        return parts.total + cell_loss(output.cells, self.batch, config, settings)
 
 
 def _finish(work: Callable[[], object], device: torch.device) -> None:

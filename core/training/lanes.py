@@ -119,7 +119,11 @@ class LaneSources:
         lengths = [np.diff(lane.arrays.cu_seqlens).astype(np.float64) for lane in lanes]
         return np.concatenate(rows), StepBatch(
             lanes,
-            LossCounts(sum(c.genes for c in counts), sum(c.phenotypes for c in counts)),
+            LossCounts(
+                sum(c.genes for c in counts),
+                sum(c.phenotypes for c in counts),
+                sum(c.cells for c in counts),
+            ),
             n_cells=sum(lane.arrays.n_cells for lane in lanes),
             n_tokens=sum(len(lane.arrays.identity) for lane in lanes),
             squared_lengths=float(sum((own**2).sum() for own in lengths)),
@@ -127,4 +131,6 @@ class LaneSources:
 
     def cut(self, arrays: CellBatch, n_parts: int) -> list[HostBatch]:
         """Cut a lane's batch into parts and make them ready for the device."""
-        return [HostBatch.of(part, pin=self._pin) for part in split_batch(arrays, n_parts)]
+        views = next(iter(self._sources.values())).views
+        parts = split_batch(arrays, n_parts, together=views)
+        return [HostBatch.of(part, pin=self._pin) for part in parts]

@@ -32,6 +32,7 @@ class _Sums:
     loss: float = 0.0
     gene_loss: float = 0.0
     phenotype_loss: float = 0.0
+    cls_loss: float = 0.0
     gradient_norm: float = 0.0
 
 
@@ -68,6 +69,7 @@ class StepWindow:
         sums.loss += figures.loss
         sums.gene_loss += figures.gene_loss
         sums.phenotype_loss += figures.phenotype_loss
+        sums.cls_loss += figures.cls_loss
         sums.gradient_norm += figures.gradient_norm
 
     def close(self) -> "WindowFigures":
@@ -81,6 +83,7 @@ class StepWindow:
                 "loss": sums.loss / n,
                 "loss/genes": sums.gene_loss / n,
                 "loss/phenotypes": sums.phenotype_loss / n,
+                **({"loss/cls": sums.cls_loss / n} if sums.cls_loss else {}),
                 "grad_norm": sums.gradient_norm / n,
                 "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
                 "tokens_per_second": n_tokens / seconds,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core.errors import MachineError
 from core.model.batch_tensors import HostBatch
+from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import LossCounts, masked_loss
 from core.presets.schema import LossSettings
@@ -35,7 +36,7 @@ class StepFigures:
 
     Attributes
     ----------
-    loss, gene_loss, phenotype_loss
+    loss, gene_loss, phenotype_loss, cls_loss
         Over all processes.
     gradient_norm
         Before clipping.
@@ -46,6 +47,7 @@ class StepFigures:
     loss: float
     gene_loss: float
     phenotype_loss: float
+    cls_loss: float
     gradient_norm: float
     finite: bool
 
@@ -67,8 +69,8 @@ class StepOutcome:
         """Wait until the device is through with the step, and no longer."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, genes, phenotypes, norm, failed = self._figures.tolist()
-        return StepFigures(loss, genes, phenotypes, norm, finite=not failed)
+        loss, genes, phenotypes, cls, norm, failed = self._figures.tolist()
+        return StepFigures(loss, genes, phenotypes, cls, norm, finite=not failed)
 
 
 class TrainStep:
@@ -164,13 +166,13 @@ class TrainStep:
         return self.optimiser.optimizer
 
     def _accumulate(self, step: int, batch: StepBatch, counts: LossCounts) -> Tensor:
-        """Add up the gradients of all parts; return (3,) loss, loss of genes, of phenotypes."""
+        """Add up the gradients of all parts; return (4,) loss; of genes, of phenotypes, of [CLS]."""
         parts = [
             (lane.lane, number, part)
             for lane in batch.lanes
             for number, part in enumerate(self._parts(lane))
         ]
-        totals = torch.zeros(3, device=self.processes.device)
+        totals = torch.zeros(4, device=self.processes.device)
         for place, (lane, number, part) in enumerate(parts):
             is_last = place == len(parts) - 1
             with self._gathering(now=is_last):
@@ -197,9 +199,11 @@ class TrainStep:
             self.class_weights,
             counts,
         )
+        cls = cell_loss(output.cells, tensors, self.config, self.loss, counts)
+        total = parts.total if output.cells is None else parts.total + cls
         # Processes' gradients are averaged; what the counts want is their sum.
-        self.processes.accelerator.backward(parts.total * self.processes.count)
-        return torch.stack([parts.total, parts.genes, parts.phenotypes]).detach()
+        self.processes.accelerator.backward(total * self.processes.count)
+        return torch.stack([total, parts.genes, parts.phenotypes, cls]).detach()
 
     def _gathering(self, *, now: bool) -> contextlib.AbstractContextManager[Any]:
         """Share gradients among processes only with the last part of a step."""

@@ -52,3 +52,12 @@ def test_bins_that_the_device_makes_are_cut_with_their_cells():
     np.testing.assert_array_equal(joined, thresholds)
     assert all(len(part.gene_target) == 0 for part in parts)
     assert {(part.pending.first_gene, part.pending.first_bin) for part in parts} == {(3, 4)}
+
+
+@given(n_groups=st.integers(1, 6), n_parts=st.integers(1, 9), seed=st.integers(0, 99))
+def test_neighbours_that_belong_together_stay_in_one_part(n_groups, n_parts, seed):
+    batch = make_batch("binned", "expressed", 2 * n_groups, seed)
+    parts = split_batch(batch, n_parts, together=2)
+    assert len(parts) == min(n_parts, n_groups)
+    assert all(part.n_cells and part.n_cells % 2 == 0 for part in parts)
+    assert [cell for part in parts for cell in by_cell(part)] == by_cell(batch)

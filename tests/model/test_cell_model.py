@@ -115,6 +115,6 @@ def test_logits_are_the_sum_of_the_parts():
     with torch.no_grad():
         together = network(batch).gene_logits
         route = network.attention_route(ragged=False)
-        encoder, _ = network.encoder_part(batch, route)
+        encoder, _, _ = network.encoder_part(batch, route)
         skeleton, _ = network.skeleton(batch)
     torch.testing.assert_close(together, encoder + skeleton)

@@ -60,7 +60,7 @@ def hidden(network, batch):
 
 def own_logits(network, batch):
     """Logits of masked genes and phenotypes as the heads give them, in the network's precision."""
-    return network.encoder_part(batch, network.attention_route(ragged=True))
+    return network.encoder_part(batch, network.attention_route(ragged=True))[:2]
 
 
 # ------------------------------------------------------------------------- the originals' models

@@ -157,7 +157,7 @@ def test_the_encoder_contributes_exactly_nothing_at_the_start(kind, layout):
     with torch.no_grad():
         route = network.attention_route(ragged=layout == "expressed")
         hidden = network.encoder_part.encode(batch, route)
-        genes, phenotypes = network.encoder_part(batch, route)
+        genes, phenotypes, _ = network.encoder_part(batch, route)
     assert hidden.abs().max() > 0
     assert genes.abs().max() == 0
     assert phenotypes.abs().max() == 0
