@@ -50,6 +50,9 @@ def tell_generated(
         forest = RandomForestClassifier(
             n_trees, min_samples_leaf=_LEAF, n_jobs=-1, random_state=seed
         ).fit(cells[train], truth[train])
+        forest.n_jobs = (
+            1  # threads would add the trees' answers in any order, and round differently
+        )
         told[test] = forest.predict_proba(cells[test])[:, 1]
     return told[: len(real)], told[len(real) :]
 
