@@ -36,8 +36,15 @@ def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str
     Raises
     ------
     ConfigurationError
-        The layout is "expressed", or the settings contradict each other or the model.
+        It is a classifier, the layout is "expressed", or the settings contradict each other or the
+        model.
     """
+    if model.config.classified is not None:
+        message = (
+            f"this model tells {model.config.classified} alone and generates nothing; use the model "
+            f"it was fine-tuned from, or one of train.task = 'masked'"
+        )
+        raise ConfigurationError(message)
     if model.config.layout != "ranked":
         message = (
             "this model has the expressed layout, whose input presupposes which genes are on; "
