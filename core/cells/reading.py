@@ -220,8 +220,7 @@ class H5adSource:
     @cached_property
     def obs(self) -> "pd.DataFrame":
         """(cells, columns)."""
-        obs: pd.DataFrame = self._element("obs")
-        return obs
+        return self._table("obs")
 
     @cached_property
     def n_cells(self) -> int:
@@ -238,15 +237,16 @@ class H5adSource:
 
     def matrices(self) -> list[str]:
         """Names of the matrices the file has."""
-        layers = sorted(self._file["layers"]) if "layers" in self._file else []
-        names = ["X", *(f"layers/{name}" for name in layers), "raw"]
-        return [name for name in names if _holds_matrix(self._file.get(_key(name)))]
+        with _readable(self._path, "X"):
+            layers = sorted(self._file["layers"]) if "layers" in self._file else []
+            names = ["X", *(f"layers/{name}" for name in layers), "raw"]
+            return [name for name in names if _holds_matrix(self._file.get(_key(name)))]
 
     def var(self, matrix: str) -> "pd.DataFrame":
         """(genes, columns) of a matrix."""
         key = "raw/var" if matrix == "raw" else "var"
         if key not in self._vars:
-            self._vars[key] = self._element(key)
+            self._vars[key] = self._table(key)
         return self._vars[key]
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
@@ -259,32 +259,38 @@ class H5adSource:
         for name in present:
             if name not in names:
                 continue
-            column = self._element(f"obs/{name}")
-            # Text of every cell is many times its codes.
-            is_text = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
-            table[name] = pd.Categorical(column) if is_text else column
+            with _readable(self._path, f"obs/{name}"):
+                column = self._element(f"obs/{name}")
+                # Text of every cell is many times its codes.
+                is_text = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(
+                    column
+                )
+                table[name] = pd.Categorical(column) if is_text else column
         table.attrs["columns"] = present
         return table
 
     def stored_values(self, matrix: str) -> int:
         """Count the stored values of a matrix."""
-        stored = self._file[_key(matrix)]
         with _readable(self._path, _key(matrix)):
+            stored = self._file[_key(matrix)]
             return int(np.prod(stored.shape) if _is_dense(stored) else stored["data"].shape[0])
 
     def is_sparse(self, matrix: str) -> bool:
         """Whether only non-zero values of a matrix are stored."""
-        return not _is_dense(self._file[_key(matrix)])
+        with _readable(self._path, _key(matrix)):
+            return not _is_dense(self._file[_key(matrix)])
 
     def is_by_columns(self, matrix: str) -> bool:
         """Whether a matrix is stored by genes (CSC)."""
-        stored = self._file[_key(matrix)]
-        return not _is_dense(stored) and stored.attrs.get("encoding-type") == "csc_matrix"
+        with _readable(self._path, _key(matrix)):
+            stored = self._file[_key(matrix)]
+            return not _is_dense(stored) and stored.attrs.get("encoding-type") == "csc_matrix"
 
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
         """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
+        self._refuse_other_shape(matrix)
         end = self.n_cells if stop is None else min(stop, self.n_cells)
         at_once = self._rows_at_once(matrix)
         for begin in range(start, end, at_once):
@@ -304,6 +310,19 @@ class H5adSource:
         """Close the file."""
         self._file.close()
 
+    def _refuse_other_shape(self, matrix: str) -> None:
+        """Refuse a matrix that is not one of these cells and genes."""
+        with _readable(self._path, _key(matrix)):
+            stored = self._file[_key(matrix)]
+            shape = stored.shape if _is_dense(stored) else tuple(stored.attrs["shape"])
+            expected = (self.n_cells, len(self.var(matrix)))
+            if tuple(shape) != expected:
+                message = (
+                    f"{self._path}: '{_key(matrix)}' is {' x '.join(map(str, shape))}, obs and var "
+                    f"make it {expected[0]} x {expected[1]}; write the file again by AnnData"
+                )
+                raise DataError(message)
+
     def _rows_at_once(self, matrix: str) -> int:
         if not self.is_by_columns(matrix):
             return max(self.n_cells, 1)
@@ -319,6 +338,15 @@ class H5adSource:
         if self.is_by_columns(matrix):
             return _rows_of_columns(stored, start, stop), start
         return sparse_dataset(stored), 0
+
+    def _table(self, key: str) -> "pd.DataFrame":
+        import pandas as pd
+
+        table = self._element(key)
+        if not isinstance(table, pd.DataFrame):
+            message = f"{self._path}: '{key}' is no table; the file is damaged or was not written by AnnData"
+            raise DataError(message)
+        return table
 
     def _element(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
         from anndata.io import read_elem
@@ -378,8 +406,18 @@ def _open_h5ad(path: Path) -> CellSource:
     except OSError as error:
         message = f"{path}: damaged or truncated h5ad file ({_first_line(error)}); copy it again"
         raise DataError(message) from error
-    if "obs" not in file or "var" not in file:
+    try:
+        with _readable(path, "obs"):
+            return _source_of(path, file)
+    except DataError:
         file.close()
+        raise
+
+
+def _source_of(path: Path, file: "h5py.File") -> CellSource:
+    import h5py
+
+    if "obs" not in file or "var" not in file:
         message = f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
         raise DataError(message)
     if not isinstance(file["obs"], h5py.Group):
@@ -387,8 +425,7 @@ def _open_h5ad(path: Path) -> CellSource:
         file.close()
         import anndata
 
-        with _readable(path, "obs"):
-            return AnnDataSource(anndata.read_h5ad(path), str(path))
+        return AnnDataSource(anndata.read_h5ad(path), str(path))
     return H5adSource(path, file)
 
 
@@ -406,7 +443,9 @@ def _readable(path: Path, key: str) -> Iterator[None]:
     """Turn the many errors of a damaged file into one sentence."""
     try:
         yield
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
         message = (
             f"{path}: '{key}' cannot be read ({_first_line(error)}); the file is damaged or was not "
             f"written by AnnData"

@@ -77,8 +77,8 @@ def compare_runs(readers: Sequence[RunReader]) -> Comparison:
     settings = _differences([_settings(reader.folder / CONFIG_FILE) for reader in readers])
     lines = [reader.metrics() for reader in readers]
     figures = [RunFigures.of(records) for records in lines]
-    stores = {reader.run.get("store_key") for reader in readers}
-    same_cells = len(stores) == 1 and None not in stores
+    stores = [reader.run.get("store_key") for reader in readers]
+    same_cells = isinstance(stores[0], str) and all(store == stores[0] for store in stores)
     same_question = same_cells and not any(key.split(".")[0] in _QUESTION for key in settings)
     notes = []
     if not same_cells:
