@@ -88,8 +88,8 @@ class DashboardScreen(Screen[None]):
 
     @property
     def is_laid_out(self) -> bool:
-        """Whether the widgets are there: not before the first layout, nor while it closes."""
-        return self.is_mounted and bool(self.query(".bar")) and bool(self.query(".body"))
+        """Whether the widgets are there: not before they are composed, nor while it closes."""
+        return bool(self.query(".bar")) and bool(self.query(".body"))
 
     def set_bar(self, content: Content) -> None:
         """Show a line on top, with the state of the view."""

@@ -56,6 +56,7 @@ class GenerateScreen(DashboardScreen):
     """
 
     NAME = "generate"
+    AUTO_FOCUS = ""  # keys are for the screen until a token has the focus
     BINDINGS = bindings_of("generate")
     DEFAULT_CSS = """
     GenerateScreen .body { layout: vertical; }

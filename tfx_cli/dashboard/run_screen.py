@@ -125,6 +125,10 @@ class RunScreen(DashboardScreen):
             self.dashboard.training.forget_launch(self.path)
         self._show()
 
+    def on_resize(self) -> None:
+        """Fit texts to the new width."""
+        self.call_after_refresh(self._show)
+
     # -- drawing
 
     def _show(self) -> None:
@@ -174,13 +178,7 @@ class RunScreen(DashboardScreen):
         ]
         if row.step is not None:
             parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
-            if row.total and row.state != "finished":
-                share = min(row.step / row.total, 1.0)
-                parts += ["  ", run_texts.bar(share, 10), f" {share:.0%}"]
-        if row.eta is not None and row.state in LIVE_STATES:
-            parts.append(f"  {duration(row.eta)} left")
-        if row.last_data is not None:
-            parts.append(f"  data {ago(row.last_data, now=max(self._now, row.last_data))}")
+        # What wants a look stands before what a narrow window may cut off.
         error = view.status.get("error")
         if row.state == "failed" and isinstance(error, str):
             parts.append((f"  {error}", "$error"))
@@ -188,6 +186,13 @@ class RunScreen(DashboardScreen):
             parts.append((f"  ! {view.nonfinite} non-finite", "$error"))
         if view.bad_lines:
             parts.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
+        if row.total and row.step is not None and row.state != "finished":
+            share = min(row.step / row.total, 1.0)
+            parts += ["  ", run_texts.bar(share, 10), f" {share:.0%}"]
+        if row.eta is not None and row.state in LIVE_STATES:
+            parts.append(f"  {duration(row.eta)} left")
+        if row.last_data is not None:
+            parts.append(f"  data {ago(row.last_data, now=max(self._now, row.last_data))}")
         self.set_bar(Content.assemble(*parts))
 
     def _show_curves(self, view: RunView) -> None:

@@ -97,7 +97,7 @@ class RunsScreen(DashboardScreen):
 
     def on_resize(self) -> None:
         """Show fewer columns in a narrow terminal."""
-        self._show()
+        self.call_after_refresh(self._show)
 
     # -- the table
 

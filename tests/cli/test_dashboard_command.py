@@ -1,0 +1,106 @@
+"""`tfx dashboard` without a terminal, and what it must not import."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from tests.dashboard.run_states import write_state
+from tests.runlog.run_folders import write_run
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_run(tmp_path / "runs" / "base")
+
+
+def test_one_frame_is_drawn_as_svg(tfx, base, tmp_path):
+    result = tfx("dashboard", "runs/base", "--once", "--svg", "frame.svg", "--size", "100x30")
+    assert (result.code, result.stdout) == (0, "")
+    text = "".join(ElementTree.parse(tmp_path / "frame.svg").getroot().itertext())
+    shown = text.replace("\xa0", " ")
+    assert "finished" in shown
+    assert "mask accuracy" in shown
+    assert "dashboard" in shown
+
+
+def test_keys_are_pressed_before_the_frame(tfx, base, tmp_path):
+    tfx("dashboard", "base", "--once", "--svg", "frame.svg", "--keys", "5")
+    text = "".join(ElementTree.parse(tmp_path / "frame.svg").getroot().itertext())
+    assert "data.genes" in text
+
+
+def test_the_figures_as_json(tfx, base):
+    write_state(base.parent, "other")
+    (base.parent / "foreign").mkdir()
+    (base.parent / "foreign" / "run.json").write_text("[]")
+    document = tfx("dashboard", "base", "--once", "--json").json
+    assert document["schema"] == "tfx.dashboard/1"
+    assert {run["name"] for run in document["runs"]} == {"base", "other"}
+    assert document["unreadable"][0]["name"] == "foreign"
+    assert document["open"]["runs/base"]["figures"]["validation"]["acc/sex"] == pytest.approx(0.7)
+
+
+def test_once_without_a_form_is_a_table(tfx, base):
+    result = tfx("dashboard", "--once")
+    assert result.code == 0
+    assert "base" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--svg", "x.svg"], "--svg draws one frame: give --once too"),
+        (["--once", "--svg", "x.png"], ".svg"),
+        (["--once", "--svg", "x.svg", "--size", "big"], "--size big: columns x rows"),
+        (["--once", "--svg", "x.svg", "--size", "5x900"], "of 20x5 to 400x200"),
+        ([], "the dashboard needs a terminal"),
+        (["bse", "--once"], "did you mean 'base'?"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(arguments, message, tfx, base):
+    result = tfx("dashboard", *arguments)
+    assert result.code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(base.parent.parent.glob("x.*"))
+
+
+def test_no_runs_yet_is_no_fault(tfx, tmp_path):
+    result = tfx("dashboard", "--once", "--json")
+    assert (result.code, result.json["runs"]) == (0, [])
+
+
+def test_a_wrong_file_of_keys_is_refused(tfx, base, monkeypatch, tmp_path):
+    (tmp_path / "keys.toml").write_text('quit = "ctrl+a"')
+    monkeypatch.setenv("TFX_KEYS", str(tmp_path / "keys.toml"))
+    result = tfx("dashboard", "--once", "--svg", "x.svg")
+    assert result.code == 2
+    assert "belongs to the terminal or tmux" in result.stderr
+
+
+def test_a_browser_needs_an_extra(tfx, base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "textual_serve", None)
+    monkeypatch.setitem(sys.modules, "textual_serve.server", None)
+    result = tfx("dashboard", "--web")
+    assert result.code == 3
+    assert "pip install 'transformerics[web]'" in result.stderr
+
+
+def test_the_dashboard_starts_without_what_is_heavy(base):
+    """Drawing a frame imports neither torch nor anndata."""
+    code = (
+        "import sys; from tfx_cli.app import run\n"
+        "code = run(['dashboard', 'runs/base', '--once', '--svg', 'x.svg'])\n"
+        "heavy = {'torch', 'anndata', 'scanpy', 'pandas', 'sklearn', 'scipy'}\n"
+        "import json; print(json.dumps([code, sorted(heavy & set(sys.modules))]))"
+    )
+    folder = base.parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "HOME": str(folder)},
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [0, []]

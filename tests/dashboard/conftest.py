@@ -1,0 +1,78 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.dashboard import run_states
+from tfx_cli.dashboard.app import DashboardApp
+from tfx_cli.dashboard.workspace import Workspace
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+SIZES = ((80, 24), (140, 45), (200, 60))
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch, tmp_path):
+    """Let no setting of the person who runs the tests reach the dashboard."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("NO_COLOR", "TFX_KEYS", "TEXTUAL_ANIMATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def open_app(runs):
+    """Make the dashboard over the folder of runs, at one moment that stands still."""
+
+    def make(run=None, **settings):
+        workspace = Workspace(Path("runs"), clock=lambda: run_states.NOW, monotonic=lambda: 1000.0)
+        path = None if run is None else Path("runs") / run
+        return DashboardApp(Path("runs"), run=path, refresh=0.2, workspace=workspace, **settings)
+
+    return make
+
+
+def rows_of(app):
+    """Return what is on the screen, as lines of text."""
+    strips = app.screen._compositor.render_strips(app.size)
+    return ["".join(segment.text for segment in strip).rstrip() for strip in strips]
+
+
+def text_of(app):
+    return "\n".join(rows_of(app))
+
+
+async def settled(app, pilot):
+    """Read the disk again, now, and wait until the screen is drawn."""
+    await pilot.pause()
+    seen = app.views_taken
+    app.poll_soon()
+    for _ in range(400):
+        await pilot.pause(0.005)
+        if app.views_taken > seen:
+            break
+    await pilot.pause()
+
+
+@pytest.fixture
+def matches():
+    """Compare the screen with what was kept; TFX_UPDATE_SNAPSHOTS=1 keeps it anew."""
+
+    def compare(app, name):
+        width, height = app.size
+        path = SNAPSHOTS / f"{name}-{width}x{height}.txt"
+        found = text_of(app) + "\n"
+        if os.environ.get("TFX_UPDATE_SNAPSHOTS") == "1":
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(found, encoding="utf-8")
+        kept = path.read_text(encoding="utf-8") if path.is_file() else ""
+        assert found == kept, f"{path.name} differs; TFX_UPDATE_SNAPSHOTS=1 keeps the new one"
+
+    return compare

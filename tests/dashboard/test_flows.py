@@ -1,0 +1,660 @@
+"""Keys and flows: what a user does, and what then is on the screen or on disk."""
+
+import asyncio
+import shlex
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.errors import ConfigurationError
+from tests.dashboard import run_states
+from tests.dashboard.conftest import settled, text_of
+from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
+from tfx_cli.dashboard.base_screen import DashboardScreen
+from tfx_cli.dashboard.confirm_screen import ConfirmScreen
+from tfx_cli.dashboard.curve import SMOOTHING, CurveView
+from tfx_cli.dashboard.generate_screen import GenerateScreen
+from tfx_cli.dashboard.help_screen import HelpScreen
+from tfx_cli.dashboard.keymap import KEYS, RESERVED_KEYS, bindings_of, read_key_overrides
+from tfx_cli.dashboard.run_screen import RunScreen
+from tfx_cli.dashboard.runs_screen import RunsScreen, run_colours
+from tfx_cli.dashboard.start_screen import StartScreen, check_preset_values
+from tfx_cli.dashboard.token_row import NOT_SPECIFIED, SAMPLED, TokenRow
+
+
+def drive(app, flow, size=(120, 40)):
+    """Run the dashboard and let ``flow`` press keys."""
+
+    async def run():
+        async with app.run_test(size=size) as pilot:
+            await settled(app, pilot)
+            await flow(pilot)
+
+    asyncio.run(run())
+
+
+def notes_of(app):
+    return [note.message for note in app._notifications]
+
+
+# -- the table of keys
+
+
+def test_no_screen_shows_more_than_six_keys_and_none_takes_a_terminals_own():
+    for screen in ("runs", "run", "generate", "start"):
+        bindings = bindings_of(screen)
+        assert 1 <= sum(binding.show for binding in bindings) <= 6
+        keys = [key for binding in bindings for key in binding.key.split(",")]
+        assert len(keys) == len(set(keys))
+        assert not RESERVED_KEYS.intersection(keys)
+
+
+def test_ids_are_unique_and_every_action_exists():
+    assert len({key.id for key in KEYS}) == len(KEYS)
+    screens = {
+        "runs": RunsScreen, "run": RunScreen, "generate": GenerateScreen, "start": StartScreen,
+    }  # fmt: skip
+    from tfx_cli.dashboard.app import DashboardApp
+
+    for key in KEYS:
+        name = key.action.split("(")[0]
+        if name.startswith("app."):
+            assert hasattr(DashboardApp, f"action_{name.removeprefix('app.')}")
+            continue
+        owners = [screens[key.screen]] if key.screen != "everywhere" else list(screens.values())
+        assert all(hasattr(owner, f"action_{name}") for owner in owners), key
+
+
+def test_keys_can_be_changed_and_wrong_ones_are_refused(tmp_path):
+    path = tmp_path / "keys.toml"
+    environment = {"TFX_KEYS": str(path)}
+    path.write_text('quit = "Q"\n[run]\nlog-axis = "l,L"\n')
+    assert read_key_overrides(environment) == {"quit": "Q", "run.log-axis": "l,L"}
+    for text, message in (
+        ('"run.log-axs" = "l"', "there is no key 'run.log-axs'; did you mean 'run.log-axis'"),
+        ('quit = "ctrl+b"', r"ctrl\+b belongs to the terminal or tmux"),
+        ("quit = 3", "must be a key such as"),
+        ("quit = ", "cannot be read"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match=message):
+            read_key_overrides(environment)
+    path.unlink()
+    with pytest.raises(ConfigurationError, match="there is no such file"):
+        read_key_overrides(environment)
+    assert read_key_overrides({}) == {}
+
+
+def test_a_key_of_the_user_works_and_the_help_tells_it(runs, open_app, tmp_path, monkeypatch):
+    write_state(runs)
+    (tmp_path / "keys.toml").write_text('run.log-axis = "l"\n')
+    monkeypatch.setenv("TFX_KEYS", str(tmp_path / "keys.toml"))
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("l")
+        assert app.screen.query_one("#loss", CurveView).window.is_log
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        (line,) = [line for line in text_of(app).splitlines() if "run.log-axis" in line
+                   and "keys.toml" not in line]  # fmt: skip
+        assert line.strip("│ ").startswith("l ")
+
+    drive(app, flow)
+
+
+# -- runs
+
+
+def test_from_the_list_into_a_run_and_back(runs, open_app):
+    write_state(runs)
+    app = open_app()
+
+    async def flow(pilot):
+        assert isinstance(app.screen, RunsScreen)
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert isinstance(app.screen, RunScreen)
+        assert "mask accuracy" in text_of(app)
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunsScreen)
+
+    drive(app, flow)
+
+
+def test_overlay_pin_metric_and_filter(runs, open_app):
+    for name in ("one", "two", "three"):
+        write_state(runs, name)
+    app = open_app()
+
+    async def flow(pilot):
+        overlay = app.screen.query_one("#overlay", CurveView)
+        await pilot.press("v", "down", "v")
+        await settled(app, pilot)
+        assert len(overlay.series) == 2
+        assert "validation" in overlay.title
+        first = overlay.series[0].name
+        await pilot.press("up", "p")
+        await settled(app, pilot)
+        assert overlay.series[-1].name == first or overlay.series[-1].name != first
+        assert "◆" in text_of(app)
+        await pilot.press("m")
+        await settled(app, pilot)
+        assert "train" in overlay.title
+        await pilot.press("f", "t", "w")
+        await pilot.pause()
+        table = app.screen.query_one("#runs")
+        assert [key.value for key in table.rows] == ["runs/two"]
+        await pilot.press("escape")
+        assert table.row_count == 3
+
+    drive(app, flow)
+
+
+def test_colours_of_runs_are_stable_and_differ():
+    names = [f"runs/{name}" for name in "abcdef"]
+    colours = run_colours(names)
+    assert len(set(colours.values())) == 6
+    assert run_colours(reversed(names)) == colours
+
+
+def test_an_unreadable_run_says_why_instead_of_opening(runs, open_app):
+    (runs / "newer").mkdir()
+    (runs / "newer" / "run.json").write_text('{"format": 99}')
+    app = open_app()
+
+    async def flow(pilot):
+        await pilot.press("enter")
+        await pilot.pause()
+        assert isinstance(app.screen, RunsScreen)
+        assert "has format 99, this tfx reads up to 1: update tfx" in notes_of(app)[0]
+
+    drive(app, flow)
+
+
+# -- one run
+
+
+def test_the_window_of_the_curves(runs, open_app):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        panel = app.screen.query_one("#loss", CurveView)
+        other = app.screen.query_one("#accuracy", CurveView)
+        assert panel.visible_range == (5.0, 300.0)
+        await pilot.press("plus")
+        assert panel.visible_range == other.visible_range == (152.5, 300.0)
+        await pilot.press("left")
+        assert panel.visible_range == pytest.approx((137.75, 285.25))
+        await pilot.press("x")
+        assert panel.window.crosshair == pytest.approx(285.25)
+        assert "at step 285" in text_of(app)
+        await pilot.press("left")
+        assert panel.window.crosshair < 285
+        await pilot.press("0")
+        assert (panel.window.zoom, panel.window.crosshair) == (None, None)
+        await pilot.press("minus")
+        assert panel.window.zoom is None
+        for _ in range(len(SMOOTHING)):
+            before = panel.window.smoothing
+            await pilot.press("s")
+        assert panel.window.smoothing == (before + 1) % len(SMOOTHING)
+        await pilot.press("y")
+        assert panel.window.is_log
+        assert not other.window.is_log
+
+    drive(app, flow)
+
+
+def test_the_mouse_zooms_and_reads_out(runs, open_app):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        panel = app.screen.query_one("#loss", CurveView)
+        await pilot.click("#loss", offset=(30, 5))
+        await pilot.pause()
+        assert panel.window.crosshair is not None
+        await pilot.click("#loss", offset=(30, 5))
+        await pilot.pause()
+        assert panel.window.crosshair is None
+        panel.post_message(CurveView.Moved(panel.zoomed(0.5, 100.0)))
+        await pilot.pause()
+        assert panel.visible_range[0] <= 100 <= panel.visible_range[1]
+        assert app.screen.query_one("#accuracy", CurveView).window.zoom == panel.window.zoom
+
+    drive(app, flow)
+
+
+def test_a_paused_view_stands_still_while_data_arrive(runs, open_app):
+    folder = write_state(runs, step=200)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("space")
+        assert "view paused" in text_of(app)
+        lines = [run_states.train_line(step) for step in range(205, 305, 5)]
+        with (folder / "metrics.jsonl").open("ab") as file:
+            write = b"".join(map(run_states.to_line, lines))
+            file.write(write)
+        await settled(app, pilot)
+        panel = app.screen.query_one("#loss", CurveView)
+        assert panel.x_range == (5.0, 200.0)
+        await pilot.press("space")
+        await pilot.pause()
+        assert panel.x_range == (5.0, 300.0)
+
+    drive(app, flow)
+
+
+def test_reference_marks_stand_for_the_chosen_phenotype(runs, open_app):
+    write_state(runs, state="finished", step=N_STEPS, evaluated=True)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("2")
+        await pilot.pause()
+        await pilot.press("down")
+        await settled(app, pilot)
+        shown = text_of(app)
+        assert "loses" in shown  # 0.82 against logistic regression's 0.85
+        assert "T cell [naive]" in shown
+        await pilot.press("1")
+        await settled(app, pilot)
+        marks = app.screen.query_one("#accuracy", CurveView).marks
+        assert [(mark.name, mark.y) for mark in marks] == [
+            ("majority", 0.36), ("logistic regression", 0.85),
+        ]  # fmt: skip
+
+    drive(app, flow)
+
+
+@pytest.mark.parametrize(
+    ("pane", "line"),
+    [("1", "train loss"), ("2", "phenotype\tmask accuracy"), ("3", "NVIDIA H200"),
+     ("4", "attention: varlen"), ("5", "train.max_steps = 400  # --steps")],
+)  # fmt: skip
+def test_figures_of_every_pane_can_be_copied(pane, line, runs, open_app):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press(pane)
+        await pilot.pause()
+        await pilot.press("c")
+        assert line in app.clipboard
+
+    drive(app, flow)
+
+
+def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
+    runs, open_app, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("tfx_cli.dashboard.app.process_to_stop", lambda status: status["pid"])
+    monkeypatch.setattr("tfx_cli.dashboard.app.send_stop", asked.append)
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("t")
+        await pilot.pause()
+        assert isinstance(app.screen, ConfirmScreen)
+        assert "was not started by this dashboard (process 4321)" in text_of(app)
+        await pilot.press("enter")  # the answer that has the focus is no
+        await pilot.pause()
+        assert asked == []
+        await pilot.press("t")
+        await pilot.pause()
+        await pilot.press("y")
+        await pilot.pause()
+        assert asked == [4321]
+
+    drive(app, flow)
+
+
+@pytest.mark.parametrize(
+    ("state", "key", "message"),
+    [
+        ("finished", "t", "this run is not running"),
+        ("running", "t", "the run is on node-7: stop it there by 'kill -TERM 4321'"),
+        ("running", "u", "this run is going on"),
+        ("finished", "u", "finished; for more steps: tfx train runs/mine --steps N"),
+    ],
+)
+def test_what_cannot_be_done_is_said(state, key, message, runs, open_app):
+    write_state(runs, state=state)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press(key)
+        await pilot.pause()
+        assert message in notes_of(app)[0]
+
+    drive(app, flow)
+
+
+# -- text from data
+
+
+HOSTILE = ("[CLS]", "[NO_SEX] [/]", "[bold red]x[/bold red]", "a[b", "[/", "]]", "[link=x]y[/link]")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
+    folder = write_state(runs, state="failed", error=text, evaluated=True)
+    write_model(folder)
+    model = folder / "model" / "config.json"
+    model.write_text(model.read_text().replace("B cell", text))
+    write_lines(folder / "events.jsonl", [{"event": "warning", "t": NOW, "reason": text}])
+    (folder / "log.txt").write_text(text + "\n")
+    app = open_app("mine")
+
+    async def flow(pilot):
+        assert text in text_of(app).splitlines()[0]
+        await pilot.press("4")
+        await settled(app, pilot)
+        assert text_of(app).count(text) >= 3  # bar, event, log
+        await pilot.press("g")
+        await pilot.pause()
+        row = list(app.screen.query(TokenRow))[2]
+        row.choice = 0
+        await pilot.pause()
+        assert f"‹ {text} ›" in text_of(app)
+        await pilot.press("down", "down", "enter")
+        await pilot.pause()
+        listed = [line for line in text_of(app).splitlines() if "real cells" in line]
+        assert any(text in line for line in listed)
+
+    drive(app, flow, size=(200, 50))
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.sampled_from("[]/abc= #@\\'\""), min_size=1, max_size=12).map(str.strip))
+def test_any_bracketed_text_is_shown_verbatim_by_a_token(text):
+    row = TokenRow("phenotype", [text, "other"], label_width=10)
+    row.set_reactive(TokenRow.choice, 0)
+    assert f"‹ {text[:8]}" in row.render().plain or len(text) > 8
+
+
+# -- control tokens
+
+
+def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
+    write_model(write_state(runs))
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("g")
+        await pilot.pause()
+        assert "847 of 847 training cells: any cell" in text_of(app)
+        sex, tissue, cell_type = app.screen.query(TokenRow)
+        assert sex.choice == SAMPLED
+        await pilot.press("right")
+        assert sex.choice == NOT_SPECIFIED
+        assert "not specified [NO_SEX]" in text_of(app)
+        await pilot.press("right")
+        assert sex.value == "female"
+        assert cell_type.counts == {"B cell": 500, "T cell [naive]": 40}
+        await pilot.press("down", "right", "right", "right", "down", "right", "right")
+        await pilot.pause()
+        assert (tissue.value, cell_type.value) == ("lung", "B cell")
+        assert "0 of 847 training cells" in text_of(app)
+        assert "0 real cells match" in text_of(app)
+
+    drive(app, flow)
+
+
+def sent_by(app, monkeypatch):
+    sent = []
+    monkeypatch.setattr(app, "send_to_generator", lambda run, record: sent.append(record))
+    return sent
+
+
+def test_a_request_says_what_the_picker_says_and_so_does_its_command(runs, open_app, monkeypatch):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent = sent_by(app, monkeypatch)
+
+    async def flow(pilot):
+        await pilot.press("g", "right", "right", "down", "right")
+        app.screen.query_one("#field-cells").value = "50"
+        app.screen.query_one("#field-guidance").value = "0.5"
+        await pilot.press("g")
+        (request,) = sent
+        assert request["request"] == {"sex": "female", "tissue": "[NO_TISSUE]"}
+        assert request["cells"] == 50
+        assert (request["steps"], request["guidance"], request["seed"]) == (16, 0.5, 0)
+        await pilot.press("g")
+        assert len(sent) == 1  # one at a time
+        app.screen.take_event({"event": "cells", "id": 1, "cells": 50, "profile": {}})
+        await pilot.press("c")
+        assert shlex.split(app.clipboard)[:8] == [
+            "tfx", "generate", "--run", "runs/mine", "--sex", "female", "--tissue", "[NO_TISSUE]",
+        ]  # fmt: skip
+
+    drive(app, flow)
+
+
+def test_a_number_that_is_none_is_refused_before_anything_starts(runs, open_app, monkeypatch):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent = sent_by(app, monkeypatch)
+
+    async def flow(pilot):
+        await pilot.press("g")
+        app.screen.query_one("#field-steps").value = "1e"
+        app.screen.action_go()
+        await pilot.pause()
+        assert sent == []
+        assert "steps: '1e' is not a number" in notes_of(app)
+
+    drive(app, flow)
+
+
+def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent = sent_by(app, monkeypatch)
+
+    async def flow(pilot):
+        await pilot.press("g", "right", "right", "g")
+        event = {"event": "cells", "cells": 200}
+        app.screen.take_event({**event, "id": 1, "profile": run_states.profile()})
+        await pilot.press("f")
+        assert sent[-1]["request"] == {"sex": "male"}
+        assert sent[-1]["seed"] == sent[0]["seed"]
+        app.screen.take_event({**event, "id": 2, "profile": run_states.profile(0.7)})
+        await pilot.pause()
+        table = app.screen.query_one("#moved-table")
+        first = [str(cell) for cell in table.get_row_at(0)]
+        assert (first[0], first[3]) == ("XIST", "-0.70")
+        assert "5 Moved" in text_of(app)
+
+    drive(app, flow)
+
+
+def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent_by(app, monkeypatch)
+
+    async def flow(pilot):
+        await pilot.press("g", "g")
+        app.screen.take_event({"event": "cells", "id": 7, "cells": 1, "profile": {}})
+        assert app.screen.is_busy
+        await pilot.press("k")
+        app.screen.take_event({"event": "cancelled", "id": 1})
+        await pilot.pause()
+        assert not app.screen.is_busy
+        assert "cancelled" in text_of(app)
+
+    drive(app, flow)
+
+
+def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkeypatch, tmp_path):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent = sent_by(app, monkeypatch)
+    (tmp_path / "taken.h5ad").write_text("precious")
+
+    async def flow(pilot):
+        await pilot.press("g", "right", "right", "w")
+        assert "generate first (g)" in notes_of(app)[0]
+        await pilot.press("g")
+        made = Path(sent[0]["output"])
+        made.write_bytes(b"cells")
+        app.screen.take_event(
+            {"event": "cells", "id": 1, "cells": 1, "output": str(made), "profile": {}}
+        )
+        await pilot.press("w")
+        await pilot.pause()
+        box = app.screen.query_one("Input")
+        assert box.value == "female.h5ad"
+        for name, fault in (
+            ("taken.h5ad", "exists"), ("cells.txt", "must end in .h5ad"), ("no/x.h5ad", "no folder"),
+        ):  # fmt: skip
+            box.value = name
+            await pilot.press("enter")
+            await pilot.pause()
+            assert fault in text_of(app)
+        box.value = "mine.h5ad"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert (tmp_path / "mine.h5ad").read_bytes() == b"cells"
+        assert (tmp_path / "taken.h5ad").read_text() == "precious"
+
+    drive(app, flow)
+    assert not Path(sent[0]["output"]).parent.exists()
+
+
+def test_a_run_without_a_model_says_so(runs, open_app):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.press("g")
+        await pilot.pause()
+        assert "no model to generate with" in text_of(app)
+        await pilot.press("g")
+        await pilot.pause()
+        assert "no model to generate with" in notes_of(app)[0]
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunScreen)
+
+    drive(app, flow)
+
+
+# -- a new run
+
+
+def test_a_preset_is_checked_as_it_is_changed():
+    good = check_preset_values("base", "train.max_steps=7 data.genes=64")
+    assert (good.ok, good.name) == (True, "base")
+    assert any(line.split() == ["train.max_steps", "7"] for line in good.lines)
+    bad = check_preset_values("base", "train.max_step=7")
+    assert not bad.ok
+    assert "did you mean" in " ".join(bad.lines)
+    assert not check_preset_values("base", "data.genes='3").ok
+    assert not check_preset_values("no-such-preset", "").ok
+
+
+def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, tmp_path):
+    (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
+    write_state(runs, "base")
+    app = open_app()
+    started = []
+
+    class Launch:
+        path = "runs/base-2"
+
+    def start(*arguments):
+        started.append(arguments)
+        return Launch()
+
+    async def flow(pilot):
+        monkeypatch.setattr(app.training, "start", start)
+        await pilot.press("n")
+        screen = app.screen
+        assert isinstance(screen, StartScreen)
+        for _ in range(200):
+            await pilot.pause(0.02)
+            if "✔ valid" in text_of(app):
+                break
+        assert screen.query_one("#name").value == "base-2"
+        screen.query_one("#presets").highlighted = screen._presets.index("wrong.toml")
+        for _ in range(200):
+            await pilot.pause(0.02)
+            if "✖ not valid" in text_of(app):
+                break
+        shown = "".join(text_of(app).split())
+        assert "wrong.toml:2:train.learning_rate:mustbegreaterthan0" in shown
+        await pilot.press("f5")
+        assert started == []
+        screen.query_one("#presets").highlighted = screen._presets.index("base")
+        screen.query_one("#changes").value = "train.max_steps=9"
+        for _ in range(200):
+            await pilot.pause(0.02)
+            if "✔ valid" in text_of(app):
+                break
+        await pilot.press("f5")
+        await pilot.pause()
+        assert started == [("base", "base-2", ["train.max_steps=9"], Path("runs"))]
+        assert isinstance(app.screen, RunScreen)
+
+    drive(app, flow)
+
+
+# -- the window
+
+
+def test_themes_change_and_no_colour_is_needed(runs, open_app, monkeypatch):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        before = text_of(app)
+        seen = {app.theme}
+        for _ in range(3):
+            await pilot.press("T")
+            await settled(app, pilot)
+            seen.add(app.theme)
+            assert text_of(app) == before  # colours are never the only sign
+        assert seen == {"tfx-dark", "tfx-light", "tfx-colour-blind"}
+
+    drive(app, flow)
+
+
+def test_every_key_is_offered_by_the_command_palette(runs, open_app):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        titles = {command.title for command in app.get_system_commands(app.screen)}
+        assert {"Log axis", "Stop (saves)", "Resume", "Generate"} <= titles
+
+    drive(app, flow)
+
+
+def test_a_reading_that_fails_is_said_and_the_dashboard_goes_on(runs, open_app, monkeypatch):
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        def fail(wanted):
+            raise RuntimeError("odd [file]")
+
+        monkeypatch.setattr(app._workspace, "poll", fail)
+        app.poll_soon()
+        for _ in range(100):
+            await pilot.pause(0.01)
+            if notes_of(app):
+                break
+        assert "odd [file]" in notes_of(app)[0]
+        assert isinstance(app.screen, DashboardScreen)
+
+    drive(app, flow)

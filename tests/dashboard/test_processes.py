@@ -1,0 +1,172 @@
+"""Children of the dashboard: the one that generates, and trainings."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.errors import ConfigurationError
+from tfx_cli.dashboard.generator_process import GeneratorProcess
+from tfx_cli.dashboard.training_process import (
+    Launch,
+    TrainingProcesses,
+    process_to_stop,
+    send_stop,
+)
+
+CHILD = str(Path(__file__).parent / "fake_child.py")
+
+
+class Talk:
+    """A generating child and what it said."""
+
+    def __init__(self, *options):
+        self.events = []
+        self.child = GeneratorProcess(
+            "m", self.events.append, command=(sys.executable, CHILD, *options)
+        )
+
+    async def until(self, kind):
+        for _ in range(1000):
+            if any(event["event"] == kind for event in self.events):
+                return [event for event in self.events if event["event"] == kind][-1]
+            await asyncio.sleep(0.01)
+        raise AssertionError(self.events)
+
+
+def test_a_request_is_answered_by_a_warm_child():
+    async def talk():
+        one = Talk()
+        await one.child.send({"id": 1, "request": {"sex": "female"}, "cells": 5})
+        cells = await one.until("cells")
+        assert cells["profile"]["asked"]["request"] == {"sex": "female"}
+        process = one.child._process.pid
+        one.events.clear()
+        await one.child.send({"id": 2, "request": {}, "cells": 7})
+        assert (await one.until("cells"))["cells"] == 7
+        assert one.child._process.pid == process
+        await one.child.stop()
+        assert not one.child.is_running
+        kinds = [event["event"] for event in one.events]
+        assert kinds == ["progress", "progress", "cells", "exit"]
+        assert one.events[-1]["message"] == ""
+
+    asyncio.run(talk())
+
+
+def test_a_child_that_cannot_load_says_why():
+    async def talk():
+        one = Talk("--broken")
+        await one.child.send({"id": 1, "request": {}, "cells": 5})
+        event = await one.until("exit")
+        assert event["message"] == (
+            "the generating process ended with exit code 4: the model folder is damaged"
+        )
+        await one.child.stop()
+
+    asyncio.run(talk())
+
+
+def test_a_child_that_dies_is_started_again_by_the_next_request():
+    async def talk():
+        one = Talk()
+        await one.child.send({"id": 1, "request": {"sex": "dies"}, "cells": 5})
+        assert "exit code 3" in (await one.until("exit"))["message"]
+        await one.child.send({"id": 2, "request": {}, "cells": 5})
+        await one.until("cells")
+        await one.child.stop()
+
+    asyncio.run(talk())
+
+
+def test_a_busy_child_ends_when_it_is_stopped():
+    async def talk():
+        one = Talk()
+        await one.child.send({"id": 1, "request": {"sex": "slow"}, "cells": 5})
+        await one.until("progress")
+        process = one.child._process
+        await one.child.stop()
+        assert process.returncode == -signal.SIGTERM
+
+    asyncio.run(talk())
+
+
+# -- trainings
+
+
+def test_the_process_of_a_run_of_this_machine_can_be_asked_to_stop():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        status = {"host": socket.gethostname(), "pid": child.pid}
+        assert process_to_stop(status) == child.pid
+        send_stop(child.pid)
+        assert child.wait(10) == -signal.SIGTERM
+        send_stop(child.pid)  # it is gone: nothing happens
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ({"host": "node-7", "pid": 77}, "the run is on node-7: stop it there by 'kill -TERM 77'"),
+        ({"host": socket.gethostname(), "pid": 2**22 + 1}, "is gone; resume the run with u"),
+        ({"host": socket.gethostname(), "pid": True}, "does not say which process"),
+        ({"host": socket.gethostname(), "pid": -1}, "does not say which process"),
+        ({}, "does not say which process"),
+    ],
+)
+def test_a_run_that_cannot_be_stopped_from_here_says_why(status, message):
+    with pytest.raises(ConfigurationError, match=message):
+        process_to_stop(status)
+
+
+def test_a_run_whose_name_is_taken_is_not_started(tmp_path):
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    trainings = TrainingProcesses()
+    with pytest.raises(ConfigurationError, match="exists; choose another name"):
+        trainings.start("base", "base", [], tmp_path / "runs")
+    trainings.close()
+
+
+def test_a_training_that_fails_is_told_once_with_its_error(tmp_path):
+    trainings = TrainingProcesses()
+    (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
+    launch = trainings.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
+    assert trainings.launch_of(launch.path) is launch
+    launch.process.wait(60)
+    assert not trainings.started_here(launch.path)
+    (failed,) = trainings.failed()
+    assert "train.learning_rate: must be greater than 0" in failed.error()
+    assert failed.error().startswith("Error:")
+    assert trainings.failed() == []
+    trainings.close()
+    assert not launch.log.exists()
+
+
+def test_what_a_process_says_is_read_without_what_draws_it(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"\x1b[2K\x1b[1mone\x1b[0m\n\ntwo\r\n" + b"three \xff\n")
+    launch = Launch("runs/x", None, log)
+    assert launch.last_lines(2) == ["two", "three �"]
+    assert launch.error() == "three �"
+    log.unlink()
+    assert launch.last_lines(2) == []
+
+
+def test_a_training_of_the_dashboard_is_not_in_its_session(tmp_path):
+    trainings = TrainingProcesses()
+    launch = trainings.start("no-such-preset", "mine", [], tmp_path / "runs")
+    try:
+        assert os.getsid(launch.process.pid) != os.getsid(0)
+    except ProcessLookupError:
+        pytest.skip("it ended too soon to be asked")
+    finally:
+        launch.process.wait(60)
+        trainings.close()

@@ -1,0 +1,207 @@
+"""Every state of the dashboard at three sizes, letter by letter."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.dashboard import run_states
+from tests.dashboard.conftest import SIZES, settled, text_of
+from tests.dashboard.run_states import N_STEPS, train_line, write_model, write_state
+
+
+def nan_lines():
+    lines = [train_line(step) for step in range(5, 305, 5)]
+    for line in lines[40:44]:
+        line["loss"], line["nonfinite"] = None, ["loss"]
+    return lines
+
+
+def _no_runs(root):
+    return None
+
+
+def _starting(root):
+    return write_state(root, state="starting", step=0, lines=[])
+
+
+def _running(root):
+    return write_state(root)
+
+
+def _stale(root):
+    return write_state(root, age=40.0)
+
+
+def _crashed(root):
+    return write_state(root, age=4000.0)
+
+
+def _finished(root):
+    return write_state(root, state="finished", step=N_STEPS, age=500.0, evaluated=True)
+
+
+def _stopped(root):
+    return write_state(root, state="stopped", step=150, age=90.0, checkpoint="step-00000150")
+
+
+def _failed(root):
+    return write_state(root, state="failed", age=90.0, error="the disk is full")
+
+
+def _nan_loss(root):
+    folder = write_state(root, lines=nan_lines())
+    with (folder / "events.jsonl").open("ab") as file:
+        for step in (205, 210):
+            event = {"event": "nonfinite", "t": run_states.NOW - 100, "step": step, "rows": [1]}
+            file.write(json.dumps(event).encode() + b"\n")
+    return folder
+
+
+def _no_gpu(root):
+    return write_state(root, gpu=False)
+
+
+def _torn(root):
+    folder = write_state(root)
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 305, "t\n[1, 2]\n{"step": 310')
+    return folder
+
+
+STATES = {
+    "starting": _starting, "running": _running, "stale": _stale, "crashed": _crashed,
+    "finished": _finished, "stopped": _stopped, "failed": _failed, "nan-loss": _nan_loss,
+    "no-gpu": _no_gpu, "torn": _torn,
+}  # fmt: skip
+
+
+async def at_all_sizes(app, pilot, matches, name):
+    for width, height in SIZES:
+        if app.size != (width, height):
+            await pilot.resize_terminal(width, height)
+        await settled(app, pilot)
+        matches(app, name)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_run_in_every_state(state, runs, open_app, matches):
+    STATES[state](runs)
+
+    async def look():
+        app = open_app("mine")
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await at_all_sizes(app, pilot, matches, f"run-{state}")
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("pane", ["2", "3", "4", "5"])
+def test_panes_of_a_run(pane, runs, open_app, matches):
+    write_state(runs, state="finished", step=N_STEPS, age=500.0, evaluated=True)
+
+    async def look():
+        app = open_app("mine")
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press(pane)
+            if pane == "2":
+                await pilot.press("down")
+            await at_all_sizes(app, pilot, matches, f"pane-{pane}")
+
+    asyncio.run(look())
+
+
+def test_runs_of_all_kinds(runs, open_app, matches):
+    for number, make in enumerate(STATES.values()):
+        folder = make(runs)
+        folder.rename(runs / f"run-{number}")
+    (runs / "foreign").mkdir()
+    (runs / "foreign" / "run.json").write_text("[1, 2")
+    (runs / "newer").mkdir()
+    (runs / "newer" / "run.json").write_text('{"format": 99}')
+
+    async def look():
+        app = open_app()
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press("v", "down", "v")
+            await at_all_sizes(app, pilot, matches, "runs")
+
+    asyncio.run(look())
+
+
+def test_no_runs(runs, open_app, matches):
+    async def look():
+        app = open_app()
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            assert "no runs yet: press n" in text_of(app)
+            await at_all_sizes(app, pilot, matches, "no-runs")
+
+    asyncio.run(look())
+
+
+GENERATING = {
+    "idle": [],
+    "loading": [{"event": "loading"}],
+    "drawing": [{"event": "loading"}, {"event": "progress", "id": 1, "done": 50, "total": 200}],
+    "result": [{"event": "cells", "id": 1, "cells": 200, "seconds": 1.25,
+                "output": "cells.h5ad", "profile": run_states.profile()}],
+    "refused": [{"event": "error", "id": 1, "message": "this model knows no sex '[x]'"}],
+    "failed": [{"event": "exit", "code": 3, "message": "the generating process ended with exit code 3"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", GENERATING)
+def test_generating_in_every_state(state, runs, open_app, matches, monkeypatch):
+    write_model(write_state(runs, state="finished", step=N_STEPS))
+
+    async def look():
+        app = open_app("mine")
+        monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press("g", "right", "right", "down", "right", "right", "right")
+            if state != "idle":
+                await pilot.press("g")
+            for event in GENERATING[state]:
+                app.screen.take_event(event)
+            await at_all_sizes(app, pilot, matches, f"generate-{state}")
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("pane", ["2", "3", "4", "5"])
+def test_panes_of_generated_cells(pane, runs, open_app, matches, monkeypatch):
+    write_model(write_state(runs, state="finished", step=N_STEPS))
+
+    async def look():
+        app = open_app("mine")
+        monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press("g", "right", "right")
+            for number, shift in enumerate((0.0, 0.7), start=1):
+                await pilot.press("g")
+                event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
+                         "profile": run_states.profile(shift)}  # fmt: skip
+                app.screen.take_event(event)
+            await pilot.press(pane)
+            await at_all_sizes(app, pilot, matches, f"cells-{pane}")
+
+    asyncio.run(look())
+
+
+@pytest.mark.parametrize("size", [(59, 30), (100, 15), (20, 5)])
+def test_a_window_without_room_says_so(size, runs, open_app):
+    write_state(runs)
+
+    async def look():
+        app = open_app("mine")
+        async with app.run_test(size=size) as pilot:
+            await settled(app, pilot)
+            shown = " ".join(text_of(app).split())
+            assert shown.startswith("The dashboard needs 60 columns and 16 rows")
+
+    asyncio.run(look())
