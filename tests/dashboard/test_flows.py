@@ -646,7 +646,7 @@ def test_a_reading_that_fails_is_said_and_the_dashboard_goes_on(runs, open_app, 
 
     async def flow(pilot):
         def fail(wanted):
-            raise RuntimeError("odd [file]")
+            raise RuntimeError(wanted, "odd [file]")
 
         monkeypatch.setattr(app._workspace, "poll", fail)
         app.poll_soon()
