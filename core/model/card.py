@@ -22,7 +22,7 @@ def model_card(
     lines = [
         f"# {origin.get('name', 'A tfx model')}",
         "",
-        "A masked language model of single cells, made with tfx (transformerics).",
+        _what(config),
         "",
     ]
     if simulated:
@@ -41,13 +41,17 @@ def model_card(
     for name, values in config.phenotypes.items():
         shown = ", ".join(values[:12]) + (", ..." if len(values) > 12 else "")
         lines.append(f"- {name} ({len(values)} values): {shown}")
+    hidden = f"- masked genes: {masking.genes}; masked phenotypes: {masking.phenotypes}"
+    if config.classified is not None:
+        given = ", ".join(config.given) or "none"
+        hidden = f"- asked: {config.classified}; shown, where known: {given}; all others hidden"
     lines += [
         "",
         "## Model",
         "",
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
         f"skeleton: {'yes' if config.skeleton else 'no'}",
-        f"- masked genes: {masking.genes}; masked phenotypes: {masking.phenotypes}",
+        hidden,
         f"- step {origin.get('step', '?')} of {origin.get('total_steps', '?')}",
         "",
     ]
@@ -63,10 +67,24 @@ def model_card(
         "",
         "- Labels it has not seen are unknown to it; cells of other tissues or assays than the "
         "training data's are outside what it knows.",
-        "- Generated cells are synthetic. They may resemble training cells: do not call them "
-        "anonymous.",
+        *(
+            [
+                "- Generated cells are synthetic. They may resemble training cells: do not call them "
+                "anonymous."
+            ]
+            if config.classified is None
+            else []
+        ),
         "",
         f"Licence: {origin.get('licence', 'not stated')}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _what(config: TfxConfig) -> str:
+    if config.classified is None:
+        return "A masked language model of single cells, made with tfx (transformerics)."
+    values = config.phenotypes[config.classified]
+    what = " or ".join(values) if len(values) <= 2 else f"{len(values)} values"
+    return f"A classifier of single cells by {config.classified} ({what}), made with tfx (transformerics)."

@@ -286,6 +286,10 @@ def test_one_value_against_the_rest_trains_and_answers(tiny_store, tmp_path):
         model, tiny_store, "test", loss=preset.preset.loss, baselines=("majority",)
     )
     assert report["phenotypes"]["tissue"]["model"]["values"] == ["lung", "not lung"]
+    card = (result.model / "README.md").read_text(encoding="utf-8")
+    assert "A classifier of single cells by tissue (lung or not lung)" in card
+    assert "asked: tissue; shown, where known: none" in card
+    assert "Generated cells" not in card
 
 
 def test_a_balanced_epoch_has_as_many_cells_of_each_value(tiny_store):
