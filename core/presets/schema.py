@@ -317,7 +317,8 @@ class TrainSettings(_Section):
     task: Literal["masked", "classification"] = Field(
         "masked",
         description="what the model learns to do: fill in what is masked, or tell one phenotype of "
-        "a cell from [CLS] (then [classification] says which, and [masking] has no say)",
+        "a cell from [CLS] (then [classification] says which, and [masking] has no say but for "
+        "unspecified: how often what is given is left out)",
     )
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")

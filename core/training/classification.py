@@ -24,6 +24,7 @@ from core.presets.schema import Preset
 __all__ = [
     "balanced_epochs",
     "check_classification",
+    "check_labels",
     "choose_trainable",
     "labelled_rows",
     "store_of_task",

@@ -143,8 +143,8 @@ def start_from(model: CellModel, preset: Preset, start: CellModel | None = None)
     assert preset.model.start_from is not None
     folder = _folder(preset.model.start_from)
     if start is not None:
-        _load(model.network, _translated(start, model))
-        logger.info("weights to begin with: %s", folder)
+        model.network.load_state_dict(_translated(start, model), strict=False)
+        logger.info("weights to begin with: %s (but its answers)", folder)
         return
     if not is_foreign(folder):
         _copy(model, folder)
