@@ -77,7 +77,8 @@ class StartScreen(DashboardScreen):
     DEFAULT_CSS = """
     StartScreen .body { layout: vertical; }
     StartScreen.-normal .body, StartScreen.-wide .body { layout: horizontal; }
-    StartScreen #presets { width: 1fr; height: 1fr; border: none; background: $surface; }
+    StartScreen #presets { width: 1fr; height: 1fr; border: none; background: $surface;
+        text-wrap: nowrap; text-overflow: ellipsis; }
     StartScreen.-narrow #presets { max-height: 7; }
     StartScreen #form { width: 1fr; height: 1fr; padding: 0 1; }
     StartScreen .label { height: 1; color: $secondary; margin-top: 1; }
@@ -115,15 +116,16 @@ class StartScreen(DashboardScreen):
         """List the presets."""
         self.set_bar(Content.assemble(("new run", "bold"), "  choose a preset, then F5"))
         options = self.query_one("#presets", OptionList)
-        for summary in list_presets():
+        for path in find_preset_files(Path.cwd()):
+            shown = str(path.relative_to(Path.cwd()))
+            self._presets.append(shown)
+            options.add_option(Option(Content.assemble((shown, "bold"), "  your file")))
+        bundled = sorted(list_presets(), key=lambda one: one.path.parent.name == "originals")
+        for summary in bundled:
             self._presets.append(summary.name)
             options.add_option(
                 Option(Content.assemble((f"{summary.name:14}", "bold"), f" {summary.title}"))
             )
-        for path in find_preset_files(Path.cwd()):
-            shown = str(path.relative_to(Path.cwd()))
-            self._presets.append(shown)
-            options.add_option(Option(Content.assemble((shown, "bold"))))
         options.highlighted = 0
         options.focus()
 

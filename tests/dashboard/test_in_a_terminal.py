@@ -1,0 +1,120 @@
+"""A real dashboard in a real terminal (tmux), driven by keys: from a preset to saved cells."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.cli.conftest import TINY_TOML
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux"),
+]
+
+
+class Terminal:
+    """A window of tmux, of a server of its own."""
+
+    def __init__(self, folder):
+        self._socket = str(folder / "tmux")
+        environment = {**os.environ, "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+        environment.pop("TMUX", None)
+        command = f"'{sys.executable}' -m tfx_cli dashboard; echo ended with $?; sleep 600"
+        subprocess.run(
+            ["tmux", "-S", self._socket, "-f", "/dev/null", "new-session", "-d", "-s", "t",
+             "-x", "120", "-y", "40", "-c", str(folder), command],
+            check=True, env=environment,
+        )  # fmt: skip
+
+    def _tmux(self, *arguments):
+        return subprocess.run(
+            ["tmux", "-S", self._socket, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    def press(self, *keys):
+        for key in keys:
+            self._tmux("send-keys", "-t", "t", key)
+
+    def type(self, text):
+        self._tmux("send-keys", "-l", "-t", "t", text)
+
+    @property
+    def text(self):
+        return self._tmux("capture-pane", "-p", "-t", "t")
+
+    def wait_for(self, text, seconds=120):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if text in self.text:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"'{text}' did not appear in:\n{self.text}")  # noqa: EM102
+
+    def close(self):
+        subprocess.run(["tmux", "-S", self._socket, "kill-server"], check=False)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY_TOML)
+    terminal = Terminal(tmp_path)
+    yield terminal
+    terminal.close()
+
+
+def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
+    terminal.wait_for("no runs yet: press n")
+    terminal.press("n")
+    terminal.wait_for("tiny.toml")
+    terminal.wait_for("train.max_steps        30")
+    terminal.press("Enter")
+    time.sleep(1)  # until the name has the focus: nothing on the screen tells
+    terminal.press("C-u")
+    terminal.type("first")
+    terminal.wait_for(" first")
+    terminal.press("Tab")
+    terminal.type("train.max_steps=3000 train.eval_steps=20 train.save_steps=1000")
+    terminal.wait_for("train.max_steps        3000")
+    terminal.press("F5")
+
+    terminal.wait_for("● running")
+    terminal.wait_for("commonest bin")  # the first evaluation
+    terminal.press("t")  # started here: nothing is asked
+    terminal.wait_for("■ stopped")
+    assert list((tmp_path / "runs/first/checkpoints").glob("step-*"))
+    terminal.press("u")
+    terminal.wait_for("● running")
+    terminal.press("4")
+    terminal.wait_for("resume")
+    terminal.press("t")
+    terminal.wait_for("■ stopped")
+
+    terminal.press("g")
+    terminal.wait_for("training cells: any cell")
+    terminal.press("Right", "Right")
+    terminal.wait_for("sex = female")
+    terminal.press("g")
+    terminal.wait_for("✔ 200 cells")
+    assert "XIST" in terminal.text
+    terminal.press("f")
+    terminal.wait_for("after")
+    terminal.press("w")
+    terminal.wait_for("enter saves")
+    terminal.press("Enter")
+    terminal.wait_for("saved male.h5ad")
+
+    from anndata import read_h5ad
+
+    cells = read_h5ad(tmp_path / "male.h5ad")
+    assert set(cells.obs["sex"]) == {"male"}
+    assert cells.obs["synthetic"].all()
+    terminal.press("Escape")
+    terminal.wait_for("■ stopped")  # else escape and q were one key
+    terminal.press("q")
+    terminal.wait_for("ended with 0")
+    leftover = subprocess.run(["pgrep", "-f", "generate --serve --run runs/first"], check=False)
+    assert leftover.returncode == 1
