@@ -1,6 +1,5 @@
 """`tfx eval`: how well a model knows the phenotypes of cells it has not seen."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +12,7 @@ from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.output_files import check_output_folder
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder
+from tfx_cli.run_folders import model_folder, preset_of, report_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from core.cells.store import Store
     from core.evaluation.report_tables import ReportTable
     from core.model.folder import CellModel
-    from core.presets.schema import Preset
 
 __all__ = ["evaluate"]
 
@@ -69,6 +67,24 @@ def evaluate(
             "and nearest neighbours, which take minutes.",
         ),
     ] = "quick",
+    generated: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--generated",
+            metavar="FILE.h5ad",
+            help="Judge cells of tfx generate against unseen real ones; repeat to judge several "
+            "files as one set.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="NAMES",
+            help="--generated: the phenotypes that make a class, as in cell_type,sex; default: "
+            "cell_type.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +103,8 @@ def evaluate(
 
     All genes are visible and all phenotypes hidden. The baselines see the same training cells,
     genes and split. The report (report.html, .json and .md, each confusion matrix as picture and CSV)
-    goes to the run's folder; docs/evaluation.md says what each figure means.
+    goes to the run's folder; docs/evaluation.md says what each figure means. With --generated, cells
+    that tfx generate made are judged instead (docs/fidelity.md).
 
     Examples
     --------
@@ -96,8 +113,29 @@ def evaluate(
     tfx eval --baselines all
     tfx eval --where sex=female,tissue=lung,spleen
     tfx eval runs/base new.h5ad --label tissue=organ
+    tfx eval runs/base --generated generated.h5ad
     """
     run, files = _run_and_files(targets or [])
+    if classes is not None and not generated:
+        message = "--classes: goes with --generated"
+        raise ConfigurationError(message)
+    if generated:
+        _refuse_together("goes without --generated", {"--split": split, "--where": where})
+        if baselines != "quick":
+            message = "--baselines: generated cells have baselines of their own"
+            raise ConfigurationError(message)
+        if not files:
+            _refuse_together(
+                "held-out cells have theirs in the store; name files of real cells",
+                {"--label": labels, "--matrix": _chosen(matrix), "--gene-ids": _chosen(gene_ids)},
+            )
+        from tfx_cli.eval_generated import evaluate_generated_cells
+
+        evaluate_generated_cells(
+            run, files, generated, output=output, labels=labels or (), classes=classes,
+            max_cells=max_cells, matrix=matrix, gene_ids=gene_ids, as_json=as_json,
+        )  # fmt: skip
+        return
     if files:
         _refuse_together("FILES are scored whole", {"--split": split, "--where": where})
     else:
@@ -124,7 +162,7 @@ def evaluate(
             labels=labels or (), baselines=BASELINE_SETS[baselines], max_cells=max_cells,
             matrix=matrix, gene_ids=gene_ids,
         )  # fmt: skip
-        target = output or folder.parent / f"eval-{_stem(files[0])}"
+        target = output or report_folder(folder.parent, files[0])
     else:
         report = _score_held_out(
             model, store, folder.parent, split or "test", where,
@@ -166,26 +204,6 @@ def _chosen(value: str) -> str | None:
     return None if value == "auto" else value
 
 
-def _stem(file: str) -> str:
-    """Return what a report on a file is called: letters, digits, '-', '_' and '.'."""
-    name = file.removeprefix("builtin:") if file.startswith("builtin:") else Path(file).stem
-    return re.sub(r"[^\w.-]+", "_", name)
-
-
-def _preset_of(folder: Path) -> "Preset":
-    """Read the preset of a run."""
-    from core.presets.loading import ResolvedPreset
-    from core.runlog.schema import CONFIG_FILE
-
-    config = folder / CONFIG_FILE
-    try:
-        text = config.read_text(encoding="utf-8")
-    except OSError as error:
-        message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
-        raise DataError(message) from error
-    return ResolvedPreset.from_toml(text, where=str(config)).preset
-
-
 def _score_held_out(
     model: "CellModel",
     store: "Store | None",
@@ -202,7 +220,7 @@ def _score_held_out(
     if store is None:
         message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
         raise DataError(message)
-    preset = _preset_of(folder)
+    preset = preset_of(folder)
     trained_where = CellFilter.parse(preset.data.where, where="data.where")
     with show_progress() as listener:
         return evaluate_held_out(
@@ -237,7 +255,7 @@ def _score_files(
     # A model folder alone knows neither; the donors of CELLxGENE are those of "donor_id".
     donor_column, trained_where = "donor_id", None
     if (folder / CONFIG_FILE).is_file():
-        data = _preset_of(folder).data
+        data = preset_of(folder).data
         donor_column = donor_column if data.split.by == "cells" else data.split.by
         trained_where = CellFilter.parse(data.where, where="data.where")
     with show_progress() as listener:

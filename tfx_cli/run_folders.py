@@ -2,10 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.errors import ConfigurationError, DataError
 
-__all__ = ["RUNS", "existing_run", "model_folder", "new_run_folder"]
+if TYPE_CHECKING:
+    from core.presets.schema import Preset
+
+__all__ = [
+    "RUNS",
+    "existing_run",
+    "model_folder",
+    "new_run_folder",
+    "preset_of",
+    "report_folder",
+]
 
 #: The folder of runs, below the folder where tfx is started.
 RUNS = Path("runs")
@@ -63,3 +74,30 @@ def model_folder(run: str | None) -> Path:
         message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or go on with 'tfx train {folder.parent}'"
         raise DataError(message)
     return folder
+
+
+def preset_of(folder: Path) -> "Preset":
+    """Read the preset of a run.
+
+    Raises
+    ------
+    DataError
+        The run folder has lost it.
+    """
+    from core.presets.loading import ResolvedPreset
+    from core.runlog.schema import CONFIG_FILE
+
+    config = folder / CONFIG_FILE
+    try:
+        text = config.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
+        raise DataError(message) from error
+    return ResolvedPreset.from_toml(text, where=str(config)).preset
+
+
+def report_folder(run: Path, file: str) -> Path:
+    """Return where the report of a run on a file lies by default: RUN/eval-FILE."""
+    name = file.removeprefix("builtin:") if file.startswith("builtin:") else Path(file).stem
+    fit = re.sub(r"[^\w.-]+", "_", name)
+    return run / f"eval-{fit}"

@@ -154,7 +154,7 @@ class FidelityJudge:
                 self._weights,
             ),
         }
-        scores |= self._against_training(cells, points, weights)
+        scores |= self._against_training(cells, weights)
         drawn = [self._gene_measures(cells, number, weights) for number in range(len(weights))]
         return scores | {name: np.array([one[name] for one in drawn]) for name in drawn[0]}
 
@@ -179,16 +179,16 @@ class FidelityJudge:
             "fold_change_slope": change, "fold_change_overlap": overlap,
         }  # fmt: skip
 
-    def _against_training(
-        self, cells: LabelledCells, points: FloatArray, weights: FloatArray
-    ) -> dict[str, FloatArray]:
+    def _against_training(self, cells: LabelledCells, weights: FloatArray) -> dict[str, FloatArray]:
         """Judge copying, and whether cells are of the class that they are meant to be."""
         if self._teller is None or self._training_points is None:
             nothing = np.full(len(weights), math.nan)
             return dict.fromkeys(("condition_accuracy", "nn_ratio", "copies"), nothing)
         right = self._teller.tell(cells.values) == cells.classes
         copies = find_copies(self._encoder.encode(cells.values), self._training_bins)
-        near = nearest_distances(points, self._training_points)
+        assert self._training_space is not None
+        placed = self._training_space.place(cells.values)
+        near = nearest_distances(placed, self._training_points)
         ratios = [
             np.median(near[_rows(w)]) / max(np.median(self._real_near[_rows(v)]), 1e-12)
             for w, v in zip(weights, self._weights, strict=True)
@@ -221,11 +221,19 @@ class FidelityJudge:
         return ClassTeller(some.values, some.classes)
 
     @cached_property
-    def _training_points(self) -> FloatArray | None:
+    def _training_space(self) -> PrincipalSpace | None:
+        """Components of training cells: in their own ones the real cells lie too far from all others."""
         if self._training is None:
             return None
+        some = _sample(len(self._training), _MOST_TAUGHT, self._seed)
+        return PrincipalSpace.fit(self._training.values[some])
+
+    @cached_property
+    def _training_points(self) -> FloatArray | None:
+        if self._training is None or self._training_space is None:
+            return None
         some = _sample(len(self._training), _MOST_NEIGHBOURS, self._seed)
-        return self._space.place(self._training.values[some])
+        return self._training_space.place(self._training.values[some])
 
     @cached_property
     def _training_bins(self) -> NDArray[np.uint8]:
@@ -235,7 +243,9 @@ class FidelityJudge:
     @cached_property
     def _real_near(self) -> FloatArray:
         assert self._training_points is not None
-        return nearest_distances(self._points, self._training_points)
+        assert self._training_space is not None
+        placed = self._training_space.place(self.real.values)
+        return nearest_distances(placed, self._training_points)
 
     def _resamples(self, n_cells: int) -> FloatArray:
         """(1 + resamples, cells), times each cell is taken; once in the first row."""

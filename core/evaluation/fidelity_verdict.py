@@ -122,22 +122,22 @@ def _copies(value: float, values: Values, limits: Limits, method: str) -> tuple[
 
 #: In the order of the report.
 RULES: tuple[Rule, ...] = (
-    Rule("rf_auc", "random forest, AUC", "low", _rf_auc),
+    Rule("rf_auc", "random-forest AUC", "low", _rf_auc),
     Rule("mmd2", "MMD²", "low", _mmd2),
-    Rule("within_r", "within-class correlations, r", "high", _within_r),
-    Rule("within_slope", "within-class correlations, slope", "high", _floor_share(0.8, "within_slope")),
-    Rule("gene_mean_r", "gene means, r", "high", _mean_r),
-    Rule("dropout_mae", "dropout, mean difference", "low", _dropout),
-    Rule("genes_mean", "genes per cell, mean", "near", _within_percent(5, "genes_mean")),
-    Rule("genes_sd", "genes per cell, sd", "near", _within_percent(15, "genes_sd")),
+    Rule("within_r", "within-class correlation r", "high", _within_r),
+    Rule("within_slope", "within-class correlation slope", "high", _floor_share(0.8, "within_slope")),
+    Rule("gene_mean_r", "gene means r", "high", _mean_r),
+    Rule("dropout_mae", "dropout difference", "low", _dropout),
+    Rule("genes_mean", "genes per cell (mean)", "near", _within_percent(5, "genes_mean")),
+    Rule("genes_sd", "genes per cell (sd)", "near", _within_percent(15, "genes_sd")),
     Rule("recall", "recall", "high", _floor_share(0.9, "recall")),
     Rule("coverage", "coverage", "high", _floor_share(0.9, "coverage")),
     Rule("condition_accuracy", "classified as asked", "near", _condition),
-    Rule("nn_ratio", "distance to training cells, ratio", "near", _between(0.95, 1.10)),
+    Rule("nn_ratio", "distance to training cells", "near", _between(0.95, 1.10)),
     Rule("copies", "copies of training cells", "low", _copies),
-    Rule("fold_change_slope", "log-fold changes, slope", "near", _between(0.9, 1.1)),
+    Rule("fold_change_slope", "log-fold change slope", "near", _between(0.9, 1.1)),
     Rule("fold_change_overlap", "top markers shared", "high", _floor_share(0.9, "fold_change_overlap")),
-    Rule("tstr_f1", "train on these, test on real: macro-F1", "high", _floor_share(0.95, "tstr_f1")),
+    Rule("tstr_f1", "train on these (macro-F1 on real)", "high", _floor_share(0.95, "tstr_f1")),
 )  # fmt: skip
 
 

@@ -12,7 +12,14 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["confusion_png", "donor_spread_png", "gene_likelihood_png", "reliability_png"]
+__all__ = [
+    "confusion_png",
+    "donor_spread_png",
+    "gene_likelihood_png",
+    "png_bytes",
+    "reliability_png",
+    "side_by_side",
+]
 
 _MODEL, _BESIDE = "#0072b2", "#d55e00"  # Okabe and Ito: apart for any kind of colour vision
 
@@ -72,7 +79,7 @@ def confusion_png(confusion: Any, values: Sequence[str], *, title: str) -> bytes
                     fontsize=7,
                 )  # fmt: skip
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true value's cells")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def reliability_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -83,7 +90,7 @@ def reliability_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
     curves
         Phenotype -> bins with "cells", "confidence" and "accuracy".
     """
-    figure, panels = _panels(len(curves))
+    figure, panels = side_by_side(len(curves))
     for axes, (phenotype, curve) in zip(panels, curves.items(), strict=True):
         n_cells = np.array([one["cells"] for one in curve], dtype=float)
         confidence = [one["confidence"] for one in curve]
@@ -96,7 +103,7 @@ def reliability_png(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
         axes.set_title(phenotype, fontsize=9).set_parse_math(False)
         axes.set_xlabel("confidence", fontsize=8)
         axes.set_ylabel("accuracy", fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def donor_spread_png(donors: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -126,7 +133,7 @@ def donor_spread_png(donors: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("accuracy of each donor", fontsize=8)
     axes.grid(axis="x", linewidth=0.4)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def gene_likelihood_png(
@@ -141,7 +148,7 @@ def gene_likelihood_png(
     table
         A row per gene and rate, the names of the columns first.
     """
-    figure, (means, genes) = _panels(2, width=4.0)
+    figure, (means, genes) = side_by_side(2, width=4.0)
     share = [100 * one["rate"] for one in rates]
     means.plot(share, [one["nll"] for one in rates], "o-", color=_MODEL, label="model")
     if all(one.get("marginal") for one in rates):
@@ -170,10 +177,10 @@ def gene_likelihood_png(
         genes.set_xlabel("genes, from best to worst", fontsize=8)
     genes.set_ylabel("NLL of the model", fontsize=8)
     genes.legend(fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
-def _panels(n_panels: int, *, width: float = 2.6) -> "tuple[Figure, list[Any]]":
+def side_by_side(n_panels: int, *, width: float = 2.6) -> "tuple[Figure, list[Any]]":
     """Return a figure with panels side by side, four in a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
     from matplotlib.figure import Figure
@@ -188,7 +195,8 @@ def _panels(n_panels: int, *, width: float = 2.6) -> "tuple[Figure, list[Any]]":
     return figure, panels
 
 
-def _png(figure: "Figure") -> bytes:
+def png_bytes(figure: "Figure") -> bytes:
+    """Return the figure as a PNG file's bytes, the same for the same figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

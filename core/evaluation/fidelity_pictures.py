@@ -1,0 +1,196 @@
+"""Pictures of generated cells beside real ones: where they lie, their genes, pairs and markers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.evaluation.fidelity_distances import PrincipalSpace
+from core.evaluation.fidelity_genes import (
+    correlation_genes,
+    detected_genes,
+    fold_changes,
+    within_class_correlations,
+)
+from core.evaluation.fidelity_judge import LabelledCells
+from core.evaluation.report_pictures import png_bytes, side_by_side
+
+__all__ = ["fidelity_pictures"]
+
+_REAL, _GENERATED, _COPULA = "#0072b2", "#d55e00", "#999999"  # Okabe and Ito, apart for any eye
+#: Classes drawn each in its own colour, and rows and markers of the dot plot.
+_PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
+_DOT_CLASSES, _MARKERS_EACH = 14, 3
+_MOST_POINTS = 1_500
+
+
+def fidelity_pictures(
+    shown: Mapping[str, LabelledCells], symbols: Sequence[str], classes: Sequence[str]
+) -> dict[str, bytes]:
+    """Draw everything that the report shows.
+
+    Parameters
+    ----------
+    shown
+        "target" (real cells), "generated", and "copula" where there is one, on equal class counts.
+    symbols
+        (genes,), names.
+    classes
+        Code -> name.
+
+    Returns
+    -------
+    Heading -> PNG.
+    """
+    real, generated = shown["target"], shown["generated"]
+    return {
+        "Where the cells lie": _places(real, generated, classes),
+        "Genes, and pairs of genes within classes": _genes(shown, symbols),
+        "Markers of each class": _markers(real, generated, symbols, classes),
+    }
+
+
+def _places(real: LabelledCells, generated: LabelledCells, classes: Sequence[str]) -> bytes:
+    """Draw the plane of the principal components of real and generated cells together."""
+    some = [cells.take(np.arange(min(len(cells), _MOST_POINTS))) for cells in (real, generated)]
+    space = PrincipalSpace.fit(np.concatenate([cells.values for cells in some]), 2)
+    at = [space.place(cells.values) for cells in some]
+    figure, (by_side, *by_class) = side_by_side(3, width=4.4)
+    places = np.concatenate(at)
+    is_real = np.repeat([True, False], [len(one) for one in at])
+    order = np.random.default_rng(0).permutation(len(places))  # neither side hides the other
+    by_side.scatter(
+        *places[order].T, s=6, alpha=0.5, linewidths=0,
+        c=np.where(is_real[order], _REAL, _GENERATED),
+    )  # fmt: skip
+    by_side.set_title("real (blue) and generated (orange)", fontsize=9)
+    codes, n = np.unique(real.classes, return_counts=True)
+    common = codes[np.argsort(-n)][: len(_PALETTE)]
+    for axes, cells, points, name in zip(
+        by_class, some, at, ("real", "generated"), strict=True
+    ):  # fmt: skip
+        for colour, code in zip(_PALETTE, common, strict=False):
+            chosen = cells.classes == code
+            axes.scatter(
+                *points[chosen].T, s=6, alpha=0.6, linewidths=0, color=colour,
+                label=_short(classes[code]),
+            )  # fmt: skip
+        axes.set_title(f"{name}, by class", fontsize=9)
+        axes.set_xlim(by_side.get_xlim())
+        axes.set_ylim(by_side.get_ylim())
+    legend = by_class[-1].legend(fontsize=6, markerscale=2, loc="best")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    for axes in (by_side, *by_class):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel("principal component 1", fontsize=8)
+        axes.set_ylabel("component 2", fontsize=8)
+    return png_bytes(figure)
+
+
+def _genes(shown: Mapping[str, LabelledCells], symbols: Sequence[str]) -> bytes:
+    """Draw gene means, dropout, genes per cell and the correlations of pairs within classes."""
+    real, generated, copula = shown["target"], shown["generated"], shown.get("copula")
+    figure, axes = side_by_side(4 if copula is None else 5, width=3.4)
+    means = [cells.values.mean(axis=0) for cells in (real, generated)]
+    dropout = [(cells.values <= 0).mean(axis=0) for cells in (real, generated)]
+    _against(axes[0], means[0], means[1], "mean log1p per 10k", symbols)
+    _against(axes[1], dropout[0], dropout[1], "dropout (share of cells at 0)", symbols)
+    counts = [
+        (detected_genes(cells.values), colour, name)
+        for cells, colour, name in (
+            (real, _REAL, "real"), (generated, _GENERATED, "generated"), (copula, _COPULA, "copula"),
+        )
+        if cells is not None
+    ]  # fmt: skip
+    top = max(int(n.max()) for n, _, _ in counts) + 1
+    edges = np.linspace(min(int(n.min()) for n, _, _ in counts), top, 26)
+    for n, colour, name in counts:
+        axes[2].hist(n, bins=edges, histtype="step", linewidth=1.4, color=colour, label=name)
+    axes[2].set_xlabel("genes detected per cell", fontsize=8)
+    axes[2].set_yticks([])
+    axes[2].legend(fontsize=7)
+    columns = correlation_genes(real.values)
+    pairs = within_class_correlations(real.values[:, columns], real.classes)
+    for place, cells, name in ((3, generated, "generated"), (4, copula, "copula")):
+        if cells is None:
+            continue
+        theirs = within_class_correlations(cells.values[:, columns], cells.classes)
+        axes[place].scatter(pairs, theirs, s=3, alpha=0.3, linewidths=0, color=_GENERATED)
+        ends = [min(pairs.min(initial=0), -0.1), max(pairs.max(initial=0), 0.1)]
+        axes[place].plot(ends, ends, color="grey", linewidth=0.8)
+        axes[place].set_xlabel("real correlation within classes", fontsize=8)
+        axes[place].set_ylabel(name, fontsize=8)
+    return png_bytes(figure)
+
+
+def _against(
+    axes: Any,  # noqa: ANN401 (of matplotlib, imported where it draws)
+    real: NDArray[np.floating[Any]],
+    generated: NDArray[np.floating[Any]],
+    what: str,
+    symbols: Sequence[str],
+) -> None:
+    """Draw a value of every gene on both sides, and name those furthest off."""
+    axes.plot([0, real.max()], [0, real.max()], color="grey", linewidth=0.8)
+    axes.scatter(real, generated, s=7, color=_GENERATED, linewidths=0, alpha=0.7)
+    for gene in np.argsort(-np.abs(real - generated))[:5]:
+        label = axes.annotate(
+            symbols[gene], (real[gene], generated[gene]), fontsize=6, xytext=(3, 3),
+            textcoords="offset points",
+        )  # fmt: skip
+        label.set_parse_math(False)
+    axes.set_xlabel(f"real: {what}", fontsize=8)
+    axes.set_ylabel("generated", fontsize=8)
+
+
+def _markers(
+    real: LabelledCells,
+    generated: LabelledCells,
+    symbols: Sequence[str],
+    classes: Sequence[str],
+) -> bytes:
+    """Draw a dot plot: size is the share of cells with the gene, colour its mean."""
+    codes, n = np.unique(real.classes, return_counts=True)
+    codes = np.sort(codes[np.argsort(-n, kind="stable")][:_DOT_CLASSES])
+    changes = fold_changes(real.values, real.classes, int(real.classes.max()) + 1)
+    genes: list[int] = []
+    for code in codes:
+        ranked = np.argsort(-np.nan_to_num(changes[code], nan=-np.inf), kind="stable")
+        if not np.isnan(changes[code]).any():
+            genes += [int(gene) for gene in ranked[:_MARKERS_EACH] if int(gene) not in genes]
+    if not genes:  # one class alone, or few cells of each: the genes of highest mean
+        genes = np.argsort(-real.values.mean(axis=0), kind="stable")[:12].tolist()
+    figure, panels = side_by_side(2, width=max(3.5, 0.19 * len(genes) + 2.2))
+    figure.set_figheight(1.6 + 0.24 * len(codes))
+    tables = [
+        np.stack([cells.values[cells.classes == code][:, genes].mean(axis=0) for code in codes])
+        for cells in (real, generated)
+    ]
+    top = max(float(table.max()) for table in tables) or 1.0
+    for axes, cells, means, name in zip(
+        panels, (real, generated), tables, ("real", "generated"), strict=True
+    ):
+        share = np.stack(
+            [(cells.values[cells.classes == code][:, genes] > 0).mean(axis=0) for code in codes]
+        )
+        x, y = np.meshgrid(range(len(genes)), range(len(codes)))
+        dots = axes.scatter(
+            x, y, s=2 + 70 * share, c=means, cmap="cividis_r", vmin=0, vmax=top, linewidths=0
+        )
+        axes.set_xticks(range(len(genes)), [symbols[gene] for gene in genes], rotation=90)
+        axes.set_yticks(range(len(codes)), [_short(classes[code]) for code in codes])
+        axes.tick_params(labelsize=6)
+        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set_parse_math(False)
+        axes.invert_yaxis()
+        axes.margins(y=0.5 / len(codes) + 0.05)
+        axes.set_title(name, fontsize=9)
+    figure.colorbar(dots, ax=panels, shrink=0.8, label="mean log1p per 10k")
+    return png_bytes(figure)
+
+
+def _short(name: str, length: int = 30) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

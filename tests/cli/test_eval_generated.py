@@ -1,0 +1,160 @@
+"""`tfx eval --generated`: generated cells beside real ones and the classical generators."""
+
+import functools
+import html
+import json
+import re
+import shutil
+
+import anndata as ad
+import pytest
+
+from core.cells.builtin import load_builtin
+from core.evaluation.fidelity_verdict import RULES
+from core.generation import comparison
+from core.inference import evaluate_generated as module
+
+KEY = "tfx_generation"
+
+
+@pytest.fixture(scope="session")
+def generated_cells(tiny_training, tmp_path_factory):
+    """Return a file of cells of the tiny run."""
+    from tfx_cli.app import run
+
+    path = tmp_path_factory.mktemp("generated") / "generated.h5ad"
+    folder = str(tiny_training[0] / "runs" / "tiny")
+    assert run(["-q", "generate", "--run", folder, "-n", "400", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def made(tiny_run, generated_cells, tmp_path, monkeypatch):
+    """Return the file in the folder of the test, beside the tiny run; judged quickly."""
+    quick = functools.partial(module.evaluate_generated, n_seeds=1, n_trees=5, n_resamples=4)
+    monkeypatch.setattr(module, "evaluate_generated", quick)
+    return shutil.copy(generated_cells, tmp_path / "generated.h5ad")
+
+
+def change(path, edit):
+    cells = ad.read_h5ad(path)
+    edit(cells)
+    cells.write_h5ad(path)
+
+
+def test_cells_are_judged_beside_the_floor_and_both_baselines(tfx, made, tiny_run):
+    result = tfx("eval", "tiny", "--generated", "generated.h5ad", "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert document["schema"] == "tfx.fidelity/1"
+    assert list(document["scores"]) == ["generated", "real", "copula", "independent", "training"]
+    for method, measures in document["scores"].items():
+        assert set(measures) == {rule.key for rule in RULES}
+        assert set(document["marks"][method]) == set(measures)
+        assert 0 <= measures["rf_auc"]["value"] <= 1
+    assert document["scores"]["training"]["nn_ratio"]["value"] == 0
+    assert document["facts"]["generated cells"] == 400
+    assert "unseen donors" in document["facts"]["real cells"]
+    assert document["facts"]["classes"] == "cell_type"
+    assert re.match(r"\d+ of 16 thresholds are met", document["verdict"][0])
+    assert any("simulated" in note for note in document["notes"])
+    report = json.loads((tiny_run / "eval-generated" / "report.json").read_text())
+    assert report["scores"] == document["scores"]
+    page = (tiny_run / "eval-generated" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    for sentence in document["verdict"]:
+        assert html.escape(sentence) in page
+
+
+def test_the_table_marks_what_is_won_and_lost(tfx, made):
+    result = tfx("eval", "tiny", "--generated", "generated.h5ad", "-o", "there")
+    assert result.code == 0, result.stderr
+    marks = {
+        line.split("  ")[0]: line.split()[-1]
+        for line in result.stdout.splitlines()
+        if line.endswith((" won", " LOST"))
+    }
+    assert set(marks) <= {rule.title for rule in RULES}
+    assert len(marks) > 12
+    lost = sorted(title for title, mark in marks.items() if mark == "LOST")
+    assert f"{len(marks) - len(lost)} of {len(marks)} thresholds are met" in result.stdout
+    assert "real (floor)" in result.stdout
+    assert "independent" in result.stdout
+
+
+def test_files_of_real_cells_stand_in_for_the_held_out_ones(tfx, made, monkeypatch):
+    load_builtin("builtin:atlas?cells=400&seed=7").write_h5ad("real.h5ad")
+    asked = ("eval", "tiny", "real.h5ad", "--generated", "generated.h5ad", "--json")
+    document = tfx(*asked, "--classes", "cell_type,sex").json
+    assert document["facts"]["real cells"] == "400 cells of real.h5ad"
+    assert document["facts"]["classes"] == "cell_type and sex"
+    assert all("male" in name for name in document["class_cells"])
+    # Without the store the baselines have nothing to learn from, and that is said.
+    monkeypatch.setattr(comparison, "open_training_store", lambda model: None)
+    document = tfx(*asked).json
+    assert list(document["scores"]) == ["generated", "real"]
+    assert document["marks"]["generated"]["copies"]["won"] is None
+    assert document["scores"]["generated"]["copies"]["value"] is None
+    assert any("no baselines" in note for note in document["notes"])
+
+
+def test_only_real_cells_of_what_was_asked_for_count(tfx, made):
+    def ask(cells):
+        cells.uns[KEY]["request"] = {"sex": "female"}
+
+    change(made, ask)
+    real = load_builtin("builtin:atlas?cells=400&seed=7")
+    real.write_h5ad("real.h5ad")
+    document = tfx("eval", "tiny", "real.h5ad", "--generated", "generated.h5ad", "--json").json
+    assert document["facts"]["asked for"] == "sex female"
+    n_female = int((real.obs["sex"] == "female").sum())
+    assert document["facts"]["real cells"] == f"{n_female} cells of real.h5ad"
+
+
+def test_unfit_requests_are_refused_in_one_sentence(tfx, made, tiny_run, tmp_path):
+    def refused(*arguments):
+        result = tfx("eval", "tiny", *arguments)
+        assert result.stdout == ""
+        assert "Traceback" not in result.stderr
+        assert not (tiny_run / "eval-generated").exists()
+        return result.code, result.stderr
+
+    one = ("--generated", "generated.h5ad")
+    for arguments, code, message in (
+        (("--generated", "nowhere.h5ad"), 4, "nowhere.h5ad: no such file"),
+        ((*one, "--classes", "planet"), 2, "--classes planet: the model has no such phenotype"),
+        (("--classes", "sex"), 2, "--classes: goes with --generated"),
+        ((*one, "--split", "test"), 2, "--split: goes without --generated"),
+        ((*one, "--baselines", "all"), 2, "generated cells have baselines of their own"),
+        ((*one, "--label", "tissue=organ"), 2, "name files of real cells"),
+        (("nowhere.h5ad", *one), 4, "nowhere.h5ad: no such file"),
+    ):
+        found = refused(*arguments)
+        assert found[0] == code, found
+        assert message in found[1]
+
+    shutil.copy(made, tmp_path / "other.h5ad")
+    for edit, message in (
+        (lambda cells: cells.uns[KEY].update(values="bin numbers"), "holds bin numbers"),
+        (lambda cells: cells.uns.pop(KEY), "does not say how it was generated"),
+    ):
+        shutil.copy(tmp_path / "other.h5ad", made)
+        change(made, edit)
+        code, text = refused(*one)
+        assert (code, message in text) == (4, True), text
+    ad.read_h5ad(tmp_path / "other.h5ad")[:, :20].copy().write_h5ad(made)
+    code, text = refused(*one)
+    assert code == 4
+    assert "its 20 genes are not the 32 of the model" in text
+    ad.read_h5ad(tmp_path / "other.h5ad")[:15].copy().write_h5ad(made)
+    code, text = refused(*one)
+    assert code == 4
+    assert "cells of a side can be matched by class" in text
+
+
+def test_without_store_and_real_files_there_is_nothing_to_compare_with(tfx, made, monkeypatch):
+    monkeypatch.setattr(comparison, "open_training_store", lambda model: None)
+    result = tfx("eval", "tiny", "--generated", "generated.h5ad")
+    assert result.code == 4
+    assert "name files of real cells before --generated" in result.stderr

@@ -1,0 +1,90 @@
+"""`tfx eval --generated`: generated cells beside real ones, the copula and independent genes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfx_cli.output import make_table, narrate, print_result
+from tfx_cli.output_files import check_output_folder
+from tfx_cli.progress import show_progress
+from tfx_cli.run_folders import model_folder, preset_of, report_folder
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["evaluate_generated_cells"]
+
+
+def evaluate_generated_cells(
+    run: str | None,
+    real_files: Sequence[str],
+    generated: Sequence[str],
+    *,
+    output: Path | None,
+    labels: Sequence[str],
+    classes: str | None,
+    max_cells: int | None,
+    matrix: str,
+    gene_ids: str,
+    as_json: bool,
+) -> None:
+    """Judge generated cells, write the report and print it; options as of `tfx eval`."""
+    if output is not None:
+        check_output_folder(output)
+    folder = model_folder(run)
+    # torch and transformers, 3 s: not before the run has been found.
+    from core.cells.cell_filter import CellFilter
+    from core.evaluation.fidelity_report import FIDELITY_VERSION, write_fidelity_report
+    from core.generation.comparison import open_training_store
+    from core.inference.evaluate_generated import evaluate_generated
+    from core.model.folder import CellModel
+    from core.runlog.schema import CONFIG_FILE
+
+    model = CellModel.load(folder)
+    # A model folder alone knows neither; the donors of CELLxGENE are those of "donor_id".
+    donor_column, trained_where = "donor_id", None
+    if (folder.parent / CONFIG_FILE).is_file():
+        data = preset_of(folder.parent).data
+        donor_column = donor_column if data.split.by == "cells" else data.split.by
+        trained_where = CellFilter.parse(data.where, where="data.where")
+    with show_progress() as listener:
+        report, pictures = evaluate_generated(
+            model,
+            generated,
+            store=open_training_store(model),
+            real_files=real_files,
+            labels=labels,
+            donor_column=donor_column,
+            trained_where=trained_where,
+            classes=[one.strip() for one in classes.split(",")] if classes else (),
+            max_cells=max_cells or 1_000,
+            matrix=matrix,
+            gene_ids=gene_ids,
+            on_progress=listener,
+        )
+    target = output or report_folder(folder.parent, generated[0])
+    written = write_fidelity_report(target, report, pictures)
+    narrate(f"report: {' and '.join(str(path) for path in written)}")
+    print_result(
+        "fidelity", report, as_json=as_json, text=lambda: _tables(report), version=FIDELITY_VERSION
+    )
+
+
+def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+    from rich.text import Text
+
+    from core.evaluation.fidelity_tables import fidelity_tables
+
+    facts = report["facts"]
+    yield (
+        f"{report['title']}: {facts['generated cells']:,} cells beside {facts['real cells']}; "
+        f"{facts['matched cells on a side']} matched by {facts['classes']}; {facts['seeds']} seeds"
+    )
+    yield ""
+    table = next(fidelity_tables(report, intervals=False))
+    styles = {"won": "green", "LOST": "bold red"}
+    rows = [[*row[:-1], Text(row[-1], style=styles.get(row[-1], ""))] for row in table.rows]
+    yield make_table(table.header, rows, right=range(1, len(table.header) - 2))
+    yield ""
+    yield from (f"- {sentence}" for sentence in report["verdict"])
+    yield from (f"- note: {note}" for note in report["notes"])
