@@ -103,8 +103,9 @@ def evaluate(
 
     All genes are visible and all phenotypes hidden. The baselines see the same training cells,
     genes and split. The report (report.html, .json and .md, each confusion matrix as picture and CSV)
-    goes to the run's folder; docs/evaluation.md says what each figure means. With --generated, cells
-    that tfx generate made are judged instead (docs/fidelity.md).
+    goes to the run's folder; docs/evaluation.md says what each figure means. Figures of all test cells
+    go into the model card, too. With --generated, cells that tfx generate made are judged instead
+    (docs/fidelity.md).
 
     Examples
     --------
@@ -148,6 +149,7 @@ def evaluate(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the run has been found.
     from core.evaluation.baselines import BASELINE_SETS
+    from core.evaluation.card_figures import write_card_figures
     from core.evaluation.reports import REPORT_VERSION, write_evaluation_report
     from core.generation.comparison import open_training_store
     from core.model.folder import CellModel
@@ -170,6 +172,8 @@ def evaluate(
         )  # fmt: skip
         target = output or folder.parent / "eval"
     written = write_evaluation_report(target, report)
+    if not files and not where and (split or "test") == "test" and max_cells is None:
+        write_card_figures(folder, report)
     narrate(
         f"report: {', '.join(str(path) for path in written[:2])} and {len(written) - 2} more files"
     )

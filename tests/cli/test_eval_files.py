@@ -167,7 +167,7 @@ def test_a_sample_is_the_same_every_time(tfx, new):
         (
             ["tiny", "new.h5ad", "--label", "organ=tissue"],
             2,
-            "--label organ=tissue: the model has no",
+            "--label organ=tissue: the model does not tell a phenotype 'organ'",
         ),
         (["tiny", "new.h5ad", "--label", "tissue=orgn"], 4, "'orgn', which does not exist"),
         (["tiny", "blank.h5ad"], 4, "say where the labels are by --label NAME=COLUMN"),
