@@ -1,0 +1,185 @@
+"""Generated cells against real ones, the Gaussian copula and independent genes, by the whole protocol.
+
+    python benchmarks/generation.py                          pbmc68k and the simulated atlas
+    python benchmarks/generation.py a.h5ad:cell_type,sex     and these files; ":NAMES" makes the classes
+    python benchmarks/generation.py --only skeleton encoder  some of the models
+    python benchmarks/generation.py --quick --json           one division of the real cells, fewer steps;
+                                                             last line one JSON object
+
+Four models, the same number of steps at the same batch size: the skeleton alone, the encoder on top of it,
+and a plain encoder trained at a variable and at a fixed mask rate. Donors never cross the split where they
+are known; pbmc68k is split by cells. Every figure is what `tfx eval --generated` reports (docs/fidelity.md).
+The baselines and the floor are scored anew beside every model, on the same real cells.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+from first_path import call
+
+#: What the keys below change.
+PRESET = Path(__file__).parents[1] / "presets" / "base.toml"
+#: Model -> preset keys that make it.
+MODELS: dict[str, dict[str, object]] = {
+    "skeleton": {"model.skeleton": True, "model.layers": 0},
+    "skeleton + encoder": {"model.skeleton": True, "model.layers": 2},
+    "plain, variable rate": {"model.skeleton": False, "model.layers": 2},
+    "plain, fixed rate": {
+        "model.skeleton": False, "model.layers": 2, "masking.genes": 0.15, "loss.weighting": "mean",
+    },
+}  # fmt: skip
+#: What all have in common.
+COMMON: dict[str, object] = {
+    "encoding.kind": "binned", "encoding.bins": 10, "encoding.edges": "gene_quantile",
+    "encoding.threshold": 0.0, "masking.genes": "uniform", "masking.phenotypes": 0.5,
+    "model.hidden_size": 64, "model.heads": 4, "loss.smoothing": 0.0, "loss.weighting": "rate",
+    "train.batch_size": 64, "train.eval_cells": 400, "generate.steps": 64,
+}  # fmt: skip
+#: Dataset -> files, classes and keys of its own.
+DATASETS: dict[str, dict[str, object]] = {
+    "pbmc68k": {
+        "data.files": "builtin:pbmc68k", "data.phenotypes.cell_type": "bulk_labels",
+        "data.split.by": "cells", "data.split.test": 0.4, "train.skeleton_weight_decay": 1.0,
+        "model.skeleton_rank": 24,
+    },
+    "atlas": {
+        "data.files": "builtin:atlas", "data.phenotypes.age": False, "data.split.test": 0.2,
+        "model.skeleton_rank": 48,
+    },
+}  # fmt: skip
+STANDARD = ("sex", "tissue", "cell_type", "age", "disease")
+FILE_KEYS: dict[str, object] = {"data.split.test": 0.2, "model.skeleton_rank": 64}
+#: Column -> measure and digits.
+COLUMNS = {
+    "RF AUC": ("rf_auc", 3), "MMD²": ("mmd2", 4), "within r": ("within_r", 3),
+    "slope": ("within_slope", 3), "mean r": ("gene_mean_r", 3), "dropout": ("dropout_mae", 3),
+    "recall": ("recall", 2), "coverage": ("coverage", 2), "as asked": ("condition_accuracy", 3),
+    "NN ratio": ("nn_ratio", 2), "copies": ("copies", 1), "logFC slope": ("fold_change_slope", 2),
+    "markers": ("fold_change_overlap", 2), "TSTR F1": ("tstr_f1", 3),
+}  # fmt: skip
+
+
+def measure(
+    dataset: str, model: str, settings: dict[str, object], classes: str, options: argparse.Namespace
+) -> dict:
+    """Train, generate and judge one model."""
+    run = f"{dataset}-{model}".replace(" ", "").replace("+", "-").replace(",", "-")
+    sets = [part for key, value in settings.items() for part in ("--set", _setting(key, value))]
+    trained = call("train", str(PRESET), "--run", run, *sets)
+    made = call(
+        "generate", "--run", f"runs/{run}", "-n", str(options.cells), "-o", f"{run}.h5ad"
+    )  # fmt: skip
+    began = time.perf_counter()
+    report = judge(run, classes, options)
+    return {
+        "train_seconds": round(trained["seconds"]),
+        "generate_seconds": round(made["seconds"]),
+        "judge_seconds": round(time.perf_counter() - began),
+        "report": report,
+    }
+
+
+def judge(run: str, classes: str, options: argparse.Namespace) -> dict:
+    """Judge as `tfx eval --generated` does, with fewer divisions of the real cells if quick."""
+    from core.generation.comparison import open_training_store
+    from core.inference.evaluate_generated import evaluate_generated
+    from core.model.folder import CellModel
+
+    model = CellModel.load(Path("runs") / run / "model")
+    return evaluate_generated(
+        model,
+        [f"{run}.h5ad"],
+        store=open_training_store(model),
+        classes=classes.split(",") if classes else (),
+        n_seeds=1 if options.quick else 3,
+    )[0]
+
+
+def _setting(key: str, value: object) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def show(dataset: str, models: dict[str, dict]) -> None:
+    """Print the table of a dataset as Markdown: all baselines beside the models."""
+    any_report = next(iter(models.values()))["report"]
+    facts = any_report["facts"]
+    matched = facts["matched cells on a side"]
+    print(f"\n**{dataset}**: {facts['genes']} genes, {facts['training cells']} training cells, "
+          f"{facts['real cells']}, {matched} matched by {facts['classes']}\n")  # fmt: skip
+    print(f"| method | {' | '.join(COLUMNS)} | genes per cell (sd) | won |")
+    print("|---" * (len(COLUMNS) + 3) + "|")
+    rows = {name: (one["report"], "generated") for name, one in models.items()}
+    beside = {"real (floor)": "real", "training cells": "training", "copula": "copula",
+              "independent genes": "independent"}  # fmt: skip
+    rows = {name: (any_report, key) for name, key in beside.items()} | rows
+    for name, (report, method) in rows.items():
+        scores, marks = report["scores"][method], report["marks"][method]
+        cells = []
+        for key, digits in COLUMNS.values():
+            value, won = scores[key]["value"], marks[key]["won"]
+            text = "-" if value is None else f"{value:.{digits}f}"
+            cells.append(f"**{text}**" if won is False and method == "generated" else text)
+        mean, sd = scores["genes_mean"]["value"], scores["genes_sd"]["value"]
+        n_won = sum(mark["won"] is True for mark in marks.values())
+        n_told = sum(mark["won"] is not None for mark in marks.values())
+        print(f"| {name} | {' | '.join(cells)} | {mean:.1f} ({sd:.1f}) | {n_won} of {n_told} |")
+    limits = any_report["limits"]
+    print(f"\nReal cells: {limits['genes_mean']:.1f} ({limits['genes_sd']:.1f}) genes per cell; 95 % "
+          f"of real splits have MMD² up to {limits['mmd2']:.4f}.")  # fmt: skip
+    for name, one in models.items():
+        seconds = f"{one['train_seconds']} s training, {one['generate_seconds']} s generating"
+        print(f"\n{name} ({seconds}): {' '.join(one['report']['verdict'])}")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", help=".h5ad files, each with ':classes' if wanted")
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--no-builtin", action="store_true", help="the files alone")
+    parser.add_argument("--builtin", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--genes", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=6000, help="training steps of every model")
+    parser.add_argument("--cells", type=int, default=2500, help="generated by each model")
+    parser.add_argument("--quick", action="store_true", help="a fifth of the steps, one division")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    steps = options.steps // 5 if options.quick else options.steps
+    jobs = [] if options.no_builtin else [(name, DATASETS[name], "") for name in options.builtin]
+    for given in options.files:
+        path, _, classes = given.partition(":")
+        # The model is asked for what makes the classes, as the baselines are.
+        others = {f"data.phenotypes.{one}": False for one in STANDARD if one not in classes}
+        files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
+        jobs.append((Path(path).stem, FILE_KEYS | files, classes))
+    results: dict[str, dict[str, dict]] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name, keys, classes in jobs:
+            for model in options.only:
+                settings = COMMON | keys | {
+                    "data.genes": options.genes, "train.max_steps": steps,
+                    "train.eval_steps": max(steps // 4, 1), "train.save_steps": steps,
+                } | MODELS[model]  # fmt: skip
+                if model == "skeleton + encoder":
+                    settings["train.skeleton_steps"] = steps * 2 // 3
+                found = measure(name, model, settings, classes, options)
+                results.setdefault(name, {})[model] = found
+                print(f"{name}, {model}: {found['report']['verdict'][0]}", flush=True)
+    import torch
+
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; {steps} steps "
+          f"of {COMMON['train.batch_size']} cells, 1 training seed")  # fmt: skip
+    for name, models in results.items():
+        show(name, models)
+    if options.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
