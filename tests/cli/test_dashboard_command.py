@@ -25,6 +25,7 @@ def test_one_frame_is_drawn_as_svg(tfx, base, tmp_path):
     assert "finished" in shown
     assert "mask accuracy" in shown
     assert "dashboard" in shown
+    assert "url(" not in (tmp_path / "frame.svg").read_text().replace("url(#", "")  # no network
 
 
 def test_keys_are_pressed_before_the_frame(tfx, base, tmp_path):

@@ -113,6 +113,23 @@ def test_sparse_points_are_joined_by_straight_lines_up_to_their_ends():
     assert heights[1:4].tolist() == [1.0, 2.0, 3.0]
 
 
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.05, 0.3]), st.booleans())
+def test_many_points_are_averaged_by_columns(seed, share, with_gaps):
+    rng = np.random.default_rng(seed)
+    x = np.sort(rng.uniform(0, 100, 2000))
+    y = rng.normal(size=2000)
+    if with_gaps:
+        y[rng.random(2000) < 0.2] = rng.choice([np.nan, np.inf, -np.inf])
+    at = np.linspace(0, 100, 50)
+    found = sample_line(x, y, at, share * 100)
+    edges = np.linspace(0, 100, 51)
+    reach = round(share * 50 / 2)
+    for column in range(50):
+        low, high = edges[max(column - reach, 0)], edges[min(column + reach + 1, 50)]
+        inside = y[(x >= low) & (x < high) & np.isfinite(y)]
+        assert math.isclose(found[column], inside.mean(), abs_tol=1e-9)
+
+
 def test_a_line_breaks_where_a_value_is_not_finite():
     x, y = np.array([0.0, 10.0, 20.0]), np.array([1.0, np.nan, 3.0])
     heights = sample_line(x, y, np.array([0.0, 5.0, 10.0, 15.0, 20.0]), 0.0)

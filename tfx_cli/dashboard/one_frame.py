@@ -66,7 +66,13 @@ def frame_svg(
     if not drawn:
         message = "the dashboard could not draw a frame"
         raise MachineError(message)
-    return drawn[0]
+    return _without_web_fonts(drawn[0])
+
+
+def _without_web_fonts(svg: str) -> str:
+    """Let the viewer's own monospaced font do: a picture must not ask the network for one."""
+    svg = re.sub(r"@font-face\s*{[^}]*}", "", svg)
+    return re.sub(r"Fira Code,?", "Menlo, DejaVu Sans Mono, Consolas,", svg)
 
 
 async def _settle(app: DashboardApp, pilot: Pilot[None]) -> None:

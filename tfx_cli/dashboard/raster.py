@@ -25,6 +25,8 @@ __all__ = [
 
 #: The braille cell without dots.
 BLANK = 0x2800
+#: Points per column from which on columns, not points, are averaged.
+_MANY_POINTS = 8
 #: Bit of each dot of a cell, by row and column.
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint16)
 
@@ -61,11 +63,13 @@ def column_extremes(
     ends = np.append(starts[1:], last - first)
     filled = np.flatnonzero(ends > starts)
     shown = y[first:last]
-    if not np.isfinite(shown).all():
-        shown = np.where(np.isfinite(shown), shown, np.nan)
     # fmin and fmax pass over NaN: one of them must not blank a whole column.
     low[filled] = np.fmin.reduceat(shown, starts[filled])
     high[filled] = np.fmax.reduceat(shown, starts[filled])
+    if np.isinf(low).any() or np.isinf(high).any():  # rare: once more, without them
+        shown = np.where(np.isfinite(shown), shown, np.nan)
+        low[filled] = np.fmin.reduceat(shown, starts[filled])
+        high[filled] = np.fmax.reduceat(shown, starts[filled])
     return Columns(low, high)
 
 
@@ -98,10 +102,13 @@ def sample_line(
 ) -> NDArray[np.float64]:
     """Return the heights of a curve at some places: its moving mean, joined up between points.
 
-    Beyond its ends, and between two points of which one is not finite, a curve has no height.
+    Beyond its ends, and between two points of which one is not finite, a curve has no height. Where
+    many points fall between two places, the mean is that of whole columns, in one pass.
     """
     if len(x) == 0:
         return np.full(len(at), np.nan)
+    if len(x) > _MANY_POINTS * len(at):
+        return _column_means(x, y, at, width)
     smooth = moving_mean(x, y, at, width)
     is_empty = np.isnan(smooth)
     if is_empty.any():
@@ -110,6 +117,34 @@ def sample_line(
         inside = (at >= x[0]) & (at <= x[-1])
         smooth = np.where(is_empty & inside, joined, smooth)
     return smooth
+
+
+def _column_means(
+    x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64], width: float
+) -> NDArray[np.float64]:
+    """Return the mean of the columns around each place, ``width`` together."""
+    n_columns = len(at)
+    edges = np.linspace(at[0], at[-1], n_columns + 1)
+    starts = np.searchsorted(x, edges[:-1], "left")
+    last = int(np.searchsorted(x, edges[-1], "right"))
+    ends = np.append(starts[1:], last)
+    filled = np.flatnonzero(ends > starts)
+    sums, counts = np.zeros(n_columns), np.zeros(n_columns)
+    shown = y[:last]
+    counts[filled] = (ends - starts)[filled]
+    sums[filled] = np.add.reduceat(shown, starts[filled]) if len(filled) else 0.0
+    if not np.isfinite(sums).all():  # some value is not: once more, without those
+        finite = np.isfinite(shown)
+        sums[filled] = np.add.reduceat(np.where(finite, shown, 0.0), starts[filled])
+        counts[filled] = np.add.reduceat(finite.astype(np.int64), starts[filled])
+    reach = round(width / max(at[-1] - at[0], 1e-300) * n_columns / 2)
+    total = np.concatenate(([0.0], np.cumsum(sums)))
+    number = np.concatenate(([0.0], np.cumsum(counts)))
+    place = np.arange(n_columns)
+    low, high = np.maximum(place - reach, 0), np.minimum(place + reach + 1, n_columns)
+    n_values = number[high] - number[low]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n_values > 0, (total[high] - total[low]) / n_values, np.nan)
 
 
 def _rows(
