@@ -295,7 +295,7 @@ def _explain(error: Exception) -> tuple[str, ExitCode]:
         return "there is not enough memory; use a smaller model or batch, or fewer genes", ExitCode.MACHINE
     if isinstance(error, OSError) and error.strerror:
         where = f": '{error.filename}'" if error.filename is not None else ""
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return f"{error.strerror}{where}", ExitCode.MACHINE if is_full else ExitCode.FAILED
     kind = type(error).__name__
     detail = " ".join(str(error).split())

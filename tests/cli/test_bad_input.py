@@ -284,6 +284,20 @@ COMMAND_LINES = [
     (a_run, "generate --serve --plot x.png", 2, "--serve takes its requests from stdin"),
     (a_broken_model, "generate -n 2", 4, "config.json was altered or damaged"),
     (a_run_without_model, "generate -n 2", 4, "has no model yet"),
+    # eval of generated cells
+    (a_run, "eval --generated nowhere.h5ad", 4, "nowhere.h5ad: no such file"),
+    (a_run, "eval --generated cells.h5ad", 4, "cells.h5ad does not say how it was generated"),
+    (a_run, "eval --classes sex", 2, "--classes: goes with --generated"),
+    (a_run, "eval --generated cells.h5ad --split test", 2, "--split: goes without --generated"),
+    # dashboard
+    (nothing, "dashboard", 2, "the dashboard needs a terminal"),
+    (a_run, "dashboard nowhere", 2, "there is no run 'nowhere'"),
+    (a_run, "dashboard --once --json nowhere", 2, "there is no run 'nowhere'"),
+    (a_run, "dashboard --refresh 0", 2, "--refresh: must be greater than or equal to 0.1"),
+    (a_run, "dashboard --theme pink", 2, "--theme: 'pink' is not one of"),
+    (a_run, "dashboard --svg x.svg", 2, "--svg draws one frame: give --once too"),
+    (a_run, "dashboard --once --svg x.svg --size 3", 2, "--size 3: columns x rows"),
+    (a_run, "dashboard --once --svg notes.txt/x.svg", 2, "notes.txt is not a folder"),
     # runs
     (nothing, "runs list nowhere", 2, "there is no folder 'nowhere'"),
     (a_run, "runs list runs/tiny", 2, "'runs/tiny' is a run itself"),
@@ -381,7 +395,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tfx, tmp_path, case, reque
 
 def test_the_table_holds_bad_input_of_every_command():
     told = {line.split()[0] for _, line, _, _ in COMMAND_LINES}
-    assert {command.name for command in COMMANDS} - told <= {"dashboard"}  # tests/dashboard
+    assert {command.name for command in COMMANDS} <= told
 
 
 #: What contradicts itself, or names what is not there, is refused before a store is made.

@@ -1,0 +1,282 @@
+"""Hours of work on a bad machine: training, stopping, going on, generating, scoring, with faults.
+
+    python benchmarks/soak.py                       an hour
+    python benchmarks/soak.py --minutes 5 --seed 1
+    python benchmarks/soak.py --quick --json        one cycle of few faults; last line a JSON object
+
+Each cycle trains a run from its beginning to its end through random faults, then generates (killed
+half-way, and again), scores, and lists it. The faults: SIGKILL and SIGTERM at any moment, a disk that
+takes no more bytes of a file, lines and files torn after a crash, a clock that jumps by up to a year
+either way. Then weights, optimiser, model, history and cells are held, byte by byte, against those of
+a run that nobody disturbed. No command may end in a traceback or an exit code that is not its own.
+
+Every command is a fork of one process that has imported everything and computed nothing, so that an
+hour holds hundreds of faults. Linux only.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from kill_loop import contents  # noqa: E402 - beside this file
+
+PRESET = """\
+[data]
+files = "builtin:atlas?cells=600&seed=0"
+genes = 32
+[encoding]
+bins = 6
+edges = "gene_quantile"
+threshold = 0.0
+[masking]
+genes = "uniform"
+[model]
+layers = 1
+hidden_size = 32
+heads = 4
+skeleton = {skeleton}
+skeleton_rank = 8
+[train]
+max_steps = {steps}
+batch_size = 16
+eval_steps = 20
+eval_cells = 40
+save_steps = 8
+log_steps = 4
+device = "cpu"
+precision = "fp32"
+[generate]
+steps = 4
+"""
+#: Exit codes that tell of a fault in the user's words; any other is a finding.
+EXPECTED = {
+    "kill": {-signal.SIGKILL, 0},
+    "term": {75, 130, 0, -signal.SIGTERM},  # before the command listens, nothing is there to save
+    "disk": {0, 3, -signal.SIGKILL},
+    "torn": {-signal.SIGKILL, 0},
+    "clock": {-signal.SIGKILL, 0},
+    "none": {0},
+}
+FAULTS = ("kill", "term", "disk", "torn", "clock")
+GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
+#: A command that takes longer hangs.
+_PATIENCE = 120.0
+
+
+class Soak:
+    """One folder, in which runs are trained and disturbed."""
+
+    def __init__(self, folder: Path, *, steps: int, seed: int, skeleton: bool) -> None:
+        self.folder, self.steps = folder, steps
+        self.rng = random.Random(seed)
+        self.listen = -1
+        self.findings: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.endings: Counter[str] = Counter()
+        text = PRESET.format(steps=steps, skeleton=str(skeleton).lower())
+        (folder / "soak.toml").write_text(text, encoding="utf-8")
+
+    # ------------------------------------------------------------------------- commands
+
+    def start(self, *arguments: str, file_limit: int | None = None, clock: float = 0.0) -> int:
+        """Begin a command in a process of its own; return its number."""
+        self.listen, say = os.pipe()  # not a file: the limit on files would silence it
+        child = os.fork()
+        if child:
+            os.close(say)
+            return child
+        try:
+            code = 99
+            os.chdir(self.folder)
+            os.dup2(say, 1)
+            os.dup2(say, 2)
+            if file_limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            if clock:
+                real = time.time
+                time.time = lambda: real() + clock
+            from tfx_cli.app import run
+
+            code = run(["-q", *arguments])
+        except BaseException:  # noqa: BLE001 - told by its traceback, whatever it is
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def finish(self, child: int, fault: str, what: str, *, seconds: float | None = None) -> int:
+        """Wait for a command, disturb it after some seconds, and judge how it ended."""
+        signals = {"term": signal.SIGTERM}
+        sent = seconds is None or fault in ("none", "disk")
+        begun = time.monotonic()
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            passed = time.monotonic() - begun
+            if not sent and passed > (seconds or 0.0):
+                os.kill(child, signals.get(fault, signal.SIGKILL))
+                sent = True
+            if passed > _PATIENCE:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                self.findings.append(f"{what} under {fault} hung for {_PATIENCE:.0f} s")
+                return -signal.SIGKILL
+            time.sleep(0.002)
+        code = os.waitstatus_to_exitcode(status)
+        with os.fdopen(self.listen, "rb") as pipe:
+            said = pipe.read(2**15).decode(errors="replace")
+        if code not in EXPECTED[fault] or "Traceback" in said or "this is a fault of tfx" in said:
+            self.findings.append(f"{what} under {fault} ended with {code}: {said.strip()[-400:]}")
+        if fault != "none":
+            self.counts[fault] += 1
+            self.endings[f"{what}, {fault}: {code}"] += 1
+        return code
+
+    def do(self, *arguments: str) -> None:
+        """Run a command that nobody disturbs."""
+        self.finish(self.start(*arguments), "none", " ".join(arguments[:2]))
+
+    # ------------------------------------------------------------------------- training
+
+    def status(self, name: str) -> dict[str, object]:
+        from core.runlog.reader import RunReader
+
+        folder = self.folder / "runs" / name
+        return RunReader(folder).status if (folder / "run.json").exists() else {}
+
+    def train(self, name: str, n_faults: int) -> None:
+        """Train a run through faults, then let it end."""
+        for number in range(n_faults):
+            fault = FAULTS[number % len(FAULTS)]
+            if self.status(name).get("state") == "finished":
+                return
+            file_limit = self.rng.choice([0, 3_000, 40_000, 150_000]) if fault == "disk" else None
+            clock = self.rng.uniform(-1, 1) * 3.2e7 if fault == "clock" else 0.0
+            if fault == "torn":
+                self.tear(name)
+            child = self.start(*self.train_arguments(name), file_limit=file_limit, clock=clock)
+            self.finish(child, fault, "train", seconds=self.moment(name))
+        for _ in range(3):  # a disk that was full may have ended the last attempt early
+            if self.status(name).get("state") != "finished":
+                self.do(*self.train_arguments(name))
+
+    def moment(self, name: str) -> float:
+        """Choose when to disturb: while it starts, or within its steps."""
+        begun = (self.folder / "runs" / name / "checkpoints").exists()
+        return self.rng.uniform(0.0, 1.2 if begun else 2.5)
+
+    def train_arguments(self, name: str) -> tuple[str, ...]:
+        run = self.folder / "runs" / name
+        if (run / "run.json").exists():
+            return ("train", f"runs/{name}")
+        if run.exists():  # killed before it was a run: nothing but a lock
+            for path in run.iterdir():
+                path.unlink()
+            run.rmdir()
+        return ("train", "soak.toml", "--run", name)
+
+    def tear(self, name: str) -> None:
+        """Leave files as a crash of the machine does: lines cut, a checkpoint's bytes lost."""
+        run = self.folder / "runs" / name
+        for path in (run / "metrics.jsonl", run / "events.jsonl"):
+            if path.exists() and self.rng.random() < 0.7:
+                with path.open("ab") as stream:
+                    stream.write(b'{"step": 12, "t": 1')
+        status = run / "status.json"
+        if status.exists() and self.rng.random() < 0.5:
+            status.write_bytes(status.read_bytes()[:20])
+        saved = sorted((run / "checkpoints").glob("step-*/weights.safetensors"))
+        if len(saved) > 1 and self.rng.random() < 0.7:
+            os.truncate(saved[-1], saved[-1].stat().st_size // 2)
+
+    # ------------------------------------------------------------------------- what is made of it
+
+    def use(self, name: str, *, disturbed: bool) -> None:
+        """Generate cells (killed half-way, on a full disk, and again), score and list the run."""
+        out = f"{name}.h5ad"
+        arguments = (*GENERATE, "--run", f"runs/{name}", "-o", out)
+        if disturbed:
+            child = self.start(*arguments)
+            self.finish(child, "kill", "generate", seconds=self.rng.uniform(0.05, 0.8))
+            if not (self.folder / out).exists():
+                child = self.start(*arguments, file_limit=self.rng.choice([0, 2_000, 50_000]))
+                self.finish(child, "disk", "generate")
+        if not (self.folder / out).exists():
+            self.do(*arguments)
+        self.do("eval", f"runs/{name}", "--baselines", "none", "--max-cells", "20")
+        self.do("runs", "list", "--json")
+        self.do("runs", "show", name, "--json")
+        self.do("runs", "export", name, "-o", f"{name}.csv")
+        self.do("dashboard", "--once", "--json")
+
+    def compare(self, name: str, whole: str) -> None:
+        """Hold a disturbed run and its cells against an undisturbed one's."""
+        runs = self.folder / "runs"
+        one, other = contents(runs / whole, self.steps), contents(runs / name, self.steps)
+        self.findings += [f"{name}: {part} differs" for part in one if one[part] != other[part]]
+        if self.cells(name) != self.cells(whole):
+            self.findings.append(f"{name}: the generated cells differ")
+        left = [path.name for path in (runs / name).rglob("*") if "partial" in path.name]
+        if left:
+            self.findings.append(f"{name}: {left} was left behind")
+
+    def cells(self, name: str) -> bytes:
+        import anndata
+
+        adata = anndata.read_h5ad(self.folder / f"{name}.h5ad")
+        return bytes(adata.X.toarray().tobytes() + adata.obs.to_csv().encode())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0, help="of faults and moments")
+    parser.add_argument("--quick", action="store_true", help="one cycle of five faults")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    # Imported once, before the forks; nothing is computed here.
+    import core.evaluation.held_out
+    import core.generation.cells_file
+    import core.training.engine  # noqa: F401
+
+    deadline = time.monotonic() + 60 * arguments.minutes
+    cycles = 0
+    with tempfile.TemporaryDirectory() as name:
+        quick = arguments.quick  # nothing to fit before the first step: most of a short run
+        soak = Soak(Path(name), steps=60 if quick else 240, seed=arguments.seed, skeleton=not quick)
+        soak.train("whole", 0)
+        soak.use("whole", disturbed=False)
+        while not soak.findings and (cycles == 0 or time.monotonic() < deadline):
+            run = f"run{cycles}"
+            soak.train(run, 5 if arguments.quick else 20)
+            soak.use(run, disturbed=True)
+            soak.compare(run, "whole")
+            cycles += 1
+            if arguments.quick:
+                break
+            print(f"cycle {cycles}: {sum(soak.counts.values())} faults, nothing lost", flush=True)
+    for ending, number in sorted(soak.endings.items()):
+        print(f"{number:5d}  {ending}")
+    result = {"cycles": cycles, "faults": dict(soak.counts), "findings": soak.findings}
+    told = ", ".join(f"{number} x {fault}" for fault, number in soak.counts.items())
+    print(f"{cycles} cycles; {told}: " + ("; ".join(soak.findings) or "nothing lost"))
+    if arguments.json:
+        print(json.dumps(result))
+    return int(bool(soak.findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""One cycle of the soak: `benchmarks/soak.py` goes on for an hour."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits the size of files")
+def test_a_run_through_faults_is_the_run_that_nobody_disturbed():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "soak.py", "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["findings"] == []
+    assert set(result["faults"]) == {"kill", "term", "disk", "torn", "clock"}
