@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,20 @@ class Terminal:
             time.sleep(0.2)
         raise AssertionError(f"'{text}' did not appear in:\n{self.text}")  # noqa: EM102
 
+    @property
+    def shown_modes(self):
+        """Whether the alternate screen is on, and whether the mouse is asked for."""
+        return self._tmux("display", "-p", "-t", "t", "#{alternate_on} #{mouse_any_flag}").split()
+
+    @property
+    def dashboard(self):
+        """The process of the dashboard."""
+        shell = self._tmux("display", "-p", "-t", "t", "#{pane_pid}").strip()
+        children = subprocess.run(
+            ["pgrep", "-P", shell], check=True, capture_output=True, text=True
+        ).stdout
+        return int(children.split()[0])
+
     def close(self):
         subprocess.run(["tmux", "-S", self._socket, "kill-server"], check=False)
 
@@ -64,6 +79,14 @@ def terminal(tmp_path):
     terminal = Terminal(tmp_path)
     yield terminal
     terminal.close()
+
+
+def test_a_killed_dashboard_leaves_a_clean_terminal(terminal):
+    terminal.wait_for("no runs yet: press n")
+    assert terminal.shown_modes == ["1", "1"]
+    os.kill(terminal.dashboard, signal.SIGTERM)
+    terminal.wait_for("ended with 0")
+    assert terminal.shown_modes == ["0", "0"]
 
 
 def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):

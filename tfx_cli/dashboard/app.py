@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from tfx_cli.dashboard.workspace import RunView, Workspace, WorkspaceView
 __all__ = ["DashboardApp", "ViewRead"]
 
 
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 #: Seconds that a training may take to end once it has said that it stopped.
 _LONGEST_END = 60.0
 
@@ -109,6 +111,11 @@ class DashboardApp(App[None]):
             self.register_theme(theme)
         self.theme = self._first_theme
         self.set_keymap(read_key_overrides())
+        for name in _ENDING_SIGNALS:
+            # As by q: a terminal that is left as it was, and no child that goes on.
+            with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+                number = getattr(signal, name)
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
         await self.push_screen(RunsScreen())
         if self._first_run is not None:
             self.open_run(str(self._first_run))
