@@ -113,6 +113,21 @@ def generate(
             rich_help_panel=_SAMPLING,
         ),
     ] = None,
+    depth: Annotated[
+        Literal["sample", "none"] | None,
+        typer.Option(
+            help="Genes per cell: as training cells of the phenotypes had, or as many as come.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
+    library_size: Annotated[
+        float | None,
+        typer.Option(
+            metavar="COUNTS",
+            help="Cells as deep as training cells of so many counts; default: as they were.",
+            rich_help_panel=_SAMPLING,
+        ),
+    ] = None,
     decode: Annotated[
         Literal["sample", "mean", "bins"] | None,
         typer.Option(
@@ -176,7 +191,7 @@ def generate(
     given = {
         "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
         "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
-        "decode": decode,
+        "depth": depth, "decode": decode,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     full_request = GenerationRequest(
@@ -185,6 +200,7 @@ def generate(
         unspecified=unspecified,
         settings=model.generate.model_copy(update=changes),
         seed=seed,
+        library_size=library_size,
     )
     source = CellSource(model, full_request)
     for note in source.notes:

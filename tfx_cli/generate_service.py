@@ -44,7 +44,7 @@ _KEPT_REAL = 8
 #: Keys of a request that are sampling settings.
 _SAMPLING = (
     "steps", "method", "order", "schedule", "remask", "temperature", "guidance", "guidance_ramp",
-    "decode",
+    "depth", "decode",
 )  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
@@ -66,7 +66,9 @@ class ServedRequest(BaseModel):
     temperature: float | None = Field(None, gt=0.0)
     guidance: float | None = Field(None, ge=0.0)
     guidance_ramp: Literal["late", "none"] | None = None
+    depth: Literal["sample", "none"] | None = None
     decode: Literal["sample", "mean", "bins"] | None = None
+    library_size: float | None = Field(None, gt=0.0)
     seed: int = Field(0, ge=0)
     unspecified: Literal["sample", "none"] = "sample"
     output: str | None = None
@@ -86,6 +88,8 @@ class ServedRequest(BaseModel):
         words += ["-n", str(self.cells), "--seed", str(self.seed)]
         for name, value in self.sampling.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
+        if self.library_size is not None:
+            words += ["--library-size", str(self.library_size)]
         if self.unspecified != "sample":
             words += ["--unspecified", self.unspecified]
         return shlex.join([*words, "-o", self.output or "generated.h5ad"])
@@ -267,6 +271,7 @@ class _Service:
             unspecified=asked.unspecified,
             settings=model.generate.model_copy(update=asked.sampling),
             seed=asked.seed,
+            library_size=asked.library_size,
         )
         began = time.monotonic()
         source = CellSource(model, request)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
+from core.generation.depth import DepthDraw
 from core.generation.plan import CellPlan
 from core.generation.request import GenerationRequest, PhenotypeDraw
 from core.generation.sampler import check_can_generate, plan_for, sample_cells
@@ -47,11 +48,14 @@ class CellBlock:
         (cells, phenotypes), -1 for [NO_*].
     expression
         (cells, genes), float32.
+    library_size
+        (cells,), float32, counts of the training cells whose depth they got; 0 where not known.
     """
 
     cells: range
     codes: NDArray[np.int32]
     expression: sparse.csr_matrix
+    library_size: NDArray[np.float32]
 
 
 class CellSource:
@@ -86,6 +90,9 @@ class CellSource:
         self.notes = check_can_generate(model, request.settings)
         self.phenotypes = PhenotypeDraw(model, request)
         self.notes += self.phenotypes.notes
+        depth = DepthDraw(model, request.seed, request.library_size)
+        self._depth = depth if depth.is_known and request.settings.depth == "sample" else None
+        self.has_library_size = self._depth is not None and self._depth.has_counts
 
     def blocks(
         self, *, start: int = 0, on_progress: Listener = ignore_progress
@@ -106,8 +113,16 @@ class CellSource:
                     ProgressEvent("generating cells", before + n * step // steps, request.n_cells)
                 )
 
-            drawn = sample_cells(model, codes, request.settings, chance, on_step=report)
-            yield CellBlock(cells, codes, sparse.csr_matrix(_decode(model, drawn, request, cells)))
+            wanted, counts = (
+                (None, np.zeros(len(cells), np.float32))
+                if self._depth is None
+                else self._depth.draw(cells, codes)
+            )
+            drawn = sample_cells(
+                model, codes, request.settings, chance, wanted_genes=wanted, on_step=report
+            )
+            expression = sparse.csr_matrix(_decode(model, drawn, request, cells))
+            yield CellBlock(cells, codes, expression, counts)
 
     def cell_names(self, cells: range) -> list[str]:
         """Return the obs names of the cells."""
@@ -136,6 +151,9 @@ class CellSource:
             "training_cells_of_request": self.phenotypes.n_training,
             "n_cells": request.n_cells,
             "seed": request.seed,
+            "library_size": "as training cells"
+            if request.library_size is None
+            else request.library_size,
             **request.settings.model_dump(),
             "steps": min(request.settings.steps, model.config.n_genes),
             "model_name": str(origin.get("name", "")),
@@ -181,12 +199,12 @@ def generate_cells(
 
     source = CellSource(model, request, batch_size=batch_size)
     blocks = list(source.blocks(on_progress=on_progress))
-    codes = np.concatenate([block.codes for block in blocks])
+    labels = _labels(model, np.concatenate([block.codes for block in blocks]))
+    if source.has_library_size:
+        labels["library_size"] = np.concatenate([block.library_size for block in blocks])
     generated = AnnData(
         X=sparse.vstack([block.expression for block in blocks], format="csr"),
-        obs=pd.DataFrame(
-            _labels(model, codes), index=pd.Index(source.cell_names(range(request.n_cells)))
-        ),
+        obs=pd.DataFrame(labels, index=pd.Index(source.cell_names(range(request.n_cells)))),
         var=source.genes(),
         uns={GENERATION_KEY: source.provenance()},
     )

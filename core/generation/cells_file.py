@@ -5,7 +5,7 @@ While the work lasts, finished cells lie in a folder ``FILE.h5ad.partial`` besid
     request.json    what is being generated, by which weights
     progress.json   cells and values that are whole; replaced after every part
     values.f32, genes.i32   the expression, row after row; lengths.i32: values of each cell
-    codes.i32       (cells, phenotypes)
+    codes.i32       (cells, phenotypes); depths.f32: library size of each cell
 
 Whatever lies beyond what progress.json says is cut off when the work goes on, so that a kill at any
 moment costs one part. Parts end where batches end: the cells of a resumed file are the same, byte for
@@ -50,7 +50,7 @@ _PART_CELLS = 1_024
 _COPIED_VALUES = 1 << 20
 _FILES = {
     "values": np.dtype("<f4"), "genes": np.dtype("<i4"), "lengths": np.dtype("<i4"),
-    "codes": np.dtype("<i4"),
+    "codes": np.dtype("<i4"), "depths": np.dtype("<f4"),
 }  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _draw(source: CellSource, folder: Path, done: _Done, on_progress: Listener) 
             rows = block.expression
             arrays = {
                 "values": rows.data, "genes": rows.indices, "lengths": np.diff(rows.indptr),
-                "codes": block.codes,
+                "codes": block.codes, "depths": block.library_size,
             }  # fmt: skip
             for name, array in arrays.items():
                 files[name].write(np.ascontiguousarray(array, dtype=_FILES[name]).tobytes())
@@ -232,6 +232,7 @@ def _sizes(source: CellSource, done: _Done) -> dict[str, int]:
     """Bytes of each partial file when ``done`` is whole."""
     n_codes = len(source.model.config.phenotypes) * done.cells
     items = {"values": done.values, "genes": done.values, "lengths": done.cells, "codes": n_codes}
+    items["depths"] = done.cells
     return {name: n * _FILES[name].itemsize for name, n in items.items()}
 
 
@@ -278,7 +279,8 @@ def _write_obs(source: CellSource, folder: Path, obs: h5py.Group) -> None:
         {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
     )
     text = h5py.string_dtype(encoding="utf-8")
-    obs.attrs.create("column-order", [*phenotypes, "synthetic"], dtype=text)
+    depths = ["library_size"] if source.has_library_size else []
+    obs.attrs.create("column-order", [*phenotypes, "synthetic", *depths], dtype=text)
     names = _column(obs, "_index", n_cells, text)
     names.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     mark = _column(obs, "synthetic", n_cells, np.dtype(bool))
@@ -293,6 +295,11 @@ def _write_obs(source: CellSource, folder: Path, obs: h5py.Group) -> None:
         column = _column(label, "codes", n_cells, np.min_scalar_type(-len(values) - 1))
         column.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         code_columns.append(column)
+    if depths:
+        column = _column(obs, "library_size", n_cells, _FILES["depths"])
+        column.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        for at, sizes in _pieces(_part(folder, "depths"), _FILES["depths"], _COPIED_VALUES):
+            column[at : at + len(sizes)] = sizes
     step = 65_536
     codes = np.memmap(
         _part(folder, "codes"), dtype=_FILES["codes"], mode="r", shape=(n_cells, len(phenotypes))

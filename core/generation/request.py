@@ -45,7 +45,9 @@ class GenerationRequest:
     unspecified
         "sample" fills open phenotypes from matching training cells; "none" writes [NO_*].
     settings
-        Steps, order, temperature, guidance, decoding.
+        Steps, order, temperature, guidance, depth, decoding.
+    library_size
+        Counts that every cell is to look like; None: as training cells had.
     seed
         Cell i of a seed is the same whatever the number of cells or the batch size.
     """
@@ -55,6 +57,7 @@ class GenerationRequest:
     unspecified: Literal["sample", "none"] = "sample"
     settings: GenerateSettings = field(default_factory=GenerateSettings)
     seed: int = 0
+    library_size: float | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers; ``model_copy`` of the settings has not."""
@@ -69,6 +72,12 @@ class GenerationRequest:
             raise ConfigurationError(message)
         if not 0 < self.settings.temperature < math.inf:
             message = f"temperature {self.settings.temperature} must be a number above 0; 1 draws from the model"
+            raise ConfigurationError(message)
+        if self.library_size is not None and not 0 < self.library_size < math.inf:
+            message = f"library size {self.library_size} must be a number of counts above 0"
+            raise ConfigurationError(message)
+        if self.library_size is not None and self.settings.depth == "none":
+            message = "a library size needs depth = 'sample'; leave one of them out"
             raise ConfigurationError(message)
         if not 0 <= self.settings.guidance < math.inf:
             message = f"guidance {self.settings.guidance} must be a number of at least 0; 0 is none"

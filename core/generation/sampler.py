@@ -20,12 +20,17 @@ from core.encoding.masking import Show
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
 from core.generation.class_marginals import draw_from_class_marginals
+from core.generation.depth import expression_log_odds, shift_expression, solve_shift
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.generation.skeleton_state import SkeletonState
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.gene_outputs import gene_confidence, sample_genes
 from core.presets.schema import GenerateSettings
+
+#: How often the depth of a cell is looked at while its genes are drawn, and the share of the panel that
+#: is drawn last, without looking.
+_SHIFTS_PER_CELL, _LAST_SHARE = 8, 1 / 16
 
 __all__ = ["check_can_generate", "plan_for", "sample_cells"]
 
@@ -98,6 +103,7 @@ def sample_cells(
     settings: GenerateSettings,
     plan: CellPlan,
     *,
+    wanted_genes: NDArray[np.float32] | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> NDArray[np.int64] | NDArray[np.float32]:
     """Generate cells of given phenotypes.
@@ -112,6 +118,8 @@ def sample_cells(
         Order, temperature, guidance.
     plan
         Of these cells: what is drawn in which step, and its chance.
+    wanted_genes
+        (cells,), genes that each cell is to express (`core.generation.depth`); None: as many as come.
     on_step
         Called with the number of steps done.
 
@@ -125,7 +133,7 @@ def sample_cells(
     latter with all phenotypes masked (Ho and Salimans 2022). With the late ramp g grows with the share
     of genes revealed: early guidance harms (arXiv 2507.08965).
     """
-    cells = _Cells(model, codes, settings, plan)
+    cells = _Cells(model, codes, settings, plan, wanted_genes)
     for step in range(len(plan.steps.ends)):
         if step == 0 and plan.steps.fixed_rate is not None:
             cells.start_from_marginals(codes)
@@ -146,6 +154,7 @@ class _Cells:
         codes: NDArray[np.int32],
         settings: GenerateSettings,
         plan: CellPlan,
+        wanted_genes: NDArray[np.float32] | None,
     ) -> None:
         self._model, self._config, self._settings = model, model.config, settings
         self._network = model.network.eval()
@@ -163,6 +172,11 @@ class _Cells:
         self._cells = torch.arange(self._n_cells, device=device).unsqueeze(1)
         self._is_guided = settings.guidance > 0
         self._n_known = 0
+        self._wanted_genes = (
+            None if wanted_genes is None else torch.from_numpy(wanted_genes).to(device)
+        )
+        self._shift = torch.zeros(self._n_cells, device=device)
+        self._n_known_at_shift = -1
         self._states: list[SkeletonState] = []
         if self._network.skeleton is not None:
             shown = [_shown(model, codes, device)]
@@ -180,20 +194,22 @@ class _Cells:
         n_again = self._steps.n_again[step]
         if n_again:
             self._hide(genes[:, :n_again])
-        parts = self._encoder_logits(genes)
+            self._n_known_at_shift = -1
+        parts = self._encoder_logits_of_step(genes)
         # The skeleton follows every gene, in panels so large that it would take long, a few at a time.
         at_once = n if not self._states else -(-self._n_genes // self._settings.gene_steps)
         for first in range(0, n, at_once):
             some = slice(first, min(first + at_once, n))
+            self._renew_shift_by_skeleton()
             logits = self._logits(genes[:, some], [part[:, some] for part in parts])
+            logits = shift_expression(logits, self._shift, self._config)
             at = slice(end - n + some.start, end - n + some.stop)
             drawn = self._sample(logits, self._uniform[:, at], self._normal[:, at])
             self._reveal(genes[:, some], drawn)
 
     def reveal_surest(self, n: int) -> None:
         """Reveal the ``n`` genes of each cell that the model is surest of."""
-        places = slice(self._first, self._first + self._n_genes)
-        is_hidden = (self._value[:, places] == MASK).gather(1, self._genes)
+        is_hidden = self._is_hidden().gather(1, self._genes)
         at = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
         genes = self._genes.gather(1, at)
         logits = self._logits(genes, self._encoder_logits(genes))
@@ -208,7 +224,9 @@ class _Cells:
         genes = self._genes[:, : self._n_genes]
         uniform = self._uniform[:, : self._n_genes]
         if self._states:
-            drawn = self._sample(self._states[0].logits(genes), uniform, self._normal[:, :0])
+            self._renew_shift_by_skeleton()
+            logits = shift_expression(self._states[0].logits(genes), self._shift, self._config)
+            drawn = self._sample(logits, uniform, self._normal[:, :0])
         else:
             by_gene = torch.empty_like(uniform).scatter_(1, genes, uniform).cpu().numpy()
             start = draw_from_class_marginals(self._model, codes, by_gene)
@@ -237,6 +255,55 @@ class _Cells:
             part(self._ask(genes, value), route)[0].float().view(*genes.shape, -1)
             for value in inputs
         ]
+
+    def _encoder_logits_of_step(self, genes: Tensor) -> list[Tensor]:
+        """(B, n, O) as `_encoder_logits`; without a skeleton the depth needs all hidden genes."""
+        if self._wanted_genes is None or self._states:
+            return self._encoder_logits(genes)
+        is_hidden = self._is_hidden()
+        hidden = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
+        parts = self._encoder_logits(hidden)
+        log_odds = torch.zeros(is_hidden.shape, device=genes.device)
+        log_odds.scatter_(1, hidden, expression_log_odds(parts[0], self._config))
+        self._renew_shift(log_odds, is_hidden)
+        place = torch.zeros_like(is_hidden, dtype=torch.long)
+        place.scatter_(
+            1, hidden, torch.arange(hidden.shape[1], device=genes.device).expand_as(hidden)
+        )
+        at = place.gather(1, genes)
+        return [part[self._cells, at] for part in parts]
+
+    def _renew_shift_by_skeleton(self) -> None:
+        """Renew the shift from what the skeleton expects, now and then."""
+        if self._wanted_genes is None or not self._states:
+            return
+        since = self._n_known - self._n_known_at_shift
+        if self._n_known_at_shift >= 0 and 0 <= since < self._n_genes / _SHIFTS_PER_CELL:
+            return
+        log_odds = torch.cat(
+            [expression_log_odds(part, self._config) for part in self._states[0].panel_logits()],
+            dim=1,
+        )
+        self._renew_shift(log_odds, self._is_hidden())
+
+    def _renew_shift(self, log_odds: Tensor, is_hidden: Tensor) -> None:
+        assert self._wanted_genes is not None
+        if self._n_genes - self._n_known < _LAST_SHARE * self._n_genes:
+            return  # the last few genes must not pay for all
+        self._n_known_at_shift = self._n_known
+        wanted = self._wanted_genes - self._n_expressed()
+        self._shift = solve_shift(log_odds, is_hidden, wanted, self._settings.temperature)
+
+    def _is_hidden(self) -> Tensor:
+        """(B, genes)."""
+        return self._value[:, self._first : self._first + self._n_genes] == MASK
+
+    def _n_expressed(self) -> Tensor:
+        """(B,) genes that were drawn and are expressed."""
+        places = slice(self._first, self._first + self._n_genes)
+        if self._config.kind == "continuous":
+            return (self._number[:, places] > 0).sum(dim=1)
+        return (self._value[:, places] > self._config.tokens.first_bin).sum(dim=1)
 
     def _logits(self, genes: Tensor, encoder: Sequence[Tensor]) -> Tensor:
         """(B, n, O) of all parts together, guided."""

@@ -8,12 +8,17 @@ of times, and a cell that does not depend on the cells beside it.
 Shapes: B cells, S phenotype values shown, n genes asked for per cell, O outputs per gene, r rank.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from core.model.skeleton import Skeleton
 
 __all__ = ["SkeletonState"]
+
+#: Genes of the panel that are answered at once.
+_PANEL_PART = 2_048
 
 
 class SkeletonState:
@@ -61,6 +66,22 @@ class SkeletonState:
 
     def logits(self, genes: Tensor) -> Tensor:
         """Return (B, n, O) logits of hidden genes (B, n)."""
+        weight, hidden = self._weight_and_hidden()
+        votes_BnO = torch.einsum("bnor,br->bno", self._effects_GOr[genes], hidden)
+        return self._prior_GO[genes] + weight * self._class_BGO[self._cells, genes] + votes_BnO
+
+    def panel_logits(self) -> Iterator[Tensor]:
+        """Yield (B, some genes, O) logits of the whole panel, in parts, in float32."""
+        weight, hidden = self._weight_and_hidden()
+        for first in range(0, self._n_genes, _PANEL_PART):
+            some = slice(first, first + _PANEL_PART)
+            effects_xr = self._effects_GOr[some].flatten(0, 1).float()
+            class_BxO = self._class_BGO[:, some]
+            votes_BxO = (hidden.float() @ effects_xr.T).view(class_BxO.shape)
+            yield self._prior_GO[some].float() + weight * class_BxO + votes_BxO
+
+    def _weight_and_hidden(self) -> tuple[float, Tensor]:
+        """Return the weight of the class table and the (B, r) hidden state."""
         skeleton = self._skeleton
         share = torch.full((1, 1), 1 - self.n_visible / self._n_genes, device=self._sums_Br.device)
         weight = float(share + torch.sigmoid(skeleton.class_scale(share)) * (1 - share))
@@ -68,5 +89,4 @@ class SkeletonState:
         hidden = self._sums_Br * (scale / (self.n_visible + 8) ** 0.5) * self._gate_Br
         inner = nn.functional.gelu(torch.addmm(self._mix_in[1], hidden, self._mix_in[0]))
         hidden = hidden + torch.addmm(self._mix_out[1], inner, self._mix_out[0])
-        votes_BnO = torch.einsum("bnor,br->bno", self._effects_GOr[genes], hidden)
-        return self._prior_GO[genes] + weight * self._class_BGO[self._cells, genes] + votes_BnO
+        return weight, hidden

@@ -158,6 +158,7 @@ class CellModel:
                 "means": np.ascontiguousarray(reference.means),
                 "detection": np.ascontiguousarray(reference.detection),
                 "bin_counts": np.ascontiguousarray(reference.bin_counts),
+                **({} if reference.depth is None else {"depth": reference.depth}),
             },
             folder / "reference.safetensors",
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from core.errors import ConfigurationError, DataError
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
+from core.model.reference import DEPTH_QUANTILES
 
 __all__ = ["check_arrays", "check_weights"]
 
@@ -140,6 +141,11 @@ def check_arrays(
     for name, (arrays, shape, letter) in promised.items():
         _check_array(folder, name, arrays.get(name), shape, letter)
     _check_array(folder, "means", reference.get("means"), of_values, "f")
+    if "depth" in reference:  # which older folders lack
+        depths = (n_combinations, 2, DEPTH_QUANTILES)
+        _check_array(folder, "depth", reference["depth"], depths, "f")
+        if np.any(np.diff(reference["depth"], axis=-1) < 0):
+            _refuse(folder, "the quantiles of depth decrease")
     if np.any(np.diff(edges, axis=-1) < 0):
         _refuse(folder, "the edges of the bins decrease")
     codes = reference["combinations"]

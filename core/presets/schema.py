@@ -445,6 +445,11 @@ class GenerateSettings(_Section):
         "or the bin number",
     )
 
+    depth: Literal["sample", "none"] = Field(
+        "sample",
+        description="sample: every cell gets the number of expressed genes of a training cell of its "
+        "phenotypes; none: as many as come",
+    )
 
 class Preset(_Section):
     """A whole preset."""

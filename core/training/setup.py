@@ -119,7 +119,7 @@ def build_model(
         panel=panel,
         values=values,
         table=table,
-        reference=make_reference(store, config, expression, bins, codes, all_codes),
+        reference=make_reference(store, rows, config, expression, bins, codes, all_codes),
         masking=preset.training_masking,
         generate=preset.generate,
         origin=_origin(preset, store, name),
@@ -225,6 +225,7 @@ def make_config(
 def make_reference(
     store: Store,
     config: TfxConfig,
+    rows: NDArray[np.int64],
     expression: sparse.csr_matrix,
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
@@ -243,6 +244,8 @@ def make_reference(
     shape = (sum(config.phenotype_sizes), config.n_genes)
     n_bins = config.n_bins
     return Reference(
+    is_counted = store.value_kind == "counts"
+    totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
         combinations=combinations,
         counts=counts,
         means=np.asarray(means, dtype=np.float32).reshape(shape),
@@ -251,6 +254,7 @@ def make_reference(
             np.int64
         ),
     )
+        depth=Reference.depth_quantiles(combinations, codes, (bins > 0).sum(axis=1), totals),
 
 
 def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> torch.Tensor | None:
