@@ -225,6 +225,10 @@ class Soak:
     def compare(self, name: str, whole: str) -> None:
         """Hold a disturbed run and its cells against an undisturbed one's."""
         runs = self.folder / "runs"
+        state = self.status(name).get("state")
+        if state != "finished":
+            self.findings.append(f"{name}: is {state}, and not finished")
+            return
         one, other = contents(runs / whole, self.steps), contents(runs / name, self.steps)
         self.findings += [f"{name}: {part} differs" for part in one if one[part] != other[part]]
         if self.cells(name) != self.cells(whole):
@@ -262,8 +266,9 @@ def main() -> int:
         while not soak.findings and (cycles == 0 or time.monotonic() < deadline):
             run = f"run{cycles}"
             soak.train(run, 5 if arguments.quick else 20)
-            soak.use(run, disturbed=True)
-            soak.compare(run, "whole")
+            if not soak.findings:
+                soak.use(run, disturbed=True)
+                soak.compare(run, "whole")
             cycles += 1
             if arguments.quick:
                 break

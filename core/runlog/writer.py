@@ -55,6 +55,9 @@ class RunWriter:
     run
         What identifies the run: hashes of preset, store and vocabulary, parameters. Added to
         what the writer knows itself (arguments, host, process, job, commit, version).
+    config
+        The resolved preset, as `config` takes it. Written before run.json makes the folder a run: a
+        run without its preset could not go on.
     clock
         Seconds since 1970; for tests.
 
@@ -65,7 +68,12 @@ class RunWriter:
     """
 
     def __init__(
-        self, folder: Path, *, run: Mapping[str, object], clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        *,
+        run: Mapping[str, object],
+        config: str | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder = folder
         self._clock = clock
@@ -83,6 +91,8 @@ class RunWriter:
         self._system = SystemLog(folder, host=self._host, clock=clock)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if config is not None:
+                self.config(config)
             if not (folder / RUN_FILE).exists():
                 write_json(folder / RUN_FILE, self._describe() | dict(run))
         except OSError as error:

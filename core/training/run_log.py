@@ -101,8 +101,7 @@ def open_run_log(
                 stack.enter_context(SystemMonitor(MachineReader(folder, device), system.append))
             yield RunLog()
             return
-        writer = stack.enter_context(RunWriter(folder, run=run))
-        writer.config(config)
+        writer = stack.enter_context(RunWriter(folder, run=run, config=config))
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
         handler = writer.log_handler()
         logging.getLogger("core").addHandler(handler)

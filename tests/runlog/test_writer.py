@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -253,3 +254,24 @@ def test_the_first_process_of_another_node_logs_its_machine(writer, folder, cloc
     log.append(cpu_percent=7.0)
     log.close()
     assert RunReader(folder).system() == {"node-7-b": [{"t": 1000.0, "cpu_percent": 7.0}]}
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_disk_that_is_full_at_the_start_leaves_no_run(tmp_path, monkeypatch, written):
+    """A folder becomes a run by run.json, so the preset, without which none goes on, comes first."""
+    from core.runlog import json_lines
+    from core.runlog.reader import list_runs
+
+    replace, names = json_lines.replace_bytes, []
+
+    def fail(path, content):
+        if len(names) >= written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        names.append(path.name)
+        replace(path, content)
+
+    monkeypatch.setattr(json_lines, "replace_bytes", fail)
+    with pytest.raises(MachineError, match="cannot be written"):
+        RunWriter(tmp_path / "run", run={}, config="[data]\n")
+    assert names == ["config.toml"][:written]
+    assert list_runs(tmp_path) == []
