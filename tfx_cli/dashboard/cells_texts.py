@@ -172,7 +172,7 @@ def _n_bins(span: float, n_values: int) -> int:
     return int(np.clip(min(span, np.sqrt(n_values)), 4, 24))
 
 
-def fidelity_content(profile: Mapping[str, Any], event: Mapping[str, Any]) -> Content:
+def fidelity_content(profile: Mapping[str, Any]) -> Content:
     """Write the fidelity numbers, what they were taken against, and the notes."""
     lines: list[Content] = []
     n_training = finite_number(profile.get("training_cells"))
@@ -186,9 +186,6 @@ def fidelity_content(profile: Mapping[str, Any], event: Mapping[str, Any]) -> Co
     else:
         lines.append(Content("0 real cells match: nothing to compare with"))
     lines += [Content(line) for line in _fidelity_lines(profile.get("fidelity"))]
-    seconds = finite_number(event.get("seconds"))
-    if seconds is not None:
-        lines.append(Content(f"{event.get('cells')} cells in {seconds:.1f} s"))
     notes: Sequence[object] = profile.get("notes") or ()
     lines += [Content.styled(f"! {note}", "$warning") for note in notes]
     return Content("\n").join(lines)

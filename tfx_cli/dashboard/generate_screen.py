@@ -83,7 +83,10 @@ class GenerateScreen(DashboardScreen):
     GenerateScreen #results Tab { height: 1; padding: 0 2 0 0; }
     GenerateScreen #results Underline { display: none; }
     GenerateScreen DataTable { height: 1fr; background: $background; }
-    GenerateScreen #fidelity { height: auto; padding: 0 1; }
+    GenerateScreen .fidelity { height: auto; padding: 0 1; }
+    GenerateScreen #side-fidelity { display: none; margin-top: 1; color: $secondary; }
+    GenerateScreen.-normal #side-fidelity, GenerateScreen.-wide #side-fidelity { display: block; }
+    GenerateScreen.-normal #fidelity, GenerateScreen.-wide #fidelity { display: none; }
     """
 
     def __init__(self, run: str) -> None:
@@ -119,6 +122,7 @@ class GenerateScreen(DashboardScreen):
                             yield Input(value, id=f"field-{name}", type=kind, compact=True)  # type: ignore[arg-type]
                 yield Static("", id="match", markup=False)
                 yield Static("", id="progress", markup=False)
+                yield Static("", id="side-fidelity", classes="fidelity", markup=False)
             with TabbedContent(initial="genes", id="results"):
                 with TabPane("1 Genes", id="genes"):
                     yield DataTable(
@@ -136,7 +140,7 @@ class GenerateScreen(DashboardScreen):
                         "", id="depth-curve", x_name="genes", empty="press g to generate",
                         tells_last=False,
                     )  # fmt: skip
-                    yield Static("", id="fidelity", markup=False)
+                    yield Static("", id="fidelity", classes="fidelity", markup=False)
                 with TabPane("5 Moved", id="moved"):
                     yield DataTable(
                         id="moved-table", cursor_type="row", zebra_stripes=True,
@@ -389,7 +393,8 @@ class GenerateScreen(DashboardScreen):
             ],
             title="share of cells by detected genes",
         )
-        self.query_one("#fidelity", Static).update(fidelity_content(profile, self._result or {}))
+        for text in self.query(".fidelity").results(Static):
+            text.update(fidelity_content(profile))
         before = (self._before or {}).get("profile")
         if before is not None:
             rows = moved_rows(before, profile, self._bar_colours())
