@@ -42,7 +42,20 @@ def generate(
     age: Age = None,
     disease: Disease = None,
     phenotype: PhenotypePairs = None,
-    n_cells: Annotated[int, typer.Option("-n", "--cells", help="Number of cells.")] = 200,
+    n_cells: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--cells", help="Number of cells; default 200, or what --balance needs."
+        ),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            "--balance",
+            metavar="PHENOTYPE",
+            help="Fill up the rare values of a phenotype, as in cell_type.",
+        ),
+    ] = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FILE.h5ad", help="Where the cells are written."),
@@ -184,7 +197,7 @@ def generate(
         read_real_cells,
     )
     from core.generation.picture import comparison_png
-    from core.generation.request import GenerationRequest
+    from core.generation.request import GenerationRequest, lacking_cells
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
@@ -194,6 +207,9 @@ def generate(
         "depth": depth, "decode": decode,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
+    if n_cells is None:
+        lacking = {} if balance is None else lacking_cells(model, request, balance)
+        n_cells = sum(lacking.values()) or 200
     full_request = GenerationRequest(
         phenotypes=request,
         n_cells=n_cells,
@@ -201,6 +217,7 @@ def generate(
         settings=model.generate.model_copy(update=changes),
         seed=seed,
         library_size=library_size,
+        balance=balance,
     )
     source = CellSource(model, full_request)
     for note in source.notes:

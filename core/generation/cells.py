@@ -148,6 +148,7 @@ class CellSource:
             "values": values,
             "request": dict(request.phenotypes),
             "unspecified": request.unspecified,
+            "balance": request.balance or "",
             "training_cells_of_request": self.phenotypes.n_training,
             "n_cells": request.n_cells,
             "seed": request.seed,

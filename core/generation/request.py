@@ -21,7 +21,14 @@ from core.model.folder import CellModel
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings
 
-__all__ = ["FEW_CELLS", "MAX_CELLS", "GenerationRequest", "PhenotypeDraw", "resolve_phenotypes"]
+__all__ = [
+    "FEW_CELLS",
+    "MAX_CELLS",
+    "GenerationRequest",
+    "PhenotypeDraw",
+    "lacking_cells",
+    "resolve_phenotypes",
+]
 
 #: Beyond this a typing error is likelier than a wish: months of work, terabytes of disk.
 MAX_CELLS = 1_000_000_000
@@ -42,6 +49,9 @@ class GenerationRequest:
         whatever becomes of the others.
     n_cells
         How many.
+    balance
+        A phenotype whose rare values are to be filled up, or None: values are drawn by what each lacks of
+        the commonest.
     unspecified
         "sample" fills open phenotypes from matching training cells; "none" writes [NO_*].
     settings
@@ -58,6 +68,7 @@ class GenerationRequest:
     settings: GenerateSettings = field(default_factory=GenerateSettings)
     seed: int = 0
     library_size: float | None = None
+    balance: str | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers; ``model_copy`` of the settings has not."""
@@ -110,6 +121,37 @@ def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int
     return codes
 
 
+def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str) -> dict[str, int]:
+    """Count, for every value of a phenotype, the training cells that it lacks of the commonest.
+
+    Values that no training cell has cannot be filled up, and lack none.
+
+    Raises
+    ------
+    ConfigurationError
+        The model has no such phenotype, the request fixes it, or its values are balanced already.
+    """
+    wanted = resolve_phenotypes(model.config, phenotypes)
+    names = list(model.config.phenotypes)
+    if balance not in names:
+        message = f"this model has no phenotype '{balance}' to balance; {suggest(balance, names)}"
+        raise ConfigurationError(message)
+    slot = names.index(balance)
+    if slot in wanted:
+        message = f"{balance} cannot be both asked for and balanced; leave one of them out"
+        raise ConfigurationError(message)
+    kept = {other: code for other, code in wanted.items() if code >= 0}
+    values = model.config.phenotypes[balance]
+    has = [model.reference.n_cells({**kept, slot: code}) for code in range(len(values))]
+    lacking = {value: max(has) - n if n else 0 for value, n in zip(values, has, strict=True)}
+    if not any(lacking.values()):
+        message = (
+            f"there is nothing to fill up: the values of {balance} have equal numbers of cells"
+        )
+        raise ConfigurationError(message)
+    return lacking
+
+
 class PhenotypeDraw:
     """The phenotypes that the cells of a request get, in any order and in parts.
 
@@ -144,7 +186,9 @@ class PhenotypeDraw:
         self.n_training = model.reference.n_cells(self.wanted)
         self.notes = self._notes_on_training()
         self._combinations: NDArray[np.int32] | None = None
-        if request.unspecified == "sample" and len(asked) < len(self._config.phenotypes):
+        if request.balance is not None:
+            self._fill_up(model, request)
+        elif request.unspecified == "sample" and len(asked) < len(self._config.phenotypes):
             matching, given_up = _matching_combinations(self._reference, self.wanted)
             if given_up:
                 names = list(self._config.phenotypes)
@@ -168,6 +212,34 @@ class PhenotypeDraw:
         for slot, code in self._asked.items():
             codes[:, slot] = code
         return codes
+
+    def _fill_up(self, model: CellModel, request: GenerationRequest) -> None:
+        """Weigh training combinations by what the values of the balanced phenotype lack."""
+        assert request.balance is not None
+        lacking = lacking_cells(model, request.phenotypes, request.balance)
+        slot = list(self._config.phenotypes).index(request.balance)
+        values = self._config.phenotypes[request.balance]
+        matching = self._reference.matching(self.wanted)
+        matching &= self._reference.combinations[:, slot] >= 0
+        combinations = self._reference.combinations[matching]
+        codes, counts = combinations[:, slot], self._reference.counts[matching]
+        lacks = np.array([lacking[value] for value in values], dtype=np.float64)
+        has = np.bincount(codes, counts, minlength=len(values))
+        weights = counts * (lacks / np.maximum(has, 1.0))[codes]
+        if request.unspecified == "none":
+            combinations = np.full_like(combinations, -1)
+            combinations[:, slot] = codes
+        self._combinations = combinations
+        self._cumulative = np.cumsum(weights) / weights.sum()
+        few = [
+            f"{value} ({int(n)})"
+            for value, n in zip(values, has, strict=True)
+            if lacking[value] and n < FEW_CELLS
+        ]
+        if few:
+            self.notes.append(
+                f"few training cells: {', '.join(few)}; cells that fill them up are guesswork"
+            )
 
     def _notes_on_training(self) -> list[str]:
         if not self.wanted or self.n_training >= FEW_CELLS:

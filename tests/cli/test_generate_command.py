@@ -77,6 +77,19 @@ def test_the_same_seed_gives_the_same_cells(tfx, tiny_run, tmp_path):
     assert (a != c).any()
 
 
+def test_balancing_writes_as_many_cells_as_the_rare_values_lack(tfx, tiny_run, tmp_path):
+    from core.generation.request import lacking_cells
+    from core.model.folder import CellModel
+
+    lacking = lacking_cells(CellModel.load(tiny_run / "model"), {}, "disease")
+    result = tfx("generate", "--balance", "disease", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["cells"] == sum(lacking.values())
+    found = anndata.read_h5ad(tmp_path / "generated.h5ad").obs["disease"].value_counts()
+    for value, n in lacking.items():
+        assert abs(found[value] - n) <= 5 * (n**0.5)
+
+
 def test_a_model_folder_alone_is_enough(tfx, tiny_run, tmp_path):
     (tiny_run / "model").rename(tmp_path / "copied")
     path = tmp_path / "copied" / "tfx.json"

@@ -161,7 +161,9 @@ def test_depths_travel_in_the_model_folder_and_older_folders_do_without(tmp_path
         CellModel.load(tmp_path / "bad")
 
 
-def test_genes_per_cell_spread_as_in_training_cells_even_where_the_model_knows_no_gene_pairs(tiny_store):
+def test_genes_per_cell_spread_as_in_training_cells_even_where_the_model_knows_no_gene_pairs(
+    tiny_store,
+):
     preset = tiny_preset(model__layers=1, data__genes=100).preset  # marginals are all it knows
     model = build_model(preset, tiny_store, name="tiny")
     rows = tiny_store.rows("train")

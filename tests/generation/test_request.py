@@ -8,6 +8,7 @@ from core.generation.request import (
     MAX_CELLS,
     GenerationRequest,
     PhenotypeDraw,
+    lacking_cells,
     resolve_phenotypes,
 )
 from tests.model.examples import make_cell_model, make_config
@@ -196,6 +197,41 @@ def test_the_phenotypes_of_a_part_are_those_within_the_whole(model):
     whole = draw.codes(range(1000))
     for part in (range(3), range(990, 1000), range(17, 400)):
         np.testing.assert_array_equal(draw.codes(part), whole[part.start : part.stop])
+
+
+def test_balancing_fills_rare_values_up_to_the_commonest(model):
+    """Training has lung 650, blood 350, liver 4."""
+    assert lacking_cells(model, {}, "tissue") == {"lung": 0, "blood": 300, "liver": 646}
+    codes, notes = draw_codes(model, ask({}, 20_000, balance="tissue"))
+    found = np.bincount(codes[:, 1], minlength=3)
+    np.testing.assert_allclose(found / 20_000, [0, 300 / 946, 646 / 946], atol=0.015)
+    assert set(codes[codes[:, 1] == 2, 0]) == {1}  # all liver cells of training are male
+    blood = codes[codes[:, 1] == 1, 0]
+    assert (blood == 0).mean() == pytest.approx(200 / 350, abs=0.03)
+    assert notes == ["few training cells: liver (4); cells that fill them up are guesswork"]
+    none, _ = draw_codes(model, ask({}, 500, balance="tissue", unspecified="none"))
+    assert (none[:, 0] == -1).all()
+    assert set(none[:, 1]) == {1, 2}
+
+
+def test_balancing_within_a_request_counts_the_cells_of_the_request(model):
+    assert lacking_cells(model, {"sex": "male"}, "tissue") == {"lung": 0, "blood": 0, "liver": 146}
+    codes, _ = draw_codes(model, ask({"sex": "male"}, 50, balance="tissue"))
+    assert (codes == [1, 2]).all()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "balance", "message"),
+    [
+        ({}, "tisue", "no phenotype 'tisue' to balance; did you mean 'tissue'"),
+        ({"tissue": "lung"}, "tissue", "cannot be both asked for and balanced"),
+        ({"tissue": "lung", "sex": "female"}, "sex", "cannot be both"),
+        ({"tissue": "lung"}, "sex", "nothing to fill up"),
+    ],
+)
+def test_what_cannot_be_balanced_is_refused(model, wanted, balance, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PhenotypeDraw(model, ask(wanted, balance=balance))
 
 
 def test_a_model_without_phenotypes_has_nothing_to_draw():
