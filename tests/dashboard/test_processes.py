@@ -132,6 +132,8 @@ def test_a_run_whose_name_is_taken_is_not_started(tmp_path):
     trainings = TrainingProcesses()
     with pytest.raises(ConfigurationError, match="exists; choose another name"):
         trainings.start("base", "base", [], tmp_path / "runs")
+    with pytest.raises(ConfigurationError, match="writes to a folder 'runs', not to"):
+        trainings.start("base", "base", [], tmp_path / "experiments")
     trainings.close()
 
 

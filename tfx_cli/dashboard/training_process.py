@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError, MachineError
+from tfx_cli.run_folders import RUNS
 
 __all__ = ["Launch", "TrainingProcesses", "process_to_stop", "send_stop"]
 
@@ -76,10 +77,13 @@ class TrainingProcesses:
         Raises
         ------
         ConfigurationError
-            The run exists.
+            The run exists, or its folder is none that `tfx train` writes to.
         MachineError
             The process cannot be started.
         """
+        if root.name != RUNS.name:
+            message = f"tfx train writes to a folder '{RUNS}', not to '{root}'; begin with 'tfx dashboard' where your presets are"
+            raise ConfigurationError(message)
         path = root / name
         if path.exists():
             message = f"{path} exists; choose another name"
