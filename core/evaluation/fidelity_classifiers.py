@@ -81,7 +81,7 @@ def weighted_auc(
 
 
 class ClassTeller:
-    """Logistic regression that tells the class of a cell: scaled genes, balanced classes.
+    """Logistic regression that tells the class of a cell, on scaled genes.
 
     Parameters
     ----------
@@ -89,9 +89,11 @@ class ClassTeller:
         (cells, genes) to learn from.
     classes
         (cells,), codes.
+    balanced
+        Whether all classes weigh the same, whatever their cells.
     """
 
-    def __init__(self, cells: Values, classes: Codes) -> None:
+    def __init__(self, cells: Values, classes: Codes, *, balanced: bool = True) -> None:
         from sklearn.exceptions import ConvergenceWarning  # 500 ms
         from sklearn.linear_model import LogisticRegression
 
@@ -103,7 +105,9 @@ class ClassTeller:
         self._model = None
         if len(np.unique(classes)) > 1:
             self._model = LogisticRegression(
-                C=_PENALTY, class_weight="balanced", max_iter=_MAX_ITERATIONS
+                C=_PENALTY,
+                class_weight="balanced" if balanced else None,
+                max_iter=_MAX_ITERATIONS,
             )
             with warnings.catch_warnings():
                 # So strong a penalty converges in tens of steps; if not, it is close.

@@ -10,6 +10,7 @@ The report is a plain dictionary:
     marks        {method: {measure: {won, threshold}}}; won is null where it cannot be told
     limits       {name: value} that thresholds came from
     class_cells  {class: matched cells}
+    rebalancing  {way: {balanced_accuracy, macro_f1, minus_class_weights, cells_added}}; may be empty
     notes        [sentence, ...]
 
 What each figure means: docs/fidelity.md.

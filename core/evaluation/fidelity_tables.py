@@ -71,12 +71,37 @@ def fidelity_tables(report: Record, *, intervals: bool) -> Iterator[ReportTable]
             ["measure", "difference", "low", "high", "better"],
             [_lead(rule.key, rule.title, rule.better, scores["generated"]) for rule in RULES],
         )
+    if report.get("rebalancing"):
+        yield _rebalancing(report["rebalancing"])
     yield ReportTable(
         "Matched cells",
         "Of each class on a side, in the first seed.",
         ["class", "cells"],
         [[name, str(n)] for name, n in report["class_cells"].items()],
     )
+
+
+def _rebalancing(ways: Record) -> ReportTable:
+    return ReportTable(
+        "Rare classes filled up",
+        "A classifier of the class learns from real training cells: as they are, with classes weighing the "
+        "same, with cells of rare classes repeated, filled up by the copula, filled up by generated "
+        "cells. All are asked about the same unseen real cells; an interval without 0 separates a way "
+        "from class weights.",
+        ["learnt from", "cells added", "balanced accuracy", "macro-F1", "minus class weights", "low",
+         "high"],
+        [
+            [
+                name,
+                show(one["cells_added"]),
+                show(one["balanced_accuracy"]),
+                show(one["macro_f1"]),
+                show(one["minus_class_weights"]["value"]),
+                *map(show, one["minus_class_weights"]["interval"]),
+            ]
+            for name, one in ways.items()
+        ],
+    )  # fmt: skip
 
 
 def _value(scores: Record, key: str) -> str:

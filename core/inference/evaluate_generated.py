@@ -25,6 +25,7 @@ from core.evaluation.fidelity_judge import LabelledCells
 from core.evaluation.fidelity_pictures import fidelity_pictures
 from core.evaluation.fidelity_protocol import run_protocol
 from core.evaluation.fidelity_verdict import mark_methods, verdict
+from core.evaluation.rebalancing import compare_rebalancing
 from core.evaluation.reports import plain_json
 from core.inference.generated_cells import GeneratedCells, read_generated
 from core.inference.labelled_files import read_labelled
@@ -190,6 +191,12 @@ def evaluate_generated(
         n_resamples=n_resamples,
         on_progress=on_progress,
     )
+    rebalanced = {}
+    if labelled_training is not None:
+        rebalanced = compare_rebalancing(
+            labelled_training, labelled_real, label(own, of_generated), encoder, table,
+            len(class_names),
+        )  # fmt: skip
     if model.origin.get("simulated"):
         notes.append(
             "the model was trained on simulated cells: the figures say nothing about real biology"
@@ -217,6 +224,7 @@ def evaluate_generated(
         "marks": marks,
         "limits": result.limits,
         "class_cells": {class_names[code]: n for code, n in result.class_cells.items()},
+        "rebalancing": rebalanced,
         "notes": notes,
     }
     return plain_json(report), fidelity_pictures(result.shown, panel.symbols, class_names)

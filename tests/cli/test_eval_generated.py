@@ -11,6 +11,7 @@ import pytest
 
 from core.cells.builtin import load_builtin
 from core.evaluation.fidelity_verdict import RULES
+from core.evaluation.rebalancing import REBALANCED_BY
 from core.generation import comparison
 from core.inference import evaluate_generated as module
 
@@ -53,6 +54,7 @@ def test_cells_are_judged_beside_the_floor_and_both_baselines(tfx, made, tiny_ru
         assert set(document["marks"][method]) == set(measures)
         assert 0 <= measures["rf_auc"]["value"] <= 1
     assert document["scores"]["training"]["nn_ratio"]["value"] == 0
+    assert list(document["rebalancing"]) == list(REBALANCED_BY)
     assert document["facts"]["generated cells"] == 400
     assert "unseen donors" in document["facts"]["real cells"]
     assert document["facts"]["classes"] == "cell_type"
@@ -63,6 +65,7 @@ def test_cells_are_judged_beside_the_floor_and_both_baselines(tfx, made, tiny_ru
     page = (tiny_run / "eval-generated" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
+    assert "Rare classes filled up" in page
     for sentence in document["verdict"]:
         assert html.escape(sentence) in page
 
