@@ -4,6 +4,8 @@ Every command lives in a module of its own that is imported when that command ru
 and what it imports stay light: `tfx --help` answers in under 0.3 s, most of it Typer and rich.
 """
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
@@ -163,4 +165,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit: the entry point of `tfx`."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == ExitCode.MACHINE:
+        # An HDF5 file that a full disk cut short crashes the interpreter as it is taken down.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

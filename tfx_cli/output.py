@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 from core.errors import ExitCode, TfxError, TrainingInterrupted
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.console import Console, RenderableType
     from rich.table import Table
 
@@ -41,6 +44,10 @@ _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 #: Columns of a table that goes to a file or a pipe, where nothing is cut to a window.
 _FILE_WIDTH = 400
 
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HDF5_ERRNO = re.compile(r"filename = (?P<file>'[^']*').*?errno = (?P<errno>\d+)", re.DOTALL)
+
+_kept_errors: list[Exception] = []
 _live: "Console | None" = None  # the console that draws progress bars at the moment, if any
 
 
@@ -211,13 +218,28 @@ def narration() -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     logging.captureWarnings(capture=True)
     set_verbosity()
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook, sys.unraisablehook = _note_uncaught, _note_unraisable
     try:
         yield
     finally:
+        sys.excepthook, sys.unraisablehook = hooks
         logging.captureWarnings(capture=False)
         logging.getLogger().removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _note_uncaught(
+    kind: type[BaseException], error: BaseException, trace: "TracebackType | None"
+) -> None:
+    """Note what nobody can catch: h5py says so of every object of a file on a full disk."""
+    _NARRATOR.debug("nobody could catch this", exc_info=(kind, error, trace))
+
+
+def _note_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    error = unraisable.exc_value
+    _NARRATOR.debug("ignored in %r", unraisable.object, exc_info=error)
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
@@ -280,23 +302,42 @@ def exit_code_of(call: Callable[[], object]) -> int:
         return stop.exit_code
     except TfxError as error:
         _print_error(str(error), error)
+        _keep(error, error.exit_code)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last place: whatever it is, one sentence
         message, code = _explain(error)
         _print_error(message, error)
+        _keep(error, code)
         return code
     return ExitCode.DONE
+
+
+def _keep(error: Exception, code: ExitCode) -> None:
+    """Keep an error's frames, and the HDF5 files in them, until the process ends.
+
+    A file that a full disk cut short crashes the process when it is freed; `tfx_cli.app.main` ends
+    without freeing anything.
+    """
+    if code == ExitCode.MACHINE:
+        _kept_errors.append(error)
 
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
     """Put an error that nobody foresaw into a sentence."""
     # torch on a CPU: a RuntimeError like any other, but for its words.
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "there is not enough memory; use a smaller model or batch, or fewer genes", ExitCode.MACHINE
+        return (
+            "there is not enough memory; use a smaller model or batch, or fewer genes",
+            ExitCode.MACHINE,
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f": '{error.filename}'" if error.filename is not None else ""
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = error.errno in _FULL_DISK
         return f"{error.strerror}{where}", ExitCode.MACHINE if is_full else ExitCode.FAILED
+    hdf5 = _HDF5_ERRNO.search(str(error))  # HDF5 tells it in the words of other errors
+    if hdf5 is not None and int(hdf5["errno"]) in _FULL_DISK:
+        message = f"{os.strerror(int(hdf5['errno']))}: {hdf5['file']}; make room, and try again"
+        return message, ExitCode.MACHINE
     kind = type(error).__name__
     detail = " ".join(str(error).split())
     message = (
