@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 _SAMPLING = "Sampling"
+#: Sampling settings that changing cells heeds, too.
+_EDITING = ("steps", "schedule", "decode")
 
 
 def generate(
@@ -64,6 +66,22 @@ def generate(
         Path | None,
         typer.Option(
             "--plot", metavar="FILE.png", help="Draw the cells beside real ones of the same kind."
+        ),
+    ] = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE.h5ad",
+            help="Change these real cells instead: --set says what.",
+        ),
+    ] = None,
+    set_values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="With --from: the phenotype to change, as in disease=normal; can be repeated.",
         ),
     ] = None,
     run: ModelOption = None,
@@ -169,6 +187,8 @@ def generate(
     --------
     tfx generate --sex female --tissue lung -n 500 -o lung.h5ad --plot lung.png
     tfx generate --run runs/pbmc68k --cell-type "CD14+ Monocyte" --steps 64
+    tfx generate --balance cell_type -o rare.h5ad
+    tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad
     """
     request = phenotype_request(
         sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
@@ -184,6 +204,37 @@ def generate(
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
         check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
+    given = {
+        "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
+        "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
+        "depth": depth, "decode": decode,
+    }  # fmt: skip
+    changes = {name: value for name, value in given.items() if value is not None}
+    if set_values and from_file is None:
+        message = "--set changes cells of a file; name it by --from"
+        raise ConfigurationError(message)
+    if from_file is not None:
+        unfit = {
+            "-n": n_cells, "--balance": balance, "--plot": plot, "--library-size": library_size,
+            "a phenotype": request or None,
+        }  # fmt: skip
+        unfit |= {f"--{name}": changes.get(name) for name in changes if name not in _EDITING}
+        if decode == "bins":
+            message = "--decode bins: changed cells keep values beside those that moved; use sample or mean"
+            raise ConfigurationError(message)
+        if others := [name for name, value in unfit.items() if value is not None]:
+            message = (
+                f"--from changes cells that there are and does not take {others[0]}; use --set"
+            )
+            raise ConfigurationError(message)
+        from tfx_cli.generate_edit import edit_file, values_to_set  # 3 s, of torch
+
+        values = values_to_set(set_values or [])
+        edit_file(
+            from_file, values, output, folder=model_folder(run), seed=seed, changes=changes,
+            as_json=as_json,
+        )  # fmt: skip
+        return
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells
@@ -201,12 +252,6 @@ def generate(
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
-    given = {
-        "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
-        "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
-        "depth": depth, "decode": decode,
-    }  # fmt: skip
-    changes = {name: value for name, value in given.items() if value is not None}
     if n_cells is None:
         lacking = {} if balance is None else lacking_cells(model, request, balance)
         n_cells = sum(lacking.values()) or 200

@@ -8,7 +8,7 @@ Models trained at a fixed mask rate have never seen a mostly hidden cell: theirs
 marginals and are drawn anew, a share at a time, by Gibbs sweeps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ from core.presets.schema import GenerateSettings
 #: is drawn last, without looking.
 _SHIFTS_PER_CELL, _LAST_SHARE = 8, 1 / 16
 
-__all__ = ["check_can_generate", "plan_for", "sample_cells"]
+__all__ = ["PartialCells", "check_can_generate", "plan_for", "sample_cells"]
 
 
 def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str]:
@@ -133,7 +133,7 @@ def sample_cells(
     latter with all phenotypes masked (Ho and Salimans 2022). With the late ramp g grows with the share
     of genes revealed: early guidance harms (arXiv 2507.08965).
     """
-    cells = _Cells(model, codes, settings, plan, wanted_genes)
+    cells = PartialCells(model, codes, settings, plan, wanted_genes)
     for step in range(len(plan.steps.ends)):
         if step == 0 and plan.steps.fixed_rate is not None:
             cells.start_from_marginals(codes)
@@ -145,7 +145,7 @@ def sample_cells(
     return cells.values()
 
 
-class _Cells:
+class PartialCells:
     """B cells that are being drawn: the input of the encoder, and the skeleton's state of them."""
 
     def __init__(
@@ -185,7 +185,18 @@ class _Cells:
             self._states = [SkeletonState(self._network.skeleton, rows) for rows in shown]
 
     def draw(self, step: int) -> None:
-        """Draw the genes of a step; those that are visible are hidden first."""
+        """Draw the genes of a step."""
+        for genes, at, logits in self.questions(step):
+            self.reveal(genes, self._sample(logits, self._uniform[:, at], self._normal[:, at]))
+
+    def questions(self, step: int) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """Ask for the genes of a step, a few at a time; those that are visible are hidden first.
+
+        Yields
+        ------
+        Genes (B, n), which draws of the plan they are, and their logits (B, n, O). What is answered must
+        be revealed before the next are asked for.
+        """
         end = self._steps.ends[step]
         n = self._steps.n_new[step] + self._steps.n_again[step]
         if n == 0:
@@ -203,9 +214,7 @@ class _Cells:
             self._renew_shift_by_skeleton()
             logits = self._logits(genes[:, some], [part[:, some] for part in parts])
             logits = shift_expression(logits, self._shift, self._config)
-            at = slice(end - n + some.start, end - n + some.stop)
-            drawn = self._sample(logits, self._uniform[:, at], self._normal[:, at])
-            self._reveal(genes[:, some], drawn)
+            yield genes[:, some], slice(end - n + some.start, end - n + some.stop), logits
 
     def reveal_surest(self, n: int) -> None:
         """Reveal the ``n`` genes of each cell that the model is surest of."""
@@ -217,7 +226,7 @@ class _Cells:
         drawn = self._sample(logits, self._uniform.gather(1, at), normal)
         sure = gene_confidence(logits.flatten(0, 1), self._config).view(genes.shape)
         chosen = sure.topk(n, dim=1).indices
-        self._reveal(genes.gather(1, chosen), drawn.gather(1, chosen))
+        self.reveal(genes.gather(1, chosen), drawn.gather(1, chosen))
 
     def start_from_marginals(self, codes: NDArray[np.int32]) -> None:
         """Draw all genes, each on its own, from what training cells of the class had."""
@@ -231,7 +240,7 @@ class _Cells:
             by_gene = torch.empty_like(uniform).scatter_(1, genes, uniform).cpu().numpy()
             start = draw_from_class_marginals(self._model, codes, by_gene)
             drawn = torch.from_numpy(start).to(genes.device).gather(1, genes)
-        self._reveal(genes, drawn)
+        self.reveal(genes, drawn)
 
     def values(self) -> NDArray[np.int64] | NDArray[np.float32]:
         """Return (cells, genes) as drawn."""
@@ -334,7 +343,7 @@ class _Cells:
         self._number[self._cells, places] = 0
         self._n_known -= genes.shape[1]
 
-    def _reveal(self, genes: Tensor, drawn: Tensor) -> None:
+    def reveal(self, genes: Tensor, drawn: Tensor) -> None:
         """Write drawn genes into the input of the next step."""
         places, bin_0 = self._first + genes, self._config.tokens.first_bin
         if self._config.kind == "continuous":

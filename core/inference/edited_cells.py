@@ -1,0 +1,243 @@
+"""A file of real cells with phenotypes set to other values: the genes follow, all else stays.
+
+The output holds the model's genes that the file has: X the changed cells, ``layers["before"]`` the cells as
+they were, both log1p counts per 10,000; obs as in the file, with the labels that were set. A gene whose bin
+did not move keeps its very value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core import __version__
+from core.errors import MachineError
+from core.generation.cells import GENERATION_KEY
+from core.generation.edit import check_can_edit, edit_bins
+from core.generation.request import FEW_CELLS, resolve_phenotypes
+from core.inference.hints import Hint, read_hint
+from core.inference.query_cells import QueryCells
+from core.model.folder import CellModel
+from core.presets.schema import STANDARD_PHENOTYPES, GenerateSettings
+from core.progress import Listener, ProgressEvent, ignore_progress
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["EditedCells", "GeneChange", "edit_cells", "write_edited"]
+
+_BLOCK = 256
+#: The phenotype is written to this obs column where the file has none for it.
+_WRITTEN = "tfx_{}"
+
+
+@dataclass(frozen=True)
+class GeneChange:
+    """One gene: mean log1p values before and after, and the share of cells in which it moved."""
+
+    gene: str
+    before: float
+    after: float
+    change: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class EditedCells:
+    """Changed cells.
+
+    Attributes
+    ----------
+    cells
+        As described above.
+    n_changed
+        Cells that did not have what was set.
+    moved_per_cell
+        Mean number of genes that moved, among those.
+    changes
+        Every gene, the largest absolute change of the mean first.
+    notes
+        Sentences that the user should read.
+    """
+
+    cells: "AnnData"
+    n_changed: int
+    moved_per_cell: float
+    changes: tuple[GeneChange, ...]
+    notes: list[str]
+
+
+def edit_cells(
+    model: CellModel,
+    query: QueryCells,
+    values: Mapping[str, str],
+    *,
+    obs: pd.DataFrame,
+    settings: GenerateSettings,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> EditedCells:
+    """Set phenotypes of the cells of a file.
+
+    Parameters
+    ----------
+    model
+        Of the ranked layout, with bins and a variable mask rate.
+    query
+        The cells.
+    values
+        Phenotype -> value to set.
+    obs
+        Of the file.
+    settings
+        Steps, and how bins that moved become values.
+    seed
+        The same seed gives the same cells.
+
+    Raises
+    ------
+    ConfigurationError
+        The model cannot change cells, or knows no such phenotype or value.
+    DataError
+        The file's cells are not fit.
+    """
+    from anndata import AnnData  # 400 ms
+
+    check_can_edit(model)
+    wanted = resolve_phenotypes(model.config, values)
+    hints, notes = _labels_of(model, query, wanted)
+    codes = np.full((query.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
+    for hint in hints:
+        codes[:, hint.slot] = hint.codes
+    new_codes = codes.copy()
+    for slot, code in wanted.items():
+        new_codes[:, slot] = code
+    differs = (codes != new_codes).any(axis=1)
+    notes += _notes_on_training(model, wanted)
+    present = ~query.missing
+    before, after, moved = [], [], np.zeros(len(present))
+    for first, expression in query.blocks(_BLOCK):
+        rows = slice(first, first + expression.shape[0])
+        old = expression.toarray()
+        bins = model.values.encode(old)
+        new_bins = edit_bins(
+            model, bins, codes[rows], new_codes[rows], settings=settings, seed=seed,
+            first_cell=first, present=present,
+        )  # fmt: skip
+        has_moved = (new_bins != bins) & present & differs[rows, None]
+        rng = np.random.default_rng([seed, first, 41])
+        drawn = model.table.decode(new_bins, how=settings.decode, rng=rng)
+        new = np.where(has_moved, drawn, old)
+        moved += has_moved.sum(axis=0)
+        before.append(sparse.csr_matrix(old[:, present]))
+        after.append(sparse.csr_matrix(new[:, present]))
+        on_progress(ProgressEvent("changing cells", rows.stop, query.n_cells))
+    was, now = sparse.vstack(before, format="csr"), sparse.vstack(after, format="csr")
+    obs = obs.copy()
+    columns = {hint.slot: hint.column for hint in hints}
+    names = list(model.config.phenotypes)
+    for slot, code in wanted.items():
+        value = model.config.phenotypes[names[slot]][code]
+        obs[columns.get(slot, _WRITTEN.format(names[slot]))] = pd.Categorical(
+            [value] * query.n_cells
+        )
+    obs["synthetic"] = differs
+    panel = model.panel
+    var = pd.DataFrame(
+        {"gene_symbol": [panel.symbols[gene] for gene in np.flatnonzero(present)]},
+        index=pd.Index([panel.ids[gene] for gene in np.flatnonzero(present)]),
+    )
+    facts = {
+        "synthetic": True,
+        "edited_from": query.source.name,
+        "set": dict(values),
+        "values": "log1p of counts per 10,000; genes that did not move keep their value",
+        "seed": seed,
+        "steps": settings.steps,
+        "model_name": str(model.origin.get("name", "")),
+        "model_genes_sha256": panel.hash,
+        "simulated_training_data": bool(model.origin.get("simulated", False)),
+        "tfx_version": __version__,
+        "torch_version": version("torch"),
+        "notes": notes,
+    }
+    cells = AnnData(X=now, obs=obs, var=var, layers={"before": was}, uns={GENERATION_KEY: facts})
+    n_changed = int(differs.sum())
+    return EditedCells(
+        cells=cells,
+        n_changed=n_changed,
+        moved_per_cell=float(moved.sum() / max(n_changed, 1)),
+        changes=_changes(list(var["gene_symbol"]), was, now, moved[present] / max(n_changed, 1)),
+        notes=notes,
+    )
+
+
+def write_edited(cells: "AnnData", path: Path) -> None:
+    """Write an .h5ad file under a temporary name, then rename it.
+
+    Raises
+    ------
+    MachineError
+        It cannot be written; an older one stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cells.write_h5ad(partial, compression="gzip")
+        partial.replace(path)
+    except OSError as error:
+        message = f"{path} cannot be written ({error.strerror or error})"
+        raise MachineError(message) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _labels_of(
+    model: CellModel, query: QueryCells, wanted: Mapping[int, int]
+) -> tuple[list[Hint], list[str]]:
+    """Read what the file says of every phenotype of the model, and what it does not."""
+    hints, notes = [], []
+    present = query.source.obs_columns([]).attrs["columns"]
+    for slot, name in enumerate(model.config.phenotypes):
+        if not {STANDARD_PHENOTYPES.get(name, name), name} & set(present):
+            state = "is taken for not specified before" if slot in wanted else "stays so"
+            notes.append(f"the file does not say the {name} of its cells, which {state}")
+            continue
+        hint = read_hint(query.source, model.config, name)
+        hints.append(hint)
+        n_unknown = int((hint.codes < 0).sum())
+        if n_unknown:
+            notes.append(f"{name}: {n_unknown:,} cells have a label that the model does not know")
+    return hints, notes
+
+
+def _notes_on_training(model: CellModel, wanted: dict[int, int]) -> list[str]:
+    names = list(model.config.phenotypes)
+    return [
+        f"only {n:,} training cells have {names[slot]} = {model.config.phenotypes[names[slot]][code]}"
+        for slot, code in wanted.items()
+        if code >= 0 and (n := model.reference.n_cells({slot: code})) < FEW_CELLS
+    ]
+
+
+def _changes(
+    genes: list[str], was: sparse.csr_matrix, now: sparse.csr_matrix, moved: NDArray[Any]
+) -> tuple[GeneChange, ...]:
+    before, after = (
+        np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / max(cells.shape[0], 1)
+        for cells in (was, now)
+    )
+    order = np.argsort(-np.abs(after - before), kind="stable")
+    return tuple(
+        GeneChange(
+            genes[gene], float(before[gene]), float(after[gene]),
+            float(after[gene] - before[gene]), float(moved[gene]),
+        )
+        for gene in order
+    )  # fmt: skip

@@ -1,0 +1,92 @@
+"""`tfx generate --from FILE --set NAME=VALUE` through its entry point."""
+
+import anndata
+import numpy as np
+import pytest
+
+from core.cells.builtin import load_builtin
+
+
+@pytest.fixture(scope="module")
+def patients():
+    """Cells of the atlas that the tiny run has not been trained on, half of them lung."""
+    cells = load_builtin("builtin:atlas?cells=120&seed=7")
+    return cells[:60].copy()
+
+
+@pytest.fixture
+def patients_file(patients, tmp_path):
+    patients.write_h5ad(tmp_path / "patients.h5ad")
+    return tmp_path / "patients.h5ad"
+
+
+def test_setting_the_sex_moves_its_genes_and_keeps_what_did_not_move(
+    tfx, tiny_run, tmp_path, patients_file, patients
+):
+    result = tfx("generate", "--from", "patients.h5ad", "--set", "sex=female", "--json")
+    assert result.code == 0, result.stderr
+    document = result.json
+    assert document["schema"] == "tfx.generate.edit/1"
+    is_male = (patients.obs["sex"] == "male").to_numpy()
+    assert (document["cells"], document["changed_cells"]) == (60, is_male.sum())
+    assert document["set"] == {"sex": "female"}
+    change = {gene["gene"]: gene for gene in document["genes"]}
+    assert change["XIST"]["change"] > 0.3
+    assert change["RPS4Y1"]["change"] < -0.3
+    assert document["genes"][0]["gene"] in ("XIST", "RPS4Y1")
+
+    cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
+    assert list(cells.obs_names) == list(patients.obs_names)
+    assert (cells.obs["sex"] == "female").all()
+    assert list(cells.obs["donor_id"]) == list(patients.obs["donor_id"])
+    np.testing.assert_array_equal(cells.obs["synthetic"], is_male)
+    after, before = cells.X.toarray(), cells.layers["before"].toarray()
+    np.testing.assert_array_equal(after[~is_male], before[~is_male])  # they were female already
+    assert 0 < (after != before).mean() < 0.4
+    facts = cells.uns["tfx_generation"]
+    assert facts["set"] == {"sex": "female"}
+    assert facts["edited_from"].endswith("patients.h5ad")
+
+
+def test_the_report_for_people_names_the_genes_that_moved(tfx, tiny_run, patients_file):
+    result = tfx("generate", "--from", "patients.h5ad", "--set", "sex=male", "-o", "men.h5ad")
+    assert result.code == 0, result.stderr
+    assert "sex = male:" in result.stdout
+    assert "RPS4Y1" in result.stdout
+    assert "men.h5ad: 60 cells" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from", "patients.h5ad"], "--from needs what to change"),
+        (["--from", "patients.h5ad", "--set", "sex"], "must be NAME=VALUE"),
+        (["--from", "patients.h5ad", "--set", "sex=femal"], "did you mean 'female'"),
+        (["--from", "patients.h5ad", "--set", "sexx=female"], "no phenotype 'sexx'"),
+        (["--from", "patients.h5ad", "--set", "sex=male", "--set", "sex=female"], "already 'male'"),
+        (["--from", "patients.h5ad", "--set", "sex=male", "-n", "3"], "does not take -n"),
+        (
+            ["--from", "patients.h5ad", "--set", "sex=male", "--guidance", "1"],
+            "not take --guidance",
+        ),
+        (["--from", "patients.h5ad", "--set", "sex=male", "--decode", "bins"], "--decode bins"),
+        (["--from", "patients.h5ad", "--set", "sex=male", "--tissue", "lung"], "not take a phen"),
+        (["--set", "sex=male"], "name it by --from"),
+    ],
+)
+def test_an_unfit_change_is_one_sentence_and_writes_nothing(
+    tfx, tiny_run, tmp_path, patients_file, arguments, words
+):
+    result = tfx("-q", "generate", *arguments)
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"patients.h5ad", "runs"}
+
+
+def test_a_file_that_is_not_there_is_refused(tfx, tiny_run, tmp_path):
+    result = tfx("-q", "generate", "--from", "gone.h5ad", "--set", "sex=male")
+    assert result.code in (2, 4)
+    assert "gone.h5ad" in result.stderr
+    assert not (tmp_path / "generated.h5ad").exists()
