@@ -79,7 +79,9 @@ def _places(real: LabelledCells, generated: LabelledCells, classes: Sequence[str
         axes.set_title(f"{name}, by class", fontsize=9)
         axes.set_xlim(by_side.get_xlim())
         axes.set_ylim(by_side.get_ylim())
-    legend = by_class[-1].legend(fontsize=6, markerscale=2, loc="best")
+    legend = by_class[-1].legend(
+        fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     for axes in (by_side, *by_class):
