@@ -12,6 +12,7 @@ visible and no phenotype shown; probes learn from training cells, all figures ar
 - probe: logistic regression on the standardised embedding, accuracy / macro-F1;
 - neighbours: share of cells whose 15 nearest training cells vote for the right label;
 - silhouette: of the label, cosine, -1 to 1;
+- masked loss: of genes / phenotypes of validation cells, what training is for (and what may suffer);
 - mixing: of a test cell's 15 nearest test cells of its label, how many are of another donor, over what
   chance gives; 1 is mixed, 0 is one island per donor.
 """
@@ -38,6 +39,9 @@ VARIANTS = {
     "masked": {},
     "reconstruction": {"loss.cls_reconstruction": 1.0},
     "contrast": {"loss.cls_contrast": 0.1},
+    "contrast-half": {"loss.cls_contrast": 0.1, "train.max_steps": 500},  # as many cells computed
+    "summary": {"model.cell_summary": "true"},
+    "summary-reconstruction": {"model.cell_summary": "true", "loss.cls_reconstruction": 1.0},
     "both": {"loss.cls_reconstruction": 1.0, "loss.cls_contrast": 0.1},
 }
 #: Of the encoder alone: beside a skeleton it learns what that leaves over, not the cell.
@@ -113,7 +117,9 @@ def mixing(embedded: np.ndarray, labels: np.ndarray, donors: np.ndarray | None) 
     return found / expected if expected else float("nan")
 
 
-def measure(name: str, settings: dict[str, object], seeds: int) -> dict[str, dict[str, dict]]:
+def measure(
+    name: str, settings: dict[str, object], seeds: int, variants: list[str]
+) -> dict[str, dict[str, dict]]:
     """Phenotype -> embedding -> figures of each seed."""
     from sklearn.decomposition import PCA
 
@@ -122,11 +128,11 @@ def measure(name: str, settings: dict[str, object], seeds: int) -> dict[str, dic
     for seed in range(seeds):
         of_seed = settings | {"train.seed": seed, "data.split.seed": seed}
         pca_done = False
-        for variant, changes in VARIANTS.items():
-            changed = of_seed | changes
+        for variant in variants:
+            changed = of_seed | VARIANTS[variant]
             sets = [part for k, v in changed.items() for part in ("--set", f"{k}={v}")]
             run = f"{name}-{variant}-{seed}"
-            call("train", str(preset), "--run", run, *sets)
+            validation = call("train", str(preset), "--run", run, *sets)["validation"]
             model = CellModel.load(Path(f"runs/{run}/model"))
             store = Store.open(str(model.origin["store"]))
             rows = {}
@@ -154,6 +160,9 @@ def measure(name: str, settings: dict[str, object], seeds: int) -> dict[str, dic
                     continue
                 for kind, (train, test) in embedded.items():
                     figures = score(train, test, labels, donors)
+                    if kind != "PCA":
+                        for part in ("genes", "phenotypes"):
+                            figures[part] = validation[f"loss/{part}"]
                     found.setdefault(phenotype, {}).setdefault(kind, []).append(figures)
             print(f"{name}: {variant}, seed {seed + 1} of {seeds}", flush=True)
     return found
@@ -161,18 +170,21 @@ def measure(name: str, settings: dict[str, object], seeds: int) -> dict[str, dic
 
 def show(results: dict[str, dict[str, dict]]) -> None:
     """Print the table as Markdown."""
-    print("\n| dataset | phenotype | embedding | probe | neighbours | silhouette | mixing |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "\n| dataset | phenotype | embedding | probe | neighbours | silhouette | mixing | masked loss |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for dataset, phenotypes in results.items():
         for phenotype, kinds in phenotypes.items():
             for kind, seeds in kinds.items():
                 probe = f"{_mean(seeds, 'probe')} / {_mean(seeds, 'probe_f1')}"
                 rest = " | ".join(_mean(seeds, m) for m in ("neighbours", "silhouette", "mixing"))
-                print(f"| {dataset} | {phenotype} | {kind} | {probe} | {rest} |")
+                masked = " / ".join(_mean(seeds, part) for part in ("genes", "phenotypes"))
+                print(f"| {dataset} | {phenotype} | {kind} | {probe} | {rest} | {masked} |")
 
 
 def _mean(seeds: list[dict[str, float]], measure_name: str) -> str:
-    values = [one[measure_name] for one in seeds if not np.isnan(one[measure_name])]
+    values = [one[measure_name] for one in seeds if not np.isnan(one.get(measure_name, np.nan))]
     if not values:
         return ""
     spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
@@ -186,6 +198,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     parser.add_argument("--no-atlas", action="store_true", help="the files alone")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
     quick = {"train.max_steps": 200} if arguments.quick else {}
@@ -197,7 +210,10 @@ def main() -> None:
             settings[f"data.phenotypes.{column}"] = column
         jobs.append((Path(path).stem, settings))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        results = {name: measure(name, settings, arguments.seeds) for name, settings in jobs}
+        results = {
+            name: measure(name, settings, arguments.seeds, arguments.variants)
+            for name, settings in jobs
+        }
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
           f"{arguments.seeds} seed(s)")  # fmt: skip
     show(results)

@@ -31,6 +31,8 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         "split" or "joint".
     skeleton, skeleton_rank
         Whether the classical answer is part of the model, and the rank of its gene-gene term.
+    cell_summary
+        Whether [CLS] begins with a sum over the visible genes.
     cls_reconstruction, cls_contrast
         Whether the model has the heads by which [CLS] learns (`core.model.cell_objectives`).
     classified, given, positive
@@ -61,6 +63,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         head: str = "split",
         skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
         skeleton_rank: int = 32,
+        cell_summary: bool = False,  # noqa: FBT001, FBT002
         cls_reconstruction: bool = False,  # noqa: FBT001, FBT002
         cls_contrast: bool = False,  # noqa: FBT001, FBT002
         classified: str | None = None,
@@ -88,6 +91,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.head = head
         self.skeleton = skeleton
         self.skeleton_rank = skeleton_rank
+        self.cell_summary = cell_summary
         self.cls_reconstruction = cls_reconstruction
         self.cls_contrast = cls_contrast
         self.classified = classified

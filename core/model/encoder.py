@@ -9,6 +9,7 @@ Shapes: T tokens, R positions read, D hidden size, H heads.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -41,7 +42,11 @@ class Reads:
 
 
 class CellEmbedding(nn.Module):
-    """Embed each token as identity + value (+ the number itself, continuous)."""
+    """Embed each token as identity + value (+ the number itself, continuous).
+
+    Identity and value add up, so that an average over tokens, which is what [CLS] attends to at first,
+    knows how many genes are in which bin but not which ones. With a summary [CLS] is told.
+    """
 
     def __init__(self, config: TfxConfig) -> None:
         super().__init__()
@@ -57,9 +62,15 @@ class CellEmbedding(nn.Module):
             if config.kind == "continuous"
             else None
         )
+        self.n_bins = 1 if config.kind == "continuous" else config.n_bins
+        self.summary = (
+            nn.Embedding(config.n_genes * self.n_bins, config.hidden_size)
+            if config.cell_summary
+            else None
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
-        self.first_bin = tokens.first_bin
+        self.first_bin, self.first_gene = tokens.first_bin, tokens.first_gene
 
     def forward(self, batch: BatchTensors) -> Tensor:
         """Return (T, D)."""
@@ -67,7 +78,27 @@ class CellEmbedding(nn.Module):
         if self.number is not None:
             follows = (batch.value == self.first_bin).unsqueeze(-1)
             embedded = embedded + self.number(batch.number.unsqueeze(-1)) * follows
+        if self.summary is not None:
+            at_cls = batch.cu_seqlens[:-1].long()
+            embedded = embedded.index_add(0, at_cls, self._summarise(batch, self.summary))
         return self.dropout(self.norm(embedded))
+
+    def _summarise(self, batch: BatchTensors, table: nn.Embedding) -> Tensor:
+        """(B, D), the sum over visible genes by the root of their number."""
+        level = batch.value - self.first_bin
+        visible = (batch.identity >= self.first_gene) & (level >= 0)
+        gene = (batch.identity - self.first_gene).clamp(min=0)
+        rows_TD = table(gene * self.n_bins + level.clamp(0, self.n_bins - 1))
+        weight = visible.float()
+        cell = torch.repeat_interleave(
+            batch.cu_seqlens.diff().long(), output_size=len(batch.identity)
+        )
+        n_visible = weight.new_zeros(batch.n_cells).index_add(0, cell, weight)
+        if self.number is not None:
+            weight = weight * batch.number
+        sums = rows_TD.new_zeros(batch.n_cells, rows_TD.shape[1])
+        sums = sums.index_add(0, cell, rows_TD * weight.to(rows_TD.dtype).unsqueeze(-1))
+        return sums / torch.sqrt(n_visible + 8).to(sums.dtype).unsqueeze(-1)
 
 
 class EncoderLayer(nn.Module):

@@ -65,6 +65,7 @@ class _ConfigRecord(_Record):
     head: Literal["split", "joint"]
     skeleton: bool
     skeleton_rank: int = Field(ge=1, le=10**7)
+    cell_summary: bool = False
     cls_reconstruction: bool = False
     cls_contrast: bool = False
     classified: _Name | None = None

@@ -218,6 +218,12 @@ class ModelSettings(_Section):
         "phenotype scores) in the model; the encoder adds to it",
     )
     skeleton_rank: int = Field(32, ge=1, description="rank of the skeleton's gene-gene term")
+    cell_summary: bool = Field(
+        default=False,
+        description="[CLS] begins with the sum of a learnt vector for every visible gene and bin: a "
+        "linear path from the cell to [CLS], where else layers must first learn which gene has which "
+        "value",
+    )
     start_from: str | None = Field(None, description="model folder whose weights to begin with")
 
     @model_validator(mode="after")

@@ -214,6 +214,7 @@ def make_config(
         head=settings.head,
         skeleton=settings.skeleton,
         skeleton_rank=settings.skeleton_rank,
+        cell_summary=settings.cell_summary,
         cls_reconstruction=preset.loss.cls_reconstruction > 0 and preset.classified is None,
         cls_contrast=preset.loss.cls_contrast > 0 and preset.classified is None,
         classified=preset.classified,

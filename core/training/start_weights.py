@@ -28,9 +28,10 @@ __all__ = ["check_start", "own_start", "start_from", "start_genes", "take_shape_
 logger = logging.getLogger(__name__)
 
 _ORIGIN = "model.start_from"
-_IDENTITIES, _VALUES = (
+_TABLES = _IDENTITIES, _VALUES, _SUMMARY = (
     "encoder_part.embedding.identity.weight",
     "encoder_part.embedding.value.weight",
+    "encoder_part.embedding.summary.weight",
 )
 #: What a classification takes; gene heads have nothing to answer, and its own answers are new.
 _TAKEN = ("encoder_part.embedding.", "encoder_part.encoder.", "encoder_part.phenotype_transform.")
@@ -94,6 +95,8 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
         "model.norm": config.norm,
         "model.activation": config.activation,
     }
+    if config.cell_summary:  # one that has none may get one
+        theirs["model.cell_summary"] = True
     if config.kind == "binned":
         theirs["encoding.bins"] = config.n_bins
     if config.layout == "expressed":
@@ -203,7 +206,7 @@ def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
     taken = {
         name: tensor
         for name, tensor in weights.items()
-        if name.startswith(_TAKEN) and name in own and name not in (_IDENTITIES, _VALUES)
+        if name.startswith(_TAKEN) and name in own and name not in _TABLES
     }
     genes = {gene: number for number, gene in enumerate(start.panel.ids)}
     identities = {place: place for place in range(ours.first_slot)}
@@ -223,7 +226,16 @@ def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
         for code, value in enumerate(ours.phenotypes[phenotype]):
             if value in known:
                 values[first + 1 + code] = their_first + 1 + known.index(value)
-    for name, rows in ((_IDENTITIES, identities), (_VALUES, values)):
+    tables = [(_IDENTITIES, identities), (_VALUES, values)]
+    if _SUMMARY in own and _SUMMARY in weights:
+        n_bins = len(own[_SUMMARY]) // len(model.panel)
+        summary = {
+            number * n_bins + level: genes[gene] * n_bins + level
+            for number, gene in enumerate(model.panel.ids)
+            for level in range(n_bins)
+        }
+        tables.append((_SUMMARY, summary))
+    for name, rows in tables:
         table = own[name].clone()
         table[list(rows)] = weights[name][list(rows.values())]
         taken[name] = table

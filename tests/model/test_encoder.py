@@ -218,3 +218,37 @@ def test_initial_weights_are_a_function_of_the_generators_state():
         torch.manual_seed(5)
         initialise(network)
     assert torch.equal(first, network.encoder_part.gene_output.weight)
+
+
+# -- the summary with which [CLS] may begin
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+@pytest.mark.parametrize("kind", ["binned", "continuous"])
+def test_a_summary_adds_up_the_visible_genes_of_each_cell(kind, layout):
+    network = make_network(kind, layout, cell_summary=True)
+    plain = make_network(kind, layout)
+    embedding = network.encoder_part.embedding
+    weights = {n: w for n, w in network.state_dict().items() if "summary" not in n}
+    plain.load_state_dict(weights)
+    config = network.config
+    batch = make_batch(config, n_cells=4)
+    embedding.norm = plain.encoder_part.embedding.norm = torch.nn.Identity()
+    added = (embedding(batch) - plain.encoder_part.embedding(batch)).detach()
+    table = embedding.summary.weight.detach().double().numpy()
+    first_gene, first_bin = config.tokens.first_gene, config.tokens.first_bin
+    for cell in range(batch.n_cells):
+        start, end = batch.bounds[cell], batch.bounds[cell + 1]
+        total, n_visible = np.zeros(config.hidden_size), 0
+        for place in range(start, end):
+            gene = int(batch.identity[place]) - first_gene
+            level = int(batch.value[place]) - first_bin
+            if gene < 0 or level < 0:
+                continue
+            n_visible += 1
+            if kind == "continuous":
+                total += float(batch.number[place]) * table[gene]
+            else:
+                total += table[gene * config.n_bins + level]
+        np.testing.assert_allclose(added[start], total / np.sqrt(n_visible + 8), atol=1e-5)
+        assert not added[start + 1 : end].any(), "at [CLS] alone"

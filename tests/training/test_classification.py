@@ -23,7 +23,7 @@ from core.runlog import RunReader
 from core.training.classification import balanced_epochs
 from core.training.engine import train
 from core.training.setup import build_model, check_preset
-from core.training.start_weights import take_shape_of_start
+from core.training.start_weights import _translated, take_shape_of_start
 from tests.tiny_atlas import TINY_ATLAS, tiny_preset
 from tests.training.test_engine import assert_same_run, stop_after
 
@@ -365,3 +365,20 @@ def test_metrics_of_a_run_name_accuracy_and_macro_f1(pretrained, tiny_store, tmp
     assert {"acc/cell_type", "f1/cell_type"} <= last.keys()
     record = json.loads((tmp_path / "run/model/config.json").read_text(encoding="utf-8"))
     assert record["classified"] == "cell_type"
+
+
+def test_the_summary_of_a_model_is_taken_gene_by_gene(tiny_store, tmp_path):
+    train(tiny_preset(**SHORT, model__cell_summary=True), tiny_store, tmp_path / "first")
+    start = CellModel.load(tmp_path / "first/model")
+    fewer = start.panel.take(range(4, 32))  # as of cells that lack four of the genes
+    preset = take_shape_of_start(
+        classifier(model__start_from=str(tmp_path / "first"), model__cell_summary=True)
+    ).preset
+    model = build_model(preset, tiny_store, name="x")
+    model.panel, model.network = (
+        fewer,
+        type(model.network)(type(model.config)(**(model.config.to_diff_dict() | {"n_genes": 28}))),
+    )
+    taken = _translated(start, model)["encoder_part.embedding.summary.weight"]
+    table = start.network.state_dict()["encoder_part.embedding.summary.weight"]
+    assert torch.equal(taken, table[4 * 10 :])
