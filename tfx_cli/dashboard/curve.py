@@ -36,7 +36,7 @@ __all__ = ["SMOOTHING", "CurveSeries", "CurveView", "CurveWindow", "ReferenceMar
 #: Shares of the visible range that the moving mean of a curve spans: mean of the points within.
 SMOOTHING = (0.0, 0.02, 0.05, 0.15)
 _TICK_WIDTH = 7
-_SHORTEST_NAMED = 64  # columns from which on curves are named at their ends
+_SHORTEST_NAMED = 56  # columns from which on curves are named at their ends
 _NAME_WIDTH = 13
 
 
