@@ -55,6 +55,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "trackio": ("trackers", "train.trackers = ['trackio']"),
     "distributed": ("dask", "'tfx prepare --dask'"),
     "flash-attn": ("flash", "model.attention = 'flash'"),
+    "peft": ("lora", "classification.encoder = 'lora'"),
+    "textual-serve": ("web", "'tfx dashboard --web'"),
 }
 
 Versions = Callable[[str], str | None]
@@ -83,7 +85,7 @@ def lowest_versions(requirements: Iterable[str] | None = None) -> dict[str, str]
             requirements = ()
     found = {}
     for requirement in requirements:
-        matched = re.match(r"([\w.-]+)[^;]*?>=\s*([\d.]+)", requirement)
+        matched = re.match(r"([\w.-]+)[^;]*?(?:>=|==|~=)\s*([\d.]+)", requirement)
         if matched and "extra ==" not in requirement:
             found[matched.group(1)] = matched.group(2)
     return found

@@ -152,6 +152,6 @@ def test_readme_and_the_python_page_run_on_the_base_preset(quick, tmp_path, caps
     for name, value in FEW_CELLS.items():
         quick.setenv(name, value)
     assert run(["-q", "train", "base"]) == 0
-    assert len(run_blocks("README.md", capsys)) >= 3
+    assert len(run_blocks("README.md", capsys)) >= 2  # the tutorial scores
     assert (tmp_path / "lung.png").exists()
     assert len(run_blocks("docs/python.md", capsys)) == 5

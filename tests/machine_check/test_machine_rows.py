@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from core.machine_check.compute import DriverFacts, TorchFacts, check_compute, u
 from core.machine_check.memory import check_memory, check_open_files, read_memory
 from core.machine_check.packages import (
     DISTRIBUTION,
+    EXTRAS,
     TESTED_VERSIONS,
     check_extras,
     check_packages,
@@ -55,7 +57,8 @@ def test_every_dependency_has_a_tested_version():
     (block,) = re.findall(r"^dependencies = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
     requirements = re.findall(r'"([^"]+)"', block)
     assert set(lowest_versions(requirements)) == set(TESTED_VERSIONS)
-    assert lowest_versions(["torch>=2.10", "x>=1,<2; extra == 'dev'"]) == {"torch": "2.10"}
+    found = lowest_versions(["torch>=2.10", "textual==8.2.8", "x>=1,<2; extra == 'dev'"])
+    assert found == {"torch": "2.10", "textual": "8.2.8"}
 
 
 @pytest.mark.parametrize(
@@ -81,6 +84,18 @@ def test_absent_extras_are_no_fault_and_say_how_to_get_them():
     assert found["wandb"] == "1.0"
     for row in rows:
         assert (DISTRIBUTION in row.fix) == (row.check != "wandb")
+
+
+def test_every_extra_of_the_package_is_told_of():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    declared = {
+        re.split(r"[<>=~\[]", requirement)[0]: extra
+        for extra, requirements in extras.items()
+        if extra not in ("dev", "docs", "test")
+        for requirement in requirements
+    }
+    assert {name: extra for name, (extra, _) in EXTRAS.items()} == declared
 
 
 DRIVER = DriverFacts(("NVIDIA H100",), "550.54", (12, 4))
