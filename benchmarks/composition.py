@@ -92,10 +92,12 @@ def main() -> None:
     left_out = [dict(one) for one in atlas_biology().left_out]
     seen = [other for one in left_out for other in seen_neighbours(one, options.seen)]
     seen = [one for place, one in enumerate(seen) if one not in seen[:place]]
-    results = {
-        kind: [score(model, request, overall, options.cells) for request in requests]
-        for kind, requests in (("left out", left_out), ("seen", seen))
-    }
+    results: dict[str, list[dict]] = {"left out": [], "seen": []}
+    for kind, requests in (("left out", left_out), ("seen", seen)):
+        for request in requests:
+            results[kind].append(score(model, request, overall, options.cells))
+            told = " + ".join(request.values())
+            print(f"{kind}: {told}: {results[kind][-1]['generated']}", flush=True)
     ways = ("generated", "floor", "all but one value")
     print(f"\n| | combination | {' | '.join(f'{way}: AUC, shift r, slope' for way in ways)} |")
     print("|---" * (len(ways) + 2) + "|")
