@@ -143,8 +143,8 @@ def _facts(
 
 
 def _note(found: FoundColumn, n_cells: int) -> str:
-    named = ", ".join(_short(value) for value in found.values[:_NAMED])
-    more = ", ..." if len(found.values) > _NAMED else ""
+    named = "; ".join(_short(value) for value in found.values[:_NAMED])  # labels have commas
+    more = "; ..." if len(found.values) > _NAMED else ""
     known = "" if found.n_known == n_cells else f", known of {found.n_known:,} cells"
     return f"{len(found.values):,} values{known}: {named}{more}"
 
