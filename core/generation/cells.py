@@ -21,7 +21,12 @@ from core import __version__
 from core.generation.depth import DepthDraw
 from core.generation.plan import CellPlan
 from core.generation.request import GenerationRequest, PhenotypeDraw
-from core.generation.sampler import check_can_generate, plan_for, sample_cells
+from core.generation.sampler import (
+    check_can_generate,
+    needs_normal,
+    plan_for,
+    sample_cells,
+)
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 
@@ -104,9 +109,7 @@ class CellSource:
         for first in range(start, request.n_cells, self.batch_size):
             cells = range(first, min(first + self.batch_size, request.n_cells))
             codes = self.phenotypes.codes(cells)
-            chance = CellPlan.draw(
-                request.seed, cells, plan, needs_normal=model.config.kind == "continuous"
-            )
+            chance = CellPlan.draw(request.seed, cells, plan, needs_normal=needs_normal(model))
 
             def report(step: int, before: int = first, n: int = len(cells)) -> None:
                 on_progress(
@@ -181,7 +184,7 @@ def generate_cells(
     Parameters
     ----------
     model
-        With the ranked layout.
+        Of either layout.
     request
         What is wanted.
     batch_size

@@ -4,6 +4,7 @@ Genes are revealed in a random order of each cell's own (any-order autoregressio
 order is offered with a warning, because it reveals zeros first and empties cells). The encoder is
 asked once per step. In a model with a skeleton the genes of a step are drawn one after another all the
 same: the skeleton's state follows every gene, and only the encoder's part waits for the next step.
+Cells of the expressed layout are made by `core.generation.expressed_sampler`.
 Models trained at a fixed mask rate have never seen a mostly hidden cell: theirs begin from class
 marginals and are drawn anew, a share at a time, by Gibbs sweeps.
 """
@@ -21,6 +22,7 @@ from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
 from core.generation.class_marginals import draw_from_class_marginals
 from core.generation.depth import expression_log_odds, shift_expression, solve_shift
+from core.generation.expressed_sampler import check_expressed, sample_expressed_cells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.generation.skeleton_state import SkeletonState
 from core.model.batch_tensors import BatchTensors
@@ -32,7 +34,7 @@ from core.presets.schema import GenerateSettings
 #: is drawn last, without looking.
 _SHIFTS_PER_CELL, _LAST_SHARE = 8, 1 / 16
 
-__all__ = ["PartialCells", "check_can_generate", "plan_for", "sample_cells"]
+__all__ = ["PartialCells", "check_can_generate", "needs_normal", "plan_for", "sample_cells"]
 
 
 def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str]:
@@ -50,12 +52,8 @@ def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str
             f"it was fine-tuned from, or one of train.task = 'masked'"
         )
         raise ConfigurationError(message)
-    if model.config.layout != "ranked":
-        message = (
-            "this model has the expressed layout, whose input presupposes which genes are on; "
-            "train one with encoding.layout = 'ranked' to generate"
-        )
-        raise ConfigurationError(message)
+    if model.config.layout == "expressed":
+        return check_expressed(model, settings)
     if settings.order == "confidence" and (settings.remask > 0 or settings.method == "gibbs"):
         message = "the confidence order goes with neither remasking nor Gibbs sweeps; use order = 'random'"
         raise ConfigurationError(message)
@@ -84,11 +82,18 @@ def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str
 def _fixed_rate(model: CellModel, settings: GenerateSettings) -> float | None:
     """Return the share drawn anew per step of Gibbs sweeps, None for unmasking."""
     rate = model.masking.genes
+    if model.config.layout == "expressed":
+        return None
     if settings.method == "unmask" or settings.order == "confidence":
         return None
     if settings.method == "gibbs":
         return 0.15 if rate == "uniform" else max(float(rate), 1e-9)
     return None if rate == "uniform" else max(float(rate), 1e-9)
+
+
+def needs_normal(model: CellModel) -> bool:
+    """Tell whether the plan of a model's cells must hold normal numbers."""
+    return model.config.kind == "continuous" or model.config.layout == "expressed"
 
 
 def plan_for(model: CellModel, settings: GenerateSettings) -> StepPlan:
@@ -111,7 +116,7 @@ def sample_cells(
     Parameters
     ----------
     model
-        With the ranked layout.
+        Of either layout.
     codes
         (cells, phenotypes), -1 writes [NO_*].
     settings
@@ -133,6 +138,10 @@ def sample_cells(
     latter with all phenotypes masked (Ho and Salimans 2022). With the late ramp g grows with the share
     of genes revealed: early guidance harms (arXiv 2507.08965).
     """
+    if model.config.layout == "expressed":
+        return sample_expressed_cells(
+            model, codes, settings, plan, wanted_genes=wanted_genes, on_step=on_step
+        )
     cells = PartialCells(model, codes, settings, plan, wanted_genes)
     for step in range(len(plan.steps.ends)):
         if step == 0 and plan.steps.fixed_rate is not None:

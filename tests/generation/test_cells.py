@@ -122,8 +122,8 @@ def test_the_confidence_order_is_warned_of():
 
 
 def test_an_unfit_model_or_request_is_refused_before_anything_is_drawn():
-    with pytest.raises(ConfigurationError, match="expressed layout"):
-        generate(make_cell_model(layout="expressed"))
+    with pytest.raises(ConfigurationError, match="neither remasking nor Gibbs"):
+        generate(settings={"order": "confidence", "remask": 0.1})
     with pytest.raises(ConfigurationError, match="knows no sex 'femal'; did you mean 'female'"):
         generate(phenotypes={"sex": "femal"})
 

@@ -270,11 +270,6 @@ def test_a_continuous_value_below_the_threshold_is_not_expressed():
 # ------------------------------------------------------------------------------------ who can
 
 
-def test_the_expressed_layout_is_refused_with_what_to_train_instead():
-    with pytest.raises(ConfigurationError, match=r"train one with encoding\.layout = 'ranked'"):
-        check_can_generate(make_cell_model(layout="expressed"), GenerateSettings())
-
-
 def fixed_rate(model, rate=0.3):
     model.masking = model.masking.model_copy(update={"genes": rate})
     return model

@@ -1,0 +1,124 @@
+"""Cells of the expressed layout: which genes are on, then how much."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.encoding.tokens import MASK
+from core.errors import ConfigurationError
+from core.generation.plan import CellPlan
+from core.generation.sampler import check_can_generate, needs_normal, plan_for, sample_cells
+from core.presets.schema import GenerateSettings
+from tests.model.examples import N_GENES, make_cell_model
+
+from .examples import with_reference
+
+#: Log-odds of being on, among masked genes of training, half of which are off.
+ON_LOG_ODDS = np.array([2.0, -1.0, 0.0, 1.0, -2.0, 0.5, -0.5])
+
+
+def expressed_model(kind="binned", **changes):
+    return with_reference(make_cell_model(kind, layout="expressed", **changes))
+
+
+def biased_model():
+    """Make a model that knows of each gene how often it is on, and that its bins are alike."""
+    model = expressed_model(layers=1, randomise=False)
+    part = model.network.encoder_part
+    with torch.no_grad():
+        part.gene_output.weight.zero_()
+        part.gene_output.bias.zero_()
+        part.gene_bias.weight.zero_()
+        part.gene_bias.weight[:, 0] = torch.from_numpy(np.log(3) - ON_LOG_ODDS).float()
+    return model
+
+
+def sample(model, *, n_cells=20, first=0, wanted=None, **settings):
+    chosen = GenerateSettings(**{"steps": 3} | settings)
+    plan = CellPlan.draw(
+        0, range(first, first + n_cells), plan_for(model, chosen), needs_normal=needs_normal(model)
+    )
+    codes = np.zeros((n_cells, 2), np.int32)
+    genes = None if wanted is None else np.full(n_cells, wanted, np.float32)
+    return sample_cells(model, codes, chosen, plan, wanted_genes=genes)
+
+
+def watch(model):
+    batches = []
+    model.network.register_forward_pre_hook(lambda network, args: batches.append(args[0]))
+    return batches
+
+
+def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
+    model = expressed_model()
+    batches = watch(model)
+    drawn = sample(model, n_cells=4, steps=3)
+    first_gene, first_bin = model.config.tokens.first_gene, model.config.tokens.first_bin
+    asked = np.zeros((4, N_GENES), int)
+    for batch in batches[:3]:
+        for cell in range(4):
+            at = slice(int(batch.bounds[cell]), int(batch.bounds[cell + 1]))
+            genes, values = batch.identity[at].numpy() - first_gene, batch.value[at].numpy()
+            known = (genes >= 0) & (values != MASK)
+            hidden = (genes >= 0) & (values == MASK)
+            seen = {int(gene) for gene in genes[known]}
+            assert seen == set(np.flatnonzero((asked[cell] > 0) & (drawn[cell] > 0)))
+            assert (values[known] > first_bin).all()  # never a gene that is off
+            asked[cell, genes[hidden]] += 1
+    np.testing.assert_array_equal(asked, 1)
+    for batch in batches[3:]:  # bins once more, of genes that are on
+        genes = batch.gene.numpy()
+        assert (drawn[batch.gene_cell.numpy(), genes] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
+@pytest.mark.parametrize("settings", [{}, {"guidance": 1.0}, {"steps": 7}])
+def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
+    model = expressed_model(kind)
+    if "guidance" in settings:
+        settings = settings | {"guidance_ramp": "none"}
+    together = sample(model, n_cells=6, **settings)
+    alone = np.concatenate([sample(model, n_cells=1, first=cell, **settings) for cell in range(6)])
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+    assert (together >= 0).all()
+    assert (together > 0).any()
+
+
+@pytest.mark.parametrize("wanted", [2.0, 3.5, 5.0])
+def test_as_many_genes_are_on_as_wanted_whatever_share_was_off_in_training(wanted):
+    model = biased_model()
+    drawn = sample(model, n_cells=2000, wanted=wanted, steps=1)
+    assert (drawn > 0).sum(axis=1).mean() == pytest.approx(wanted, abs=0.25)
+    odds = ON_LOG_ODDS + np.log(wanted / (N_GENES - wanted))
+    found = (drawn > 0).mean(axis=0)
+    assert np.corrcoef(found, 1 / (1 + np.exp(-odds)))[0, 1] > 0.98
+    levels = np.bincount(drawn[drawn > 0], minlength=4)[1:]
+    np.testing.assert_allclose(levels / levels.sum(), 1 / 3, atol=0.03)
+
+
+def test_a_short_sequence_holds_a_part_of_what_is_on():
+    model = expressed_model(longest_sequence=9)  # the header, END and four genes
+    batches = watch(model)
+    drawn = sample(model, wanted=6, steps=2)
+    assert max(np.diff(batch.bounds).max() for batch in batches) <= 9
+    assert drawn.shape == (20, N_GENES)
+
+
+@pytest.mark.parametrize("change", [{"remask": 0.1}, {"method": "gibbs"}, {"order": "confidence"}])
+def test_what_the_layout_cannot_do_is_refused(change):
+    with pytest.raises(ConfigurationError, match="expressed layout are unmasked"):
+        check_can_generate(expressed_model(), GenerateSettings(**change))
+
+
+def test_a_model_that_was_never_asked_about_genes_that_are_off_is_refused():
+    model = expressed_model()
+    assert check_can_generate(model, GenerateSettings()) == []
+    model.masking = model.masking.model_copy(update={"unexpressed": 0.0})
+    with pytest.raises(ConfigurationError, match="cannot tell which genes are on"):
+        check_can_generate(model, GenerateSettings())
+
+
+def test_a_fixed_mask_rate_is_said_to_cost():
+    model = expressed_model()
+    model.masking = model.masking.model_copy(update={"genes": 0.15})
+    assert "its cells will be poor" in check_can_generate(model, GenerateSettings())[0]
