@@ -198,9 +198,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     parser.add_argument("--no-atlas", action="store_true", help="the files alone")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of these, by commas")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
+    variants = arguments.variants.split(",")
+    if unknown := set(variants) - VARIANTS.keys():
+        parser.error(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
     quick = {"train.max_steps": 200} if arguments.quick else {}
     jobs = [] if arguments.no_atlas else [("atlas", SETTINGS | quick)]
     for given in arguments.files:
@@ -211,8 +214,7 @@ def main() -> None:
         jobs.append((Path(path).stem, settings))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         results = {
-            name: measure(name, settings, arguments.seeds, arguments.variants)
-            for name, settings in jobs
+            name: measure(name, settings, arguments.seeds, variants) for name, settings in jobs
         }
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
           f"{arguments.seeds} seed(s)")  # fmt: skip
