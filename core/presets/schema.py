@@ -445,17 +445,17 @@ class GenerateSettings(_Section):
     guidance_ramp: Literal["late", "none"] = Field(
         "late", description="late: guidance grows with the share of genes revealed"
     )
+    depth: Literal["sample", "none"] = Field(
+        "sample",
+        description="sample: every cell gets the number of expressed genes of a training cell of its "
+        "phenotypes; none: as many as come",
+    )
     decode: Literal["sample", "mean", "bins"] = Field(
         "sample",
         description="value for a bin: drawn from the gene's training values, their mean, "
         "or the bin number",
     )
 
-    depth: Literal["sample", "none"] = Field(
-        "sample",
-        description="sample: every cell gets the number of expressed genes of a training cell of its "
-        "phenotypes; none: as many as come",
-    )
 
 class Preset(_Section):
     """A whole preset."""

@@ -225,8 +225,8 @@ def make_config(
 
 def make_reference(
     store: Store,
-    config: TfxConfig,
     rows: NDArray[np.int64],
+    config: TfxConfig,
     expression: sparse.csr_matrix,
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
@@ -244,9 +244,9 @@ def make_reference(
             detection.append(np.asarray(expressed[has].sum(axis=0)).ravel() / n)
     shape = (sum(config.phenotype_sizes), config.n_genes)
     n_bins = config.n_bins
-    return Reference(
     is_counted = store.value_kind == "counts"
     totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
+    return Reference(
         combinations=combinations,
         counts=counts,
         means=np.asarray(means, dtype=np.float32).reshape(shape),
@@ -254,8 +254,8 @@ def make_reference(
         bin_counts=np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1).astype(
             np.int64
         ),
-    )
         depth=Reference.depth_quantiles(combinations, codes, (bins > 0).sum(axis=1), totals),
+    )
 
 
 def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> torch.Tensor | None:
