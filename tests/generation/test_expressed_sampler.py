@@ -74,7 +74,7 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 @pytest.mark.parametrize("settings", [{}, {"guidance": 1.0}, {"steps": 7}])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
-    model = expressed_model(kind)
+    model = expressed_model(kind, skeleton=kind != "continuous")
     if "guidance" in settings:
         settings = settings | {"guidance_ramp": "none"}
     together = sample(model, n_cells=6, **settings)
