@@ -116,9 +116,22 @@ class Soak:
             sys.stdout.flush()
             os._exit(code)
 
-    def finish(self, child: int, fault: str, what: str, *, seconds: float | None = None) -> int:
-        """Wait for a command, disturb it after some seconds, and judge how it ended."""
+    def finish(
+        self,
+        child: int,
+        fault: str,
+        what: str,
+        *,
+        seconds: float | None = None,
+        growing: Path | None = None,
+    ) -> int:
+        """Wait for a command, disturb it after some seconds, and judge how it ended.
+
+        With ``growing`` the seconds count from when that file grows: within the steps, however long
+        a busy machine takes to start.
+        """
         signals = {"term": signal.SIGTERM}
+        before = _size(growing)
         sent = seconds is None or fault in ("none", "disk")
         begun = time.monotonic()
         while True:
@@ -126,7 +139,9 @@ class Soak:
             if done:
                 break
             passed = time.monotonic() - begun
-            if not sent and passed > (seconds or 0.0):
+            if growing is not None and _size(growing) > before:
+                begun, passed, growing = time.monotonic(), 0.0, None
+            if not sent and growing is None and passed > (seconds or 0.0):
                 os.kill(child, signals.get(fault, signal.SIGKILL))
                 sent = True
             if passed > _PATIENCE:
@@ -168,15 +183,17 @@ class Soak:
             if fault == "torn":
                 self.tear(name)
             child = self.start(*self.train_arguments(name), file_limit=file_limit, clock=clock)
-            self.finish(child, fault, "train", seconds=self.moment(name))
+            within = self.rng.random() < 0.75
+            self.finish(
+                child,
+                fault,
+                "train",
+                seconds=self.rng.uniform(0.0, 0.15 if within else 3.0),
+                growing=self.folder / "runs" / name / "metrics.jsonl" if within else None,
+            )
         for _ in range(3):  # a disk that was full may have ended the last attempt early
             if self.status(name).get("state") != "finished":
                 self.do(*self.train_arguments(name))
-
-    def moment(self, name: str) -> float:
-        """Choose when to disturb: while it starts, or within its steps."""
-        begun = (self.folder / "runs" / name / "checkpoints").exists()
-        return self.rng.uniform(0.0, 1.2 if begun else 2.5)
 
     def train_arguments(self, name: str) -> tuple[str, ...]:
         run = self.folder / "runs" / name
@@ -244,6 +261,10 @@ class Soak:
         return bytes(adata.X.toarray().tobytes() + adata.obs.to_csv().encode())
 
 
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path is not None and path.exists() else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -260,7 +281,9 @@ def main() -> int:
     cycles = 0
     with tempfile.TemporaryDirectory() as name:
         quick = arguments.quick  # nothing to fit before the first step: most of a short run
-        soak = Soak(Path(name), steps=60 if quick else 240, seed=arguments.seed, skeleton=not quick)
+        soak = Soak(
+            Path(name), steps=400 if quick else 600, seed=arguments.seed, skeleton=not quick
+        )
         soak.train("whole", 0)
         soak.use("whole", disturbed=False)
         while not soak.findings and (cycles == 0 or time.monotonic() < deadline):
