@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import eigh
 
 from core.cells.genes import GenePanel
 from core.evaluation.fidelity import compare_cells
@@ -101,11 +102,19 @@ def principal_plane(
     """
     fitted = real[_evenly(real.shape[0], _FITTED_CELLS)].toarray()
     centre = fitted.mean(axis=0)
-    _, strength, axes = np.linalg.svd(fitted - centre, full_matrices=False)
-    axes, power = axes[:2], strength[:2] ** 2
+    centred = fitted.astype(np.float64) - centre
+    # By the cells' inner products: there are fewer cells than genes, and only two axes are wanted.
+    products = centred @ centred.T
+    total = max(float(np.trace(products)), 1e-12)
+    first = max(len(products) - 2, 0)
+    power, vectors = eigh(products, subset_by_index=(first, len(products) - 1))
+    power, vectors = power[::-1].clip(min=0), vectors[:, ::-1]
+    axes = np.divide(
+        vectors.T @ centred, np.sqrt(power)[:, None], out=np.zeros((len(power), centred.shape[1])),
+        where=power[:, None] > 1e-9 * total,
+    )  # fmt: skip
     missing = 2 - len(axes)
     axes = np.pad(axes, ((0, missing), (0, 0)))
-    total = max(float((strength**2).sum()), 1e-12)
     at_real, at_generated = (
         (cells[_evenly(cells.shape[0], max_points)].toarray() - centre) @ axes.T
         for cells in (real, generated)

@@ -22,7 +22,7 @@ def cells_of(n_cells, n_genes, *, seed=0, scale=1.0):
 
 
 def test_a_profile_is_bounded_plain_json_whatever_the_cells():
-    real, generated = cells_of(700, 2100), cells_of(900, 2100, seed=1)
+    real, generated = cells_of(510, 2100), cells_of(520, 2100, seed=1)
     profile = profile_cells(generated, real, panel_of(2100))
     text = json.dumps(profile, allow_nan=False)
     assert len(text) < 400_000
@@ -65,8 +65,20 @@ def test_the_plane_is_that_of_the_real_cells_and_shared():
     n_fitted, at_real, at_generated, explained = principal_plane(real, generated)
     assert n_fitted == 300
     assert explained[0] == pytest.approx(1.0)
+    assert at_real[:, 0].std() == pytest.approx(real.toarray()[:, 0].std() / 0.6)
     assert np.abs(at_real[:, 1]).max() < 1e-6
     assert abs(at_generated[0, 0] - at_generated[1, 0]) == pytest.approx(10)
+
+
+def test_the_axes_are_those_of_a_singular_value_decomposition():
+    real, generated = cells_of(40, 9), cells_of(30, 9, seed=1)
+    _, at_real, at_generated, explained = principal_plane(real, generated)
+    dense = real.toarray() - real.toarray().mean(axis=0)
+    _, strength, axes = np.linalg.svd(dense, full_matrices=False)
+    np.testing.assert_allclose(explained, strength[:2] ** 2 / (strength**2).sum(), rtol=1e-5)
+    for cells, found in ((real, at_real), (generated, at_generated)):
+        expected = (cells.toarray() - real.toarray().mean(axis=0)) @ axes[:2].T
+        np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-4)
 
 
 def test_one_real_cell_spans_no_plane_and_is_drawn_all_the_same():
