@@ -1,4 +1,4 @@
-"""Fit the frozen tables of the skeleton from training cells, before training begins.
+"""Fit the frozen tables of the skeleton from training cells, and begin its gene pairs, before training.
 
 The class table is an additive multinomial regression of every gene's bin on the phenotypes shown,
 fitted for all genes at once by mini-batches. Main effects only: what "female" and "lung" do adds
@@ -84,6 +84,9 @@ def fit_skeleton(
     effects = _fit_class_effects(skeleton, config, prior, bins, codes, seed, on_progress)
     skeleton.gene_prior.copy_(prior.reshape(-1))
     skeleton.class_table.copy_(effects)
+    # A gene that the layout leaves out is no vote, and a single output has no slope per bin.
+    if config.layout == "ranked" and skeleton.n_outputs == config.n_bins:
+        _start_gene_pairs(skeleton, bins, codes)
 
 
 def _gene_prior(config: TfxConfig, counts: NDArray[np.int64]) -> Tensor:
@@ -105,6 +108,49 @@ def _fill_bin_values(skeleton: Skeleton, table: ValueTable, counts: NDArray[np.i
         where=deviation > 1e-6,
     )  # fmt: skip
     skeleton.bin_values.copy_(torch.from_numpy(np.clip(standard, -10, 10).astype(np.float32)))
+
+
+def _start_gene_pairs(
+    skeleton: Skeleton, bins: NDArray[np.uint8], codes: NDArray[np.int32]
+) -> None:
+    """Begin the gene pairs at the factor model of the residual correlations, in closed form.
+
+    Probabilistic PCA (Tipping and Bishop 1999) of the standardised bin values, phenotypes regressed
+    out: with loadings L, noise s2 and a share of genes visible, the factors are about
+    L' z / (share d + s2), and a gene's bin has the log-odds slope value / (1 - communality). Only
+    directions above the edge of pure noise (Marchenko and Pastur 1967) are used; the others begin at
+    random, without effect. Without it training spends its first hundreds of steps on getting here.
+    """
+    n_cells, n_genes = bins.shape
+    table = skeleton.bin_values.numpy()
+    values = np.take_along_axis(table, bins.T.astype(np.int64), axis=1).T.astype(np.float64)
+    first = skeleton.slot_not_specified.numpy()
+    design = np.zeros((n_cells, skeleton.n_shown + 1))
+    design[:, -1] = 1.0
+    np.put_along_axis(design, first + codes + 1, 1.0, axis=1)
+    penalty = _RIDGE * np.eye(design.shape[1])
+    values -= design @ np.linalg.solve(design.T @ design + penalty, design.T @ values)
+    covariance = values.T @ values / n_cells
+    power, axes = np.linalg.eigh(covariance)
+    power, axes = power[::-1], axes[:, ::-1]
+    edge = covariance.diagonal().mean() * (1 + np.sqrt(n_genes / n_cells)) ** 2
+    rank = min(int((power > edge).sum()), skeleton.votes.weight.shape[1])
+    if rank == 0:
+        return
+    noise = max(float(power[rank:].mean()), 1e-3)
+    strength = power[:rank] - noise
+    loadings = axes[:, :rank] * np.sqrt(strength)
+    left = np.maximum(covariance.diagonal() - (loadings**2).sum(axis=1), 0.2)
+    scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
+    votes = table[:, :, None] * (loadings * scale)[:, None]
+    effects = table[:, :, None] * (loadings / left[:, None])[:, None]
+    with torch.no_grad():
+        skeleton.votes.weight[:, :rank] = torch.from_numpy(
+            votes.reshape(-1, rank).astype(np.float32)
+        )
+        skeleton.effects.weight[:, :rank] = torch.from_numpy(
+            effects.reshape(-1, rank).astype(np.float32)
+        )
 
 
 def _fill_phenotype_prior(skeleton: Skeleton, config: TfxConfig, codes: NDArray[np.int32]) -> None:
