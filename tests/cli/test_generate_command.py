@@ -25,7 +25,7 @@ def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
     assert (document["model"], document["simulated"]) == ("runs/tiny/model", True)
     assert document["training_cells"] > 0
     genes = {marker["gene"]: marker for marker in document["markers"]}
-    assert genes["XIST"]["generated_detection"] > 0.9
+    assert genes["XIST"]["generated_detection"] > 0.8  # of 30 cells
     assert genes["RPS4Y1"]["generated_detection"] < 0.3
     assert document["fidelity"]["n_generated"] == 30
     assert document["compared_with"] in ("held-out", "training and held-out")
