@@ -85,6 +85,9 @@ def dashboard(
     if svg is not None and not once:
         message = "--svg draws one frame: give --once too"
         raise ConfigurationError(message)
+    from tfx_cli.dashboard.keymap import read_key_overrides
+
+    read_key_overrides()  # refuse a wrong file before the screen is taken
     if once or as_json:
         _once(root, run, svg=svg, frame=frame, keys=keys, theme=theme, as_json=as_json)
         return
@@ -100,9 +103,7 @@ def dashboard(
         )
         raise ConfigurationError(message)
     from tfx_cli.dashboard.app import DashboardApp
-    from tfx_cli.dashboard.keymap import read_key_overrides
 
-    read_key_overrides()  # refuse a wrong file before the screen is taken
     app = DashboardApp(root, run=run, refresh=refresh, theme=f"tfx-{theme}")
     app.run()
     for path in app.training.going_on():

@@ -24,6 +24,7 @@ from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import HostBatch
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
+from core.model.reference import DEPTH_QUANTILES
 from core.presets.schema import Preset
 from core.training.cell_outline import CellOutline
 from core.training.example_cells import example_batch
@@ -470,10 +471,15 @@ def _files(
     n_kept = min(train.keep_checkpoints + 1, math.ceil(steps / train.save_steps))
     # Gene by gene: means and shares of each phenotype value; count, mean and quantiles of each bin.
     per_gene = 8.0 * sum(config.phenotype_sizes) + (8.0 + 4.0 * (QUANTILES + 1)) * config.n_bins
+    # Depths of the combinations of phenotypes, of which there are as many as cells at most.
+    combinations = min(cells.n_training, math.prod(size + 1 for size in config.phenotype_sizes))
+    per_combination = 8.0 * DEPTH_QUANTILES + 4.0 * len(config.phenotype_sizes) + 8.0
     files = {
         "store": float(cells.store_bytes),
         f"checkpoints ({n_kept} and the one being written)": (n_kept + 1) * checkpoint,
-        "model folder": 4.0 * outline.saved + per_gene * config.n_genes,
+        "model folder": 4.0 * outline.saved
+        + per_gene * config.n_genes
+        + per_combination * combinations,
         "metrics and events": _LINE_BYTES * steps / train.log_steps,
     }
     return {name: value for name, value in files.items() if value}

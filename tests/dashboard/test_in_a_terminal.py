@@ -89,6 +89,19 @@ def test_a_killed_dashboard_leaves_a_clean_terminal(terminal):
     assert terminal.shown_modes == ["0", "0"]
 
 
+def test_a_dashboard_whose_terminal_is_gone_ends(terminal):
+    terminal.wait_for("no runs yet: press n")
+    process = terminal.dashboard
+    terminal.close()
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(process)
+
+
 def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.wait_for("no runs yet: press n")
     terminal.press("n")
@@ -124,7 +137,9 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.wait_for("✔ 200 cells")
     assert "XIST" in terminal.text
     terminal.press("f")
-    terminal.wait_for("after")
+    terminal.wait_for("sex = male")
+    terminal.wait_for("✔ 200 cells")
+    terminal.wait_for("change")
     terminal.press("w")
     terminal.wait_for("enter saves")
     terminal.press("Enter")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,6 @@ from tfx_cli.dashboard.workspace import RunView, Workspace, WorkspaceView
 __all__ = ["DashboardApp", "ViewRead"]
 
 
-_ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 #: Seconds that a training may take to end once it has said that it stopped.
 _LONGEST_END = 60.0
 
@@ -111,16 +111,25 @@ class DashboardApp(App[None]):
             self.register_theme(theme)
         self.theme = self._first_theme
         self.set_keymap(read_key_overrides())
-        for name in _ENDING_SIGNALS:
-            # As by q: a terminal that is left as it was, and no child that goes on.
-            with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
-                number = getattr(signal, name)
-                asyncio.get_running_loop().add_signal_handler(number, self.exit)
+        self._listen_to_signals()
         await self.push_screen(RunsScreen())
         if self._first_run is not None:
             self.open_run(str(self._first_run))
         self.set_interval(1.0 / self._refresh_rate, self.poll_soon)
         self.poll_soon()
+
+    def _listen_to_signals(self) -> None:
+        """End as by q when asked to; at once where the terminal is gone and nothing can be drawn."""
+        loop = asyncio.get_running_loop()
+        for name, handler in (("SIGTERM", self.exit), ("SIGHUP", self._hang_up)):
+            # Not on Windows, and not in a thread that is not the main one.
+            with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(getattr(signal, name), handler)
+
+    def _hang_up(self) -> None:
+        if self._generator is not None:
+            self._generator.terminate()
+        os._exit(128 + signal.SIGHUP)  # what waits for the terminal would wait for ever
 
     async def on_unmount(self) -> None:
         """End the generating child; trainings go on."""

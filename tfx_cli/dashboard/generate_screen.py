@@ -419,9 +419,8 @@ class GenerateScreen(DashboardScreen):
 
     # -- keeping
 
-    def command(self, output: str) -> str:
-        """Return the command line that makes the same cells."""
-        asked = self._asked
+    def command(self, asked: Mapping[str, Any], output: str) -> str:
+        """Return the command line that makes the cells of a request."""
         arguments = ["tfx", "generate", "--run", self.run_path]
         request = asked.get("request") or {}
         for name, value in request.items():
@@ -435,8 +434,8 @@ class GenerateScreen(DashboardScreen):
                 arguments += [f"--{name}", f"{asked[name]:g}"]
         return shlex.join([*arguments, "-o", output])
 
-    def _file_name(self) -> str:
-        request = self._asked.get("request") or {}
+    def _file_name(self, asked: Mapping[str, Any]) -> str:
+        request = asked.get("request") or {}
         words = [value for value in request.values() if not value.startswith("[NO_")]
         name = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
         return f"{name or 'generated'}.h5ad"
@@ -446,8 +445,9 @@ class GenerateScreen(DashboardScreen):
         if not self._asked:
             self.notify("generate first (g)", markup=False)
             return
-        self.app.copy_to_clipboard(self.command(self._file_name()))
-        self.notify(self.command(self._file_name()), title="copied", markup=False)
+        command = self.command(self._asked, self._file_name(self._asked))
+        self.app.copy_to_clipboard(command)
+        self.notify(command, title="copied", markup=False)
 
     def action_save(self) -> None:
         """Save the cells as an .h5ad file."""
@@ -460,7 +460,9 @@ class GenerateScreen(DashboardScreen):
             if path:
                 self._save(Path(output), Path(path).expanduser())
 
-        self.app.push_screen(SaveScreen("save the generated cells as", self._file_name()), take)
+        # Named by what these cells were asked for: another request may be under way.
+        name = self._file_name((self._result or {}).get("asked") or {})
+        self.app.push_screen(SaveScreen("save the generated cells as", name), take)
 
     def _save(self, source: Path, target: Path) -> None:
         partial = target.with_name(f".{target.name}.partial")

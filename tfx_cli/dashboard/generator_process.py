@@ -75,14 +75,19 @@ class GeneratorProcess:
             self._process.stdin.write(json.dumps(record).encode() + b"\n")
             await self._process.stdin.drain()
 
+    def terminate(self) -> None:
+        """Ask the child to end."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
     async def stop(self) -> None:
         """End the child: SIGTERM, and after some seconds for good."""
         process = self._process
         if process is None:
             return
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
+            self.terminate()
             try:
                 await asyncio.wait_for(process.wait(), _GRACE)
             except TimeoutError:

@@ -57,6 +57,8 @@ def frame_svg(
         for key in keys:
             await pilot.press(key)
             await _settle(app, pilot)
+        if app.failure is not None:
+            return
         drawn.append(app.export_screenshot(title="tfx dashboard"))
         app.exit()
 
@@ -79,6 +81,8 @@ async def _settle(app: DashboardApp, pilot: Pilot[None]) -> None:
     """Wait until the disk has been read again and no cells are being generated."""
     seen = app.views_taken
     for _ in range(int(_LONGEST_WAIT / 0.05)):
+        if app.failure is not None:  # it will never be drawn
+            return
         await pilot.pause()
         if app.views_taken > seen + 1 and not app.is_generating:
             return
