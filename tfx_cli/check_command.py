@@ -8,8 +8,9 @@ import typer
 
 from core.errors import ExitCode
 from tfx_cli.cell_sources import resolve_sources
+from tfx_cli.findings_table import findings_text
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
-from tfx_cli.output import make_table, print_result
+from tfx_cli.output import print_result
 from tfx_cli.progress import show_progress
 from tfx_cli.run_folders import existing_run
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 #: Rows of one check and level that the table shows; --json lists all.
 _MOST_ALIKE = 5
 
@@ -93,34 +93,12 @@ def _genes_of(model: str) -> "GenePanel":
 
 
 def _tables(report: "CheckReport") -> "Iterator[RenderableType]":
-    from rich.text import Text
-
     facts = report.facts
     genes = "" if facts["genes"] is None else f" x {facts['genes']:,} genes"
     n_files = len(facts["files"])
     yield f"{n_files:,} file{'s' * (n_files != 1)}, {facts['cells']:,} cells{genes}"
     yield ""
-    rows: list[list[object]] = []
-    family = ""
-    for row, n_more in _shortened(report.rows):
-        if row.family != family:
-            family = row.family
-            rows.append([Text(family, style="bold"), "", ""])
-        rows.append([Text(f"  {row.level}", style=_COLOURS[row.level]), row.check, _told(row)])
-        if n_more:
-            rows.append(["", "", f"... and {n_more:,} more like it (--json lists all)"])
-    yield make_table(["", "check", "finding"], rows)
-    yield ""
-    yield _verdict(report)
-
-
-def _told(row: "CheckRow") -> object:
-    from rich.text import Text
-
-    text = Text(row.finding, overflow="fold")  # a path is not cut
-    if row.fix:
-        text.append(f"\n-> {row.fix}", style="cyan")
-    return text
+    yield from findings_text(report, _shortened(report.rows))
 
 
 def _shortened(rows: "Sequence[CheckRow]") -> "Iterator[tuple[CheckRow, int]]":
@@ -133,11 +111,3 @@ def _shortened(rows: "Sequence[CheckRow]") -> "Iterator[tuple[CheckRow, int]]":
         for row in shown[:-1]:
             yield row, 0
         yield shown[-1], len(group) - len(shown)
-
-
-def _verdict(report: "CheckReport") -> str:
-    n_failures, n_warnings = len(report.of_level("fail")), len(report.of_level("warn"))
-    warnings = f"{n_warnings} warning{'s' * (n_warnings != 1)}"
-    if n_failures:
-        return f"not fit: {n_failures} failure{'s' * (n_failures != 1)}, {warnings}"
-    return f"fit, with {warnings} to look at" if n_warnings else "fit"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfx_cli.output import make_table
+from tfx_cli.short_text import shortened
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,7 +36,7 @@ def confusion_text(phenotype: str, scores: Mapping[str, Any]) -> "Iterator[Rende
     is_confused = any(matrix[i][j] for i in seen for j in seen if i != j)
     if len(seen) > MOST_VALUES or not is_confused:
         return
-    names = [_shorten(values[i]) for i in seen]
+    names = [shortened(values[i], _LONGEST_NAME) for i in seen]
     letters = [chr(ord("a") + place) for place in range(len(seen))]
     rows = [
         [
@@ -63,7 +64,3 @@ def _colour(share: float) -> tuple[int, ...]:
     low, middle, high = _COLOURS
     start, end, part = (low, middle, 2 * share) if share < 0.5 else (middle, high, 2 * share - 1)
     return tuple(round(one + (two - one) * part) for one, two in zip(start, end, strict=True))
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from core.errors import ConfigurationError, TfxError
 from core.progress import ProgressEvent
 from core.runlog.json_lines import plain_json
+from tfx_cli.options import phenotype_arguments
 from tfx_cli.output_files import check_output
 
 if TYPE_CHECKING:
@@ -82,9 +83,7 @@ class ServedRequest(BaseModel):
 
     def command_line(self, folder: Path) -> str:
         """Return the command that writes the same cells."""
-        words = ["tfx", "generate", "--run", str(folder)]
-        for name, value in self.request.items():
-            words += ["--phenotype", f"{name}={value}"]
+        words = ["tfx", "generate", "--run", str(folder), *phenotype_arguments(self.request)]
         words += ["-n", str(self.cells), "--seed", str(self.seed)]
         for name, value in self.sampling.items():
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -3,7 +3,7 @@
 Use the annotations as they are: ``config: ConfigFiles = None``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +25,7 @@ __all__ = [
     "PhenotypePairs",
     "Sex",
     "Tissue",
+    "phenotype_arguments",
     "phenotype_request",
 ]
 
@@ -109,6 +110,25 @@ PhenotypePairs = Annotated[
 ]
 
 
+#: The phenotypes that have an option of their own.
+_STANDARD = ("sex", "tissue", "cell_type", "age", "disease")
+
+
+def phenotype_arguments(request: Mapping[str, str]) -> list[str]:
+    """Return the words of a command line that ask for these phenotypes."""
+    words: list[str] = []
+    for name, value in request.items():
+        if name in _STANDARD:
+            words += [_option_of(name), value]
+        else:
+            words += ["--phenotype", f"{name}={value}"]
+    return words
+
+
+def _option_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def phenotype_request(
     *,
     sex: str | None = None,
@@ -137,17 +157,9 @@ def phenotype_request(
     ConfigurationError
         A pair is not NAME=VALUE, a value is empty, or a phenotype has two values.
     """
-    standard = {
-        "sex": sex,
-        "tissue": tissue,
-        "cell_type": cell_type,
-        "age": age,
-        "disease": disease,
-    }
+    standard = dict(zip(_STANDARD, (sex, tissue, cell_type, age, disease), strict=True))
     given = [
-        (f"--{name.replace('_', '-')}", name, value)
-        for name, value in standard.items()
-        if value is not None
+        (_option_of(name), name, value) for name, value in standard.items() if value is not None
     ]
     for pair in phenotype or ():
         name, equals, value = pair.partition("=")

@@ -12,6 +12,7 @@ from core.runlog.figures import number_in
 from core.runlog.overview import RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
 from tfx_cli.curve_text import curve_text
+from tfx_cli.machine_text import gpu_text, machine_text
 from tfx_cli.output import make_table
 from tfx_cli.quantities import ago, date, duration, metric_value, short_count, size
 
@@ -249,46 +250,11 @@ def _figure(record: MetricRecord | None, name: str) -> str:
 
 def _machines(found: RunOverview, *, now: float) -> Iterator[Sequence[object]]:
     for host, line in found.machines.items():
-        yield host, _machine(line), ago(number_in(line, "t"), now=now)
+        yield host, machine_text(line), ago(number_in(line, "t"), now=now)
         gpus = line.get("gpus")
         for gpu in gpus if isinstance(gpus, list) else []:
             if isinstance(gpu, dict):
-                yield f"  GPU {gpu.get('index', '')}", _gpu(gpu), ""
-
-
-def _machine(line: Mapping[str, Any]) -> str:
-    parts = []
-    cpu, own = number_in(line, "cpu_percent"), number_in(line, "process_cpu_percent")
-    if cpu is not None:
-        parts.append(f"CPU {cpu:.0f} %")
-    if own is not None:
-        parts.append(f"this process {own:.0f} % of one core")
-    memory, total = number_in(line, "process_memory"), number_in(line, "memory_total")
-    if memory is not None:
-        parts.append(f"{size(memory)} of memory" + (f" ({size(total)})" if total else ""))
-    disk = number_in(line, "disk_free")
-    if disk is not None:
-        parts.append(f"{size(disk)} of disk free")
-    return ", ".join(parts)
-
-
-def _gpu(gpu: Mapping[str, Any]) -> str:
-    parts = [str(gpu["name"])] if gpu.get("name") else []
-    use, degrees = number_in(gpu, "utilisation_percent"), number_in(gpu, "temperature")
-    if use is not None:
-        parts.append(f"{use:.0f} % in use")
-    used, total = number_in(gpu, "memory_used"), number_in(gpu, "memory_total")
-    if used is not None:
-        parts.append(f"{size(used)} of memory" + (f" ({size(total)})" if total else ""))
-    peak = number_in(gpu, "memory_peak")
-    if peak is not None:
-        parts.append(f"at most {size(peak)} by this run")
-    if degrees is not None:
-        parts.append(f"{degrees:.0f} °C")
-    power = number_in(gpu, "power")
-    if power is not None:
-        parts.append(f"{power:.0f} W")
-    return ", ".join(parts)
+                yield f"  GPU {gpu.get('index', '')}", gpu_text(gpu), ""
 
 
 def _checkpoint_note(found: RunOverview, place: int) -> str:

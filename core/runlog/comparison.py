@@ -10,6 +10,7 @@ from core.runlog.figures import RunFigures, number_in
 from core.runlog.overview import RunRow, run_row, seconds_trained
 from core.runlog.reader import RunReader
 from core.runlog.schema import CONFIG_FILE, GENE_FIGURES, RESERVED_METRIC_KEYS, metric_info
+from core.runlog.settings import dotted_values
 
 __all__ = ["ComparedFigure", "Comparison", "compare_runs"]
 
@@ -151,19 +152,10 @@ def _best(name: str, values: Sequence[float | None]) -> tuple[int, ...]:
 def _settings(path: Path) -> dict[str, Any]:
     """Read a resolved preset as dotted keys; empty where it is absent or not readable."""
     try:
-        return _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = dotted_values(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return {}
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return {key: value for key, value in values.items() if value != {}}
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:

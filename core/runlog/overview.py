@@ -13,7 +13,6 @@ from core.runlog.reader import RunReader, RunSummary
 from core.runlog.schema import (
     CHECKPOINT_MARKER,
     CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
     LIVE_STATES,
     MODEL_FOLDER,
     RESERVED_METRIC_KEYS,
@@ -21,6 +20,7 @@ from core.runlog.schema import (
     MetricRecord,
     metric_info,
 )
+from core.runlog.settings import read_settings
 
 __all__ = [
     "BestValue",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
-_SOURCE = re.compile(r"  # (?P<source>[^#]+)$")
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def overview(reader: RunReader, *, n_events: int = 10, now: float | None = None)
         row=run_row(reader.summary(now=time.time() if now is None else now), figures),
         run=reader.run,
         status=reader.status,
-        sources=setting_sources(folder / CONFIG_FILE),
+        sources=setting_sources(folder),
         train=figures.train,
         last=figures.last,
         kept=kept,
@@ -254,14 +253,10 @@ def seconds_trained(events: Iterable[EventRecord], metrics: Iterable[MetricRecor
     return total
 
 
-def setting_sources(path: Path) -> dict[str, int]:
-    """Count where the values of a resolved preset come from, by the comments of its file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return {}
-    found = (_SOURCE.search(line) for line in text.splitlines() if " = " in line)
-    sources = Counter(re.sub(r":\d+$", "", match["source"]) for match in found if match is not None)
+def setting_sources(folder: Path) -> dict[str, int]:
+    """Count where the values of a run's resolved preset come from."""
+    origins = (one.origin for one in read_settings(folder) if one.origin)
+    sources = Counter(re.sub(r":\d+$", "", origin) for origin in origins)
     # What somebody chose before what nobody did.
     return dict(sorted(sources.items(), key=lambda pair: (pair[0] == "default", -pair[1])))
 

@@ -1,13 +1,14 @@
 """A resolved preset as a run keeps it: every value with where it came from, for people to read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.runlog.schema import CONFIG_FILE
 
-__all__ = ["Setting", "read_settings"]
+__all__ = ["Setting", "dotted_values", "read_settings"]
 
 _SECTION = re.compile(r"^\[(?P<name>[^\[\]]+)\]\s*$")
 _VALUE = re.compile(r"^(?P<key>[^=#\s]+) = (?P<value>.*?)(?:  # (?P<origin>[^#]+))?$")
@@ -30,6 +31,17 @@ class Setting:
     key: str
     value: str
     origin: str
+
+
+def dotted_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Bring nested tables to one, ``{"train.seed": 0}``; an empty table stays as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted_values(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def read_settings(folder: Path) -> list[Setting]:

@@ -1,10 +1,10 @@
 """Which keys of a preset may change when a run goes on, and which are frozen with its first step."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from core.errors import ConfigurationError
 from core.presets.schema import Preset
+from core.runlog.settings import dotted_values
 
 __all__ = ["check_changes", "preset_differences"]
 
@@ -41,7 +41,7 @@ CHANGEABLE = frozenset(
 
 def preset_differences(before: Preset, after: Preset) -> dict[str, tuple[Any, Any]]:
     """Return dotted key -> (value before, value after) of the keys that differ."""
-    one, two = _flat(before.model_dump()), _flat(after.model_dump())
+    one, two = dotted_values(before.model_dump()), dotted_values(after.model_dump())
     return {
         key: (one.get(key), two.get(key))
         for key in sorted(one.keys() | two.keys())
@@ -70,14 +70,3 @@ def check_changes(before: Preset, after: Preset, *, where: str) -> dict[str, tup
         )
         raise ConfigurationError(message)
     return differences
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat

@@ -96,6 +96,19 @@ def test_run_in_every_state(state, runs, open_app, matches):
     asyncio.run(look())
 
 
+def test_a_paused_view(runs, open_app, matches):
+    write_state(runs)
+
+    async def look():
+        app = open_app("mine")
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press("space")
+            await at_all_sizes(app, pilot, matches, "run-paused")
+
+    asyncio.run(look())
+
+
 @pytest.mark.parametrize("pane", ["2", "3", "4", "5"])
 def test_panes_of_a_run(pane, runs, open_app, matches):
     write_state(runs, state="finished", step=N_STEPS, age=500.0, evaluated=True)

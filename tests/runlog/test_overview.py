@@ -93,8 +93,8 @@ def test_time_between_a_stop_and_a_resume_is_not_training():
 def test_sources_are_read_from_the_comments_of_a_preset(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('# a = 1  # x\na = "#"  # b.toml:3\n[t]  # no\nb = 1\nc = 2  # b.toml:12\n')
-    assert setting_sources(path)["b.toml"] == 2
-    assert setting_sources(tmp_path / "none.toml") == {}
+    assert setting_sources(tmp_path)["b.toml"] == 2
+    assert setting_sources(tmp_path / "none") == {}
 
 
 def test_numbers_are_finite_numbers():

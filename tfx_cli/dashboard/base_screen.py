@@ -57,6 +57,13 @@ class DashboardScreen(Screen[None]):
     DashboardScreen .no-room { display: none; height: 1fr; width: 1fr;
         content-align: center middle; text-align: center; }
     DashboardScreen .body { height: 1fr; }
+    DashboardScreen TabbedContent { height: 1fr; }
+    DashboardScreen ContentSwitcher { height: 1fr; }
+    DashboardScreen TabPane { padding: 0; height: 1fr; }
+    DashboardScreen Tabs { height: 1; }
+    DashboardScreen Tabs Tab { height: 1; padding: 0 2 0 0; }
+    DashboardScreen Tabs Underline { display: none; }
+    DashboardScreen Tabs #tabs-list { height: 1; min-height: 1; }
     DashboardScreen.-tiny .body, DashboardScreen.-flat .body { display: none; }
     DashboardScreen.-tiny Footer, DashboardScreen.-flat Footer { display: none; }
     DashboardScreen.-tiny .bar, DashboardScreen.-flat .bar { display: none; }
@@ -95,8 +102,8 @@ class DashboardScreen(Screen[None]):
         """Show a line on top, with the state of the view."""
         marks = []
         if self.dashboard.is_paused:
-            marks.append(("  ‖ view paused", "$warning"))
-        self.query_one(".bar", Static).update(Content.assemble(content, *marks))
+            marks.append((" ‖ view paused ", "$warning"))  # first: the end may be cut off
+        self.query_one(".bar", Static).update(Content.assemble(*marks, content))
 
     def update_view(self, view: WorkspaceView) -> None:
         """Take what is new; called twice a second or so, and not while the view is paused."""

@@ -30,6 +30,7 @@ from tfx_cli.dashboard.raster import (
 )
 from tfx_cli.dashboard.themes import series_colours
 from tfx_cli.quantities import short_count
+from tfx_cli.short_text import shortened
 
 __all__ = ["SMOOTHING", "CurveSeries", "CurveView", "CurveWindow", "ReferenceMark"]
 
@@ -488,7 +489,7 @@ class CurveView(Widget, can_focus=True):
             if free is None:
                 return
             taken.add(free)
-            name = one.name if len(one.name) < _NAME_WIDTH else one.name[: _NAME_WIDTH - 2] + "…"
+            name = shortened(one.name, _NAME_WIDTH - 1)
             canvas.write(
                 1 + free, _TICK_WIDTH + plot.width + 1, name, styles[one.colour % len(styles)]
             )

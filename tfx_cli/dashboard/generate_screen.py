@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.widgets import DataTable, Input, Static, TabbedContent, TabPane
 
 from core.errors import TfxError
-from core.runlog.control_tokens import ControlTokens
+from core.model.control_tokens import ControlTokens
 from tfx_cli.dashboard.base_screen import DashboardScreen
 from tfx_cli.dashboard.cells_texts import (
     GENE_COLUMNS,
@@ -34,6 +34,7 @@ from tfx_cli.dashboard.save_screen import SaveScreen
 from tfx_cli.dashboard.scatter import PointSet, ScatterView
 from tfx_cli.dashboard.themes import series_colours
 from tfx_cli.dashboard.token_row import NOT_SPECIFIED, SAMPLED, TokenRow, choice_text
+from tfx_cli.options import phenotype_arguments
 
 __all__ = ["GenerateScreen"]
 
@@ -43,7 +44,6 @@ _FIELDS = (
     ("temperature", "temp.", "", False), ("guidance", "guidance", "", False),
     ("seed", "seed", "0", True),
 )  # fmt: skip
-_STANDARD = ("sex", "tissue", "cell_type", "age", "disease")
 
 
 class GenerateScreen(DashboardScreen):
@@ -77,11 +77,6 @@ class GenerateScreen(DashboardScreen):
     GenerateScreen #progress { padding: 0 1; height: auto; min-height: 1; }
     GenerateScreen.-normal #match, GenerateScreen.-wide #match { margin-top: 1; }
     GenerateScreen #results { height: 1fr; width: 1fr; }
-    GenerateScreen #results ContentSwitcher { height: 1fr; }
-    GenerateScreen #results TabPane { padding: 0; height: 1fr; }
-    GenerateScreen #results Tabs, GenerateScreen #results #tabs-list { height: 1; min-height: 1; }
-    GenerateScreen #results Tab { height: 1; padding: 0 2 0 0; }
-    GenerateScreen #results Underline { display: none; }
     GenerateScreen DataTable { height: 1fr; background: $background; }
     GenerateScreen .fidelity { height: auto; padding: 0 1; }
     GenerateScreen #side-fidelity { display: none; margin-top: 1; color: $secondary; }
@@ -421,13 +416,8 @@ class GenerateScreen(DashboardScreen):
 
     def command(self, asked: Mapping[str, Any], output: str) -> str:
         """Return the command line that makes the cells of a request."""
-        arguments = ["tfx", "generate", "--run", self.run_path]
         request = asked.get("request") or {}
-        for name, value in request.items():
-            if name in _STANDARD:
-                arguments += [f"--{name.replace('_', '-')}", value]
-            else:
-                arguments += ["--phenotype", f"{name}={value}"]
+        arguments = ["tfx", "generate", "--run", self.run_path, *phenotype_arguments(request)]
         arguments += ["-n", str(asked.get("cells", 200))]
         for name in ("steps", "temperature", "guidance", "seed"):
             if name in asked:

@@ -15,6 +15,7 @@ from pathlib import Path
 from textual.binding import Binding, BindingType
 
 from core.errors import ConfigurationError
+from core.runlog.settings import dotted_values
 
 __all__ = ["KEYS", "RESERVED_KEYS", "Key", "bindings_of", "read_key_overrides"]
 
@@ -128,7 +129,7 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
         message = f"{path}: the keys cannot be read ({error})"
         raise ConfigurationError(message) from error
     known = {key.id for key in KEYS}
-    flat = dict(_flat(found))
+    flat = dotted_values(found)  # ``[run] log-axis`` and ``"run.log-axis"`` alike
     for name, keys in flat.items():
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)
@@ -143,14 +144,3 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
             message = f"{path}: {name}: {', '.join(sorted(taken))} belongs to the terminal or tmux; choose another"
             raise ConfigurationError(message)
     return {name: str(keys) for name, keys in flat.items()}
-
-
-def _flat(table: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Take ``[run] log-axis = "l"`` and ``"run.log-axis" = "l"`` alike."""
-    pairs: list[tuple[str, object]] = []
-    for name, value in table.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((f"{prefix}{name}", value))
-    return pairs

@@ -43,13 +43,6 @@ class RunScreen(DashboardScreen):
     NAME = "run"
     BINDINGS = bindings_of("run")
     DEFAULT_CSS = """
-    RunScreen TabbedContent { height: 1fr; }
-    RunScreen ContentSwitcher { height: 1fr; }
-    RunScreen TabPane { padding: 0; height: 1fr; }
-    RunScreen Tabs { height: 1; }
-    RunScreen Tabs Tab { height: 1; padding: 0 2 0 0; }
-    RunScreen Tabs Underline { display: none; }
-    RunScreen Tabs #tabs-list { height: 1; min-height: 1; }
     RunScreen #curves-pane { layout: vertical; height: 1fr; }
     RunScreen #numbers { height: auto; max-height: 7; padding: 0 1; background: $background; }
     RunScreen.-normal #curve-grid, RunScreen.-wide #curve-grid { layout: horizontal; }

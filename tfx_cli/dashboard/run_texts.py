@@ -11,7 +11,9 @@ from core.runlog.json_lines import finite_number
 from core.runlog.schema import EventRecord, metric_info
 from core.runlog.settings import Setting
 from tfx_cli.dashboard.workspace import RunView
-from tfx_cli.quantities import ago, date, metric_value, short_count, size
+from tfx_cli.machine_text import gpu_text, machine_text
+from tfx_cli.quantities import ago, date, metric_value, short_count
+from tfx_cli.short_text import shortened
 
 __all__ = [
     "PHENOTYPE_COLUMNS",
@@ -184,8 +186,7 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
     lines.append(Content(f"{'true value':{_LONGEST + 3}} {'cells':>5}{heads}"))
     for order, place in enumerate(used):
         total = sum(matrix[place])
-        name = values[place]
-        name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+        name = shortened(values[place], _LONGEST)
         parts: list[str | Content] = [f"{_letter(order):>2} {name:{_LONGEST}} {total:>5}"]
         for column in used:
             share = matrix[place][column] / total if total else 0.0
@@ -235,47 +236,17 @@ def machine_content(view: RunView, *, now: float) -> Content:
     lines.append(", ".join(fact for fact in facts if fact))
     for host, records in view.machines.items():
         line = records[-1]
-        parts = []
-        for label, key, show in (
-            ("CPU", "cpu_percent", _percent),
-            ("memory", "process_memory", size),
-            ("available", "memory_available", size),
-            ("disk free", "disk_free", size),
-        ):
-            value = number_in(line, key)
-            if value is not None:
-                parts.append(f"{label} {show(value)}")
         moment = number_in(line, "t")
-        lines.append(f"{host}: {', '.join(parts)}  {ago(moment, now=max(now, moment or now))}")
+        lines.append(f"{host}: {machine_text(line)}  {ago(moment, now=max(now, moment or now))}")
         gpus = line.get("gpus")
         for gpu in gpus if isinstance(gpus, list) else []:
-            lines += [_gpu(gpu)] if isinstance(gpu, dict) else []
+            if isinstance(gpu, dict):
+                lines.append(f"  GPU {gpu.get('index', '')} {gpu_text(gpu)}")  # noqa: PERF401
         if not gpus:
             lines[-1] = f"{lines[-1]}  (no GPU)"
     if not view.machines:
         lines.append("the machine has not said anything yet")
     return Content("\n").join([Content(line) for line in lines])
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0f} %"
-
-
-def _gpu(gpu: Mapping[str, Any]) -> str:
-    parts = [f"  GPU {gpu.get('index', '')} {gpu.get('name') or ''}".rstrip()]
-    use, used, total = (
-        number_in(gpu, key) for key in ("utilisation_percent", "memory_used", "memory_total")
-    )
-    if use is not None:
-        parts.append(f"{use:.0f} % in use")
-    if used is not None:
-        parts.append(f"memory {size(used)}" + (f" of {size(total)}" if total else ""))
-    degrees, power = number_in(gpu, "temperature"), number_in(gpu, "power")
-    if degrees is not None:
-        parts.append(f"{degrees:.0f} °C")
-    if power is not None:
-        parts.append(f"{power:.0f} W")
-    return ", ".join(parts)
 
 
 def setting_rows(settings: Sequence[Setting]) -> list[tuple[Text, Text, Text]]:

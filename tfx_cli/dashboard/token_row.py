@@ -10,6 +10,8 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from tfx_cli.short_text import shortened
+
 __all__ = ["NOT_SPECIFIED", "SAMPLED", "TokenRow", "choice_text"]
 
 #: Choices beside the values.
@@ -74,15 +76,14 @@ class TokenRow(Widget, can_focus=True):
 
     def render(self) -> Content:
         """Write name, choice and how many real cells have it."""
-        name = self.phenotype
-        label = name if len(name) <= self.label_width else name[: self.label_width - 1] + "…"
-        text = choice_text(name, self.choice, self.values)
+        label = shortened(self.phenotype, self.label_width)
+        text = choice_text(self.phenotype, self.choice, self.values)
         note = ""
         if self.value is not None:
             count = self.counts.get(self.value, 0)
             note = f"{count:,} real cell{'' if count == 1 else 's'}"
         room = max(self.size.width - self.label_width - len(note) - 7, 8)
-        shown = text if len(text) <= room else text[: room - 1] + "…"
+        shown = shortened(text, room)
         style = "$primary" if self.choice >= 0 else "$secondary"
         left = f"{label:{self.label_width}}  "
         content = Content.assemble((left, "$secondary"), "‹ ", (shown, style), " ›")

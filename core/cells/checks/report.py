@@ -1,20 +1,18 @@
 """What a check found: rows of ok, warn or fail, and the facts behind them."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from core.errors import DataError, TfxError
+from core.findings import FindingsReport, Level
 
 __all__ = ["FAMILIES", "CheckReport", "CheckRow", "Family", "Level", "fault_row", "refuse_failures"]
 
-Level = Literal["ok", "warn", "fail"]
 Family = Literal["files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"]
 #: In the order of a report.
 FAMILIES: tuple[Family, ...] = (
     "files", "matrix", "genes", "cells", "phenotypes", "donors", "cost",
 )  # fmt: skip
-_SEVERITY: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
 #: Failures that one error message spells out.
 _MOST_TOLD = 20
 
@@ -51,47 +49,14 @@ class CheckRow:
         return f"{self.finding}; {self.fix}" if self.fix else self.finding
 
 
-@dataclass(frozen=True)
-class CheckReport:
-    """All findings about the cells of a preset.
+class CheckReport(FindingsReport[CheckRow]):
+    """All findings about the cells of a preset; facts are files, cells, genes, splits, estimates."""
 
-    Attributes
-    ----------
-    rows
-        In the order of `FAMILIES`.
-    facts
-        Files, cells, genes, phenotypes, split and estimates, as nested plain values.
-    """
-
-    rows: tuple[CheckRow, ...]
-    facts: dict[str, Any]
-
-    @classmethod
-    def of(cls, rows: Iterable[CheckRow], facts: dict[str, Any]) -> "CheckReport":
-        """Make a report of rows in any order."""
-        ordered = sorted(rows, key=lambda row: FAMILIES.index(row.family))
-        return cls(tuple(ordered), facts)
-
-    @property
-    def level(self) -> Level:
-        """The worst level of all rows."""
-        return max((row.level for row in self.rows), key=_SEVERITY.__getitem__, default="ok")
-
-    def of_level(self, level: Level) -> list[CheckRow]:
-        """Rows of one level."""
-        return [row for row in self.rows if row.level == level]
+    FAMILIES: ClassVar[tuple[str, ...]] = FAMILIES
 
     def without(self, family: Family) -> "CheckReport":
         """Leave a family of checks out."""
         return CheckReport(tuple(row for row in self.rows if row.family != family), self.facts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return {
-            "level": self.level,
-            "rows": [asdict(row) for row in self.rows],
-            "facts": self.facts,
-        }
 
 
 def fault_row(family: Family, check: str, error: TfxError | str, *, subject: str = "") -> CheckRow:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from core.errors import DataError
+from core.model.reference import Reference
 
 __all__ = ["ControlTokens"]
 
@@ -26,10 +26,8 @@ class ControlTokens:
     ----------
     phenotypes
         Name -> values, in the order of the model's slots and codes.
-    combinations
-        (combinations, phenotypes), codes that occurred in training, -1 where a label was missing.
-    counts
-        (combinations,), training cells of each.
+    reference
+        Combinations of training cells and how many had each; without profiles.
     generate
         The model's own settings of generation (steps, temperature, guidance, ...).
     is_simulated
@@ -37,8 +35,7 @@ class ControlTokens:
     """
 
     phenotypes: dict[str, tuple[str, ...]]
-    combinations: NDArray[np.int32]
-    counts: NDArray[np.int64]
+    reference: Reference
     generate: dict[str, Any]
     is_simulated: bool
 
@@ -77,10 +74,14 @@ class ControlTokens:
         if combinations.ndim != 2 or combinations.shape != (len(counts), len(phenotypes)):
             message = f"{folder}: reference.safetensors and config.json do not fit each other"
             raise DataError(message)
+        nothing = np.empty((0, 0), np.float32)
+        reference = Reference(
+            combinations.astype(np.int32), counts.astype(np.int64), nothing, nothing,
+            np.empty((0, 0), np.int64),
+        )  # fmt: skip
         return cls(
             phenotypes=phenotypes,
-            combinations=combinations.astype(np.int32),
-            counts=counts.astype(np.int64),
+            reference=reference,
             generate=generate,
             is_simulated=bool(origin.get("simulated")),
         )
@@ -88,26 +89,24 @@ class ControlTokens:
     @property
     def n_cells(self) -> int:
         """All training cells."""
-        return int(self.counts.sum())
+        return self.reference.n_cells({})
 
     def count(self, wanted: Mapping[str, str]) -> int:
-        """Return how many training cells had all the wanted values."""
-        return int(self.counts[self._matching(wanted)].sum())
+        """Return how many training cells had all the wanted values, which the model knows."""
+        return self.reference.n_cells(self._codes(wanted))
 
     def counts_of(self, name: str, wanted: Mapping[str, str] | None = None) -> dict[str, int]:
         """Return value -> training cells of a phenotype, among those that had the wanted values."""
         slot = list(self.phenotypes).index(name)
         values = self.phenotypes[name]
-        chosen = self._matching(wanted or {})
-        codes, counts = self.combinations[chosen, slot], self.counts[chosen]
+        chosen = self.reference.matching(self._codes(wanted or {}))
+        codes, counts = self.reference.combinations[chosen, slot], self.reference.counts[chosen]
         known = codes >= 0
         totals = np.bincount(codes[known], weights=counts[known], minlength=len(values))
-        return dict(zip(values, totals.astype(int).tolist(), strict=False))
+        return dict(zip(values, totals.astype(int).tolist(), strict=True))
 
-    def _matching(self, wanted: Mapping[str, str]) -> NDArray[np.bool_]:
-        match = np.ones(len(self.counts), dtype=bool)
-        for slot, (name, values) in enumerate(self.phenotypes.items()):
-            if name in wanted:
-                code = values.index(wanted[name]) if wanted[name] in values else -2
-                match &= self.combinations[:, slot] == code
-        return match
+    def _codes(self, wanted: Mapping[str, str]) -> dict[int, int]:
+        slots = list(self.phenotypes)
+        return {
+            slots.index(name): self.phenotypes[name].index(value) for name, value in wanted.items()
+        }
