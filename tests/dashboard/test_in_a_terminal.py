@@ -47,10 +47,11 @@ class Terminal:
     def text(self):
         return self._tmux("capture-pane", "-p", "-t", "t")
 
-    def wait_for(self, text, seconds=120):
+    def wait_for(self, text, seconds=120, below=""):
+        """Wait until a text is on the screen, under a label where one is given."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if text in self.text:
+            if text in self.text.partition(below)[2] if below else text in self.text:
                 return
             time.sleep(0.2)
         raise AssertionError(f"'{text}' did not appear in:\n{self.text}")  # noqa: EM102
@@ -108,11 +109,11 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.wait_for("tiny.toml")
     terminal.wait_for("train.max_steps        30")
     terminal.press("Enter")
-    time.sleep(1)  # until the name has the focus: nothing on the screen tells
-    terminal.press("C-u")
-    terminal.type("first")
-    terminal.wait_for(" first")
+    terminal.wait_for("type its name")  # else the first letters go to the list
+    terminal.type("first")  # in place of the proposed name, which is selected
+    terminal.wait_for("first\n", below="name of the run")
     terminal.press("Tab")
+    terminal.wait_for("type changes")
     terminal.type("train.max_steps=3000 train.eval_steps=20 train.save_steps=1000")
     terminal.wait_for("train.max_steps        3000")
     terminal.press("F5")

@@ -8,6 +8,7 @@ from pathlib import Path
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.events import DescendantFocus
 from textual.message import Message
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
@@ -25,6 +26,14 @@ _SUMMARY = (
     "model.layers", "model.hidden_size", "train.max_steps", "train.epochs", "train.batch_size",
     "train.learning_rate", "train.device",
 )  # fmt: skip
+
+#: What the focused part of the screen is for, by id: said in the bar.
+_HINTS = {
+    "presets": "choose a preset; enter goes on to its name",
+    "name": "type its name; tab goes on to changes",
+    "changes": "type changes, or start as it is: enter",
+    "go": "enter starts it",
+}
 
 
 class PresetCheck(Message):
@@ -114,7 +123,6 @@ class StartScreen(DashboardScreen):
 
     def on_mount(self) -> None:
         """List the presets."""
-        self.set_bar(Content.assemble(("new run", "bold"), "  choose a preset, then F5"))
         options = self.query_one("#presets", OptionList)
         for path in find_preset_files(Path.cwd()):
             shown = str(path.relative_to(Path.cwd()))
@@ -134,6 +142,11 @@ class StartScreen(DashboardScreen):
         """The preset under the cursor."""
         place = self.query_one("#presets", OptionList).highlighted
         return self._presets[place or 0]
+
+    def on_descendant_focus(self, event: DescendantFocus) -> None:
+        """Say what is typed now, and where to."""
+        hint = _HINTS.get(event.widget.id or "", "")
+        self.set_bar(Content.assemble(("new run", "bold"), "  ", hint))
 
     def on_option_list_option_highlighted(self) -> None:
         """Check the preset under the cursor."""
