@@ -41,6 +41,7 @@ def measure(
                 figures = [scores[method]["accuracy"], scores[method]["macro_f1"]]
                 found.setdefault(phenotype, {}).setdefault(method, []).append(figures)
         print(f"{name}: seed {seed + 1} of {seeds}", flush=True)
+    show({name: found})  # what is known so far, should the rest be cut off
     return found
 
 
@@ -54,7 +55,7 @@ def show(results: dict[str, dict[str, dict[str, list[list[float]]]]]) -> None:
             pairs = zip(methods["model"], methods["logistic_regression"], strict=True)
             lead = [[a - b for a, b in zip(ours, theirs, strict=True)] for ours, theirs in pairs]
             cells.append(" / ".join(_over_seeds(lead, i, sign="+") for i in (0, 1)))
-            print(f"| {dataset} | {phenotype} | {' | '.join(cells)} |")
+            print(f"| {dataset} | {phenotype} | {' | '.join(cells)} |", flush=True)
 
 
 def _over_seeds(figures: list[list[float]], which: int, *, sign: str = "") -> str:

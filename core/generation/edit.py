@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.errors import ConfigurationError
+from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
-from core.generation.sampler import PartialCells
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits

@@ -5,6 +5,9 @@ sum of rank r, so that a step costs what the genes it asks for cost, not what th
 answer is the same (held against the network in the tests), in float64: sums that change thousands
 of times, and a cell that does not depend on the cells beside it.
 
+In the expressed layout only genes that are on have a vote, and a cell is whole once as many are known as it
+is to express.
+
 Shapes: B cells, S phenotype values shown, n genes asked for per cell, O outputs per gene, r rank.
 """
 
@@ -15,14 +18,14 @@ from torch import Tensor, nn
 
 from core.model.skeleton import Skeleton
 
-__all__ = ["SkeletonState"]
+__all__ = ["SkeletonState", "masked_share"]
 
 #: Genes of the panel that are answered at once.
 _PANEL_PART = 2_048
 
 
 class SkeletonState:
-    """What the skeleton knows of B cells, of which the same number of genes are visible.
+    """What the skeleton knows of B cells.
 
     Parameters
     ----------
@@ -30,14 +33,25 @@ class SkeletonState:
         The fitted skeleton.
     shown_BS
         One-hot rows of the phenotypes shown, [NO_*] where none is.
+    n_expressed
+        (B,) genes that each cell is to express, for the expressed layout; None: genes that are off are
+        seen as well as those that are on.
     """
 
-    def __init__(self, skeleton: Skeleton, shown_BS: Tensor) -> None:
+    def __init__(
+        self, skeleton: Skeleton, shown_BS: Tensor, *, n_expressed: Tensor | None = None
+    ) -> None:
         self._skeleton = skeleton
         self._n_genes = skeleton.n_genes
         device = shown_BS.device
         # There are no float64 numbers on Apple's GPUs.
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sees_off = n_expressed is None
+        self._whole = (
+            torch.full((1, 1), self._n_genes, dtype=self._dtype, device=device)
+            if n_expressed is None
+            else n_expressed.unsqueeze(1).to(self._dtype).clamp(min=1)
+        )
         self._class_BGO = (shown_BS @ skeleton.class_table).view(len(shown_BS), self._n_genes, -1)
         self._prior_GO = skeleton.gene_prior.view(self._n_genes, -1).to(self._dtype)
         rank = skeleton.votes.weight.shape[1]
@@ -52,23 +66,35 @@ class SkeletonState:
         self._mix_out = (last.weight.T.to(self._dtype), last.bias.to(self._dtype))
         self._sums_Br = torch.zeros(len(shown_BS), rank, dtype=self._dtype, device=device)
         self._cells = torch.arange(len(shown_BS), device=device).unsqueeze(1)
-        self.n_visible = 0
+        self._n_visible = torch.zeros_like(self._whole)
 
     def reveal(self, genes: Tensor, bins: Tensor) -> None:
         """Make (B, n) genes visible, with their bins."""
-        self._sums_Br += self._votes[genes * self._skeleton.n_bins + bins].sum(dim=1)
-        self.n_visible += genes.shape[1]
+        self._move(genes, bins, 1)
 
     def hide(self, genes: Tensor, bins: Tensor) -> None:
         """Hide (B, n) visible genes, whose bins were ``bins``."""
-        self._sums_Br -= self._votes[genes * self._skeleton.n_bins + bins].sum(dim=1)
-        self.n_visible -= genes.shape[1]
+        self._move(genes, bins, -1)
+
+    def _move(self, genes: Tensor, bins: Tensor, sign: int) -> None:
+        votes_Bnr = self._votes[genes * self._skeleton.n_bins + bins]
+        if self._sees_off:
+            self._n_visible += sign * genes.shape[1]
+        else:
+            is_on = bins > 0
+            votes_Bnr = votes_Bnr * is_on.unsqueeze(-1)
+            self._n_visible += sign * is_on.sum(dim=1, keepdim=True)
+        self._sums_Br += sign * votes_Bnr.sum(dim=1)
 
     def logits(self, genes: Tensor) -> Tensor:
         """Return (B, n, O) logits of hidden genes (B, n)."""
         weight, hidden = self._weight_and_hidden()
         votes_BnO = torch.einsum("bnor,br->bno", self._effects_GOr[genes], hidden)
-        return self._prior_GO[genes] + weight * self._class_BGO[self._cells, genes] + votes_BnO
+        return (
+            self._prior_GO[genes]
+            + weight[..., None] * self._class_BGO[self._cells, genes]
+            + votes_BnO
+        )
 
     def panel_logits(self) -> Iterator[Tensor]:
         """Yield (B, some genes, O) logits of the whole panel, in parts, in float32."""
@@ -78,15 +104,24 @@ class SkeletonState:
             effects_xr = self._effects_GOr[some].flatten(0, 1).float()
             class_BxO = self._class_BGO[:, some]
             votes_BxO = (hidden.float() @ effects_xr.T).view(class_BxO.shape)
-            yield self._prior_GO[some].float() + weight * class_BxO + votes_BxO
+            yield self._prior_GO[some].float() + weight[..., None] * class_BxO + votes_BxO
 
-    def _weight_and_hidden(self) -> tuple[float, Tensor]:
-        """Return the weight of the class table and the (B, r) hidden state."""
+    def _weight_and_hidden(self) -> tuple[Tensor, Tensor]:
+        """Return the weight of the class table, (B or 1, 1), and the (B, r) hidden state."""
         skeleton = self._skeleton
-        share = torch.full((1, 1), 1 - self.n_visible / self._n_genes, device=self._sums_Br.device)
-        weight = float(share + torch.sigmoid(skeleton.class_scale(share)) * (1 - share))
-        scale = float(1 + skeleton.share_scale(share))
-        hidden = self._sums_Br * (scale / (self.n_visible + 8) ** 0.5) * self._gate_Br
+        share = masked_share(self._n_visible, self._whole).float()
+        weight = share + torch.sigmoid(skeleton.class_scale(share)) * (1 - share)
+        scale = (1 + skeleton.share_scale(share)).to(self._dtype)
+        root = (self._n_visible + 8).sqrt()
+        hidden = self._sums_Br * (scale / root) * self._gate_Br
         inner = nn.functional.gelu(torch.addmm(self._mix_in[1], hidden, self._mix_in[0]))
         hidden = hidden + torch.addmm(self._mix_out[1], inner, self._mix_out[0])
         return weight, hidden
+
+
+def masked_share(n_known: Tensor, n_whole: Tensor) -> Tensor:
+    """Return the masked share of cells of which ``n_known`` genes out of ``n_whole`` are known.
+
+    Where all are known, or more than were expected, one more is taken to be hidden: it is asked for.
+    """
+    return 1 - torch.minimum(n_known / n_whole, 1 - 1 / n_whole)

@@ -40,6 +40,7 @@ def fit_skeleton(
     codes: NDArray[np.int32],
     *,
     donors: NDArray[np.integer[Any]] | None = None,
+    unexpressed: float = 0.0,
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
@@ -59,6 +60,8 @@ def fit_skeleton(
         (cells, phenotypes), -1 where missing.
     donors
         (cells,), or None: cross-validation of the phenotype scores keeps donors whole.
+    unexpressed
+        In the expressed layout: share of the masked genes that are off (`masking.unexpressed`).
     seed
         Of the mini-batches.
 
@@ -82,14 +85,23 @@ def fit_skeleton(
     )
     prior = _gene_prior(config, counts)
     effects = _fit_class_effects(skeleton, config, prior, bins, codes, seed, on_progress)
+    if config.layout == "expressed" and 0 < unexpressed < 1:
+        prior = _gene_prior(config, _as_asked(counts, unexpressed))
     skeleton.gene_prior.copy_(prior.reshape(-1))
     skeleton.class_table.copy_(effects)
-    # A gene that the layout leaves out is no vote, and a single output has no slope per bin.
-    if config.layout == "ranked" and skeleton.n_outputs == config.n_bins:
-        _start_gene_pairs(skeleton, bins, codes)
+    if skeleton.n_outputs == config.n_bins:  # a single output has no slope per bin
+        _start_gene_pairs(skeleton, config, bins, codes)
 
 
-def _gene_prior(config: TfxConfig, counts: NDArray[np.int64]) -> Tensor:
+def _as_asked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
+    """(genes, bins) counts with bin 0 as rare as it is among the masked genes of the expressed layout."""
+    off, on = counts[:, 0].sum(), counts[:, 1:].sum()
+    asked = counts.astype(np.float64)
+    asked[:, 0] *= unexpressed / (1 - unexpressed) * on / max(off, 1)
+    return asked
+
+
+def _gene_prior(config: TfxConfig, counts: NDArray[np.integer | np.floating]) -> Tensor:
     """(genes, outputs) log marginals of the bins (binary: log-odds), one pseudo-count per bin."""
     log_share = np.log((counts + 1) / (counts + 1).sum(axis=1, keepdims=True))
     if config.kind == "binary":
@@ -111,7 +123,7 @@ def _fill_bin_values(skeleton: Skeleton, table: ValueTable, counts: NDArray[np.i
 
 
 def _start_gene_pairs(
-    skeleton: Skeleton, bins: NDArray[np.uint8], codes: NDArray[np.int32]
+    skeleton: Skeleton, config: TfxConfig, bins: NDArray[np.uint8], codes: NDArray[np.int32]
 ) -> None:
     """Begin the gene pairs at the factor model of the residual correlations, in closed form.
 
@@ -141,8 +153,12 @@ def _start_gene_pairs(
     strength = power[:rank] - noise
     loadings = axes[:, :rank] * np.sqrt(strength)
     left = np.maximum(covariance.diagonal() - (loadings**2).sum(axis=1), 0.2)
-    scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
-    votes = table[:, :, None] * (loadings * scale)[:, None]
+    if config.layout == "expressed":
+        share = np.stack([(bins == level).mean(axis=0) for level in range(table.shape[1])], axis=1)
+        votes = _votes_of_expressed(table, share, loadings, strength, noise)
+    else:
+        scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
+        votes = table[:, :, None] * (loadings * scale)[:, None]
     effects = table[:, :, None] * (loadings / left[:, None])[:, None]
     with torch.no_grad():
         skeleton.votes.weight[:, :rank] = torch.from_numpy(
@@ -151,6 +167,43 @@ def _start_gene_pairs(
         skeleton.effects.weight[:, :rank] = torch.from_numpy(
             effects.reshape(-1, rank).astype(np.float32)
         )
+
+
+def _votes_of_expressed(
+    table: NDArray[np.float32],
+    share: NDArray[np.float64],
+    loadings: NDArray[np.float64],
+    strength: NDArray[np.float64],
+    noise: float,
+) -> NDArray[np.float64]:
+    """Return (genes, bins, rank) votes where only genes that are on are seen.
+
+    A gene that is not seen is off, or hidden: of half the genes that are on, as votes are made for. Its
+    share of being off has already had its say, so a gene that is seen takes it back; and all votes give
+    up alike what all genes that are not seen would say together.
+
+    Parameters
+    ----------
+    table
+        (genes, bins) standardised values.
+    share
+        (genes, bins) shares of training cells.
+    loadings, strength, noise
+        Of the factor model: (genes, rank), (rank,) and its variance.
+    """
+    seen, on, off = 0.5, 1 - share[:, 0], share[:, 0]
+    is_off = seen * off / (1 - seen * on)
+    votes = table - is_off[:, None] * table[:, :1]
+    told = (
+        seen * (share[:, 1:] * table[:, 1:] ** 2).sum(axis=1)
+        + (1 - seen * on) * (is_off * table[:, 0]) ** 2
+    )
+    told = (loadings**2 * told[:, None]).sum(axis=0) / (loadings**2).sum(axis=0)
+    n_on = max(float(on.sum()), 1.0)
+    scale = loadings * (np.sqrt(seen * n_on + 8) / (told * strength + noise))
+    together = (table[:, 0] * (off + is_off * on)) @ scale / n_on
+    scaled: NDArray[np.float64] = votes[:, :, None] * scale[:, None] + together
+    return scaled
 
 
 def _fill_phenotype_prior(skeleton: Skeleton, config: TfxConfig, codes: NDArray[np.int32]) -> None:

@@ -107,6 +107,7 @@ def build_model(
             bins,
             codes,
             donors=None if store.donors is None else np.asarray(store.donors[rows]),
+            unexpressed=preset.training_masking.unexpressed,
             seed=preset.train.seed,
             on_progress=on_progress,
         )

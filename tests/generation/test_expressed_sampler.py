@@ -1,4 +1,4 @@
-"""Cells of the expressed layout: which genes are on, then how much."""
+"""Cells of the expressed layout: only genes that are on are seen, all genes are asked about."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,13 @@ import torch
 
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
+from core.generation.cell_input import ExpressedInput
 from core.generation.plan import CellPlan
 from core.generation.sampler import check_can_generate, needs_normal, plan_for, sample_cells
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
-from .examples import with_reference
+from .examples import MARGINALS, set_pairs, with_reference
 
 #: Log-odds of being on, among masked genes of training, half of which are off.
 ON_LOG_ODDS = np.array([2.0, -1.0, 0.0, 1.0, -2.0, 0.5, -0.5])
@@ -43,9 +44,20 @@ def sample(model, *, n_cells=20, first=0, wanted=None, **settings):
     return sample_cells(model, codes, chosen, plan, wanted_genes=genes)
 
 
+def known_model(marginals=MARGINALS):
+    """Make a skeleton that knows of each gene how often every bin is asked for in training."""
+    model = expressed_model(layers=0, skeleton=True, skeleton_rank=4, randomise=False)
+    with torch.no_grad():
+        log = np.log(marginals)
+        model.network.skeleton.gene_prior.copy_(torch.from_numpy(log.reshape(-1)).float())
+    return model
+
+
 def watch(model):
     batches = []
-    model.network.register_forward_pre_hook(lambda network, args: batches.append(args[0]))
+    model.network.encoder_part.register_forward_pre_hook(
+        lambda encoder, args: batches.append(args[0])
+    )
     return batches
 
 
@@ -55,7 +67,7 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
     drawn = sample(model, n_cells=4, steps=3)
     first_gene, first_bin = model.config.tokens.first_gene, model.config.tokens.first_bin
     asked = np.zeros((4, N_GENES), int)
-    for batch in batches[:3]:
+    for batch in batches:
         for cell in range(4):
             at = slice(int(batch.bounds[cell]), int(batch.bounds[cell + 1]))
             genes, values = batch.identity[at].numpy() - first_gene, batch.value[at].numpy()
@@ -66,9 +78,6 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
             assert (values[known] > first_bin).all()  # never a gene that is off
             asked[cell, genes[hidden]] += 1
     np.testing.assert_array_equal(asked, 1)
-    for batch in batches[3:]:  # bins once more, of genes that are on
-        genes = batch.gene.numpy()
-        assert (drawn[batch.gene_cell.numpy(), genes] > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
@@ -94,6 +103,41 @@ def test_as_many_genes_are_on_as_wanted_whatever_share_was_off_in_training(wante
     assert np.corrcoef(found, 1 / (1 + np.exp(-odds)))[0, 1] > 0.98
     levels = np.bincount(drawn[drawn > 0], minlength=4)[1:]
     np.testing.assert_allclose(levels / levels.sum(), 1 / 3, atol=0.03)
+
+
+def test_genes_that_are_on_move_the_others_by_their_votes():
+    signs = [1, 1, -1, 0, 0, 0, 0]
+    model = set_pairs(known_model(np.tile([[0.5, 0.2, 0.2, 0.1]], (N_GENES, 1))), signs)
+    found = np.corrcoef((sample(model, n_cells=4000, steps=1) > 0).T)
+    assert found[0, 1] > 0.1
+    assert found[0, 2] < -0.1
+    assert found[1, 2] < -0.1
+    assert np.abs(found[3:, :3]).max() < 5 / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_depth_is_met_whatever_the_genes_do(steps):
+    for model in (known_model(), biased_model()):
+        drawn = sample(model, n_cells=2000, wanted=4.0, steps=steps)
+        assert (drawn > 0).sum(axis=1).mean() == pytest.approx(4.0, abs=0.3)
+
+
+def test_without_a_depth_cells_are_as_deep_as_training_cells():
+    model = biased_model()
+    counts = model.reference.bin_counts
+    expected = (counts[:, 1:].sum(axis=1) / counts.sum(axis=1)).sum()
+    odds = ON_LOG_ODDS + np.log(expected / (N_GENES - expected))
+    found = (sample(model, n_cells=4000, steps=2) > 0).mean(axis=0)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-odds)), atol=0.04)
+
+
+def test_what_is_asked_at_once_shrinks_with_what_is_hidden():
+    model = expressed_model()
+    order = torch.arange(N_GENES).expand(1, -1)
+    asks = ExpressedInput(model, np.zeros((1, 2), np.int32), order, on_share=0.25)
+    room = model.config.longest_sequence - model.config.tokens.header_length - 1
+    assert asks.most_asked(10_000) == room // 2
+    assert asks.most_asked(0) == min(8, room // 2)
 
 
 def test_a_short_sequence_holds_a_part_of_what_is_on():

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.encoding.masking import Show
-from core.generation.sampler import _shown
-from core.generation.skeleton_state import SkeletonState
+from core.encoding.tokens import MASK
+from core.generation.cell_input import ExpressedInput
+from core.generation.partial_cells import shown_phenotypes
+from core.generation.skeleton_state import SkeletonState, masked_share
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -35,7 +37,9 @@ def test_the_state_answers_as_the_network_does(kind, data):
     ).astype(np.int32)
     bins = rng.integers(0, 2 if kind == "binary" else 4, (n_cells, N_GENES))
     with torch.inference_mode():
-        state = SkeletonState(model.network.skeleton, _shown(model, codes, torch.device("cpu")))
+        state = SkeletonState(
+            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu"))
+        )
         order = np.stack([rng.permutation(N_GENES) for _ in range(n_cells)])
         known = 0
         for _ in range(data.draw(st.integers(1, 5))):
@@ -59,7 +63,41 @@ def test_a_skeleton_without_phenotypes_has_a_state_too():
     codes = np.zeros((2, 0), np.int32)
     is_hidden = np.ones((2, N_GENES), bool)
     with torch.inference_mode():
-        state = SkeletonState(model.network.skeleton, _shown(model, codes, torch.device("cpu")))
+        state = SkeletonState(
+            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu"))
+        )
         found = state.logits(torch.arange(N_GENES).expand(2, -1))
     expected = network_logits(model, np.zeros((2, N_GENES), int), codes, is_hidden)
+    torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
+    model = make_cell_model(layout="expressed", layers=0, skeleton=True, skeleton_rank=5)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    n_cells = data.draw(st.integers(1, 4))
+    codes = np.stack(
+        [rng.integers(-1, size, n_cells) for size in model.config.phenotype_sizes], 1
+    ).astype(np.int32)
+    bins = torch.from_numpy(rng.integers(0, 4, (n_cells, N_GENES)))
+    order = torch.from_numpy(np.stack([rng.permutation(N_GENES) for _ in range(n_cells)]))
+    n_known = data.draw(st.integers(0, N_GENES - 1))
+    known, asked = order[:, :n_known], order[:, n_known:]
+    whole = torch.from_numpy(rng.uniform(1, N_GENES, n_cells).astype(np.float32))
+    value = torch.full((n_cells, N_GENES), MASK)
+    value.scatter_(1, known, bins.gather(1, known) + model.config.tokens.first_bin)
+    share = masked_share((value > model.config.tokens.first_bin).sum(dim=1), whole)
+    with torch.inference_mode():
+        state = SkeletonState(
+            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu")),
+            n_expressed=whole,
+        )  # fmt: skip
+        state.reveal(order, bins.gather(1, order))
+        state.hide(asked, bins.gather(1, asked))
+        found = state.logits(asked)
+        batch = ExpressedInput(model, codes, order, on_share=0.5).ask(
+            asked, value, torch.zeros(value.shape), share, with_phenotypes=True
+        )
+        expected = model.network(batch).gene_logits.view(*asked.shape, -1)
     torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)

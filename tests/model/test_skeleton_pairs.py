@@ -9,6 +9,7 @@ from torch.nn import functional
 from core.encoding.batches import BatchEncoder
 from core.encoding.masking import Show
 from core.encoding.values import ValueEncoder, ValueTable
+from core.generation.skeleton_state import SkeletonState
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
@@ -29,11 +30,11 @@ def draw_bins(strength, seed):
     return np.digitize(values, [0.0, 1.0]).astype(np.uint8), codes
 
 
-def fit(bins, codes):
+def fit(bins, codes, layout="ranked"):
     config = TfxConfig(
         phenotype_names=["cell_type"], phenotype_values=[["a", "b"]], n_genes=N_GENES, n_bins=3,
         kind="binned", hidden_size=8, heads=2, skeleton=True, layers=0, intermediate_size=16,
-        longest_sequence=N_GENES + 5, skeleton_rank=8,
+        longest_sequence=N_GENES + 5, skeleton_rank=8, layout=layout,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -41,7 +42,7 @@ def fit(bins, codes):
         network.start()
     values = ValueEncoder("binned", EDGES)
     table = ValueTable.fit(values, sparse.csr_matrix(bins.astype(np.float32)))
-    fit_skeleton(network.skeleton, config, table, bins, codes, seed=0)
+    fit_skeleton(network.skeleton, config, table, bins, codes, unexpressed=0.5, seed=0)
     return network.eval(), BatchEncoder(config.tokens, values, max_length=N_GENES + 5)
 
 
@@ -96,3 +97,52 @@ def test_with_all_genes_hidden_it_is_the_class_log_odds(dependent):
 def test_genes_without_dependence_begin_without_pairs():
     network, _ = fit(*draw_bins(0.0, 0))
     assert not network.skeleton.effects.weight.any()
+
+
+# ------------------------------------------------------------------------------- expressed layout
+
+
+def loss_of_asked(network, bins, codes, seen):
+    """Mean negative log-likelihood of genes asked for, half of which are on, beside others that are on."""
+    rng = np.random.default_rng(4)
+    loss = []
+    skeleton = network.skeleton
+    for row, code in zip(bins[:300], codes[:300, 0], strict=True):
+        on, off = np.flatnonzero(row), np.flatnonzero(row == 0)
+        shown = torch.zeros(1, skeleton.n_shown)
+        shown[0, 1 + code] = 1.0
+        known = rng.permutation(on)[: round(seen * len(on))]
+        hidden = np.setdiff1d(on, known)
+        n = min(len(hidden), len(off))
+        asked = np.concatenate([hidden[:n], rng.permutation(off)[:n]])
+        if n == 0:
+            continue
+        with torch.no_grad():
+            state = SkeletonState(skeleton, shown, n_expressed=torch.tensor([float(len(on))]))
+            seen_bins = torch.from_numpy(row[known].astype(np.int64))[None]
+            state.reveal(torch.from_numpy(known)[None], seen_bins)
+            logits = state.logits(torch.from_numpy(asked)[None])[0].float()
+        target = torch.from_numpy(row[asked].astype(np.int64))
+        loss.append(float(functional.cross_entropy(logits, target)))
+    return np.mean(loss)
+
+
+@pytest.mark.parametrize("seen", [0.3, 0.5, 0.8])
+def test_genes_that_are_on_tell_others_before_any_training(seen):
+    network, _ = fit(*draw_bins(0.8, 0), layout="expressed")
+    bins, codes = draw_bins(0.8, 1)
+    loss = loss_of_asked(network, bins, codes, seen)
+    without_pairs(network)
+    assert loss < loss_of_asked(network, bins, codes, seen) - 0.03
+
+
+def test_the_prior_is_that_of_genes_asked_for_of_which_half_are_off():
+    bins, codes = draw_bins(0.0, 0)
+    prior = fit(bins, codes, layout="expressed")[0].skeleton.gene_prior.view(N_GENES, 3)
+    natural = fit(bins, codes)[0].skeleton.gene_prior.view(N_GENES, 3)
+    on_of = [np.exp(torch.logsumexp(table[:, 1:], 1).numpy()) for table in (prior, natural)]
+    odds = [
+        on / np.exp(table[:, 0].numpy()) for on, table in zip(on_of, (prior, natural), strict=True)
+    ]
+    ratio = (bins == 0).sum() / (bins > 0).sum()
+    np.testing.assert_allclose(odds[0] / odds[1], ratio, rtol=0.01)

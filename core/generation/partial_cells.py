@@ -1,0 +1,304 @@
+"""Cells that are being drawn: what is known of each, and what the model says of the rest.
+
+All genes start hidden; `PartialCells` asks for some, and whoever draws them reveals them. The encoder reads
+the cells as its layout has them (`core.generation.cell_input`), the skeleton's state follows every gene, and
+how many genes a cell is to express holds the log-odds in place (`core.generation.depth`).
+
+Shapes: B cells, G genes of the panel, n genes asked for per cell, O outputs per gene.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.encoding.tokens import MASK
+from core.generation.cell_input import ExpressedInput, RankedInput
+from core.generation.class_marginals import draw_from_class_marginals
+from core.generation.depth import expression_log_odds, shift_expression, solve_shift
+from core.generation.plan import CellPlan
+from core.generation.skeleton_state import SkeletonState, masked_share
+from core.model.folder import CellModel
+from core.model.gene_outputs import gene_confidence, sample_genes
+from core.presets.schema import GenerateSettings
+
+__all__ = ["PartialCells", "shown_phenotypes"]
+
+#: How often the depth of a cell is looked at while its genes are drawn, and the share of the panel that
+#: is drawn last, without looking.
+_SHIFTS_PER_CELL, _LAST_SHARE = 8, 1 / 16
+
+
+class PartialCells:
+    """B cells that are being drawn.
+
+    Parameters
+    ----------
+    model
+        Of either layout.
+    codes
+        (B, phenotypes), -1 for [NO_*].
+    settings
+        Temperature, guidance, order.
+    plan
+        Of these cells: what is drawn in which step, and its chance.
+    wanted_genes
+        (B,) genes that each cell is to express, None: as many as come.
+    """
+
+    def __init__(
+        self,
+        model: CellModel,
+        codes: NDArray[np.int32],
+        settings: GenerateSettings,
+        plan: CellPlan,
+        wanted_genes: NDArray[np.float32] | None,
+    ) -> None:
+        self._model, self._config, self._settings = model, model.config, settings
+        self._network = model.network.eval()
+        device = next(self._network.parameters()).device
+        self._steps = plan.steps
+        self._genes = torch.from_numpy(plan.genes).to(device)
+        self._uniform = torch.from_numpy(plan.uniform).to(device)
+        self._normal = torch.from_numpy(plan.normal).to(device)
+        self._n_cells, self._n_genes = len(codes), model.config.n_genes
+        self._bin_0 = model.config.tokens.first_bin
+        shape = (self._n_cells, self._n_genes)
+        #: Tokens of the values, MASK where hidden; and values of a continuous model.
+        self._value = torch.full(shape, MASK, dtype=torch.long, device=device)
+        self._number = torch.zeros(shape, device=device)
+        self._cells = torch.arange(self._n_cells, device=device).unsqueeze(1)
+        self._is_guided = settings.guidance > 0
+        self._n_known = 0
+        self._wanted_genes = (
+            None if wanted_genes is None else torch.from_numpy(wanted_genes).to(device)
+        )
+        self._shift = torch.zeros(self._n_cells, device=device)
+        self._n_known_at_shift = -1
+        self._input: RankedInput | ExpressedInput
+        #: (B,) genes that a cell of the expressed layout shows when it is whole.
+        self._whole: Tensor | None = None
+        if model.config.layout == "expressed":
+            counts = model.reference.bin_counts
+            n_on = float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
+            self._whole = (
+                torch.full((self._n_cells,), n_on, device=device)
+                if self._wanted_genes is None
+                else self._wanted_genes
+            )
+            self._whole = self._whole.clamp(1, max(self._n_genes - 1, 1))
+            self._input = ExpressedInput(model, codes, self._genes, n_on / self._n_genes)
+        else:
+            self._input = RankedInput(model, codes, device)
+        self._case = self._case_shift()
+        self._states: list[SkeletonState] = []
+        if self._network.skeleton is not None:
+            shown = [shown_phenotypes(model, codes, device)]
+            if self._is_guided:
+                shown.append(shown_phenotypes(model, np.full_like(codes, -1), device))
+            self._states = [
+                SkeletonState(self._network.skeleton, rows, n_expressed=self._whole)
+                for rows in shown
+            ]
+
+    def draw(self, step: int) -> None:
+        """Draw the genes of a step."""
+        for genes, at, logits in self.questions(step):
+            self.reveal(genes, self._sample(logits, self._uniform[:, at], self._normal[:, at]))
+
+    def questions(self, step: int) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """Ask for the genes of a step, a few at a time; those that are visible are hidden first.
+
+        Yields
+        ------
+        Genes (B, n), which draws of the plan they are, and their logits (B, n, O). What is answered must
+        be revealed before the next are asked for.
+        """
+        end = self._steps.ends[step]
+        n = self._steps.n_new[step] + self._steps.n_again[step]
+        if n == 0:
+            return
+        genes = self._genes[:, end - n : end]
+        n_again = self._steps.n_again[step]
+        if n_again:
+            self._hide(genes[:, :n_again])
+            self._n_known_at_shift = -1
+        parts = self._encoder_logits_of_step(genes)
+        # The skeleton follows every gene, in panels so large that it would take long, a few at a time.
+        at_once = n if not self._states else -(-self._n_genes // self._settings.gene_steps)
+        for first in range(0, n, at_once):
+            some = slice(first, min(first + at_once, n))
+            self._renew_shift_by_skeleton()
+            logits = self._logits(genes[:, some], [part[:, some] for part in parts])
+            logits = shift_expression(logits, self._shift + self._case, self._config)
+            yield genes[:, some], slice(end - n + some.start, end - n + some.stop), logits
+
+    def reveal_surest(self, n: int) -> None:
+        """Reveal the ``n`` genes of each cell that the model is surest of."""
+        is_hidden = self._is_hidden().gather(1, self._genes)
+        at = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
+        genes = self._genes.gather(1, at)
+        logits = self._logits(genes, self._encoder_logits(genes))
+        normal = self._normal.gather(1, at) if self._normal.shape[1] else self._normal
+        drawn = self._sample(logits, self._uniform.gather(1, at), normal)
+        sure = gene_confidence(logits.flatten(0, 1), self._config).view(genes.shape)
+        chosen = sure.topk(n, dim=1).indices
+        self.reveal(genes.gather(1, chosen), drawn.gather(1, chosen))
+
+    def start_from_marginals(self, codes: NDArray[np.int32]) -> None:
+        """Draw all genes, each on its own, from what training cells of the class had."""
+        genes = self._genes[:, : self._n_genes]
+        uniform = self._uniform[:, : self._n_genes]
+        if self._states:
+            self._renew_shift_by_skeleton()
+            logits = shift_expression(self._states[0].logits(genes), self._shift, self._config)
+            drawn = self._sample(logits, uniform, self._normal[:, :0])
+        else:
+            by_gene = torch.empty_like(uniform).scatter_(1, genes, uniform).cpu().numpy()
+            start = draw_from_class_marginals(self._model, codes, by_gene)
+            drawn = torch.from_numpy(start).to(genes.device).gather(1, genes)
+        self.reveal(genes, drawn)
+
+    def values(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Return (cells, genes) as drawn."""
+        if self._config.kind == "continuous":
+            return self._number.cpu().numpy()
+        return (self._value - self._bin_0).cpu().numpy()
+
+    def _encoder_logits(self, genes: Tensor) -> list[Tensor]:
+        """(B, n, O) of the encoder, and of it without phenotypes where there is guidance."""
+        part = self._network.encoder_part
+        if part is None:
+            return []
+        route = self._network.attention_route(ragged=self._whole is not None)
+        share = self._masked_share()
+        most = self._input.most_asked(self._n_genes - self._n_known)
+        found = []
+        for with_phenotypes in (True, False)[: 2 if self._is_guided else 1]:
+            answers = []
+            for some in torch.split(genes, most, dim=1):
+                asked = self._input.ask(
+                    some, self._value, self._number, share, with_phenotypes=with_phenotypes
+                )
+                answers.append(part(asked, route)[0].float().view(*some.shape, -1))
+            found.append(torch.cat(answers, dim=1))
+        return found
+
+    def _masked_share(self) -> Tensor:
+        """(B,), as the model saw it in training."""
+        if self._whole is None:
+            return torch.full_like(self._shift, 1 - self._n_known / self._n_genes)
+        return masked_share(self._n_expressed(), self._whole)
+
+    def _case_shift(self) -> Tensor:
+        """(B,) shift from training's share of masked genes that are off to that of whole cells."""
+        if self._whole is None:
+            return torch.zeros_like(self._shift)
+        unexpressed = self._model.masking.unexpressed
+        return torch.log(self._whole / (self._n_genes - self._whole)) - math.log(
+            (1 - unexpressed) / unexpressed
+        )
+
+    def _encoder_logits_of_step(self, genes: Tensor) -> list[Tensor]:
+        """(B, n, O) as `_encoder_logits`; without a skeleton the depth needs all hidden genes."""
+        if self._wanted_genes is None or self._states:
+            return self._encoder_logits(genes)
+        is_hidden = self._is_hidden()
+        hidden = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
+        parts = self._encoder_logits(hidden)
+        log_odds = torch.zeros(is_hidden.shape, device=genes.device)
+        log_odds.scatter_(1, hidden, expression_log_odds(parts[0], self._config))
+        self._renew_shift(log_odds, is_hidden)
+        place = torch.zeros_like(is_hidden, dtype=torch.long)
+        place.scatter_(
+            1, hidden, torch.arange(hidden.shape[1], device=genes.device).expand_as(hidden)
+        )
+        at = place.gather(1, genes)
+        return [part[self._cells, at] for part in parts]
+
+    def _renew_shift_by_skeleton(self) -> None:
+        """Renew the shift from what the skeleton expects, now and then."""
+        if self._wanted_genes is None or not self._states:
+            return
+        since = self._n_known - self._n_known_at_shift
+        if self._n_known_at_shift >= 0 and 0 <= since < self._n_genes / _SHIFTS_PER_CELL:
+            return
+        log_odds = torch.cat(
+            [expression_log_odds(part, self._config) for part in self._states[0].panel_logits()],
+            dim=1,
+        )
+        self._renew_shift(log_odds, self._is_hidden())
+
+    def _renew_shift(self, log_odds: Tensor, is_hidden: Tensor) -> None:
+        assert self._wanted_genes is not None
+        if self._n_genes - self._n_known < _LAST_SHARE * self._n_genes:
+            return  # the last few genes must not pay for all
+        self._n_known_at_shift = self._n_known
+        wanted = self._wanted_genes - self._n_expressed()
+        log_odds = log_odds + self._case[:, None]
+        self._shift = solve_shift(log_odds, is_hidden, wanted, self._settings.temperature)
+
+    def _is_hidden(self) -> Tensor:
+        """(B, genes)."""
+        return self._value == MASK
+
+    def _n_expressed(self) -> Tensor:
+        """(B,) genes that were drawn and are expressed."""
+        if self._config.kind == "continuous":
+            return (self._number > 0).sum(dim=1)
+        return (self._value > self._bin_0).sum(dim=1)
+
+    def _logits(self, genes: Tensor, encoder: Sequence[Tensor]) -> Tensor:
+        """(B, n, O) of all parts together, guided."""
+        branches = [state.logits(genes) for state in self._states]
+        if encoder:
+            branches = [
+                part if not branches else part + branches[branch]
+                for branch, part in enumerate(encoder)
+            ]
+        if not self._is_guided:
+            return branches[0]
+        guidance = self._settings.guidance
+        if self._settings.guidance_ramp == "late":
+            guidance *= self._n_known / self._n_genes
+        return (1 + guidance) * branches[0] - guidance * branches[1]
+
+    def _sample(self, logits: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        return sample_genes(
+            logits.flatten(0, 1), self._config, temperature=self._settings.temperature,
+            uniform=uniform.reshape(-1), normal=normal.reshape(-1),
+        ).view(uniform.shape)  # fmt: skip
+
+    def _hide(self, genes: Tensor) -> None:
+        for state in self._states:
+            state.hide(genes, self._value.gather(1, genes) - self._bin_0)
+        self._value.scatter_(1, genes, MASK)
+        self._number.scatter_(1, genes, 0.0)
+        self._n_known -= genes.shape[1]
+
+    def reveal(self, genes: Tensor, drawn: Tensor) -> None:
+        """Make drawn genes known."""
+        if self._config.kind == "continuous":
+            on = drawn >= float(self._model.values.edges[0])  # below the threshold: not expressed
+            self._number.scatter_(1, genes, torch.where(on, drawn, torch.zeros_like(drawn)))
+            self._value.scatter_(1, genes, self._bin_0)
+        else:
+            self._value.scatter_(1, genes, drawn + self._bin_0)
+        for state in self._states:
+            state.reveal(genes, drawn)
+        self._n_known += genes.shape[1]
+
+
+def shown_phenotypes(model: CellModel, codes: NDArray[np.int32], device: torch.device) -> Tensor:
+    """(B, S) one-hot rows of the phenotypes shown, as the skeleton reads them."""
+    tokens = model.config.tokens
+    n_shown = sum(model.config.phenotype_sizes) + tokens.n_phenotypes
+    first_shown = tokens.first_bin + tokens.n_bins
+    at = torch.from_numpy(tokens.not_specified - first_shown + 1 + codes.astype(np.int64))
+    shown = torch.zeros(len(codes), n_shown)
+    if tokens.n_phenotypes:
+        shown.scatter_(1, at, 1.0)
+    return shown.to(device)
