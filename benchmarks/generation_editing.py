@@ -103,8 +103,8 @@ def measure(arguments, folder):
     donor = held_out[0]
     own = (donors == donor).to_numpy()
     cells[own & is_before].copy().write_h5ad(folder / "before.h5ad")
-    tfx(folder, "generate", "--from", "before.h5ad", "--set", f"edited={arguments.after}",
-        "-o", "after.h5ad", "--json")  # fmt: skip
+    print(tfx(folder, "generate", "--from", "before.h5ad", "--set", f"edited={arguments.after}",
+              "-o", "after.h5ad"))  # fmt: skip
     edited = anndata.read_h5ad(folder / "after.h5ad")
     counts = cells[:, edited.var_names].X.toarray()
     totals = np.asarray(cells.X.sum(axis=1)).ravel()

@@ -30,6 +30,8 @@ _LEARNING_RATE = 0.05
 _HIDE = 0.15
 #: Weight of the ridge penalty, in cells: an effect backed by few cells is drawn to zero.
 _RIDGE = 2.0
+#: Share of the rank that begins at the factor model.
+_BEGUN = 0.25
 
 
 def fit_skeleton(
@@ -130,8 +132,11 @@ def _start_gene_pairs(
     Probabilistic PCA (Tipping and Bishop 1999) of the standardised bin values, phenotypes regressed
     out: with loadings L, noise s2 and a share of genes visible, the factors are about
     L' z / (share d + s2), and a gene's bin has the log-odds slope value / (1 - communality). Only
-    directions above the edge of pure noise (Marchenko and Pastur 1967) are used; the others begin at
-    random, without effect. Without it training spends its first hundreds of steps on getting here.
+    directions above the edge of pure noise (Marchenko and Pastur 1967) are used, and of these the
+    strongest, a quarter of the rank. The others begin at random, without effect: they are for what is
+    not linear in the values, and a rank full of linear factors does not learn it (validation loss per
+    gene of the atlas after 2,000 steps 0.746 instead of 0.713, of OneK1K 0.424 instead of 0.411).
+    Without any, training spends its first hundreds of steps on getting here.
     """
     n_cells, n_genes = bins.shape
     table = skeleton.bin_values.numpy()
@@ -160,13 +165,11 @@ def _start_gene_pairs(
         scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
         votes = table[:, :, None] * (loadings * scale)[:, None]
     effects = table[:, :, None] * (loadings / left[:, None])[:, None]
+    begun = min(rank, max(round(_BEGUN * skeleton.votes.weight.shape[1]), 1))
     with torch.no_grad():
-        skeleton.votes.weight[:, :rank] = torch.from_numpy(
-            votes.reshape(-1, rank).astype(np.float32)
-        )
-        skeleton.effects.weight[:, :rank] = torch.from_numpy(
-            effects.reshape(-1, rank).astype(np.float32)
-        )
+        for weight, fitted in ((skeleton.votes.weight, votes), (skeleton.effects.weight, effects)):
+            flat = fitted.reshape(-1, rank)[:, :begun].astype(np.float32)
+            weight[:, :begun] = torch.from_numpy(flat)
 
 
 def _votes_of_expressed(
