@@ -17,9 +17,7 @@ def machine_text(line: Mapping[str, Any]) -> str:
         parts.append(f"CPU {cpu:.0f} %")
     if own is not None:
         parts.append(f"this process {own:.0f} % of one core")
-    memory, total = number_in(line, "process_memory"), number_in(line, "memory_total")
-    if memory is not None:
-        parts.append(f"{size(memory)} of memory" + (f" ({size(total)})" if total else ""))
+    parts += _memory(line, "process_memory", "memory_total")
     disk = number_in(line, "disk_free")
     if disk is not None:
         parts.append(f"{size(disk)} of disk free")
@@ -32,9 +30,7 @@ def gpu_text(gpu: Mapping[str, Any]) -> str:
     use, degrees = number_in(gpu, "utilisation_percent"), number_in(gpu, "temperature")
     if use is not None:
         parts.append(f"{use:.0f} % in use")
-    used, total = number_in(gpu, "memory_used"), number_in(gpu, "memory_total")
-    if used is not None:
-        parts.append(f"{size(used)} of memory" + (f" ({size(total)})" if total else ""))
+    parts += _memory(gpu, "memory_used", "memory_total")
     peak = number_in(gpu, "memory_peak")
     if peak is not None:
         parts.append(f"at most {size(peak)} by this run")
@@ -44,3 +40,10 @@ def gpu_text(gpu: Mapping[str, Any]) -> str:
     if power is not None:
         parts.append(f"{power:.0f} W")
     return ", ".join(parts)
+
+
+def _memory(line: Mapping[str, Any], used_key: str, total_key: str) -> list[str]:
+    used, total = number_in(line, used_key), number_in(line, total_key)
+    if used is None:
+        return []
+    return [f"{size(used)} of memory" + (f" ({size(total)})" if total else "")]

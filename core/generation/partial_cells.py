@@ -31,8 +31,7 @@ __all__ = ["PartialCells", "shown_phenotypes"]
 _SHIFTS_PER_CELL = 8
 #: Share of the panel that is drawn last, without looking: few genes must not pay for all. A skeleton, which
 #: follows every gene, carries the depth on by itself: held to the end, depth takes spread and correlations
-#: away (slope of the within-class correlations, validation cells: OneK1K 0.396 at 1/16, 0.422 at 1/4; the
-#: atlas 0.612, 0.616).
+#: away (benchmarks/skeleton_constants.md).
 _LAST_SHARE, _LAST_SHARE_WITH_SKELETON = 1 / 16, 1 / 4
 
 
@@ -85,7 +84,7 @@ class PartialCells:
         # A Gibbs sweep never hides more than a few.
         carries_on = self._network.skeleton is not None and plan.steps.fixed_rate is None
         self._last_share = _LAST_SHARE_WITH_SKELETON if carries_on else _LAST_SHARE
-        self._input: RankedInput | ExpressedInput
+        self._input: RankedInput | ExpressedInput | None = None  # nothing reads it but an encoder
         #: (B,) genes that a cell of the expressed layout shows when it is whole.
         self._whole: Tensor | None = None
         if model.config.layout == "expressed":
@@ -97,8 +96,9 @@ class PartialCells:
                 else self._wanted_genes
             )
             self._whole = self._whole.clamp(1, max(self._n_genes - 1, 1))
-            self._input = ExpressedInput(model, codes, self._genes, n_on / self._n_genes)
-        else:
+            if self._network.encoder_part is not None:
+                self._input = ExpressedInput(model, codes, self._genes, n_on / self._n_genes)
+        elif self._network.encoder_part is not None:
             self._input = RankedInput(model, codes, device)
         self._case = self._case_shift()
         self._states: list[SkeletonState] = []
@@ -178,7 +178,7 @@ class PartialCells:
     def _encoder_logits(self, genes: Tensor) -> list[Tensor]:
         """(B, n, O) of the encoder, and of it without phenotypes where there is guidance."""
         part = self._network.encoder_part
-        if part is None:
+        if part is None or self._input is None:
             return []
         route = self._network.attention_route(ragged=self._whole is not None)
         share = self._masked_share()

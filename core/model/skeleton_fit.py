@@ -134,9 +134,8 @@ def _start_gene_pairs(
     L' z / (share d + s2), and a gene's bin has the log-odds slope value / (1 - communality). Only
     directions above the edge of pure noise (Marchenko and Pastur 1967) are used, and of these the
     strongest, a quarter of the rank. The others begin at random, without effect: they are for what is
-    not linear in the values, and a rank full of linear factors does not learn it (validation loss per
-    gene of the atlas after 2,000 steps 0.746 instead of 0.713, of OneK1K 0.424 instead of 0.411).
-    Without any, training spends its first hundreds of steps on getting here.
+    not linear in the values, and a rank full of linear factors does not learn it
+    (benchmarks/skeleton_constants.md). Without any, training spends its first hundreds of steps on getting here.
     """
     n_cells, n_genes = bins.shape
     table = skeleton.bin_values.numpy()

@@ -1,0 +1,95 @@
+"""Two constants of the skeleton, as they are and as they might be: how much of it begins fitted, how long depth is held.
+
+    python benchmarks/skeleton_constants.py                 the simulated atlas, presets/base.toml
+    python benchmarks/skeleton_constants.py FILE.h5ad       this file, the same keys
+
+A skeleton alone is trained for 2,000 steps with its gene pairs begun at the factor model for the whole rank
+and for a quarter (`core.model.skeleton_fit`): validation loss per gene. From the second, cells of the
+phenotypes of 1,000 validation cells are drawn with depth held to another share of the genes
+(`core.generation.partial_cells`), and held against those cells: gene-gene correlations within types, and
+the spread of genes per cell within types. Validation cells only; one seed, one draw.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from first_path import call
+from generation_settings import generate, read_cells
+
+from core.cells.store import Store
+from core.evaluation.fidelity_genes import (
+    correlation_agreement,
+    correlation_genes,
+    within_class_correlations,
+)
+from core.generation import partial_cells
+from core.model import skeleton_fit
+from core.model.folder import CellModel
+
+BASE = Path(__file__).resolve().parents[1] / "presets" / "base.toml"
+
+
+def train(run, file):
+    """Train a skeleton; return the last validation loss per gene."""
+    keys = {
+        "model.layers": 0, "train.max_steps": 2000, "train.skeleton_steps": 0,
+        "train.eval_steps": 500, "train.eval_cells": 800,
+    }  # fmt: skip
+    if file:
+        keys["data.files"] = str(file.resolve())
+    call("train", str(BASE), "--run", run, *(
+        part for key, value in keys.items() for part in ("--set", f"{key}={value}")
+    ))  # fmt: skip
+    lines = Path("runs", run, "metrics.jsonl").read_text().splitlines()
+    scored = [json.loads(line) for line in lines if '"validation"' in line]
+    return scored[-1]["loss/genes"]
+
+
+def spread(cells, classes):
+    """Standard deviation of genes per cell within classes of 20 cells and more."""
+    shown = (cells > 0).sum(axis=1)
+    every = [shown[classes == one] for one in np.unique(classes)]
+    return float(np.sqrt(np.mean([part.var() for part in every if len(part) >= 20])))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("file", nargs="?", type=Path)
+    file = parser.parse_args().file
+    file = file.resolve() if file else None
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        losses = {}
+        for begun in (1.0, 0.25):
+            skeleton_fit._BEGUN = begun
+            losses[begun] = train(f"begun-{begun}", file)
+        model = CellModel.load(Path("runs/begun-0.25/model"))
+        real, codes = read_cells(model, Store.open(model.origin["store"]), "validation", 1000)
+        classes = codes[:, list(model.config.phenotypes).index("cell_type")]
+        genes = correlation_genes(real)
+        of_real = within_class_correlations(real[:, genes], classes)
+        print("\n| share of the rank begun | validation loss per gene |\n|---|---|")
+        for begun, loss in losses.items():
+            print(f"| {begun} | {loss:.3f} |")
+        print("\n| drawn without looking | within r | slope | genes per cell | sd within types |")
+        print("|---|---|---|---|---|")
+        print(f"| real | | | {(real > 0).sum(axis=1).mean():.1f} | {spread(real, classes):.2f} |")
+        for share in (1 / 16, 1 / 4, 1 / 2):
+            partial_cells._LAST_SHARE_WITH_SKELETON = share
+            cells, _ = generate(model, codes)
+            r, slope = correlation_agreement(
+                of_real, within_class_correlations(cells[:, genes], classes)
+            )
+            mean = (cells > 0).sum(axis=1).mean()
+            print(
+                f"| {share:.4g} | {r:.3f} | {slope:.3f} | {mean:.1f} | {spread(cells, classes):.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
