@@ -211,7 +211,7 @@ class PartialCells:
 
     def _encoder_logits_of_step(self, genes: Tensor) -> list[Tensor]:
         """(B, n, O) as `_encoder_logits`; without a skeleton the depth needs all hidden genes."""
-        if self._wanted_genes is None or self._states:
+        if not self._looks_at_depth() or self._states:
             return self._encoder_logits(genes)
         is_hidden = self._is_hidden()
         hidden = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
@@ -226,9 +226,14 @@ class PartialCells:
         at = place.gather(1, genes)
         return [part[self._cells, at] for part in parts]
 
+    def _looks_at_depth(self) -> bool:
+        """Tell whether there is a depth to meet, and enough genes hidden still to meet it with."""
+        n_hidden = self._n_genes - self._n_known
+        return self._wanted_genes is not None and n_hidden >= self._last_share * self._n_genes
+
     def _renew_shift_by_skeleton(self) -> None:
         """Renew the shift from what the skeleton expects, now and then."""
-        if self._wanted_genes is None or not self._states:
+        if not self._looks_at_depth() or not self._states:
             return
         since = self._n_known - self._n_known_at_shift
         if self._n_known_at_shift >= 0 and 0 <= since < self._n_genes / _SHIFTS_PER_CELL:
@@ -241,8 +246,6 @@ class PartialCells:
 
     def _renew_shift(self, log_odds: Tensor, is_hidden: Tensor) -> None:
         assert self._wanted_genes is not None
-        if self._n_genes - self._n_known < self._last_share * self._n_genes:
-            return
         self._n_known_at_shift = self._n_known
         wanted = self._wanted_genes - self._n_expressed()
         log_odds = log_odds + self._case[:, None]
