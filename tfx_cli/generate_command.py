@@ -160,9 +160,10 @@ def generate(
         ),
     ] = None,
     decode: Annotated[
-        Literal["sample", "mean", "bins"] | None,
+        Literal["sample", "mean", "bins", "counts"] | None,
         typer.Option(
-            help="Value of a bin: drawn from the gene's training values, their mean, or the bin.",
+            help="Value of a bin: drawn from the gene's training values, their mean, the bin, or "
+            "whole counts at the cell's library size.",
             rich_help_panel=_SAMPLING,
         ),
     ] = None,
@@ -179,8 +180,8 @@ def generate(
 ) -> None:
     """Generate synthetic cells of the phenotypes asked for, as an .h5ad file.
 
-    Values are log1p of counts per 10,000. Every cell is marked obs["synthetic"], and
-    uns["tfx_generation"] says which model, request and seed made it. The cells are compared with
+    Values are log1p of counts per 10,000, or counts with --decode counts. Every cell is marked
+    obs["synthetic"], and uns["tfx_generation"] says which model, request and seed made it. The cells are compared with
     the markers of the request and with real cells where the training store is at hand.
 
     Examples
@@ -219,8 +220,8 @@ def generate(
             "a phenotype": request or None,
         }  # fmt: skip
         unfit |= {f"--{name}": changes.get(name) for name in changes if name not in _EDITING}
-        if decode == "bins":
-            message = "--decode bins: changed cells keep values beside those that moved; use sample or mean"
+        if decode in ("bins", "counts"):
+            message = f"--decode {decode}: changed cells keep values beside those that moved; use sample or mean"
             raise ConfigurationError(message)
         if others := [name for name, value in unfit.items() if value is not None]:
             message = (
@@ -239,7 +240,7 @@ def generate(
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells
     from core.evaluation.reports import write_whole
-    from core.generation.cells import CellSource
+    from core.generation.cells import BIN_NUMBERS, CellSource
     from core.generation.cells_file import read_first_cells, write_generated
     from core.generation.comparison import (
         MAX_COMPARED,
@@ -272,13 +273,19 @@ def generate(
     narrate(f"{output}: {n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
     wanted = source.phenotypes.wanted
-    markers = check_markers(model, generated, wanted)
-    store = open_training_store(model)
+    is_comparable = source.provenance()["values"] != BIN_NUMBERS
+    if not is_comparable:
+        warn("bin numbers are not compared with real cells")
+    markers = check_markers(model, generated, wanted) if is_comparable else []
+    store = open_training_store(model) if is_comparable else None
     real = None if store is None else read_real_cells(model, store, wanted)
     compared = None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
     if plot is not None:
         if real is None:
-            warn(f"no picture is drawn: there are no real cells to draw beside the {n_cells:,}")
+            why = (
+                "there are no real cells to draw beside them" if is_comparable else "these are bins"
+            )
+            warn(f"no picture is drawn: {why}")
         else:
             wishes = ", ".join(f"{name} {value}" for name, value in request.items()) or "all cells"
             write_whole(plot, comparison_png(real[0], generated, model.panel, title=wishes))

@@ -68,7 +68,7 @@ class ServedRequest(BaseModel):
     guidance: float | None = Field(None, ge=0.0)
     guidance_ramp: Literal["late", "none"] | None = None
     depth: Literal["sample", "none"] | None = None
-    decode: Literal["sample", "mean", "bins"] | None = None
+    decode: Literal["sample", "mean", "bins", "counts"] | None = None
     library_size: float | None = Field(None, gt=0.0)
     seed: int = Field(0, ge=0)
     unspecified: Literal["sample", "none"] = "sample"
@@ -257,6 +257,7 @@ class _Service:
         from core.generation.cells import CellSource, generate_cells
         from core.generation.cells_file import discard_partial, read_first_cells, write_generated
         from core.generation.comparison import MAX_COMPARED
+        from core.generation.counts import log_values
         from core.generation.profile import profile_cells
         from core.generation.request import GenerationRequest
 
@@ -279,7 +280,10 @@ class _Service:
             if asked.cells > _MOST_IN_MEMORY:
                 message = f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
                 raise ConfigurationError(message)
-            expression = generate_cells(model, request, on_progress=progress)[0].X
+            cells, _ = generate_cells(model, request, on_progress=progress)
+            expression = cells.X
+            if request.settings.decode == "counts":
+                expression = log_values(expression, cells.obs["library_size"].to_numpy())
         else:
             try:
                 write_generated(source, output, restart=asked.overwrite, on_progress=progress)

@@ -1,7 +1,7 @@
 """Generated cells as AnnData: decoded values, labels, and where they come from.
 
-Values are log1p of counts per 10,000 (0 and 1 for binary models), never called counts. Every cell
-is marked ``obs["synthetic"]``, and ``uns["tfx_generation"]`` says which model, request and seed
+Values are log1p of counts per 10,000 (0 and 1 for binary models); counts are made of them where they are
+asked for (`core.generation.counts`), and called so nowhere else. Every cell is marked ``obs["synthetic"]``, and ``uns["tfx_generation"]`` says which model, request and seed
 made it. `core.generation.cells_file` writes as many as the disk holds.
 """
 
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
+from core.errors import ConfigurationError
+from core.generation.counts import COUNTS, sample_counts
 from core.generation.depth import DepthDraw
 from core.generation.plan import CellPlan
 from core.generation.request import GenerationRequest, PhenotypeDraw
@@ -33,10 +35,19 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["BATCH_SIZE", "GENERATION_KEY", "CellBlock", "CellSource", "generate_cells"]
+__all__ = [
+    "BATCH_SIZE",
+    "BIN_NUMBERS",
+    "GENERATION_KEY",
+    "CellBlock",
+    "CellSource",
+    "generate_cells",
+]
 
 #: Where an AnnData says how its cells were generated.
 GENERATION_KEY = "tfx_generation"
+#: What provenance says of values that no real cell can be compared with.
+BIN_NUMBERS = "bin numbers"
 #: Cells drawn at once; it changes speed and memory, not the cells.
 BATCH_SIZE = 128
 
@@ -98,6 +109,8 @@ class CellSource:
         depth = DepthDraw(model, request.seed, request.library_size)
         self._depth = depth if depth.is_known and request.settings.depth == "sample" else None
         self.has_library_size = self._depth is not None and self._depth.has_counts
+        if request.settings.decode == "counts":
+            self._check_counts()
 
     def blocks(
         self, *, start: int = 0, on_progress: Listener = ignore_progress
@@ -124,8 +137,23 @@ class CellSource:
             drawn = sample_cells(
                 model, codes, request.settings, chance, wanted_genes=wanted, on_step=report
             )
-            expression = sparse.csr_matrix(_decode(model, drawn, request, cells))
+            expression = sparse.csr_matrix(_decode(model, drawn, request, cells, counts))
             yield CellBlock(cells, codes, expression, counts)
+
+    def _check_counts(self) -> None:
+        if self.model.config.kind == "binary":
+            message = (
+                "a binary model knows on and off alone, no counts; leave decode = 'counts' out"
+            )
+            raise ConfigurationError(message)
+        if not self.has_library_size:
+            reason = (
+                "depth = 'none' leaves them open"
+                if self.request.settings.depth == "none"
+                else "this model keeps no counts of its training cells; train again from counts"
+            )
+            message = f"decode = 'counts' needs library sizes, and {reason}"
+            raise ConfigurationError(message)
 
     def cell_names(self, cells: range) -> list[str]:
         """Return the obs names of the cells."""
@@ -144,7 +172,9 @@ class CellSource:
         if model.config.kind == "binary":
             values = "on (1) or off (0)"
         elif request.settings.decode == "bins" and model.config.kind == "binned":
-            values = "bin numbers"
+            values = BIN_NUMBERS
+        elif request.settings.decode == "counts":
+            values = COUNTS
         return {
             "synthetic": True,
             "simulated_training_data": bool(origin.get("simulated", False)),
@@ -220,16 +250,20 @@ def _decode(
     drawn: NDArray[Any],
     request: GenerationRequest,
     cells: range,
+    library_size: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Bins to values, each cell with its own generator; continuous and binary models need none."""
-    if model.config.kind != "binned":
-        return drawn.astype(np.float32)
-    values = np.empty(drawn.shape, dtype=np.float32)
+    """Bins to values, and these to counts if asked for, each cell with its own generator."""
+    how, as_counts = request.settings.decode, request.settings.decode == "counts"
+    values = drawn.astype(np.float32)
+    if model.config.kind != "binned" and not as_counts:
+        return values
     for place, cell in enumerate(cells):
         rng = np.random.default_rng([request.seed, cell, 31])
-        values[place] = model.table.decode(
-            drawn[place : place + 1], how=request.settings.decode, rng=rng
-        )[0]
+        if model.config.kind == "binned":
+            of_bin = "sample" if how == "counts" else how
+            values[place] = model.table.decode(drawn[place : place + 1], how=of_bin, rng=rng)[0]
+        if as_counts:
+            values[place] = sample_counts(values[place], float(library_size[place]), rng)
     return values
 
 

@@ -31,6 +31,7 @@ from scipy import sparse
 
 from core.errors import ConfigurationError, DataError, MachineError
 from core.generation.cells import GENERATION_KEY, CellSource
+from core.generation.counts import COUNTS, log_values
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.runlog.json_lines import plain_json, write_json
 
@@ -151,14 +152,17 @@ def write_generated(
 
 
 def read_first_cells(path: Path, n_cells: int) -> sparse.csr_matrix:
-    """Read the expression of the first cells of a file that was written here."""
+    """Read the expression of the first cells of a file that was written here; counts come as log values."""
     with h5py.File(path) as file:
         matrix = file["X"]
         n_cells = min(n_cells, int(matrix.attrs["shape"][0]))
         indptr = matrix["indptr"][: n_cells + 1]
         end = int(indptr[-1])
         shape = (n_cells, int(matrix.attrs["shape"][1]))
-        return sparse.csr_matrix((matrix["data"][:end], matrix["indices"][:end], indptr), shape)
+        cells = sparse.csr_matrix((matrix["data"][:end], matrix["indices"][:end], indptr), shape)
+        if file[f"uns/{GENERATION_KEY}/values"].asstr()[()] == COUNTS:
+            return log_values(cells, file["obs/library_size"][:n_cells])
+        return cells
 
 
 @contextmanager

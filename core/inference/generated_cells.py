@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.reading import open_source
+from core.cells.reading import CellSource, open_source
 from core.errors import DataError
-from core.generation.cells import GENERATION_KEY
+from core.generation.cells import BIN_NUMBERS, GENERATION_KEY
+from core.generation.counts import COUNTS, log_values
 from core.generation.request import resolve_phenotypes
 from core.inference.hints import read_hint
 from core.model.folder import CellModel
@@ -70,7 +71,7 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
     n_cells = 0
     for file in files:
         record = _provenance(file)
-        if record.get("values") == "bin numbers":
+        if record.get("values") == BIN_NUMBERS:
             message = (
                 f"{file} holds bin numbers, which no real cell can be compared with; generate again "
                 f"without --decode bins"
@@ -101,9 +102,11 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
                     of_file[:, slot] = read_hint(source, model.config, f"{name}={name}").codes
             codes.append(of_file[kept])
             first = 0
+            depths = _library_sizes(source, file) if record.get("values") == COUNTS else None
             for block in source.chunks("X", _BLOCK):
                 inside = kept[(kept >= first) & (kept < first + block.shape[0])]
-                parts.append(block[inside - first])
+                cells = sparse.csr_matrix(block[inside - first])
+                parts.append(cells if depths is None else log_values(cells, depths[inside]))
                 first += block.shape[0]
         finally:
             source.close()
@@ -129,6 +132,21 @@ def _provenance(file: str) -> dict[str, Any]:
         )
         raise DataError(message)
     return record
+
+
+def _library_sizes(source: CellSource, file: str) -> NDArray[np.float64]:
+    """(cells,), what counts are to be normalised by."""
+    column = source.obs_columns(["library_size"])
+    sizes = (
+        column.to_numpy(dtype=np.float64, na_value=np.nan).ravel() if len(column.columns) else None
+    )
+    if sizes is None or not (sizes > 0).all():
+        message = (
+            f"{file} holds counts, but not every cell's obs['library_size'], by which they are "
+            f"normalised; generate the cells again"
+        )
+        raise DataError(message)
+    return sizes
 
 
 def _request(model: CellModel, file: str, record: dict[str, Any]) -> dict[int, int]:

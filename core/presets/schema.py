@@ -450,10 +450,10 @@ class GenerateSettings(_Section):
         description="sample: every cell gets the number of expressed genes of a training cell of its "
         "phenotypes; none: as many as come",
     )
-    decode: Literal["sample", "mean", "bins"] = Field(
+    decode: Literal["sample", "mean", "bins", "counts"] = Field(
         "sample",
         description="value for a bin: drawn from the gene's training values, their mean, "
-        "or the bin number",
+        "the bin number, or whole counts at the cell's library size",
     )
 
 

@@ -115,6 +115,33 @@ def test_only_real_cells_of_what_was_asked_for_count(tfx, made):
     assert document["facts"]["real cells"] == f"{n_female} cells of real.h5ad"
 
 
+def test_counts_are_normalised_by_their_library_sizes(tfx, made):
+    ask = ("generate", "--run", "tiny", "-n", "400", "-o", "counts.h5ad", "--decode", "counts")
+    result = tfx(*ask, "--json")
+    assert result.code == 0, result.stderr
+    cells = ad.read_h5ad("counts.h5ad")
+    assert (cells.X.data == cells.X.data.round()).all()
+    assert result.json["fidelity"]["gene_mean_r"] > 0.9  # it speaks of log values
+    counts = tfx("eval", "tiny", "--generated", "counts.h5ad", "--json", "-o", "a").json["scores"]
+    values = tfx("eval", "tiny", "--generated", made.name, "--json", "-o", "b").json["scores"]
+    for measure in ("gene_mean_r", "genes_mean", "dropout_mae"):
+        both = [one["generated"][measure]["value"] for one in (counts, values)]
+        assert both[0] == pytest.approx(both[1], abs=0.02)
+    change("counts.h5ad", lambda cells: cells.obs.pop("library_size"))
+    refused = tfx("eval", "tiny", "--generated", "counts.h5ad", "-o", "c")
+    assert refused.code == 4
+    assert "counts.h5ad holds counts, but not every cell's obs['library_size']" in refused.stderr
+
+
+def test_bin_numbers_are_not_held_against_real_values(tfx, made):
+    ask = ("generate", "--run", "tiny", "-n", "20", "-o", "bins.h5ad", "--decode", "bins")
+    result = tfx(*ask, "--plot", "bins.png", "--json")
+    assert result.code == 0, result.stderr
+    assert (result.json["fidelity"], result.json["markers"]) == (None, [])
+    assert "bin numbers are not compared with real cells" in result.stderr
+    assert "no picture is drawn: these are bins" in result.stderr
+
+
 def test_unfit_requests_are_refused_in_one_sentence(tfx, made, tiny_run, tmp_path):
     def refused(*arguments):
         result = tfx("eval", "tiny", *arguments)
