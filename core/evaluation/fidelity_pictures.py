@@ -1,5 +1,6 @@
 """Pictures of generated cells beside real ones: where they lie, their genes, pairs and markers."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,15 @@ from core.evaluation.fidelity_genes import (
 from core.evaluation.fidelity_judge import LabelledCells
 from core.evaluation.report_pictures import png_bytes, side_by_side
 
-__all__ = ["fidelity_pictures"]
+__all__ = ["fidelity_pictures", "umap"]
 
 _REAL, _GENERATED, _COPULA = "#0072b2", "#d55e00", "#999999"  # Okabe and Ito, apart for any eye
 #: Classes drawn each in its own colour, and rows and markers of the dot plot.
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 _DOT_CLASSES, _MARKERS_EACH = 14, 3
 _MOST_POINTS = 1_500
+#: Of a UMAP, scanpy's default.
+_NEIGHBOURS = 15
 
 
 def fidelity_pictures(
@@ -45,19 +48,54 @@ def fidelity_pictures(
     """
     real, generated = shown["target"], shown["generated"]
     return {
-        "Where the cells lie": _places(real, generated, classes),
+        **_places(real, generated, classes),
         "Genes, and pairs of genes within classes": _genes(shown, symbols),
         "Markers of each class": _markers(real, generated, symbols, classes),
     }
 
 
-def _places(real: LabelledCells, generated: LabelledCells, classes: Sequence[str]) -> bytes:
-    """Draw the plane of the principal components of real and generated cells together."""
+def _places(
+    real: LabelledCells, generated: LabelledCells, classes: Sequence[str]
+) -> dict[str, bytes]:
+    """Draw real and generated cells together, in the plane of a UMAP and of principal components."""
     some = [cells.take(np.arange(min(len(cells), _MOST_POINTS))) for cells in (real, generated)]
-    space = PrincipalSpace.fit(np.concatenate([cells.values for cells in some]), 2)
-    at = [space.place(cells.values) for cells in some]
+    both = np.concatenate([cells.values for cells in some])
+    components = PrincipalSpace.fit(both).place(both)
+    return {
+        "Where the cells lie: UMAP": _plane(some, umap(components), classes, "UMAP"),
+        "Where the cells lie: principal components": _plane(
+            some, components[:, :2], classes, "principal component"
+        ),
+    }
+
+
+def umap(points: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Lay (cells, components) out in a plane, (cells, 2), as scanpy does; always the same way.
+
+    McInnes et al. 2018, arXiv 1802.03426. Near is meant, far is not: distances between groups say nothing.
+    """
+    import scanpy  # 2 s, and 10 s of compiling where it is first used
+    from anndata import AnnData
+
+    cells = AnnData(np.ascontiguousarray(points, dtype=np.float32))
+    n_neighbours = min(_NEIGHBOURS, len(points) - 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # groups that are apart, and packages that are not there
+        scanpy.pp.neighbors(cells, n_neighbors=n_neighbours, use_rep="X", random_state=0)
+        scanpy.tl.umap(cells, random_state=0)
+    return np.asarray(cells.obsm["X_umap"])
+
+
+def _plane(
+    some: Sequence[LabelledCells],
+    places: NDArray[np.floating[Any]],
+    classes: Sequence[str],
+    axis: str,
+) -> bytes:
+    """Draw real and generated cells by side, and each side by class."""
+    real = some[0]
+    at = (places[: len(real)], places[len(real) :])
     figure, (by_side, *by_class) = side_by_side(3, width=4.4)
-    places = np.concatenate(at)
     is_real = np.repeat([True, False], [len(one) for one in at])
     order = np.random.default_rng(0).permutation(len(places))  # neither side hides the other
     by_side.scatter(
@@ -87,8 +125,8 @@ def _places(real: LabelledCells, generated: LabelledCells, classes: Sequence[str
     for axes in (by_side, *by_class):
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_xlabel("principal component 1", fontsize=8)
-        axes.set_ylabel("component 2", fontsize=8)
+        axes.set_xlabel(f"{axis} 1", fontsize=8)
+        axes.set_ylabel(f"{axis} 2", fontsize=8)
     return png_bytes(figure)
 
 

@@ -10,6 +10,8 @@ The report is a plain dictionary:
     marks        {method: {measure: {won, threshold}}}; won is null where it cannot be told
     limits       {name: value} that thresholds came from
     class_cells  {class: matched cells}
+    likelihood   {cells, model, class_marginals, model_minus_class_marginals}, nats per gene of unseen cells
+                 whose genes are all hidden; null where it cannot be told
     rebalancing  {way: {balanced_accuracy, macro_f1, minus_class_weights, cells_added}}; may be empty
     notes        [sentence, ...]
 

@@ -71,6 +71,8 @@ def fidelity_tables(report: Record, *, intervals: bool) -> Iterator[ReportTable]
             ["measure", "difference", "low", "high", "better"],
             [_lead(rule.key, rule.title, rule.better, scores["generated"]) for rule in RULES],
         )
+    if report.get("likelihood"):
+        yield _likelihood(report["likelihood"])
     if report.get("rebalancing"):
         yield _rebalancing(report["rebalancing"])
     yield ReportTable(
@@ -78,6 +80,18 @@ def fidelity_tables(report: Record, *, intervals: bool) -> Iterator[ReportTable]
         "Of each class on a side, in the first seed.",
         ["class", "cells"],
         [[name, str(n)] for name, n in report["class_cells"].items()],
+    )
+
+
+def _likelihood(found: Record) -> ReportTable:
+    lead = found["model_minus_class_marginals"]
+    numbers = [found["model"], found["class_marginals"], lead["value"], *lead["interval"]]
+    return ReportTable(
+        "From the class alone",
+        f"Nats per gene of {found['cells']:,} unseen cells, all genes hidden and the phenotypes of the class "
+        "shown: lower is better. Class marginals are the shares of training cells of the class per bin.",
+        ["model", "class marginals", "difference", "low", "high"],
+        [[show(number) for number in numbers]],
     )
 
 

@@ -96,7 +96,7 @@ def edit_cells(
     obs
         Of the file.
     settings
-        Steps, and how bins that moved become values.
+        Steps, and whether bins that moved become the mean of their values or one drawn from them.
     seed
         The same seed gives the same cells.
 
@@ -132,7 +132,8 @@ def edit_cells(
         )  # fmt: skip
         has_moved = (new_bins != bins) & present & differs[rows, None]
         rng = np.random.default_rng([seed, first, 41])
-        drawn = model.table.decode(new_bins, how=settings.decode, rng=rng)
+        how = "mean" if settings.decode == "mean" else "sample"
+        drawn = model.table.decode(new_bins, how=how, rng=rng)
         new = np.where(has_moved, drawn, old)
         moved += has_moved.sum(axis=0)
         before.append(sparse.csr_matrix(old[:, present]))

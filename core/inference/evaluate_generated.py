@@ -21,6 +21,7 @@ from core.cells.phenotypes import suggest
 from core.cells.store import Store
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
+from core.evaluation.condition_likelihood import condition_likelihood
 from core.evaluation.fidelity_judge import LabelledCells
 from core.evaluation.fidelity_pictures import fidelity_pictures
 from core.evaluation.fidelity_protocol import run_protocol
@@ -197,6 +198,12 @@ def evaluate_generated(
             labelled_training, labelled_real, label(own, of_generated), encoder, table,
             len(class_names),
         )  # fmt: skip
+    likelihood = None
+    if training is not None:
+        likelihood = condition_likelihood(
+            model, real.expression, real.codes, of_real, training.expression, of_training[0],
+            slots=slots, genes=genes,
+        )  # fmt: skip
     if model.origin.get("simulated"):
         notes.append(
             "the model was trained on simulated cells: the figures say nothing about real biology"
@@ -219,11 +226,12 @@ def evaluate_generated(
             "seeds": n_seeds,
             "trees": n_trees,
         },
-        "verdict": verdict(result, marks),
+        "verdict": verdict(result, marks) + ([] if likelihood is None else [likelihood.sentence()]),
         "scores": result.scores,
         "marks": marks,
         "limits": result.limits,
         "class_cells": {class_names[code]: n for code, n in result.class_cells.items()},
+        "likelihood": likelihood,
         "rebalancing": rebalanced,
         "notes": notes,
     }

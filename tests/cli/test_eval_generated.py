@@ -63,7 +63,7 @@ def test_cells_are_judged_beside_the_floor_and_both_baselines(tfx, made, tiny_ru
     report = json.loads((tiny_run / "eval-generated" / "report.json").read_text())
     assert report["scores"] == document["scores"]
     page = (tiny_run / "eval-generated" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page
     assert "Rare classes filled up" in page
     for sentence in document["verdict"]:

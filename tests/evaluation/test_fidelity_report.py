@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.evaluation.fidelity_judge import LabelledCells
-from core.evaluation.fidelity_pictures import fidelity_pictures
+from core.evaluation.fidelity_pictures import fidelity_pictures, umap
 from core.evaluation.fidelity_protocol import Measured, ProtocolResult
 from core.evaluation.fidelity_report import fidelity_html, write_fidelity_report
 from core.evaluation.fidelity_tables import fidelity_tables
@@ -120,8 +120,21 @@ def test_pictures_are_drawn_for_one_class_and_several(n_classes):
     names = [f"type ${number}$ " + "x" * 60 for number in range(n_classes)]
     symbols = [f"G${number}$" for number in range(20)]
     made = fidelity_pictures({"target": cells(90), "generated": cells(90)}, symbols, names)
-    assert len(made) == 3
+    assert len(made) == 4
     for png in made.values():
         width, height = struct.unpack(">II", png[16:24])
         assert 300 < width < 4000
         assert 100 < height < 2000
+
+
+def test_a_umap_keeps_groups_together_and_is_always_the_same():
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 30)
+    points = 8.0 * np.eye(3)[group] @ rng.standard_normal((3, 10)) + rng.standard_normal((90, 10))
+    at = umap(points)
+    assert at.shape == (90, 2)
+    np.testing.assert_array_equal(umap(points), at)
+    distances = ((at[:, None] - at) ** 2).sum(axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert (group[distances.argmin(axis=1)] == group).mean() > 0.95
+    assert umap(points[:9]).shape == (9, 2)
