@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
+from core.encoding.values import Decoding
 from core.errors import MachineError
 from core.generation.cells import GENERATION_KEY
 from core.generation.edit import check_can_edit, edit_bins
@@ -132,7 +133,7 @@ def edit_cells(
         )  # fmt: skip
         has_moved = (new_bins != bins) & present & differs[rows, None]
         rng = np.random.default_rng([seed, first, 41])
-        how = "mean" if settings.decode == "mean" else "sample"
+        how: Decoding = "mean" if settings.decode == "mean" else "sample"
         drawn = model.table.decode(new_bins, how=how, rng=rng)
         new = np.where(has_moved, drawn, old)
         moved += has_moved.sum(axis=0)
