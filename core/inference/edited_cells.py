@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
-from core.encoding.values import Decoding
 from core.errors import MachineError
 from core.generation.cells import GENERATION_KEY
 from core.generation.edit import check_can_edit, edit_bins
@@ -30,6 +29,8 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from core.encoding.values import Decoding
 
 __all__ = ["EditedCells", "GeneChange", "edit_cells", "write_edited"]
 
