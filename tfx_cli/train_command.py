@@ -99,12 +99,12 @@ def train(
     from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
     from core.training.engine import train as train_model
-    from core.training.machine import choose_machine
+    from core.training.feasibility import check_feasible
     from core.training.setup import check_preset
     from core.training.start_weights import take_shape_of_start
 
     resolved = take_shape_of_start(resolved)
-    choose_machine(resolved.preset.train)
+    check_feasible(resolved.preset, processes=processes)
     check_preset(resolved.preset)
     CellFilter.parse(resolved.preset.data.where, where="data.where")
     if dry_run:

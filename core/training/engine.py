@@ -25,7 +25,6 @@ from core.cells.store import Store
 from core.encoding.loader import BatchLoader, Loaded
 from core.encoding.sampler import Cursor
 from core.errors import DataError, MachineError, TfxError, TrainingInterrupted
-from core.model.attention import resolve_attention
 from core.model.cell_objectives import VIEWS
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
@@ -45,10 +44,11 @@ from core.training.checkpoints import (
     save_checkpoint,
 )
 from core.training.classification import balanced_epochs, store_of_task, with_additions
+from core.training.feasibility import check_feasible
 from core.training.flops import EncoderFlops
 from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
 from core.training.lanes import LaneSources, StepBatch, lanes_of_process
-from core.training.machine import DTYPES, Machine, choose_machine, set_up_speed
+from core.training.machine import Machine, set_up_speed
 from core.training.matmul_peak import device_peak
 from core.training.numeric_guards import NonFiniteSteps, SpikeDetector
 from core.training.optimiser import ENCODER, make_optimiser
@@ -60,7 +60,6 @@ from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, chosen_rows, class_weights
 from core.training.start_weights import take_shape_of_start
 from core.training.step_window import StepSize, StepWindow
-from core.training.trackers import check_trackers
 from core.training.train_step import StepOutcome, TrainStep
 from core.training.validation import Validation, describe_accuracies
 from core.training.weight_average import WeightAverage
@@ -156,15 +155,7 @@ def train(
     resolved = take_shape_of_start(resolved)
     preset = resolved.preset
     store = store_of_task(preset, store)
-    machine = choose_machine(preset.train)
-    resolve_attention(  # only to refuse, before anything is written, what cannot run here
-        preset.model.attention,
-        device=torch.device(machine.device),
-        dtype=DTYPES[machine.precision],
-        dropout=preset.model.attention_dropout,
-        ragged=preset.encoding.layout == "expressed",
-    )
-    check_trackers(preset.train.trackers)
+    machine = check_feasible(preset)
     set_up_speed(machine)
     processes = Processes(machine, unused_parameters=preset.train.skeleton_steps > 0)
     run_folder = processes.of_main(run_folder)

@@ -205,6 +205,8 @@ COMMAND_LINES = [
     (files, "train mine.toml --set data.store=notes.txt", 2, "notes.txt: exists and is not a store"),
     (files, "train mine.toml --set data.where=sex", 2, "'sex' is no condition; write NAME=VALUE"),
     (files, "train mine.toml --set train.precision=fp16", 3, "needs a CUDA device"),
+    (files, "train mine.toml --set model.attention=flash", 3, "'flash' cannot run here: "),
+    (files, "train mine.toml --set train.lanes=3", 2, "cannot be shared equally by 3 lanes"),
     (files, "train mine.toml --set train.trackers=nothing", 2, "must be a list of 'tensorboard'"),
     (files, "train mine.toml --set train.learning_rate=1e400", 2, "must be a finite number"),
     (a_run, "train runs/tiny", 2, "runs/tiny is finished; evaluate it by"),
