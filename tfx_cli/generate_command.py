@@ -249,13 +249,12 @@ def generate(
         read_real_cells,
     )
     from core.generation.picture import comparison_png
-    from core.generation.request import GenerationRequest, lacking_cells
+    from core.generation.request import GenerationRequest, cells_wanted
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
     if n_cells is None:
-        lacking = {} if balance is None else lacking_cells(model, request, balance)
-        n_cells = sum(lacking.values()) or 200
+        n_cells = cells_wanted(model, request, balance)
     full_request = GenerationRequest(
         phenotypes=request,
         n_cells=n_cells,

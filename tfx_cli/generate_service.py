@@ -58,7 +58,8 @@ class ServedRequest(BaseModel):
 
     id: int | str
     request: dict[str, str] = {}
-    cells: int = Field(200, ge=1)
+    cells: int | None = Field(None, ge=1)
+    balance: str | None = None
     steps: int | None = Field(None, ge=1)
     method: Literal["auto", "unmask", "gibbs"] | None = None
     order: Literal["random", "confidence"] | None = None
@@ -81,10 +82,12 @@ class ServedRequest(BaseModel):
         given = {name: getattr(self, name) for name in _SAMPLING}
         return {name: value for name, value in given.items() if value is not None}
 
-    def command_line(self, folder: Path) -> str:
+    def command_line(self, folder: Path, n_cells: int) -> str:
         """Return the command that writes the same cells."""
         words = ["tfx", "generate", "--run", str(folder), *phenotype_arguments(self.request)]
-        words += ["-n", str(self.cells), "--seed", str(self.seed)]
+        words += ["-n", str(n_cells), "--seed", str(self.seed)]
+        if self.balance is not None:
+            words += ["--balance", self.balance]
         for name, value in self.sampling.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         if self.library_size is not None:
@@ -259,25 +262,27 @@ class _Service:
         from core.generation.comparison import MAX_COMPARED
         from core.generation.counts import log_values
         from core.generation.profile import profile_cells
-        from core.generation.request import GenerationRequest
+        from core.generation.request import GenerationRequest, cells_wanted
 
         output = None if asked.output is None else Path(asked.output)
         if output is not None:
             check_output(output, (".h5ad",), what="cells", overwrite=asked.overwrite)
         model = self._model
+        n_cells = asked.cells or cells_wanted(model, asked.request, asked.balance)
         request = GenerationRequest(
             phenotypes=asked.request,
-            n_cells=asked.cells,
+            n_cells=n_cells,
             unspecified=asked.unspecified,
             settings=model.generate.model_copy(update=asked.sampling),
             seed=asked.seed,
             library_size=asked.library_size,
+            balance=asked.balance,
         )
         began = time.monotonic()
         source = CellSource(model, request)
         progress = self._progress(asked.id)
         if output is None:
-            if asked.cells > _MOST_IN_MEMORY:
+            if n_cells > _MOST_IN_MEMORY:
                 message = f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
                 raise ConfigurationError(message)
             cells, _ = generate_cells(model, request, on_progress=progress)
@@ -301,7 +306,7 @@ class _Service:
             "event": "cells",
             "id": asked.id,
             "output": None if output is None else str(output),
-            "cells": asked.cells,
+            "cells": n_cells,
             "seconds": round(seconds, 3),
             "profile": profile
             | {
@@ -309,7 +314,7 @@ class _Service:
                 "real_cells": 0 if real is None else real[0].shape[0],
                 "compared_with": None if real is None else real[1],
                 "notes": notes,
-                "command": asked.command_line(self._folder),
+                "command": asked.command_line(self._folder, n_cells),
             },
         }
 

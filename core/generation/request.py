@@ -22,16 +22,20 @@ from core.model.reference import Reference
 from core.presets.schema import GenerateSettings
 
 __all__ = [
+    "DEFAULT_CELLS",
     "FEW_CELLS",
     "MAX_CELLS",
     "GenerationRequest",
     "PhenotypeDraw",
+    "cells_wanted",
     "lacking_cells",
     "resolve_phenotypes",
 ]
 
 #: Beyond this a typing error is likelier than a wish: months of work, terabytes of disk.
 MAX_CELLS = 1_000_000_000
+#: Cells of a request that does not say how many.
+DEFAULT_CELLS = 200
 #: Below this many training cells of a combination its cells are guesswork.
 FEW_CELLS = 20
 #: Of a cell of a few hundred genes, for the message about absurd numbers.
@@ -150,6 +154,21 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
         )
         raise ConfigurationError(message)
     return lacking
+
+
+def cells_wanted(model: CellModel, phenotypes: Mapping[str, str], balance: str | None) -> int:
+    """Return the cells of a request that does not say how many: what fills values up, or 200.
+
+    Raises
+    ------
+    ConfigurationError
+        As `lacking_cells`.
+    """
+    return (
+        DEFAULT_CELLS
+        if balance is None
+        else sum(lacking_cells(model, phenotypes, balance).values())
+    )
 
 
 class PhenotypeDraw:

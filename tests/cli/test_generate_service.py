@@ -81,6 +81,20 @@ def test_the_command_line_of_a_profile_writes_the_same_cells(tfx, model, tmp_pat
     np.testing.assert_array_equal(served.X.toarray(), typed.X.toarray())
 
 
+def test_rare_values_are_filled_up_as_by_the_command(tfx, model, tmp_path):
+    asked = {"id": 1, "balance": "disease", "output": "rare.h5ad", "steps": 2}
+    (cells,) = of_kind(ask(model, asked), "cells")
+    written = anndata.read_h5ad(tmp_path / "rare.h5ad")
+    assert written.n_obs == cells["cells"]
+    command = shlex.split(cells["profile"]["command"])
+    assert command[command.index("--balance") + 1] == "disease"
+    again = [word.replace("rare.h5ad", "again.h5ad") for word in command[1:]]
+    assert tfx("-q", *again).code == 0
+    same = anndata.read_h5ad(tmp_path / "again.h5ad")
+    np.testing.assert_array_equal(same.X.toarray(), written.X.toarray())
+    assert (same.obs["disease"] == written.obs["disease"]).all()
+
+
 @pytest.mark.parametrize(
     ("line", "number", "words"),
     [
