@@ -64,7 +64,7 @@ def evaluate(
         typer.Option(
             "--baselines",
             help="quick: logistic regression, gene marginals, majority; all: also gradient boosting "
-            "and nearest neighbours, which take minutes.",
+            "and nearest neighbours, which take minutes; with --generated scVI (extra scvi).",
         ),
     ] = "quick",
     generated: Annotated[
@@ -122,8 +122,8 @@ def evaluate(
         raise ConfigurationError(message)
     if generated:
         _refuse_together("goes without --generated", {"--split": split, "--where": where})
-        if baselines != "quick":
-            message = "--baselines: generated cells have baselines of their own"
+        if baselines == "none":
+            message = "--baselines none: generated cells are always held against theirs"
             raise ConfigurationError(message)
         if not files:
             _refuse_together(
@@ -134,7 +134,8 @@ def evaluate(
 
         evaluate_generated_cells(
             run, files, generated, output=output, labels=labels or (), classes=classes,
-            max_cells=max_cells, matrix=matrix, gene_ids=gene_ids, as_json=as_json,
+            max_cells=max_cells, with_scvi=baselines == "all", matrix=matrix, gene_ids=gene_ids,
+            as_json=as_json,
         )  # fmt: skip
         return
     if files:

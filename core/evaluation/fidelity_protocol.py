@@ -6,8 +6,9 @@ the same number of cells. A seed is another division, other draws of the baselin
 generated cells are one set, from which each seed takes others where there are more than enough.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,12 @@ _DIVISIONS = 50
 _MOST_TRAINING = 20_000
 
 #: Generated cells first, then what they are held against.
-METHODS = ("generated", "real", "copula", "independent", "training")
+METHODS = ("generated", "real", "copula", "independent", "scvi", "training")
 
 FloatArray = NDArray[np.float64]
 Codes = NDArray[np.int64]
+#: (cells,) classes and chance -> (cells, genes) values.
+Draw = Callable[[Codes, np.random.Generator], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,7 @@ def run_protocol(
     *,
     donors: Codes | None = None,
     matching: NDArray[np.bool_] | None = None,
+    others: Mapping[str, Draw] = MappingProxyType({}),
     max_cells: int = 1_000,
     n_seeds: int = 3,
     n_trees: int = 300,
@@ -229,6 +233,9 @@ def run_protocol(
     matching
         (training cells,), those of the phenotypes that were asked for, from which the baselines learn;
         None: all. Where there are none, there are no baselines.
+    others
+        Method of `METHODS` -> draws values of cells of some classes: generators beside the baselines,
+        which know the same classes as these.
     max_cells
         Of a side.
     n_seeds, n_trees, n_resamples
@@ -257,7 +264,7 @@ def run_protocol(
     draws: dict[str, dict[str, dict[int, FloatArray]]] = {}
     limits: dict[str, list[float]] = {"mmd2": [], "genes_mean": [], "genes_sd": []}
     n_cells, class_cells, shown = [], {}, {}
-    n_methods = 2 if baselines is None else len(METHODS)
+    n_methods = 2 if baselines is None else 5 + len(others)
     for seed in range(n_seeds):
         rng = np.random.default_rng([seed, 59])
         rows = match_cells(
@@ -272,6 +279,9 @@ def run_protocol(
                 ("independent", baselines.independent(wanted, rng)),
             ):
                 sets[name] = LabelledCells(table.decode(drawn, how="sample", rng=rng), wanted)
+            sets |= {
+                name: LabelledCells(draw(wanted, rng), wanted) for name, draw in others.items()
+            }
             sets["training"] = learnt.take(_like(learnt.classes, wanted, rng))
         judge = FidelityJudge(
             target, training, encoder, n_classes, seed=seed, n_resamples=n_resamples,

@@ -16,6 +16,7 @@ METHOD_NAMES = {
     "real": "real (floor)",
     "copula": "copula",
     "independent": "independent",
+    "scvi": "scVI",
     "training": "training cells",
 }
 #: Measure -> digits shown, where three are not right.

@@ -18,16 +18,17 @@ from scipy import sparse
 from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.phenotypes import suggest
-from core.cells.store import Store
+from core.cells.store import TARGET_SUM, Store
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
 from core.evaluation.condition_likelihood import condition_likelihood
 from core.evaluation.fidelity_judge import LabelledCells
 from core.evaluation.fidelity_pictures import fidelity_pictures
-from core.evaluation.fidelity_protocol import run_protocol
+from core.evaluation.fidelity_protocol import Draw, run_protocol
 from core.evaluation.fidelity_verdict import mark_methods, verdict
 from core.evaluation.rebalancing import compare_rebalancing
 from core.evaluation.reports import plain_json
+from core.evaluation.scvi_baseline import ScviBaseline, check_scvi
 from core.inference.generated_cells import GeneratedCells, read_generated
 from core.inference.labelled_files import read_labelled
 from core.model.folder import CellModel
@@ -50,15 +51,24 @@ Codes = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class _Cells:
-    """Cells of one origin: (cells, panel genes), (cells, phenotypes) codes, (cells,) donors or None."""
+    """Cells of one origin.
+
+    Attributes
+    ----------
+    expression, codes
+        (cells, panel genes), (cells, phenotypes).
+    donors, totals
+        (cells,), donors and counts of all genes; None where not known.
+    """
 
     expression: sparse.csr_matrix
     codes: Codes
     donors: NDArray[np.int64] | None = None
+    totals: NDArray[np.float32] | None = None
 
     def take(self, rows: NDArray[Any]) -> "_Cells":
-        donors = None if self.donors is None else self.donors[rows]
-        return _Cells(self.expression[rows], self.codes[rows], donors)
+        donors, totals = (None if one is None else one[rows] for one in (self.donors, self.totals))
+        return _Cells(self.expression[rows], self.codes[rows], donors, totals)
 
 
 def evaluate_generated(
@@ -75,6 +85,7 @@ def evaluate_generated(
     n_seeds: int = 3,
     n_trees: int = 300,
     n_resamples: int = 100,
+    with_scvi: bool = False,
     matrix: str = "auto",
     gene_ids: str = "auto",
     on_progress: Listener = ignore_progress,
@@ -99,6 +110,8 @@ def evaluate_generated(
         Phenotypes that say which cells are of one class; default the cell type.
     max_cells, n_seeds, n_trees, n_resamples
         See `core.evaluation.fidelity_protocol.run_protocol`.
+    with_scvi
+        With scVI beside them, trained on the same cells; needs counts and scvi-tools.
 
     Returns
     -------
@@ -110,7 +123,11 @@ def evaluate_generated(
         A file is unfit, there are no real cells, or too few that match.
     ConfigurationError
         The model has no such phenotype.
+    MachineError
+        scvi-tools is asked for and not installed.
     """
+    if with_scvi:
+        check_scvi()
     generated = read_generated(model, files)
     notes = list(generated.notes)
     training = None if store is None else _stored(model, store, trained_where, "train")
@@ -177,6 +194,23 @@ def evaluate_generated(
     bins_from = labelled_real if labelled_training is None else labelled_training
     panel = model.panel.take(genes)
     encoder, table = _baseline_bins(model, bins_from, panel)
+    others: dict[str, Draw] = {}
+    if with_scvi:
+        learnt = None
+        if training is not None and matching is not None and matching.any():
+            known = np.flatnonzero(of_training[0] >= 0)[matching]
+            learnt = training.take(known)
+        if learnt is None or learnt.totals is None:
+            notes.append(
+                "scVI is left out: it learns from counts of the training cells, of which there are none"
+            )
+        else:
+            scvi = _scvi(learnt, of_training[0][known], genes, on_progress)
+
+            def draw(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+                return _in_models_terms(model, scvi.draw(classes, rng), genes)
+
+            others["scvi"] = draw
     result = run_protocol(
         labelled_real,
         label(own, of_generated),
@@ -186,6 +220,7 @@ def evaluate_generated(
         len(class_names),
         donors=None if real.donors is None else real.donors[of_real >= 0],
         matching=matching,
+        others=others,
         max_cells=max_cells,
         n_seeds=n_seeds,
         n_trees=n_trees,
@@ -266,7 +301,20 @@ def _stored(model: CellModel, store: Store, where: CellFilter | None, which: str
     donors = None
     if store.donors is not None and store.report.get("split", {}).get("method") != "cells":
         donors = np.asarray(store.donors[rows]).astype(np.int64)
-    return _Cells(store.read(rows, model.panel), codes, donors)
+    totals = np.asarray(store.totals[rows]) if store.value_kind == "counts" else None
+    return _Cells(store.read(rows, model.panel), codes, donors, totals)
+
+
+def _scvi(
+    cells: _Cells, classes: NDArray[np.int64], genes: NDArray[np.int64], on_progress: Listener
+) -> ScviBaseline:
+    """Train scVI on the counts of cells."""
+    assert cells.totals is not None
+    counts = cells.expression[:, genes].copy()
+    scale = np.repeat(cells.totals.astype(np.float64) / TARGET_SUM, np.diff(counts.indptr))
+    counts.data = np.rint(np.expm1(counts.data.astype(np.float64)) * scale).astype(np.float32)
+    totals = cells.totals.astype(np.float64)
+    return ScviBaseline(counts, totals, classes, on_progress=on_progress)
 
 
 def _real_files(

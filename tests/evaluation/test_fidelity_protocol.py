@@ -8,7 +8,7 @@ from core.cells.genes import GenePanel
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import DataError
 from core.evaluation.fidelity_judge import LabelledCells
-from core.evaluation.fidelity_protocol import match_cells, run_protocol
+from core.evaluation.fidelity_protocol import METHODS, match_cells, run_protocol
 from core.evaluation.fidelity_verdict import RULES, mark_methods, verdict
 from core.presets.schema import EncodingSettings
 
@@ -115,6 +115,24 @@ def test_baselines_learn_from_matching_training_cells_alone(judge):
     assert set(result.scores) == {"generated", "real", "copula", "independent", "training"}
     nothing = judge(draw_cells(600, 2), matching=np.zeros(900, dtype=bool))
     assert set(nothing.scores) == {"generated", "real"}
+
+
+def test_another_generator_is_judged_as_the_baselines_are(judge):
+    """One that draws real training cells of the class scores as these do, and copies."""
+    training, asked = judge.training, []
+
+    def draw(classes, rng):
+        asked.append(classes)
+        rows = [rng.choice(np.flatnonzero(training.classes == one)) for one in classes]
+        return training.values[rows]
+
+    result = judge(draw_cells(600, 2), others={"scvi": draw})
+    assert list(result.scores) == list(METHODS)
+    assert len(asked[0]) == result.n_cells[0]
+    assert result.scores["scvi"]["copies"].value > 50
+    assert result.scores["scvi"]["nn_ratio"].value == 0
+    assert result.scores["scvi"]["rf_auc"].value == pytest.approx(0.5, abs=0.1)
+    assert mark_methods(result)["scvi"]["copies"].won is False
 
 
 def test_intervals_hold_the_estimate_and_the_same_seed_gives_the_same_figures(judge):

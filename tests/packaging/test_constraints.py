@@ -29,7 +29,9 @@ def pins(name):
 def test_tested_versions_are_ones_that_are_asked_for(name):
     tested = pins(name)
     assert {one.name for one in requirements()} <= set(tested)
-    assert [str(one) for one in requirements() if Version(tested[one.name]) not in one.specifier] == []
+    assert [
+        str(one) for one in requirements() if Version(tested[one.name]) not in one.specifier
+    ] == []
 
 
 def test_the_oldest_set_holds_what_is_asked_for_at_least():
