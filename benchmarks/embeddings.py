@@ -1,4 +1,4 @@
-"""How much of a cell its embedding holds: [CLS] by plain masked training and by its own objectives, and PCA.
+"""How much of a cell its embedding holds: [CLS] by plain masked training and by its own objectives, PCA, scVI.
 
     python benchmarks/embeddings.py                               the simulated atlas, one seed
     python benchmarks/embeddings.py a.h5ad b.h5ad:treatment       and these files; ":column" adds a
@@ -34,6 +34,8 @@ from core.cells.store import Store
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 
+#: Beside the encoder, as in the base preset: steps of both after those of the skeleton alone.
+SKELETON = {"model.skeleton": "true", "train.max_steps": 3000, "train.skeleton_steps": 2000}
 #: Variant -> what of the preset it changes.
 VARIANTS = {
     "masked": {},
@@ -43,11 +45,13 @@ VARIANTS = {
     "summary": {"model.cell_summary": "true"},
     "summary-reconstruction": {"model.cell_summary": "true", "loss.cls_reconstruction": 1.0},
     "both": {"loss.cls_reconstruction": 1.0, "loss.cls_contrast": 0.1},
+    "skeleton": SKELETON,
+    "skeleton-summary": SKELETON | {"model.cell_summary": "true"},
 }
 #: Of the encoder alone: beside a skeleton it learns what that leaves over, not the cell.
 SETTINGS = {
-    "data.genes": 128, "model.skeleton": "false", "train.max_steps": 1000,
-    "train.eval_steps": 500, "train.save_steps": 1000, "train.eval_cells": 200,
+    "data.genes": 128, "model.skeleton": "false", "model.cell_summary": "false",
+    "train.max_steps": 1000, "train.skeleton_steps": 0, "train.eval_steps": 500, "train.save_steps": 1000, "train.eval_cells": 200,
 }  # fmt: skip
 _NEIGHBOURS = 15
 _COMPONENTS = 50
@@ -117,8 +121,27 @@ def mixing(embedded: np.ndarray, labels: np.ndarray, donors: np.ndarray | None) 
     return found / expected if expected else float("nan")
 
 
+def scvi_latents(
+    store: Store, model: CellModel, rows: dict[str, np.ndarray], seed: int
+) -> list[np.ndarray]:
+    """Latent means of scVI at the package's defaults, trained on the counts of all training cells."""
+    import scvi
+    from anndata import AnnData
+
+    scvi.settings.seed = seed
+    train = store.rows("train")
+    cells = AnnData(store.read_counts(train, model.panel).astype(np.float32))
+    scvi.model.SCVI.setup_anndata(cells)
+    fitted = scvi.model.SCVI(cells)
+    fitted.train(enable_progress_bar=False, logger=False, enable_checkpointing=False)
+    asked = [
+        AnnData(store.read_counts(one, model.panel).astype(np.float32)) for one in rows.values()
+    ]
+    return [np.asarray(fitted.get_latent_representation(one)) for one in asked]
+
+
 def measure(
-    name: str, settings: dict[str, object], seeds: int, variants: list[str]
+    name: str, settings: dict[str, object], seeds: int, variants: list[str], *, with_scvi: bool
 ) -> dict[str, dict[str, dict]]:
     """Phenotype -> embedding -> figures of each seed."""
     from sklearn.decomposition import PCA
@@ -152,6 +175,8 @@ def measure(
                 cells = [store.read(rows[split], model.panel).toarray() for split in rows]
                 pca = PCA(min(_COMPONENTS, len(model.panel)), random_state=0).fit(cells[0])
                 embedded["PCA"] = [pca.transform(one) for one in cells]
+                if with_scvi:
+                    embedded["scVI"] = scvi_latents(store, model, rows, seed)
                 pca_done = True
             donors = None if store.donors is None else np.asarray(store.donors[rows["test"]])
             for slot, phenotype in enumerate(store.phenotypes):
@@ -160,7 +185,7 @@ def measure(
                     continue
                 for kind, (train, test) in embedded.items():
                     figures = score(train, test, labels, donors)
-                    if kind != "PCA":
+                    if kind not in ("PCA", "scVI"):
                         for part in ("genes", "phenotypes"):
                             figures[part] = validation[f"loss/{part}"]
                     found.setdefault(phenotype, {}).setdefault(kind, []).append(figures)
@@ -199,6 +224,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps")
     parser.add_argument("--no-atlas", action="store_true", help="the files alone")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="of these, by commas")
+    parser.add_argument("--scvi", action="store_true", help="scVI's latent space too (extra scvi)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
     variants = arguments.variants.split(",")
@@ -214,7 +240,8 @@ def main() -> None:
         jobs.append((Path(path).stem, settings))
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         results = {
-            name: measure(name, settings, arguments.seeds, variants) for name, settings in jobs
+            name: measure(name, settings, arguments.seeds, variants, with_scvi=arguments.scvi)
+            for name, settings in jobs
         }
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
           f"{arguments.seeds} seed(s)")  # fmt: skip

@@ -273,6 +273,9 @@ def _model(sizes: Sizes, device: Device) -> Iterator[str]:
     yield _setting("dropout", sizes.dropout)
     yield _setting("skeleton", value=True, note="the classical answer, to which the encoder adds")
     yield _setting("skeleton_rank", sizes.skeleton_rank)
+    yield _setting(
+        "cell_summary", value=True, note="for tfx embed: [CLS] begins with the components"
+    )
     yield ""
     yield "[loss]"
     yield _setting("smoothing", 0.0)

@@ -220,9 +220,9 @@ class ModelSettings(_Section):
     skeleton_rank: int = Field(32, ge=1, description="rank of the skeleton's gene-gene term")
     cell_summary: bool = Field(
         default=False,
-        description="[CLS] begins with the sum of a learnt vector for every visible gene and bin: a "
-        "linear path from the cell to [CLS], where else layers must first learn which gene has which "
-        "value",
+        description="[CLS] begins with the sum of a learnt vector for every visible gene and bin, at "
+        "first the principal components of training cells: without it layers must learn which gene has "
+        "which value, and [CLS] is a poor embedding of the cell",
     )
     start_from: str | None = Field(None, description="model folder whose weights to begin with")
 

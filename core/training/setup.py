@@ -21,6 +21,7 @@ from core.model.folder import CellModel
 from core.model.losses import loss_kind
 from core.model.reference import Reference
 from core.model.skeleton_fit import fit_skeleton
+from core.model.summary_fit import start_summary
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.training.classification import (
@@ -115,6 +116,9 @@ def build_model(
         network.encoder_part is not None and config.head == "split" and config.kind != "continuous"
     ):
         _fill_gene_bias(network, bins)
+    encoder = network.encoder_part
+    if encoder is not None and encoder.embedding.summary is not None:
+        start_summary(encoder.embedding, config, table, expression, bins, seed=preset.train.seed)
     model = CellModel(
         network=network,
         panel=panel,

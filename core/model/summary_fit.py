@@ -1,0 +1,93 @@
+"""Begin the summary of [CLS] at the principal components of training cells.
+
+Two layers that start from nothing learn a worse view of the cell than fifty components are, and need
+thousands of steps for it (benchmarks/embeddings.md). The sum that `model.cell_summary` gives to [CLS] is
+linear in the cell's genes and bins, so that components fit into it exactly: [CLS] begins with them, and
+training changes what does not serve it.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from core.encoding.tokens import CLS
+from core.encoding.values import ValueTable
+from core.model.configuration import TfxConfig
+from core.model.encoder import CellEmbedding
+
+__all__ = ["start_summary"]
+
+#: Cells and dense entries used at most.
+_CELLS = 20_000
+_ENTRIES = 60_000_000
+#: Of a component over cells: well above what else [CLS] begins with, little enough to be learnt away.
+_DEVIATION = 0.1
+
+
+def start_summary(
+    embedding: CellEmbedding,
+    config: TfxConfig,
+    table: ValueTable,
+    expression: sparse.csr_matrix,
+    bins: NDArray[np.uint8],
+    *,
+    seed: int,
+) -> None:
+    """Fill the summary's table with the principal components of training cells, all of one variance.
+
+    Parameters
+    ----------
+    embedding
+        Has a summary; changed in place.
+    config
+        The model's.
+    table
+        Mean value of each gene's bins.
+    expression, bins
+        (cells, genes) of training cells, log1p counts per 10,000 and their bins.
+    seed
+        Of the sample of cells, and of the decomposition.
+    """
+    from sklearn.decomposition import PCA  # 500 ms
+
+    assert embedding.summary is not None
+    n_cells, n_genes = bins.shape
+    most = max(min(_CELLS, _ENTRIES // n_genes), 2)
+    rows = np.arange(n_cells)
+    if n_cells > most:
+        rows = np.random.default_rng([seed, 89]).choice(n_cells, most, replace=False)
+    n_components = min(config.hidden_size, n_genes, len(rows) - 1)
+    if n_components < 1:
+        return
+    some, columns = bins[rows], np.arange(n_genes)
+    # What a visible gene says; of one that is off nothing, where it is no token or has no number.
+    levels = np.where(np.arange(table.means.shape[1]) > 0, table.means, 0.0)  # (genes, bins)
+    if config.kind == "continuous":
+        values = np.where(some > 0, expression[rows].toarray(), 0.0)
+    else:
+        if config.layout == "ranked":
+            levels = levels - levels[columns, some].mean(axis=0)[:, None]  # hidden is average then
+        values = levels[columns, some]
+    values = values.astype(np.float32)
+    axes = PCA(n_components, svd_solver="randomized", random_state=seed).fit(values).components_.T
+    # As the embedding sums: over what is visible of a whole cell, by the root of its number.
+    is_token = some > 0 if config.layout == "expressed" else np.ones_like(some, dtype=bool)
+    sums = (values @ axes) / np.sqrt(is_token.sum(axis=1) + 8.0)[:, None]
+    spread = sums.std(axis=0)
+    scale = np.divide(_DEVIATION, spread, out=np.zeros_like(spread), where=spread > 1e-8)
+    axes = axes * scale
+    rows_of_table = (
+        axes
+        if config.kind == "continuous"
+        else (levels[:, :, None] * axes[:, None, :]).reshape(-1, n_components)
+    )
+    with torch.no_grad():
+        embedding.summary.weight.zero_()
+        embedding.summary.weight[:, :n_components] = _tensor(rows_of_table)
+        embedding.identity.weight[CLS, :n_components] -= _tensor(sums.mean(axis=0) * scale)
+
+
+def _tensor(values: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
