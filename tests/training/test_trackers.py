@@ -341,7 +341,7 @@ def test_a_run_goes_on_where_a_tracker_fails(tiny_store, tmp_path, monkeypatch):
     made = {"wandb": Copy(fails_at="log"), "mlflow": Copy()}
     for name, copy in made.items():
         monkeypatch.setitem(trackers.TRACKER_KINDS, name, lambda *_, copy=copy: copy)
-    monkeypatch.setattr("core.training.engine.check_trackers", lambda _: None)
+    monkeypatch.setattr("core.training.feasibility.check_trackers", lambda _: None)
     train(short(train__trackers=["wandb", "mlflow"]), tiny_store, tmp_path / "run")
     reader = RunReader(tmp_path / "run")
     assert reader.status["state"] == "finished"
