@@ -61,13 +61,25 @@ async def settled(app, pilot):
     await pilot.pause()
 
 
+def _snapshot(app, name):
+    width, height = app.size
+    return SNAPSHOTS / f"{name}-{width}x{height}.txt"
+
+
+def is_kept(app, name):
+    """Tell whether the screen is the one that was kept (always, where it is kept anew)."""
+    path = _snapshot(app, name)
+    if os.environ.get("TFX_UPDATE_SNAPSHOTS") == "1" or not path.is_file():
+        return True
+    return text_of(app) + "\n" == path.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def matches():
     """Compare the screen with what was kept; TFX_UPDATE_SNAPSHOTS=1 keeps it anew."""
 
     def compare(app, name):
-        width, height = app.size
-        path = SNAPSHOTS / f"{name}-{width}x{height}.txt"
+        path = _snapshot(app, name)
         found = text_of(app) + "\n"
         if os.environ.get("TFX_UPDATE_SNAPSHOTS") == "1":
             path.parent.mkdir(exist_ok=True)
