@@ -7,7 +7,7 @@ import typer
 
 from core.errors import ConfigurationError
 from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix, ModelOption
-from tfx_cli.output import narrate, print_result
+from tfx_cli.output import narrate, print_result, warn
 from tfx_cli.output_files import check_output
 from tfx_cli.progress import show_progress
 from tfx_cli.run_folders import model_folder
@@ -78,6 +78,7 @@ def embed(
         add_gene_embeddings,
         embed_cells,
         gene_embeddings,
+        note_on_embedding,
         resolve_position,
     )
     from core.inference.hints import read_hint
@@ -89,6 +90,8 @@ def embed(
     position = resolve_position(model.config, place)
     if model.network.encoder_part is None:
         gene_embeddings(model)  # says that there are none
+    elif (note := note_on_embedding(model.config, position)) is not None:
+        warn(note)
     if denoise is not None and "/" in denoise:
         message = f"--denoise {denoise}: the name of a layer has no '/'"
         raise ConfigurationError(message)

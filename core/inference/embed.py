@@ -26,6 +26,7 @@ __all__ = [
     "denoise_cells",
     "embed_cells",
     "gene_embeddings",
+    "note_on_embedding",
     "resolve_position",
 ]
 
@@ -54,6 +55,17 @@ def resolve_position(config: TfxConfig, wanted: str) -> Position:
         f"{suggest(wanted, ['cls', 'mean', *config.phenotypes])}"
     )
     raise ConfigurationError(message)
+
+
+def note_on_embedding(config: TfxConfig, position: Position) -> str | None:
+    """Say what is known of embeddings that hold little of the cell, or None (docs/annotate.md)."""
+    told = config.cell_summary or config.cls_reconstruction or config.cls_contrast
+    if position != "cls" or told or config.classified is not None:
+        return None
+    return (
+        "[CLS] of this model was never asked what the cell is, and principal components will hold more "
+        "of it: train with model.cell_summary = true"
+    )
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ import scanpy as sc
 from scipy import sparse
 
 from core.cells.builtin import load_builtin
+from core.inference.embed import note_on_embedding
+from core.model.folder import CellModel
 
 REPOSITORY = Path(__file__).parents[2]
 NEW = "builtin:atlas?cells=300&seed=5"
@@ -198,6 +200,17 @@ def test_bad_requests_are_refused(tfx, setting, arguments, code, words):
     assert (result.code, result.stdout) == (code, ""), result.stderr
     assert words in result.stderr
     assert sorted(setting.rglob("*")) == before
+
+
+def test_a_cls_that_was_never_asked_is_told(tfx, setting):
+    ask = ("embed", "new.h5ad", "--run", "model")
+    said = "[CLS] of this model was never asked what the cell is"
+    assert said in tfx(*ask, "-o", "cls.h5ad").stderr
+    assert said not in tfx(*ask, "-o", "mean.h5ad", "--from", "mean").stderr
+    config = CellModel.load(Path("model")).config
+    for key in ("cell_summary", "cls_reconstruction", "cls_contrast"):
+        asked = type(config)(**{**config.to_diff_dict(), key: True})
+        assert note_on_embedding(asked, "cls") is None
 
 
 def test_builtin_cells_can_be_embedded(tfx, setting):
