@@ -24,6 +24,7 @@ from core.model.gene_outputs import bin_logits
 __all__ = ["ConditionLikelihood", "class_marginal_nll", "condition_likelihood"]
 
 _BATCH = 64
+_BLOCK = 1_024
 _RESAMPLES = 1_000
 
 FloatArray = NDArray[np.float64]
@@ -108,18 +109,15 @@ def condition_likelihood(
     if len(rows) == 0:
         return None
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
-    bins = model.values.encode(real[rows].toarray())
     theirs = class_marginal_nll(
-        bins, classes[rows], model.values.encode(training.toarray()), training_classes,
-        config.n_bins,
+        _bins(model, real[rows], genes), classes[rows], _bins(model, training, genes),
+        training_classes, config.n_bins,
     )  # fmt: skip
+    batches = np.array_split(rows, -(-len(rows) // _BATCH))
     ours = np.concatenate(
-        [
-            _hidden_nll(model, real[some].toarray(), codes[some], slots)
-            for some in np.array_split(rows, -(-len(rows) // _BATCH))
-        ]
+        [_hidden_nll(model, real[some].toarray(), codes[some], slots)[:, genes] for some in batches]
     )
-    of_model, of_marginals = ours[:, genes].mean(axis=1), theirs[:, genes].mean(axis=1)
+    of_model, of_marginals = ours.mean(axis=1), theirs.mean(axis=1)
     rng = np.random.default_rng([seed, 97])
     n = len(rows)
     weights = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
@@ -151,6 +149,17 @@ def class_marginal_nll(
         has = classes == code
         nll[has] = -np.log(shares[columns, bins[has]])
     return nll
+
+
+def _bins(
+    model: CellModel, expression: sparse.csr_matrix, genes: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """(cells, genes), block by block: the dense values of a wide panel never exist whole."""
+    blocks = [
+        model.values.encode(expression[first : first + _BLOCK].toarray())[:, genes]
+        for first in range(0, expression.shape[0], _BLOCK)
+    ]
+    return np.concatenate(blocks)
 
 
 @torch.inference_mode()
