@@ -57,6 +57,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "flash-attn": ("flash", "model.attention = 'flash'"),
     "peft": ("lora", "classification.encoder = 'lora'"),
     "textual-serve": ("web", "'tfx dashboard --web'"),
+    "scvi-tools": ("scvi", "'tfx eval --generated FILE --baselines all'"),
 }
 
 Versions = Callable[[str], str | None]

@@ -218,7 +218,9 @@ def test_changed_bytes_are_found_and_named(tmp_path):
     assert verify_store(tmp_path / "store") == len(digest(tmp_path / "store")) - 1
     with (tmp_path / "store" / "values.npy").open("r+b") as file:
         file.seek(500)
-        file.write(b"\x07")
+        (byte,) = file.read(1)
+        file.seek(500)
+        file.write(bytes([byte ^ 0xFF]))
     with pytest.raises(DataError, match=r"values\.npy changed"):
         verify_store(tmp_path / "store")
     (tmp_path / "store" / "totals.npy").unlink()
