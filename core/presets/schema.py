@@ -221,8 +221,8 @@ class ModelSettings(_Section):
     cell_summary: bool = Field(
         default=False,
         description="[CLS] begins with the sum of a learnt vector for every visible gene and bin, at "
-        "first the principal components of training cells: without it layers must learn which gene has "
-        "which value, and [CLS] is a poor embedding of the cell",
+        "first the principal components of training cells (a classifier's: noise): without it layers "
+        "must learn which gene has which value, and [CLS] is a poor embedding of the cell",
     )
     start_from: str | None = Field(None, description="model folder whose weights to begin with")
 

@@ -117,7 +117,8 @@ def build_model(
     ):
         _fill_gene_bias(network, bins)
     encoder = network.encoder_part
-    if encoder is not None and encoder.embedding.summary is not None:
+    is_asked = preset.classified is not None  # a classifier's [CLS] finds its own way sooner
+    if encoder is not None and encoder.embedding.summary is not None and not is_asked:
         start_summary(encoder.embedding, config, table, expression, bins, seed=preset.train.seed)
     model = CellModel(
         network=network,

@@ -178,3 +178,19 @@ def test_the_optimiser_decays_matrices_alone_and_knows_every_parameter_once(tiny
             assert id(parameter) in plain, name
         else:
             assert id(parameter) in decayed, name
+
+
+def test_the_summary_begins_at_components_but_for_a_classifier(tiny_store):
+    """A centred start: what the genes of training cells add up to is zero on average, in every place."""
+
+    def mean_summary(**options):
+        model = build(tiny_store, model__cell_summary=True, **options)
+        expression, _ = training_cells(tiny_store, model)
+        bins = model.values.encode(expression)
+        table = model.network.encoder_part.embedding.summary.weight.detach().numpy()
+        rows = table.reshape(len(model.panel), model.config.n_bins, -1)
+        return np.abs(rows[np.arange(len(model.panel)), bins].sum(axis=1).mean(axis=0)).max()
+
+    assert mean_summary() < 1e-4
+    asked = {"train__task": "classification", "classification__column": "cell_type"}
+    assert mean_summary(**asked) > 1e-2
