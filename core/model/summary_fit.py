@@ -1,7 +1,7 @@
 """Begin the summary of [CLS] at the principal components of training cells.
 
-Two layers that start from nothing learn a worse view of the cell than fifty components are, and need
-thousands of steps for it (benchmarks/embeddings.md). The sum that `model.cell_summary` gives to [CLS] is
+Two layers that start from nothing have, after a thousand steps, a worse view of the cell than fifty
+components are (benchmarks/embeddings.md). The sum that `model.cell_summary` gives to [CLS] is
 linear in the cell's genes and bins, so that components fit into it exactly: [CLS] begins with them, and
 training changes what does not serve it. A classifier, which asks [CLS] from the first step, does better
 from noise (docs/classify.md).
