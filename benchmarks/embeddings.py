@@ -51,7 +51,8 @@ VARIANTS = {
 #: Of the encoder alone: beside a skeleton it learns what that leaves over, not the cell.
 SETTINGS = {
     "data.genes": 128, "model.skeleton": "false", "model.cell_summary": "false",
-    "train.max_steps": 1000, "train.skeleton_steps": 0, "train.eval_steps": 500, "train.save_steps": 1000, "train.eval_cells": 200,
+    "train.max_steps": 1000, "train.skeleton_steps": 0, "train.eval_steps": 500,
+    "train.save_steps": 1000, "train.eval_cells": 200,
 }  # fmt: skip
 _NEIGHBOURS = 15
 _COMPONENTS = 50

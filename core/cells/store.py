@@ -343,7 +343,7 @@ class Store:
         columns, row_ends, kept = self._of_panel(cells, panel)
         values = cells.values[kept].astype(np.float32)
         if self.value_kind == "counts":
-            values = _log_normalise(values, np.diff(row_ends), cells.totals)
+            values = log_normalise(values, np.diff(row_ends), cells.totals)
         return _csr(values, columns, row_ends, len(panel))
 
     def read_stored(self, rows: NDArray[np.integer[Any]]) -> StoredCells:
@@ -532,7 +532,7 @@ def _csr(
     return matrix
 
 
-def _log_normalise(
+def log_normalise(
     counts: NDArray[np.float32],
     values_per_cell: NDArray[np.integer[Any]],
     totals: NDArray[np.float32],

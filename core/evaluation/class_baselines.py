@@ -57,7 +57,7 @@ class ClassBaselines:
             message = "no training cell has a class; there is nothing for the baselines to learn"
             raise DataError(message)
         self._n_bins = n_bins
-        overall = _bin_counts(bins, n_bins) / len(bins)
+        overall = bin_counts(bins, n_bins) / len(bins)
         self._cumulative: dict[int, FloatArray] = {}
         self._own: dict[int, NDArray[np.float32]] = {}
         self.n_cells: dict[int, int] = {}
@@ -65,9 +65,7 @@ class ClassBaselines:
         for code in np.unique(classes).tolist():
             of_class = bins[classes == code]
             n = self.n_cells[code] = len(of_class)
-            # Counts of the class plus the frequencies of all cells, over n + 1.
-            shares = (_bin_counts(of_class, n_bins) + overall) / (n + 1)
-            self._cumulative[code] = np.cumsum(shares, axis=1)
+            self._cumulative[code] = np.cumsum(class_shares(of_class, overall), axis=1)
             scores = normal_scores(of_class, rng)
             products += scores.T @ scores
             if n > _FEW_CELLS:
@@ -138,9 +136,14 @@ def normal_scores(bins: Bins, rng: np.random.Generator) -> FloatArray:
     return scores
 
 
-def _bin_counts(bins: Bins, n_bins: int) -> FloatArray:
+def bin_counts(bins: Bins, n_bins: int) -> FloatArray:
     """(genes, bins), cells in each bin."""
     return np.stack([(bins == number).sum(axis=0) for number in range(n_bins)], axis=1) * 1.0
+
+
+def class_shares(of_class: Bins, overall: FloatArray) -> FloatArray:
+    """(genes, bins), counts of a class's cells plus the ``overall`` shares of all cells, over n + 1."""
+    return (bin_counts(of_class, overall.shape[1]) + overall) / (len(of_class) + 1)
 
 
 def _as_correlations(products: FloatArray) -> FloatArray:

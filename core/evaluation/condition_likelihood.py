@@ -17,6 +17,7 @@ from scipy import sparse
 from torch.nn import functional
 
 from core.encoding.masking import Show
+from core.evaluation.class_baselines import bin_counts, class_shares
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits
@@ -138,14 +139,11 @@ def class_marginal_nll(
 
     A bin that no training cell has counts as if one cell were spread over the bins.
     """
-    counts = np.stack([(training_bins == b).sum(axis=0) for b in range(n_bins)], axis=1)
-    overall = (counts + 1 / n_bins) / (len(training_bins) + 1)  # (genes, bins)
+    overall = (bin_counts(training_bins, n_bins) + 1 / n_bins) / (len(training_bins) + 1)
     nll = np.empty(bins.shape)
     columns = np.arange(bins.shape[1])
     for code in np.unique(classes):
-        of_class = training_bins[training_classes == code]
-        own = np.stack([(of_class == b).sum(axis=0) for b in range(n_bins)], axis=1)
-        shares = (own + overall) / (len(of_class) + 1)
+        shares = class_shares(training_bins[training_classes == code], overall)
         has = classes == code
         nll[has] = -np.log(shares[columns, bins[has]])
     return nll

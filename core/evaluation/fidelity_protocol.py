@@ -264,7 +264,6 @@ def run_protocol(
     draws: dict[str, dict[str, dict[int, FloatArray]]] = {}
     limits: dict[str, list[float]] = {"mmd2": [], "genes_mean": [], "genes_sd": []}
     n_cells, class_cells, shown = [], {}, {}
-    n_methods = 2 if baselines is None else 5 + len(others)
     for seed in range(n_seeds):
         rng = np.random.default_rng([seed, 59])
         rows = match_cells(
@@ -291,16 +290,16 @@ def run_protocol(
         limits["genes_mean"].append(judge.genes_mean)
         limits["genes_sd"].append(judge.genes_sd)
         n_cells.append(len(target))
-        for number, (name, cells) in enumerate(sets.items()):
-            done = seed * n_methods + number
-            on_progress(ProgressEvent("judging cells", done, n_seeds * n_methods))
+        total = n_seeds * len(sets)
+        for number, (name, cells) in enumerate(sets.items(), start=seed * len(sets)):
+            on_progress(ProgressEvent("judging cells", number, total))
             for measure, values in judge.score(cells).items():
                 draws.setdefault(name, {}).setdefault(measure, {})[seed] = values
         if seed == 0:
             codes, counts = np.unique(target.classes, return_counts=True)
             class_cells = dict(zip(codes.tolist(), counts.tolist(), strict=True))
             shown = {"target": target, **sets}
-    on_progress(ProgressEvent("judging cells", n_seeds * n_methods, n_seeds * n_methods))
+    on_progress(ProgressEvent("judging cells", total, total))
     return ProtocolResult(
         _summaries(draws),
         {name: float(np.mean(values)) for name, values in limits.items()},

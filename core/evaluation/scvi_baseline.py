@@ -6,6 +6,7 @@ new points are drawn. Each new cell has the library size of a training cell of i
 """
 
 import logging
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ class ScviBaseline:
         """(cells, genes) counts drawn from what scVI says of latent points and library sizes."""
         module = self._model.module
         device = next(module.parameters()).device
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with _quiet():
             torch.manual_seed(seed)
             said = module.generative(
                 z=torch.as_tensor(points, dtype=torch.float32, device=device),
@@ -168,9 +169,9 @@ def _factor(covariance: FloatArray) -> FloatArray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lightning's and scvi's words about themselves from the user's screen."""
-    random_state = np.random.get_state()  # noqa: NPY002 - scvi seeds it
-    with warnings.catch_warnings():
+    """Keep lightning's and scvi's words from the user's screen, and their seeds from other draws."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002 - scvi seeds them
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import scvi  # noqa: F401 - 10 s; it sets up the loggers
 
@@ -181,6 +182,7 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            np.random.set_state(random_state)  # noqa: NPY002
+            np.random.set_state(states[0])  # noqa: NPY002
+            random.setstate(states[1])
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)

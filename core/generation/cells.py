@@ -1,8 +1,9 @@
 """Generated cells as AnnData: decoded values, labels, and where they come from.
 
-Values are log1p of counts per 10,000 (0 and 1 for binary models); counts are made of them where they are
-asked for (`core.generation.counts`), and called so nowhere else. Every cell is marked ``obs["synthetic"]``, and ``uns["tfx_generation"]`` says which model, request and seed
-made it. `core.generation.cells_file` writes as many as the disk holds.
+Values are log1p of counts per 10,000 (0 and 1 for binary models); counts are made of them where they
+are asked for (`core.generation.counts`), and called so nowhere else. Every cell is marked
+``obs["synthetic"]``, and ``uns["tfx_generation"]`` says which model, request and seed made it.
+`core.generation.cells_file` writes as many as the disk holds.
 """
 
 import hashlib
@@ -253,16 +254,16 @@ def _decode(
     library_size: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """Bins to values, and these to counts if asked for, each cell with its own generator."""
-    how, as_counts = request.settings.decode, request.settings.decode == "counts"
+    how, is_binned = request.settings.decode, model.config.kind == "binned"
     values = drawn.astype(np.float32)
-    if model.config.kind != "binned" and not as_counts:
+    if not is_binned and how != "counts":
         return values
     for place, cell in enumerate(cells):
         rng = np.random.default_rng([request.seed, cell, 31])
-        if model.config.kind == "binned":
+        if is_binned:
             of_bin = "sample" if how == "counts" else how
             values[place] = model.table.decode(drawn[place : place + 1], how=of_bin, rng=rng)[0]
-        if as_counts:
+        if how == "counts":
             values[place] = sample_counts(values[place], float(library_size[place]), rng)
     return values
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.store import TARGET_SUM
+from core.cells.store import TARGET_SUM, log_normalise
 
 __all__ = ["COUNTS", "log_values", "sample_counts"]
 
@@ -28,6 +28,6 @@ def sample_counts(
 
 def log_values(counts: sparse.csr_matrix, library_size: NDArray[np.floating]) -> sparse.csr_matrix:
     """Return log1p of counts per 10,000 of (cells, genes) counts, given (cells,) library sizes."""
-    scale = TARGET_SUM / np.maximum(library_size.astype(np.float64), 1e-9)
-    data = np.log1p(counts.data * np.repeat(scale, np.diff(counts.indptr)))
-    return sparse.csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), counts.shape)
+    sizes = library_size.astype(np.float32)
+    data = log_normalise(counts.data, np.diff(counts.indptr), sizes).astype(np.float32)
+    return sparse.csr_matrix((data, counts.indices, counts.indptr), counts.shape)

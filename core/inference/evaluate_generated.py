@@ -18,7 +18,7 @@ from scipy import sparse
 from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.phenotypes import suggest
-from core.cells.store import TARGET_SUM, Store
+from core.cells.store import Store
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
 from core.evaluation.condition_likelihood import condition_likelihood
@@ -57,18 +57,18 @@ class _Cells:
     ----------
     expression, codes
         (cells, panel genes), (cells, phenotypes).
-    donors, totals
-        (cells,), donors and counts of all genes; None where not known.
+    donors, stored
+        (cells,), donors, and rows of the store; None where not known.
     """
 
     expression: sparse.csr_matrix
     codes: Codes
     donors: NDArray[np.int64] | None = None
-    totals: NDArray[np.float32] | None = None
+    stored: NDArray[np.int64] | None = None
 
     def take(self, rows: NDArray[Any]) -> "_Cells":
-        donors, totals = (None if one is None else one[rows] for one in (self.donors, self.totals))
-        return _Cells(self.expression[rows], self.codes[rows], donors, totals)
+        donors, stored = (None if one is None else one[rows] for one in (self.donors, self.stored))
+        return _Cells(self.expression[rows], self.codes[rows], donors, stored)
 
 
 def evaluate_generated(
@@ -196,20 +196,17 @@ def evaluate_generated(
     encoder, table = _baseline_bins(model, bins_from, panel)
     others: dict[str, Draw] = {}
     if with_scvi:
-        learnt = None
-        if training is not None and matching is not None and matching.any():
+        draw = None
+        if training is not None and store is not None and matching is not None:
             known = np.flatnonzero(of_training[0] >= 0)[matching]
-            learnt = training.take(known)
-        if learnt is None or learnt.totals is None:
+            draw = _scvi(
+                model, store, training.take(known), of_training[0][known], genes, on_progress
+            )
+        if draw is None:
             notes.append(
                 "scVI is left out: it learns from counts of the training cells, of which there are none"
             )
         else:
-            scvi = _scvi(learnt, of_training[0][known], genes, on_progress)
-
-            def draw(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-                return _in_models_terms(model, scvi.draw(classes, rng), genes)
-
             others["scvi"] = draw
     result = run_protocol(
         labelled_real,
@@ -301,20 +298,28 @@ def _stored(model: CellModel, store: Store, where: CellFilter | None, which: str
     donors = None
     if store.donors is not None and store.report.get("split", {}).get("method") != "cells":
         donors = np.asarray(store.donors[rows]).astype(np.int64)
-    totals = np.asarray(store.totals[rows]) if store.value_kind == "counts" else None
-    return _Cells(store.read(rows, model.panel), codes, donors, totals)
+    return _Cells(store.read(rows, model.panel), codes, donors, rows)
 
 
 def _scvi(
-    cells: _Cells, classes: NDArray[np.int64], genes: NDArray[np.int64], on_progress: Listener
-) -> ScviBaseline:
-    """Train scVI on the counts of cells."""
-    assert cells.totals is not None
-    counts = cells.expression[:, genes].copy()
-    scale = np.repeat(cells.totals.astype(np.float64) / TARGET_SUM, np.diff(counts.indptr))
-    counts.data = np.rint(np.expm1(counts.data.astype(np.float64)) * scale).astype(np.float32)
-    totals = cells.totals.astype(np.float64)
-    return ScviBaseline(counts, totals, classes, on_progress=on_progress)
+    model: CellModel,
+    store: Store,
+    cells: _Cells,
+    classes: NDArray[np.int64],
+    genes: NDArray[np.int64],
+    on_progress: Listener,
+) -> Draw | None:
+    """Train scVI on the counts of training cells; None where there are none."""
+    if store.value_kind != "counts" or cells.stored is None or len(cells.stored) == 0:
+        return None
+    counts = sparse.csr_matrix(store.read_counts(cells.stored, model.panel)[:, genes])
+    totals = store.totals[cells.stored].astype(np.float64)
+    scvi = ScviBaseline(counts, totals, classes, on_progress=on_progress)
+
+    def draw(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+        return _in_models_terms(model, scvi.draw(classes, rng), genes)
+
+    return draw
 
 
 def _real_files(

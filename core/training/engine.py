@@ -155,7 +155,7 @@ def train(
     resolved = take_shape_of_start(resolved)
     preset = resolved.preset
     store = store_of_task(preset, store)
-    machine = check_feasible(preset)
+    machine, _ = check_feasible(preset)
     set_up_speed(machine)
     processes = Processes(machine, unused_parameters=preset.train.skeleton_steps > 0)
     run_folder = processes.of_main(run_folder)

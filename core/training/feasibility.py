@@ -1,21 +1,22 @@
 """What would refuse a preset on this machine, asked before cells are prepared or anything is written."""
 
-import os
-
 import torch
 
-from core.model.attention import resolve_attention
+from core.model.attention import AttentionRoute, resolve_attention
 from core.presets.schema import Preset
 from core.training.batch_source import cells_per_lane
 from core.training.lanes import lanes_of_process
 from core.training.machine import DTYPES, Machine, choose_machine
+from core.training.processes import launched_processes
 from core.training.trackers import check_trackers
 
 __all__ = ["check_feasible"]
 
 
-def check_feasible(preset: Preset, *, processes: int | None = None) -> Machine:
-    """Choose device and precision, and refuse what cannot run with them.
+def check_feasible(
+    preset: Preset, *, processes: int | None = None
+) -> tuple[Machine, AttentionRoute]:
+    """Choose device, precision and attention route, and refuse what cannot run with them.
 
     Parameters
     ----------
@@ -32,7 +33,7 @@ def check_feasible(preset: Preset, *, processes: int | None = None) -> Machine:
         The device, the precision, the attention route or a tracker's package is not there.
     """
     machine = choose_machine(preset.train)
-    resolve_attention(
+    route = resolve_attention(
         preset.model.attention,
         device=torch.device(machine.device),
         dtype=DTYPES[machine.precision],
@@ -40,7 +41,7 @@ def check_feasible(preset: Preset, *, processes: int | None = None) -> Machine:
         ragged=preset.encoding.layout == "expressed",
     )
     check_trackers(preset.train.trackers)
-    count = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    count = launched_processes() if processes is None else processes
     _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=count)
     cells_per_lane(preset.train, n_lanes)
-    return machine
+    return machine, route

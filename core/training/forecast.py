@@ -20,7 +20,7 @@ import torch
 from core.encoding.loader import READY_BATCHES
 from core.encoding.sampler import POOL_CELLS
 from core.encoding.values import QUANTILES, ValueEncoder
-from core.model.attention import AttentionRoute, resolve_attention
+from core.model.attention import AttentionRoute
 from core.model.batch_tensors import HostBatch
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
@@ -29,14 +29,14 @@ from core.presets.schema import Preset
 from core.training.cell_outline import CellOutline
 from core.training.example_cells import example_batch
 from core.training.example_step import ExampleTimes, time_example
+from core.training.feasibility import check_feasible
 from core.training.flops import EncoderFlops
 from core.training.kept_activations import kept_by_cells
 from core.training.lanes import lanes_of_process
-from core.training.machine import DTYPES, Machine, choose_machine, set_up_speed
+from core.training.machine import Machine, set_up_speed
 from core.training.matmul_peak import device_peak
 from core.training.setup import check_preset, make_config
 from core.training.step_size import RunSize
-from core.training.trackers import check_trackers
 
 __all__ = ["RunForecast", "forecast_run"]
 
@@ -146,16 +146,8 @@ def forecast_run(
     ConfigurationError, MachineError
         The preset cannot run, as `tfx train` would say.
     """
-    machine = choose_machine(preset.train)
     check_preset(preset)
-    route = resolve_attention(
-        preset.model.attention,
-        device=torch.device(machine.device),
-        dtype=DTYPES[machine.precision],
-        dropout=preset.model.attention_dropout,
-        ragged=preset.encoding.layout == "expressed",
-    )
-    check_trackers(preset.train.trackers)
+    machine, route = check_feasible(preset, processes=processes)
     set_up_speed(machine)
     config = _make_config(preset, cells)
     _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=processes)

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from core.errors import ConfigurationError
 from core.training.machine import Machine
 
-__all__ = ["Processes", "is_one_of_many"]
+__all__ = ["Processes", "launched_processes"]
 
 #: A process that is not heard of for so long is taken for dead: fitting may differ by minutes.
 _PATIENCE = timedelta(minutes=30)
 
 
-def is_one_of_many() -> bool:
-    """Tell, before any of them has spoken, whether a launcher started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def launched_processes() -> int:
+    """Return, before any of them has spoken, how many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Processes:
