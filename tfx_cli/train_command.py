@@ -100,6 +100,7 @@ def train(
     from core.cells.prepare import ensure_store
     from core.training.engine import train as train_model
     from core.training.feasibility import check_feasible
+    from core.training.processes import leave_processes
     from core.training.setup import check_preset
     from core.training.start_weights import take_shape_of_start
 
@@ -123,16 +124,19 @@ def train(
             store = ensure_store(resolved.preset.data, resolved.name, on_progress=listener)
             folder = new_run_folder(resolved.name, run)
         narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")
+        stopped = ""
         try:
             with stop_on_signals() as stop:
                 result = train_model(
                     resolved, store, folder, should_stop=stop, on_progress=listener
                 )
-        except TrainingInterrupted as stopped:
-            if not is_main_process():
-                raise typer.Exit(ExitCode.STOPPED_EARLY) from None
-            message = f"{stopped}; 'tfx train {folder}' goes on from there"
-            raise TrainingInterrupted(message) from None
+        except TrainingInterrupted as error:
+            stopped = f"{error}; 'tfx train {folder}' goes on from there"
+    leave_processes()
+    if stopped and not is_main_process():
+        raise typer.Exit(ExitCode.STOPPED_EARLY)
+    if stopped:
+        raise TrainingInterrupted(stopped)
     if not result.is_main:
         return
     print_result(

@@ -4,6 +4,7 @@ Figures of a step travel between hosts, not between GPUs, so that no GPU is wait
 one process nothing travels.
 """
 
+import gc
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group, which its functions would hold as a default
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from core.errors import ConfigurationError
 from core.training.machine import Machine
 
-__all__ = ["Processes", "launched_processes"]
+__all__ = ["Processes", "launched_processes", "leave_processes"]
 
 #: A process that is not heard of for so long is taken for dead: fitting may differ by minutes.
 _PATIENCE = timedelta(minutes=30)
@@ -28,6 +30,17 @@ _PATIENCE = timedelta(minutes=30)
 def launched_processes() -> int:
     """Return, before any of them has spoken, how many processes a launcher started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave_processes() -> None:
+    """Part from the other processes of a launcher, at the end of a command that all have come to.
+
+    A process that exits without it may be torn down under threads that still run, and then now and
+    then ends as if it had failed (pytorch issue 190489). It cannot train again afterwards.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # a network that was shared holds the group, and is made of cycles
 
 
 class Processes:

@@ -92,6 +92,44 @@ def test_all_processes_stop_together_and_one_goes_on_for_two(tfx, tiny_preset_fi
     assert "its train.lanes = 2, not 1" in refused.stderr
 
 
+_TELLS_THREADS = """
+import sys
+from pathlib import Path
+from tfx_cli.app import run
+
+code = run(sys.argv[1:])
+names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+left = [name for name in names if "gloo" in name or "store" in name]
+assert not left, f"threads left: {left}"
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_processes_part_when_a_run_ends_and_when_it_stops(tiny_preset_file, tmp_path):
+    """Threads left behind would now and then let a process that is done end as if it had failed."""
+    (tmp_path / "tells.py").write_text(_TELLS_THREADS)
+
+    def begin(*arguments):
+        return start(
+            tmp_path, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2,
+            "--main_process_port", 0, "tells.py", "train", *arguments,
+        )  # fmt: skip
+
+    code, _, stderr = finish(begin(tiny_preset_file, "--run", "two"))
+    assert code == 0, stderr
+    process = begin("runs/two", "--steps", 100_000)
+    metrics = tmp_path / "runs" / "two" / "metrics.jsonl"
+    n_before = len(metrics.read_text().splitlines())
+    while process.poll() is None and len(metrics.read_text().splitlines()) == n_before:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=240)
+    assert "checkpoint saved; 'tfx train runs/two' goes on from there" in stderr
+    assert "threads left" not in stderr
+
+
 @pytest.mark.slow
 def test_a_fault_of_all_processes_is_told_once(tiny_preset_file, tmp_path):
     process = start(
