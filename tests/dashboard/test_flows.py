@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from textual.widgets import TabbedContent
 
 from core.errors import ConfigurationError
 from tests.dashboard import run_states
@@ -121,6 +122,26 @@ def test_from_the_list_into_a_run_and_back(runs, open_app):
         assert "mask accuracy" in text_of(app)
         await pilot.press("escape")
         assert isinstance(app.screen, RunsScreen)
+
+    drive(app, flow)
+
+
+def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
+    """What the first pane still had to say, and its focus, come late on a busy machine."""
+    write_state(runs)
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await settled(app, pilot)
+        panes = app.screen.query_one("#panes", TabbedContent)
+        curves = panes.get_tab("curves")
+        await pilot.press("5")
+        app.screen.query_one("#loss").focus()
+        panes.post_message(TabbedContent.TabActivated(panes, curves))
+        await settled(app, pilot)
+        assert panes.active == "preset"
+        assert "data.files" in text_of(app)
+        assert app.focused.id == "preset-table"
 
     drive(app, flow)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.widgets import DataTable, Input, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import TfxError
 from core.model.control_tokens import ControlTokens
@@ -29,6 +29,7 @@ from tfx_cli.dashboard.cells_texts import (
 from tfx_cli.dashboard.choice_screen import ChoiceScreen
 from tfx_cli.dashboard.curve import CurveSeries, CurveView
 from tfx_cli.dashboard.keymap import bindings_of
+from tfx_cli.dashboard.panes import Panes
 from tfx_cli.dashboard.run_texts import bar
 from tfx_cli.dashboard.save_screen import SaveScreen
 from tfx_cli.dashboard.scatter import PointSet, ScatterView
@@ -118,7 +119,7 @@ class GenerateScreen(DashboardScreen):
                 yield Static("", id="match", markup=False)
                 yield Static("", id="progress", markup=False)
                 yield Static("", id="side-fidelity", classes="fidelity", markup=False)
-            with TabbedContent(initial="genes", id="results"):
+            with Panes(initial="genes", id="results"):
                 with TabPane("1 Genes", id="genes"):
                     yield DataTable(
                         id="gene-table", cursor_type="row", zebra_stripes=True,
@@ -349,7 +350,7 @@ class GenerateScreen(DashboardScreen):
         profile = event.get("profile") or {}
         self._show_result(profile)
         if self._shows_moved:
-            self.query_one("#results", TabbedContent).active = "moved"
+            self.query_one("#results", Panes).active = "moved"
             self._shows_moved = False
 
     # -- drawing
@@ -410,7 +411,7 @@ class GenerateScreen(DashboardScreen):
 
     def action_pane(self, name: str) -> None:
         """Switch to a pane of results."""
-        self.query_one("#results", TabbedContent).active = name
+        self.query_one("#results", Panes).active = name
 
     # -- keeping
 

@@ -8,7 +8,7 @@ import numpy as np
 from textual.app import ComposeResult
 from textual.containers import Container, Grid, Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import DataTable, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Static, TabPane
 
 from core.errors import ExitCode
 from core.runlog.overview import RunRow
@@ -17,6 +17,7 @@ from tfx_cli.dashboard import run_texts
 from tfx_cli.dashboard.base_screen import DashboardScreen, state_content
 from tfx_cli.dashboard.curve import SMOOTHING, CurveSeries, CurveView, CurveWindow, ReferenceMark
 from tfx_cli.dashboard.keymap import bindings_of
+from tfx_cli.dashboard.panes import Panes
 from tfx_cli.dashboard.workspace import CurveTable, RunView, WorkspaceView
 from tfx_cli.quantities import ago, duration
 
@@ -75,7 +76,7 @@ class RunScreen(DashboardScreen):
 
     def make_body(self) -> ComposeResult:
         """Lay out the panes."""
-        with TabbedContent(initial="curves", classes="body", id="panes"):
+        with Panes(initial="curves", classes="body", id="panes"):
             with TabPane("1 Curves", id="curves"), Vertical(id="curves-pane"):
                 with Container(id="curve-grid"):
                     yield CurveView("loss", id="loss", empty="waiting for the first steps")
@@ -135,7 +136,7 @@ class RunScreen(DashboardScreen):
             return
         self._show_bar(view.row, view)
         self._show_curves(view)
-        pane = self.query_one("#panes", TabbedContent).active
+        pane = self.query_one("#panes", Panes).active
         if pane == "phenotypes":
             self._show_phenotypes(view)
         elif pane == "machine":
@@ -322,11 +323,11 @@ class RunScreen(DashboardScreen):
     def action_pane(self, name: str) -> None:
         """Switch to a pane."""
         if self._is_begun:
-            self.query_one("#panes", TabbedContent).active = name
+            self.query_one("#panes", Panes).active = name
         else:  # the first pane, which is still coming up, would come back over it
             self._first_pane = name
 
-    def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
+    def on_tabbed_content_tab_activated(self) -> None:
         """Fill the pane that came up, and let keys reach it."""
         targets = {
             "curves": "#loss", "phenotypes": "#phenotype-table", "machine": "#speed",
@@ -338,7 +339,7 @@ class RunScreen(DashboardScreen):
             self.action_pane(name)
             return
         self._show()
-        target = targets.get(str(event.pane.id))
+        target = targets.get(self.query_one("#panes", Panes).active)  # events may come late
         if target is not None:
             self.query_one(target).focus()
 
@@ -346,7 +347,7 @@ class RunScreen(DashboardScreen):
         """Copy the figures of this pane as text."""
         if self._view is None:
             return
-        pane = self.query_one("#panes", TabbedContent).active
+        pane = self.query_one("#panes", Panes).active
         text = run_texts.plain_text(self._view, pane, now=self._now)
         self.app.copy_to_clipboard(text)
         self.notify(f"{len(text.splitlines())} lines copied", markup=False)
