@@ -1,12 +1,17 @@
 """Fixtures for all tests: one small prepared store of simulated cells, and settled hypothesis."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
 
 # Before torch is imported: on tiny tensors a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test depends on speed, and every run tries the same examples.
 hypothesis.settings.register_profile("tfx", deadline=None, derandomize=True)

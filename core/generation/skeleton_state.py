@@ -54,17 +54,9 @@ class SkeletonState:
         )
         self._class_BGO = (shown_BS @ skeleton.class_table).view(len(shown_BS), self._n_genes, -1)
         self._prior_GO = skeleton.gene_prior.view(self._n_genes, -1).to(self._dtype)
-        rank = skeleton.votes.weight.shape[1]
-        self._votes = skeleton.votes.weight.to(self._dtype)
-        self._effects_GOr = skeleton.effects.weight.view(self._n_genes, -1, rank).to(self._dtype)
-        gate = None if skeleton.class_gate is None else skeleton.class_gate(shown_BS)
-        self._gate_Br = 1 + (shown_BS.new_zeros(1, rank) if gate is None else gate).to(self._dtype)
-        first, _, last = skeleton.mix
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
-        self._mix_in = (first.weight.T.to(self._dtype), first.bias.to(self._dtype))
-        self._mix_out = (last.weight.T.to(self._dtype), last.bias.to(self._dtype))
-        self._sums_Br = torch.zeros(len(shown_BS), rank, dtype=self._dtype, device=device)
+        self._pairs = (
+            None if skeleton.votes is None else _PairState(skeleton, shown_BS, self._dtype)
+        )
         self._cells = torch.arange(len(shown_BS), device=device).unsqueeze(1)
         self._n_visible = torch.zeros_like(self._whole)
 
@@ -77,46 +69,85 @@ class SkeletonState:
         self._move(genes, bins, -1)
 
     def _move(self, genes: Tensor, bins: Tensor, sign: int) -> None:
-        votes_Bnr = self._votes[genes * self._skeleton.n_bins + bins]
-        if self._sees_off:
+        counts = None if self._sees_off else bins > 0
+        if counts is None:
             self._n_visible += sign * genes.shape[1]
         else:
-            is_on = bins > 0
-            votes_Bnr = votes_Bnr * is_on.unsqueeze(-1)
-            self._n_visible += sign * is_on.sum(dim=1, keepdim=True)
-        self._sums_Br += sign * votes_Bnr.sum(dim=1)
+            self._n_visible += sign * counts.sum(dim=1, keepdim=True)
+        if self._pairs is not None:
+            self._pairs.move(genes, bins, counts, sign)
 
     def logits(self, genes: Tensor) -> Tensor:
         """Return (B, n, O) logits of hidden genes (B, n)."""
-        weight, hidden = self._weight_and_hidden()
-        votes_BnO = torch.einsum("bnor,br->bno", self._effects_GOr[genes], hidden)
-        return (
+        share = self._masked_share()
+        logits: Tensor = (
             self._prior_GO[genes]
-            + weight[..., None] * self._class_BGO[self._cells, genes]
-            + votes_BnO
+            + self._class_weight(share)[..., None] * self._class_BGO[self._cells, genes]
         )
+        if self._pairs is None:
+            return logits
+        hidden = self._pairs.hidden(share, self._n_visible)
+        return logits + torch.einsum("bnor,br->bno", self._pairs.effects_GOr[genes], hidden)
 
     def panel_logits(self) -> Iterator[Tensor]:
         """Yield (B, some genes, O) logits of the whole panel, in parts, in float32."""
-        weight, hidden = self._weight_and_hidden()
+        share = self._masked_share()
+        weight = self._class_weight(share)[..., None]
+        hidden = None if self._pairs is None else self._pairs.hidden(share, self._n_visible).float()
         for first in range(0, self._n_genes, _PANEL_PART):
             some = slice(first, first + _PANEL_PART)
-            effects_xr = self._effects_GOr[some].flatten(0, 1).float()
-            class_BxO = self._class_BGO[:, some]
-            votes_BxO = (hidden.float() @ effects_xr.T).view(class_BxO.shape)
-            yield self._prior_GO[some].float() + weight[..., None] * class_BxO + votes_BxO
+            logits_BxO = self._prior_GO[some].float() + weight * self._class_BGO[:, some]
+            if self._pairs is not None and hidden is not None:
+                effects_xr = self._pairs.effects_GOr[some].flatten(0, 1).float()
+                logits_BxO = logits_BxO + (hidden @ effects_xr.T).view(
+                    len(hidden), *logits_BxO.shape[1:]
+                )
+            yield logits_BxO
 
-    def _weight_and_hidden(self) -> tuple[Tensor, Tensor]:
-        """Return the weight of the class table, (B or 1, 1), and the (B, r) hidden state."""
-        skeleton = self._skeleton
-        share = masked_share(self._n_visible, self._whole).float()
-        weight = share + torch.sigmoid(skeleton.class_scale(share)) * (1 - share)
-        scale = (1 + skeleton.share_scale(share)).to(self._dtype)
-        root = (self._n_visible + 8).sqrt()
+    def _masked_share(self) -> Tensor:
+        return masked_share(self._n_visible, self._whole).float()
+
+    def _class_weight(self, share: Tensor) -> Tensor:
+        """(B or 1, 1) weight of the class table."""
+        weight: Tensor = share + torch.sigmoid(self._skeleton.class_scale(share)) * (1 - share)
+        return weight
+
+
+class _PairState:
+    """The sum of the votes of the genes revealed so far, and what it says."""
+
+    def __init__(self, skeleton: Skeleton, shown_BS: Tensor, dtype: torch.dtype) -> None:
+        assert skeleton.votes is not None
+        assert skeleton.effects is not None
+        assert skeleton.share_scale is not None
+        assert skeleton.mix is not None
+        rank = skeleton.votes.weight.shape[1]
+        self._n_bins, self._dtype, self._share_scale = skeleton.n_bins, dtype, skeleton.share_scale
+        self._votes = skeleton.votes.weight.to(dtype)
+        self.effects_GOr = skeleton.effects.weight.view(skeleton.n_genes, -1, rank).to(dtype)
+        gate = None if skeleton.class_gate is None else skeleton.class_gate(shown_BS)
+        self._gate_Br = 1 + (shown_BS.new_zeros(1, rank) if gate is None else gate).to(dtype)
+        first, _, last = skeleton.mix
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        self._mix_in = (first.weight.T.to(dtype), first.bias.to(dtype))
+        self._mix_out = (last.weight.T.to(dtype), last.bias.to(dtype))
+        self._sums_Br = torch.zeros(len(shown_BS), rank, dtype=dtype, device=shown_BS.device)
+
+    def move(self, genes: Tensor, bins: Tensor, counts: Tensor | None, sign: int) -> None:
+        """Add (1) or take back (-1) the votes of (B, n) genes, of those that ``counts`` (None: all)."""
+        votes_Bnr = self._votes[genes * self._n_bins + bins]
+        if counts is not None:
+            votes_Bnr = votes_Bnr * counts.unsqueeze(-1)
+        self._sums_Br += sign * votes_Bnr.sum(dim=1)
+
+    def hidden(self, share: Tensor, n_visible: Tensor) -> Tensor:
+        """(B, r) hidden state; (B or 1, 1) masked share and genes visible."""
+        scale = (1 + self._share_scale(share)).to(self._dtype)
+        root = (n_visible + 8).sqrt()
         hidden = self._sums_Br * (scale / root) * self._gate_Br
         inner = nn.functional.gelu(torch.addmm(self._mix_in[1], hidden, self._mix_in[0]))
-        hidden = hidden + torch.addmm(self._mix_out[1], inner, self._mix_out[0])
-        return weight, hidden
+        return hidden + torch.addmm(self._mix_out[1], inner, self._mix_out[0])
 
 
 def masked_share(n_known: Tensor, n_whole: Tensor) -> Tensor:

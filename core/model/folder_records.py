@@ -64,7 +64,7 @@ class _ConfigRecord(_Record):
     attention: Literal["auto", "varlen", "flash", "sdpa", "cpu", "eager"]
     head: Literal["split", "joint"]
     skeleton: bool
-    skeleton_rank: int = Field(ge=1, le=10**7)
+    skeleton_rank: int = Field(ge=0, le=10**7)
     cell_summary: bool = False
     cls_reconstruction: bool = False
     cls_contrast: bool = False

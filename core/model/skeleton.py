@@ -6,7 +6,8 @@ Three terms, each the field's strong simple baseline:
   multinomial regression fitted before training and frozen, weighted by the masked share: with all
   genes hidden it is the whole answer, with many visible the genes themselves tell more;
 - gene pairs: every visible (gene, bin) votes with a vector of rank r for every (gene, bin), a
-  low-rank table of all pairwise effects;
+  low-rank table of all pairwise effects; at rank 0 there are none, and genes are what their class
+  says;
 - phenotype scores: logistic regression from standardised gene values to each phenotype and a small
   network for what it leaves over, both fitted before training and frozen; learnt is what the other
   phenotypes shown imply.
@@ -69,14 +70,18 @@ class Skeleton(nn.Module):
             torch.as_tensor(tokens.not_specified - self.first_shown, dtype=torch.long),
         )
         # Learnt.
-        self.class_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-        self.votes = nn.Embedding(n_genes * n_bins, rank)
-        self.share_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.class_scale = _scale_of_share()
+        self.votes = nn.Embedding(n_genes * n_bins, rank) if rank else None
+        self.share_scale = _scale_of_share() if rank else None
         # A model without phenotypes has none of the parts that speak of them.
-        self.class_gate = nn.Linear(n_shown, rank, bias=False) if n_values else None
-        self.mix = nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
-        self.effects = nn.Linear(rank, n_genes * n_outputs, bias=False)
-        self.score_scale = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.class_gate = nn.Linear(n_shown, rank, bias=False) if rank and n_values else None
+        self.mix = (
+            nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
+            if rank
+            else None
+        )
+        self.effects = nn.Linear(rank, n_genes * n_outputs, bias=False) if rank else None
+        self.score_scale = _scale_of_share()
         self.phenotype_correction = (
             nn.Sequential(
                 nn.Linear(n_genes, _CORRECTION_WIDTH),
@@ -91,14 +96,13 @@ class Skeleton(nn.Module):
 
     def start(self) -> None:
         """Set the learnt parts so that the model begins exactly at the class log-odds."""
-        nn.init.normal_(self.votes.weight, std=0.3)
-        nn.init.zeros_(self.effects.weight)
-        for scale in (self.class_scale, self.share_scale, self.score_scale):
-            nn.init.zeros_(scale[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(scale[-1].bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.mix[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.mix[-1].bias)  # type: ignore[arg-type]
-        for linear in (self.class_gate, self.phenotype_pairs):
+        if self.votes is not None:
+            nn.init.normal_(self.votes.weight, std=0.3)
+        for silent in (self.class_scale, self.share_scale, self.score_scale, self.mix):
+            if silent is not None:
+                nn.init.zeros_(silent[-1].weight)  # type: ignore[arg-type]
+                nn.init.zeros_(silent[-1].bias)  # type: ignore[arg-type]
+        for linear in (self.effects, self.class_gate, self.phenotype_pairs):
             if linear is not None:
                 nn.init.zeros_(linear.weight)
         if self.phenotype_correction is not None:
@@ -147,9 +151,28 @@ class Skeleton(nn.Module):
         visible: Tensor,
     ) -> Tensor:
         if len(batch.gene) == 0:
-            return self.effects.weight.new_zeros(0, self.n_outputs)
+            return self.class_table.new_zeros(0, self.n_outputs)
         share = batch.mask_share.unsqueeze(-1)  # (B, 1)
         weight = share + torch.sigmoid(self.class_scale(share)) * (1 - share)
+        logits = self.gene_prior + weight * (shown_BS @ self.class_table)
+        if self.votes is not None:
+            logits = logits + self._pairs(batch, cell_of_token, shown_BS, gene, level, visible)
+        return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
+
+    def _pairs(
+        self,
+        batch: BatchTensors,
+        cell_of_token: Tensor,
+        shown_BS: Tensor,
+        gene: Tensor,
+        level: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """(B, genes x outputs): what the visible genes say of all genes."""
+        assert self.votes is not None
+        assert self.share_scale is not None
+        assert self.mix is not None
+        assert self.effects is not None
         votes_Tr = self.votes(gene * self.n_bins + level) * visible.unsqueeze(-1)
         sums = torch.zeros(batch.n_cells, votes_Tr.shape[1], device=votes_Tr.device)
         sums = sums.index_add(0, cell_of_token, votes_Tr.float())
@@ -157,12 +180,11 @@ class Skeleton(nn.Module):
             0, cell_of_token, visible.float()
         )
         hidden_Br = sums / torch.sqrt(n_visible + 8).unsqueeze(-1)
-        hidden_Br = hidden_Br * (1 + self.share_scale(share))
+        hidden_Br = hidden_Br * (1 + self.share_scale(batch.mask_share.unsqueeze(-1)))
         if self.class_gate is not None:
             hidden_Br = hidden_Br * (1 + self.class_gate(shown_BS))
-        hidden_Br = hidden_Br + self.mix(hidden_Br)
-        logits = self.gene_prior + weight * (shown_BS @ self.class_table) + self.effects(hidden_Br)
-        return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
+        told: Tensor = self.effects(hidden_Br + self.mix(hidden_Br))
+        return told
 
     def _phenotypes(
         self,
@@ -185,3 +207,8 @@ class Skeleton(nn.Module):
         level_BV = share * self.phenotype_prior + (1 - share) * self.score_bias
         fitted_BV = fitted_BV + (1 - share) * self.phenotype_correction(values_BG)
         return (level_BV + fitted_BV + self.phenotype_pairs(shown_BS))[batch.phenotype_cell]
+
+
+def _scale_of_share() -> nn.Sequential:
+    """Make what gives a number for every masked share."""
+    return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))

@@ -91,7 +91,8 @@ def fit_skeleton(
         prior = _gene_prior(config, _as_asked(counts, unexpressed))
     skeleton.gene_prior.copy_(prior.reshape(-1))
     skeleton.class_table.copy_(effects)
-    if skeleton.n_outputs == config.n_bins:  # a single output has no slope per bin
+    if skeleton.votes is not None and skeleton.n_outputs == config.n_bins:
+        # A single output has no slope per bin.
         _start_gene_pairs(skeleton, config, bins, codes)
 
 
@@ -137,6 +138,8 @@ def _start_gene_pairs(
     not linear in the values, and a rank full of linear factors does not learn it
     (benchmarks/skeleton_constants.md). Without any, training spends its first hundreds of steps on getting here.
     """
+    assert skeleton.votes is not None
+    assert skeleton.effects is not None
     n_cells, n_genes = bins.shape
     table = skeleton.bin_values.numpy()
     values = np.take_along_axis(table, bins.T.astype(np.int64), axis=1).T.astype(np.float64)

@@ -217,7 +217,11 @@ class ModelSettings(_Section):
         description="hold the classical answer (class log-odds, low-rank gene pairs, linear "
         "phenotype scores) in the model; the encoder adds to it",
     )
-    skeleton_rank: int = Field(32, ge=1, description="rank of the skeleton's gene-gene term")
+    skeleton_rank: int = Field(
+        32,
+        ge=0,
+        description="rank of the skeleton's gene-gene term; 0: none, genes have class log-odds alone",
+    )
     cell_summary: bool = Field(
         default=False,
         description="[CLS] begins with the sum of a learnt vector for every visible gene and bin, at "

@@ -29,7 +29,8 @@ def network_logits(model, bins, codes, is_hidden):
 @settings(max_examples=20)
 @given(data=st.data())
 def test_the_state_answers_as_the_network_does(kind, data):
-    model = make_cell_model(kind, layers=0, skeleton=True, skeleton_rank=5)
+    rank = data.draw(st.sampled_from([0, 5]))  # 0: class log-odds alone
+    model = make_cell_model(kind, layers=0, skeleton=True, skeleton_rank=rank)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     n_cells = data.draw(st.integers(1, 4))
     codes = np.stack(
@@ -54,6 +55,9 @@ def test_the_state_answers_as_the_network_does(kind, data):
             return
         hidden = torch.from_numpy(np.nonzero(is_hidden)[1].reshape(n_cells, -1))
         found = state.logits(hidden)
+        panel = torch.cat(list(state.panel_logits()), dim=1)
+    of_panel = panel.gather(1, hidden.unsqueeze(-1).expand(-1, -1, panel.shape[-1]))
+    torch.testing.assert_close(of_panel, found.float(), rtol=1e-4, atol=1e-4)
     expected = network_logits(model, bins, codes, is_hidden)
     torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
 
@@ -74,7 +78,8 @@ def test_a_skeleton_without_phenotypes_has_a_state_too():
 @settings(max_examples=20)
 @given(data=st.data())
 def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
-    model = make_cell_model(layout="expressed", layers=0, skeleton=True, skeleton_rank=5)
+    rank = data.draw(st.sampled_from([0, 5]))
+    model = make_cell_model(layout="expressed", layers=0, skeleton=True, skeleton_rank=rank)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     n_cells = data.draw(st.integers(1, 4))
     codes = np.stack(

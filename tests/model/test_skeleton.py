@@ -20,7 +20,7 @@ from core.model.configuration import TfxConfig
 from core.model.phenotype_fit import _choose
 from core.model.skeleton_fit import fit_skeleton
 
-from .examples import make_batch, make_network
+from .examples import make_batch, make_network, value_encoder
 
 N_CELLS, N_GENES = 4000, 3
 PHENOTYPES = {"sex": ["female", "male"], "tissue": ["lung", "blood", "liver"]}
@@ -267,3 +267,21 @@ def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
         ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"
     ):
         fit("binned")
+
+
+def test_without_gene_pairs_visible_genes_say_nothing_of_hidden_ones():
+    network = make_network(skeleton=True, skeleton_rank=0, layers=0)
+    assert not any("votes" in name or "effects" in name for name in network.state_dict())
+    config = network.config
+    encoder = BatchEncoder(config.tokens, value_encoder(config), max_length=config.longest_sequence)
+    mask = np.ones((2, config.n_genes), bool)
+    mask[:, : config.n_genes // 2] = False
+    states = np.full((2, len(config.phenotype_sizes)), Show.VALUE, np.int8)
+    codes = np.array([[0] * states.shape[1], [1] * states.shape[1]], np.int32)
+    told = []
+    for level in (0.0, 3.0):
+        arrays = encoder.ranked(np.full(mask.shape, level, np.float32), codes, states, mask)
+        with torch.no_grad():
+            told.append(network(BatchTensors.from_arrays(arrays)).gene_logits.view(2, -1))
+    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0)
+    assert not torch.allclose(told[0][0], told[0][1])  # the class says something
