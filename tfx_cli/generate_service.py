@@ -257,7 +257,7 @@ class _Service:
             self._emit({"event": "error", "id": number, "message": message})
 
     def _generate(self, asked: ServedRequest) -> dict[str, Any]:
-        from core.generation.cells import CellSource, generate_cells
+        from core.generation.cells import BIN_NUMBERS, CellSource, generate_cells
         from core.generation.cells_file import discard_partial, read_first_cells, write_generated
         from core.generation.comparison import MAX_COMPARED
         from core.generation.counts import log_values
@@ -298,8 +298,11 @@ class _Service:
             expression = read_first_cells(output, MAX_COMPARED)
         seconds = time.monotonic() - began
         wanted, notes = source.phenotypes.wanted, source.notes
-        real = self._real_cells(wanted)
-        if real is None:
+        are_bins = source.provenance()["values"] == BIN_NUMBERS
+        real = None if are_bins else self._real_cells(wanted)
+        if are_bins:
+            notes = [*notes, "bin numbers are not compared with real cells"]
+        elif real is None:
             notes = [*notes, "there are no real cells of this request to compare with"]
         profile = profile_cells(expression, None if real is None else real[0], model.panel)
         return {

@@ -81,6 +81,15 @@ def test_the_command_line_of_a_profile_writes_the_same_cells(tfx, model, tmp_pat
     np.testing.assert_array_equal(served.X.toarray(), typed.X.toarray())
 
 
+def test_bin_numbers_have_no_real_cells_beside_them(model):
+    asked = {"id": 1, "request": {"sex": "female"}, "cells": 9, "decode": "bins", "steps": 2}
+    (cells,) = of_kind(ask(model, asked), "cells")
+    profile = cells["profile"]
+    assert profile["notes"][-1] == "bin numbers are not compared with real cells"
+    assert (profile["genes"]["real_mean"], profile["fidelity"]) == (None, None)
+    assert (profile["real_cells"], profile["compared_with"]) == (0, None)
+
+
 def test_rare_values_are_filled_up_as_by_the_command(tfx, model, tmp_path):
     asked = {"id": 1, "balance": "disease", "output": "rare.h5ad", "steps": 2}
     (cells,) = of_kind(ask(model, asked), "cells")
