@@ -182,6 +182,9 @@ def main() -> None:
         files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
         jobs.append((Path(path).stem, FILE_KEYS | files, classes))
     results: dict[str, dict[str, dict]] = {}
+    import torch
+
+    n_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name, keys, classes in jobs:
             for model in options.only:
@@ -191,11 +194,10 @@ def main() -> None:
                 } | MODELS[model]  # fmt: skip
                 if model == "skeleton + encoder":
                     settings["train.skeleton_steps"] = steps * 2 // 3
+                torch.set_num_threads(n_threads)  # judging runs numba, which changes their number
                 results.setdefault(name, {}).update(
                     measure(name, model, settings, classes, options)
                 )
-    import torch
-
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; {steps} steps "
           f"of {COMMON['train.batch_size']} cells, 1 training seed")  # fmt: skip
     for name, models in results.items():
