@@ -7,8 +7,8 @@
                                                              last line one JSON object
     python benchmarks/generation.py --both-depths            each model's cells once more, as deep as they come
 
-Six models, the same number of steps at the same batch size: the skeleton alone, the encoder on top of it,
-and encoders trained at a variable and at a fixed mask rate, with tokens alone to tell them the phenotypes
+Seven models, the same number of steps at the same batch size: the skeleton alone, with hidden states, with
+the encoder on top of it, and encoders trained at a variable and at a fixed mask rate, with tokens alone to tell them the phenotypes
 or with class log-odds beside them (a skeleton without gene pairs). Donors never cross the split where they
 are known; pbmc68k is split by cells. Every figure is what `tfx eval --generated` reports (docs/fidelity.md).
 The baselines and the floor are scored anew beside every model, on the same real cells.
@@ -30,6 +30,9 @@ PRESET = Path(__file__).parents[1] / "presets" / "base.toml"
 #: Model -> preset keys that make it.
 MODELS: dict[str, dict[str, object]] = {
     "skeleton": {"model.skeleton": True, "model.layers": 0},
+    "skeleton + states": {
+        "model.skeleton": True, "model.skeleton_states": 64, "model.layers": 0,
+    },
     "skeleton + encoder": {"model.skeleton": True, "model.layers": 2},
     "plain, variable rate": {"model.skeleton": False, "model.layers": 2},
     "plain, fixed rate": {

@@ -103,7 +103,17 @@ class PartialCells:
         self._case = self._case_shift()
         self._states: list[SkeletonState] = []
         if self._network.skeleton is not None:
-            shown = [shown_phenotypes(model, codes, device)]
+            # Cells whose genes are known for the most part have no need of a state.
+            chance = (
+                None
+                if plan.steps.n_genes < self._n_genes
+                else torch.from_numpy(plan.state).to(device)
+            )
+            shown = [
+                shown_phenotypes(
+                    model, codes, device, state_chance=chance, n_expressed=self._wanted_genes
+                )
+            ]
             if self._is_guided:
                 shown.append(shown_phenotypes(model, np.full_like(codes, -1), device))
             self._states = [
@@ -302,8 +312,25 @@ class PartialCells:
         self._n_known += genes.shape[1]
 
 
-def shown_phenotypes(model: CellModel, codes: NDArray[np.int32], device: torch.device) -> Tensor:
-    """(B, S) one-hot rows of the phenotypes shown, as the skeleton reads them."""
+def shown_phenotypes(
+    model: CellModel,
+    codes: NDArray[np.int32],
+    device: torch.device,
+    *,
+    state_chance: Tensor | None = None,
+    n_expressed: Tensor | None = None,
+) -> Tensor:
+    """(B, S) one-hot rows of what is shown, as the skeleton reads it.
+
+    Parameters
+    ----------
+    codes
+        (B, phenotypes), -1 where none is shown.
+    state_chance
+        (B,) uniform numbers by which each cell is given a hidden state; None: it shows none.
+    n_expressed
+        (B,) genes that each cell is to express, which its state must fit.
+    """
     tokens = model.config.tokens
     n_shown = sum(model.config.phenotype_sizes) + tokens.n_phenotypes
     first_shown = tokens.first_bin + tokens.n_bins
@@ -311,4 +338,13 @@ def shown_phenotypes(model: CellModel, codes: NDArray[np.int32], device: torch.d
     shown = torch.zeros(len(codes), n_shown)
     if tokens.n_phenotypes:
         shown.scatter_(1, at, 1.0)
-    return shown.to(device)
+    shown = shown.to(device)
+    skeleton = model.network.skeleton
+    if skeleton is None or skeleton.n_states == 0:
+        return shown
+    if state_chance is None:
+        no_state = torch.zeros(len(codes), dtype=torch.long, device=device)
+        states = torch.nn.functional.one_hot(no_state, 1 + skeleton.n_states).to(shown.dtype)
+    else:
+        states = skeleton.draw_states(shown, state_chance, n_expressed)
+    return torch.cat([shown, states], dim=1)

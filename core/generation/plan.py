@@ -93,12 +93,15 @@ class CellPlan:
         (B, D), the gene of each draw; within a step none comes twice.
     uniform, normal
         (B, D), for the value of each draw; normal is (B, 0) where the model needs none.
+    state
+        (B,), uniform, for the hidden state of each cell.
     """
 
     steps: StepPlan
     genes: NDArray[np.int64]
     uniform: NDArray[np.float32]
     normal: NDArray[np.float32]
+    state: NDArray[np.float32]
 
     @classmethod
     def draw(cls, seed: int, cells: range, steps: StepPlan, *, needs_normal: bool) -> "CellPlan":
@@ -107,13 +110,15 @@ class CellPlan:
         genes = np.empty(shape, dtype=np.int64)
         uniform = np.empty(shape, dtype=np.float32)
         normal = np.empty(shape if needs_normal else (len(cells), 0), dtype=np.float32)
+        state = np.empty(len(cells), dtype=np.float32)
         for place, cell in enumerate(cells):
             rng = np.random.default_rng([seed, cell, 29])
             genes[place] = _genes_of_cell(steps, rng)
             uniform[place] = rng.random(steps.n_draws, dtype=np.float32)
             if needs_normal:
                 normal[place] = rng.standard_normal(steps.n_draws, dtype=np.float32)
-        return cls(steps, genes, uniform, normal)
+            state[place] = rng.random(dtype=np.float32)
+        return cls(steps, genes, uniform, normal, state)
 
 
 def _genes_of_cell(steps: StepPlan, rng: np.random.Generator) -> NDArray[np.int64]:

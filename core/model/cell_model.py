@@ -47,7 +47,9 @@ class CellOutput:
     cells: CellStates | None = None
 
 
-def check_parts(*, kind: str, head: str, layers: int, skeleton: bool) -> None:
+def check_parts(
+    *, kind: str, head: str, layers: int, skeleton: bool, layout: str, states: int
+) -> None:
     """Refuse parts of a model that exclude each other.
 
     Raises
@@ -62,6 +64,12 @@ def check_parts(*, kind: str, head: str, layers: int, skeleton: bool) -> None:
         message = (
             "model.skeleton needs bins and a split head; set encoding.kind = 'binned' or "
             "'binary' and model.head = 'split', or model.skeleton = false"
+        )
+        raise ConfigurationError(message)
+    if states and layout == "expressed":
+        message = (
+            "model.skeleton_states tells a cell's state by the whole panel, which encoding.layout = "
+            "'expressed' does not show; set it to 0, or the layout to 'ranked'"
         )
         raise ConfigurationError(message)
     if layers == 0 and not skeleton:
@@ -79,8 +87,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: TfxConfig) -> None:
         super().__init__(config)
         check_parts(
-            kind=config.kind, head=config.head, layers=config.layers, skeleton=config.skeleton
-        )
+            kind=config.kind, head=config.head, layers=config.layers, skeleton=config.skeleton,
+            layout=config.layout, states=config.skeleton_states,
+        )  # fmt: skip
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.skeleton = Skeleton(config) if config.skeleton else None
         #: Leave the encoder out, while the skeleton is trained first.

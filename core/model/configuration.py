@@ -29,8 +29,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         Wanted attention route, resolved when the model runs.
     head
         "split" or "joint".
-    skeleton, skeleton_rank
-        Whether the classical answer is part of the model, and the rank of its gene-gene term.
+    skeleton, skeleton_rank, skeleton_states
+        Whether the classical answer is part of the model, the rank of its gene-gene term, and how
+        many hidden states of cells it knows.
     cell_summary
         Whether [CLS] begins with a sum over the visible genes.
     cls_reconstruction, cls_contrast
@@ -63,6 +64,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         head: str = "split",
         skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
         skeleton_rank: int = 32,
+        skeleton_states: int = 0,
         cell_summary: bool = False,  # noqa: FBT001, FBT002
         cls_reconstruction: bool = False,  # noqa: FBT001, FBT002
         cls_contrast: bool = False,  # noqa: FBT001, FBT002
@@ -91,6 +93,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.head = head
         self.skeleton = skeleton
         self.skeleton_rank = skeleton_rank
+        self.skeleton_states = skeleton_states
         self.cell_summary = cell_summary
         self.cls_reconstruction = cls_reconstruction
         self.cls_contrast = cls_contrast

@@ -65,6 +65,7 @@ class _ConfigRecord(_Record):
     head: Literal["split", "joint"]
     skeleton: bool
     skeleton_rank: int = Field(ge=0, le=10**7)
+    skeleton_states: int = Field(0, ge=0, le=10**5)
     cell_summary: bool = False
     cls_reconstruction: bool = False
     cls_contrast: bool = False

@@ -1,10 +1,13 @@
 """The skeleton: the classical answer inside the model, to which the encoder adds.
 
-Three terms, each the field's strong simple baseline:
+Terms that are each the field's strong simple baseline:
 
 - class log-odds: what each gene's bin owes to the phenotypes shown, an additive (main-effects)
   multinomial regression fitted before training and frozen, weighted by the masked share: with all
   genes hidden it is the whole answer, with many visible the genes themselves tell more;
+- hidden states: a phenotype that no label names, a grouping of the training cells within their kinds
+  (`core.model.state_fit`), told by all genes of a cell. Half of the training cells show theirs,
+  questions about real cells never do, and a cell to be generated is first given one;
 - gene pairs: every visible (gene, bin) votes with a vector of rank r for every (gene, bin), a
   low-rank table of all pairwise effects; at rank 0 there are none, and genes are what their class
   says;
@@ -16,11 +19,13 @@ Measured in the notes on generation: with a variable mask rate this beats a Gaus
 plain encoders lost. Learning the class table instead of freezing it overfits.
 
 Shapes: B cells, T tokens, M masked genes, K masked phenotypes, G genes, O outputs per gene, N bins,
-V values of all phenotypes, S = V + phenotypes (each has [NO_*] first), r rank.
+V values of all phenotypes, S what can be shown: V + phenotypes (each has [NO_*] first) and, where
+there are hidden states, "none" and one for each; r rank.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
@@ -29,6 +34,8 @@ __all__ = ["MAX_CLASS_TABLE", "Skeleton"]
 
 #: Entries of the class table above which it would rival the network in size.
 MAX_CLASS_TABLE = 200_000_000
+#: Share of the training cells that show their hidden state.
+_STATES_SHOWN = 0.5
 #: Hidden units of the correction to the phenotype scores (figures in phenotype_fit).
 _CORRECTION_WIDTH = 256
 
@@ -42,6 +49,11 @@ class Skeleton(nn.Module):
     phenotype_prior: Tensor
     score_weight: Tensor
     score_bias: Tensor
+    state_scores: Tensor
+    state_offset: Tensor
+    state_prior: Tensor
+    state_bias: Tensor
+    state_depth: Tensor
     slot_not_specified: Tensor
 
     def __init__(self, config: TfxConfig) -> None:
@@ -49,7 +61,9 @@ class Skeleton(nn.Module):
         tokens = config.tokens
         n_genes, n_outputs, n_bins = config.n_genes, config.n_gene_outputs, config.n_bins
         n_values = sum(config.phenotype_sizes)
-        n_shown = n_values + tokens.n_phenotypes
+        self.n_states = config.skeleton_states
+        self.n_phenotypes_shown = n_values + tokens.n_phenotypes
+        n_shown = self.n_phenotypes_shown + (self.n_states + 1 if self.n_states else 0)
         rank = config.skeleton_rank
         self.n_genes, self.n_outputs, self.n_bins, self.n_shown = (
             n_genes, n_outputs, n_bins, n_shown,
@@ -65,6 +79,12 @@ class Skeleton(nn.Module):
         self.register_buffer("phenotype_prior", torch.zeros(n_values))
         self.register_buffer("score_weight", torch.zeros(n_values, n_genes))
         self.register_buffer("score_bias", torch.zeros(n_values))
+        if self.n_states:
+            self.register_buffer("state_scores", torch.zeros(n_genes * n_bins, self.n_states))
+            self.register_buffer("state_offset", torch.zeros(self.n_states))
+            self.register_buffer("state_prior", torch.zeros(self.n_phenotypes_shown, self.n_states))
+            self.register_buffer("state_bias", torch.zeros(self.n_states))
+            self.register_buffer("state_depth", torch.ones(2, self.n_states))
         self.register_buffer(
             "slot_not_specified",
             torch.as_tensor(tokens.not_specified - self.first_shown, dtype=torch.long),
@@ -74,7 +94,7 @@ class Skeleton(nn.Module):
         self.votes = nn.Embedding(n_genes * n_bins, rank) if rank else None
         self.share_scale = _scale_of_share() if rank else None
         # A model without phenotypes has none of the parts that speak of them.
-        self.class_gate = nn.Linear(n_shown, rank, bias=False) if rank and n_values else None
+        self.class_gate = nn.Linear(n_shown, rank, bias=False) if rank and n_shown else None
         self.mix = (
             nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
             if rank
@@ -92,7 +112,9 @@ class Skeleton(nn.Module):
             if n_values
             else None
         )
-        self.phenotype_pairs = nn.Linear(n_shown, n_values, bias=False) if n_values else None
+        self.phenotype_pairs = (
+            nn.Linear(self.n_phenotypes_shown, n_values, bias=False) if n_values else None
+        )
 
     def start(self) -> None:
         """Set the learnt parts so that the model begins exactly at the class log-odds."""
@@ -122,24 +144,73 @@ class Skeleton(nn.Module):
         level = batch.value - self.first_bin
         visible = (batch.identity >= self.first_gene) & (level >= 0)
         level = level.clamp(0, self.n_bins - 1)
+        with_state_BS = shown_BS
+        if self.n_states:
+            states = self._states(batch, cell_of_token, gene, level, visible)
+            with_state_BS = torch.cat([shown_BS, states], dim=1)
         return (
-            self._genes(batch, cell_of_token, shown_BS, gene, level, visible),
+            self._genes(batch, cell_of_token, with_state_BS, gene, level, visible),
             self._phenotypes(batch, cell_of_token, shown_BS, gene, level, visible),
         )
 
     def _shown(self, batch: BatchTensors, cell_of_token: Tensor) -> Tensor:
-        """(B, S) one-hot of the phenotypes shown; a masked one counts as not specified."""
-        if self.n_shown == 0:
+        """(B, S without states) one-hot of the phenotypes shown; a masked one counts as not specified."""
+        n_shown = self.n_phenotypes_shown
+        if n_shown == 0:
             return self.class_table.new_zeros(batch.n_cells, 0)
         slot = batch.identity - self.first_slot
         is_slot = (slot >= 0) & (batch.identity < self.first_gene)
         slot = slot.clamp(0, len(self.slot_not_specified) - 1)
         at = batch.value - self.first_shown
-        at = torch.where(at < 0, self.slot_not_specified[slot], at).clamp(0, self.n_shown - 1)
-        shown = torch.zeros(batch.n_cells * self.n_shown, device=at.device)
-        return shown.index_add(0, cell_of_token * self.n_shown + at, is_slot.float()).view(
-            batch.n_cells, self.n_shown
+        at = torch.where(at < 0, self.slot_not_specified[slot], at).clamp(0, n_shown - 1)
+        shown = torch.zeros(batch.n_cells * n_shown, device=at.device)
+        return shown.index_add(0, cell_of_token * n_shown + at, is_slot.float()).view(
+            batch.n_cells, n_shown
         )
+
+    def _states(
+        self,
+        batch: BatchTensors,
+        cell_of_token: Tensor,
+        gene: Tensor,
+        level: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """(B, 1 + states) one-hot of the state shown: while training, that of every second cell or so."""
+        at = torch.zeros(batch.n_cells, dtype=torch.long, device=gene.device)
+        if self.training and len(batch.gene):
+            told_TK = self.state_scores[gene * self.n_bins + level] * visible.unsqueeze(-1)
+            scores_BK = self.state_offset.repeat(batch.n_cells, 1)
+            scores_BK = scores_BK.index_add(0, cell_of_token, told_TK)
+            # The state is that of the whole cell: what is masked has its say through the answers.
+            answers = batch.gene.long() * self.n_bins + batch.gene_target.long()
+            scores_BK = scores_BK.index_add(0, batch.gene_cell.long(), self.state_scores[answers])
+            is_shown = torch.rand(batch.n_cells, device=at.device) < _STATES_SHOWN
+            at = torch.where(is_shown, 1 + scores_BK.argmax(dim=1), at)
+        return functional.one_hot(at, 1 + self.n_states).to(self.class_table.dtype)
+
+    def draw_states(
+        self, shown_BS: Tensor, chance: Tensor, n_expressed: Tensor | None = None
+    ) -> Tensor:
+        """Draw the states of cells to be generated: (B, 1 + states) one-hot.
+
+        Parameters
+        ----------
+        shown_BS
+            (B, S without states), the phenotypes shown.
+        chance
+            (B,), uniform numbers.
+        n_expressed
+            (B,), genes that each cell is to express; None: as many as come.
+        """
+        odds = self.state_bias + shown_BS @ self.state_prior
+        if n_expressed is not None:
+            middle, spread = self.state_depth
+            depth = torch.log1p(n_expressed).unsqueeze(1)
+            odds = odds - 0.5 * ((depth - middle) / spread) ** 2 - spread.log()
+        below = torch.softmax(odds, dim=1).cumsum(dim=1)
+        at = (below < chance.unsqueeze(1)).sum(dim=1).clamp(max=self.n_states - 1)
+        return functional.one_hot(1 + at, 1 + self.n_states).to(shown_BS.dtype)
 
     def _genes(
         self,

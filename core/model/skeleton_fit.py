@@ -6,6 +6,7 @@ up, so combinations that no training cell has still get an answer.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.phenotype_fit import fit_phenotype_scores
 from core.model.skeleton import MAX_CLASS_TABLE, Skeleton
+from core.model.state_fit import find_states
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 __all__ = ["fit_skeleton"]
@@ -86,14 +88,16 @@ def fit_skeleton(
         skeleton, config, bins, codes, groups=donors, seed=seed, on_progress=on_progress
     )
     prior = _gene_prior(config, counts)
-    effects = _fit_class_effects(skeleton, config, prior, bins, codes, seed, on_progress)
+    states = _fill_states(skeleton, bins, codes, seed) if skeleton.n_states else None
+    shown = _shown_codes(skeleton, codes, states)
+    effects = _fit_class_effects(skeleton, config, prior, bins, shown, seed, on_progress)
     if config.layout == "expressed" and 0 < unexpressed < 1:
         prior = _gene_prior(config, _as_asked(counts, unexpressed))
     skeleton.gene_prior.copy_(prior.reshape(-1))
     skeleton.class_table.copy_(effects)
     if skeleton.votes is not None and skeleton.n_outputs == config.n_bins:
         # A single output has no slope per bin.
-        _start_gene_pairs(skeleton, config, bins, codes)
+        _start_gene_pairs(skeleton, config, bins, shown)
 
 
 def _as_asked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
@@ -125,8 +129,77 @@ def _fill_bin_values(skeleton: Skeleton, table: ValueTable, counts: NDArray[np.i
     skeleton.bin_values.copy_(torch.from_numpy(np.clip(standard, -10, 10).astype(np.float32)))
 
 
+def _shown_codes(
+    skeleton: Skeleton, codes: NDArray[np.int32], states: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """(cells, phenotypes, and states where there are any): which of the S values each cell shows."""
+    at = skeleton.slot_not_specified.numpy() + 1 + codes.astype(np.int64)
+    if states is None:
+        return at
+    return np.column_stack([at, skeleton.n_phenotypes_shown + 1 + states])
+
+
+def _fill_states(
+    skeleton: Skeleton, bins: NDArray[np.uint8], codes: NDArray[np.int32], seed: int
+) -> NDArray[np.int64]:
+    """Find the hidden states; return (cells,), that of every training cell."""
+    scores = find_states(bins, skeleton.bin_values.numpy(), codes, skeleton.n_states, seed=seed)
+    n_found = len(scores.offset)
+    skeleton.state_offset.fill_(-1e9)  # states for which there were too few cells
+    skeleton.state_offset[:n_found] = torch.from_numpy(scores.offset)
+    skeleton.state_scores[:, :n_found] = torch.from_numpy(scores.table.reshape(-1, n_found))
+    states = scores.states(bins)
+    counts = np.bincount(states, minlength=n_found)
+    skeleton.state_bias.fill_(-1e9)
+    skeleton.state_bias[:n_found] = torch.from_numpy(np.log((counts + 0.1) / len(states))).float()
+    depth = np.log1p((bins > 0).sum(axis=1))
+    for state in range(n_found):
+        own = depth[states == state] if counts[state] > 1 else depth
+        skeleton.state_depth[0, state] = own.mean()
+        skeleton.state_depth[1, state] = max(own.std(), 0.05)
+    if skeleton.n_phenotypes_shown:
+        skeleton.state_prior[:, :n_found] = _fit_state_prior(skeleton, codes, states, n_found, seed)
+    return states
+
+
+def _fit_state_prior(
+    skeleton: Skeleton,
+    codes: NDArray[np.int32],
+    states: NDArray[np.int64],
+    n_states: int,
+    seed: int,
+) -> Tensor:
+    """(phenotype values shown, states): additive effects on the log-odds of the states."""
+    at = _shown_codes(skeleton, codes, None)
+    none = skeleton.slot_not_specified.numpy()
+    bias = skeleton.state_bias[:n_states]
+    rng = np.random.default_rng([seed, 73])
+    effects = torch.zeros(skeleton.n_phenotypes_shown, n_states, requires_grad=True)
+    for rows, optimiser in _mini_batches(effects, len(codes), rng):
+        shown = np.where(rng.random((len(rows), len(none))) < _HIDE, none, at[rows])
+        design = torch.zeros(len(rows), len(effects)).scatter_(1, torch.from_numpy(shown), 1.0)
+        target = torch.from_numpy(states[rows])
+        loss = functional.cross_entropy(design @ effects + bias, target)
+        loss = loss + 0.5 * _RIDGE / len(codes) * effects.square().sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return effects.detach()
+
+
+def _mini_batches(
+    effects: Tensor, n_cells: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[np.int64], torch.optim.Optimizer]]:
+    """Yield the rows of every step, and the optimiser of the effects at the step's learning rate."""
+    optimiser = torch.optim.Adam([effects], lr=_LEARNING_RATE, betas=(0.9, 0.99))
+    for step in range(_STEPS):
+        for group in optimiser.param_groups:
+            group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
+        yield rng.integers(n_cells, size=min(_BATCH, n_cells)), optimiser
+
+
 def _start_gene_pairs(
-    skeleton: Skeleton, config: TfxConfig, bins: NDArray[np.uint8], codes: NDArray[np.int32]
+    skeleton: Skeleton, config: TfxConfig, bins: NDArray[np.uint8], shown: NDArray[np.int64]
 ) -> None:
     """Begin the gene pairs at the factor model of the residual correlations, in closed form.
 
@@ -143,10 +216,9 @@ def _start_gene_pairs(
     n_cells, n_genes = bins.shape
     table = skeleton.bin_values.numpy()
     values = np.take_along_axis(table, bins.T.astype(np.int64), axis=1).T.astype(np.float64)
-    first = skeleton.slot_not_specified.numpy()
     design = np.zeros((n_cells, skeleton.n_shown + 1))
     design[:, -1] = 1.0
-    np.put_along_axis(design, first + codes + 1, 1.0, axis=1)
+    np.put_along_axis(design, shown, 1.0, axis=1)
     penalty = _RIDGE * np.eye(design.shape[1])
     values -= design @ np.linalg.solve(design.T @ design + penalty, design.T @ values)
     covariance = values.T @ values / n_cells
@@ -227,26 +299,24 @@ def _fit_class_effects(
     config: TfxConfig,
     prior: Tensor,
     bins: NDArray[np.uint8],
-    codes: NDArray[np.int32],
+    shown: NDArray[np.int64],
     seed: int,
     on_progress: Listener,
 ) -> Tensor:
     """Return (shown values, genes x outputs) additive effects on the logits."""
     n_cells, n_genes = bins.shape
     n_outputs = skeleton.n_outputs
-    first = skeleton.slot_not_specified.numpy()
+    none = skeleton.slot_not_specified.numpy()
+    if skeleton.n_states:
+        none = np.append(none, skeleton.n_phenotypes_shown)
     rng = np.random.default_rng([seed, 71])
     effects = torch.zeros(skeleton.n_shown, n_genes * n_outputs, requires_grad=True)
-    if codes.shape[1] == 0:
+    if len(none) == 0:
         return effects.detach()
-    optimiser = torch.optim.Adam([effects], lr=_LEARNING_RATE, betas=(0.9, 0.99))
-    for step in range(_STEPS):
-        for group in optimiser.param_groups:
-            group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
-        rows = rng.integers(n_cells, size=min(_BATCH, n_cells))
-        shown = np.where(rng.random((len(rows), len(first))) < _HIDE, -1, codes[rows])
+    for step, (rows, optimiser) in enumerate(_mini_batches(effects, n_cells, rng)):
+        at = np.where(rng.random((len(rows), len(none))) < _HIDE, none, shown[rows])
         design = torch.zeros(len(rows), skeleton.n_shown)
-        design.scatter_(1, torch.from_numpy(first + shown + 1), 1.0)
+        design.scatter_(1, torch.from_numpy(at), 1.0)
         logits = (design @ effects).view(len(rows), n_genes, n_outputs) + prior
         target = torch.from_numpy(bins[rows].astype(np.int64))
         if config.kind == "binary":

@@ -222,6 +222,14 @@ class ModelSettings(_Section):
         ge=0,
         description="rank of the skeleton's gene-gene term; 0: none, genes have class log-odds alone",
     )
+    skeleton_states: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="hidden states of cells, subtypes for instance, that the skeleton finds in training "
+        "cells: generated cells are drawn each in one, and so vary together as real ones do; 0: none. "
+        "Ranked layout, binary or binned values",
+    )
     cell_summary: bool = Field(
         default=False,
         description="[CLS] begins with the sum of a learnt vector for every visible gene and bin, at "

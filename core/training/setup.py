@@ -220,6 +220,7 @@ def make_config(
         head=settings.head,
         skeleton=settings.skeleton,
         skeleton_rank=settings.skeleton_rank,
+        skeleton_states=settings.skeleton_states if settings.skeleton else 0,
         cell_summary=settings.cell_summary,
         cls_reconstruction=preset.loss.cls_reconstruction > 0 and preset.classified is None,
         cls_contrast=preset.loss.cls_contrast > 0 and preset.classified is None,
@@ -295,6 +296,8 @@ def check_preset(preset: Preset) -> None:
         head=preset.model.head,
         layers=preset.model.layers,
         skeleton=preset.model.skeleton,
+        layout=preset.encoding.layout,
+        states=preset.model.skeleton_states,
     )
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]
