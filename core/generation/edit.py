@@ -86,7 +86,7 @@ def edit_bins(
     cells = range(first_cell, first_cell + len(bins))
     drawn = CellPlan.draw(seed, cells, within, needs_normal=False)
     steps = StepPlan(bins.shape[1], within.n_new, within.n_again)
-    plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, drawn.state)
+    plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, state=None)
     unguided = settings.model_copy(update={"guidance": 0.0})
     was, is_set = (PartialCells(model, of, unguided, plan, None) for of in (codes, new_codes))
     known = torch.from_numpy(bins.astype(np.int64))

@@ -103,12 +103,7 @@ class PartialCells:
         self._case = self._case_shift()
         self._states: list[SkeletonState] = []
         if self._network.skeleton is not None:
-            # Cells whose genes are known for the most part have no need of a state.
-            chance = (
-                None
-                if plan.steps.n_genes < self._n_genes
-                else torch.from_numpy(plan.state).to(device)
-            )
+            chance = None if plan.state is None else torch.from_numpy(plan.state).to(device)
             shown = [
                 shown_phenotypes(
                     model, codes, device, state_chance=chance, n_expressed=self._wanted_genes

@@ -94,14 +94,14 @@ class CellPlan:
     uniform, normal
         (B, D), for the value of each draw; normal is (B, 0) where the model needs none.
     state
-        (B,), uniform, for the hidden state of each cell.
+        (B,), uniform, for the hidden state of each cell; None: they show none, as real cells do.
     """
 
     steps: StepPlan
     genes: NDArray[np.int64]
     uniform: NDArray[np.float32]
     normal: NDArray[np.float32]
-    state: NDArray[np.float32]
+    state: NDArray[np.float32] | None
 
     @classmethod
     def draw(cls, seed: int, cells: range, steps: StepPlan, *, needs_normal: bool) -> "CellPlan":

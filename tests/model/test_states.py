@@ -10,6 +10,7 @@ from core.encoding.batches import BatchEncoder
 from core.encoding.masking import Show
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError
+from core.generation.edit import edit_bins
 from core.generation.partial_cells import shown_phenotypes
 from core.generation.plan import CellPlan
 from core.generation.sampler import plan_for, sample_cells
@@ -156,6 +157,16 @@ def test_states_fit_how_many_genes_a_cell_is_to_express(with_states):
         states_of = shown[:, skeleton.n_phenotypes_shown + 1 :].argmax(dim=1)
         shares.append((states_of == rich).float().mean().item())
     assert shares[0] < 0.3 < 0.7 < shares[1]
+
+
+def test_real_cells_that_are_edited_are_given_none(with_states, monkeypatch):
+    model, bins, codes, _ = with_states
+    monkeypatch.setattr(model.network.skeleton, "draw_states", None)
+    edited = edit_bins(
+        model, bins[:50], codes[:50], 1 - codes[:50], settings=model.generate, seed=0
+    )
+    changed = (edited != bins[:50]).mean(axis=0)
+    assert changed[:4].min() > 0.3  # what tells the types apart
 
 
 def test_cells_of_the_expressed_layout_have_none():
