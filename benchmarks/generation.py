@@ -83,6 +83,9 @@ def measure(
     dataset: str, model: str, settings: dict[str, object], classes: str, options: argparse.Namespace
 ) -> dict[str, dict]:
     """Train one model; generate and judge, once or at both depths: name -> figures."""
+    import torch
+
+    n_threads = torch.get_num_threads()
     run = f"{dataset}-{model}".replace(" ", "").replace("+", "-").replace(",", "-")
     sets = [part for key, value in settings.items() for part in ("--set", _setting(key, value))]
     trained = call("train", str(PRESET), "--run", run, *sets)
@@ -97,6 +100,7 @@ def measure(
         )  # fmt: skip
         began = time.perf_counter()
         report = judge(run, cells, classes, options)
+        torch.set_num_threads(n_threads)  # judging runs numba, which changes their number
         found[name] = {
             "train_seconds": round(trained["seconds"]),
             "generate_seconds": round(made["seconds"]),
@@ -185,9 +189,6 @@ def main() -> None:
         files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
         jobs.append((Path(path).stem, FILE_KEYS | files, classes))
     results: dict[str, dict[str, dict]] = {}
-    import torch
-
-    n_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name, keys, classes in jobs:
             for model in options.only:
@@ -197,10 +198,11 @@ def main() -> None:
                 } | MODELS[model]  # fmt: skip
                 if model == "skeleton + encoder":
                     settings["train.skeleton_steps"] = steps * 2 // 3
-                torch.set_num_threads(n_threads)  # judging runs numba, which changes their number
                 results.setdefault(name, {}).update(
                     measure(name, model, settings, classes, options)
                 )
+    import torch
+
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; {steps} steps "
           f"of {COMMON['train.batch_size']} cells, 1 training seed")  # fmt: skip
     for name, models in results.items():
