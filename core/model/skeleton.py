@@ -23,6 +23,8 @@ V values of all phenotypes, S what can be shown: V + phenotypes (each has [NO_*]
 there are hidden states, "none" and one for each; r rank.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,6 +40,19 @@ MAX_CLASS_TABLE = 200_000_000
 _STATES_SHOWN = 0.5
 #: Hidden units of the correction to the phenotype scores (figures in phenotype_fit).
 _CORRECTION_WIDTH = 256
+
+
+class _Seen(NamedTuple):
+    """What the tokens of a batch show, (T,) each: cell, gene and bin, and whether it is a visible gene."""
+
+    cell: Tensor
+    gene: Tensor
+    level: Tensor
+    is_visible: Tensor
+
+    def bin_of(self, n_bins: int) -> Tensor:
+        """(T,), rows of a table of all (gene, bin)."""
+        return self.gene * n_bins + self.level
 
 
 class Skeleton(nn.Module):
@@ -142,15 +157,14 @@ class Skeleton(nn.Module):
         shown_BS = self._shown(batch, cell_of_token)
         gene = (batch.identity - self.first_gene).clamp(min=0)
         level = batch.value - self.first_bin
-        visible = (batch.identity >= self.first_gene) & (level >= 0)
-        level = level.clamp(0, self.n_bins - 1)
+        is_visible = (batch.identity >= self.first_gene) & (level >= 0)
+        seen = _Seen(cell_of_token, gene, level.clamp(0, self.n_bins - 1), is_visible)
         with_state_BS = shown_BS
         if self.n_states:
-            states = self._states(batch, cell_of_token, gene, level, visible)
-            with_state_BS = torch.cat([shown_BS, states], dim=1)
+            with_state_BS = torch.cat([shown_BS, self._states(batch, seen)], dim=1)
         return (
-            self._genes(batch, cell_of_token, with_state_BS, gene, level, visible),
-            self._phenotypes(batch, cell_of_token, shown_BS, gene, level, visible),
+            self._genes(batch, seen, with_state_BS),
+            self._phenotypes(batch, seen, shown_BS),
         )
 
     def _shown(self, batch: BatchTensors, cell_of_token: Tensor) -> Tensor:
@@ -168,20 +182,13 @@ class Skeleton(nn.Module):
             batch.n_cells, n_shown
         )
 
-    def _states(
-        self,
-        batch: BatchTensors,
-        cell_of_token: Tensor,
-        gene: Tensor,
-        level: Tensor,
-        visible: Tensor,
-    ) -> Tensor:
+    def _states(self, batch: BatchTensors, seen: _Seen) -> Tensor:
         """(B, 1 + states) one-hot of the state shown: while training, that of every second cell or so."""
-        at = torch.zeros(batch.n_cells, dtype=torch.long, device=gene.device)
+        at = torch.zeros(batch.n_cells, dtype=torch.long, device=seen.gene.device)
         if self.training and len(batch.gene):
-            told_TK = self.state_scores[gene * self.n_bins + level] * visible.unsqueeze(-1)
+            told_TK = self.state_scores[seen.bin_of(self.n_bins)] * seen.is_visible.unsqueeze(-1)
             scores_BK = self.state_offset.repeat(batch.n_cells, 1)
-            scores_BK = scores_BK.index_add(0, cell_of_token, told_TK)
+            scores_BK = scores_BK.index_add(0, seen.cell, told_TK)
             # The state is that of the whole cell: what is masked has its say through the answers.
             answers = batch.gene.long() * self.n_bins + batch.gene_target.long()
             scores_BK = scores_BK.index_add(0, batch.gene_cell.long(), self.state_scores[answers])
@@ -212,43 +219,27 @@ class Skeleton(nn.Module):
         at = (below < chance.unsqueeze(1)).sum(dim=1).clamp(max=self.n_states - 1)
         return functional.one_hot(1 + at, 1 + self.n_states).to(shown_BS.dtype)
 
-    def _genes(
-        self,
-        batch: BatchTensors,
-        cell_of_token: Tensor,
-        shown_BS: Tensor,
-        gene: Tensor,
-        level: Tensor,
-        visible: Tensor,
-    ) -> Tensor:
+    def _genes(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
         if len(batch.gene) == 0:
             return self.class_table.new_zeros(0, self.n_outputs)
         share = batch.mask_share.unsqueeze(-1)  # (B, 1)
         weight = share + torch.sigmoid(self.class_scale(share)) * (1 - share)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table)
         if self.votes is not None:
-            logits = logits + self._pairs(batch, cell_of_token, shown_BS, gene, level, visible)
+            logits = logits + self._pairs(batch, seen, shown_BS)
         return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
 
-    def _pairs(
-        self,
-        batch: BatchTensors,
-        cell_of_token: Tensor,
-        shown_BS: Tensor,
-        gene: Tensor,
-        level: Tensor,
-        visible: Tensor,
-    ) -> Tensor:
+    def _pairs(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
         """(B, genes x outputs): what the visible genes say of all genes."""
         assert self.votes is not None
         assert self.share_scale is not None
         assert self.mix is not None
         assert self.effects is not None
-        votes_Tr = self.votes(gene * self.n_bins + level) * visible.unsqueeze(-1)
+        votes_Tr = self.votes(seen.bin_of(self.n_bins)) * seen.is_visible.unsqueeze(-1)
         sums = torch.zeros(batch.n_cells, votes_Tr.shape[1], device=votes_Tr.device)
-        sums = sums.index_add(0, cell_of_token, votes_Tr.float())
+        sums = sums.index_add(0, seen.cell, votes_Tr.float())
         n_visible = torch.zeros(batch.n_cells, device=sums.device).index_add(
-            0, cell_of_token, visible.float()
+            0, seen.cell, seen.is_visible.float()
         )
         hidden_Br = sums / torch.sqrt(n_visible + 8).unsqueeze(-1)
         hidden_Br = hidden_Br * (1 + self.share_scale(batch.mask_share.unsqueeze(-1)))
@@ -257,20 +248,12 @@ class Skeleton(nn.Module):
         told: Tensor = self.effects(hidden_Br + self.mix(hidden_Br))
         return told
 
-    def _phenotypes(
-        self,
-        batch: BatchTensors,
-        cell_of_token: Tensor,
-        shown_BS: Tensor,
-        gene: Tensor,
-        level: Tensor,
-        visible: Tensor,
-    ) -> Tensor:
+    def _phenotypes(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
         if self.phenotype_correction is None or self.phenotype_pairs is None:
             return shown_BS.new_zeros(0, 0)
-        standardised = self.bin_values[gene, level] * visible
+        standardised = self.bin_values[seen.gene, seen.level] * seen.is_visible
         values_BG = torch.zeros(batch.n_cells * self.n_genes, device=standardised.device)
-        values_BG = values_BG.index_add(0, cell_of_token * self.n_genes + gene, standardised)
+        values_BG = values_BG.index_add(0, seen.cell * self.n_genes + seen.gene, standardised)
         values_BG = values_BG.view(batch.n_cells, self.n_genes)
         share = batch.mask_share.unsqueeze(-1)
         fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(share))

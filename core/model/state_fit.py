@@ -20,6 +20,8 @@ __all__ = ["StateScores", "find_states"]
 _MOST_CELLS = 20_000
 #: Fewest cells of a state.
 _FEWEST_CELLS = 20
+#: Cells of all kinds that count for each kind's shares of bins.
+_PSEUDO_CELLS = 5
 #: Components of a kind's cells by which they are grouped.
 _COMPONENTS = 10
 
@@ -85,7 +87,7 @@ def find_states(
     for kind in np.unique(kinds):
         own = np.flatnonzero(kinds == kind)
         counts = np.stack([(bins[own] == one).sum(axis=0) for one in range(n_bins)], axis=1)
-        of_kind = np.log((counts + 5 * overall + 1e-3) / (len(own) + 5))
+        of_kind = np.log((counts + _PSEUDO_CELLS * overall + 1e-3) / (len(own) + _PSEUDO_CELLS))
         centre, spread = cells[own].mean(axis=0), cells[own].std(axis=0) + 1e-2
         standard = (cells[own] - centre) / spread
         n_groups = min(round(n_states * len(own) / len(bins)), len(own) // _FEWEST_CELLS)

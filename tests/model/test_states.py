@@ -103,9 +103,7 @@ def shown_states(skeleton, batch):
     """What the class table is multiplied by, but for the phenotypes."""
     kept = []
     whole = skeleton._genes
-    skeleton._genes = lambda batch, cells, shown, *rest: (
-        kept.append(shown) or whole(batch, cells, shown, *rest)
-    )
+    skeleton._genes = lambda batch, seen, shown: kept.append(shown) or whole(batch, seen, shown)
     try:
         with torch.no_grad():
             skeleton(batch)

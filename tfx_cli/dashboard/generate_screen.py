@@ -350,7 +350,7 @@ class GenerateScreen(DashboardScreen):
         profile = event.get("profile") or {}
         self._show_result(profile)
         if self._shows_moved:
-            self.query_one("#results", Panes).active = "moved"
+            self.query_one("#results", Panes).choose("moved")
             self._shows_moved = False
 
     # -- drawing
@@ -411,7 +411,7 @@ class GenerateScreen(DashboardScreen):
 
     def action_pane(self, name: str) -> None:
         """Switch to a pane of results."""
-        self.query_one("#results", Panes).active = name
+        self.query_one("#results", Panes).choose(name)
 
     # -- keeping
 

@@ -71,8 +71,6 @@ class RunScreen(DashboardScreen):
         self._window = CurveWindow()
         self._phenotype: str | None = None
         self._shown_settings: object = None
-        self._is_begun = False
-        self._first_pane: str | None = None
 
     def make_body(self) -> ComposeResult:
         """Lay out the panes."""
@@ -322,10 +320,7 @@ class RunScreen(DashboardScreen):
 
     def action_pane(self, name: str) -> None:
         """Switch to a pane."""
-        if self._is_begun:
-            self.query_one("#panes", Panes).active = name
-        else:  # the first pane, which is still coming up, would come back over it
-            self._first_pane = name
+        self.query_one("#panes", Panes).choose(name)
 
     def on_tabbed_content_tab_activated(self) -> None:
         """Fill the pane that came up, and let keys reach it."""
@@ -333,11 +328,6 @@ class RunScreen(DashboardScreen):
             "curves": "#loss", "phenotypes": "#phenotype-table", "machine": "#speed",
             "log": "#log-lines", "preset": "#preset-table",
         }  # fmt: skip
-        self._is_begun = True
-        if self._first_pane is not None:
-            name, self._first_pane = self._first_pane, None
-            self.action_pane(name)
-            return
         self._show()
         target = targets.get(self.query_one("#panes", Panes).active)  # events may come late
         if target is not None:
