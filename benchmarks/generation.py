@@ -6,12 +6,16 @@
     python benchmarks/generation.py --quick --json           one division of the real cells, fewer steps;
                                                              last line one JSON object
     python benchmarks/generation.py --both-depths            each model's cells once more, as deep as they come
+    python benchmarks/generation.py --seeds 3 --folder runs  each model from three seeds, kept in a folder: the
+                                                             same command goes on where it was stopped, and
+                                                             several at a time with other --only share the work
 
 Seven models, the same number of steps at the same batch size: the skeleton alone, with hidden states, with
 the encoder on top of it, and encoders trained at a variable and at a fixed mask rate, with tokens alone to tell them the phenotypes
 or with class log-odds beside them (a skeleton without gene pairs). Donors never cross the split where they
 are known; pbmc68k is split by cells. Every figure is what `tfx eval --generated` reports (docs/fidelity.md).
-The baselines and the floor are scored anew beside every model, on the same real cells.
+The baselines and the floor are scored anew beside every model, on the same real cells. Of several
+training seeds the table tells the mean, and below it from where to where they go.
 """
 
 import argparse
@@ -19,8 +23,11 @@ import contextlib
 import json
 import os
 import platform
+import re
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from first_path import call
@@ -53,7 +60,7 @@ COMMON: dict[str, object] = {
     "encoding.kind": "binned", "encoding.bins": 10, "encoding.edges": "gene_quantile",
     "encoding.threshold": 0.0, "masking.genes": "uniform", "masking.phenotypes": 0.5,
     "model.hidden_size": 64, "model.heads": 4, "loss.smoothing": 0.0, "loss.weighting": "rate",
-    "train.batch_size": 64, "train.eval_cells": 400, "generate.steps": 64,
+    "train.eval_cells": 400, "generate.steps": 64,
 }  # fmt: skip
 #: Dataset -> files, classes and keys of its own.
 DATASETS: dict[str, dict[str, object]] = {
@@ -79,36 +86,63 @@ COLUMNS = {
 }  # fmt: skip
 
 
+#: Columns whose range over training seeds is told.
+RANGES = ("RF AUC", "MMD²", "within r", "slope", "coverage", "as asked", "TSTR F1")
+
+
 def measure(
-    dataset: str, model: str, settings: dict[str, object], classes: str, options: argparse.Namespace
+    run: str, model: str, settings: dict[str, object], classes: str, options: argparse.Namespace
 ) -> dict[str, dict]:
-    """Train one model; generate and judge, once or at both depths: name -> figures."""
+    """Train one model, generate and judge, once or at both depths: name -> figures.
+
+    What a folder holds already is not done again.
+    """
     import torch
 
-    n_threads = torch.get_num_threads()
-    run = f"{dataset}-{model}".replace(" ", "").replace("+", "-").replace(",", "-")
-    sets = [part for key, value in settings.items() for part in ("--set", _setting(key, value))]
-    trained = call("train", str(PRESET), "--run", run, *sets)
+    depths = {"sample": model, "none": model + NO_DEPTH}
+    if not options.both_depths:
+        del depths["none"]
     found = {}
-    for depth, name in (("sample", model), ("none", model + NO_DEPTH)):
-        if depth == "none" and not options.both_depths:
-            continue
-        cells = f"{run}-{depth}.h5ad"
-        made = call(
-            "generate", "--run", f"runs/{run}", "-n", str(options.cells), "-o", cells,
-            "--depth", depth,
-        )  # fmt: skip
-        began = time.perf_counter()
-        report = judge(run, cells, classes, options)
-        torch.set_num_threads(n_threads)  # judging runs numba, which changes their number
-        found[name] = {
-            "train_seconds": round(trained["seconds"]),
-            "generate_seconds": round(made["seconds"]),
-            "judge_seconds": round(time.perf_counter() - began),
-            "report": report,
-        }
-        print(f"{dataset}, {name}: {report['verdict'][0]}", flush=True)
+    for depth, name in depths.items():
+        written = Path(f"{run}-{depth}.json")
+        if not written.exists():
+            n_threads = torch.get_num_threads()
+            trained = train(run, settings)
+            cells = f"{run}-{depth}.h5ad"
+            made = call(
+                "generate", "--run", f"runs/{run}", "-n", str(options.cells), "-o", cells,
+                "--depth", depth, "--overwrite",
+            )  # fmt: skip
+            began = time.perf_counter()
+            report = judge(run, cells, classes, options)
+            torch.set_num_threads(n_threads)  # judging runs numba, which changes their number
+            figures = {
+                "train_seconds": round(trained),
+                "generate_seconds": round(made["seconds"]),
+                "judge_seconds": round(time.perf_counter() - began),
+                "report": report,
+            }
+            partial = written.with_suffix(".partial")
+            partial.write_text(json.dumps(figures), encoding="utf-8")
+            partial.rename(written)
+        found[name] = json.loads(written.read_text(encoding="utf-8"))
+        print(f"{run}, {name}: {found[name]['report']['verdict'][0]}", flush=True)
     return found
+
+
+def train(run: str, settings: dict[str, object]) -> float:
+    """Train, go on with, or find trained; return the seconds of the last sitting."""
+    folder = Path("runs") / run
+    status = folder / "status.json"
+
+    def read_status() -> dict:
+        return json.loads(status.read_text(encoding="utf-8"))
+
+    if not status.exists() or read_status()["state"] != "finished":
+        sets = [part for key, value in settings.items() for part in ("--set", _setting(key, value))]
+        begun = (folder / "config.toml").exists()
+        call("train", *([str(folder)] if begun else [str(PRESET), "--run", run, *sets]))
+    return read_status()["heartbeat"] - read_status()["started"]
 
 
 def judge(run: str, cells: str, classes: str, options: argparse.Namespace) -> dict:
@@ -123,7 +157,7 @@ def judge(run: str, cells: str, classes: str, options: argparse.Namespace) -> di
         [cells],
         store=open_training_store(model),
         classes=classes.split(",") if classes else (),
-        n_seeds=1 if options.quick else 3,
+        n_seeds=options.divisions or (1 if options.quick else 3),
         with_scvi=options.scvi,
     )[0]
 
@@ -132,37 +166,76 @@ def _setting(key: str, value: object) -> str:
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def show(dataset: str, models: dict[str, dict]) -> None:
+def show(dataset: str, models: dict[str, list[dict]]) -> None:
     """Print the table of a dataset as Markdown: all baselines beside the models."""
-    any_report = next(iter(models.values()))["report"]
+    any_report = next(iter(models.values()))[0]["report"]
     facts = any_report["facts"]
     matched = facts["matched cells on a side"]
     print(f"\n**{dataset}**: {facts['genes']} genes, {facts['training cells']} training cells, "
           f"{facts['real cells']}, {matched} matched by {facts['classes']}\n")  # fmt: skip
     print(f"| method | {' | '.join(COLUMNS)} | genes per cell (sd) | won |")
     print("|---" * (len(COLUMNS) + 3) + "|")
-    rows = {name: (one["report"], "generated") for name, one in models.items()}
     beside = {"real (floor)": "real", "training cells": "training", "copula": "copula",
               "independent genes": "independent", "scVI": "scvi"}  # fmt: skip
-    beside = {name: key for name, key in beside.items() if key in any_report["scores"]}
-    rows = {name: (any_report, key) for name, key in beside.items()} | rows
-    for name, (report, method) in rows.items():
-        scores, marks = report["scores"][method], report["marks"][method]
-        cells = []
-        for key, digits in COLUMNS.values():
-            value, won = scores[key]["value"], marks[key]["won"]
-            text = "-" if value is None else f"{value:.{digits}f}"
-            cells.append(f"**{text}**" if won is False and method == "generated" else text)
-        mean, sd = scores["genes_mean"]["value"], scores["genes_sd"]["value"]
-        n_won = sum(mark["won"] is True for mark in marks.values())
-        n_told = sum(mark["won"] is not None for mark in marks.values())
-        print(f"| {name} | {' | '.join(cells)} | {mean:.1f} ({sd:.1f}) | {n_won} of {n_told} |")
+    for name, key in beside.items():
+        if key in any_report["scores"]:
+            print(_row(name, [any_report], key))
+    for name, seeds in models.items():
+        print(_row(name, [one["report"] for one in seeds], "generated"))
+    if max(len(seeds) for seeds in models.values()) > 1:
+        _show_ranges(models)
     limits = any_report["limits"]
     print(f"\nReal cells: {limits['genes_mean']:.1f} ({limits['genes_sd']:.1f}) genes per cell; 95 % "
           f"of real splits have MMD² up to {limits['mmd2']:.4f}.")  # fmt: skip
-    for name, one in models.items():
+    for name, seeds in models.items():
+        one = seeds[0]
         seconds = f"{one['train_seconds']} s training, {one['generate_seconds']} s generating"
         print(f"\n{name} ({seconds}): {' '.join(one['report']['verdict'])}")
+
+
+def _row(name: str, reports: list[dict], method: str) -> str:
+    """Write a row of the table: means over training seeds, bold where most seeds miss a threshold."""
+    cells = []
+    for key, digits in COLUMNS.values():
+        value = _mean(reports, method, key)
+        text = "-" if value is None else f"{value:.{digits}f}"
+        lost = [report["marks"][method][key]["won"] is False for report in reports]
+        is_lost = method == "generated" and statistics.mean(lost) > 0.5
+        cells.append(f"**{text}**" if is_lost else text)
+    mean, sd = _mean(reports, method, "genes_mean"), _mean(reports, method, "genes_sd")
+    marks = [report["marks"][method].values() for report in reports]
+    n_won = statistics.mean(sum(mark["won"] is True for mark in of_one) for of_one in marks)
+    n_told = sum(mark["won"] is not None for mark in marks[0])
+    return f"| {name} | {' | '.join(cells)} | {mean:.1f} ({sd:.1f}) | {n_won:.3g} of {n_told} |"
+
+
+def _mean(reports: list[dict], method: str, key: str) -> float | None:
+    values = [report["scores"][method][key]["value"] for report in reports]
+    return None if None in values else statistics.mean(values)
+
+
+def _show_ranges(models: dict[str, list[dict]]) -> None:
+    """Print from where to where the training seeds of each model go."""
+    print(f"\n| over training seeds | {' | '.join(RANGES)} |")
+    print("|---" * (len(RANGES) + 1) + "|")
+    for name, seeds in models.items():
+        cells = []
+        for column in RANGES:
+            key, digits = COLUMNS[column]
+            values = [one["report"]["scores"]["generated"][key]["value"] for one in seeds]
+            told = None not in values
+            cells.append(f"{min(values):.{digits}f} to {max(values):.{digits}f}" if told else "-")
+        print(f"| {name} ({len(seeds)}) | {' | '.join(cells)} |")
+
+
+@contextlib.contextmanager
+def working_folder(kept: Path | None) -> Iterator[None]:
+    """Work in a folder that is kept, or in one that is not."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = kept or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.chdir(folder):
+            yield
 
 
 def main() -> None:
@@ -176,6 +249,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="training steps of every model")
     parser.add_argument("--cells", type=int, default=2500, help="generated by each model")
     parser.add_argument("--quick", action="store_true", help="a fifth of the steps, one division")
+    parser.add_argument("--divisions", type=int, help="of the real cells; default 3, 1 if quick")
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds of every model")
+    parser.add_argument("--batch-size", type=int, default=64, help="cells of a step")
+    parser.add_argument("--folder", type=Path, help="keeps all; the same command goes on there")
     parser.add_argument("--both-depths", action="store_true", help="also as deep as cells come")
     parser.add_argument("--scvi", action="store_true", help="scVI beside them (extra scvi)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -188,23 +265,27 @@ def main() -> None:
         others = {f"data.phenotypes.{one}": False for one in STANDARD if one not in classes}
         files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
         jobs.append((Path(path).stem, FILE_KEYS | files, classes))
-    results: dict[str, dict[str, dict]] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        for name, keys, classes in jobs:
-            for model in options.only:
-                settings = COMMON | keys | {
-                    "data.genes": options.genes, "train.max_steps": steps,
-                    "train.eval_steps": max(steps // 4, 1), "train.save_steps": steps,
-                } | MODELS[model]  # fmt: skip
-                if model == "skeleton + encoder":
-                    settings["train.skeleton_steps"] = steps * 2 // 3
-                results.setdefault(name, {}).update(
-                    measure(name, model, settings, classes, options)
-                )
+    results: dict[str, dict[str, list[dict]]] = {}
+    with working_folder(options.folder):
+        for seed in range(options.seeds):
+            for name, keys, classes in jobs:
+                for model in options.only:
+                    settings = COMMON | keys | {
+                        "data.genes": options.genes, "train.max_steps": steps, "train.seed": seed,
+                        "train.batch_size": options.batch_size,
+                        "train.eval_steps": max(steps // 4, 1),
+                        "train.save_steps": max(steps // 10, 1) if options.folder else steps,
+                    } | MODELS[model]  # fmt: skip
+                    if model == "skeleton + encoder":
+                        settings["train.skeleton_steps"] = steps * 2 // 3
+                    run = re.sub(r"[ ,+]+", "-", f"{name}-{model}-{seed}")
+                    figures = measure(run, model, settings, classes, options)
+                    for shown, one in figures.items():
+                        results.setdefault(name, {}).setdefault(shown, []).append(one)
     import torch
 
     print(f"\n{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}; {steps} steps "
-          f"of {COMMON['train.batch_size']} cells, 1 training seed")  # fmt: skip
+          f"of {options.batch_size} cells, training seeds: {options.seeds}")  # fmt: skip
     for name, models in results.items():
         show(name, models)
     if options.json:
