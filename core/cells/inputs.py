@@ -52,9 +52,9 @@ class StoreInput:
         (cells, columns that phenotypes and split need).
     choice, table
         Matrix and genes.
-    n_values, is_sparse, by_columns
-        Of the matrix: stored values, whether these are the non-zero ones, and whether it is stored
-        by genes.
+    n_values, is_sparse, by_columns, in_pieces
+        Of the matrix: stored values, whether these are the non-zero ones, whether it is stored by
+        genes, and whether in pieces.
     truth
         Known truth of simulated cells, a JSON string.
     """
@@ -70,6 +70,7 @@ class StoreInput:
     n_values: int
     is_sparse: bool
     by_columns: bool
+    in_pieces: bool
     truth: str | None
 
 
@@ -170,6 +171,7 @@ def _look_at(
         n_values=source.stored_values(choice.matrix),
         is_sparse=source.is_sparse(choice.matrix),
         by_columns=source.is_by_columns(choice.matrix),
+        in_pieces=source.is_in_pieces(choice.matrix),
         truth=source.truth,
     )
 

@@ -78,6 +78,9 @@ class CellSource(Protocol):
     def is_by_columns(self, matrix: str) -> bool:
         """Whether a matrix is stored by genes (CSC), so that a range of rows means reading it all."""
 
+    def is_in_pieces(self, matrix: str) -> bool:
+        """Whether values are stored in pieces: one that is read in part is decompressed whole."""
+
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
@@ -173,6 +176,10 @@ class AnnDataSource:
 
     def is_by_columns(self, matrix: str) -> bool:
         """Whether a matrix is stored by genes; one in memory is turned once."""
+        return False
+
+    def is_in_pieces(self, matrix: str) -> bool:
+        """Whether values are stored in pieces: not in memory."""
         return False
 
     def chunks(
@@ -286,6 +293,12 @@ class H5adSource:
             stored = self._file[_key(matrix)]
             return not _is_dense(stored) and stored.attrs.get("encoding-type") == "csc_matrix"
 
+    def is_in_pieces(self, matrix: str) -> bool:
+        """Whether values are stored in pieces, as compressed ones are."""
+        with _readable(self._path, _key(matrix)):
+            stored = self._file[_key(matrix)]
+            return (stored if _is_dense(stored) else stored["data"]).chunks is not None
+
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
@@ -300,7 +313,7 @@ class H5adSource:
             for first in range(begin, until, rows_per_chunk):
                 with _readable(self._path, _key(matrix)):
                     last = min(first + rows_per_chunk, until)
-                    chunk = to_csr(values[first - first_row : last - first_row])
+                    chunk = to_csr(values[first - first_row : last - first_row], own=True)
                 yield chunk
 
     def release(self) -> None:
@@ -330,14 +343,12 @@ class H5adSource:
 
     def _rows(self, matrix: str, start: int, stop: int) -> tuple[Any, int]:
         """Something to slice rows [start, stop) from, and which row its first one is."""
-        from anndata.io import sparse_dataset
-
         stored = self._file[_key(matrix)]
         if _is_dense(stored):
             return stored, 0
         if self.is_by_columns(matrix):
             return _rows_of_columns(stored, start, stop), start
-        return sparse_dataset(stored), 0
+        return _StoredRows(stored), 0
 
     def _table(self, key: str) -> "pd.DataFrame":
         import pandas as pd
@@ -355,13 +366,43 @@ class H5adSource:
             return read_elem(self._file[key])
 
 
-def to_csr(rows: Any) -> sparse.csr_matrix:  # noqa: ANN401 (any of AnnData's matrix types)
-    """Turn rows of any kind into float32 CSR: columns ascending, no duplicates, no zeros."""
+def to_csr(
+    rows: Any,  # noqa: ANN401 (any of AnnData's matrix types)
+    *,
+    own: bool = False,
+) -> sparse.csr_matrix:
+    """Turn rows of any kind into float32 CSR: columns ascending, no duplicates, no zeros.
+
+    Rows that nobody else holds (`own`) may be changed in place.
+    """
     dense_or_sparse: Any = rows if sparse.issparse(rows) else np.atleast_2d(np.asarray(rows))
-    matrix = sparse.csr_matrix(dense_or_sparse, dtype=np.float32, copy=True)
+    matrix = sparse.csr_matrix(dense_or_sparse, dtype=np.float32, copy=not own)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
+
+
+class _StoredRows:
+    """Rows of a CSR matrix in a file; those that are sliced are read, and nothing else but `indptr`."""
+
+    def __init__(self, stored: "h5py.Group") -> None:
+        self._data, self._genes = stored["data"], stored["indices"]
+        self._indptr = stored["indptr"][:]
+        self._n_genes = int(stored.attrs["shape"][1])
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        """(rows, genes), as stored."""
+        borders = self._indptr[rows.start : rows.stop + 1]
+        if (np.diff(borders) < 0).any():
+            message = "rows that end before they begin"
+            raise ValueError(message)
+        values = slice(int(borders[0]), int(borders[-1]))
+        genes = self._genes[values]
+        if len(genes) and (genes.min() < 0 or genes.max() >= self._n_genes):
+            message = f"a gene outside the {self._n_genes:,} of var"
+            raise ValueError(message)
+        shape = (len(borders) - 1, self._n_genes)
+        return sparse.csr_matrix((self._data[values], genes, borders - borders[0]), shape=shape)
 
 
 def _rows_of_columns(stored: "h5py.Group", start: int, stop: int) -> sparse.csr_matrix:

@@ -57,6 +57,20 @@ def test_every_matrix_is_read_in_chunks_however_it_is_stored(tmp_path, store, ki
         backed.file.close()
 
 
+@pytest.mark.parametrize("store", [sparse.csr_matrix, sparse.csc_matrix])
+def test_compressed_values_are_read(tmp_path, store):
+    adata = make_adata()
+    adata.X = store(COUNTS)
+    adata.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+    source = open_source(tmp_path / "cells.h5ad")
+    assert source.is_in_pieces("X")
+    assert np.array_equal(whole(source, "X", rows=2), COUNTS)
+    assert np.array_equal(whole(source, "X", rows=1_000), COUNTS)
+    some = sparse.vstack(list(source.chunks("X", 4, start=3, stop=18))).toarray()
+    assert np.array_equal(some, COUNTS[3:18])
+    source.close()
+
+
 def test_chunks_are_clean_float32_rows_in_order(tmp_path):
     untidy = sparse.csr_matrix(
         (np.array([1.0, 2, 0, 4]), np.array([2, 2, 0, 1]), np.array([0, 3, 4])), shape=(2, 3)
@@ -161,10 +175,31 @@ def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
     refuse(path, "no permission")
 
 
-def test_damage_inside_a_file_is_one_sentence(tmp_path):
-    path = write(make_adata(), tmp_path)
+def lose_genes(file):
+    del file["X/indices"]
+
+
+def name_a_gene_beyond_var(file):
+    file["X/indices"][10] = COUNTS.shape[1]
+
+
+def name_a_negative_gene(file):
+    file["X/indices"][10] = -1
+
+
+def end_a_row_before_it_begins(file):
+    file["X/indptr"][3] = file["X/indptr"][5] + 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lose_genes, name_a_gene_beyond_var, name_a_negative_gene, end_a_row_before_it_begins]
+)
+def test_damage_inside_a_file_is_one_sentence(tmp_path, damage):
+    adata = make_adata()
+    adata.X = sparse.csr_matrix(COUNTS)
+    path = write(adata, tmp_path)
     with h5py.File(path, "a") as file:
-        del file["X/indices"]
+        damage(file)
     source = open_source(path)
     assert isinstance(source, H5adSource)
     with pytest.raises(DataError, match=r"cells\.h5ad: 'X' cannot be read"):
