@@ -98,7 +98,7 @@ class Sizes:
         Of the panel.
     layers, hidden_size, heads, dropout
         Of the encoder.
-    skeleton_rank, skeleton_steps, skeleton_weight_decay
+    skeleton_rank, skeleton_states, skeleton_steps, skeleton_weight_decay
         Of the classical part.
     batch_size, max_steps, learning_rate, eval_steps
         Of training.
@@ -110,6 +110,7 @@ class Sizes:
     heads: int
     dropout: float
     skeleton_rank: int
+    skeleton_states: int
     skeleton_steps: int
     skeleton_weight_decay: float
     batch_size: int
@@ -132,19 +133,19 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
     is_gpu = device != "cpu"
     if n_cells < _FEW_CELLS:  # as in presets/pbmc68k.toml
         genes, layers, width, dropout = 256, 1, 48, 0.2
-        rank, alone, decay = 24, 0, 1.0
+        rank, states, alone, decay = 24, 0, 0, 1.0
         batch, steps, rate = 64, 600, 5e-4
-    elif not is_gpu:  # as in presets/base.toml
+    elif not is_gpu:  # as in presets/base.toml, but for the states
         genes, layers, width, dropout = 256, 2, 64, 0.1
-        rank, alone, decay = 48, 2000, 0.3
+        rank, states, alone, decay = 48, 64, 2000, 0.3
         batch, steps, rate = 32, 3000 if n_cells < _MANY_CELLS else 6000, 1e-3
     elif n_cells < _MANY_CELLS:
         genes, layers, width, dropout = 1024, 4, 256, 0.1
-        rank, alone, decay = 48, 2000, 0.3
+        rank, states, alone, decay = 48, 64, 2000, 0.3
         batch, steps, rate = 64, 10_000, 5e-4
     else:
         genes, layers, width, dropout = 2048, 6, 512, 0.1
-        rank, alone, decay = 64, 2000, 0.3
+        rank, states, alone, decay = 64, 64, 2000, 0.3
         batch, steps, rate = 128, 30_000, 3e-4
     return Sizes(
         genes=genes if n_genes > _NEARLY_ALL * genes else n_genes,
@@ -153,6 +154,7 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
         heads=width // 64 if width > 64 else 4,
         dropout=dropout,
         skeleton_rank=min(rank, n_genes),
+        skeleton_states=states,
         skeleton_steps=alone,
         skeleton_weight_decay=decay,
         batch_size=min(batch, _power_of_two(training // 4)),
@@ -273,6 +275,8 @@ def _model(sizes: Sizes, device: Device) -> Iterator[str]:
     yield _setting("dropout", sizes.dropout)
     yield _setting("skeleton", value=True, note="the classical answer, to which the encoder adds")
     yield _setting("skeleton_rank", sizes.skeleton_rank)
+    if sizes.skeleton_states:
+        yield _setting("skeleton_states", sizes.skeleton_states, "groups that no label names; 0: none")
     yield _setting(
         "cell_summary", value=True, note="for tfx embed: [CLS] begins with the components"
     )

@@ -66,6 +66,7 @@ def test_a_gpu_and_more_cells_get_a_larger_model():
     )
     assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
     assert cpu.genes < gpu.genes < many.genes
+    assert few.skeleton_states == 0 < cpu.skeleton_states
 
 
 def test_a_panel_of_nearly_all_genes_takes_all():
