@@ -84,8 +84,8 @@ COLUMNS = {
     "NN ratio": ("nn_ratio", 2), "copies": ("copies", 1), "logFC slope": ("fold_change_slope", 2),
     "markers": ("fold_change_overlap", 2), "TSTR F1": ("tstr_f1", 3),
 }  # fmt: skip
-
-
+#: Options that all figures of a folder share.
+SAME_IN_A_FOLDER = ("genes", "steps", "cells", "quick", "divisions", "batch_size", "scvi")
 #: Columns whose range over training seeds is told.
 RANGES = ("RF AUC", "MMD²", "within r", "slope", "coverage", "as asked", "TSTR F1")
 
@@ -229,11 +229,17 @@ def _show_ranges(models: dict[str, list[dict]]) -> None:
 
 
 @contextlib.contextmanager
-def working_folder(kept: Path | None) -> Iterator[None]:
-    """Work in a folder that is kept, or in one that is not."""
+def working_folder(kept: Path | None, asked: dict[str, object]) -> Iterator[None]:
+    """Work in a folder that is kept, for what it was made for alone, or in one that is not."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        told = folder / "asked.json"
+        if not told.exists():
+            told.write_text(json.dumps(asked), encoding="utf-8")
+        if (before := json.loads(told.read_text(encoding="utf-8"))) != asked:
+            message = f"{folder} holds figures of {before}, not of {asked}; give another --folder"
+            raise SystemExit(message)
         with contextlib.chdir(folder):
             yield
 
@@ -266,7 +272,8 @@ def main() -> None:
         files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
         jobs.append((Path(path).stem, FILE_KEYS | files, classes))
     results: dict[str, dict[str, list[dict]]] = {}
-    with working_folder(options.folder):
+    asked = {key: value for key, value in vars(options).items() if key in SAME_IN_A_FOLDER}
+    with working_folder(options.folder, asked):
         for seed in range(options.seeds):
             for name, keys, classes in jobs:
                 for model in options.only:

@@ -274,9 +274,8 @@ def _plan_parts(
         values = max(part_values, BY_COLUMNS_VALUES) if one.by_columns else part_values
         rows = max(one.n_cells * values // max(one.n_values, 1), 1)
         n_parts = -(-one.n_cells // rows)
-        chunk = _PIECES_CHUNK if one.in_pieces else _CHUNK
-        chunk = chunk if one.is_sparse else _DENSE_CHUNK
-        rows_at_once = int(np.clip(one.n_cells * chunk // max(one.n_values, 1), 64, 8_192))
+        rows_at_once = one.n_cells * _chunk_values(one) // max(one.n_values, 1)
+        rows_at_once = int(np.clip(rows_at_once, 64, 8_192))
         borders = [one.n_cells * number // n_parts for number in range(n_parts + 1)]
         planned.append(
             [
@@ -288,6 +287,12 @@ def _plan_parts(
             ]
         )  # fmt: skip
     return planned
+
+
+def _chunk_values(one: StoreInput) -> int:
+    if not one.is_sparse:
+        return _DENSE_CHUNK
+    return _PIECES_CHUNK if one.in_pieces else _CHUNK
 
 
 def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:

@@ -387,7 +387,8 @@ class _StoredRows:
 
     def __init__(self, stored: "h5py.Group") -> None:
         self._data, self._genes = stored["data"], stored["indices"]
-        self._indptr = stored["indptr"][:]
+        # Unsigned numbers would hide a row that ends before it begins.
+        self._indptr = stored["indptr"][:].astype(np.int64, copy=False)
         self._n_genes = int(stored.attrs["shape"][1])
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
