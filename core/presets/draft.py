@@ -276,7 +276,9 @@ def _model(sizes: Sizes, device: Device) -> Iterator[str]:
     yield _setting("skeleton", value=True, note="the classical answer, to which the encoder adds")
     yield _setting("skeleton_rank", sizes.skeleton_rank)
     if sizes.skeleton_states:
-        yield _setting("skeleton_states", sizes.skeleton_states, "groups that no label names; 0: none")
+        yield _setting(
+            "skeleton_states", sizes.skeleton_states, "groups that no label names; 0: none"
+        )
     yield _setting(
         "cell_summary", value=True, note="for tfx embed: [CLS] begins with the components"
     )
