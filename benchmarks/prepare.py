@@ -14,6 +14,7 @@ the same limit.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -131,12 +132,9 @@ def write_by_anndata(shard: Path, n_files: int, folder: Path, compression: str) 
     scratch.mkdir()
     script = Path(__file__).with_name("write_shards.py")
     n_files = min(n_files, BASELINE_SHARDS)
-    group = ControlGroup()
-    try:
-        command = [sys.executable, str(script), str(shard), str(scratch), str(n_files), compression]
+    command = [sys.executable, str(script), str(shard), str(scratch), str(n_files), compression]
+    with contextlib.closing(ControlGroup()) as group:
         used = watch(command, group, scratch)
-    finally:
-        group.close()
     shutil.rmtree(scratch)
     return n_files * SHARD_CELLS / json.loads(used["output"])["seconds"]
 
@@ -150,7 +148,6 @@ def stream(store: Path, group: ControlGroup, folder: Path) -> dict:
 
 def measure(n_cells: int, files: list[Path], folder: Path, workers: str | None) -> dict:
     """Prepare `n_cells` under the limit, and verify what came out."""
-    group = ControlGroup()
     scratch = folder / "work"
     scratch.mkdir()
     store = scratch / "store"
@@ -158,20 +155,15 @@ def measure(n_cells: int, files: list[Path], folder: Path, workers: str | None) 
     command = [*tfx, "-q", "prepare", *map(str, files), "-o", str(store), "--json"]
     if workers:
         command += ["--workers", workers]
-    try:
+    with contextlib.closing(ControlGroup()) as group:
         used = watch(command, group, scratch)
         limit = group.describe()
-    finally:
-        group.close()
     made = json.loads(used.pop("output"))
     assert made["cells"] == n_cells, made["cells"]
     size = sum(path.stat().st_size for path in store.iterdir())
     subprocess.run([*tfx, "-q", "prepare", str(store), "--verify"], check=True, stdout=sys.stderr)
-    group = ControlGroup()
-    try:
+    with contextlib.closing(ControlGroup()) as group:
         streamed = stream(store, group, scratch)
-    finally:
-        group.close()
     shutil.rmtree(scratch)
     return {
         "cells": n_cells,

@@ -74,8 +74,8 @@ PART_VALUES = 2**23
 #: Fewer stored values than this are done before a second process has started.
 ALONE_VALUES = 2**26
 #: Values of the chunks that are read at once. Few stay in the processor's cache, and their memory is
-#: used again: half the time. Where zeros are stored most of them go at once; pieces that begin in
-#: one chunk and end in another are decompressed twice.
+#: used again. Where zeros are stored most of them go at once; pieces that begin in one chunk and end
+#: in another are decompressed twice.
 _CHUNK = 2**18
 _DENSE_CHUNK = 2**24
 _PIECES_CHUNK = 2**21
