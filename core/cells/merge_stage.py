@@ -6,8 +6,8 @@ bucket that is done leaves a note, which also holds its counts too large for the
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +18,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.cells.random_order import BUCKETS
-from core.cells.shard_stage import take_rows
+from core.cells.shard_stage import in_order, rows_of
 from core.cells.store import LARGE_COUNT
 from core.cells.store_parts import Part, write_part
 from core.errors import MachineError
 
 __all__ = ["BucketTask", "MergePlan", "PartRecord", "large_counts", "new_array", "write_bucket"]
 
+#: Parts that the disk is asked for together.
+_PARTS_AHEAD = 64
 #: macOS has no fdatasync.
 _flush = getattr(os, "fdatasync", os.fsync)
 
@@ -140,7 +142,8 @@ def write_bucket(task: BucketTask) -> None:
     if plan.counts:
         at = np.flatnonzero(values >= LARGE_COUNT)
         large = {"at": at + task.first_value, "counts": values[at].astype(np.uint32)}
-        values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
+        if values.dtype != np.uint16:
+            values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
     of_cell = cells["first_cells"] + cells["rows"]
     stretches: dict[str, tuple[int, NDArray[Any]]] = {
         "genes": (task.first_value, genes),
@@ -180,42 +183,73 @@ def _plan(path: Path) -> MergePlan:
     return MergePlan.read(path)
 
 
+@dataclass
+class _Found:
+    """Cells of a bucket as the parts give them.
+
+    Attributes
+    ----------
+    columns
+        What there is one of for each cell; pieces of arrays.
+    genes, values
+        One array for each cell.
+    """
+
+    columns: dict[str, list[NDArray[Any]]]
+    genes: list[NDArray[Any]]
+    values: list[NDArray[Any]]
+
+
 def _gather(
     plan: MergePlan, number: int
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]:
     """Cells of a bucket in the order of their keys, their genes, and their values."""
-    step = BUCKETS // plan.n_buckets
-    columns: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("keys", "rows", "lengths", "totals", "sources", "first_cells")
-    }
-    genes, values = [], []
-    for record in plan.parts:
-        with Part(Path(record.path)) as part:
-            borders = part.read("cell_fences", number * step, (number + 1) * step + 1)
+    names = ("keys", "rows", "lengths", "totals", "sources", "first_cells")
+    found = _Found({name: [] for name in names}, [], [])
+    for first in range(0, len(plan.parts), _PARTS_AHEAD):
+        _gather_from(plan.parts[first : first + _PARTS_AHEAD], plan.n_buckets, number, found)
+    if not found.genes:
+        nothing = {name: np.empty(0, np.int64) for name in names}
+        return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
+    cells = {name: np.concatenate(pieces) for name, pieces in found.columns.items()}
+    order = np.lexsort((cells["rows"], cells["sources"], cells["keys"]))
+    return (
+        {name: column[order] for name, column in cells.items()},
+        in_order(found.genes, order),
+        in_order(found.values, order),
+    )
+
+
+def _gather_from(records: Sequence[PartRecord], n_buckets: int, number: int, found: _Found) -> None:
+    """Read a bucket's cells from some parts, all of which the disk fetches at once."""
+    step = BUCKETS // n_buckets
+    fences = (number * step, (number + 1) * step + 1)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(Part(Path(record.path))) for record in records]
+        for part in parts:
+            borders = part.read("value_fences", *fences)
+            for name in ("genes", "values"):
+                part.read_ahead(name, int(borders[0]), int(borders[-1]))
+        for record, part in zip(records, parts, strict=True):
+            borders = part.read("cell_fences", *fences)
             first, last = int(borders[0]), int(borders[-1])
             if first == last:
                 continue
             starts = part.read("starts", first, last + 1)
-            columns["keys"].append(part.read("keys", first, last))
-            columns["rows"].append(part.read("rows", first, last))
-            columns["lengths"].append(np.diff(starts))
-            columns["totals"].append(part.read("totals", first, last) * record.log_scale)
-            columns["sources"].append(np.full(last - first, record.source, dtype=np.int64))
-            columns["first_cells"].append(np.full(last - first, record.first_cell, dtype=np.int64))
-            genes.append(part.read("genes", int(starts[0]), int(starts[-1])))
-            expression = part.read("values", int(starts[0]), int(starts[-1]))
-            values.append(_rescale(expression, record.log_scale))
-    if not genes:
-        nothing = {name: np.empty(0, np.int64) for name in columns}
-        return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
-    cells = {name: np.concatenate(parts) for name, parts in columns.items()}
-    order = np.lexsort((cells["rows"], cells["sources"], cells["keys"]))
-    starts = np.concatenate(([0], np.cumsum(cells["lengths"])))
-    return (
-        {name: column[order] for name, column in cells.items()},
-        take_rows(np.concatenate(genes), starts, order),
-        take_rows(np.concatenate(values), starts, order),
-    )
+            of_cells = {
+                "keys": part.read("keys", first, last),
+                "rows": part.read("rows", first, last),
+                "lengths": np.diff(starts),
+                "totals": part.read("totals", first, last) * record.log_scale,
+                "sources": np.full(last - first, record.source, dtype=np.int64),
+                "first_cells": np.full(last - first, record.first_cell, dtype=np.int64),
+            }
+            for name, column in of_cells.items():
+                found.columns[name].append(column)
+            stretch = int(starts[0]), int(starts[-1])
+            found.genes += rows_of(part.read("genes", *stretch), starts - starts[0])
+            values = _rescale(part.read("values", *stretch), record.log_scale)
+            found.values += rows_of(values, starts - starts[0])
 
 
 def _rescale(values: NDArray[Any], scale: float) -> NDArray[Any]:

@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
-from core.cells.checks import preflight, refuse_failures
+from core.cells.checks import preflight_with_files, refuse_failures
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
 from core.cells.gene_moments import GenePass, SumsT
-from core.cells.inputs import StoreInput, common_value_kind, look_at_inputs, store_key
+from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
 from core.cells.manifest import MANIFEST_NAME
 from core.cells.matrix_state import constant_sum
 from core.cells.merge_stage import (
@@ -198,8 +198,7 @@ class _Preparation:
 def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
     """Fill the folder's store; return its report."""
     data = job.data
-    warnings = _check_first(job)
-    inputs = look_at_inputs(data, job.on_progress)
+    inputs, warnings = _check_first(job)
     value_kind = common_value_kind(inputs)
     resolve_method(data.hvg, value_kind)
     names = [one.name for one in inputs]
@@ -212,7 +211,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     tasks = [task for tasks in of_inputs for task in tasks]
     _refuse_full_disk(job.folder, inputs, value_kind, tasks)
     if workers is None:
-        large = sum(one.n_values for one in inputs) > ALONE_VALUES
+        large = sum(one.stored.n_values for one in inputs) > ALONE_VALUES
         workers = default_workers() if large else 1
     with open_runner(workers=min(workers, len(tasks)), dask=dask, shared=job.folder.root) as runner:
         try:
@@ -245,25 +244,26 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     return report
 
 
-def _check_first(job: _Preparation) -> list[str]:
-    """Refuse what tables and first cells tell; return what the user should know of."""
-    if all(file.startswith(BUILTIN_PREFIX) for file in job.data.files):
-        return []
-    report = preflight(job.data, on_progress=job.on_progress)
+def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
+    """Refuse what tables and first cells tell; return the files, and what the user should know of."""
+    files, report = preflight_with_files(job.data, on_progress=job.on_progress)
     # Room on the disk is counted below, where pieces of an earlier attempt count for it.
     report = report.without("cost")
     refuse_failures(report)
-    warnings = [row.sentence for row in report.of_level("warn")]
+    warnings: list[str] = []
+    if not all(one.name.startswith(BUILTIN_PREFIX) for one in files):
+        warnings = [row.sentence for row in report.of_level("warn")]
     for warning in warnings:
         logger.warning("%s", warning)
-    return warnings
+    cells_before = itertools.accumulate((one.n_cells for one in files), initial=0)
+    return [one.as_input(first) for one, first in zip(files, cells_before, strict=False)], warnings
 
 
 def _plan_parts(
     job: _Preparation, inputs: Sequence[StoreInput], join: GeneJoin
 ) -> list[list[ShardTask]]:
     """Cut each source into ranges of rows."""
-    part_values = max(PART_VALUES, sum(one.n_values for one in inputs) // BUCKETS)
+    part_values = max(PART_VALUES, sum(one.stored.n_values for one in inputs) // BUCKETS)
     planned = []
     for one, columns in zip(inputs, join.columns, strict=True):
         digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
@@ -271,10 +271,11 @@ def _plan_parts(
         if not path.exists():
             write_array(job.folder.parts, digest, columns)
         # To read some rows of a matrix stored by columns is to read it all: few large ranges.
-        values = max(part_values, BY_COLUMNS_VALUES) if one.by_columns else part_values
-        rows = max(one.n_cells * values // max(one.n_values, 1), 1)
+        values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
+        rows = max(one.n_cells * values // max(one.stored.n_values, 1), 1)
         n_parts = -(-one.n_cells // rows)
-        rows_at_once = one.n_cells * _chunk_values(one) // max(one.n_values, 1)
+        chunk_values = _chunk_values(one.stored)
+        rows_at_once = one.n_cells * chunk_values // max(one.stored.n_values, 1)
         rows_at_once = int(np.clip(rows_at_once, 64, 8_192))
         borders = [one.n_cells * number // n_parts for number in range(n_parts + 1)]
         planned.append(
@@ -289,10 +290,10 @@ def _plan_parts(
     return planned
 
 
-def _chunk_values(one: StoreInput) -> int:
-    if not one.is_sparse:
+def _chunk_values(stored: StoredMatrix) -> int:
+    if not stored.is_sparse:
         return _DENSE_CHUNK
-    return _PIECES_CHUNK if one.in_pieces else _CHUNK
+    return _PIECES_CHUNK if stored.in_pieces else _CHUNK
 
 
 def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:
@@ -532,7 +533,7 @@ def _refuse_full_disk(
 ) -> None:
     """Say before the first cell is read that there is no room for parts and store together."""
     value_bytes = 4 if value_kind == "counts" else 6
-    known = sum(one.n_values for one in inputs if one.is_sparse)
+    known = sum(one.stored.n_values for one in inputs if one.stored.is_sparse)
     needed = 2 * known * value_bytes
     there = sum(task.path.stat().st_size for task in tasks if task.path.exists())
     free = shutil.disk_usage(folder.root).free

@@ -5,7 +5,9 @@ process, on any machine that sees the folder, and what is written already is not
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +23,15 @@ from core.cells.store import gene_index_type
 from core.cells.store_parts import Part, write_part
 from core.errors import MachineError
 
-__all__ = ["PartSummary", "ShardTask", "close_source", "summarise_part", "take_rows", "write_shard"]
+__all__ = [
+    "PartSummary",
+    "ShardTask",
+    "close_source",
+    "in_order",
+    "rows_of",
+    "summarise_part",
+    "write_shard",
+]
 
 T = TypeVar("T", bound=np.generic)
 
@@ -125,26 +135,21 @@ def write_shard(task: ShardTask) -> None:
         totals[cells] = row_sums(chunk, expression)
         taken = _take_columns(chunk, columns, task.n_genes)
         lengths[cells] = np.diff(taken.indptr)
-        genes.append(taken.indices.astype(gene_index_type(task.n_genes)))
-        values.append(_narrow(taken.data, task.choice.state))
+        genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)
+        values += rows_of(_narrow(taken.data, task.choice.state), taken.indptr)
     keys = cell_keys(task.seed, task.source, task.start, task.stop)
     order = np.argsort(keys, kind="stable")
-    widest = np.result_type(*values)
-    gene_type = gene_index_type(task.n_genes)
-    starts = np.concatenate(([0], np.cumsum(lengths)))
     of_cells = fences(keys[order])
-    ordered_starts = np.concatenate(([0], np.cumsum(lengths[order])))
+    starts = np.concatenate(([0], np.cumsum(lengths[order])))
     arrays = {
         "cell_fences": of_cells,
-        "value_fences": ordered_starts[of_cells],
+        "value_fences": starts[of_cells],
         "keys": keys[order],
         "rows": order + task.start,
-        "starts": ordered_starts,
+        "starts": starts,
         "totals": totals[order],
-        "genes": take_rows(np.concatenate(genes), starts, order).astype(gene_type, copy=False),
-        "values": take_rows(
-            np.concatenate([part.astype(widest, copy=False) for part in values]), starts, order
-        ),
+        "genes": in_order(genes, order),
+        "values": in_order(values, order),
     }
     try:
         write_part(task.path, arrays)
@@ -168,14 +173,16 @@ def summarise_part(path: Path) -> PartSummary:
         )
 
 
-def take_rows(
-    values: NDArray[T], starts: NDArray[np.int64], order: NDArray[np.int64]
-) -> NDArray[T]:
-    """Values of ragged rows in another order: row i is ``values[starts[i]:starts[i + 1]]``."""
-    # One slice per row: a gather by flat indices takes ten times as long.
-    first, last = starts[order].tolist(), starts[order + 1].tolist()
-    rows = [values[start:stop] for start, stop in zip(first, last, strict=True)]
-    return np.concatenate(rows) if rows else values[:0]
+def rows_of(values: NDArray[T], starts: NDArray[np.integer[Any]]) -> list[NDArray[T]]:
+    """Ragged rows, as views: row i is ``values[starts[i]:starts[i + 1]]``."""
+    borders = starts.tolist()
+    return [values[start:stop] for start, stop in itertools.pairwise(borders)]
+
+
+def in_order(rows: Sequence[NDArray[T]], order: NDArray[np.int64]) -> NDArray[T]:
+    """Join ragged rows, at least one, in another order; types are widened to the widest."""
+    # Row by row: a gather by flat indices takes ten times as long.
+    return np.concatenate([rows[number] for number in order.tolist()])
 
 
 def close_source() -> None:
@@ -202,6 +209,8 @@ def _take_columns(
     chunk: sparse.csr_matrix, columns: NDArray[np.int32], n_genes: int
 ) -> sparse.csr_matrix:
     """Give a chunk the store's columns, ascending within each cell."""
+    if len(columns) == n_genes and np.array_equal(columns, np.arange(n_genes)):
+        return chunk
     new = columns[chunk.indices]
     data, indptr = chunk.data, chunk.indptr
     kept = new >= 0

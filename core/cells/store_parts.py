@@ -20,6 +20,8 @@ __all__ = ["Part", "write_part"]
 
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
+#: macOS and Windows have none.
+_advise = getattr(os, "posix_fadvise", None)
 
 
 def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -107,6 +109,15 @@ class Part:
                 raise MachineError(self._damage())
             done += got
         return values
+
+    def read_ahead(self, name: str, start: int, stop: int) -> None:
+        """Ask the system to fetch entries [start, stop) of an array, where it can be asked."""
+        if _advise is not None:
+            dtype, _, at = self._places[name]
+            length = (stop - start) * dtype.itemsize
+            _advise(
+                self._file.fileno(), at + start * dtype.itemsize, length, os.POSIX_FADV_WILLNEED
+            )
 
     def _damage(self) -> str:
         return f"{self._path}: a damaged piece of an unfinished store; delete it and prepare again"

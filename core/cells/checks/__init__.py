@@ -1,7 +1,7 @@
 """Checks of cells before compute is spent: `tfx check`, and what prepare and train ask first."""
 
 from core.cells.checks.model_genes import read_model_genes
-from core.cells.checks.preflight import check_data, preflight
+from core.cells.checks.preflight import check_data, preflight, preflight_with_files
 from core.cells.checks.report import (
     FAMILIES,
     CheckReport,
@@ -23,6 +23,7 @@ __all__ = [
     "check_data",
     "fault_row",
     "preflight",
+    "preflight_with_files",
     "read_model_genes",
     "refuse_failures",
 ]

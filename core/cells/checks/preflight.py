@@ -27,7 +27,7 @@ from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ignore_progress
 
-__all__ = ["check_data", "preflight"]
+__all__ = ["check_data", "preflight", "preflight_with_files"]
 
 #: Where stores without a path of their own lie.
 _STORES = Path("stores")
@@ -51,6 +51,14 @@ def preflight(data: DataSettings, *, on_progress: Listener = ignore_progress) ->
         A file is listed twice, or there is no such built-in dataset.
     """
     return check_data(data, depth="tables", on_progress=on_progress)
+
+
+def preflight_with_files(
+    data: DataSettings, *, on_progress: Listener = ignore_progress
+) -> tuple[list[FileSummary], CheckReport]:
+    """Check as `preflight` does; also return what was read of each file."""
+    files, faults = survey_files(data, "tables", on_progress)
+    return files, _report(files, faults, data, "tables", None, Path(data.store or _STORES))
 
 
 def check_data(
@@ -83,7 +91,19 @@ def check_data(
         A file is listed twice, or there is no such built-in dataset.
     """
     destination = destination or Path(data.store or _STORES)
-    files, rows = survey_files(data, depth, on_progress)
+    files, faults = survey_files(data, depth, on_progress)
+    return _report(files, faults, data, depth, model_genes, destination)
+
+
+def _report(
+    files: Sequence[FileSummary],
+    list_faults: Sequence[CheckRow],
+    data: DataSettings,
+    depth: Depth,
+    model_genes: GenePanel | None,
+    destination: Path,
+) -> CheckReport:
+    rows = list(list_faults)
     for one in files:
         rows += one.faults
     readable = [one for one in files if one.is_readable]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from core.cells.checks.report import CheckRow
 from core.cells.genes import GeneTable
-from core.cells.inputs import Role
+from core.cells.inputs import Role, StoredMatrix, StoreInput
 from core.cells.matrix_state import Inspection, MatrixChoice
 from core.cells.phenotypes import Labels
 
@@ -66,14 +66,16 @@ class FileSummary:
         Labels of ``data.split.by``; None without such a column.
     batches
         Names of batch columns that the file has -> labels.
-    choice, others
-        The matrix taken (None: none is fit), and what the other matrices hold.
-    stored_values
-        Of the matrix taken, zeros of a dense one included.
+    choice, stored, others
+        The matrix taken, how it is stored (None: none is fit), and what the other matrices hold.
     table
         Its genes; None if they cannot be named.
     n_versioned
         Gene ids that carried an Ensembl version.
+    truth
+        Known truth of simulated cells, a JSON string.
+    fingerprint
+        State of the file when it was read; "" if it cannot be.
     expression
         None where no value has been read.
     """
@@ -88,15 +90,22 @@ class FileSummary:
     batches: Mapping[str, Labels] = field(default_factory=dict)
     choice: MatrixChoice | None = None
     others: Mapping[str, Inspection] = field(default_factory=dict)
-    stored_values: int = 0
+    stored: StoredMatrix | None = None
     table: GeneTable | None = None
     n_versioned: int = 0
+    truth: str | None = None
+    fingerprint: str = ""
     expression: Expression | None = None
 
     @property
     def is_readable(self) -> bool:
         """Whether its tables could be read."""
         return self.n_cells > 0
+
+    @property
+    def stored_values(self) -> int:
+        """Of the matrix taken, zeros of a dense one included."""
+        return 0 if self.stored is None else self.stored.n_values
 
     @property
     def columns(self) -> list[str]:
@@ -107,3 +116,21 @@ class FileSummary:
     def is_complete(self) -> bool:
         """Whether every cell has been read."""
         return self.expression is not None and len(self.expression.rows) == self.n_cells
+
+    def as_input(self, first_cell: int) -> StoreInput:
+        """Of a file without faults, what a store is made of; its first cell among those of all."""
+        assert self.choice is not None, f"{self.name} has faults"
+        assert self.stored is not None, f"{self.name} has faults"
+        assert self.table is not None, f"{self.name} has faults"
+        return StoreInput(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            role=self.role,
+            n_cells=self.n_cells,
+            first_cell=first_cell,
+            obs=self.obs,
+            choice=self.choice,
+            stored=self.stored,
+            table=self.table,
+            truth=self.truth,
+        )

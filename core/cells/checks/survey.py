@@ -16,7 +16,7 @@ from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.checks.summary import Expression, FileSummary
 from core.cells.file_patterns import BUILTIN_PREFIX, expand_files, refuse_overlap
 from core.cells.genes import choose_gene_ids
-from core.cells.inputs import Role
+from core.cells.inputs import Role, StoredMatrix
 from core.cells.matrix_state import (
     Inspection,
     MatrixChoice,
@@ -27,7 +27,7 @@ from core.cells.matrix_state import (
     row_sums,
 )
 from core.cells.phenotypes import Labels, PhenotypeColumn, read_labels, requested_phenotypes
-from core.cells.reading import CellSource, open_source
+from core.cells.reading import CellSource, fingerprint, open_source
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent
@@ -142,7 +142,13 @@ def _look(
         try:
             matrices = source.matrices()
             _refuse_empty(source, matrices)
-            summary = FileSummary(name, role, n_cells=source.n_cells)
+            summary = FileSummary(
+                name,
+                role,
+                n_cells=source.n_cells,
+                truth=source.truth,
+                fingerprint=fingerprint(name),
+            )
             summary = _read_labels(summary, source, data)
         except DataError as error:
             return _with_fault(unreadable, "files", "readable", error)
@@ -151,8 +157,8 @@ def _look(
         except DataError as error:
             summary = _with_fault(summary, "matrix", "values", error)
         else:
-            stored = source.stored_values(choice.matrix)
-            summary = dataclasses.replace(summary, choice=choice, stored_values=stored)
+            stored = StoredMatrix.of(source, choice.matrix)
+            summary = dataclasses.replace(summary, choice=choice, stored=stored)
         if not matrices:
             return summary
         # Genes are looked at even where no matrix is fit: both faults are told at once.
