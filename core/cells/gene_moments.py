@@ -62,6 +62,12 @@ class GeneMoments:
             self.n_cells + other.n_cells, self.sums + other.sums, self.squares + other.squares
         )
 
+    def __sub__(self, other: "GeneMoments") -> "GeneMoments":
+        """Leave some of the cells out; exact where values are whole numbers."""
+        return GeneMoments(
+            self.n_cells - other.n_cells, self.sums - other.sums, self.squares - other.squares
+        )
+
     @property
     def means(self) -> FloatArray:
         """(genes,), mean over all cells, zeros included."""

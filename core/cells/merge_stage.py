@@ -1,7 +1,8 @@
 """Second stage of preparing: one range of keys from all parts, written where it stands in the store.
 
 Buckets are written in any order and by any process: each has a stretch of every array to itself. A
-bucket that is done leaves a note, which also holds its counts too large for the array.
+bucket that is done leaves a note, which also holds its counts too large for the array and the sums of
+its training cells, from which genes are ranked.
 """
 
 import json
@@ -9,7 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,22 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from core.cells.gene_moments import GeneMoments, moments
 from core.cells.random_order import BUCKETS
 from core.cells.shard_stage import in_order, rows_of
-from core.cells.store import LARGE_COUNT
+from core.cells.store import LARGE_COUNT, SPLITS
 from core.cells.store_parts import Part, write_part
 from core.errors import MachineError
 
-__all__ = ["BucketTask", "MergePlan", "PartRecord", "large_counts", "new_array", "write_bucket"]
+__all__ = [
+    "BucketTask",
+    "MergePlan",
+    "PartRecord",
+    "large_counts",
+    "new_array",
+    "sums_of_training_cells",
+    "write_bucket",
+]
 
 #: Parts that the disk is asked for together.
 _PARTS_AHEAD = 64
@@ -68,6 +79,8 @@ class MergePlan:
         Whether values are counts.
     n_buckets
         A divisor of `BUCKETS`.
+    sum_genes
+        Number of genes, if the counts of training cells are summed on the way; else 0.
     parts
         In the order of the sources.
     """
@@ -76,6 +89,7 @@ class MergePlan:
     labels: str
     counts: bool
     n_buckets: int
+    sum_genes: int
     parts: tuple[PartRecord, ...]
 
     def write(self, path: Path) -> None:
@@ -135,16 +149,25 @@ def write_bucket(task: BucketTask) -> None:
     folder = Path(plan.folder)
     n_cells = len(cells["keys"])
     ends = task.first_value + np.cumsum(cells["lengths"])
-    large: dict[str, NDArray[Any]] = {
+    note: dict[str, NDArray[Any]] = {
         "at": np.empty(0, np.int64),
         "counts": np.empty(0, np.uint32),
     }
+    of_cell = cells["first_cells"] + cells["rows"]
+    labels = {
+        path.stem: np.load(path, mmap_mode="r", allow_pickle=False)[of_cell]
+        for path in sorted(Path(plan.labels).glob("*.npy"))
+    }
+    if plan.sum_genes:
+        sums = _sum_training_cells(
+            cells["lengths"], labels["splits"], genes, values, plan.sum_genes
+        )
+        note |= {"n_cells": np.array([sums.n_cells]), "sums": sums.sums, "squares": sums.squares}
     if plan.counts:
         at = np.flatnonzero(values >= LARGE_COUNT)
-        large = {"at": at + task.first_value, "counts": values[at].astype(np.uint32)}
+        note |= {"at": at + task.first_value, "counts": values[at].astype(np.uint32)}
         if values.dtype != np.uint16:
             values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
-    of_cell = cells["first_cells"] + cells["rows"]
     stretches: dict[str, tuple[int, NDArray[Any]]] = {
         "genes": (task.first_value, genes),
         "values": (task.first_value, values),
@@ -152,14 +175,12 @@ def write_bucket(task: BucketTask) -> None:
         "totals": (task.first_cell, cells["totals"].astype(np.float32)),
         "origins": (task.first_cell, np.column_stack((cells["sources"], cells["rows"]))),
     }
-    for path in sorted(Path(plan.labels).glob("*.npy")):
-        labels = np.load(path, mmap_mode="r", allow_pickle=False)
-        stretches[path.stem] = (task.first_cell, np.asarray(labels[of_cell]))
+    stretches |= {name: (task.first_cell, column) for name, column in labels.items()}
     try:
         if n_cells:
             for name, (first, stretch) in stretches.items():
                 _write_stretch(folder / f"{name}.npy", first, stretch)
-        write_part(task.note, large)
+        write_part(task.note, note)
     except OSError as error:
         message = (
             f"{folder}: the store cannot be written ({error.strerror or error}); free some space "
@@ -176,6 +197,37 @@ def large_counts(notes: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint3
             at.append(part.read("at"))
             counts.append(part.read("counts"))
     return np.concatenate(at), np.concatenate(counts)
+
+
+def sums_of_training_cells(notes: list[Path]) -> GeneMoments:
+    """Merge the sums of training cells, from the notes of a plan that asked for them."""
+    return reduce(add, map(_read_sums, notes))
+
+
+def _read_sums(note: Path) -> GeneMoments:
+    with Part(note) as part:
+        return GeneMoments(int(part.read("n_cells")[0]), part.read("sums"), part.read("squares"))
+
+
+def _sum_training_cells(
+    lengths: NDArray[np.int64],
+    splits: NDArray[np.int8],
+    genes: NDArray[Any],
+    values: NDArray[Any],
+    n_genes: int,
+) -> GeneMoments:
+    """Sum all cells, and take the few of other splits off again."""
+    sums = moments(genes, values, n_genes, len(lengths))
+    others = np.flatnonzero(splits != SPLITS.index("train"))
+    if not len(others):
+        return sums
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    return sums - moments(
+        in_order(rows_of(genes, starts), others),
+        in_order(rows_of(values, starts), others),
+        n_genes,
+        len(others),
+    )
 
 
 @lru_cache(maxsize=1)

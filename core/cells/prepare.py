@@ -32,7 +32,7 @@ from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks import preflight_with_files, refuse_failures
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
-from core.cells.gene_moments import GenePass, SumsT
+from core.cells.gene_moments import GeneMoments, GenePass, MomentsPass
 from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
 from core.cells.manifest import MANIFEST_NAME
 from core.cells.matrix_state import constant_sum
@@ -42,6 +42,7 @@ from core.cells.merge_stage import (
     PartRecord,
     large_counts,
     new_array,
+    sums_of_training_cells,
     write_bucket,
 )
 from core.cells.preparation_folder import (
@@ -224,14 +225,16 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         notices += scale_notices
         report = describe_store(inputs, join, labels, [depth.n_empty for depth in depths])
         _write_labels(job.folder, labels)
-        n_values = _write_store(job, runner, inputs, of_inputs, scales, len(join.panel), value_kind)
+        n_values, sums = _write_store(
+            job, runner, inputs, of_inputs, scales, len(join.panel), value_kind
+        )
         truth, truth_notices = joint_truth(inputs)
         notices += truth_notices
         # The ranking reads the store it belongs to: first written in the order of the files.
         write_array(job.folder.store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
         manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
         write_manifest(job.folder.store, manifest, truth)
-        ranking = _rank(job, runner, Store.open(job.folder.store))
+        ranking = _rank(job, runner, Store.open(job.folder.store), sums)
         write_array(job.folder.store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
     report |= {
@@ -392,8 +395,8 @@ def _write_store(
     scales: Sequence[float],
     n_genes: int,
     value_kind: str,
-) -> int:
-    """Run the second stage; return the number of stored values."""
+) -> tuple[int, GeneMoments | None]:
+    """Run the second stage; return the number of stored values, and sums of the training cells."""
     cells_before = np.zeros(BUCKETS + 1, dtype=np.int64)
     values_before = np.zeros(BUCKETS + 1, dtype=np.int64)
     records = []
@@ -419,6 +422,7 @@ def _write_store(
         labels=str(labels),
         counts=value_kind == "counts",
         n_buckets=n_buckets,
+        sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
     )
     digest = hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:16]
@@ -444,10 +448,11 @@ def _write_store(
     for number, _ in runner.run(write_bucket, buckets):
         done += int(cells_before[(number + 1) * step] - cells_before[number * step])
         job.on_progress(ProgressEvent("writing cells", done, n_cells))
-    large_at, large_values = large_counts([bucket.note for bucket in buckets])
+    written = [bucket.note for bucket in buckets]
+    large_at, large_values = large_counts(written)
     write_array(job.folder.store, "large_at", large_at)
     write_array(job.folder.store, "large_values", large_values)
-    return n_values
+    return n_values, sums_of_training_cells(written) if plan.sum_genes else None
 
 
 def _make_arrays(
@@ -486,17 +491,22 @@ def _sum_chunk(task: _RankingTask) -> Any:  # noqa: ANN401 (the sums of the pass
     return task.one_pass.sum_chunk(store.read_stored(rows), store.value_kind, len(store.genes))
 
 
-def _rank(job: _Preparation, runner: TaskRunner, store: Store) -> GeneRanking:
+def _rank(
+    job: _Preparation, runner: TaskRunner, store: Store, known: GeneMoments | None
+) -> GeneRanking:
+    """Rank the genes; sums of counts that are known already need no pass."""
     n_cells = len(store.rows("train"))
     at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
 
-    def sum_over_cells(one_pass: GenePass[SumsT]) -> SumsT:
+    def sum_over_cells(one_pass: GenePass[Any]) -> Any:  # noqa: ANN401 (the sums of the pass)
+        if known is not None and one_pass == MomentsPass("stored"):
+            return known
         tasks = [
             _RankingTask(store.path, one_pass, first, min(first + at_once, n_cells))
             for first in range(0, n_cells, at_once)
         ]
         job.on_progress(ProgressEvent("ranking genes", 0, n_cells))
-        merged: SumsT | None = None
+        merged: Any = None
         for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
             merged = sums if merged is None else merged + sums
             job.on_progress(ProgressEvent("ranking genes", task.last, n_cells))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import anndata
@@ -16,9 +17,11 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from scipy import sparse
 
 from core.cells import prepare
+from core.cells.merge_stage import sums_of_training_cells
 from core.cells.prepare import prepare_store
 from core.cells.store import Store
 from core.cells.store_checksums import verify_store
@@ -76,6 +79,36 @@ def test_cells_of_all_files_are_mixed(tmp_path):
         of_files = np.bincount(store.origins[first : first + 60, 0], minlength=3)
         assert (np.abs(of_files - 20) < 6 * np.sqrt(60 * 2 / 9)).all()
     assert (np.diff(store.origins[store.origins[:, 0] == 0, 1]) < 0).mean() > 0.3
+
+
+def test_genes_are_ranked_over_the_training_cells_of_all_pieces(tmp_path, monkeypatch):
+    files = write_shards(tmp_path)
+    spoil(files[0], 65_535, row=5)
+    spoil(files[1], 1_000_000)
+    merged = []
+
+    def keep(notes):
+        merged.append(sums_of_training_cells(notes))
+        assert len(notes) > 4
+        return merged[0]
+
+    monkeypatch.setattr(prepare, "sums_of_training_cells", keep)
+    store = prepare_store(settings(files), tmp_path / "store")
+    counts = np.concatenate([anndata.read_h5ad(file).X.toarray() for file in files])
+    cell = store.origins[:, 0] * 120 + store.origins[:, 1]
+    training = counts[cell[store.split_codes == 0]].astype(np.float64)
+    assert 0 < len(training) < len(counts)
+    assert training.max() == 1_000_000
+    assert merged[0].n_cells == len(training)
+    np.testing.assert_array_equal(merged[0].sums, training.sum(axis=0))
+    np.testing.assert_array_equal(merged[0].squares, (training**2).sum(axis=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = sc.pp.highly_variable_genes(
+            anndata.AnnData(training), flavor="seurat_v3", n_top_genes=10, inplace=False
+        )["variances_norm"].to_numpy()
+    order = np.load(store.path / "gene_order.npy")
+    np.testing.assert_allclose(scores[order], np.sort(scores)[::-1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("log", [False, True])
