@@ -3,6 +3,8 @@
     python benchmarks/prepare.py                        10k, 100k and 1M cells
     python benchmarks/prepare.py --quick --json         10k and 50k; last line one JSON object
     python benchmarks/prepare.py --compression gzip     from compressed shards
+    python benchmarks/prepare.py --pieces 33554432      pieces as large as of 2 million cells and more
+    python benchmarks/prepare.py --thin --cells 50000000    cells of 13 values: memory per cell
 
 Ten different shards of 10,000 cells are simulated; larger data link each of them several times. Each
 size runs in its own process tree. Memory is what the tree has of its own (anonymous; pages of files
@@ -27,11 +29,22 @@ import time
 from pathlib import Path
 
 import psutil
-from simulated_shards import N_GENES, simulate_shards
+from simulated_shards import N_GENES, simulate_shards, simulate_thin_shard
 
 LIMIT = 2 * 2**30
 DISTINCT = 10
 SHARD_CELLS = 10_000
+THIN_SHARD_CELLS = 1_000_000
+THIN_VALUES = 13
+#: `tfx` with pieces of another size: their size is memory, and grows up to 1.6 million cells.
+OTHER_PIECES = """
+import sys
+from core.cells import prepare
+from tfx_cli.__main__ import main
+if __name__ == "__main__":
+    prepare.PART_VALUES = int(sys.argv.pop(1))
+    main()
+"""
 #: Shards that anndata writes at most: more of them take as long each.
 BASELINE_SHARDS = 30
 
@@ -126,6 +139,15 @@ def make_shards(folder: Path, n_files: int, compression: str | None) -> list[Pat
     return files
 
 
+def make_thin_shards(folder: Path, n_files: int) -> list[Path]:
+    """Write one shard of many cells with few values, and link it."""
+    files = [folder / f"shard_{number}.h5ad" for number in range(n_files)]
+    simulate_thin_shard(THIN_SHARD_CELLS, THIN_VALUES).write_h5ad(files[0])
+    for path in files[1:]:
+        path.hardlink_to(files[0])
+    return files
+
+
 def write_by_anndata(shard: Path, n_files: int, folder: Path, compression: str) -> float:
     """Cells that anndata writes per second, one process, under the limit."""
     scratch = folder / "written"
@@ -136,7 +158,8 @@ def write_by_anndata(shard: Path, n_files: int, folder: Path, compression: str) 
     with contextlib.closing(ControlGroup()) as group:
         used = watch(command, group, scratch)
     shutil.rmtree(scratch)
-    return n_files * SHARD_CELLS / json.loads(used["output"])["seconds"]
+    written = json.loads(used["output"])
+    return n_files * written["cells"] / written["seconds"]
 
 
 def stream(store: Path, group: ControlGroup, folder: Path) -> dict:
@@ -146,15 +169,17 @@ def stream(store: Path, group: ControlGroup, folder: Path) -> dict:
     return json.loads(used["output"]) | {"peak_anonymous_mb": used["peak_anonymous_mb"]}
 
 
-def measure(n_cells: int, files: list[Path], folder: Path, workers: str | None) -> dict:
+def measure(n_cells: int, files: list[Path], folder: Path, chosen: argparse.Namespace) -> dict:
     """Prepare `n_cells` under the limit, and verify what came out."""
     scratch = folder / "work"
     scratch.mkdir()
     store = scratch / "store"
     tfx = [sys.executable, "-m", "tfx_cli"]
+    if chosen.pieces:
+        tfx = [sys.executable, "-c", OTHER_PIECES, str(chosen.pieces)]
     command = [*tfx, "-q", "prepare", *map(str, files), "-o", str(store), "--json"]
-    if workers:
-        command += ["--workers", workers]
+    if chosen.workers:
+        command += ["--workers", chosen.workers]
     with contextlib.closing(ControlGroup()) as group:
         used = watch(command, group, scratch)
         limit = group.describe()
@@ -162,8 +187,10 @@ def measure(n_cells: int, files: list[Path], folder: Path, workers: str | None) 
     assert made["cells"] == n_cells, made["cells"]
     size = sum(path.stat().st_size for path in store.iterdir())
     subprocess.run([*tfx, "-q", "prepare", str(store), "--verify"], check=True, stdout=sys.stderr)
-    with contextlib.closing(ControlGroup()) as group:
-        streamed = stream(store, group, scratch)
+    streamed = None
+    if not chosen.thin:
+        with contextlib.closing(ControlGroup()) as group:
+            streamed = stream(store, group, scratch)
     shutil.rmtree(scratch)
     return {
         "cells": n_cells,
@@ -171,7 +198,6 @@ def measure(n_cells: int, files: list[Path], folder: Path, workers: str | None) 
         "cells_per_second": n_cells / used["seconds"],
         "store_bytes": size,
         "bytes_per_cell": size / n_cells,
-        "source_bytes_per_cell": files[0].stat().st_size / SHARD_CELLS,
         "limit": limit,
         "stream": streamed,
     }
@@ -182,6 +208,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="*", help="sizes, multiples of 10,000")
     parser.add_argument("--compression", choices=["none", "gzip", "lzf"], default="none")
     parser.add_argument("--workers", help="of tfx prepare; its own choice if left out")
+    parser.add_argument("--pieces", type=int, help="values of a piece, at least")
+    parser.add_argument("--thin", action="store_true", help="cells of few values, in millions")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if left out")
     parser.add_argument("--quick", action="store_true", help="10,000 and 50,000 cells")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -190,12 +218,14 @@ def main() -> None:
     compression = None if chosen.compression == "none" else chosen.compression
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
-        n_files = max(sizes) // SHARD_CELLS
-        files = make_shards(folder, n_files, compression)
+        shard_cells = THIN_SHARD_CELLS if chosen.thin else SHARD_CELLS
+        n_files = max(sizes) // shard_cells
+        if chosen.thin:
+            files = make_thin_shards(folder, n_files)
+        else:
+            files = make_shards(folder, n_files, compression)
         written = write_by_anndata(files[0], n_files, folder, chosen.compression)
-        rows = [
-            measure(size, files[: size // SHARD_CELLS], folder, chosen.workers) for size in sizes
-        ]
+        rows = [measure(size, files[: size // shard_cells], folder, chosen) for size in sizes]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {N_GENES:,} genes"
     )
@@ -212,8 +242,9 @@ def main() -> None:
             f"| {row['peak_anonymous_mb']:.0f} | {row['store_bytes'] / 1e9:.2f} "
             f"| {row['peak_disk_bytes'] / 1e9:.2f} | {row['bytes_per_cell']:,.0f} |"
         )
-    print("\n| cells streamed | tokens/cell | cells/s | peak memory MB |\n|---|---|---|---|")
-    for row in rows:
+    if not chosen.thin:
+        print("\n| cells streamed | tokens/cell | cells/s | peak memory MB |\n|---|---|---|---|")
+    for row in rows if not chosen.thin else ():
         one = row["stream"]
         print(
             f"| {one['cells']:,} | {one['tokens_per_cell']:,.0f} | {one['cells_per_second']:,.0f} "
@@ -226,9 +257,8 @@ def main() -> None:
         seconds = (last["seconds"] - first["seconds"]) / more
         print(
             f"\nper further cell: {seconds * 1e6:.0f} us, {memory:.0f} B of memory; so 50 million "
-            f"cells: {50e6 * seconds / 3600:.1f} h, "
-            f"{last['peak_anonymous_mb'] / 1024 + 50e6 * memory / 2**30:.1f} GB of memory, "
-            f"{50e6 * last['bytes_per_cell'] / 1e12:.2f} TB of store"
+            f"cells: {50e6 * seconds / 3600:.1f} h, {50e6 * last['bytes_per_cell'] / 1e12:.2f} TB of "
+            f"store"
         )
     if chosen.json:
         print(json.dumps({"anndata_write_cells_per_second": written, "sizes": rows}))

@@ -62,6 +62,27 @@ def simulate_shards(
         yield anndata.AnnData(sparse.vstack(blocks, format="csr"), obs, var)
 
 
+def simulate_thin_shard(n_cells: int, values_per_cell: int, *, seed: int = 0) -> anndata.AnnData:
+    """Cells of few values: for what grows with their number and not with their volume."""
+    rng = np.random.default_rng(seed)
+    genes = np.sort(rng.integers(0, N_GENES - values_per_cell, (n_cells, values_per_cell)), axis=1)
+    genes += np.arange(values_per_cell)
+    counts = rng.integers(1, 20, genes.size).astype(np.float32)
+    ends = np.arange(0, genes.size + 1, values_per_cell)
+    labels = {"cell_type": N_TYPES, "sex": 2, "tissue": 3, "donor_id": 10}
+    obs = {
+        name: pd.Categorical.from_codes(
+            rng.integers(0, n, n_cells), [f"{name} {value:02d}" for value in range(n)]
+        )
+        for name, n in labels.items()
+    }
+    return anndata.AnnData(
+        sparse.csr_matrix((counts, genes.ravel(), ends), shape=(n_cells, N_GENES)),
+        pd.DataFrame(obs, index=[str(cell) for cell in range(n_cells)]),
+        pd.DataFrame(index=[f"ENSG{number:011d}" for number in range(N_GENES)]),
+    )
+
+
 def _typical_depth(abundance: np.ndarray) -> float:
     """Molecules of a cell in which about `GENES_PER_CELL` genes are seen."""
     low, high = 1e2, 1e7

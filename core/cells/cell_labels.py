@@ -17,6 +17,7 @@ from core.cells.phenotypes import (
     MISSING,
     Labels,
     PhenotypeColumn,
+    count_codes,
     group_age_labels,
     read_labels,
     requested_phenotypes,
@@ -180,17 +181,15 @@ def _split(
     strata: Sequence[NDArray[np.signedinteger]],
 ) -> SplitPlan:
     """Give files their role, and deal the cells of the others to the splits that have no file."""
-    role_of_cell = np.repeat(np.array(roles), n_cells)
-    codes = np.full(len(role_of_cell), TRAIN, dtype=np.int8)
-    for role, code in _ROLE_CODES.items():
-        codes[role_of_cell == role] = code
-    dealt = np.flatnonzero(role_of_cell == "all")
+    of_files = np.array([_ROLE_CODES.get(role, TRAIN) for role in roles], dtype=np.int8)
+    codes = np.repeat(of_files, n_cells)
+    dealt = _cells_of(roles, n_cells, {"all"})
     shares = {
         split: share
         for split, share in held_out_shares(data.split).items()
         if _NAMES[split] not in roles
     }
-    if not len(dealt) or not shares:
+    if not dealt.any() or not shares:
         return SplitPlan(codes, "files")
     rng = np.random.default_rng([data.split.seed, 0])
     by_cell = data.split.by == "cells"
@@ -215,7 +214,7 @@ def _split(
             f"there is no obs column '{data.split.by}'; single cells are split, stratified by "
             f"phenotype, so scores may flatter"
         )
-    codes[dealt] = split_stratified([part[dealt] for part in strata], len(dealt), shares, rng)
+    codes[dealt] = split_stratified([part[dealt] for part in strata], int(dealt.sum()), shares, rng)
     return SplitPlan(codes, "stratified", notices)
 
 
@@ -254,11 +253,10 @@ def _shared_donors(
     """Say if a file that is held out holds donors of the files that train."""
     if donors is None or donor_names is None:
         return []
-    role_of_cell = np.repeat(np.array(roles), n_cells)
-    training = set(np.unique(donors[np.isin(role_of_cell, ["all", "train"])]).tolist())
+    training = set(np.unique(donors[_cells_of(roles, n_cells, {"all", "train"})]).tolist())
     notices = []
     for role in ("validation", "test"):
-        held_out = set(np.unique(donors[role_of_cell == role]).tolist())
+        held_out = set(np.unique(donors[_cells_of(roles, n_cells, {role})]).tolist())
         if shared := sorted((held_out & training) - {MISSING}):
             shown = ", ".join(donor_names[donor] for donor in shared[:3])
             notices.append(
@@ -266,6 +264,13 @@ def _shared_donors(
                 f"{', ...' if len(shared) > 3 else ''}), so scores may flatter"
             )
     return notices
+
+
+def _cells_of(
+    roles: Sequence[str], n_cells: Sequence[int], wanted: Collection[str]
+) -> NDArray[np.bool_]:
+    """(cells of all files,), whether their file has one of the roles."""
+    return np.repeat(np.array([role in wanted for role in roles], dtype=bool), n_cells)
 
 
 def _why_unfit(phenotype: PhenotypeColumn, result: CodedPhenotype) -> str:
@@ -287,8 +292,7 @@ def _stack(columns: list[NDArray[np.signedinteger]], n_cells: int) -> NDArray[np
 
 
 def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[str, Any]:
-    known = result.codes[in_training & (result.codes >= 0)]
-    counts = np.bincount(known, minlength=len(result.values))
+    counts = count_codes(result.codes[in_training], len(result.values))
     return {
         "values": len(result.values),
         "training_cells": {

@@ -265,11 +265,10 @@ def _gather(
         return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
     cells = {name: np.concatenate(pieces) for name, pieces in found.columns.items()}
     order = np.lexsort((cells["rows"], cells["sources"], cells["keys"]))
-    return (
-        {name: column[order] for name, column in cells.items()},
-        in_order(found.genes, order),
-        in_order(found.values, order),
-    )
+    genes = in_order(found.genes, order)
+    found.genes.clear()  # large, and not needed while values are put in order
+    values = in_order(found.values, order)
+    return {name: column[order] for name, column in cells.items()}, genes, values
 
 
 def _gather_from(records: Sequence[PartRecord], n_buckets: int, number: int, found: _Found) -> None:

@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,8 @@ __all__ = [
 
 #: Code of a missing label.
 MISSING = -1
+#: Cells counted at a time.
+_BLOCK_CELLS = 2**20
 #: What authors write where they do not know, case folded.
 _MISSING_LABELS = frozenset({
     "", "-", "--", "?", "<na>", "na", "n/a", "#n/a", "nan", "none", "null", "missing", "unknown",
@@ -144,6 +147,15 @@ def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
     return np.int16 if n_values <= np.iinfo(np.int16).max else np.int32
 
 
+def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int64]:
+    """Count the cells of each code below `n_codes`, unknown ones left out; (n_codes,)."""
+    counts = np.zeros(n_codes + 1, dtype=np.int64)
+    for first in range(0, len(codes), _BLOCK_CELLS):  # bincount makes its own int64 copy
+        block = codes[first : first + _BLOCK_CELLS] + np.int64(1)
+        counts += np.bincount(block, minlength=n_codes + 1)
+    return counts[1:]
+
+
 def label_token(label: str) -> str:
     """Spell a label as the originals do: "T cell" -> "[T_cell]"."""
     return f"[{_SPACES.sub('_', label.strip())}]"
@@ -194,7 +206,7 @@ def _regroup(labels: Labels, groups: dict[str, str]) -> Labels:
 
 def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
     """Merge equal texts and set those that say nothing aside."""
-    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    counts = count_codes(codes, len(texts))
     missing: dict[str, int] = {}
     if n_empty := int(np.sum(codes < 0)):
         missing["nan"] = n_empty

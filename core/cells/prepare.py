@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks import preflight_with_files, refuse_failures
@@ -54,7 +53,7 @@ from core.cells.preparation_folder import (
 from core.cells.random_order import BUCKETS
 from core.cells.reading import BY_COLUMNS_VALUES
 from core.cells.shard_stage import ShardTask, close_source, summarise_part, write_shard
-from core.cells.store import TARGET_SUM, Store, gene_index_type
+from core.cells.store import SPLITS, TARGET_SUM, Store, gene_index_type
 from core.cells.store_checksums import ChecksumTask, checksum
 from core.cells.store_parts import Part
 from core.cells.store_report import describe_store, joint_truth, make_manifest
@@ -69,9 +68,10 @@ __all__ = ["default_store_path", "ensure_store", "find_store", "prepare_store"]
 
 logger = logging.getLogger(__name__)
 
-#: Stored values of a part and of a bucket. Few large ones would need memory, many small ones many
-#: short reads: their number grows with the store up to `BUCKETS`, then their size does.
+#: Stored values of a part and of a bucket, at least; see `_piece_values`.
 PART_VALUES = 2**23
+#: Pieces of more than this many grow first, up to four times.
+_MANY_PIECES = 128
 #: Fewer stored values than this are done before a second process has started.
 ALONE_VALUES = 2**26
 #: Values of the chunks that are read at once. Few stay in the processor's cache, and their memory is
@@ -266,7 +266,7 @@ def _plan_parts(
     job: _Preparation, inputs: Sequence[StoreInput], join: GeneJoin
 ) -> list[list[ShardTask]]:
     """Cut each source into ranges of rows."""
-    part_values = max(PART_VALUES, sum(one.stored.n_values for one in inputs) // BUCKETS)
+    part_values = _piece_values(sum(one.stored.n_values for one in inputs))
     planned = []
     for one, columns in zip(inputs, join.columns, strict=True):
         digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
@@ -291,6 +291,17 @@ def _plan_parts(
             ]
         )  # fmt: skip
     return planned
+
+
+def _piece_values(n_values: int) -> int:
+    """Say how many stored values a part and a bucket have, in a store of so many.
+
+    Every bucket reads from every part: few large ones would need memory, many small ones many short
+    reads. With the store grow first their number, then their size to four times, then their number
+    up to `BUCKETS`, then their size again.
+    """
+    of_many = int(np.clip(n_values // _MANY_PIECES, PART_VALUES, 4 * PART_VALUES))
+    return max(of_many, n_values // BUCKETS)
 
 
 def _chunk_values(stored: StoredMatrix) -> int:
@@ -413,8 +424,8 @@ def _write_store(
             f"data.matrix and data.join"
         )
         raise DataError(message)
-    n_buckets = 1
-    while n_buckets < BUCKETS and n_values > n_buckets * PART_VALUES:
+    n_buckets, bucket_values = 1, _piece_values(n_values)
+    while n_buckets < BUCKETS and n_values > n_buckets * bucket_values:
         n_buckets *= 2
     labels = job.folder.of_store / "labels"
     plan = MergePlan(
@@ -473,6 +484,8 @@ def _make_arrays(
 
 @dataclass(frozen=True)
 class _RankingTask:
+    """Training cells among the store's cells [first, last)."""
+
     store: Path
     one_pass: GenePass[Any]
     first: int
@@ -480,36 +493,43 @@ class _RankingTask:
 
 
 @lru_cache(maxsize=1)
-def _training_cells(path: Path) -> tuple[Store, NDArray[np.int64]]:
-    store = Store.open(path)
-    return store, store.rows("train")
+def _opened_store(path: Path) -> Store:
+    return Store.open(path)
 
 
 def _sum_chunk(task: _RankingTask) -> Any:  # noqa: ANN401 (the sums of the pass)
-    store, rows = _training_cells(task.store)
-    rows = rows[task.first : task.last]
-    return task.one_pass.sum_chunk(store.read_stored(rows), store.value_kind, len(store.genes))
+    store = _opened_store(task.store)
+    # Not `Store.rows`: every worker would hold the numbers of all training cells.
+    is_training = store.split_codes[task.first : task.last] == SPLITS.index("train")
+    cells = store.read_stored(task.first + np.flatnonzero(is_training))
+    return task.one_pass.sum_chunk(cells, store.value_kind, len(store.genes))
 
 
 def _rank(
     job: _Preparation, runner: TaskRunner, store: Store, known: GeneMoments | None
 ) -> GeneRanking:
     """Rank the genes; sums of counts that are known already need no pass."""
-    n_cells = len(store.rows("train"))
+    # Cut where as many training cells are in each piece: log values are summed in these pieces.
+    training = store.rows("train")
     at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
+    firsts = training[::at_once]
+    borders = [*firsts.tolist(), int(training[-1]) + 1]
+    n_cells = store.n_cells
+    del training
 
     def sum_over_cells(one_pass: GenePass[Any]) -> Any:  # noqa: ANN401 (the sums of the pass)
         if known is not None and one_pass == MomentsPass("stored"):
             return known
         tasks = [
-            _RankingTask(store.path, one_pass, first, min(first + at_once, n_cells))
-            for first in range(0, n_cells, at_once)
+            _RankingTask(store.path, one_pass, first, last)
+            for first, last in itertools.pairwise(borders)
         ]
         job.on_progress(ProgressEvent("ranking genes", 0, n_cells))
         merged: Any = None
         for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
             merged = sums if merged is None else merged + sums
             job.on_progress(ProgressEvent("ranking genes", task.last, n_cells))
+        job.on_progress(ProgressEvent("ranking genes", n_cells, n_cells))
         assert merged is not None, "a store has training cells"
         return merged
 
@@ -521,7 +541,7 @@ def _rank(
             n_genes=len(store.genes),
         )
     finally:
-        _training_cells.cache_clear()  # where this process is the worker
+        _opened_store.cache_clear()  # where this process is the worker
 
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:

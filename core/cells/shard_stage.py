@@ -148,9 +148,11 @@ def write_shard(task: ShardTask) -> None:
         "rows": order + task.start,
         "starts": starts,
         "totals": totals[order],
-        "genes": in_order(genes, order),
-        "values": in_order(values, order),
     }
+    arrays["genes"] = in_order(genes, order)
+    genes.clear()  # large, and not needed while values are put in order
+    arrays["values"] = in_order(values, order)
+    values.clear()
     try:
         write_part(task.path, arrays)
     except OSError as error:

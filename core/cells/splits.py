@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.phenotypes import count_codes
 from core.presets.schema import SplitSettings
 
 __all__ = [
@@ -168,8 +169,7 @@ def _total_variation(labels: NDArray[np.signedinteger], inside: NDArray[np.bool_
     if not (known & inside).any():
         return 1.0
     whole = _count(labels)
-    part = _count(labels[known & inside])
-    part = np.append(part, np.zeros(len(whole) - len(part), dtype=np.int64))
+    part = count_codes(labels[known & inside], len(whole))
     return float(np.abs(part / part.sum() - whole / whole.sum()).sum() / 2)
 
 
@@ -184,11 +184,7 @@ def _close_ranks(
 
 def _count(codes: NDArray[np.signedinteger]) -> NDArray[np.int64]:
     """Cells of each code; unknown ones left out."""
-    n_codes = int(codes.max(initial=-1)) + 1
-    counts = np.zeros(n_codes + 1, dtype=np.int64)
-    for first in range(0, len(codes), _BLOCK_CELLS):  # bincount makes its own int64 copy
-        counts += np.bincount(codes[first:][:_BLOCK_CELLS] + np.int64(1), minlength=n_codes + 1)
-    return counts[1:]
+    return count_codes(codes, int(codes.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from core.cells.phenotypes import (
     Labels,
     PhenotypeColumn,
     code_type,
+    count_codes,
     is_missing,
     match_label,
 )
@@ -144,9 +145,9 @@ def code_phenotype(
         recode = np.array(places, dtype=code_type(len(found)))
         parts.append(recode[labels.codes])
     codes = np.concatenate(parts)
-    per_label = np.bincount(codes[codes >= 0], minlength=len(found))
+    per_label = count_codes(codes, len(found))
     if given is None:
-        trained = np.bincount(codes[in_training & (codes >= 0)], minlength=len(found))
+        trained = count_codes(codes[in_training], len(found))
         known = [value for value, count in zip(found, trained, strict=True) if count]
         values = sorted(known, key=age_sort_key) if ages else known
         meaning = {value: value for value in values}
