@@ -4,6 +4,7 @@ A part holds its cells in the order of their keys, so that any range of keys is 
 its arrays. It appears under its name whole or not at all, and is the same file whoever wrote it.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -112,9 +113,11 @@ class Part:
 
     def read_ahead(self, name: str, start: int, stop: int) -> None:
         """Ask the system to fetch entries [start, stop) of an array, where it can be asked."""
-        if _advise is not None:
-            dtype, _, at = self._places[name]
-            length = (stop - start) * dtype.itemsize
+        if _advise is None:
+            return
+        dtype, _, at = self._places[name]
+        length = (stop - start) * dtype.itemsize
+        with contextlib.suppress(OSError):  # a file system may not take advice
             _advise(
                 self._file.fileno(), at + start * dtype.itemsize, length, os.POSIX_FADV_WILLNEED
             )

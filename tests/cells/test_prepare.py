@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from core.cells.builtin import load_builtin
-from core.cells.prepare import default_store_path, ensure_store, prepare_store
+from core.cells.prepare import _piece_values, default_store_path, ensure_store, prepare_store
+from core.cells.random_order import BUCKETS
 from core.errors import ConfigurationError, DataError, ExitCode, MachineError
 
 from .examples import (
@@ -290,6 +291,16 @@ def test_the_default_path_follows_files_and_settings(tmp_path):
     assert ensure_store(named, "blood").path == tmp_path / "here"
     write(make_adata(61), tmp_path)
     assert first.name != default_store_path(settings(path), "blood").name
+
+
+@pytest.mark.parametrize("n_values", [1, 10**8, 2 * 10**9, 3 * 10**10, 133 * 10**9])
+def test_pieces_are_small_enough_for_memory_and_few_enough_for_the_disk(n_values):
+    size = _piece_values(n_values)
+    assert size <= 2**25
+    n_pieces = -(-n_values // size)
+    assert n_pieces <= BUCKETS
+    # Every bucket reads from every part, so that many values at once.
+    assert n_pieces <= 128 or n_values / n_pieces**2 > 8_000
 
 
 def test_progress_is_told_from_start_to_end(tmp_path):
