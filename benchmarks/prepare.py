@@ -4,7 +4,7 @@
     python benchmarks/prepare.py --quick --json         10k and 50k; last line one JSON object
     python benchmarks/prepare.py --compression gzip     from compressed shards
     python benchmarks/prepare.py --pieces 33554432      pieces as large as of 2 million cells and more
-    python benchmarks/prepare.py --thin --cells 50000000    cells of 13 values: memory per cell
+    python benchmarks/prepare.py --thin                 8 and 16 million cells of 13 values: memory per cell
 
 Ten different shards of 10,000 cells are simulated; larger data link each of them several times. Each
 size runs in its own process tree. Memory is what the tree has of its own (anonymous; pages of files
@@ -139,10 +139,11 @@ def make_shards(folder: Path, n_files: int, compression: str | None) -> list[Pat
     return files
 
 
-def make_thin_shards(folder: Path, n_files: int) -> list[Path]:
+def make_thin_shards(folder: Path, n_files: int, compression: str | None) -> list[Path]:
     """Write one shard of many cells with few values, and link it."""
     files = [folder / f"shard_{number}.h5ad" for number in range(n_files)]
-    simulate_thin_shard(THIN_SHARD_CELLS, THIN_VALUES).write_h5ad(files[0])
+    shard = simulate_thin_shard(THIN_SHARD_CELLS, THIN_VALUES)
+    shard.write_h5ad(files[0], compression=compression)
     for path in files[1:]:
         path.hardlink_to(files[0])
     return files
@@ -205,23 +206,27 @@ def measure(n_cells: int, files: list[Path], folder: Path, chosen: argparse.Name
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, nargs="*", help="sizes, multiples of 10,000")
+    parser.add_argument("--cells", type=int, nargs="*", help="sizes, multiples of a shard's cells")
     parser.add_argument("--compression", choices=["none", "gzip", "lzf"], default="none")
     parser.add_argument("--workers", help="of tfx prepare; its own choice if left out")
     parser.add_argument("--pieces", type=int, help="values of a piece, at least")
-    parser.add_argument("--thin", action="store_true", help="cells of few values, in millions")
+    parser.add_argument(
+        "--thin", action="store_true", help="shards of a million cells of 13 values"
+    )
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if left out")
     parser.add_argument("--quick", action="store_true", help="10,000 and 50,000 cells")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     chosen = parser.parse_args()
     sizes = chosen.cells or ([10_000, 50_000] if chosen.quick else [10_000, 100_000, 1_000_000])
+    if chosen.thin and not chosen.cells:
+        sizes = [8_000_000, 16_000_000]
     compression = None if chosen.compression == "none" else chosen.compression
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
         shard_cells = THIN_SHARD_CELLS if chosen.thin else SHARD_CELLS
         n_files = max(sizes) // shard_cells
         if chosen.thin:
-            files = make_thin_shards(folder, n_files)
+            files = make_thin_shards(folder, n_files, compression)
         else:
             files = make_shards(folder, n_files, compression)
         written = write_by_anndata(files[0], n_files, folder, chosen.compression)
@@ -242,10 +247,10 @@ def main() -> None:
             f"| {row['peak_anonymous_mb']:.0f} | {row['store_bytes'] / 1e9:.2f} "
             f"| {row['peak_disk_bytes'] / 1e9:.2f} | {row['bytes_per_cell']:,.0f} |"
         )
-    if not chosen.thin:
+    streamed = [row["stream"] for row in rows if row["stream"]]
+    if streamed:
         print("\n| cells streamed | tokens/cell | cells/s | peak memory MB |\n|---|---|---|---|")
-    for row in rows if not chosen.thin else ():
-        one = row["stream"]
+    for one in streamed:
         print(
             f"| {one['cells']:,} | {one['tokens_per_cell']:,.0f} | {one['cells_per_second']:,.0f} "
             f"| {one['peak_anonymous_mb']:.0f} |"
@@ -257,7 +262,7 @@ def main() -> None:
         seconds = (last["seconds"] - first["seconds"]) / more
         print(
             f"\nper further cell: {seconds * 1e6:.0f} us, {memory:.0f} B of memory; so 50 million "
-            f"cells: {50e6 * seconds / 3600:.1f} h, {50e6 * last['bytes_per_cell'] / 1e12:.2f} TB of "
+            f"cells: {50e6 * seconds / 3600:.1f} h, {50e6 * last['bytes_per_cell'] / 1e9:,.0f} GB of "
             f"store"
         )
     if chosen.json:

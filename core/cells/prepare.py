@@ -5,7 +5,7 @@ before a cell is read. Then, however many cells there are, in bounded memory:
 
 1. `shard_stage` reads ranges of rows and leaves each as a part, its cells in random order;
 2. `merge_stage` takes one range of the random order from all parts and writes it into the store;
-3. the genes are ranked over the training cells, and the files get their checksums.
+3. `rank_stage` ranks the genes over the training cells, and the files get their checksums.
 
 Every stage is a list of tasks for a `TaskRunner`. What is finished is not done again: after a kill at
 any moment the same call goes on, and the store is the same, byte for byte.
@@ -21,7 +21,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks import preflight_with_files, refuse_failures
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
-from core.cells.gene_moments import GeneMoments, GenePass, MomentsPass
+from core.cells.gene_moments import GeneMoments
 from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
 from core.cells.manifest import MANIFEST_NAME
 from core.cells.matrix_state import constant_sum
@@ -51,15 +50,16 @@ from core.cells.preparation_folder import (
     refuse_destination,
 )
 from core.cells.random_order import BUCKETS
+from core.cells.rank_stage import rank_genes
 from core.cells.reading import BY_COLUMNS_VALUES
 from core.cells.shard_stage import ShardTask, close_source, summarise_part, write_shard
-from core.cells.store import SPLITS, TARGET_SUM, Store, gene_index_type
+from core.cells.store import TARGET_SUM, Store, gene_index_type
 from core.cells.store_checksums import ChecksumTask, checksum
 from core.cells.store_parts import Part
 from core.cells.store_report import describe_store, joint_truth, make_manifest
 from core.cells.store_writer import write_array, write_manifest
 from core.cells.task_runners import TaskRunner, default_workers, open_runner
-from core.cells.variable_genes import GeneRanking, rank_in_passes, resolve_method
+from core.cells.variable_genes import resolve_method
 from core.errors import DataError, MachineError, TfxError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -80,8 +80,6 @@ ALONE_VALUES = 2**26
 _CHUNK = 2**18
 _DENSE_CHUNK = 2**24
 _PIECES_CHUNK = 2**21
-#: Values of the chunks in which training cells are summed to rank genes.
-_RANKING_VALUES = 2**22
 
 
 def prepare_store(
@@ -234,7 +232,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         write_array(job.folder.store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
         manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
         write_manifest(job.folder.store, manifest, truth)
-        ranking = _rank(job, runner, Store.open(job.folder.store), sums)
+        ranking = rank_genes(Store.open(job.folder.store), runner, data.hvg, sums, job.on_progress)
         write_array(job.folder.store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
     report |= {
@@ -480,68 +478,6 @@ def _make_arrays(
     for path in labels.glob("*.npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         new_array(folder, path.stem, array.shape, _LABEL_TYPES[path.stem])
-
-
-@dataclass(frozen=True)
-class _RankingTask:
-    """Training cells among the store's cells [first, last)."""
-
-    store: Path
-    one_pass: GenePass[Any]
-    first: int
-    last: int
-
-
-@lru_cache(maxsize=1)
-def _opened_store(path: Path) -> Store:
-    return Store.open(path)
-
-
-def _sum_chunk(task: _RankingTask) -> Any:  # noqa: ANN401 (the sums of the pass)
-    store = _opened_store(task.store)
-    # Not `Store.rows`: every worker would hold the numbers of all training cells.
-    is_training = store.split_codes[task.first : task.last] == SPLITS.index("train")
-    cells = store.read_stored(task.first + np.flatnonzero(is_training))
-    return task.one_pass.sum_chunk(cells, store.value_kind, len(store.genes))
-
-
-def _rank(
-    job: _Preparation, runner: TaskRunner, store: Store, known: GeneMoments | None
-) -> GeneRanking:
-    """Rank the genes; sums of counts that are known already need no pass."""
-    # Cut where as many training cells are in each piece: log values are summed in these pieces.
-    training = store.rows("train")
-    at_once = max(_RANKING_VALUES * store.n_cells // store.manifest.n_values, 1)
-    firsts = training[::at_once]
-    borders = [*firsts.tolist(), int(training[-1]) + 1]
-    n_cells = store.n_cells
-    del training
-
-    def sum_over_cells(one_pass: GenePass[Any]) -> Any:  # noqa: ANN401 (the sums of the pass)
-        if known is not None and one_pass == MomentsPass("stored"):
-            return known
-        tasks = [
-            _RankingTask(store.path, one_pass, first, last)
-            for first, last in itertools.pairwise(borders)
-        ]
-        job.on_progress(ProgressEvent("ranking genes", 0, n_cells))
-        merged: Any = None
-        for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
-            merged = sums if merged is None else merged + sums
-            job.on_progress(ProgressEvent("ranking genes", task.last, n_cells))
-        job.on_progress(ProgressEvent("ranking genes", n_cells, n_cells))
-        assert merged is not None, "a store has training cells"
-        return merged
-
-    try:
-        return rank_in_passes(
-            sum_over_cells,
-            wanted=job.data.hvg,
-            value_kind=store.value_kind,
-            n_genes=len(store.genes),
-        )
-    finally:
-        _opened_store.cache_clear()  # where this process is the worker
 
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:

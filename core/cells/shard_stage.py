@@ -116,6 +116,7 @@ def write_shard(task: ShardTask) -> None:
     if task.path.exists():
         return
     columns: NDArray[np.int32] = np.load(task.columns)
+    has_them = np.array_equal(columns, np.arange(task.n_genes))
     source = _opened(task)
     n_cells = task.stop - task.start
     lengths = np.zeros(n_cells, dtype=np.int64)
@@ -133,7 +134,7 @@ def write_shard(task: ShardTask) -> None:
         if task.choice.state == MatrixState.LOG1P:
             expression = np.expm1(expression.astype(np.float64))
         totals[cells] = row_sums(chunk, expression)
-        taken = _take_columns(chunk, columns, task.n_genes)
+        taken = chunk if has_them else _take_columns(chunk, columns, task.n_genes)
         lengths[cells] = np.diff(taken.indptr)
         genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)
         values += rows_of(_narrow(taken.data, task.choice.state), taken.indptr)
@@ -211,8 +212,6 @@ def _take_columns(
     chunk: sparse.csr_matrix, columns: NDArray[np.int32], n_genes: int
 ) -> sparse.csr_matrix:
     """Give a chunk the store's columns, ascending within each cell."""
-    if len(columns) == n_genes and np.array_equal(columns, np.arange(n_genes)):
-        return chunk
     new = columns[chunk.indices]
     data, indptr = chunk.data, chunk.indptr
     kept = new >= 0

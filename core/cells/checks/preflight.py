@@ -50,7 +50,7 @@ def preflight(data: DataSettings, *, on_progress: Listener = ignore_progress) ->
     ConfigurationError
         A file is listed twice, or there is no such built-in dataset.
     """
-    return check_data(data, depth="tables", on_progress=on_progress)
+    return preflight_with_files(data, on_progress=on_progress)[1]
 
 
 def preflight_with_files(
