@@ -135,7 +135,7 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
         genes, layers, width, dropout = 256, 1, 48, 0.2
         rank, states, alone, decay = 24, 0, 0, 1.0
         batch, steps, rate = 64, 600, 5e-4
-    elif not is_gpu:  # as in presets/base.toml, but for the states and a skeleton trained for longer
+    elif not is_gpu:  # as in presets/base.toml, but for states and a longer skeleton
         genes, layers, width, dropout = 256, 2, 64, 0.1
         rank, states, alone, decay = 48, 64, 6000, 0.3  # benchmarks/generation.md, steps
         batch, steps, rate = 32, 7000 if n_cells < _MANY_CELLS else 10_000, 1e-3
