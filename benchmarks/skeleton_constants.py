@@ -2,18 +2,21 @@
 
     python benchmarks/skeleton_constants.py                 the simulated atlas, presets/base.toml
     python benchmarks/skeleton_constants.py FILE.h5ad       this file, the same keys
+    python benchmarks/skeleton_constants.py FILE.h5ad --steps 2000 6000     what longer training brings, instead
 
 A skeleton alone is trained for 2,000 steps with its gene pairs begun at the factor model for the whole rank
 and for a quarter (`core.model.skeleton_fit`): validation loss per gene. From the second, cells of the
 phenotypes of 1,000 validation cells are drawn with depth held to another share of the genes
 (`core.generation.partial_cells`), and held against those cells: gene-gene correlations within types, and
-the spread of genes per cell within types. Validation cells only; one seed, one draw.
+the spread of genes per cell within types. With --steps, skeletons with the hidden states of `tfx init`
+(`core.presets.draft`) are trained for so many steps instead. Validation cells only; one seed, one draw.
 """
 
 import argparse
 import contextlib
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +36,11 @@ from core.model.folder import CellModel
 BASE = Path(__file__).resolve().parents[1] / "presets" / "base.toml"
 
 
-def train(run, file):
+def train(run, file, steps=2000, states=0):
     """Train a skeleton; return the last validation loss per gene."""
     keys = {
-        "model.layers": 0, "train.max_steps": 2000, "train.skeleton_steps": 0,
-        "train.eval_steps": 500, "train.eval_cells": 800,
+        "model.layers": 0, "model.skeleton_states": states, "train.max_steps": steps,
+        "train.skeleton_steps": 0, "train.eval_steps": 500, "train.eval_cells": 800,
     }  # fmt: skip
     if file:
         keys["data.files"] = str(file.resolve())
@@ -56,14 +59,27 @@ def spread(cells, classes):
     return float(np.sqrt(np.mean([part.var() for part in every if len(part) >= 20])))
 
 
+def show_steps(file, lengths):
+    """Print the validation loss by the length of training."""
+    print("\n| steps of 32 cells | validation loss per gene | s |\n|---|---|---|")
+    for steps in lengths:
+        began = time.perf_counter()
+        loss = train(f"steps-{steps}", file, steps, states=64)
+        print(f"| {steps:,} | {loss:.3f} | {time.perf_counter() - began:.0f} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("file", nargs="?", type=Path)
-    file = parser.parse_args().file
-    file = file.resolve() if file else None
+    parser.add_argument("--steps", type=int, nargs="+", help="lengths of training")
+    chosen = parser.parse_args()
+    file = chosen.file.resolve() if chosen.file else None
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        if chosen.steps:
+            show_steps(file, chosen.steps)
+            return
         losses = {}
         for begun in (1.0, 0.25):
             skeleton_fit._BEGUN = begun

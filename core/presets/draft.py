@@ -137,7 +137,7 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
         batch, steps, rate = 64, 600, 5e-4
     elif not is_gpu:  # as in presets/base.toml, but for states and a longer skeleton
         genes, layers, width, dropout = 256, 2, 64, 0.1
-        rank, states, alone, decay = 48, 64, 6000, 0.3  # benchmarks/generation.md, steps
+        rank, states, alone, decay = 48, 64, 6000, 0.3  # benchmarks/skeleton_constants.md
         batch, steps, rate = 32, 7000 if n_cells < _MANY_CELLS else 10_000, 1e-3
     elif n_cells < _MANY_CELLS:
         genes, layers, width, dropout = 1024, 4, 256, 0.1
