@@ -34,8 +34,8 @@ from core.cells.store import Store
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 
-#: Beside the encoder, as in the base preset: steps of both after those of the skeleton alone.
-SKELETON = {"model.skeleton": "true", "train.max_steps": 3000, "train.skeleton_steps": 2000}
+#: Beside the encoder, as in the base preset: steps of both after those of the log-linear part alone.
+LOG_LINEAR = {"model.log_linear": "true", "train.max_steps": 3000, "train.log_linear_steps": 2000}
 #: Variant -> what of the preset it changes.
 VARIANTS = {
     "masked": {},
@@ -45,13 +45,13 @@ VARIANTS = {
     "summary": {"model.cell_summary": "true"},
     "summary-reconstruction": {"model.cell_summary": "true", "loss.cls_reconstruction": 1.0},
     "both": {"loss.cls_reconstruction": 1.0, "loss.cls_contrast": 0.1},
-    "skeleton": SKELETON,
-    "skeleton-summary": SKELETON | {"model.cell_summary": "true"},
+    "log-linear": LOG_LINEAR,
+    "log-linear-summary": LOG_LINEAR | {"model.cell_summary": "true"},
 }
-#: Of the encoder alone: beside a skeleton it learns what that leaves over, not the cell.
+#: Of the encoder alone: beside a log-linear part it learns what that leaves over, not the cell.
 SETTINGS = {
-    "data.genes": 128, "model.skeleton": "false", "model.cell_summary": "false",
-    "train.max_steps": 1000, "train.skeleton_steps": 0, "train.eval_steps": 500,
+    "data.genes": 128, "model.log_linear": "false", "model.cell_summary": "false",
+    "train.max_steps": 1000, "train.log_linear_steps": 0, "train.eval_steps": 500,
     "train.save_steps": 1000, "train.eval_cells": 200,
 }  # fmt: skip
 _NEIGHBOURS = 15

@@ -64,7 +64,7 @@ class Size:
 def make_network(
     size: Size, layout: str, n_genes: int, *, longest: int, dropout: float = 0.0, **changes: object
 ) -> TfxModel:
-    """Make a model without a skeleton, with split heads and the same weights every time."""
+    """Make a model without a log-linear part, with split heads and the same weights every time."""
     config = TfxConfig(
         phenotype_names=list(PHENOTYPES),
         phenotype_values=list(PHENOTYPES.values()),

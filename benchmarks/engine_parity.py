@@ -154,9 +154,9 @@ RUNS = {
     "fp32, the originals' dropout": {"model.dropout": 0.1, "model.attention_dropout": 0.1},
 }
 _COMMON = {
-    "masking.genes": 0.15, "masking.visible_cells": 0.0, "model.skeleton": False,
+    "masking.genes": 0.15, "masking.visible_cells": 0.0, "model.log_linear": False,
     "model.layers": 4, "model.hidden_size": 128, "model.dropout": 0.0, "loss.weighting": "mean",
-    "train.skeleton_steps": 0, "train.batch_size": 16, "train.precision": "fp32",
+    "train.log_linear_steps": 0, "train.batch_size": 16, "train.precision": "fp32",
     "train.device": "cpu", "train.eval_cells": 1200, "train.log_steps": 50,
 }  # fmt: skip
 _KEYS = ("loss", "loss/genes", "loss/phenotypes", "acc/genes", "acc/cell_type")

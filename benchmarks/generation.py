@@ -2,7 +2,7 @@
 
     python benchmarks/generation.py                          pbmc68k and the simulated atlas
     python benchmarks/generation.py a.h5ad:cell_type,sex     and these files; ":NAMES" makes the classes
-    python benchmarks/generation.py --only skeleton encoder  some of the models
+    python benchmarks/generation.py --only log-linear encoder  some of the models
     python benchmarks/generation.py --quick --json           one division of the real cells, fewer steps;
                                                              last line one JSON object
     python benchmarks/generation.py --both-depths            each model's cells once more, as deep as they come
@@ -10,9 +10,9 @@
                                                              same command goes on where it was stopped, and
                                                              several at a time with other --only share the work
 
-Seven models, the same number of steps at the same batch size: the skeleton alone, with hidden states, with
+Seven models, the same number of steps at the same batch size: the log-linear part alone, with hidden states, with
 the encoder on top of it, and encoders trained at a variable and at a fixed mask rate, with tokens alone to tell them the phenotypes
-or with class log-odds beside them (a skeleton without gene pairs). Donors never cross the split where they
+or with class log-odds beside them (a log-linear part without gene pairs). Donors never cross the split where they
 are known; pbmc68k is split by cells. Every figure is what `tfx eval --generated` reports (docs/fidelity.md).
 The baselines and the floor are scored anew beside every model, on the same real cells. Of several
 training seeds the table tells the mean, and below it from where to where they go.
@@ -36,20 +36,20 @@ from first_path import call
 PRESET = Path(__file__).parents[1] / "presets" / "base.toml"
 #: Model -> preset keys that make it.
 MODELS: dict[str, dict[str, object]] = {
-    "skeleton": {"model.skeleton": True, "model.layers": 0},
-    "skeleton + states": {
-        "model.skeleton": True, "model.skeleton_states": 64, "model.layers": 0,
+    "log-linear": {"model.log_linear": True, "model.layers": 0},
+    "log-linear + states": {
+        "model.log_linear": True, "model.cell_states": 64, "model.layers": 0,
     },
-    "skeleton + encoder": {"model.skeleton": True, "model.layers": 2},
-    "plain, variable rate": {"model.skeleton": False, "model.layers": 2},
+    "log-linear + encoder": {"model.log_linear": True, "model.layers": 2},
+    "plain, variable rate": {"model.log_linear": False, "model.layers": 2},
     "plain, fixed rate": {
-        "model.skeleton": False, "model.layers": 2, "masking.genes": 0.15, "loss.weighting": "mean",
+        "model.log_linear": False, "model.layers": 2, "masking.genes": 0.15, "loss.weighting": "mean",
     },
     "log-odds, variable rate": {
-        "model.skeleton": True, "model.skeleton_rank": 0, "model.layers": 2, "train.skeleton_steps": 0,
+        "model.log_linear": True, "model.log_linear_rank": 0, "model.layers": 2, "train.log_linear_steps": 0,
     },
     "log-odds, fixed rate": {
-        "model.skeleton": True, "model.skeleton_rank": 0, "model.layers": 2, "train.skeleton_steps": 0,
+        "model.log_linear": True, "model.log_linear_rank": 0, "model.layers": 2, "train.log_linear_steps": 0,
         "masking.genes": 0.15, "loss.weighting": "mean",
     },
 }  # fmt: skip
@@ -66,16 +66,16 @@ COMMON: dict[str, object] = {
 DATASETS: dict[str, dict[str, object]] = {
     "pbmc68k": {
         "data.files": "builtin:pbmc68k", "data.phenotypes.cell_type": "bulk_labels",
-        "data.split.by": "cells", "data.split.test": 0.4, "train.skeleton_weight_decay": 1.0,
-        "model.skeleton_rank": 24,
+        "data.split.by": "cells", "data.split.test": 0.4, "train.log_linear_weight_decay": 1.0,
+        "model.log_linear_rank": 24,
     },
     "atlas": {
         "data.files": "builtin:atlas", "data.phenotypes.age": False, "data.split.test": 0.2,
-        "model.skeleton_rank": 48,
+        "model.log_linear_rank": 48,
     },
 }  # fmt: skip
 STANDARD = ("sex", "tissue", "cell_type", "age", "disease")
-FILE_KEYS: dict[str, object] = {"data.split.test": 0.2, "model.skeleton_rank": 64}
+FILE_KEYS: dict[str, object] = {"data.split.test": 0.2, "model.log_linear_rank": 64}
 #: Column -> measure and digits.
 COLUMNS = {
     "RF AUC": ("rf_auc", 3), "MMD²": ("mmd2", 4), "within r": ("within_r", 3),
@@ -111,7 +111,7 @@ def measure(
             cells = f"{run}-{depth}.h5ad"
             made = call(
                 "generate", "--run", f"runs/{run}", "-n", str(options.cells), "-o", cells,
-                "--depth", depth, "--overwrite",
+                "--genes-per-cell", depth, "--overwrite",
             )  # fmt: skip
             began = time.perf_counter()
             report = judge(run, cells, classes, options)
@@ -283,8 +283,8 @@ def main() -> None:
                         "train.eval_steps": max(steps // 4, 1),
                         "train.save_steps": max(steps // 10, 1) if options.folder else steps,
                     } | MODELS[model]  # fmt: skip
-                    if model == "skeleton + encoder":
-                        settings["train.skeleton_steps"] = steps * 2 // 3
+                    if model == "log-linear + encoder":
+                        settings["train.log_linear_steps"] = steps * 2 // 3
                     run = re.sub(r"[ ,+]+", "-", f"{name}-{model}-{seed}")
                     figures = measure(run, model, settings, classes, options)
                     for shown, one in figures.items():

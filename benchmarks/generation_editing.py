@@ -2,7 +2,7 @@
 
     python benchmarks/generation_editing.py FILE.h5ad --column treatment --before ctrl --after panobinostat
 
-Trains a skeleton (no encoder) on some donors, changes the cells of a donor that training has not seen
+Trains a log-linear part (no encoder) on some donors, changes the cells of a donor that training has not seen
 (`tfx generate --from ... --set`), and compares the change with that donor's own other cells; beside it
 the simplest rival, the training donors' mean change added to the donor's cells. Through the command line
 throughout. Values are log1p of counts per 10,000; genes are the model's.
@@ -49,8 +49,8 @@ genes = "uniform"
 phenotypes = 0.3
 [model]
 layers = 0
-skeleton = true
-skeleton_rank = 48
+log_linear = true
+log_linear_rank = 48
 [loss]
 smoothing = 0.0
 weighting = "rate"

@@ -49,7 +49,7 @@ def read_cells(model, store, split, n_most, seed=0):
 def generate(model, codes, **settings):
     """Draw one cell per row of codes; return the cells and the processor seconds they took."""
     chosen = model.generate.model_copy(update=settings)
-    depth = DepthDraw(model, 0, None) if chosen.depth == "sample" else None
+    depth = DepthDraw(model, 0, None) if chosen.genes_per_cell == "sample" else None
     plan = plan_for(model, chosen)
     begun, parts = time.process_time(), []
     for first in range(0, len(codes), _BATCH):
@@ -110,7 +110,7 @@ def measure(run, steps, n_cells):
     rows = {"training cells, other donors": (
         compare(real, classes, training, training_codes[:, slot]), 0.0)}  # fmt: skip
     cases = {f"{n} steps": {"steps": n} for n in steps}
-    cases[f"{steps[0]} steps, depth none"] = {"steps": steps[0], "depth": "none"}
+    cases[f"{steps[0]} steps, depth none"] = {"steps": steps[0], "genes_per_cell": "none"}
     for case, settings in cases.items():
         cells, seconds = generate(model, codes, **settings)
         rows[case] = (compare(real, classes, cells, classes), seconds)
@@ -125,7 +125,7 @@ def measure(run, steps, n_cells):
               f"{seconds:.1f} |")  # fmt: skip
     types = {"real": by_type(model, training_codes, training, slot)}
     for depth in ("none", "sample"):
-        cells, _ = generate(model, training_codes, steps=steps[0], depth=depth)
+        cells, _ = generate(model, training_codes, steps=steps[0], genes_per_cell=depth)
         types[depth] = by_type(model, training_codes, cells, slot)
     print(f"\n| {names[slot]} | cells | real | depth none | depth sample |\n|---|---|---|---|---|")
     for name, (n, *_) in types["real"].items():

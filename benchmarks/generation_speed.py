@@ -34,12 +34,12 @@ from core.training.setup import build_model
 BASE = Path(__file__).parent.parent / "presets" / "base.toml"
 #: Name, keys of the preset that differ, sampling settings that differ, cells.
 CASES = (
-    ("skeleton alone, gene by gene", {"model.layers": 0}, {}, 1_000),
-    ("skeleton alone, 720 genes", {"model.layers": 0, "data.genes": 720}, {}, 1_000),
-    ("skeleton and encoder, as base.toml says", {}, {}, 1_000),
-    ("skeleton and encoder, guidance 1", {}, {"guidance": 1.0}, 1_000),
-    ("skeleton and encoder, 64 steps", {}, {"steps": 64}, 250),
-    ("encoder alone, 64 steps", {"model.skeleton": False}, {"steps": 64}, 250),
+    ("log-linear part alone, gene by gene", {"model.layers": 0}, {}, 1_000),
+    ("log-linear part alone, 720 genes", {"model.layers": 0, "data.genes": 720}, {}, 1_000),
+    ("log-linear part and encoder, as base.toml says", {}, {}, 1_000),
+    ("log-linear part and encoder, guidance 1", {}, {"guidance": 1.0}, 1_000),
+    ("log-linear part and encoder, 64 steps", {}, {"steps": 64}, 250),
+    ("encoder alone, 64 steps", {"model.log_linear": False}, {"steps": 64}, 250),
 )
 _LARGE = """
 import resource, sys

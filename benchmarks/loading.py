@@ -380,7 +380,7 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     steps = 30 if quick else 120
     preset = Path(__file__).parents[1] / "presets" / "base.toml"
     options = {
-        "train.max_steps": 2 * steps, "train.skeleton_steps": steps, "train.eval_steps": 10**6,
+        "train.max_steps": 2 * steps, "train.log_linear_steps": steps, "train.eval_steps": 10**6,
         "train.eval_cells": 32, "train.save_steps": 10**6, "train.log_steps": steps,
     }  # fmt: skip
     resolved = resolve_preset(preset, options=options)
@@ -402,7 +402,7 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     fastest = max(first["cells_per_second"], second["cells_per_second"])
     return {
         "loader_cells_per_second": rate,
-        "skeleton_cells_per_second": first["cells_per_second"],
+        "log_linear_cells_per_second": first["cells_per_second"],
         "model_cells_per_second": second["cells_per_second"],
         "wait_share": second["wait"],
         "ratio": rate / fastest,
@@ -547,7 +547,7 @@ def main() -> None:
               f"{found['tfx'] / found['random'] - 1:+.2%} |")  # fmt: skip
     print(f"\nbase.toml: the loader alone gives {base['loader_cells_per_second']:,.0f} cells/s, "
           f"{base['ratio']:.0f} times what training consumes "
-          f"({base['skeleton_cells_per_second']:,.0f} skeleton, {base['model_cells_per_second']:,.0f} "
+          f"({base['log_linear_cells_per_second']:,.0f} log-linear part, {base['model_cells_per_second']:,.0f} "
           f"with encoder); training waited {base['wait_share']:.2%} of its time")  # fmt: skip
     if arguments.json:
         print(json.dumps({"ways": results, "disk_bytes": disk, "mixing": mixing, "base": base}))

@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
     presets = Path(__file__).parents[1] / "presets"
-    quick = {"train.max_steps": 300, "train.skeleton_steps": 200} if arguments.quick else {}
+    quick = {"train.max_steps": 300, "train.log_linear_steps": 200} if arguments.quick else {}
     jobs = []
     if not arguments.no_presets:
         jobs += [(name, presets / f"{name}.toml", quick) for name in ("base", "pbmc68k")]

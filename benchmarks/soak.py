@@ -46,8 +46,8 @@ genes = "uniform"
 layers = 1
 hidden_size = 32
 heads = 4
-skeleton = {skeleton}
-skeleton_rank = 8
+log_linear = {log_linear}
+log_linear_rank = 8
 [train]
 max_steps = {steps}
 batch_size = 16
@@ -78,7 +78,7 @@ _PATIENCE = 120.0
 class Soak:
     """One folder, in which runs are trained and disturbed."""
 
-    def __init__(self, folder: Path, *, steps: int, seed: int, skeleton: bool) -> None:
+    def __init__(self, folder: Path, *, steps: int, seed: int, log_linear: bool) -> None:
         self.folder, self.steps = folder, steps
         self.rng = random.Random(seed)
         self.listen = -1
@@ -87,7 +87,7 @@ class Soak:
         self.endings: Counter[str] = Counter()
         #: Runs that trained on a full disk, which may cost them lines of metrics (docs/run-format.md).
         self.filled: set[str] = set()
-        text = PRESET.format(steps=steps, skeleton=str(skeleton).lower())
+        text = PRESET.format(steps=steps, log_linear=str(log_linear).lower())
         (folder / "soak.toml").write_text(text, encoding="utf-8")
 
     # ------------------------------------------------------------------------- commands
@@ -295,7 +295,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         quick = arguments.quick  # nothing to fit before the first step: most of a short run
         soak = Soak(
-            Path(name), steps=400 if quick else 600, seed=arguments.seed, skeleton=not quick
+            Path(name), steps=400 if quick else 600, seed=arguments.seed, log_linear=not quick
         )
         soak.train("whole", 0)
         soak.use("whole", disturbed=False)

@@ -165,4 +165,4 @@ def test_the_base_preset_is_what_this_shortens():
     preset = resolve_preset(Path(find_preset("base"))).preset
     assert preset.data.files == ["builtin:atlas"]
     assert preset.masking.genes == "uniform"
-    assert preset.model.skeleton
+    assert preset.model.log_linear

@@ -144,7 +144,7 @@ def generate(
             rich_help_panel=_SAMPLING,
         ),
     ] = None,
-    depth: Annotated[
+    genes_per_cell: Annotated[
         Literal["sample", "none"] | None,
         typer.Option(
             help="Genes per cell: as training cells of the phenotypes had, or as many as come.",
@@ -208,7 +208,7 @@ def generate(
     given = {
         "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
         "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
-        "depth": depth, "decode": decode,
+        "genes_per_cell": genes_per_cell, "decode": decode,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     if set_values and from_file is None:

@@ -45,7 +45,7 @@ _KEPT_REAL = 8
 #: Keys of a request that are sampling settings.
 _SAMPLING = (
     "steps", "method", "order", "schedule", "remask", "temperature", "guidance", "guidance_ramp",
-    "depth", "decode",
+    "genes_per_cell", "decode",
 )  # fmt: skip
 
 Emit = Callable[[dict[str, Any]], None]
@@ -68,7 +68,7 @@ class ServedRequest(BaseModel):
     temperature: float | None = Field(None, gt=0.0)
     guidance: float | None = Field(None, ge=0.0)
     guidance_ramp: Literal["late", "none"] | None = None
-    depth: Literal["sample", "none"] | None = None
+    genes_per_cell: Literal["sample", "none"] | None = None
     decode: Literal["sample", "mean", "bins", "counts"] | None = None
     library_size: float | None = Field(None, gt=0.0)
     seed: int = Field(0, ge=0)

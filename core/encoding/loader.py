@@ -55,7 +55,7 @@ class Loaded(Generic[T]):
 
 
 class CursorSource(Protocol[B_co]):
-    """Makes the batch of any cursor: one lane's (`BatchSource`), or those of several."""
+    """Makes the batch of any cursor: one virtual rank's (`BatchSource`), or those of several."""
 
     @property
     def sampler(self) -> BlockSampler:

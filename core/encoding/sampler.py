@@ -1,15 +1,15 @@
 """The order of training cells: a function of (seed, epoch), so that resuming needs only a cursor.
 
 A store's cells stand in random order already, so a block of neighbours is a random sample, and
-reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the lanes; each
-lane joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
+reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the virtual ranks; each
+virtual rank joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
 
     rows -> blocks of 64 --permute(seed, epoch), deal--> pools of 8,192 cells
-                                --shuffle(seed, epoch, lane, pool)--> stream --cut--> batches
+                                --shuffle(seed, epoch, virtual rank, pool)--> stream --cut--> batches
 
 A batch is so many cells, or the cells that begin within so many tokens of the stream. The leftover
 of a stream sits the epoch out. Nothing is drawn while going along: any batch of any epoch can be
-asked for at once. Which process works a lane is `core.training.lanes`' business: the cells of a
+asked for at once. Which process works a virtual rank is `core.training.virtual_ranks`' business: the cells of a
 step are the same on one process as on many.
 """
 
@@ -41,7 +41,7 @@ class Cursor:
         Of the order.
     epoch, batch
         The next batch, both counted from 0.
-    lanes
+    virtual ranks
         Streams that the epoch is dealt to.
     quota
         Cells or tokens that a batch of the epoch is cut by.
@@ -50,7 +50,7 @@ class Cursor:
     seed: int
     epoch: int
     batch: int
-    lanes: int
+    virtual_ranks: int
     quota: int
 
     def to_json(self) -> dict[str, int]:
@@ -74,7 +74,7 @@ class Pool:
     order
         (cells,), the shuffled order in which they enter batches, as places in ``rows``.
     starts
-        (cells + 1,), where each cell of ``order`` begins in the lane's stream, and the end.
+        (cells + 1,), where each cell of ``order`` begins in the virtual rank's stream, and the end.
     """
 
     rows: NDArray[np.int64]
@@ -83,7 +83,7 @@ class Pool:
 
 
 class BlockSampler:
-    """Which cells form each batch of one lane.
+    """Which cells form each batch of one virtual rank.
 
     Parameters
     ----------
@@ -92,10 +92,10 @@ class BlockSampler:
     seed
         Of the order.
     batch_size
-        Cells per batch and lane; fewer cells than that form one batch of all.
+        Cells per batch and virtual rank; fewer cells than that form one batch of all.
     lengths, tokens_per_batch
         (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
-    lane, lanes
+    virtual rank, virtual ranks
         Which stream this is, and how many there are.
     rows_of_epoch
         Epoch -> as many rows, ascending, repeats allowed: other cells for every epoch (not with
@@ -106,7 +106,7 @@ class BlockSampler:
     Raises
     ------
     ConfigurationError
-        There are fewer cells than lanes, or a batch has no room for two of the longest cells.
+        There are fewer cells than virtual ranks, or a batch has no room for two of the longest cells.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class BlockSampler:
         batch_size: int = 32,
         lengths: NDArray[np.int64] | None = None,
         tokens_per_batch: int | None = None,
-        lane: int = 0,
-        lanes: int = 1,
+        virtual_rank: int = 0,
+        virtual_ranks: int = 1,
         rows_of_epoch: Callable[[int], NDArray[np.int64]] | None = None,
         block_cells: int = BLOCK_CELLS,
         pool_cells: int = POOL_CELLS,
@@ -126,21 +126,21 @@ class BlockSampler:
         assert (lengths is None) == (tokens_per_batch is None), "both or none"
         assert lengths is None or rows_of_epoch is None, "lengths are those of rows"
         self.rows, self.lengths, self.seed = rows, lengths, seed
-        self.lane, self.lanes = lane, lanes
+        self.virtual_rank, self.virtual_ranks = virtual_rank, virtual_ranks
         n_cells = len(rows)
-        # Lanes differ by a block at most, and what one has more sits out: under 1 % of the cells.
-        self.block_cells = min(block_cells, max(n_cells // (128 * lanes), 1))
+        # Virtual ranks differ by a block at most, and what one has more sits out: under 1 % of the cells.
+        self.block_cells = min(block_cells, max(n_cells // (128 * virtual_ranks), 1))
         self.pool_blocks = max(pool_cells // self.block_cells, 1)
         self.block_starts = np.arange(0, n_cells, self.block_cells)
-        if len(self.block_starts) < lanes:
-            message = f"{n_cells} training cells cannot be dealt to {lanes} lanes; lower train.lanes, or start fewer processes"
+        if len(self.block_starts) < virtual_ranks:
+            message = f"{n_cells} training cells cannot be dealt to {virtual_ranks} virtual ranks; lower train.virtual_ranks, or start fewer processes"
             raise ConfigurationError(message)
         self.block_weights = (
             np.diff(self.block_starts, append=n_cells)
             if lengths is None
             else np.add.reduceat(lengths, self.block_starts)
         )
-        smallest = np.sort(self.block_weights)[: len(self.block_starts) // lanes].sum()
+        smallest = np.sort(self.block_weights)[: len(self.block_starts) // virtual_ranks].sum()
         self.quota = min(self._full_quota(batch_size, tokens_per_batch), int(smallest))
         self._rows_of = lru_cache(maxsize=2)(rows_of_epoch or (lambda _: rows))
         self._order_of = lru_cache(maxsize=2)(self._order)
@@ -152,9 +152,9 @@ class BlockSampler:
         longest = int(self.lengths.max())
         if tokens_per_batch < 2 * longest:
             message = (
-                f"train.tokens_per_batch = {tokens_per_batch * self.lanes} has no room for two "
-                f"cells of {longest} tokens{f' in each of {self.lanes} lanes' * (self.lanes > 1)}; "
-                f"give at least {2 * longest * self.lanes} or lower encoding.max_length"
+                f"train.tokens_per_batch = {tokens_per_batch * self.virtual_ranks} has no room for two "
+                f"cells of {longest} tokens{f' in each of {self.virtual_ranks} virtual ranks' * (self.virtual_ranks > 1)}; "
+                f"give at least {2 * longest * self.virtual_ranks} or lower encoding.max_length"
             )
             raise ConfigurationError(message)
         # The cells that begin within the quota end at most one cell, less a token, behind it.
@@ -163,11 +163,11 @@ class BlockSampler:
     @property
     def start(self) -> Cursor:
         """The first batch of the first epoch."""
-        return Cursor(self.seed, 0, 0, self.lanes, self.quota)
+        return Cursor(self.seed, 0, 0, self.virtual_ranks, self.quota)
 
     def steps(self, epoch: int) -> int:
-        """Batches of an epoch, the same on all lanes."""
-        if self.lanes == 1:
+        """Batches of an epoch, the same on all virtual ranks."""
+        if self.virtual_ranks == 1:
             return int(self.block_weights.sum()) // self.quota
         return self._order_of(epoch)[1]
 
@@ -191,7 +191,7 @@ class BlockSampler:
         Raises
         ------
         ConfigurationError
-            The seed differs; or the number of lanes or the size of batches does, within an
+            The seed differs; or the number of virtual ranks or the size of batches does, within an
             epoch. Between epochs those may change.
         """
         if cursor.seed != self.seed:
@@ -200,10 +200,10 @@ class BlockSampler:
                 f"{cursor.seed}; resume with the run's own config.toml"
             )
             raise ConfigurationError(message)
-        if cursor.batch and cursor.lanes != self.lanes:
+        if cursor.batch and cursor.virtual_ranks != self.virtual_ranks:
             message = (
-                f"the checkpoint lies within an epoch dealt to {cursor.lanes} lanes and cannot go "
-                f"on with {self.lanes}; set train.lanes = {cursor.lanes}"
+                f"the checkpoint lies within an epoch dealt to {cursor.virtual_ranks} virtual ranks and cannot go "
+                f"on with {self.virtual_ranks}; set train.virtual_ranks = {cursor.virtual_ranks}"
             )
             raise ConfigurationError(message)
         if cursor.batch and cursor.quota != self.quota:
@@ -213,7 +213,7 @@ class BlockSampler:
                 f"cells"
             )
             raise ConfigurationError(message)
-        return replace(cursor, lanes=self.lanes, quota=self.quota)
+        return replace(cursor, virtual_ranks=self.virtual_ranks, quota=self.quota)
 
     def pieces(self, cursor: Cursor) -> list[tuple[int, NDArray[np.int64]]]:
         """Return the cells of a batch: (number of the pool, places in its rows), in their order."""
@@ -237,28 +237,31 @@ class BlockSampler:
 
     def generator(self, cursor: Cursor) -> np.random.Generator:
         """Return the generator of all that is drawn for a batch: masks, genes of long cells."""
-        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.lane, 13])
+        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.virtual_rank, 13])
 
     def pool(self, epoch: int, number: int) -> Pool:
-        """Return one of this lane's pools."""
+        """Return one of this virtual rank's pools."""
         return self._pool_of(epoch, number)
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-        """Blocks of this lane, batches of any lane, and where in the stream each pool begins."""
+        """Blocks of this virtual rank, batches of any virtual rank, and where in the stream each pool begins."""
         blocks = np.random.default_rng([self.seed, epoch, 11]).permutation(len(self.block_starts))
-        weights = [self.block_weights[blocks[lane :: self.lanes]] for lane in range(self.lanes)]
+        weights = [
+            self.block_weights[blocks[virtual_rank :: self.virtual_ranks]]
+            for virtual_rank in range(self.virtual_ranks)
+        ]
         steps = min(int(own.sum()) for own in weights) // self.quota
-        own = weights[self.lane]
+        own = weights[self.virtual_rank]
         firsts = np.arange(0, len(own), self.pool_blocks)
         pool_starts = np.concatenate(([0], np.cumsum(np.add.reduceat(own, firsts))))
-        return blocks[self.lane :: self.lanes], steps, pool_starts
+        return blocks[self.virtual_rank :: self.virtual_ranks], steps, pool_starts
 
     def _pool(self, epoch: int, number: int) -> Pool:
         blocks, _, pool_starts = self._order_of(epoch)
         own = np.sort(blocks[number * self.pool_blocks : (number + 1) * self.pool_blocks])
         places = (self.block_starts[own, None] + np.arange(self.block_cells)).ravel()
         places = places[places < len(self.rows)]
-        rng = np.random.default_rng([self.seed, epoch, self.lane, number, 12])
+        rng = np.random.default_rng([self.seed, epoch, self.virtual_rank, number, 12])
         order = rng.permutation(len(places))
         weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
         starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)

@@ -108,7 +108,9 @@ class CellSource:
         self.phenotypes = PhenotypeDraw(model, request)
         self.notes += self.phenotypes.notes
         depth = DepthDraw(model, request.seed, request.library_size)
-        self._depth = depth if depth.is_known and request.settings.depth == "sample" else None
+        self._depth = (
+            depth if depth.is_known and request.settings.genes_per_cell == "sample" else None
+        )
         self.has_library_size = self._depth is not None and self._depth.has_counts
         if request.settings.decode == "counts":
             self._check_counts()
@@ -149,8 +151,8 @@ class CellSource:
             raise ConfigurationError(message)
         if not self.has_library_size:
             reason = (
-                "depth = 'none' leaves them open"
-                if self.request.settings.depth == "none"
+                "genes_per_cell = 'none' leaves them open"
+                if self.request.settings.genes_per_cell == "none"
                 else "this model keeps no counts of its training cells; train again from counts"
             )
             message = f"decode = 'counts' needs library sizes, and {reason}"

@@ -1,7 +1,7 @@
 """Cells that are being drawn: what is known of each, and what the model says of the rest.
 
 All genes start hidden; `PartialCells` asks for some, and whoever draws them reveals them. The encoder reads
-the cells as its layout has them (`core.generation.cell_input`), the skeleton's state follows every gene, and
+the cells as its layout has them (`core.generation.cell_input`), the log-linear part's state follows every gene, and
 how many genes a cell is to express holds the log-odds in place (`core.generation.depth`).
 
 Shapes: B cells, G genes of the panel, n genes asked for per cell, O outputs per gene.
@@ -19,8 +19,8 @@ from core.encoding.tokens import MASK
 from core.generation.cell_input import ExpressedInput, RankedInput
 from core.generation.class_marginals import draw_from_class_marginals
 from core.generation.depth import expression_log_odds, shift_expression, solve_shift
+from core.generation.log_linear_state import LogLinearState, masked_share
 from core.generation.plan import CellPlan
-from core.generation.skeleton_state import SkeletonState, masked_share
 from core.model.folder import CellModel
 from core.model.gene_outputs import gene_confidence, sample_genes
 from core.presets.schema import GenerateSettings
@@ -29,10 +29,10 @@ __all__ = ["PartialCells", "shown_phenotypes"]
 
 #: How often the depth of a cell is looked at while its genes are drawn.
 _SHIFTS_PER_CELL = 8
-#: Share of the panel that is drawn last, without looking: few genes must not pay for all. A skeleton, which
+#: Share of the panel that is drawn last, without looking: few genes must not pay for all. A log-linear part, which
 #: follows every gene, carries the depth on by itself: held to the end, depth takes spread and correlations
-#: away (benchmarks/skeleton_constants.md).
-_LAST_SHARE, _LAST_SHARE_WITH_SKELETON = 1 / 16, 1 / 4
+#: away (benchmarks/log_linear_constants.md).
+_LAST_SHARE, _LAST_SHARE_WITH_LOG_LINEAR = 1 / 16, 1 / 4
 
 
 class PartialCells:
@@ -82,8 +82,8 @@ class PartialCells:
         self._shift = torch.zeros(self._n_cells, device=device)
         self._n_known_at_shift = -1
         # A Gibbs sweep never hides more than a few.
-        carries_on = self._network.skeleton is not None and plan.steps.fixed_rate is None
-        self._last_share = _LAST_SHARE_WITH_SKELETON if carries_on else _LAST_SHARE
+        carries_on = self._network.log_linear is not None and plan.steps.fixed_rate is None
+        self._last_share = _LAST_SHARE_WITH_LOG_LINEAR if carries_on else _LAST_SHARE
         self._input: RankedInput | ExpressedInput | None = None  # nothing reads it but an encoder
         #: (B,) genes that a cell of the expressed layout shows when it is whole.
         self._whole: Tensor | None = None
@@ -101,8 +101,8 @@ class PartialCells:
         elif self._network.encoder_part is not None:
             self._input = RankedInput(model, codes, device)
         self._case = self._case_shift()
-        self._states: list[SkeletonState] = []
-        if self._network.skeleton is not None:
+        self._states: list[LogLinearState] = []
+        if self._network.log_linear is not None:
             chance = None if plan.state is None else torch.from_numpy(plan.state).to(device)
             shown = [
                 shown_phenotypes(
@@ -112,7 +112,7 @@ class PartialCells:
             if self._is_guided:
                 shown.append(shown_phenotypes(model, np.full_like(codes, -1), device))
             self._states = [
-                SkeletonState(self._network.skeleton, rows, n_expressed=self._whole)
+                LogLinearState(self._network.log_linear, rows, n_expressed=self._whole)
                 for rows in shown
             ]
 
@@ -139,11 +139,11 @@ class PartialCells:
             self._hide(genes[:, :n_again])
             self._n_known_at_shift = -1
         parts = self._encoder_logits_of_step(genes)
-        # The skeleton follows every gene, in panels so large that it would take long, a few at a time.
+        # The log-linear part follows every gene, in panels so large that it would take long, a few at a time.
         at_once = n if not self._states else -(-self._n_genes // self._settings.gene_steps)
         for first in range(0, n, at_once):
             some = slice(first, min(first + at_once, n))
-            self._renew_shift_by_skeleton()
+            self._renew_shift_by_log_linear()
             logits = self._logits(genes[:, some], [part[:, some] for part in parts])
             logits = shift_expression(logits, self._shift + self._case, self._config)
             yield genes[:, some], slice(end - n + some.start, end - n + some.stop), logits
@@ -165,7 +165,7 @@ class PartialCells:
         genes = self._genes[:, : self._n_genes]
         uniform = self._uniform[:, : self._n_genes]
         if self._states:
-            self._renew_shift_by_skeleton()
+            self._renew_shift_by_log_linear()
             logits = shift_expression(self._states[0].logits(genes), self._shift, self._config)
             drawn = self._sample(logits, uniform, self._normal[:, :0])
         else:
@@ -215,7 +215,7 @@ class PartialCells:
         )
 
     def _encoder_logits_of_step(self, genes: Tensor) -> list[Tensor]:
-        """(B, n, O) as `_encoder_logits`; without a skeleton the depth needs all hidden genes."""
+        """(B, n, O) as `_encoder_logits`; without a log-linear part the depth needs all hidden genes."""
         if not self._looks_at_depth() or self._states:
             return self._encoder_logits(genes)
         is_hidden = self._is_hidden()
@@ -236,8 +236,8 @@ class PartialCells:
         n_hidden = self._n_genes - self._n_known
         return self._wanted_genes is not None and n_hidden >= self._last_share * self._n_genes
 
-    def _renew_shift_by_skeleton(self) -> None:
-        """Renew the shift from what the skeleton expects, now and then."""
+    def _renew_shift_by_log_linear(self) -> None:
+        """Renew the shift from what the log-linear part expects, now and then."""
         if not self._looks_at_depth() or not self._states:
             return
         since = self._n_known - self._n_known_at_shift
@@ -315,14 +315,14 @@ def shown_phenotypes(
     state_chance: Tensor | None = None,
     n_expressed: Tensor | None = None,
 ) -> Tensor:
-    """(B, S) one-hot rows of what is shown, as the skeleton reads it.
+    """(B, S) one-hot rows of what is shown, as the log-linear part reads it.
 
     Parameters
     ----------
     codes
         (B, phenotypes), -1 where none is shown.
     state_chance
-        (B,) uniform numbers by which each cell is given a hidden state; None: it shows none.
+        (B,) uniform numbers by which each cell is given a latent cell state; None: it shows none.
     n_expressed
         (B,) genes that each cell is to express, which its state must fit.
     """
@@ -334,12 +334,12 @@ def shown_phenotypes(
     if tokens.n_phenotypes:
         shown.scatter_(1, at, 1.0)
     shown = shown.to(device)
-    skeleton = model.network.skeleton
-    if skeleton is None or skeleton.n_states == 0:
+    log_linear = model.network.log_linear
+    if log_linear is None or log_linear.n_states == 0:
         return shown
     if state_chance is None:
         no_state = torch.zeros(len(codes), dtype=torch.long, device=device)
-        states = torch.nn.functional.one_hot(no_state, 1 + skeleton.n_states).to(shown.dtype)
+        states = torch.nn.functional.one_hot(no_state, 1 + log_linear.n_states).to(shown.dtype)
     else:
-        states = skeleton.draw_states(shown, state_chance, n_expressed)
+        states = log_linear.draw_states(shown, state_chance, n_expressed)
     return torch.cat([shown, states], dim=1)

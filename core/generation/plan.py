@@ -94,7 +94,7 @@ class CellPlan:
     uniform, normal
         (B, D), for the value of each draw; normal is (B, 0) where the model needs none.
     state
-        (B,), uniform, for the hidden state of each cell; None: they show none, as real cells do.
+        (B,), uniform, for the latent cell state of each cell; None: they show none, as real cells do.
     """
 
     steps: StepPlan

@@ -91,8 +91,8 @@ class GenerationRequest:
         if self.library_size is not None and not 0 < self.library_size < math.inf:
             message = f"library size {self.library_size} must be a number of counts above 0"
             raise ConfigurationError(message)
-        if self.library_size is not None and self.settings.depth == "none":
-            message = "a library size needs depth = 'sample'; leave one of them out"
+        if self.library_size is not None and self.settings.genes_per_cell == "none":
+            message = "a library size needs genes_per_cell = 'sample'; leave one of them out"
             raise ConfigurationError(message)
         if not 0 <= self.settings.guidance < math.inf:
             message = f"guidance {self.settings.guidance} must be a number of at least 0; 0 is none"

@@ -2,8 +2,8 @@
 
 Genes are revealed in a random order of each cell's own (any-order autoregression; the confidence
 order is offered with a warning, because it reveals zeros first and empties cells). The encoder is
-asked once per step. In a model with a skeleton the genes of a step are drawn one after another all the
-same: the skeleton's state follows every gene, and only the encoder's part waits for the next step.
+asked once per step. In a model with a log-linear part the genes of a step are drawn one after another all the
+same: the log-linear part's state follows every gene, and only the encoder's part waits for the next step.
 A model of the expressed layout reads only genes that are on, but can be asked about any: the panel is gone
 through all the same, what comes out on joins the input, and what comes out off is never seen again, as in
 training.

@@ -90,7 +90,7 @@ def embed_cells(
     Raises
     ------
     ConfigurationError
-        The model is a skeleton without an encoder.
+        The model is a log-linear part without an encoder.
     """
     network = model.network
     device = next(network.parameters()).device
@@ -109,11 +109,11 @@ def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
     Raises
     ------
     ConfigurationError
-        The model is a skeleton without an encoder.
+        The model is a log-linear part without an encoder.
     """
     part = model.network.encoder_part
     if part is None:
-        message = "this model is a skeleton without an encoder: its genes have no embeddings"
+        message = "this model is a log-linear part without an encoder: its genes have no embeddings"
         raise ConfigurationError(message)
     weight = part.embedding.identity.weight.detach()
     found: NDArray[np.float32] = weight[model.config.tokens.first_gene :].float().cpu().numpy()
@@ -184,7 +184,7 @@ def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: 
     Raises
     ------
     ConfigurationError
-        The model is a skeleton without an encoder.
+        The model is a log-linear part without an encoder.
     """
     genes = np.flatnonzero(~cells.missing)
     table = np.full((copy.n_genes, model.config.hidden_size), np.nan, dtype=np.float32)

@@ -132,7 +132,7 @@ def _model(config: TfxConfig, masking: MaskingSettings, origin: dict[str, Any]) 
         hidden = f"- asked: {config.classified}; shown, where known: {given}; all others hidden"
     lines = [
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
-        f"skeleton: {'yes' if config.skeleton else 'no'}",
+        f"log_linear: {'yes' if config.log_linear else 'no'}",
         hidden,
         f"- step {origin.get('step', '?')} of {origin.get('total_steps', '?')}, that of the lowest "
         f"validation loss; seed {origin.get('seed', '?')}",

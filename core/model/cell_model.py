@@ -19,8 +19,8 @@ from core.model.batch_tensors import BatchTensors
 from core.model.cell_objectives import CellStates
 from core.model.configuration import TfxConfig
 from core.model.encoder import Reads, initialise
+from core.model.log_linear import LogLinear
 from core.model.logit_parts import EncoderPart
-from core.model.skeleton import Skeleton
 
 __all__ = ["CellOutput", "TfxModel", "check_parts"]
 
@@ -48,7 +48,7 @@ class CellOutput:
 
 
 def check_parts(
-    *, kind: str, head: str, layers: int, skeleton: bool, layout: str, states: int
+    *, kind: str, head: str, layers: int, log_linear: bool, layout: str, states: int
 ) -> None:
     """Refuse parts of a model that exclude each other.
 
@@ -60,20 +60,20 @@ def check_parts(
     if head == "joint" and kind == "continuous":
         message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
         raise ConfigurationError(message)
-    if skeleton and (kind == "continuous" or head == "joint"):
+    if log_linear and (kind == "continuous" or head == "joint"):
         message = (
-            "model.skeleton needs bins and a split head; set encoding.kind = 'binned' or "
-            "'binary' and model.head = 'split', or model.skeleton = false"
+            "model.log_linear needs bins and a split head; set encoding.kind = 'binned' or "
+            "'binary' and model.head = 'split', or model.log_linear = false"
         )
         raise ConfigurationError(message)
     if states and layout == "expressed":
         message = (
-            "model.skeleton_states tells a cell's state by the whole panel, which encoding.layout = "
+            "model.cell_states tells a cell's state by the whole panel, which encoding.layout = "
             "'expressed' does not show; set it to 0, or the layout to 'ranked'"
         )
         raise ConfigurationError(message)
-    if layers == 0 and not skeleton:
-        message = "model.layers = 0 leaves no model; raise it or set model.skeleton = true"
+    if layers == 0 and not log_linear:
+        message = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"
         raise ConfigurationError(message)
 
 
@@ -87,13 +87,13 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: TfxConfig) -> None:
         super().__init__(config)
         check_parts(
-            kind=config.kind, head=config.head, layers=config.layers, skeleton=config.skeleton,
-            layout=config.layout, states=config.skeleton_states,
+            kind=config.kind, head=config.head, layers=config.layers, log_linear=config.log_linear,
+            layout=config.layout, states=config.cell_states,
         )  # fmt: skip
         self.encoder_part = EncoderPart(config) if config.layers else None
-        self.skeleton = Skeleton(config) if config.skeleton else None
-        #: Leave the encoder out, while the skeleton is trained first.
-        self.skeleton_only = False
+        self.log_linear = LogLinear(config) if config.log_linear else None
+        #: Leave the encoder out, while the log-linear part is trained first.
+        self.log_linear_only = False
         self._route: AttentionRoute | None = None
         slots = [slot for slot, size in enumerate(config.phenotype_sizes) for _ in range(size)]
         # Saved with the weights: from_pretrained builds on the meta device and forgets the others.
@@ -107,10 +107,10 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         """Draw initial weights (from torch's global generator, which the caller seeds)."""
         if self.encoder_part is not None:
             initialise(self.encoder_part)
-            if self.skeleton is not None:
+            if self.log_linear is not None:
                 self.encoder_part.start_at_zero()
-        if self.skeleton is not None:
-            self.skeleton.start()
+        if self.log_linear is not None:
+            self.log_linear.start()
 
     def attention_route(self, *, ragged: bool) -> AttentionRoute:
         """Return the resolved attention route, logging the choice the first time."""
@@ -133,13 +133,13 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         genes: list[Tensor] = []
         phenotypes: list[Tensor] = []
         states = None
-        if self.encoder_part is not None and not (self.skeleton_only and self.skeleton):
+        if self.encoder_part is not None and not (self.log_linear_only and self.log_linear):
             route = self.attention_route(ragged=self._ragged)
             gene_logits, phenotype_logits, states = self.encoder_part(batch, route)
             genes.append(gene_logits.float())
             phenotypes.append(phenotype_logits.float())
-        if self.skeleton is not None:
-            gene_logits, phenotype_logits = self.skeleton(batch)
+        if self.log_linear is not None:
+            gene_logits, phenotype_logits = self.log_linear(batch)
             genes.append(gene_logits.float())
             phenotypes.append(phenotype_logits.float())
         return CellOutput(sum(genes[1:], genes[0]), self._own_values(phenotypes, batch), states)
@@ -179,7 +179,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             The model has no encoder.
         """
         if self.encoder_part is None:
-            message = "this model is a skeleton without an encoder: it has no [CLS] embedding"
+            message = (
+                "this model is a log-linear part without an encoder: it has no [CLS] embedding"
+            )
             raise ConfigurationError(message)
         starts = batch.cu_seqlens[:-1].long()
         route = self.attention_route(ragged=self._ragged)

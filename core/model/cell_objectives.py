@@ -124,7 +124,7 @@ def cell_loss(
 
     Notes
     -----
-    Contrast is among the cells of one part of a step (``train.lanes``, ``train.micro_batches``).
+    Contrast is among the cells of one part of a step (``train.virtual_ranks``, ``train.micro_batches``).
     """
     total = torch.zeros((), device=batch.identity.device)
     if states is None:

@@ -29,9 +29,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         Wanted attention route, resolved when the model runs.
     head
         "split" or "joint".
-    skeleton, skeleton_rank, skeleton_states
+    log-linear part, log_linear_rank, cell_states
         Whether the classical answer is part of the model, the rank of its gene-gene term, and how
-        many hidden states of cells it knows.
+        many latent states of cells it knows.
     cell_summary
         Whether [CLS] begins with a sum over the visible genes.
     cls_reconstruction, cls_contrast
@@ -62,9 +62,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         activation: str = "gelu",
         attention: str = "auto",
         head: str = "split",
-        skeleton: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
-        skeleton_rank: int = 32,
-        skeleton_states: int = 0,
+        log_linear: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
+        log_linear_rank: int = 32,
+        cell_states: int = 0,
         cell_summary: bool = False,  # noqa: FBT001, FBT002
         cls_reconstruction: bool = False,  # noqa: FBT001, FBT002
         cls_contrast: bool = False,  # noqa: FBT001, FBT002
@@ -91,9 +91,9 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         self.activation = activation
         self.attention = attention
         self.head = head
-        self.skeleton = skeleton
-        self.skeleton_rank = skeleton_rank
-        self.skeleton_states = skeleton_states
+        self.log_linear = log_linear
+        self.log_linear_rank = log_linear_rank
+        self.cell_states = cell_states
         self.cell_summary = cell_summary
         self.cls_reconstruction = cls_reconstruction
         self.cls_contrast = cls_contrast

@@ -123,7 +123,7 @@ def convert(
         rows = match_rows(foreign, foreign.tokens, config, panel, columns or {})
         converted |= _embeddings(source, foreign.tokens, rows, config)
         converted |= _transforms(source, config)
-        if not config.skeleton:  # beside a skeleton the encoder's outputs start at zero
+        if not config.log_linear:  # beside a log-linear part the encoder's outputs start at zero
             converted |= _outputs(source, rows, config)
     return {f"encoder_part.{name}": tensor for name, tensor in converted.items()}
 

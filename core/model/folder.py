@@ -42,6 +42,7 @@ from core.model.folder_records import (
 from core.model.folder_shapes import check_arrays, check_weights
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings, MaskingSettings
+from core.renamed import current_tensors
 
 __all__ = ["FORMAT_VERSION", "CellModel", "put_back_model", "read_outline"]
 
@@ -209,7 +210,7 @@ class CellModel:
             )  # fmt: skip
             # Not from_pretrained: it draws a progress bar of its own.
             network = TfxModel(config)
-            network.load_state_dict(load_tensors(folder / "model.safetensors"))
+            network.load_state_dict(current_tensors(load_tensors(folder / "model.safetensors")))
             _refuse_nonfinite(network, folder)
             return cls(
                 network=network.to(device).eval(),

@@ -21,6 +21,7 @@ from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.model.configuration import TfxConfig
 from core.presets.schema import GenerateSettings, MaskingSettings
+from core.renamed import current_section
 
 __all__ = [
     "FORMAT_VERSION",
@@ -63,9 +64,9 @@ class _ConfigRecord(_Record):
     activation: Literal["gelu", "geglu"]
     attention: Literal["auto", "varlen", "flash", "sdpa", "cpu", "eager"]
     head: Literal["split", "joint"]
-    skeleton: bool
-    skeleton_rank: int = Field(ge=0, le=10**7)
-    skeleton_states: int = Field(0, ge=0, le=10**5)
+    log_linear: bool
+    log_linear_rank: int = Field(ge=0, le=10**7)
+    cell_states: int = Field(0, ge=0, le=10**5)
     cell_summary: bool = False
     cls_reconstruction: bool = False
     cls_contrast: bool = False
@@ -161,6 +162,8 @@ def read_record(folder: Path) -> FolderRecord:
     if version != FORMAT_VERSION:
         message = f"{folder}: model format {version!r}, this tfx reads {FORMAT_VERSION}; use the tfx that wrote it"
         raise DataError(message)
+    if isinstance(record.get("generate"), dict):
+        record["generate"] = current_section("generate", record["generate"])
     found = _checked(FolderRecord, record, path)
     _checked(_Origin, found.origin, path)
     return found
@@ -175,7 +178,7 @@ def read_config(folder: Path) -> TfxConfig:
         It does not describe a model of cells.
     """
     path = folder / "config.json"
-    record = _checked(_ConfigRecord, read_json(path, folder), path)
+    record = _checked(_ConfigRecord, current_section("model", read_json(path, folder)), path)
     return TfxConfig(**record.model_dump(exclude={"model_type"}))
 
 

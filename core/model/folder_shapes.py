@@ -17,6 +17,7 @@ from core.errors import ConfigurationError, DataError
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.model.reference import DEPTH_QUANTILES
+from core.renamed import current_tensors
 
 __all__ = ["check_arrays", "check_weights"]
 
@@ -41,7 +42,7 @@ def check_weights(path: Path, config: TfxConfig) -> None:
     DataError
         It is no safetensors file, or tensors are missing, unknown, or of another shape.
     """
-    found = _read_shapes(path)
+    found = current_tensors(_read_shapes(path))
     # A layer has weights: building more of them than there are tensors would take for ever.
     expected = _promised_shapes(config, path) if config.layers <= len(found) else None
     if expected is None:

@@ -1,6 +1,6 @@
 """The parts whose logits are summed: each looks at a batch and answers its masked positions.
 
-`EncoderPart` is the transformer with its heads; `core.model.skeleton.Skeleton` is the classical
+`EncoderPart` is the transformer with its heads; `core.model.log_linear.LogLinear` is the classical
 answer. A new part needs only the same ``forward``. Shapes: M masked genes, K masked phenotypes,
 O outputs per gene, V values of all phenotypes together.
 """

@@ -1,4 +1,4 @@
-"""Fit the skeleton's phenotype scores from training cells: regression, then a small network.
+"""Fit the log-linear part's phenotype scores from training cells: regression, then a small network.
 
 Both are frozen afterwards. On the simulated atlas (192 genes, validation donors) logistic regression
 alone told tissue at 0.977 with 0.110 nats; with the correction 0.985 and 0.064. But a correction also
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from core.model.configuration import TfxConfig
-from core.model.skeleton import Skeleton
+from core.model.log_linear import LogLinear
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 __all__ = ["fit_phenotype_scores"]
@@ -48,7 +48,7 @@ _STRENGTH_FOLDS = 4
 
 
 def fit_phenotype_scores(
-    skeleton: Skeleton,
+    log_linear: LogLinear,
     config: TfxConfig,
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
@@ -61,7 +61,7 @@ def fit_phenotype_scores(
 
     Parameters
     ----------
-    skeleton
+    log-linear part
         Its ``bin_values`` and ``phenotype_prior`` are filled; the scores are changed in place.
     bins
         (cells, genes) of training cells.
@@ -77,7 +77,7 @@ def fit_phenotype_scores(
     most = max(min(_SCORE_CELLS, _SCORE_ENTRIES // n_genes), 1)
     if n_cells > most:
         rows = np.random.default_rng([seed, 73]).choice(n_cells, most, replace=False)
-    table = skeleton.bin_values.numpy()
+    table = log_linear.bin_values.numpy()
     values = table[np.arange(n_genes), bins[rows]]  # (cells, genes)
     labels = codes[rows]
     donors = None if groups is None else groups[rows]
@@ -88,12 +88,12 @@ def fit_phenotype_scores(
         known = labels[:, slot] >= 0
         known_donors = None if donors is None else donors[known]
         choices.append(_choose(values[known], labels[known, slot], known_donors, seed))
-    prior = skeleton.phenotype_prior.numpy()
+    prior = log_linear.phenotype_prior.numpy()
     scores = _fit_scores(values, labels, config.phenotype_sizes, choices, prior)
     on_progress(ProgressEvent("fitting phenotype scores", n_phenotypes, n_phenotypes))
-    skeleton.score_weight.copy_(torch.from_numpy(scores.weight))
-    skeleton.score_bias.copy_(torch.from_numpy(scores.bias))
-    correction = skeleton.phenotype_correction
+    log_linear.score_weight.copy_(torch.from_numpy(scores.weight))
+    log_linear.score_bias.copy_(torch.from_numpy(scores.bias))
+    correction = log_linear.phenotype_correction
     if correction is None:
         return
     untrained = copy.deepcopy(correction)

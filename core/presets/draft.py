@@ -19,7 +19,7 @@ __all__ = ["ColumnNote", "DraftFacts", "Sizes", "choose_sizes", "save_draft", "w
 
 Device = Literal["cpu", "cuda", "mps"]
 
-#: Fewer cells teach a large network little: nearly all is the skeleton.
+#: Fewer cells teach a large network little: nearly all is the log-linear part.
 _FEW_CELLS = 2_000
 _MANY_CELLS = 50_000
 #: A panel of a few genes less than the files have saves nothing.
@@ -98,7 +98,7 @@ class Sizes:
         Of the panel.
     layers, hidden_size, heads, dropout
         Of the encoder.
-    skeleton_rank, skeleton_states, skeleton_steps, skeleton_weight_decay
+    log_linear_rank, cell_states, log_linear_steps, log_linear_weight_decay
         Of the classical part.
     batch_size, max_steps, learning_rate, eval_steps
         Of training.
@@ -109,10 +109,10 @@ class Sizes:
     hidden_size: int
     heads: int
     dropout: float
-    skeleton_rank: int
-    skeleton_states: int
-    skeleton_steps: int
-    skeleton_weight_decay: float
+    log_linear_rank: int
+    cell_states: int
+    log_linear_steps: int
+    log_linear_weight_decay: float
     batch_size: int
     max_steps: int
     learning_rate: float
@@ -135,9 +135,9 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
         genes, layers, width, dropout = 256, 1, 48, 0.2
         rank, states, alone, decay = 24, 0, 0, 1.0
         batch, steps, rate = 64, 600, 5e-4
-    elif not is_gpu:  # as in presets/base.toml, but for states and a longer skeleton
+    elif not is_gpu:  # as in presets/base.toml, but for states and a longer log-linear part
         genes, layers, width, dropout = 256, 2, 64, 0.1
-        rank, states, alone, decay = 48, 64, 6000, 0.3  # benchmarks/skeleton_constants.md
+        rank, states, alone, decay = 48, 64, 6000, 0.3  # benchmarks/log_linear_constants.md
         batch, steps, rate = 32, 7000 if n_cells < _MANY_CELLS else 10_000, 1e-3
     elif n_cells < _MANY_CELLS:
         genes, layers, width, dropout = 1024, 4, 256, 0.1
@@ -153,10 +153,10 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
         hidden_size=width,
         heads=width // 64 if width > 64 else 4,
         dropout=dropout,
-        skeleton_rank=min(rank, n_genes),
-        skeleton_states=states,
-        skeleton_steps=alone,
-        skeleton_weight_decay=decay,
+        log_linear_rank=min(rank, n_genes),
+        cell_states=states,
+        log_linear_steps=alone,
+        log_linear_weight_decay=decay,
         batch_size=min(batch, _power_of_two(training // 4)),
         max_steps=steps,
         learning_rate=rate,
@@ -273,12 +273,10 @@ def _model(sizes: Sizes, device: Device) -> Iterator[str]:
     yield _setting("hidden_size", sizes.hidden_size)
     yield _setting("heads", sizes.heads)
     yield _setting("dropout", sizes.dropout)
-    yield _setting("skeleton", value=True, note="the classical answer, to which the encoder adds")
-    yield _setting("skeleton_rank", sizes.skeleton_rank)
-    if sizes.skeleton_states:
-        yield _setting(
-            "skeleton_states", sizes.skeleton_states, "groups that no label names; 0: none"
-        )
+    yield _setting("log_linear", value=True, note="the classical answer, to which the encoder adds")
+    yield _setting("log_linear_rank", sizes.log_linear_rank)
+    if sizes.cell_states:
+        yield _setting("cell_states", sizes.cell_states, "groups that no label names; 0: none")
     yield _setting(
         "cell_summary", value=True, note="for tfx embed: [CLS] begins with the components"
     )
@@ -289,11 +287,13 @@ def _model(sizes: Sizes, device: Device) -> Iterator[str]:
     yield ""
     yield "[train]"
     yield _setting("max_steps", sizes.max_steps)
-    if sizes.skeleton_steps:
-        yield _setting("skeleton_steps", sizes.skeleton_steps, "the skeleton alone, which is quick")
+    if sizes.log_linear_steps:
+        yield _setting(
+            "log_linear_steps", sizes.log_linear_steps, "the log-linear part alone, which is quick"
+        )
     yield _setting("batch_size", sizes.batch_size)
     yield _setting("learning_rate", sizes.learning_rate)
-    yield _setting("skeleton_weight_decay", sizes.skeleton_weight_decay)
+    yield _setting("log_linear_weight_decay", sizes.log_linear_weight_decay)
     yield _setting("warmup_ratio", 0.05)
     yield _setting("schedule", "cosine")
     yield _setting("eval_steps", sizes.eval_steps)

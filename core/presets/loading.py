@@ -5,6 +5,7 @@ Later wins: defaults < preset < `--config` files < `TFX_*` environment < options
 written with the run in that form.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from core.presets.toml_lines import KeyPath
 from core.presets.toml_text import dotted, write_key, write_value
 
 __all__ = ["ResolvedPreset", "resolve_preset", "resolve_text"]
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_ORIGIN = "default"
 _NAME_ORIGIN = "name of the file"
@@ -118,14 +121,14 @@ class ResolvedPreset:
     @classmethod
     def _from_written(cls, written: Source, others: Sequence[Source]) -> Self:
         sources = [written, *others]
+        _warn(others)  # what tfx wrote itself, nobody can mend
         leaves = _merge(sources)
         preset = _validate(leaves, sources)
         origins = _all_origins(preset)
         for path, leaf in leaves.items():
             if leaf.value is None:
                 continue
-            is_written = leaf.source is written and written.lines is not None
-            comment = written.lines.comment_after(path) if is_written and written.lines else ""
+            comment = written.comment_after(path) if leaf.source is written else ""
             origins[dotted(path)] = comment or leaf.source.origin_of(path)
             if comment == _DEFAULT_ORIGIN:
                 # Who asked for a value matters to some (data.split.by): a default stays unasked.
@@ -181,6 +184,7 @@ def resolve_preset(
 def _resolved(
     leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source], files: Sequence[Path]
 ) -> ResolvedPreset:
+    _warn(sources)
     preset = _validate(leaves, sources)
     origins = _all_origins(preset)
     for leaf in leaves.values():
@@ -190,6 +194,12 @@ def _resolved(
         preset = preset.model_copy(update={"name": _name_from(files)})
         origins["name"] = _NAME_ORIGIN if files else _DEFAULT_ORIGIN
     return ResolvedPreset(preset, origins, str(preset.name))
+
+
+def _warn(sources: Iterable[Source]) -> None:
+    for source in sources:
+        for warning in source.warnings:
+            logger.warning(warning)
 
 
 def _read_chain(path: Path, first: Source | None = None) -> list[Source]:

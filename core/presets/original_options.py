@@ -122,7 +122,7 @@ def _perturbgene() -> tuple[OriginalOption, ...]:
         option("binary_label", ("classification.positive",)),
         option("balanced_dataset", ("loss.class_weights",), takes="nothing"),
         option("mixed_precision", ("train.precision",), "of accelerate launch"),
-        option("num_processes", ("train.lanes", "train.batch_size"), "of accelerate launch"),
+        option("num_processes", ("train.virtual_ranks", "train.batch_size"), "of accelerate launch"),
         option("num_machines", (), "of accelerate launch, which goes on launching: docs/training.md"),
         option("dynamo_backend", ("train.compile",), "of accelerate launch"),
         option("no_python", (), "of accelerate launch", takes="nothing"),

@@ -369,7 +369,7 @@ def _perturbgene_training(keys: _Keys) -> None:
                  keys.said("per_device_train_batch_size") + factors)  # fmt: skip
     keys.put("train.micro_batches", parts, "gradient_accumulation_steps")
     if processes > 1:
-        keys.put("train.lanes", processes, keys.said("num_processes"))
+        keys.put("train.virtual_ranks", processes, keys.said("num_processes"))
     for option in ("learning_rate", "weight_decay", "warmup_ratio"):
         keys.take(option, f"train.{option}", float)
     if "warmup_ratio" not in options:

@@ -212,21 +212,21 @@ class ModelSettings(_Section):
         description="one softmax per question, or the originals' single softmax over bins and all "
         "phenotype values",
     )
-    skeleton: bool = Field(
+    log_linear: bool = Field(
         default=False,
         description="hold the classical answer (class log-odds, low-rank gene pairs, linear "
         "phenotype scores) in the model; the encoder adds to it",
     )
-    skeleton_rank: int = Field(
+    log_linear_rank: int = Field(
         32,
         ge=0,
-        description="rank of the skeleton's gene-gene term; 0: none, genes have class log-odds alone",
+        description="rank of the log-linear part's gene-gene term; 0: none, genes have class log-odds alone",
     )
-    skeleton_states: int = Field(
+    cell_states: int = Field(
         0,
         ge=0,
         le=1024,
-        description="hidden states of cells, subtypes for instance, that the skeleton finds in training "
+        description="latent states of cells, subtypes for instance, that the log-linear part finds in training "
         "cells: generated cells are drawn each in one, and so vary together as real ones do; 0: none. "
         "Ranked layout, binary or binned values",
     )
@@ -341,19 +341,19 @@ class TrainSettings(_Section):
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
     batch_size: int = Field(
-        32, ge=1, description="cells per step, over all processes: a multiple of lanes"
+        32, ge=1, description="cells per step, over all processes: a multiple of virtual ranks"
     )
     tokens_per_batch: int | None = Field(
         None,
         ge=1,
         description="most tokens per step, filled with as many cells as fit, instead of batch_size",
     )
-    lanes: int | None = Field(
+    virtual_ranks: int | None = Field(
         None,
         ge=1,
         description="streams that the cells of an epoch are dealt to, each giving its share of a "
         "step; default: one per process. A process that has several adds up their gradients, so "
-        "that a run of 4 lanes is the same run on 4, 2 or 1 processes",
+        "that a run of 4 virtual ranks is the same run on 4, 2 or 1 processes",
     )
     micro_batches: int = Field(
         1,
@@ -363,17 +363,17 @@ class TrainSettings(_Section):
     )
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
-    skeleton_learning_rate: float = Field(
-        3e-3, gt=0.0, description="peak learning rate of the skeleton's own parameters"
+    log_linear_learning_rate: float = Field(
+        3e-3, gt=0.0, description="peak learning rate of the log-linear part's own parameters"
     )
-    skeleton_steps: int = Field(
+    log_linear_steps: int = Field(
         0,
         ge=0,
-        description="first steps, which train the skeleton alone: cheap, and the encoder then "
+        description="first steps, which train the log-linear part alone: cheap, and the encoder then "
         "learns what it leaves over",
     )
-    skeleton_weight_decay: float = Field(
-        0.3, ge=0.0, description="weight decay of the skeleton's own parameters"
+    log_linear_weight_decay: float = Field(
+        0.3, ge=0.0, description="weight decay of the log-linear part's own parameters"
     )
     warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of steps to warm up")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay after warm-up")
@@ -433,7 +433,7 @@ class GenerateSettings(_Section):
     gene_steps: int = Field(
         512,
         ge=1,
-        description="parts of the panel after each of which the skeleton sees what was drawn: gene by "
+        description="parts of the panel after each of which the log-linear part sees what was drawn: gene by "
         "gene in panels up to this size",
     )
     method: Literal["auto", "unmask", "gibbs"] = Field(
@@ -457,7 +457,7 @@ class GenerateSettings(_Section):
     guidance_ramp: Literal["late", "none"] = Field(
         "late", description="late: guidance grows with the share of genes revealed"
     )
-    depth: Literal["sample", "none"] = Field(
+    genes_per_cell: Literal["sample", "none"] = Field(
         "sample",
         description="sample: every cell gets the number of expressed genes of a training cell of its "
         "phenotypes; none: as many as come",

@@ -17,6 +17,7 @@ from typing import Any
 from core.presets.fields import all_fields, field_at, nearest_hint, section_at
 from core.presets.toml_lines import KeyPath, LineFinder
 from core.presets.toml_text import dotted, printable, read_key, read_value, show_value
+from core.renamed import REMOVED_PRESET_KEYS, current_key
 
 __all__ = [
     "EXTENDS",
@@ -69,7 +70,11 @@ class Source:
     is_broken
         The file could not be read, so that what it lacks means nothing.
     extends
-        The preset that a file says less than: another one, whose values hold where it is silent.
+        The preset whose values hold for the keys that this file does not set.
+    renamed
+        Present key -> the older spelling that the source uses.
+    warnings
+        One sentence for every key of an older spelling.
     """
 
     name: str
@@ -79,10 +84,16 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
     is_broken: bool = False
     extends: str | None = None
+    renamed: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def line_of(self, path: KeyPath) -> int:
         """Return the line of a key, or of the table that would hold it; 0 without lines."""
-        return self.lines.line_of(path) if self.lines else 0
+        return self.lines.line_of(self.renamed.get(path, path)) if self.lines else 0
+
+    def comment_after(self, path: KeyPath) -> str:
+        """Return the comment in the line of a key; "" without lines."""
+        return self.lines.comment_after(self.renamed.get(path, path)) if self.lines else ""
 
     def place_of(self, path: KeyPath) -> str:
         """Return ``file:line`` of a key, or the source's name where there are no lines."""
@@ -252,7 +263,7 @@ def _from_text(path: tuple[str, ...], text: str) -> object:
     """
     value = read_value(text)
     try:
-        known = field_at(path)
+        known = field_at(current_key(path))
     except KeyError:
         return value
     if text.lower() in _UNSET and known.is_nullable:
@@ -268,7 +279,20 @@ def _from_text(path: tuple[str, ...], text: str) -> object:
 def _collect(table: Mapping[str, object], path: tuple[str, ...], source: Source) -> None:
     """Walk a table along the schema: fill the leaves, report what the schema has no place for."""
     for name, value in table.items():
-        here = (*path, name)
+        written = (*path, name)
+        here = current_key(written)
+        if dotted(written) in REMOVED_PRESET_KEYS:
+            why = REMOVED_PRESET_KEYS[dotted(written)]
+            source.warnings.append(
+                f"{source.place_of(written)}: {dotted(written)} is ignored: {why}"
+            )
+            continue
+        if here != written:
+            source.renamed[here] = written
+            source.warnings.append(
+                f"{source.place_of(here)}: {dotted(written)} is now called {dotted(here)}; "
+                "the old name works in this release only"
+            )
         try:
             known = field_at(here)
         except KeyError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.runlog.schema import CONFIG_FILE
 
 __all__ = ["Setting", "dotted_values", "read_settings"]
@@ -59,4 +60,6 @@ def _settings(text: str) -> Iterator[Setting]:
         if match := _SECTION.match(line):
             section = match["name"] + "."
         elif match := _VALUE.match(line):
-            yield Setting(section + match["key"], match["value"], match["origin"] or "")
+            key = ".".join(current_key(tuple(f"{section}{match['key']}".split("."))))
+            if key not in REMOVED_PRESET_KEYS:
+                yield Setting(key, match["value"], match["origin"] or "")

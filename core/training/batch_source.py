@@ -14,7 +14,7 @@ from core.errors import ConfigurationError
 from core.model.folder import CellModel
 from core.presets.schema import MaskingSettings, TrainSettings
 
-__all__ = ["cells_per_lane", "make_batch_source"]
+__all__ = ["cells_per_virtual_rank", "make_batch_source"]
 
 
 def make_batch_source(
@@ -24,13 +24,13 @@ def make_batch_source(
     rows: NDArray[np.int64],
     model: CellModel,
     *,
-    lane: int = 0,
-    lanes: int = 1,
+    virtual_rank: int = 0,
+    virtual_ranks: int = 1,
     bins_on_device: bool = False,
     rows_of_epoch: Callable[[int], NDArray[np.int64]] | None = None,
     views: int = 1,
 ) -> BatchSource:
-    """Make what encodes the training batches of one lane.
+    """Make what encodes the training batches of one virtual rank.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def make_batch_source(
         The training cells, ascending.
     model
         Its panel and its encoding.
-    lane, lanes
+    virtual rank, virtual ranks
         Which stream of the epoch, and how many there are: each gives its share of a step.
     bins_on_device
         Leave the bins of counts to the device.
@@ -52,7 +52,7 @@ def make_batch_source(
     Raises
     ------
     ConfigurationError
-        There are fewer cells than lanes, ``train.batch_size`` cannot be shared among them, or
+        There are fewer cells than virtual ranks, ``train.batch_size`` cannot be shared among them, or
         ``train.tokens_per_batch`` is too small.
     DataError
         The store has none of the model's genes.
@@ -65,8 +65,8 @@ def make_batch_source(
         bins_on_device=bins_on_device,
     )
     is_ranked = model.config.layout == "ranked"
-    batch_size, budget = cells_per_lane(
-        train, lanes, length=encoder.tokens.required_length if is_ranked else None
+    batch_size, budget = cells_per_virtual_rank(
+        train, virtual_ranks, length=encoder.tokens.required_length if is_ranked else None
     )
     lengths = None
     if budget is not None:
@@ -78,21 +78,21 @@ def make_batch_source(
         batch_size=batch_size,
         lengths=lengths,
         tokens_per_batch=budget,
-        lane=lane,
-        lanes=lanes,
+        virtual_rank=virtual_rank,
+        virtual_ranks=virtual_ranks,
         rows_of_epoch=rows_of_epoch,
     )
     return BatchSource(reader, encoder, sampler, masking, views=views)
 
 
-def cells_per_lane(
-    train: TrainSettings, lanes: int, *, length: int | None = None
+def cells_per_virtual_rank(
+    train: TrainSettings, virtual_ranks: int, *, length: int | None = None
 ) -> tuple[int, int | None]:
-    """Return what each lane gives to a step: so many cells, or where not None so many tokens.
+    """Return what each virtual rank gives to a step: so many cells, or where not None so many tokens.
 
     Parameters
     ----------
-    train, lanes
+    train, virtual ranks
         As in `make_batch_source`.
     length
         Tokens of every cell; None where cells differ.
@@ -103,25 +103,25 @@ def cells_per_lane(
         The cells cannot be shared equally, or the tokens have no room for a cell.
     """
     if train.tokens_per_batch is None:
-        if train.batch_size % lanes:
+        if train.batch_size % virtual_ranks:
             message = (
-                f"train.batch_size = {train.batch_size} cells cannot be shared equally by {lanes} "
-                f"lanes; give a multiple of {lanes}"
+                f"train.batch_size = {train.batch_size} cells cannot be shared equally by {virtual_ranks} "
+                f"virtual_ranks; give a multiple of {virtual_ranks}"
             )
             raise ConfigurationError(message)
-        return train.batch_size // lanes, None
-    budget = train.tokens_per_batch // lanes
+        return train.batch_size // virtual_ranks, None
+    budget = train.tokens_per_batch // virtual_ranks
     if length is None:
         return train.batch_size, budget
     if budget < length:
         message = (
             f"train.tokens_per_batch = {train.tokens_per_batch} has no room for a cell of "
-            f"{length} tokens{_per_lane(lanes)}; give at least {length * lanes} or lower "
+            f"{length} tokens{_per_virtual_rank(virtual_ranks)}; give at least {length * virtual_ranks} or lower "
             f"data.genes"
         )
         raise ConfigurationError(message)
     return budget // length, None
 
 
-def _per_lane(lanes: int) -> str:
-    return f" in each of {lanes} lanes" if lanes > 1 else ""
+def _per_virtual_rank(virtual_ranks: int) -> str:
+    return f" in each of {virtual_ranks} virtual ranks" if virtual_ranks > 1 else ""

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 #: The linear layers of a block: all of them get additions (Dettmers et al. 2023, QLoRA).
 _LORA_LAYERS = ["query_key_value", "attention_output", "feed_forward_in", "feed_forward_out"]
 _GENE_HEADS = ("gene_transform", "gene_output", "gene_bias")
-_GENE_TERMS = ("class_scale", "votes", "share_scale", "class_gate", "mix", "effects")
+_GENE_TERMS = ("class_scale", "couplings", "share_scale", "class_gate", "mix", "effects")
 
 
 def check_classification(preset: Preset) -> None:
@@ -185,9 +185,9 @@ def choose_trainable(network: TfxModel, preset: Preset) -> None:
             part.encoder.requires_grad_(requires_grad=False)
         if preset.classification.encoder == "lora":
             _add_low_rank(part.encoder, preset)
-    if network.skeleton is not None:
+    if network.log_linear is not None:
         for name in _GENE_TERMS:
-            term = getattr(network.skeleton, name)
+            term = getattr(network.log_linear, name)
             if term is not None:
                 term.requires_grad_(requires_grad=False)
     learnt = sum(p.numel() for p in network.parameters() if p.requires_grad)

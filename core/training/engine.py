@@ -5,7 +5,7 @@
 Batch, masks and dropout are functions of the seed and a cursor, the learning rate of the step, so
 that a checkpoint needs only weights, optimiser, a few figures and the cursor, and a resumed run
 equals one that never stopped, bit for bit on CPU. The same holds, within rounding, for the number of
-processes (`lanes`).
+processes (`virtual_ranks`).
 """
 
 import logging
@@ -47,7 +47,6 @@ from core.training.classification import balanced_epochs, store_of_task, with_ad
 from core.training.feasibility import check_feasible
 from core.training.flops import EncoderFlops
 from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
-from core.training.lanes import LaneSources, StepBatch, lanes_of_process
 from core.training.machine import Machine, set_up_speed
 from core.training.matmul_peak import device_peak
 from core.training.numeric_guards import NonFiniteSteps, SpikeDetector
@@ -62,6 +61,7 @@ from core.training.start_weights import take_shape_of_start
 from core.training.step_window import StepSize, StepWindow
 from core.training.train_step import StepOutcome, TrainStep
 from core.training.validation import Validation, describe_accuracies
+from core.training.virtual_ranks import StepBatch, VirtualRankSources, virtual_ranks_of_process
 from core.training.weight_average import WeightAverage
 
 __all__ = ["TrainResult", "train"]
@@ -157,7 +157,7 @@ def train(
     store = store_of_task(preset, store)
     machine, _ = check_feasible(preset)
     set_up_speed(machine)
-    processes = Processes(machine, unused_parameters=preset.train.skeleton_steps > 0)
+    processes = Processes(machine, unused_parameters=preset.train.log_linear_steps > 0)
     run_folder = processes.of_main(run_folder)
     with ExitStack() as stack:
         if processes.is_main and run_folder.exists():
@@ -171,18 +171,18 @@ def train(
             should_stop,
             on_progress if processes.is_main else ignore_progress,
         )
-        lanes, n_lanes = lanes_of_process(
-            preset.train.lanes, index=processes.index, count=processes.count
+        virtual_ranks, n_virtual_ranks = virtual_ranks_of_process(
+            preset.train.virtual_ranks, index=processes.index, count=processes.count
         )
         rows = chosen_rows(preset, store, "train")
         sources = {
-            lane: make_batch_source(
+            virtual_rank: make_batch_source(
                 preset.train, preset.training_masking, store, rows, model,
-                lane=lane, lanes=n_lanes, bins_on_device=machine.device == "cuda",
+                virtual_rank=virtual_rank, virtual_ranks=n_virtual_ranks, bins_on_device=machine.device == "cuda",
                 rows_of_epoch=balanced_epochs(preset, store, rows),
                 views=VIEWS if model.config.cls_contrast else 1,
             )
-            for lane in lanes
+            for virtual_rank in virtual_ranks
         }  # fmt: skip
         if processes.is_main and not run_folder.exists():
             stack.enter_context(owned_run(run_folder))
@@ -206,7 +206,7 @@ def train(
             )
             run = _Run(
                 resolved, store, model, machine, processes, flops, peak, log, run_folder,
-                LaneSources(
+                VirtualRankSources(
                     sources,
                     count=lambda arrays: LossCounts.of(arrays, model.config, preset.loss, weights),
                     pin=machine.device == "cuda",
@@ -261,7 +261,7 @@ def _build_unless_stopped(
 def _settle_preset(
     resolved: ResolvedPreset, folder: Path, processes: Processes
 ) -> tuple[ResolvedPreset, dict[str, tuple[Any, Any]]]:
-    """Settle the number of lanes; return the preset, and what differs from the run's so far.
+    """Settle the number of virtual ranks; return the preset, and what differs from the run's so far.
 
     Raises
     ------
@@ -272,10 +272,11 @@ def _settle_preset(
     before = None
     if path.is_file() and any((folder / CHECKPOINTS_FOLDER).glob("step-*")):
         before = ResolvedPreset.from_toml(path.read_text(encoding="utf-8"), where=str(path)).preset
-    if resolved.preset.train.lanes is None:
-        lanes = processes.count if before is None else before.train.lanes
+    if resolved.preset.train.virtual_ranks is None:
+        virtual_ranks = processes.count if before is None else before.train.virtual_ranks
         resolved = resolved.changed(
-            options={"train.lanes": lanes}, option_names={"train.lanes": "number of processes"}
+            options={"train.virtual_ranks": virtual_ranks},
+            option_names={"train.virtual_ranks": "number of processes"},
         )
     if before is None:
         return resolved, {}
@@ -322,7 +323,7 @@ class _Run:
         peak: float | None,
         log: RunLog,
         folder: Path,
-        sources: LaneSources,
+        sources: VirtualRankSources,
         weights: torch.Tensor | None,
         should_stop: Callable[[], object],
         on_progress: Listener,
@@ -338,8 +339,8 @@ class _Run:
         self.total = total_steps(
             sampler.steps, max_steps=settings.max_steps, epochs=settings.epochs
         )
-        has_both = model.network.skeleton is not None and model.network.encoder_part is not None
-        self.skeleton_steps = min(settings.skeleton_steps, self.total - 1) if has_both else 0
+        has_both = model.network.log_linear is not None and model.network.encoder_part is not None
+        self.log_linear_steps = min(settings.log_linear_steps, self.total - 1) if has_both else 0
         optimiser = make_optimiser(model.network, settings)
         self.peak_rates = [float(group["lr"]) for group in optimiser.param_groups]
         self.weight_decays = [float(group["weight_decay"]) for group in optimiser.param_groups]
@@ -414,7 +415,7 @@ class _Run:
     def _do_step(self, loader: BatchLoader[StepBatch]) -> None:
         progress, settings = self.progress, self.settings
         rate = self._set_learning_rate(progress.step)
-        self.model.network.skeleton_only = progress.step < self.skeleton_steps
+        self.model.network.log_linear_only = progress.step < self.log_linear_steps
         loaded = loader.next()
         counts, size = self._over_all_processes(loaded)
         outcome = self.step(progress.step, loaded.rows, loaded.batch, counts)
@@ -457,10 +458,10 @@ class _Run:
     def _set_learning_rate(self, step: int) -> float:
         """Set every group's learning rate for a step; return that of the first.
 
-        The encoder's schedule begins when it joins, after ``train.skeleton_steps``.
+        The encoder's schedule begins when it joins, after ``train.log_linear_steps``.
         """
         for group, peak in zip(self.optimiser.param_groups, self.peak_rates, strict=True):
-            late = self.skeleton_steps if group["part"] == ENCODER else 0
+            late = self.log_linear_steps if group["part"] == ENCODER else 0
             group["lr"] = peak * learning_rate_factor(
                 max(step - late, 0),
                 total=self.total - late,
@@ -522,7 +523,7 @@ class _Run:
             attended_length=window.attended_length,
             peak=self.peak,
         )
-        if mfu is not None and not self.model.network.skeleton_only:
+        if mfu is not None and not self.model.network.log_linear_only:
             figures["mfu"] = mfu
         self.log.metrics(progress.step, "train", figures)
         eta = window.seconds_per_step * (self.total - progress.step)

@@ -42,8 +42,8 @@ class ExampleTimes:
         Seconds of a cell, forward and backward.
     scored_cell
         Seconds of a cell, forward alone.
-    skeleton_cell
-        Seconds of a cell while the skeleton is trained alone; 0 where it never is.
+    log_linear_cell
+        Seconds of a cell while the log-linear part is trained alone; 0 where it never is.
     optimiser
         Seconds of an update.
     peak_bytes
@@ -53,7 +53,7 @@ class ExampleTimes:
     n_cells: int
     cell: float
     scored_cell: float
-    skeleton_cell: float
+    log_linear_cell: float
     optimiser: float
     peak_bytes: float | None
 
@@ -96,17 +96,17 @@ def time_example(
         scored, _ = step.seconds(backward=False)
         optimiser = make_optimiser(network, preset.train)
         updated = _shortest(lambda: _finish(optimiser.step, device))
-        skeleton = 0.0
-        both = network.skeleton is not None and network.encoder_part is not None
-        if both and preset.train.skeleton_steps:
-            network.skeleton_only = True
-            skeleton, _ = step.seconds(backward=True)
+        log_linear = 0.0
+        both = network.log_linear is not None and network.encoder_part is not None
+        if both and preset.train.log_linear_steps:
+            network.log_linear_only = True
+            log_linear, _ = step.seconds(backward=True)
     n_cells = step.n_cells
     return ExampleTimes(
         n_cells=n_cells,
         cell=seconds / n_cells,
         scored_cell=scored / n_cells,
-        skeleton_cell=skeleton / n_cells,
+        log_linear_cell=log_linear / n_cells,
         optimiser=updated,
         peak_bytes=None if peak is None else peak / n_cells,
     )

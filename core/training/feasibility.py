@@ -4,11 +4,11 @@ import torch
 
 from core.model.attention import AttentionRoute, resolve_attention
 from core.presets.schema import Preset
-from core.training.batch_source import cells_per_lane
-from core.training.lanes import lanes_of_process
+from core.training.batch_source import cells_per_virtual_rank
 from core.training.machine import DTYPES, Machine, choose_machine
 from core.training.processes import launched_processes
 from core.training.trackers import check_trackers
+from core.training.virtual_ranks import virtual_ranks_of_process
 
 __all__ = ["check_feasible"]
 
@@ -28,7 +28,7 @@ def check_feasible(
     Raises
     ------
     ConfigurationError
-        The cells of a step cannot be shared by ``train.lanes``, or these by the processes.
+        The cells of a step cannot be shared by ``train.virtual_ranks``, or these by the processes.
     MachineError
         The device, the precision, the attention route or a tracker's package is not there.
     """
@@ -42,6 +42,6 @@ def check_feasible(
     )
     check_trackers(preset.train.trackers)
     count = launched_processes() if processes is None else processes
-    _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=count)
-    cells_per_lane(preset.train, n_lanes)
+    _, n_virtual_ranks = virtual_ranks_of_process(preset.train.virtual_ranks, index=0, count=count)
+    cells_per_virtual_rank(preset.train, n_virtual_ranks)
     return machine, route

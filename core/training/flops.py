@@ -22,7 +22,7 @@ class EncoderFlops:
     Attributes
     ----------
     parameters
-        P, parameters of the encoder's layers: no embeddings, no heads, no skeleton.
+        P, parameters of the encoder's layers: no embeddings, no heads, no log-linear part.
     layers
         Number of layers.
     width

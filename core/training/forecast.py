@@ -32,11 +32,11 @@ from core.training.example_step import ExampleTimes, time_example
 from core.training.feasibility import check_feasible
 from core.training.flops import EncoderFlops
 from core.training.kept_activations import kept_by_cells
-from core.training.lanes import lanes_of_process
 from core.training.machine import Machine, set_up_speed
 from core.training.matmul_peak import device_peak
 from core.training.setup import check_preset, make_config
 from core.training.step_size import RunSize
+from core.training.virtual_ranks import virtual_ranks_of_process
 
 __all__ = ["RunForecast", "forecast_run"]
 
@@ -68,7 +68,7 @@ class RunForecast:
     Attributes
     ----------
     parameters
-        Part -> how many: embeddings, encoder layers, heads, skeleton.
+        Part -> how many: embeddings, encoder layers, heads, log-linear part.
     cells, tokens
         Counts: of the panel, of a sequence, of a step, of an epoch, of the run.
     operations
@@ -150,17 +150,19 @@ def forecast_run(
     machine, route = check_feasible(preset, processes=processes)
     set_up_speed(machine)
     config = _make_config(preset, cells)
-    _, n_lanes = lanes_of_process(preset.train.lanes, index=0, count=processes)
+    _, n_virtual_ranks = virtual_ranks_of_process(
+        preset.train.virtual_ranks, index=0, count=processes
+    )
     size = RunSize.of(
         preset.train, config, n_training=cells.n_training, genes_per_cell=cells.genes_per_cell,
-        n_lanes=n_lanes,
+        n_virtual_ranks=n_virtual_ranks,
     )  # fmt: skip
     outline = _Outline.of(config)
     steps = max(size.total - done, 0)
-    skeleton_steps = _skeleton_steps(preset, outline, size.total, done)
-    operations = _operations(config, outline, size, steps - skeleton_steps)
+    log_linear_steps = _log_linear_steps(preset, outline, size.total, done)
+    operations = _operations(config, outline, size, steps - log_linear_steps)
 
-    part_cells = max(size.cells / n_lanes / preset.train.micro_batches, 1.0)  # at one time
+    part_cells = max(size.cells / n_virtual_ranks / preset.train.micro_batches, 1.0)  # at one time
     memory = _fixed_memory(preset, outline, size, config, machine, processes)
     available = _available_memory(machine, processes)
     peak = device_peak(torch.device(machine.device), machine.precision)
@@ -205,7 +207,7 @@ def forecast_run(
             preset, cells, size, cost,
             # CPU processes share the processors that were measured.
             own_cells=size.cells / (processes if machine.device == "cuda" else 1),
-            steps=steps, skeleton_steps=skeleton_steps,
+            steps=steps, log_linear_steps=log_linear_steps,
         ),
         timed=times is not None,
         timing=cost.how,
@@ -237,10 +239,10 @@ class _Outline:
     layers
         Parameters of the encoder's layers: the P of the operations' formula.
     trained, tables
-        Parameters that training changes; numbers fitted before it (the skeleton's), which are saved
+        Parameters that training changes; numbers fitted before it (the log-linear part's), which are saved
         too.
     has_both
-        Whether there is an encoder and a skeleton.
+        Whether there is an encoder and a log-linear part.
     """
 
     parts: dict[str, int]
@@ -258,21 +260,21 @@ class _Outline:
         def count(*modules: torch.nn.Module | None) -> int:
             return sum(p.numel() for m in modules if m is not None for p in m.parameters())
 
-        part, skeleton = network.encoder_part, network.skeleton
+        part, log_linear = network.encoder_part, network.log_linear
         embeddings = count(part.embedding) if part is not None else 0
         encoder = count(part.encoder) if part is not None else 0
         parts = {
             "embeddings": embeddings,
             "encoder layers": encoder,
             "heads": count(part) - embeddings - encoder,
-            "skeleton": count(skeleton),
+            "log_linear": count(log_linear),
         }
         return cls(
             parts={name: number for name, number in parts.items() if number},
             layers=count(*part.encoder.layers) if part is not None else 0,
             trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
             tables=sum(b.numel() for b in network.buffers()),
-            has_both=part is not None and skeleton is not None,
+            has_both=part is not None and log_linear is not None,
         )
 
     @property
@@ -281,11 +283,11 @@ class _Outline:
         return sum(self.parts.values()) + self.tables
 
 
-def _skeleton_steps(preset: Preset, outline: _Outline, total: int, done: int) -> int:
-    """Return how many of the steps that are left train the skeleton alone."""
+def _log_linear_steps(preset: Preset, outline: _Outline, total: int, done: int) -> int:
+    """Return how many of the steps that are left train the log-linear part alone."""
     if not outline.has_both:
         return 0
-    return max(min(preset.train.skeleton_steps, total - 1) - done, 0)
+    return max(min(preset.train.log_linear_steps, total - 1) - done, 0)
 
 
 def _operations(
@@ -311,16 +313,16 @@ def _fixed_memory(
     processes: int,
 ) -> dict[str, float]:
     """Bytes of what does not depend on how many cells are computed at a time."""
-    lanes = max((preset.train.lanes or processes) // processes, 1)
+    virtual_ranks = max((preset.train.virtual_ranks or processes) // processes, 1)
     few = HostBatch.of(
         example_batch(config, preset.training_masking, size.lengths, _FEW_CELLS)
     ).tensors
     per_cell = sum(tensor.nbytes for tensor in few.values()) / _FEW_CELLS
     ahead = READY_BATCHES * size.cells / processes * per_cell
-    pool = lanes * POOL_CELLS * min(size.length, config.n_genes) * _VALUE_BYTES
+    pool = virtual_ranks * POOL_CELLS * min(size.length, config.n_genes) * _VALUE_BYTES
     memory = {
         "weights": 4.0 * sum(outline.parts.values()),
-        "fitted tables": 4.0 * outline.tables if config.skeleton else 0.0,
+        "fitted tables": 4.0 * outline.tables if config.log_linear else 0.0,
         "gradients": 4.0 * outline.trained,
         "gradients on their way": 4.0 * outline.trained if processes > 1 else 0.0,
         "AdamW": 8.0 * outline.trained,
@@ -383,11 +385,11 @@ def _time(
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds of a cell of a step, of one that is scored, of one for the skeleton alone; of an update."""
+    """Seconds of a cell of a step, of one that is scored, of one for the log-linear part alone; of an update."""
 
     cell: float
     scored_cell: float
-    skeleton_cell: float
+    log_linear_cell: float
     optimiser: float
     how: str
 
@@ -395,7 +397,7 @@ class _Cost:
     def measured(cls, times: ExampleTimes) -> "_Cost":
         cells = f"{times.n_cells:,} made-up cell{'s' * (times.n_cells != 1)}"
         return cls(
-            times.cell, times.scored_cell, times.skeleton_cell, times.optimiser,
+            times.cell, times.scored_cell, times.log_linear_cell, times.optimiser,
             f"measured on steps of {cells}; right within a factor of two",
         )  # fmt: skip
 
@@ -429,7 +431,7 @@ def _seconds(
     *,
     own_cells: float,
     steps: int,
-    skeleton_steps: int,
+    log_linear_steps: int,
 ) -> dict[str, float]:
     seconds: dict[str, float] = {}
     if cells.prepare_seconds:
@@ -438,17 +440,17 @@ def _seconds(
         return seconds
     every = preset.train.eval_steps
     step = own_cells * cost.cell + cost.optimiser
-    skeleton = own_cells * cost.skeleton_cell + cost.optimiser
+    log_linear = own_cells * cost.log_linear_cell + cost.optimiser
     # Every validation cell is asked twice: of its genes, and of its phenotypes.
     evaluation = 2 * min(cells.n_validation, preset.train.eval_cells) * cost.scored_cell
     seconds["step"] = step
-    if skeleton_steps:
-        seconds["step of the skeleton alone"] = skeleton
+    if log_linear_steps:
+        seconds["step of the log-linear part alone"] = log_linear
     seconds["evaluation"] = evaluation
     seconds["epoch"] = (step + evaluation / every) * size.per_epoch
     seconds["run"] = (
-        step * (steps - skeleton_steps)
-        + skeleton * skeleton_steps
+        step * (steps - log_linear_steps)
+        + log_linear * log_linear_steps
         + evaluation * math.ceil(steps / every)
     )
     return seconds

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from core.renamed import current_tensors
+
 __all__ = ["load_optimiser", "load_weights", "whole", "whole_weights"]
 
 
@@ -43,7 +45,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """
     own = network.state_dict()
     network.load_state_dict(
-        {name: _like(tensor, own.get(name)) for name, tensor in weights.items()}
+        {name: _like(tensor, own.get(name)) for name, tensor in current_tensors(weights).items()}
     )
 
 

@@ -51,7 +51,7 @@ class Processes:
     machine
         Device and precision of each.
     unused_parameters
-        Whether some steps leave parameters out (while the skeleton is trained first).
+        Whether some steps leave parameters out (while the log-linear part is trained first).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From a preset and a store to a model ready to train: panel, bins, network, skeleton, reference."""
+"""From a preset and a store to a model ready to train: panel, bins, network, log-linear part, reference."""
 
 import logging
 from importlib.metadata import version
@@ -18,9 +18,9 @@ from core.errors import ConfigurationError, DataError
 from core.model.cell_model import TfxModel, check_parts
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
+from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import loss_kind
 from core.model.reference import Reference
-from core.model.skeleton_fit import fit_skeleton
 from core.model.summary_fit import start_summary
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -44,7 +44,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Training cells read to fit edges, values per bin, profiles and skeleton; a seeded sample beyond.
+#: Training cells read to fit edges, values per bin, profiles and log-linear part; a seeded sample beyond.
 MAX_FITTING_CELLS = 50_000
 
 _LOSSES = {
@@ -100,9 +100,9 @@ def build_model(
         torch.manual_seed(preset.train.seed)
         network = TfxModel(config)
         network.start()
-    if network.skeleton is not None:
-        fit_skeleton(
-            network.skeleton,
+    if network.log_linear is not None:
+        fit_log_linear(
+            network.log_linear,
             config,
             table,
             bins,
@@ -218,9 +218,9 @@ def make_config(
         activation=settings.activation,
         attention=settings.attention,
         head=settings.head,
-        skeleton=settings.skeleton,
-        skeleton_rank=settings.skeleton_rank,
-        skeleton_states=settings.skeleton_states if settings.skeleton else 0,
+        log_linear=settings.log_linear,
+        log_linear_rank=settings.log_linear_rank,
+        cell_states=settings.cell_states if settings.log_linear else 0,
         cell_summary=settings.cell_summary,
         cls_reconstruction=preset.loss.cls_reconstruction > 0 and preset.classified is None,
         cls_contrast=preset.loss.cls_contrast > 0 and preset.classified is None,
@@ -295,9 +295,9 @@ def check_preset(preset: Preset) -> None:
         kind=preset.encoding.kind,
         head=preset.model.head,
         layers=preset.model.layers,
-        skeleton=preset.model.skeleton,
+        log_linear=preset.model.log_linear,
         layout=preset.encoding.layout,
-        states=preset.model.skeleton_states,
+        states=preset.model.cell_states,
     )
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]

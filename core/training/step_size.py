@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from core.encoding.sampler import BlockSampler
 from core.model.configuration import TfxConfig
 from core.presets.schema import TrainSettings
-from core.training.batch_source import cells_per_lane
+from core.training.batch_source import cells_per_virtual_rank
 from core.training.flops import mean_attended_length
 from core.training.schedule import total_steps
 
@@ -53,7 +53,7 @@ class RunSize:
         *,
         n_training: int,
         genes_per_cell: NDArray[np.int64],
-        n_lanes: int,
+        n_virtual_ranks: int,
     ) -> "RunSize":
         """Work it out.
 
@@ -65,13 +65,13 @@ class RunSize:
             Training cells.
         genes_per_cell
             (some cells,), expressed genes of the panel.
-        n_lanes
+        n_virtual_ranks
             Streams that the cells are dealt to.
 
         Raises
         ------
         ConfigurationError
-            A step has no room for a cell, or cells or steps cannot be dealt to the lanes.
+            A step has no room for a cell, or cells or steps cannot be dealt to the virtual ranks.
         """
         special = config.tokens.header_length + 1
         is_ranked = config.layout == "ranked"
@@ -82,8 +82,8 @@ class RunSize:
         )
         lengths = genes.astype(np.int64) + special
         n_cells = min(n_training, _DEALT_CELLS)
-        batch_size, budget = cells_per_lane(
-            train, n_lanes, length=int(lengths.max()) if is_ranked else None
+        batch_size, budget = cells_per_virtual_rank(
+            train, n_virtual_ranks, length=int(lengths.max()) if is_ranked else None
         )
         sampler = BlockSampler(
             np.arange(n_cells),
@@ -91,10 +91,10 @@ class RunSize:
             batch_size=batch_size,
             lengths=None if budget is None else np.resize(lengths, n_cells),
             tokens_per_batch=budget,
-            lanes=n_lanes,
+            virtual_ranks=n_virtual_ranks,
         )
         length = float(lengths.mean())
-        in_step = n_lanes * sampler.quota / (1.0 if budget is None else length)
+        in_step = n_virtual_ranks * sampler.quota / (1.0 if budget is None else length)
 
         def steps_of(epoch: int) -> int:
             return round(sampler.steps(epoch) * n_training / n_cells)

@@ -1,4 +1,4 @@
-"""One optimiser step: the lanes of this process, in as many parts as memory wants.
+"""One optimiser step: the virtual ranks of this process, in as many parts as memory wants.
 
 Losses are divided by the answers of the whole step over all processes, so that the gradient is the
 same however cells are dealt. Nothing here waits for the device: whether a step was finite is decided
@@ -22,8 +22,8 @@ from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import LossCounts, masked_loss
 from core.presets.schema import LossSettings
-from core.training.lanes import LaneBatch, LaneSources, StepBatch
 from core.training.processes import Processes
+from core.training.virtual_ranks import StepBatch, VirtualRankBatch, VirtualRankSources
 
 __all__ = ["StepFigures", "StepOutcome", "TrainStep"]
 
@@ -89,7 +89,7 @@ class TrainStep:
     gradient_clip
         Largest norm.
     seed
-        Of dropout, with the step, the lane and the part.
+        Of dropout, with the step, the virtual rank and the part.
     sources
         Told to cut smaller where memory runs out.
     on_smaller
@@ -107,7 +107,7 @@ class TrainStep:
         class_weights: Tensor | None,
         gradient_clip: float,
         seed: int,
-        sources: LaneSources,
+        sources: VirtualRankSources,
         on_smaller: Callable[[int], None],
     ) -> None:
         self.processes, self.network, self.optimiser = processes, network, optimiser
@@ -168,24 +168,24 @@ class TrainStep:
     def _accumulate(self, step: int, batch: StepBatch, counts: LossCounts) -> Tensor:
         """Add up the gradients of all parts; return (4,) loss; of genes, of phenotypes, of [CLS]."""
         parts = [
-            (lane.lane, number, part)
-            for lane in batch.lanes
-            for number, part in enumerate(self._parts(lane))
+            (virtual_rank.virtual_rank, number, part)
+            for virtual_rank in batch.virtual_ranks
+            for number, part in enumerate(self._parts(virtual_rank))
         ]
         totals = torch.zeros(4, device=self.processes.device)
-        for place, (lane, number, part) in enumerate(parts):
+        for place, (virtual_rank, number, part) in enumerate(parts):
             is_last = place == len(parts) - 1
             with self._gathering(now=is_last):
                 # Dropout is a function of the cells, not of which process computes them.
-                torch.manual_seed(_seed_of(self.seed, step, lane, number))
+                torch.manual_seed(_seed_of(self.seed, step, virtual_rank, number))
                 totals += self._backward(part, counts)
         return totals
 
-    def _parts(self, lane: LaneBatch) -> list[HostBatch]:
-        wanted = min(self.sources.n_parts, lane.arrays.n_cells)
-        if len(lane.parts) == wanted:
-            return lane.parts
-        return self.sources.cut(lane.arrays, wanted)  # made ahead, before memory ran out
+    def _parts(self, virtual_rank: VirtualRankBatch) -> list[HostBatch]:
+        wanted = min(self.sources.n_parts, virtual_rank.arrays.n_cells)
+        if len(virtual_rank.parts) == wanted:
+            return virtual_rank.parts
+        return self.sources.cut(virtual_rank.arrays, wanted)  # made ahead, before memory ran out
 
     def _backward(self, part: HostBatch, counts: LossCounts) -> Tensor:
         tensors = part.to(self.processes.device)
@@ -230,7 +230,7 @@ class TrainStep:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         wanted = 2 * self.sources.n_parts
-        largest = max(lane.arrays.n_cells for lane in batch.lanes)
+        largest = max(virtual_rank.arrays.n_cells for virtual_rank in batch.virtual_ranks)
         if self.processes.count > 1:
             message = (
                 f"a process ran out of memory ({reason}); go on with "
@@ -238,7 +238,7 @@ class TrainStep:
             )
             raise MachineError(message)
         if self.sources.n_parts >= largest:
-            longest = max(lane.arrays.max_length for lane in batch.lanes)
+            longest = max(virtual_rank.arrays.max_length for virtual_rank in batch.virtual_ranks)
             message = (
                 f"a single cell of {longest} tokens does not fit into memory ({reason}); lower "
                 f"encoding.max_length, data.genes or model.hidden_size"
@@ -249,8 +249,10 @@ class TrainStep:
         self.on_smaller(wanted)
 
 
-def _seed_of(seed: int, step: int, lane: int, part: int) -> int:
-    words = np.random.SeedSequence([seed, step, lane, part, 29]).generate_state(1, np.uint64)
+def _seed_of(seed: int, step: int, virtual_rank: int, part: int) -> int:
+    words = np.random.SeedSequence([seed, step, virtual_rank, part, 29]).generate_state(
+        1, np.uint64
+    )
     return int(words[0] >> np.uint64(1))
 
 

@@ -24,8 +24,8 @@ genes = "uniform"
 layers = 1
 hidden_size = 32
 heads = 4
-skeleton = true
-skeleton_rank = 8
+log_linear = true
+log_linear_rank = 8
 [train]
 max_steps = 30
 batch_size = 32
@@ -94,8 +94,8 @@ def tiny_store_folder(tiny_training):
 
 @pytest.fixture
 def tiny_preset_file(tiny_store_folder, tmp_path):
-    """Return the tiny preset, without a skeleton to fit and with the store that is there already."""
-    text = TINY_TOML.replace("skeleton = true", "skeleton = false")
+    """Return the tiny preset, without a log-linear part to fit and with the store that is there already."""
+    text = TINY_TOML.replace("log_linear = true", "log_linear = false")
     path = tmp_path / "tiny.toml"
     path.write_text(text.replace("genes = 32", f"genes = 32\nstore = '{tiny_store_folder}'"))
     return path

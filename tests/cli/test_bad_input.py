@@ -100,8 +100,8 @@ TRAINING_CASES = {
     "no edge file": (["encoding.edges=edges.json"], 4, ["cannot read edges.json"]),
     "a model to start from": (["model.start_from=nowhere"], 2,
                               ["model.start_from: nowhere is no folder"]),
-    "a skeleton without bins": (["model.skeleton=true", "encoding.kind=continuous"], 2,
-                                ["model.skeleton needs bins and a split head"]),
+    "a log-linear part without bins": (["model.log_linear=true", "encoding.kind=continuous"], 2,
+                                ["model.log_linear needs bins and a split head"]),
     "no layers": (["model.layers=0"], 2, ["model.layers = 0 leaves no model"]),
 }  # fmt: skip
 
@@ -206,7 +206,7 @@ COMMAND_LINES = [
     (files, "train mine.toml --set data.where=sex", 2, "'sex' is no condition; write NAME=VALUE"),
     (files, "train mine.toml --set train.precision=fp16", 3, "needs a CUDA device"),
     (files, "train mine.toml --set model.attention=flash", 3, "'flash' cannot run here: "),
-    (files, "train mine.toml --set train.lanes=3", 2, "cannot be shared equally by 3 lanes"),
+    (files, "train mine.toml --set train.virtual_ranks=3", 2, "cannot be shared equally by 3 virtual ranks"),
     (files, "train mine.toml --set train.trackers=nothing", 2, "must be a list of 'tensorboard'"),
     (files, "train mine.toml --set train.learning_rate=1e400", 2, "must be a finite number"),
     (a_run, "train runs/tiny", 2, "runs/tiny is finished; evaluate it by"),
@@ -404,7 +404,7 @@ def test_the_table_holds_bad_input_of_every_command():
 REFUSED_BEFORE_PREPARING = {
     "no layers",
     "a loss of another encoding",
-    "a skeleton without bins",
+    "a log-linear part without bins",
     "a gene the cells lack",
     "a model to start from",
 }

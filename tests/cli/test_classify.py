@@ -15,7 +15,7 @@ files = "labelled.h5ad"
 by = "cells"
 [model]
 start_from = "runs/tiny"
-skeleton = true
+log_linear = true
 [classification]
 column = "my labels"
 given = ["sex"]

@@ -43,16 +43,16 @@ def losses_of(folder, split):
 
 
 @pytest.fixture
-def lanes(tfx, tiny_preset_file, tmp_path):
-    """Return the run of two lanes in one process."""
-    result = tfx("-q", "train", tiny_preset_file, "--run", "one", "--set", "train.lanes=2")
+def virtual_ranks(tfx, tiny_preset_file, tmp_path):
+    """Return the run of two virtual ranks in one process."""
+    result = tfx("-q", "train", tiny_preset_file, "--run", "one", "--set", "train.virtual_ranks=2")
     assert result.code == 0, result.stderr
     return tmp_path / "runs" / "one"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["tfx", "accelerate"])
-def test_two_processes_learn_what_one_does(lanes, tiny_preset_file, tmp_path, by):
+def test_two_processes_learn_what_one_does(virtual_ranks, tiny_preset_file, tmp_path, by):
     launcher = (
         ["-m", "tfx_cli", "train", tiny_preset_file, "--processes", 2]
         if by == "tfx"
@@ -67,7 +67,7 @@ def test_two_processes_learn_what_one_does(lanes, tiny_preset_file, tmp_path, by
     assert RunReader(run).run["processes"] == 2
     for split in ("train", "validation"):
         np.testing.assert_allclose(
-            losses_of(run, split), losses_of(lanes, split), atol=1e-5, rtol=0
+            losses_of(run, split), losses_of(virtual_ranks, split), atol=1e-5, rtol=0
         )
 
 
@@ -88,8 +88,10 @@ def test_all_processes_stop_together_and_one_goes_on_for_two(tfx, tiny_preset_fi
     on = tfx("train", "runs/stopped", "--steps", step + 3, "--json")
     assert on.code == 0, on.stderr
     assert on.json["steps"] == step + 3
-    refused = tfx("-q", "train", "runs/stopped", "--set", "train.lanes=1", "--steps", step + 9)
-    assert "its train.lanes = 2, not 1" in refused.stderr
+    refused = tfx(
+        "-q", "train", "runs/stopped", "--set", "train.virtual_ranks=1", "--steps", step + 9
+    )
+    assert "its train.virtual_ranks = 2, not 1" in refused.stderr
 
 
 _TELLS_THREADS = """
@@ -139,7 +141,7 @@ def test_a_fault_of_all_processes_is_told_once(tiny_preset_file, tmp_path):
     code, _, stderr = finish(process)
     assert code == 2
     assert [line for line in stderr.splitlines() if line.startswith("Error:")] == [
-        "Error: train.batch_size = 31 cells cannot be shared equally by 2 lanes; give a multiple of 2"
+        "Error: train.batch_size = 31 cells cannot be shared equally by 2 virtual ranks; give a multiple of 2"
     ]
 
 

@@ -68,7 +68,7 @@ def test_what_is_left_of_a_run_is_forecast(tfx, tiny_run, tmp_path):
         (["--set", "train.tokens_per_batch=30"], 2, "has no room for a cell"),
         (["--set", "loss.kind=bce", "--set", "data.files=none.h5ad"], 2, "does not fit"),
         (["--set", "data.files=none.h5ad"], 4, "none.h5ad: no such file"),
-        (["--processes", "3"], 2, "cannot be shared equally by 3 lanes"),
+        (["--processes", "3"], 2, "cannot be shared equally by 3 virtual ranks"),
         (["--set", "train.learning_rate=-1"], 2, "must be greater than 0"),
     ],
 )

@@ -112,7 +112,7 @@ def test_toml_blocks_are_toml():
 
 #: The pages' own commands, on fewer cells and for fewer steps: the environment wins over presets.
 QUICK = {
-    "TFX_TRAIN__MAX_STEPS": "6", "TFX_TRAIN__SKELETON_STEPS": "2", "TFX_TRAIN__EVAL_STEPS": "3",
+    "TFX_TRAIN__MAX_STEPS": "6", "TFX_TRAIN__LOG_LINEAR_STEPS": "2", "TFX_TRAIN__EVAL_STEPS": "3",
     "TFX_TRAIN__SAVE_STEPS": "3", "TFX_TRAIN__DEVICE": "cpu", "TFX_GENERATE__STEPS": "2",
 }  # fmt: skip
 FEW_CELLS = {"TFX_DATA__FILES": "builtin:atlas?cells=600&seed=0", "TFX_DATA__GENES": "64"}

@@ -1,4 +1,4 @@
-"""The order of cells: every cell once, lanes apart, any batch at once, and when a cursor is refused."""
+"""The order of cells: every cell once, virtual ranks apart, any batch at once, and when a cursor is refused."""
 
 import json
 from dataclasses import replace
@@ -49,29 +49,44 @@ def test_the_permutation_of_few_cells_is_uniform():
     assert np.abs(counts - 100).max() < 45
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("virtual_ranks", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize(("n_cells", "batch_size"), [(20_011, 32), (3_000, 5)])
-def test_lanes_share_an_epoch_without_overlap_and_with_equal_steps(n_cells, batch_size, lanes):
+def test_virtual_ranks_share_an_epoch_without_overlap_and_with_equal_steps(
+    n_cells, batch_size, virtual_ranks
+):
     rows = make_rows(n_cells)
     samplers = [
-        BlockSampler(rows, seed=3, batch_size=batch_size, lane=lane, lanes=lanes)
-        for lane in range(lanes)
+        BlockSampler(
+            rows,
+            seed=3,
+            batch_size=batch_size,
+            virtual_rank=virtual_rank,
+            virtual_ranks=virtual_ranks,
+        )
+        for virtual_rank in range(virtual_ranks)
     ]
     for epoch in (0, 1):
         assert len({sampler.steps(epoch) for sampler in samplers}) == 1
         seen = np.concatenate([np.concatenate(epoch_of(s, epoch)) for s in samplers])
         assert len(np.unique(seen)) == len(seen)
         assert np.isin(seen, rows).all()
-        assert len(seen) > 0.99 * n_cells - batch_size * lanes
+        assert len(seen) > 0.99 * n_cells - batch_size * virtual_ranks
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_batches_of_a_token_budget_never_exceed_it_and_use_it_well(lanes):
+@pytest.mark.parametrize("virtual_ranks", [1, 3])
+def test_batches_of_a_token_budget_never_exceed_it_and_use_it_well(virtual_ranks):
     rows, lengths = make_rows(30_000), make_lengths(30_000)
     length_of = dict(zip(rows.tolist(), lengths.tolist(), strict=True))
     samplers = [
-        BlockSampler(rows, seed=1, lengths=lengths, tokens_per_batch=4_000, lane=lane, lanes=lanes)
-        for lane in range(lanes)
+        BlockSampler(
+            rows,
+            seed=1,
+            lengths=lengths,
+            tokens_per_batch=4_000,
+            virtual_rank=virtual_rank,
+            virtual_ranks=virtual_ranks,
+        )
+        for virtual_rank in range(virtual_ranks)
     ]
     batches = [batch for sampler in samplers for batch in epoch_of(sampler)]
     assert len({sampler.steps(0) for sampler in samplers}) == 1
@@ -92,16 +107,16 @@ def make_sampler(kind, n_cells=2_000, **others):
 
 
 @pytest.mark.parametrize("kind", ["cells", "tokens"])
-@pytest.mark.parametrize("lane", [0, 2])
-def test_going_on_from_any_cursor_equals_never_having_stopped(kind, lane):
-    sampler = make_sampler(kind, lane=lane, lanes=3)
+@pytest.mark.parametrize("virtual_rank", [0, 2])
+def test_going_on_from_any_cursor_equals_never_having_stopped(kind, virtual_rank):
+    sampler = make_sampler(kind, virtual_rank=virtual_rank, virtual_ranks=3)
     cursor, whole = sampler.start, []
     for _ in range(3 * sampler.steps(0)):
         whole.append((cursor, sampler.batch_rows(cursor), sampler.generator(cursor).random()))
         cursor = sampler.advance(cursor)
     assert cursor.epoch >= 2
     for place in np.random.default_rng(0).integers(0, len(whole), 12).tolist():
-        again = make_sampler(kind, lane=lane, lanes=3)
+        again = make_sampler(kind, virtual_rank=virtual_rank, virtual_ranks=3)
         cursor = again.resume(Cursor.from_json(json.loads(json.dumps(whole[place][0].to_json()))))
         assert again.at_step(place) == cursor
         for wanted, rows, drawn in whole[place : place + 20]:
@@ -111,13 +126,16 @@ def test_going_on_from_any_cursor_equals_never_having_stopped(kind, lane):
             cursor = again.advance(cursor)
 
 
-def test_epochs_seeds_and_lanes_differ():
+def test_epochs_seeds_and_virtual_ranks_differ():
     one, other = make_sampler("cells"), make_sampler("cells", seed=3)
     first = one.batch_rows(one.start).tolist()
     assert first != one.batch_rows(replace(one.start, epoch=1)).tolist()
     assert first != other.batch_rows(other.start).tolist()
-    lanes = [make_sampler("cells", lane=lane, lanes=2) for lane in range(2)]
-    drawn = {sampler.generator(sampler.start).random() for sampler in [*lanes, other]}
+    virtual_ranks = [
+        make_sampler("cells", virtual_rank=virtual_rank, virtual_ranks=2)
+        for virtual_rank in range(2)
+    ]
+    drawn = {sampler.generator(sampler.start).random() for sampler in [*virtual_ranks, other]}
     assert len(drawn) == 3
 
 
@@ -142,7 +160,10 @@ def test_cells_of_a_batch_come_from_all_over_the_pool():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lanes": 2}, "dealt to 1 lanes and cannot go on with 2; set train.lanes = 1"),
+        (
+            {"virtual_ranks": 2},
+            "dealt to 1 virtual ranks and cannot go on with 2; set train.virtual_ranks = 1",
+        ),
         ({"seed": 9}, r"train\.seed = 9, but .* has seed 2; resume with the run's own"),
         ({"batch_size": 12}, r"cut by 24 and cannot go on with 12; resume with its train\.batch"),
     ],
@@ -153,15 +174,17 @@ def test_a_cursor_within_an_epoch_that_means_other_cells_here_is_refused(changes
         make_sampler("cells", **changes).resume(cursor)
 
 
-def test_between_epochs_lanes_and_batches_may_change():
+def test_between_epochs_virtual_ranks_and_batches_may_change():
     cursor = replace(make_sampler("cells").start, epoch=3)
-    other = make_sampler("cells", lanes=2, batch_size=12)
+    other = make_sampler("cells", virtual_ranks=2, batch_size=12)
     assert other.resume(cursor) == replace(other.start, epoch=3)
 
 
-def test_fewer_cells_than_lanes_are_refused():
-    with pytest.raises(ConfigurationError, match="3 training cells cannot be dealt to 4 lanes"):
-        BlockSampler(np.arange(3), seed=0, lanes=4)
+def test_fewer_cells_than_virtual_ranks_are_refused():
+    with pytest.raises(
+        ConfigurationError, match="3 training cells cannot be dealt to 4 virtual ranks"
+    ):
+        BlockSampler(np.arange(3), seed=0, virtual_ranks=4)
 
 
 def test_a_budget_without_room_for_two_cells_is_refused():

@@ -17,7 +17,7 @@ from tests.tiny_atlas import tiny_preset
 
 @pytest.fixture(scope="module")
 def model(tiny_store):
-    preset = tiny_preset(model__layers=0, model__skeleton=True).preset
+    preset = tiny_preset(model__layers=0, model__log_linear=True).preset
     return build_model(preset, tiny_store, name="tiny")
 
 
@@ -158,10 +158,10 @@ def test_a_phenotype_without_training_labels_has_no_baselines(model, tiny_store)
 
 
 def test_a_model_that_knows_nothing_is_told_so(tiny_store):
-    preset = tiny_preset(model__layers=0, model__skeleton=True).preset
+    preset = tiny_preset(model__layers=0, model__log_linear=True).preset
     ignorant = build_model(preset, tiny_store, name="ignorant")
-    ignorant.network.skeleton.score_weight.zero_()
-    torch.nn.init.zeros_(ignorant.network.skeleton.phenotype_correction[-1].weight)
+    ignorant.network.log_linear.score_weight.zero_()
+    torch.nn.init.zeros_(ignorant.network.log_linear.phenotype_correction[-1].weight)
     notes = score(ignorant, tiny_store)["notes"]
     assert any(note.startswith("cell_type: the model loses to logistic") for note in notes)
     assert "cell_type: the model is no better than always answering the most common value" in notes

@@ -20,7 +20,7 @@ WEIGHT_FILES = ["model.safetensors", "encoding.safetensors", "reference.safetens
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "model"
-    make_cell_model(skeleton=True).save(path)
+    make_cell_model(log_linear=True).save(path)
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""Models whose answers are known: skeletons without layers, their tables written by hand."""
+"""Models whose answers are known: log-linear parts without layers, their tables written by hand."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ __all__ = [
     "with_reference",
 ]
 
-#: Rows of the skeleton's class table: [NO_SEX], female, male, [NO_TISSUE], lung, blood, liver.
+#: Rows of the log-linear part's class table: [NO_SEX], female, male, [NO_TISSUE], lung, blood, liver.
 FEMALE, LUNG = 1, 4
 
 #: (genes, bins) probabilities; no two bins of a gene are equally likely.
@@ -52,32 +52,32 @@ def with_reference(model):
 def known_model(kind="binned", marginals=MARGINALS, *, layers=0):
     """Make a model whose genes are independent and have the given marginals."""
     model = with_reference(
-        make_cell_model(kind, layers=layers, skeleton=True, skeleton_rank=4, randomise=False)
+        make_cell_model(kind, layers=layers, log_linear=True, log_linear_rank=4, randomise=False)
     )
     with torch.no_grad():
         log = np.log(marginals)
         if kind == "binary":  # one output, the log-odds of "on"
             log = np.log1p(-marginals[:, :1]) - log[:, :1]
-        model.network.skeleton.gene_prior.copy_(torch.from_numpy(log.reshape(-1)).float())
+        model.network.log_linear.gene_prior.copy_(torch.from_numpy(log.reshape(-1)).float())
     return model
 
 
 def set_class_effect(model, row, gene, effect):
     """Let a shown phenotype value raise all expressed bins of a gene by ``effect`` (log-odds)."""
-    table = model.network.skeleton.class_table
+    table = model.network.log_linear.class_table
     with torch.no_grad():
         table.view(len(table), N_GENES, -1)[row, gene, 1:] = effect
 
 
 def set_pairs(model, signs, strength=4.0):
     """Couple genes: those of one sign move together, those of opposite sign against each other."""
-    skeleton = model.network.skeleton
+    log_linear = model.network.log_linear
     signs = torch.tensor(signs, dtype=torch.float)
     with torch.no_grad():
-        skeleton.votes.weight.zero_()
-        votes = skeleton.votes.weight.view(N_GENES, 4, -1)
-        votes[:, 0, 0] = -signs
-        votes[:, 1:, 0] = signs[:, None]
-        effects = skeleton.effects.weight.view(N_GENES, 4, -1)
+        log_linear.couplings.weight.zero_()
+        couplings = log_linear.couplings.weight.view(N_GENES, 4, -1)
+        couplings[:, 0, 0] = -signs
+        couplings[:, 1:, 0] = signs[:, None]
+        effects = log_linear.effects.weight.view(N_GENES, 4, -1)
         effects[:, 1:, 0] = strength * signs[:, None]
     return model

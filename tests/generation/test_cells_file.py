@@ -68,9 +68,9 @@ def test_the_file_holds_the_cells_that_memory_would(tmp_path, small_parts, pheno
 
 
 def test_a_model_without_phenotypes_and_cells_without_a_gene_can_be_written(tmp_path):
-    model = make_cell_model("binary", phenotypes={}, layers=0, skeleton=True)
-    model.network.skeleton.gene_prior.fill_(-100.0)
-    model.network.skeleton.effects.weight.data.zero_()
+    model = make_cell_model("binary", phenotypes={}, layers=0, log_linear=True)
+    model.network.log_linear.gene_prior.fill_(-100.0)
+    model.network.log_linear.effects.weight.data.zero_()
     write_generated(source_of(model), tmp_path / "cells.h5ad")
     read = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert list(read.obs.columns) == ["synthetic"]
@@ -186,7 +186,7 @@ def test_a_disk_without_room_is_refused_before_the_first_cell(tmp_path, monkeypa
 
 def test_memory_does_not_grow_with_the_cells(tmp_path):
     """What is held at once are a part's cells, whatever their number."""
-    model = with_reference(make_cell_model(layers=0, skeleton=True))
+    model = with_reference(make_cell_model(layers=0, log_linear=True))
     peaks = []
     for n_cells in (1_000, 5_000):
         source = source_of(model, n_cells=n_cells, batch_size=500, settings={"steps": 1})

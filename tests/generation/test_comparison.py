@@ -29,7 +29,7 @@ def compare_with_real(model, store, generated, wanted):
 def trained(tiny_store):
     """A model fitted to the store's cells, not trained further."""
     preset = tiny_preset(
-        model__layers=0, model__skeleton=True, data__genes=48, data__include_genes=SEX_GENES
+        model__layers=0, model__log_linear=True, data__genes=48, data__include_genes=SEX_GENES
     ).preset
     return build_model(preset, tiny_store, name="tiny")
 
@@ -135,7 +135,7 @@ def test_a_combination_no_real_cell_has_is_compared_with_nothing(trained, tiny_s
 
 def test_a_binary_model_is_compared_on_and_off(tiny_store):
     preset = tiny_preset(
-        model__layers=0, model__skeleton=True, encoding__kind="binary", encoding__threshold=0.5
+        model__layers=0, model__log_linear=True, encoding__kind="binary", encoding__threshold=0.5
     ).preset
     model = build_model(preset, tiny_store, name="binary")
     rows = tiny_store.rows("test")

@@ -85,7 +85,7 @@ def test_a_file_of_counts_is_read_back_as_values(tmp_path):
     [
         (counting_model("binary"), {}, "a binary model knows on and off alone"),
         (make_cell_model(), {}, "keeps no counts of its training cells"),
-        (counting_model(), {"depth": "none"}, "depth = 'none' leaves them open"),
+        (counting_model(), {"genes_per_cell": "none"}, "genes_per_cell = 'none' leaves them open"),
     ],
 )
 def test_models_that_know_no_counts_say_so(model, settings, reason):

@@ -140,7 +140,7 @@ def test_library_sizes_stand_beside_the_cells_and_none_means_none():
     model = with_depth(make_cell_model(), [1, 2, 3, 4, 5], [100, 200, 300, 400, 500])
     cells, _ = generate_cells(model, GenerationRequest({"sex": "female", "tissue": "blood"}, 4))
     assert list(cells.obs["library_size"]) == [200] * 4
-    settings = model.generate.model_copy(update={"depth": "none"})
+    settings = model.generate.model_copy(update={"genes_per_cell": "none"})
     plain, _ = generate_cells(model, GenerationRequest({}, 4, settings=settings))
     assert "library_size" not in plain.obs
     assert "library_size" not in generate_cells(make_cell_model(), GenerationRequest({}, 4))[0].obs
@@ -174,6 +174,6 @@ def test_genes_per_cell_spread_as_in_training_cells_even_where_the_model_knows_n
     assert drawn.std() == pytest.approx(real.std(), rel=0.2)
     totals = tiny_store.totals[rows]
     assert cells.obs["library_size"].mean() == pytest.approx(totals.mean(), rel=0.15)
-    settings = model.generate.model_copy(update={"depth": "none"})
+    settings = model.generate.model_copy(update={"genes_per_cell": "none"})
     free, _ = generate_cells(model, GenerationRequest({}, 400, settings=settings))
     assert (free.X.toarray() > 0).sum(axis=1).std() < 0.7 * real.std()

@@ -28,7 +28,7 @@ def edit(model, bins, codes, new_codes, **others):
     return edit_bins(model, bins, codes, new_codes, settings=settings, seed=0, **others)
 
 
-@pytest.mark.parametrize("changes", [{}, {"skeleton": True}, {"skeleton": True, "layers": 0}])
+@pytest.mark.parametrize("changes", [{}, {"log_linear": True}, {"log_linear": True, "layers": 0}])
 @pytest.mark.parametrize("kind", ["binned", "binary"])
 def test_a_cell_that_has_what_is_set_already_comes_out_as_it_went_in(kind, changes):
     model = make_cell_model(kind, **changes)
@@ -77,7 +77,7 @@ def test_a_gene_coupled_to_one_that_rises_follows():
 
 
 def test_a_cell_comes_out_the_same_alone_and_among_others():
-    model = make_cell_model(skeleton=True)
+    model = make_cell_model(log_linear=True)
     bins = marginal_bins(n_cells=9)
     together = edit(model, bins, cells_of([1, 0], 9), cells_of([0, 0], 9))
     for cell in range(9):
@@ -87,7 +87,7 @@ def test_a_cell_comes_out_the_same_alone_and_among_others():
 
 
 def test_genes_that_a_file_lacks_stay_hidden_and_off():
-    model = make_cell_model(skeleton=True)
+    model = make_cell_model(log_linear=True)
     present = np.array([1, 1, 0, 1, 1, 0, 1], bool)
     bins = marginal_bins(n_cells=20)
     other = np.where(present, bins, 3)

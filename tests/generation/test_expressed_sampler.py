@@ -45,11 +45,11 @@ def sample(model, *, n_cells=20, first=0, wanted=None, **settings):
 
 
 def known_model(marginals=MARGINALS):
-    """Make a skeleton that knows of each gene how often every bin is asked for in training."""
-    model = expressed_model(layers=0, skeleton=True, skeleton_rank=4, randomise=False)
+    """Make a log-linear part that knows of each gene how often every bin is asked for in training."""
+    model = expressed_model(layers=0, log_linear=True, log_linear_rank=4, randomise=False)
     with torch.no_grad():
         log = np.log(marginals)
-        model.network.skeleton.gene_prior.copy_(torch.from_numpy(log.reshape(-1)).float())
+        model.network.log_linear.gene_prior.copy_(torch.from_numpy(log.reshape(-1)).float())
     return model
 
 
@@ -83,7 +83,7 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 @pytest.mark.parametrize("settings", [{}, {"guidance": 1.0}, {"steps": 7}])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
-    model = expressed_model(kind, skeleton=kind != "continuous")
+    model = expressed_model(kind, log_linear=kind != "continuous")
     if "guidance" in settings:
         settings = settings | {"guidance_ramp": "none"}
     together = sample(model, n_cells=6, **settings)

@@ -57,7 +57,7 @@ def watch(model):
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
-    model = make_cell_model(kind, skeleton=kind != "continuous")
+    model = make_cell_model(kind, log_linear=kind != "continuous")
     together = sample(model, n_cells=9, **settings)
     alone = np.concatenate([sample(model, n_cells=1, first=cell, **settings) for cell in range(9)])
     if kind == "continuous":
@@ -146,7 +146,7 @@ def test_coupled_genes_correlate_with_the_sign_of_their_coupling():
     assert np.abs(found[3:, :3]).max() < 5 / np.sqrt(N_CELLS)
 
 
-def test_the_skeleton_sees_every_gene_that_was_drawn_within_a_step_too():
+def test_the_log_linear_sees_every_gene_that_was_drawn_within_a_step_too():
     model = set_pairs(known_model(), [1, 1, -1, 0, 0, 0, 0])
     by_step, within = sample(model, steps=N_GENES), sample(model, steps=1)
     np.testing.assert_array_equal(by_step, within)

@@ -47,8 +47,8 @@ def make_network(kind="binned", layout="ranked", *, seed=0, randomise=True, **ch
             with torch.no_grad():
                 for parameter in network.parameters():
                     parameter.normal_(std=0.3)
-                if network.skeleton is not None:
-                    for buffer in network.skeleton.buffers():
+                if network.log_linear is not None:
+                    for buffer in network.log_linear.buffers():
                         if buffer.is_floating_point():
                             buffer.normal_(std=0.5)
     return network.eval()

@@ -23,7 +23,7 @@ def section(card, title):
 
 
 def test_a_card_names_data_split_genes_and_model():
-    card = card_of(make_cell_model(skeleton=True))
+    card = card_of(make_cell_model(log_linear=True))
     assert card.startswith("---\nlibrary_name: transformerics\n")
     assert "# lung\n" in card
     data = section(card, "Data")

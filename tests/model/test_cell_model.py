@@ -15,8 +15,12 @@ from .examples import make_batch, make_config, make_network
     ("kind", "changes", "message"),
     [
         ("continuous", {"head": "joint"}, r"model\.head = 'joint' needs bins"),
-        ("continuous", {"skeleton": True}, r"model\.skeleton needs bins and a split head"),
-        ("binned", {"skeleton": True, "head": "joint"}, r"model\.skeleton needs bins and a split"),
+        ("continuous", {"log_linear": True}, r"model\.log_linear needs bins and a split head"),
+        (
+            "binned",
+            {"log_linear": True, "head": "joint"},
+            r"model\.log_linear needs bins and a split",
+        ),
         ("binned", {"layers": 0}, r"model\.layers = 0 leaves no model"),
     ],
 )
@@ -77,10 +81,10 @@ def test_a_joint_head_learns_from_both_kinds_of_answers():
     assert (network.encoder_part.joint_output.bias.grad[:4].abs() > 0).all()
 
 
-@pytest.mark.parametrize("skeleton", [False, True])
+@pytest.mark.parametrize("log_linear", [False, True])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_a_model_without_phenotypes_answers_genes(layout, skeleton):
-    network = make_network(layout=layout, phenotypes={}, skeleton=skeleton)
+def test_a_model_without_phenotypes_answers_genes(layout, log_linear):
+    network = make_network(layout=layout, phenotypes={}, log_linear=log_linear)
     batch = make_batch(network.config)
     output = network(batch)
     assert output.phenotype_logits.shape == (0, 0)
@@ -103,18 +107,18 @@ def test_the_embedding_of_a_cell_is_its_cls_token():
     torch.testing.assert_close(embedding, wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_a_skeleton_alone_has_no_embedding_to_give():
-    network = make_network(layers=0, skeleton=True)
+def test_a_log_linear_alone_has_no_embedding_to_give():
+    network = make_network(layers=0, log_linear=True)
     with pytest.raises(ConfigurationError, match=r"no \[CLS\] embedding"):
         network.cell_embeddings(make_batch(network.config))
 
 
 def test_logits_are_the_sum_of_the_parts():
-    network = make_network(skeleton=True)
+    network = make_network(log_linear=True)
     batch = make_batch(network.config)
     with torch.no_grad():
         together = network(batch).gene_logits
         route = network.attention_route(ragged=False)
         encoder, _, _ = network.encoder_part(batch, route)
-        skeleton, _ = network.skeleton(batch)
-    torch.testing.assert_close(together, encoder + skeleton)
+        log_linear, _ = network.log_linear(batch)
+    torch.testing.assert_close(together, encoder + log_linear)

@@ -132,9 +132,9 @@ def test_a_split_head_gives_the_same_logits_each_in_its_own_softmax(tmp_path, sy
     torch.testing.assert_close(phenotypes, values, atol=1e-10, rtol=0)
 
 
-def test_beside_a_skeleton_the_encoder_is_taken_and_its_outputs_stay(tmp_path):
+def test_beside_a_log_linear_the_encoder_is_taken_and_its_outputs_stay(tmp_path):
     folder = PolyGene().save(tmp_path)
-    network = make_network(skeleton=True, skeleton_rank=2)
+    network = make_network(log_linear=True, log_linear_rank=2)
     names = set(convert(read_foreign_model(folder), network.config, PANEL))
     assert "encoder_part.gene_transform.linear.weight" in names
     assert not [name for name in names if "_output" in name and "attention" not in name]

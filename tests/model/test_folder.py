@@ -14,11 +14,11 @@ from core.model.folder import CellModel
 from .examples import make_batch, make_cell_model
 
 CASES = [
-    ("binned", "ranked", {"skeleton": True}),
+    ("binned", "ranked", {"log_linear": True}),
     ("binned", "expressed", {"head": "joint"}),
     ("binary", "ranked", {"norm": "pre", "activation": "geglu"}),
     ("continuous", "expressed", {}),
-    ("binned", "ranked", {"layers": 0, "skeleton": True}),
+    ("binned", "ranked", {"layers": 0, "log_linear": True}),
     # Not in alphabetical order: transformers sorts the keys of the mappings it saves.
     ("binned", "ranked", {"phenotypes": {"tissue": ["lung", "blood", "liver"], "sex": ["f", "m"]}}),
     ("binned", "ranked", {"phenotypes": {}}),
@@ -66,7 +66,7 @@ def test_everything_beside_the_weights_comes_back(tmp_path):
 
 
 def test_transformers_own_loaders_know_the_folder(tmp_path):
-    model = make_cell_model(skeleton=True)
+    model = make_cell_model(log_linear=True)
     model.save(tmp_path / "model")
     config = AutoConfig.from_pretrained(tmp_path / "model")
     assert config.phenotypes == model.config.phenotypes

@@ -29,7 +29,7 @@ class Payload:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("hostile") / "model"
-    make_cell_model(skeleton=True).save(path)
+    make_cell_model(log_linear=True).save(path)
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
@@ -278,7 +278,7 @@ def test_offsets_beyond_the_file_are_refused(folder):
 
 
 def test_the_shapes_promised_are_those_of_a_network_that_is_built():
-    model = make_cell_model(skeleton=True)
+    model = make_cell_model(log_linear=True)
     with torch.device("meta"):
         promised = type(model.network)(model.config).state_dict()
     built = model.network.state_dict()

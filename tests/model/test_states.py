@@ -15,7 +15,7 @@ from core.generation.partial_cells import shown_phenotypes
 from core.generation.plan import CellPlan
 from core.generation.sampler import plan_for, sample_cells
 from core.model.batch_tensors import BatchTensors
-from core.model.skeleton_fit import fit_skeleton
+from core.model.log_linear_fit import fit_log_linear
 from core.model.state_fit import find_states
 from tests.model.examples import make_cell_model, make_network
 
@@ -53,15 +53,15 @@ def test_few_cells_have_one_state_for_each_kind():
 
 
 def fitted(n_states, seed=0):
-    """A skeleton without gene pairs, fitted to planted cells."""
+    """A log-linear part without gene pairs, fitted to planted cells."""
     bins, codes, kinds = planted(seed=seed)
     model = make_cell_model(
-        "binned", n_genes=N_GENES, phenotypes={"cell_type": ["a", "b"]}, layers=0, skeleton=True,
-        skeleton_rank=0, skeleton_states=n_states, randomise=False,
+        "binned", n_genes=N_GENES, phenotypes={"cell_type": ["a", "b"]}, layers=0, log_linear=True,
+        log_linear_rank=0, cell_states=n_states, randomise=False,
     )  # fmt: skip
     values = ValueEncoder("binned", np.array([0.5, 1.5, 2.5], np.float32))
     table = ValueTable.fit(values, sparse.csr_matrix(bins.astype(np.float32)))
-    fit_skeleton(model.network.skeleton, model.config, table, bins, codes, seed=0)
+    fit_log_linear(model.network.log_linear, model.config, table, bins, codes, seed=0)
     return model, bins, codes, kinds
 
 
@@ -81,35 +81,35 @@ def ask(model, bins, codes, mask):
 
 def test_while_training_half_of_the_cells_show_the_state_of_all_their_genes(with_states):
     model, bins, codes, _ = with_states
-    skeleton = model.network.skeleton
-    scores = find_states(bins, skeleton.bin_values.numpy(), codes, 4, seed=0)
+    log_linear = model.network.log_linear
+    scores = find_states(bins, log_linear.bin_values.numpy(), codes, 4, seed=0)
     some = np.arange(400)
     mask = np.random.default_rng(0).random((400, N_GENES)) < 0.6
     batch = ask(model, bins[some], codes[some], mask)
     torch.manual_seed(0)
-    skeleton.train()
+    log_linear.train()
     try:
-        found = shown_states(skeleton, batch)
+        found = shown_states(log_linear, batch)
     finally:
-        skeleton.eval()
+        log_linear.eval()
     is_shown = ~found[:, 0].bool()
     assert 0.4 < is_shown.float().mean() < 0.6
     wanted = torch.from_numpy(scores.states(bins[some]))
     assert torch.equal(found.argmax(dim=1)[is_shown] - 1, wanted[is_shown])
-    assert shown_states(skeleton, batch)[:, 0].all()  # not while it answers
+    assert shown_states(log_linear, batch)[:, 0].all()  # not while it answers
 
 
-def shown_states(skeleton, batch):
+def shown_states(log_linear, batch):
     """What the class table is multiplied by, but for the phenotypes."""
     kept = []
-    whole = skeleton._genes
-    skeleton._genes = lambda batch, seen, shown: kept.append(shown) or whole(batch, seen, shown)
+    whole = log_linear._genes
+    log_linear._genes = lambda batch, seen, shown: kept.append(shown) or whole(batch, seen, shown)
     try:
         with torch.no_grad():
-            skeleton(batch)
+            log_linear(batch)
     finally:
-        del skeleton._genes
-    return kept[0][:, skeleton.n_phenotypes_shown :]
+        del log_linear._genes
+    return kept[0][:, log_linear.n_phenotypes_shown :]
 
 
 def correlation_within(cells, codes, genes):
@@ -123,7 +123,7 @@ def test_cells_are_drawn_in_states_and_so_their_genes_vary_together(with_states)
     told = {}
     for name, (model, _, codes, kinds) in (("with", with_states), ("without", fitted(0))):
         with torch.no_grad():  # what is shown has its whole say until the last gene
-            model.network.skeleton.class_scale[-1].bias.fill_(20.0)
+            model.network.log_linear.class_scale[-1].bias.fill_(20.0)
         wanted = codes[:600]
         plan = CellPlan.draw(3, range(600), plan_for(model, model.generate), needs_normal=False)
         cells = sample_cells(model, wanted, model.generate, plan)
@@ -139,8 +139,8 @@ def test_cells_are_drawn_in_states_and_so_their_genes_vary_together(with_states)
 
 def test_states_fit_how_many_genes_a_cell_is_to_express(with_states):
     model, bins, codes, kinds = with_states
-    skeleton = model.network.skeleton
-    states = find_states(bins, skeleton.bin_values.numpy(), codes, 4, seed=0).states(bins)
+    log_linear = model.network.log_linear
+    states = find_states(bins, log_linear.bin_values.numpy(), codes, 4, seed=0).states(bins)
     own = codes[:, 0] == 0
     n_on = (bins > 0).sum(axis=1)
     rich = np.bincount(states[own & (kinds == 1)]).argmax()
@@ -152,14 +152,14 @@ def test_states_fit_how_many_genes_a_cell_is_to_express(with_states):
             model, np.zeros((50, 1), np.int32), torch.device("cpu"), state_chance=chance,
             n_expressed=torch.full((50,), float(wanted)),
         )  # fmt: skip
-        states_of = shown[:, skeleton.n_phenotypes_shown + 1 :].argmax(dim=1)
+        states_of = shown[:, log_linear.n_phenotypes_shown + 1 :].argmax(dim=1)
         shares.append((states_of == rich).float().mean().item())
     assert shares[0] < 0.3 < 0.7 < shares[1]
 
 
 def test_real_cells_that_are_edited_are_given_none(with_states, monkeypatch):
     model, bins, codes, _ = with_states
-    monkeypatch.setattr(model.network.skeleton, "draw_states", None)
+    monkeypatch.setattr(model.network.log_linear, "draw_states", None)
     edited = edit_bins(
         model, bins[:50], codes[:50], 1 - codes[:50], settings=model.generate, seed=0
     )
@@ -168,5 +168,5 @@ def test_real_cells_that_are_edited_are_given_none(with_states, monkeypatch):
 
 
 def test_cells_of_the_expressed_layout_have_none():
-    with pytest.raises(ConfigurationError, match=r"model\.skeleton_states tells"):
-        make_network(layout="expressed", skeleton=True, skeleton_states=3)
+    with pytest.raises(ConfigurationError, match=r"model\.cell_states tells"):
+        make_network(layout="expressed", log_linear=True, cell_states=3)

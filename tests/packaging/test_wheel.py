@@ -122,7 +122,7 @@ def test_the_installed_command_runs_without_the_source_tree(environment, tmp_pat
 def test_the_installed_package_trains_evaluates_and_generates(environment, tmp_path):
     few = [
         "--set", "data.files=builtin:atlas?cells=600&seed=0", "--set", "data.genes=24",
-        "--set", "train.skeleton_steps=0", "--steps", "4", "--device", "cpu",
+        "--set", "train.log_linear_steps=0", "--steps", "4", "--device", "cpu",
     ]  # fmt: skip
     for arguments in (
         ["train", "base", *few],

@@ -50,10 +50,10 @@ def test_any_names_make_a_preset_that_says_them(files, columns, further, split_b
 def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
     sizes = choose_sizes(n_cells, n_genes, device)
     assert 1 <= sizes.genes <= n_genes
-    assert 1 <= sizes.skeleton_rank <= n_genes
+    assert 1 <= sizes.log_linear_rank <= n_genes
     assert 1 <= sizes.batch_size <= max(n_cells, 1)
     assert sizes.hidden_size % sizes.heads == 0
-    assert sizes.skeleton_steps < sizes.max_steps
+    assert sizes.log_linear_steps < sizes.max_steps
     assert sizes.eval_steps <= sizes.max_steps
     text = write_draft(facts(), sizes, path="x.toml", device=device)
     assert ResolvedPreset.from_toml(text).preset.data.genes == sizes.genes
@@ -66,7 +66,7 @@ def test_a_gpu_and_more_cells_get_a_larger_model():
     )
     assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
     assert cpu.genes < gpu.genes < many.genes
-    assert few.skeleton_states == 0 < cpu.skeleton_states
+    assert few.cell_states == 0 < cpu.cell_states
 
 
 def test_a_panel_of_nearly_all_genes_takes_all():

@@ -103,7 +103,7 @@ def test_only_the_newest_checkpoints_are_kept(finished):
 def test_the_saved_preset_is_the_one_of_the_run(finished):
     folder, *_ = finished
     text = (folder / "config.toml").read_text(encoding="utf-8")
-    assert ResolvedPreset.from_toml(text).preset == short(train__lanes=1).preset
+    assert ResolvedPreset.from_toml(text).preset == short(train__virtual_ranks=1).preset
     assert tomllib.loads(text)["train"]["max_steps"] == 12
 
 
@@ -173,7 +173,7 @@ def test_a_run_can_end_without_validation_cells(tiny_store, tmp_path, monkeypatc
 
 # ------------------------------------------------------------------------- stop and resume
 
-SKELETON = {"model__skeleton": True, "model__layers": 1, "masking__genes": "uniform"}
+LOG_LINEAR = {"model__log_linear": True, "model__layers": 1, "masking__genes": "uniform"}
 EXPRESSED = {"encoding__layout": "expressed", "masking__drop_phenotypes": 0.3}
 
 
@@ -183,7 +183,7 @@ EXPRESSED = {"encoding__layout": "expressed", "masking__drop_phenotypes": 0.3}
         pytest.param({}, 6, id="between a checkpoint and an evaluation"),
         pytest.param({}, 10, id="at an evaluation"),
         pytest.param({}, 8, id="at a checkpoint"),
-        pytest.param(SKELETON, 6, id="skeleton"),
+        pytest.param(LOG_LINEAR, 6, id="log_linear"),
         pytest.param(EXPRESSED, 6, id="expressed"),
         pytest.param(EXPRESSED | {"train__tokens_per_batch": 200}, 6, id="token budget"),
         pytest.param({"train__batch_size": 100}, 6, id="in the second epoch"),
@@ -192,7 +192,9 @@ EXPRESSED = {"encoding__layout": "expressed", "masking__drop_phenotypes": 0.3}
 def test_stopped_and_resumed_equals_never_stopped(
     tiny_store, tmp_path, monkeypatch, options, stop_at
 ):
-    monkeypatch.setattr("core.model.skeleton_fit._STEPS", 10)  # saves seconds, changes no principle
+    monkeypatch.setattr(
+        "core.model.log_linear_fit._STEPS", 10
+    )  # saves seconds, changes no principle
     preset = short(**options)
     train(preset, tiny_store, tmp_path / "whole")
     with pytest.raises(TrainingInterrupted, match=f"stopped at step {stop_at} of 12, checkpoint"):

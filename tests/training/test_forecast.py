@@ -35,15 +35,15 @@ LAYOUTS = {
     "ranked": {},
     "expressed": {"encoding__layout": "expressed"},
     "token budget": {"encoding__layout": "expressed", "train__tokens_per_batch": 600},
-    "two lanes": {"train__lanes": 2},
-    "skeleton": {"model__skeleton": True, "masking__genes": "uniform"},
+    "two virtual ranks": {"train__virtual_ranks": 2},
+    "log_linear": {"model__log_linear": True, "masking__genes": "uniform"},
     "bf16": {"train__precision": "bf16"},
 }
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_steps_and_sizes_are_those_of_the_run(tiny_store, tmp_path, case, monkeypatch):
-    monkeypatch.setattr("core.model.skeleton_fit._STEPS", 5)
+    monkeypatch.setattr("core.model.log_linear_fit._STEPS", 5)
     options = LAYOUTS[case] | {"train__epochs": 1.0, "train__max_steps": None}
     forecast = forecast_of(tiny_store, tmp_path, **options)
     result = train(tiny_preset(**options), tiny_store, tmp_path / "run")
@@ -56,7 +56,7 @@ def test_steps_and_sizes_are_those_of_the_run(tiny_store, tmp_path, case, monkey
     assert forecast.files["model folder"] == pytest.approx(bytes_in(result.model), rel=0.25)
 
 
-@pytest.mark.parametrize("case", [case for case in LAYOUTS if case != "skeleton"])
+@pytest.mark.parametrize("case", [case for case in LAYOUTS if case != "log_linear"])
 def test_what_the_backward_pass_keeps_is_foreseen(tiny_store, tmp_path, case):
     """Held against a real batch of the run."""
     preset = tiny_preset(**LAYOUTS[case] | {"train__batch_size": 64, "data__genes": 64}).preset
@@ -64,7 +64,12 @@ def test_what_the_backward_pass_keeps_is_foreseen(tiny_store, tmp_path, case):
     model = build_model(preset, tiny_store, name="example")
     rows = chosen_rows(preset, tiny_store, "train")
     source = make_batch_source(
-        preset.train, preset.masking, tiny_store, rows, model, lanes=preset.train.lanes or 1
+        preset.train,
+        preset.masking,
+        tiny_store,
+        rows,
+        model,
+        virtual_ranks=preset.train.virtual_ranks or 1,
     )
     batch = BatchTensors.from_arrays(source.batch(source.sampler.start)[1])
     kept: dict[int, int] = {}
@@ -90,9 +95,9 @@ def test_what_the_backward_pass_keeps_is_foreseen(tiny_store, tmp_path, case):
 def test_fewer_cells_at_a_time_keep_less(tiny_store, tmp_path):
     whole = forecast_of(tiny_store, tmp_path).memory["activations"]
     parts = forecast_of(tiny_store, tmp_path, train__micro_batches=4).memory["activations"]
-    lanes = forecast_of(tiny_store, tmp_path, train__lanes=2).memory["activations"]
+    virtual_ranks = forecast_of(tiny_store, tmp_path, train__virtual_ranks=2).memory["activations"]
     assert parts == pytest.approx(whole / 4, rel=0.2)
-    assert lanes == pytest.approx(whole / 2, rel=0.2)
+    assert virtual_ranks == pytest.approx(whole / 2, rel=0.2)
 
 
 def test_operations_are_those_of_the_formula(tiny_store, tmp_path):
@@ -165,7 +170,7 @@ def test_a_step_that_does_not_fit_is_told_what_to_do_and_then_fits(tmp_path, mon
 
 
 TIMES = ExampleTimes(
-    n_cells=8, cell=0.5, scored_cell=0.125, skeleton_cell=0.0625, optimiser=1.0, peak_bytes=None
+    n_cells=8, cell=0.5, scored_cell=0.125, log_linear_cell=0.0625, optimiser=1.0, peak_bytes=None
 )
 
 
@@ -174,21 +179,21 @@ def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
     """32 cells a step of half a second each; processes on CPUs share what was measured."""
     monkeypatch.setattr("core.training.forecast.time_example", lambda *_, **__: TIMES)
     preset = tiny_preset(
-        train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__skeleton=True,
-        train__skeleton_steps=30,
+        train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__log_linear=True,
+        train__log_linear_steps=30,
     ).preset  # fmt: skip
     cells = replace(outline_of_store(preset, tiny_store), n_training=320, prepare_seconds=9.0)
     seconds = forecast_run(preset, cells, tmp_path / "run", processes=processes).seconds
     assert seconds == {
         "preparing the cells": 9.0,
         "step": step,
-        "step of the skeleton alone": 3.0,
+        "step of the log-linear part alone": 3.0,
         "evaluation": 2.5,
         "epoch": 10 * (step + 2.5 / 40),
         "run": 70 * step + 30 * 3.0 + 3 * 2.5,
     }
     rest = forecast_run(preset, cells, tmp_path / "run", processes=processes, done=50).seconds
-    assert "step of the skeleton alone" not in rest
+    assert "step of the log-linear part alone" not in rest
     assert rest["run"] == 50 * step + 2 * 2.5
 
 
@@ -230,10 +235,10 @@ def test_more_cells_than_there_are_make_one_step(tiny_store, tmp_path):
         ({"train__tokens_per_batch": 39}, ConfigurationError, "no room for a cell of 40 tokens"),
         ({"train__tokens_per_batch": 20, "encoding__layout": "expressed"}, ConfigurationError,
          "no room for two cells of"),
-        ({"train__lanes": 500, "train__batch_size": 500}, ConfigurationError,
-         "training cells cannot be dealt to 500 lanes"),
-        ({"train__batch_size": 31, "train__lanes": 2}, ConfigurationError,
-         "cannot be shared equally by 2 lanes"),
+        ({"train__virtual_ranks": 500, "train__batch_size": 500}, ConfigurationError,
+         "training cells cannot be dealt to 500 virtual ranks"),
+        ({"train__batch_size": 31, "train__virtual_ranks": 2}, ConfigurationError,
+         "cannot be shared equally by 2 virtual ranks"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_as_training_refuses_it(
@@ -253,8 +258,8 @@ def test_what_cannot_run_is_refused_as_training_refuses_it(
     assert str(forecast.value) == str(training.value)
 
 
-def test_lanes_that_cannot_be_dealt_to_processes_are_refused(tiny_store, tmp_path):
-    preset = tiny_preset(train__lanes=3).preset
+def test_virtual_ranks_that_cannot_be_dealt_to_processes_are_refused(tiny_store, tmp_path):
+    preset = tiny_preset(train__virtual_ranks=3).preset
     cells = outline_of_store(preset, tiny_store)
     with pytest.raises(ConfigurationError, match="cannot be dealt equally to 2 processes"):
         forecast_run(preset, cells, tmp_path / "run", processes=2)

@@ -32,7 +32,7 @@ CASES = {
     "pre-norm, gated": {"model__norm": "pre", "model__activation": "geglu"},
     "numbers": {"encoding__kind": "continuous"},
     "joint head": {"model__head": "joint"},
-    "skeleton": {"model__skeleton": True, "masking__genes": "uniform"},
+    "log_linear": {"model__log_linear": True, "masking__genes": "uniform"},
 }
 
 

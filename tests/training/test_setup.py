@@ -74,7 +74,7 @@ def test_the_card_and_the_origin_say_that_the_cells_are_simulated(tiny_store):
         ),
         ({"encoding__max_length": 39}, r"max_length = 39 is too short: 32 genes.*need 40"),
         ({"model__head": "joint", "encoding__kind": "continuous"}, "needs bins"),
-        ({"model__skeleton": True, "encoding__kind": "continuous"}, "needs bins"),
+        ({"model__log_linear": True, "encoding__kind": "continuous"}, "needs bins"),
         ({"model__layers": 0}, "leaves no model"),
     ],
 )
@@ -162,18 +162,18 @@ def test_balanced_class_weights_are_inverse_frequencies_of_mean_1(tiny_store):
 
 
 def test_the_optimiser_decays_matrices_alone_and_knows_every_parameter_once(tiny_store):
-    settings = {"train__weight_decay": 0.02, "train__skeleton_learning_rate": 0.007}
-    preset = tiny_preset(model__skeleton=True, **settings).preset
+    settings = {"train__weight_decay": 0.02, "train__log_linear_learning_rate": 0.007}
+    preset = tiny_preset(model__log_linear=True, **settings).preset
     model = build_model(preset, tiny_store, name="example")
     groups = make_optimiser(model.network, preset.train).param_groups
     assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.3]
     assert [group["lr"] for group in groups] == [2e-3, 2e-3, 0.007]
-    decayed, plain, skeleton = ({id(p) for p in group["params"]} for group in groups)
+    decayed, plain, log_linear = ({id(p) for p in group["params"]} for group in groups)
     named = {n: p for n, p in model.network.named_parameters() if p.requires_grad}
-    assert len(decayed) + len(plain) + len(skeleton) == len(named)
+    assert len(decayed) + len(plain) + len(log_linear) == len(named)
     for name, parameter in named.items():
-        if name.startswith("skeleton"):
-            assert id(parameter) in skeleton, name
+        if name.startswith("log_linear"):
+            assert id(parameter) in log_linear, name
         elif parameter.ndim == 1 or "embedding" in name or "gene_bias" in name:
             assert id(parameter) in plain, name
         else:

@@ -1,4 +1,4 @@
-"""Where the skeleton's gene pairs begin: at the factor model of the correlations within classes."""
+"""Where the log-linear part's gene pairs begin: at the factor model of the correlations within classes."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,11 @@ from torch.nn import functional
 from core.encoding.batches import BatchEncoder
 from core.encoding.masking import Show
 from core.encoding.values import ValueEncoder, ValueTable
-from core.generation.skeleton_state import SkeletonState
+from core.generation.log_linear_state import LogLinearState
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
-from core.model.skeleton_fit import fit_skeleton
+from core.model.log_linear_fit import fit_log_linear
 
 N_GENES, N_CELLS = 16, 1500
 EDGES = np.array([0.5, 1.5], dtype=np.float32)
@@ -33,8 +33,8 @@ def draw_bins(strength, seed):
 def fit(bins, codes, layout="ranked"):
     config = TfxConfig(
         phenotype_names=["cell_type"], phenotype_values=[["a", "b"]], n_genes=N_GENES, n_bins=3,
-        kind="binned", hidden_size=8, heads=2, skeleton=True, layers=0, intermediate_size=16,
-        longest_sequence=N_GENES + 5, skeleton_rank=8, layout=layout,
+        kind="binned", hidden_size=8, heads=2, log_linear=True, layers=0, intermediate_size=16,
+        longest_sequence=N_GENES + 5, log_linear_rank=8, layout=layout,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -42,7 +42,7 @@ def fit(bins, codes, layout="ranked"):
         network.start()
     values = ValueEncoder("binned", EDGES)
     table = ValueTable.fit(values, sparse.csr_matrix(bins.astype(np.float32)))
-    fit_skeleton(network.skeleton, config, table, bins, codes, unexpressed=0.5, seed=0)
+    fit_log_linear(network.log_linear, config, table, bins, codes, unexpressed=0.5, seed=0)
     return network.eval(), BatchEncoder(config.tokens, values, max_length=N_GENES + 5)
 
 
@@ -65,7 +65,7 @@ def dependent():
 
 
 def without_pairs(network):
-    effects = network.skeleton.effects.weight
+    effects = network.log_linear.effects.weight
     kept = effects.detach().clone()
     with torch.no_grad():
         effects.zero_()
@@ -80,7 +80,7 @@ def test_visible_genes_tell_hidden_ones_before_any_training(dependent, share):
     kept = without_pairs(network)
     classes_alone = loss_of_hidden(network, encoder, *cells, share)
     with torch.no_grad():
-        network.skeleton.effects.weight.copy_(kept)
+        network.log_linear.effects.weight.copy_(kept)
     assert loss < classes_alone - 0.05
 
 
@@ -91,12 +91,12 @@ def test_with_all_genes_hidden_it_is_the_class_log_odds(dependent):
     kept = without_pairs(network)
     assert loss_of_hidden(network, encoder, *cells, 1.0) == pytest.approx(loss, abs=1e-6)
     with torch.no_grad():
-        network.skeleton.effects.weight.copy_(kept)
+        network.log_linear.effects.weight.copy_(kept)
 
 
 def test_genes_without_dependence_begin_without_pairs():
     network, _ = fit(*draw_bins(0.0, 0))
-    assert not network.skeleton.effects.weight.any()
+    assert not network.log_linear.effects.weight.any()
 
 
 # ------------------------------------------------------------------------------- expressed layout
@@ -106,10 +106,10 @@ def loss_of_asked(network, bins, codes, seen):
     """Mean negative log-likelihood of genes asked for, half of which are on, beside others that are on."""
     rng = np.random.default_rng(4)
     loss = []
-    skeleton = network.skeleton
+    log_linear = network.log_linear
     for row, code in zip(bins[:300], codes[:300, 0], strict=True):
         on, off = np.flatnonzero(row), np.flatnonzero(row == 0)
-        shown = torch.zeros(1, skeleton.n_shown)
+        shown = torch.zeros(1, log_linear.n_shown)
         shown[0, 1 + code] = 1.0
         known = rng.permutation(on)[: round(seen * len(on))]
         hidden = np.setdiff1d(on, known)
@@ -118,7 +118,7 @@ def loss_of_asked(network, bins, codes, seen):
         if n == 0:
             continue
         with torch.no_grad():
-            state = SkeletonState(skeleton, shown, n_expressed=torch.tensor([float(len(on))]))
+            state = LogLinearState(log_linear, shown, n_expressed=torch.tensor([float(len(on))]))
             seen_bins = torch.from_numpy(row[known].astype(np.int64))[None]
             state.reveal(torch.from_numpy(known)[None], seen_bins)
             logits = state.logits(torch.from_numpy(asked)[None])[0].float()
@@ -138,8 +138,8 @@ def test_genes_that_are_on_tell_others_before_any_training(seen):
 
 def test_the_prior_is_that_of_genes_asked_for_of_which_half_are_off():
     bins, codes = draw_bins(0.0, 0)
-    prior = fit(bins, codes, layout="expressed")[0].skeleton.gene_prior.view(N_GENES, 3)
-    natural = fit(bins, codes)[0].skeleton.gene_prior.view(N_GENES, 3)
+    prior = fit(bins, codes, layout="expressed")[0].log_linear.gene_prior.view(N_GENES, 3)
+    natural = fit(bins, codes)[0].log_linear.gene_prior.view(N_GENES, 3)
     on_of = [np.exp(torch.logsumexp(table[:, 1:], 1).numpy()) for table in (prior, natural)]
     odds = [
         on / np.exp(table[:, 0].numpy()) for on, table in zip(on_of, (prior, natural), strict=True)

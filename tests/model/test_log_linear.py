@@ -1,4 +1,4 @@
-"""The skeleton: the classical answer it starts with, and that it is fitted to what it should be."""
+"""The log-linear part: the classical answer it starts with, and that it is fitted to what it should be."""
 
 import copy
 import functools
@@ -17,8 +17,8 @@ from core.errors import ConfigurationError
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
+from core.model.log_linear_fit import fit_log_linear
 from core.model.phenotype_fit import _choose
-from core.model.skeleton_fit import fit_skeleton
 
 from .examples import make_batch, make_network, value_encoder
 
@@ -52,7 +52,7 @@ def fit(kind):
     n_bins = int(bins.max()) + 1
     config = TfxConfig(
         phenotype_names=list(PHENOTYPES), phenotype_values=list(PHENOTYPES.values()),
-        n_genes=N_GENES, n_bins=n_bins, kind=kind, hidden_size=8, heads=2, skeleton=True,
+        n_genes=N_GENES, n_bins=n_bins, kind=kind, hidden_size=8, heads=2, log_linear=True,
         layers=1, intermediate_size=16, longest_sequence=N_GENES + 5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -61,7 +61,7 @@ def fit(kind):
         network.start()
     values = ValueEncoder(kind, EDGES[: n_bins - 1])
     table = ValueTable.fit(values, sparse.csr_matrix(bins.astype(np.float32)))
-    fit_skeleton(network.skeleton, config, table, bins, codes, seed=0)
+    fit_log_linear(network.log_linear, config, table, bins, codes, seed=0)
     return network.eval(), BatchEncoder(config.tokens, values, max_length=N_GENES + 5), bins, codes
 
 
@@ -84,12 +84,12 @@ def test_it_starts_as_the_fitted_class_log_odds_when_all_genes_are_masked(kind):
     network, encoder, _, _ = fitted(kind)
     states = np.full(ALL_CODES.shape, Show.VALUE, np.int8)
     logits = ask_all_genes(network, encoder, ALL_CODES, states)
-    skeleton = network.skeleton
+    log_linear = network.log_linear
     shown = torch.zeros(6, 7)  # [NO_SEX] 0, female 1, male 2, [NO_TISSUE] 3, lung 4, ...
     for row, (sex, tissue) in enumerate(ALL_CODES.tolist()):
         shown[row, 1 + sex] = 1
         shown[row, 4 + tissue] = 1
-    wanted = skeleton.gene_prior + shown @ skeleton.class_table
+    wanted = log_linear.gene_prior + shown @ log_linear.class_table
     torch.testing.assert_close(logits.flatten(1), wanted)
 
 
@@ -98,9 +98,11 @@ def test_a_phenotype_not_shown_counts_as_not_specified(state):
     network, encoder, _, _ = fitted("binned")
     states = np.array([[Show.VALUE, state]] * 6, dtype=np.int8)
     logits = ask_all_genes(network, encoder, ALL_CODES, states)
-    skeleton = network.skeleton
+    log_linear = network.log_linear
     wanted = (
-        skeleton.gene_prior + skeleton.class_table[1 + ALL_CODES[:, 0]] + (skeleton.class_table[3])
+        log_linear.gene_prior
+        + log_linear.class_table[1 + ALL_CODES[:, 0]]
+        + (log_linear.class_table[3])
     )
     torch.testing.assert_close(logits.flatten(1), wanted)
 
@@ -152,7 +154,7 @@ def test_with_nothing_specified_the_answer_is_the_marginal():
 @pytest.mark.parametrize("kind", ["binned", "binary"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
 def test_the_encoder_contributes_exactly_nothing_at_the_start(kind, layout):
-    network = make_network(kind, layout, skeleton=True, randomise=False)
+    network = make_network(kind, layout, log_linear=True, randomise=False)
     batch = make_batch(network.config, phenotypes=0.8)
     with torch.no_grad():
         route = network.attention_route(ragged=layout == "expressed")
@@ -190,10 +192,10 @@ def test_without_the_correction_phenotypes_start_at_logistic_regression(kind):
     """That of scikit-learn, on standardised bin values, with the penalty that the fit states."""
     network, encoder, bins, codes = fitted(kind)
     network = copy.deepcopy(network)
-    torch.nn.init.zeros_(network.skeleton.phenotype_correction[-1].weight)
-    torch.nn.init.zeros_(network.skeleton.phenotype_correction[-1].bias)
+    torch.nn.init.zeros_(network.log_linear.phenotype_correction[-1].weight)
+    torch.nn.init.zeros_(network.log_linear.phenotype_correction[-1].bias)
     found = ask_phenotypes(network, encoder, bins[:200], codes[:200], hidden=False)
-    values = network.skeleton.bin_values.numpy()[np.arange(N_GENES), bins]
+    values = network.log_linear.bin_values.numpy()[np.arange(N_GENES), bins]
     for slot in range(2):
         penalty, weights, sharpness = _choose(values, codes[:, slot], None, 0)
         fit = LogisticRegression(C=penalty, class_weight=weights, max_iter=300)
@@ -208,8 +210,8 @@ def test_without_the_correction_phenotypes_start_at_logistic_regression(kind):
 def test_the_correction_lowers_the_loss_of_the_regression_it_stands_on():
     network, encoder, bins, codes = fitted("binned")
     without = copy.deepcopy(network)
-    torch.nn.init.zeros_(without.skeleton.phenotype_correction[-1].weight)
-    torch.nn.init.zeros_(without.skeleton.phenotype_correction[-1].bias)
+    torch.nn.init.zeros_(without.log_linear.phenotype_correction[-1].weight)
+    torch.nn.init.zeros_(without.log_linear.phenotype_correction[-1].bias)
     losses = []
     for model in (network, without):
         found = ask_phenotypes(model, encoder, bins, codes, hidden=False)
@@ -224,7 +226,7 @@ def test_the_correction_lowers_the_loss_of_the_regression_it_stands_on():
 
 def test_the_linear_scores_read_standardised_values():
     network, _, bins, _ = fitted("binned")
-    standard = network.skeleton.bin_values.numpy()
+    standard = network.log_linear.bin_values.numpy()
     of_cells = standard[np.arange(N_GENES), bins]
     np.testing.assert_allclose(of_cells.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(of_cells.std(axis=0), 1, atol=1e-4)
@@ -232,19 +234,19 @@ def test_the_linear_scores_read_standardised_values():
 
 def test_the_frozen_tables_are_saved_but_not_trained():
     network, *_ = fitted("binned")
-    frozen = {"skeleton.class_table", "skeleton.gene_prior", "skeleton.score_weight"}
+    frozen = {"log_linear.class_table", "log_linear.gene_prior", "log_linear.score_weight"}
     assert frozen <= set(network.state_dict())
     assert not frozen & {name for name, _ in network.named_parameters()}
 
 
 def test_fitting_is_a_function_of_the_seed():
-    one, two = fitted("binned")[0].skeleton.class_table, fit("binned")[0].skeleton.class_table
+    one, two = fitted("binned")[0].log_linear.class_table, fit("binned")[0].log_linear.class_table
     assert torch.equal(one, two)
 
 
 def test_genes_answer_each_other_within_a_cell_only():
     """The pair term, once learnt, reads the visible genes of the same cell and no other's."""
-    network = make_network(skeleton=True, layers=0)
+    network = make_network(log_linear=True, layers=0)
     batch = make_batch(network.config, genes=0.5)
     with torch.no_grad():
         before = network(batch).gene_logits
@@ -262,16 +264,16 @@ def test_genes_answer_each_other_within_a_cell_only():
 
 
 def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
-    monkeypatch.setattr("core.model.skeleton_fit.MAX_CLASS_TABLE", 10)
+    monkeypatch.setattr("core.model.log_linear_fit.MAX_CLASS_TABLE", 10)
     with pytest.raises(
-        ConfigurationError, match=r"lower data\.genes or set model\.skeleton = false"
+        ConfigurationError, match=r"lower data\.genes or set model\.log_linear = false"
     ):
         fit("binned")
 
 
 def test_without_gene_pairs_visible_genes_say_nothing_of_hidden_ones():
-    network = make_network(skeleton=True, skeleton_rank=0, layers=0)
-    assert not any("votes" in name or "effects" in name for name in network.state_dict())
+    network = make_network(log_linear=True, log_linear_rank=0, layers=0)
+    assert not any("couplings" in name or "effects" in name for name in network.state_dict())
     config = network.config
     encoder = BatchEncoder(config.tokens, value_encoder(config), max_length=config.longest_sequence)
     mask = np.ones((2, config.n_genes), bool)

@@ -1,8 +1,8 @@
-"""The cells of a step: several lanes of the epoch, dealt to the processes.
+"""The cells of a step: several virtual ranks of the epoch, dealt to the processes.
 
-A run has a fixed number of lanes, each a stream of cells of its own (`core.encoding.sampler`). A
-step takes the next batch of every lane; a process computes its lanes one after another and adds up
-their gradients. So the run is the same on one process as on as many as there are lanes.
+A run has a fixed number of virtual ranks, each a stream of cells of its own (`core.encoding.sampler`). A
+step takes the next batch of every virtual rank; a process computes its virtual ranks one after another and adds up
+their gradients. So the run is the same on one process as on as many as there are virtual ranks.
 """
 
 from collections.abc import Callable
@@ -19,39 +19,41 @@ from core.errors import ConfigurationError
 from core.model.batch_tensors import HostBatch
 from core.model.losses import LossCounts
 
-__all__ = ["LaneBatch", "LaneSources", "StepBatch", "lanes_of_process"]
+__all__ = ["StepBatch", "VirtualRankBatch", "VirtualRankSources", "virtual_ranks_of_process"]
 
 
-def lanes_of_process(lanes: int | None, *, index: int, count: int) -> tuple[list[int], int]:
-    """Return the lanes that a process computes, and how many there are in all.
+def virtual_ranks_of_process(
+    virtual_ranks: int | None, *, index: int, count: int
+) -> tuple[list[int], int]:
+    """Return the virtual ranks that a process computes, and how many there are in all.
 
     Parameters
     ----------
-    lanes
-        ``train.lanes``; None: one per process.
+    virtual ranks
+        ``train.virtual_ranks``; None: one per process.
     index, count
         Of the process, and of processes.
 
     Raises
     ------
     ConfigurationError
-        The lanes cannot be dealt equally.
+        The virtual ranks cannot be dealt equally.
     """
-    total = count if lanes is None else lanes
+    total = count if virtual_ranks is None else virtual_ranks
     if total % count:
         message = (
-            f"train.lanes = {total} cannot be dealt equally to {count} processes; start a number "
-            f"of processes that divides it, or begin a run of {count} lanes"
+            f"train.virtual_ranks = {total} cannot be dealt equally to {count} processes; start a number "
+            f"of processes that divides it, or begin a run of {count} virtual ranks"
         )
         raise ConfigurationError(message)
     return list(range(index, total, count)), total
 
 
 @dataclass(frozen=True)
-class LaneBatch:
-    """One lane's share of a step: its number, and its cells in one part or more."""
+class VirtualRankBatch:
+    """One virtual rank's share of a step: its number, and its cells in one part or more."""
 
-    lane: int
+    virtual_rank: int
     arrays: CellBatch
     parts: list[HostBatch]
 
@@ -62,8 +64,8 @@ class StepBatch:
 
     Attributes
     ----------
-    lanes
-        The shares of its lanes.
+    virtual ranks
+        The shares of its virtual ranks.
     counts
         Answers in them, of this process alone.
     n_cells, n_tokens
@@ -72,20 +74,20 @@ class StepBatch:
         Sum over its cells of the square of their tokens: what attention costs.
     """
 
-    lanes: list[LaneBatch]
+    virtual_ranks: list[VirtualRankBatch]
     counts: LossCounts
     n_cells: int
     n_tokens: int
     squared_lengths: float
 
 
-class LaneSources:
-    """The batches of one process' lanes, all at one cursor.
+class VirtualRankSources:
+    """The batches of one process' virtual ranks, all at one cursor.
 
     Parameters
     ----------
     sources
-        Lane -> what encodes it.
+        Virtual rank -> what encodes it.
     count
         Counts the answers of a batch.
     pin
@@ -100,37 +102,42 @@ class LaneSources:
         pin: bool = False,
     ) -> None:
         self._sources, self._count, self._pin = sources, count, pin
-        #: Parts that each lane's batch is cut into, from the next one made on.
+        #: Parts that each virtual rank's batch is cut into, from the next one made on.
         self.n_parts = 1
 
     @property
     def sampler(self) -> BlockSampler:
-        """Of one of the lanes: steps and cursors are the same for all."""
+        """Of one of the virtual ranks: steps and cursors are the same for all."""
         return next(iter(self._sources.values())).sampler
 
     def batch(self, cursor: Cursor) -> tuple[NDArray[np.int64], StepBatch]:
         """Return the rows and the batches of a cursor."""
-        rows, lanes = [], []
-        for lane, source in self._sources.items():
+        rows, virtual_ranks = [], []
+        for virtual_rank, source in self._sources.items():
             own, arrays = source.batch(cursor)
             rows.append(own)
-            lanes.append(LaneBatch(lane, arrays, self.cut(arrays, self.n_parts)))
-        counts = [self._count(lane.arrays) for lane in lanes]
-        lengths = [np.diff(lane.arrays.cu_seqlens).astype(np.float64) for lane in lanes]
+            virtual_ranks.append(
+                VirtualRankBatch(virtual_rank, arrays, self.cut(arrays, self.n_parts))
+            )
+        counts = [self._count(virtual_rank.arrays) for virtual_rank in virtual_ranks]
+        lengths = [
+            np.diff(virtual_rank.arrays.cu_seqlens).astype(np.float64)
+            for virtual_rank in virtual_ranks
+        ]
         return np.concatenate(rows), StepBatch(
-            lanes,
+            virtual_ranks,
             LossCounts(
                 sum(c.genes for c in counts),
                 sum(c.phenotypes for c in counts),
                 sum(c.cells for c in counts),
             ),
-            n_cells=sum(lane.arrays.n_cells for lane in lanes),
-            n_tokens=sum(len(lane.arrays.identity) for lane in lanes),
+            n_cells=sum(virtual_rank.arrays.n_cells for virtual_rank in virtual_ranks),
+            n_tokens=sum(len(virtual_rank.arrays.identity) for virtual_rank in virtual_ranks),
             squared_lengths=float(sum((own**2).sum() for own in lengths)),
         )
 
     def cut(self, arrays: CellBatch, n_parts: int) -> list[HostBatch]:
-        """Cut a lane's batch into parts and make them ready for the device."""
+        """Cut a virtual rank's batch into parts and make them ready for the device."""
         views = next(iter(self._sources.values())).views
         parts = split_batch(arrays, n_parts, together=views)
         return [HostBatch.of(part, pin=self._pin) for part in parts]

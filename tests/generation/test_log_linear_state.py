@@ -1,4 +1,4 @@
-"""The skeleton's running answer is the network's own, whatever was revealed and hidden before."""
+"""The log-linear part's running answer is the network's own, whatever was revealed and hidden before."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK
 from core.generation.cell_input import ExpressedInput
+from core.generation.log_linear_state import LogLinearState, masked_share
 from core.generation.partial_cells import shown_phenotypes
-from core.generation.skeleton_state import SkeletonState, masked_share
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model
 
 
 def network_logits(model, bins, codes, is_hidden):
-    """(B, hidden genes, O) of the whole network, which is a skeleton alone."""
+    """(B, hidden genes, O) of the whole network, which is a log-linear part alone."""
     states = np.where(codes < 0, Show.NOT_SPECIFIED, Show.VALUE).astype(np.int8)
     values = np.array([0.1, 1, 2, 3], np.float32)[bins]
     arrays = model.batches.ranked(values, codes, states, is_hidden)
@@ -30,7 +30,7 @@ def network_logits(model, bins, codes, is_hidden):
 @given(data=st.data())
 def test_the_state_answers_as_the_network_does(kind, data):
     rank = data.draw(st.sampled_from([0, 5]))  # 0: class log-odds alone
-    model = make_cell_model(kind, layers=0, skeleton=True, skeleton_rank=rank)
+    model = make_cell_model(kind, layers=0, log_linear=True, log_linear_rank=rank)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     n_cells = data.draw(st.integers(1, 4))
     codes = np.stack(
@@ -38,8 +38,8 @@ def test_the_state_answers_as_the_network_does(kind, data):
     ).astype(np.int32)
     bins = rng.integers(0, 2 if kind == "binary" else 4, (n_cells, N_GENES))
     with torch.inference_mode():
-        state = SkeletonState(
-            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu"))
+        state = LogLinearState(
+            model.network.log_linear, shown_phenotypes(model, codes, torch.device("cpu"))
         )
         order = np.stack([rng.permutation(N_GENES) for _ in range(n_cells)])
         known = 0
@@ -62,13 +62,13 @@ def test_the_state_answers_as_the_network_does(kind, data):
     torch.testing.assert_close(found.float(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_skeleton_without_phenotypes_has_a_state_too():
-    model = make_cell_model(phenotypes={}, layers=0, skeleton=True)
+def test_a_log_linear_without_phenotypes_has_a_state_too():
+    model = make_cell_model(phenotypes={}, layers=0, log_linear=True)
     codes = np.zeros((2, 0), np.int32)
     is_hidden = np.ones((2, N_GENES), bool)
     with torch.inference_mode():
-        state = SkeletonState(
-            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu"))
+        state = LogLinearState(
+            model.network.log_linear, shown_phenotypes(model, codes, torch.device("cpu"))
         )
         found = state.logits(torch.arange(N_GENES).expand(2, -1))
     expected = network_logits(model, np.zeros((2, N_GENES), int), codes, is_hidden)
@@ -79,7 +79,7 @@ def test_a_skeleton_without_phenotypes_has_a_state_too():
 @given(data=st.data())
 def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
     rank = data.draw(st.sampled_from([0, 5]))
-    model = make_cell_model(layout="expressed", layers=0, skeleton=True, skeleton_rank=rank)
+    model = make_cell_model(layout="expressed", layers=0, log_linear=True, log_linear_rank=rank)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     n_cells = data.draw(st.integers(1, 4))
     codes = np.stack(
@@ -94,8 +94,8 @@ def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
     value.scatter_(1, known, bins.gather(1, known) + model.config.tokens.first_bin)
     share = masked_share((value > model.config.tokens.first_bin).sum(dim=1), whole)
     with torch.inference_mode():
-        state = SkeletonState(
-            model.network.skeleton, shown_phenotypes(model, codes, torch.device("cpu")),
+        state = LogLinearState(
+            model.network.log_linear, shown_phenotypes(model, codes, torch.device("cpu")),
             n_expressed=whole,
         )  # fmt: skip
         state.reveal(order, bins.gather(1, order))

@@ -1,4 +1,4 @@
-"""Fit the frozen tables of the skeleton from training cells, and begin its gene pairs, before training.
+"""Fit the frozen tables of the log-linear part from training cells, and begin its gene pairs, before training.
 
 The class table is an additive multinomial regression of every gene's bin on the phenotypes shown,
 fitted for all genes at once by mini-batches. Main effects only: what "female" and "lung" do adds
@@ -18,12 +18,12 @@ from torch.nn import functional
 from core.encoding.values import ValueTable
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
+from core.model.log_linear import MAX_CLASS_TABLE, LogLinear
 from core.model.phenotype_fit import fit_phenotype_scores
-from core.model.skeleton import MAX_CLASS_TABLE, Skeleton
 from core.model.state_fit import find_states
 from core.progress import Listener, ProgressEvent, ignore_progress
 
-__all__ = ["fit_skeleton"]
+__all__ = ["fit_log_linear"]
 
 _STEPS = 400
 _BATCH = 512
@@ -36,8 +36,8 @@ _RIDGE = 2.0
 _BEGUN = 0.25
 
 
-def fit_skeleton(
-    skeleton: Skeleton,
+def fit_log_linear(
+    log_linear: LogLinear,
     config: TfxConfig,
     table: ValueTable,
     bins: NDArray[np.uint8],
@@ -48,11 +48,11 @@ def fit_skeleton(
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Fill the skeleton's frozen tables.
+    """Fill the log-linear part's frozen tables.
 
     Parameters
     ----------
-    skeleton
+    log-linear part
         Changed in place.
     config
         The model's.
@@ -74,30 +74,30 @@ def fit_skeleton(
     ConfigurationError
         The class table would be too large for the panel and the vocabularies.
     """
-    if skeleton.class_table.numel() > MAX_CLASS_TABLE:
+    if log_linear.class_table.numel() > MAX_CLASS_TABLE:
         message = (
-            f"model.skeleton needs a table of {skeleton.class_table.numel():,} entries for "
-            f"{config.n_genes} genes, {config.n_bins} bins and {skeleton.n_shown} phenotype "
-            f"values (at most {MAX_CLASS_TABLE:,}); lower data.genes or set model.skeleton = false"
+            f"model.log_linear needs a table of {log_linear.class_table.numel():,} entries for "
+            f"{config.n_genes} genes, {config.n_bins} bins and {log_linear.n_shown} phenotype "
+            f"values (at most {MAX_CLASS_TABLE:,}); lower data.genes or set model.log_linear = false"
         )
         raise ConfigurationError(message)
     counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)  # (G, N)
-    _fill_bin_values(skeleton, table, counts)
-    _fill_phenotype_prior(skeleton, config, codes)
+    _fill_bin_values(log_linear, table, counts)
+    _fill_phenotype_prior(log_linear, config, codes)
     fit_phenotype_scores(
-        skeleton, config, bins, codes, groups=donors, seed=seed, on_progress=on_progress
+        log_linear, config, bins, codes, groups=donors, seed=seed, on_progress=on_progress
     )
     prior = _gene_prior(config, counts)
-    states = _fill_states(skeleton, bins, codes, seed) if skeleton.n_states else None
-    shown = _shown_codes(skeleton, codes, states)
-    effects = _fit_class_effects(skeleton, config, prior, bins, shown, seed, on_progress)
+    states = _fill_states(log_linear, bins, codes, seed) if log_linear.n_states else None
+    shown = _shown_codes(log_linear, codes, states)
+    effects = _fit_class_effects(log_linear, config, prior, bins, shown, seed, on_progress)
     if config.layout == "expressed" and 0 < unexpressed < 1:
         prior = _gene_prior(config, _as_asked(counts, unexpressed))
-    skeleton.gene_prior.copy_(prior.reshape(-1))
-    skeleton.class_table.copy_(effects)
-    if skeleton.votes is not None and skeleton.n_outputs == config.n_bins:
+    log_linear.gene_prior.copy_(prior.reshape(-1))
+    log_linear.class_table.copy_(effects)
+    if log_linear.couplings is not None and log_linear.n_outputs == config.n_bins:
         # A single output has no slope per bin.
-        _start_gene_pairs(skeleton, config, bins, shown)
+        _start_gene_pairs(log_linear, config, bins, shown)
 
 
 def _as_asked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
@@ -116,7 +116,7 @@ def _gene_prior(config: TfxConfig, counts: NDArray[np.integer | np.floating]) ->
     return torch.from_numpy(log_share.astype(np.float32))
 
 
-def _fill_bin_values(skeleton: Skeleton, table: ValueTable, counts: NDArray[np.int64]) -> None:
+def _fill_bin_values(log_linear: LogLinear, table: ValueTable, counts: NDArray[np.int64]) -> None:
     """Standardise each gene's bin means over training cells: the input of the linear scores."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     mean = (share * table.means).sum(axis=1, keepdims=True)
@@ -126,55 +126,57 @@ def _fill_bin_values(skeleton: Skeleton, table: ValueTable, counts: NDArray[np.i
         table.means - mean, deviation, out=np.zeros_like(table.means, dtype=float),
         where=deviation > 1e-6,
     )  # fmt: skip
-    skeleton.bin_values.copy_(torch.from_numpy(np.clip(standard, -10, 10).astype(np.float32)))
+    log_linear.bin_values.copy_(torch.from_numpy(np.clip(standard, -10, 10).astype(np.float32)))
 
 
 def _shown_codes(
-    skeleton: Skeleton, codes: NDArray[np.int32], states: NDArray[np.int64] | None
+    log_linear: LogLinear, codes: NDArray[np.int32], states: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
     """(cells, phenotypes, and states where there are any): which of the S values each cell shows."""
-    at = skeleton.slot_not_specified.numpy() + 1 + codes.astype(np.int64)
+    at = log_linear.slot_not_specified.numpy() + 1 + codes.astype(np.int64)
     if states is None:
         return at
-    return np.column_stack([at, skeleton.n_phenotypes_shown + 1 + states])
+    return np.column_stack([at, log_linear.n_phenotypes_shown + 1 + states])
 
 
 def _fill_states(
-    skeleton: Skeleton, bins: NDArray[np.uint8], codes: NDArray[np.int32], seed: int
+    log_linear: LogLinear, bins: NDArray[np.uint8], codes: NDArray[np.int32], seed: int
 ) -> NDArray[np.int64]:
-    """Find the hidden states; return (cells,), that of every training cell."""
-    scores = find_states(bins, skeleton.bin_values.numpy(), codes, skeleton.n_states, seed=seed)
+    """Find the latent cell states; return (cells,), that of every training cell."""
+    scores = find_states(bins, log_linear.bin_values.numpy(), codes, log_linear.n_states, seed=seed)
     n_found = len(scores.offset)
-    skeleton.state_offset.fill_(-1e9)  # states for which there were too few cells
-    skeleton.state_offset[:n_found] = torch.from_numpy(scores.offset)
-    skeleton.state_scores[:, :n_found] = torch.from_numpy(scores.table.reshape(-1, n_found))
+    log_linear.state_offset.fill_(-1e9)  # states for which there were too few cells
+    log_linear.state_offset[:n_found] = torch.from_numpy(scores.offset)
+    log_linear.state_scores[:, :n_found] = torch.from_numpy(scores.table.reshape(-1, n_found))
     states = scores.states(bins)
     counts = np.bincount(states, minlength=n_found)
-    skeleton.state_bias.fill_(-1e9)
-    skeleton.state_bias[:n_found] = torch.from_numpy(np.log((counts + 0.1) / len(states))).float()
+    log_linear.state_bias.fill_(-1e9)
+    log_linear.state_bias[:n_found] = torch.from_numpy(np.log((counts + 0.1) / len(states))).float()
     depth = np.log1p((bins > 0).sum(axis=1))
     for state in range(n_found):
         own = depth[states == state] if counts[state] > 1 else depth
-        skeleton.state_depth[0, state] = own.mean()
-        skeleton.state_depth[1, state] = max(own.std(), 0.05)
-    if skeleton.n_phenotypes_shown:
-        skeleton.state_prior[:, :n_found] = _fit_state_prior(skeleton, codes, states, n_found, seed)
+        log_linear.state_depth[0, state] = own.mean()
+        log_linear.state_depth[1, state] = max(own.std(), 0.05)
+    if log_linear.n_phenotypes_shown:
+        log_linear.state_prior[:, :n_found] = _fit_state_prior(
+            log_linear, codes, states, n_found, seed
+        )
     return states
 
 
 def _fit_state_prior(
-    skeleton: Skeleton,
+    log_linear: LogLinear,
     codes: NDArray[np.int32],
     states: NDArray[np.int64],
     n_states: int,
     seed: int,
 ) -> Tensor:
     """(phenotype values shown, states): additive effects on the log-odds of the states."""
-    at = _shown_codes(skeleton, codes, None)
-    none = skeleton.slot_not_specified.numpy()
-    bias = skeleton.state_bias[:n_states]
+    at = _shown_codes(log_linear, codes, None)
+    none = log_linear.slot_not_specified.numpy()
+    bias = log_linear.state_bias[:n_states]
     rng = np.random.default_rng([seed, 73])
-    effects = torch.zeros(skeleton.n_phenotypes_shown, n_states, requires_grad=True)
+    effects = torch.zeros(log_linear.n_phenotypes_shown, n_states, requires_grad=True)
     for rows, optimiser in _mini_batches(effects, len(codes), rng):
         shown = np.where(rng.random((len(rows), len(none))) < _HIDE, none, at[rows])
         design = torch.zeros(len(rows), len(effects)).scatter_(1, torch.from_numpy(shown), 1.0)
@@ -199,7 +201,7 @@ def _mini_batches(
 
 
 def _start_gene_pairs(
-    skeleton: Skeleton, config: TfxConfig, bins: NDArray[np.uint8], shown: NDArray[np.int64]
+    log_linear: LogLinear, config: TfxConfig, bins: NDArray[np.uint8], shown: NDArray[np.int64]
 ) -> None:
     """Begin the gene pairs at the factor model of the residual correlations, in closed form.
 
@@ -209,14 +211,14 @@ def _start_gene_pairs(
     directions above the edge of pure noise (Marchenko and Pastur 1967) are used, and of these the
     strongest, a quarter of the rank. The others begin at random, without effect: they are for what is
     not linear in the values, and a rank full of linear factors does not learn it
-    (benchmarks/skeleton_constants.md). Without any, training spends its first hundreds of steps on getting here.
+    (benchmarks/log_linear_constants.md). Without any, training spends its first hundreds of steps on getting here.
     """
-    assert skeleton.votes is not None
-    assert skeleton.effects is not None
+    assert log_linear.couplings is not None
+    assert log_linear.effects is not None
     n_cells, n_genes = bins.shape
-    table = skeleton.bin_values.numpy()
+    table = log_linear.bin_values.numpy()
     values = np.take_along_axis(table, bins.T.astype(np.int64), axis=1).T.astype(np.float64)
-    design = np.zeros((n_cells, skeleton.n_shown + 1))
+    design = np.zeros((n_cells, log_linear.n_shown + 1))
     design[:, -1] = 1.0
     np.put_along_axis(design, shown, 1.0, axis=1)
     penalty = _RIDGE * np.eye(design.shape[1])
@@ -225,7 +227,7 @@ def _start_gene_pairs(
     power, axes = np.linalg.eigh(covariance)
     power, axes = power[::-1], axes[:, ::-1]
     edge = covariance.diagonal().mean() * (1 + np.sqrt(n_genes / n_cells)) ** 2
-    rank = min(int((power > edge).sum()), skeleton.votes.weight.shape[1])
+    rank = min(int((power > edge).sum()), log_linear.couplings.weight.shape[1])
     if rank == 0:
         return
     noise = max(float(power[rank:].mean()), 1e-3)
@@ -234,19 +236,22 @@ def _start_gene_pairs(
     left = np.maximum(covariance.diagonal() - (loadings**2).sum(axis=1), 0.2)
     if config.layout == "expressed":
         share = np.stack([(bins == level).mean(axis=0) for level in range(table.shape[1])], axis=1)
-        votes = _votes_of_expressed(table, share, loadings, strength, noise)
+        couplings = _couplings_of_expressed(table, share, loadings, strength, noise)
     else:
         scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
-        votes = table[:, :, None] * (loadings * scale)[:, None]
+        couplings = table[:, :, None] * (loadings * scale)[:, None]
     effects = table[:, :, None] * (loadings / left[:, None])[:, None]
-    begun = min(rank, max(round(_BEGUN * skeleton.votes.weight.shape[1]), 1))
+    begun = min(rank, max(round(_BEGUN * log_linear.couplings.weight.shape[1]), 1))
     with torch.no_grad():
-        for weight, fitted in ((skeleton.votes.weight, votes), (skeleton.effects.weight, effects)):
+        for weight, fitted in (
+            (log_linear.couplings.weight, couplings),
+            (log_linear.effects.weight, effects),
+        ):
             flat = fitted.reshape(-1, rank)[:, :begun].astype(np.float32)
             weight[:, :begun] = torch.from_numpy(flat)
 
 
-def _votes_of_expressed(
+def _couplings_of_expressed(
     table: NDArray[np.float32],
     share: NDArray[np.float64],
     loadings: NDArray[np.float64],
@@ -270,7 +275,7 @@ def _votes_of_expressed(
     """
     seen, on, off = 0.5, 1 - share[:, 0], share[:, 0]
     is_off = seen * off / (1 - seen * on)
-    votes = table - is_off[:, None] * table[:, :1]
+    couplings = table - is_off[:, None] * table[:, :1]
     told = (
         seen * (share[:, 1:] * table[:, 1:] ** 2).sum(axis=1)
         + (1 - seen * on) * (is_off * table[:, 0]) ** 2
@@ -279,11 +284,13 @@ def _votes_of_expressed(
     n_on = max(float(on.sum()), 1.0)
     scale = loadings * (np.sqrt(seen * n_on + 8) / (told * strength + noise))
     together = (table[:, 0] * (off + is_off * on)) @ scale / n_on
-    scaled: NDArray[np.float64] = votes[:, :, None] * scale[:, None] + together
+    scaled: NDArray[np.float64] = couplings[:, :, None] * scale[:, None] + together
     return scaled
 
 
-def _fill_phenotype_prior(skeleton: Skeleton, config: TfxConfig, codes: NDArray[np.int32]) -> None:
+def _fill_phenotype_prior(
+    log_linear: LogLinear, config: TfxConfig, codes: NDArray[np.int32]
+) -> None:
     parts = []
     for slot, size in enumerate(config.phenotype_sizes):
         known = codes[:, slot][codes[:, slot] >= 0]
@@ -291,11 +298,11 @@ def _fill_phenotype_prior(skeleton: Skeleton, config: TfxConfig, codes: NDArray[
         parts.append(np.log(counts / counts.sum()))
     if parts:
         prior = np.concatenate(parts).astype(np.float32)
-        skeleton.phenotype_prior.copy_(torch.from_numpy(prior))
+        log_linear.phenotype_prior.copy_(torch.from_numpy(prior))
 
 
 def _fit_class_effects(
-    skeleton: Skeleton,
+    log_linear: LogLinear,
     config: TfxConfig,
     prior: Tensor,
     bins: NDArray[np.uint8],
@@ -305,17 +312,17 @@ def _fit_class_effects(
 ) -> Tensor:
     """Return (shown values, genes x outputs) additive effects on the logits."""
     n_cells, n_genes = bins.shape
-    n_outputs = skeleton.n_outputs
-    none = skeleton.slot_not_specified.numpy()
-    if skeleton.n_states:
-        none = np.append(none, skeleton.n_phenotypes_shown)
+    n_outputs = log_linear.n_outputs
+    none = log_linear.slot_not_specified.numpy()
+    if log_linear.n_states:
+        none = np.append(none, log_linear.n_phenotypes_shown)
     rng = np.random.default_rng([seed, 71])
-    effects = torch.zeros(skeleton.n_shown, n_genes * n_outputs, requires_grad=True)
+    effects = torch.zeros(log_linear.n_shown, n_genes * n_outputs, requires_grad=True)
     if len(none) == 0:
         return effects.detach()
     for step, (rows, optimiser) in enumerate(_mini_batches(effects, n_cells, rng)):
         at = np.where(rng.random((len(rows), len(none))) < _HIDE, none, shown[rows])
-        design = torch.zeros(len(rows), skeleton.n_shown)
+        design = torch.zeros(len(rows), log_linear.n_shown)
         design.scatter_(1, torch.from_numpy(at), 1.0)
         logits = (design @ effects).view(len(rows), n_genes, n_outputs) + prior
         target = torch.from_numpy(bins[rows].astype(np.int64))

@@ -1,11 +1,11 @@
-"""The skeleton: the classical answer inside the model, to which the encoder adds.
+"""The log-linear part: the classical answer inside the model, to which the encoder adds.
 
 Terms that are each the field's strong simple baseline:
 
 - class log-odds: what each gene's bin owes to the phenotypes shown, an additive (main-effects)
   multinomial regression fitted before training and frozen, weighted by the masked share: with all
   genes hidden it is the whole answer, with many visible the genes themselves tell more;
-- hidden states: a phenotype that no label names, a grouping of the training cells within their kinds
+- latent cell states: a phenotype that no label names, a grouping of the training cells within their kinds
   (`core.model.state_fit`), told by all genes of a cell. Half of the training cells show theirs,
   questions about real cells never do, and a cell to be generated is first given one;
 - gene pairs: every visible (gene, bin) votes with a vector of rank r for every (gene, bin), a
@@ -20,7 +20,7 @@ plain encoders lost. Learning the class table instead of freezing it overfits.
 
 Shapes: B cells, T tokens, M masked genes, K masked phenotypes, G genes, O outputs per gene, N bins,
 V values of all phenotypes, S what can be shown: V + phenotypes (each has [NO_*] first) and, where
-there are hidden states, "none" and one for each; r rank.
+there are latent cell states, "none" and one for each; r rank.
 """
 
 from typing import NamedTuple
@@ -32,11 +32,11 @@ from torch.nn import functional
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 
-__all__ = ["MAX_CLASS_TABLE", "Skeleton"]
+__all__ = ["MAX_CLASS_TABLE", "LogLinear"]
 
 #: Entries of the class table above which it would rival the network in size.
 MAX_CLASS_TABLE = 200_000_000
-#: Share of the training cells that show their hidden state.
+#: Share of the training cells that show their latent cell state.
 _STATES_SHOWN = 0.5
 #: Hidden units of the correction to the phenotype scores (figures in phenotype_fit).
 _CORRECTION_WIDTH = 256
@@ -55,7 +55,7 @@ class _Seen(NamedTuple):
         return self.gene * n_bins + self.level
 
 
-class Skeleton(nn.Module):
+class LogLinear(nn.Module):
     """Class log-odds, low-rank gene pairs and linear phenotype scores."""
 
     class_table: Tensor
@@ -76,10 +76,10 @@ class Skeleton(nn.Module):
         tokens = config.tokens
         n_genes, n_outputs, n_bins = config.n_genes, config.n_gene_outputs, config.n_bins
         n_values = sum(config.phenotype_sizes)
-        self.n_states = config.skeleton_states
+        self.n_states = config.cell_states
         self.n_phenotypes_shown = n_values + tokens.n_phenotypes
         n_shown = self.n_phenotypes_shown + (self.n_states + 1 if self.n_states else 0)
-        rank = config.skeleton_rank
+        rank = config.log_linear_rank
         self.n_genes, self.n_outputs, self.n_bins, self.n_shown = (
             n_genes, n_outputs, n_bins, n_shown,
         )  # fmt: skip
@@ -87,7 +87,7 @@ class Skeleton(nn.Module):
         self.first_slot = tokens.first_slot
         self.first_bin = tokens.first_bin
         self.first_shown = tokens.first_bin + n_bins
-        # Frozen, filled by core.model.skeleton_fit.
+        # Frozen, filled by core.model.log_linear_fit.
         self.register_buffer("gene_prior", torch.zeros(n_genes * n_outputs))
         self.register_buffer("class_table", torch.zeros(n_shown, n_genes * n_outputs))
         self.register_buffer("bin_values", torch.zeros(n_genes, n_bins))
@@ -106,7 +106,7 @@ class Skeleton(nn.Module):
         )
         # Learnt.
         self.class_scale = _scale_of_share()
-        self.votes = nn.Embedding(n_genes * n_bins, rank) if rank else None
+        self.couplings = nn.Embedding(n_genes * n_bins, rank) if rank else None
         self.share_scale = _scale_of_share() if rank else None
         # A model without phenotypes has none of the parts that speak of them.
         self.class_gate = nn.Linear(n_shown, rank, bias=False) if rank and n_shown else None
@@ -133,8 +133,8 @@ class Skeleton(nn.Module):
 
     def start(self) -> None:
         """Set the learnt parts so that the model begins exactly at the class log-odds."""
-        if self.votes is not None:
-            nn.init.normal_(self.votes.weight, std=0.3)
+        if self.couplings is not None:
+            nn.init.normal_(self.couplings.weight, std=0.3)
         for silent in (self.class_scale, self.share_scale, self.score_scale, self.mix):
             if silent is not None:
                 nn.init.zeros_(silent[-1].weight)  # type: ignore[arg-type]
@@ -225,19 +225,19 @@ class Skeleton(nn.Module):
         share = batch.mask_share.unsqueeze(-1)  # (B, 1)
         weight = share + torch.sigmoid(self.class_scale(share)) * (1 - share)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table)
-        if self.votes is not None:
+        if self.couplings is not None:
             logits = logits + self._pairs(batch, seen, shown_BS)
         return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
 
     def _pairs(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
         """(B, genes x outputs): what the visible genes say of all genes."""
-        assert self.votes is not None
+        assert self.couplings is not None
         assert self.share_scale is not None
         assert self.mix is not None
         assert self.effects is not None
-        votes_Tr = self.votes(seen.bin_of(self.n_bins)) * seen.is_visible.unsqueeze(-1)
-        sums = torch.zeros(batch.n_cells, votes_Tr.shape[1], device=votes_Tr.device)
-        sums = sums.index_add(0, seen.cell, votes_Tr.float())
+        couplings_Tr = self.couplings(seen.bin_of(self.n_bins)) * seen.is_visible.unsqueeze(-1)
+        sums = torch.zeros(batch.n_cells, couplings_Tr.shape[1], device=couplings_Tr.device)
+        sums = sums.index_add(0, seen.cell, couplings_Tr.float())
         n_visible = torch.zeros(batch.n_cells, device=sums.device).index_add(
             0, seen.cell, seen.is_visible.float()
         )

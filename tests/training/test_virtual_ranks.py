@@ -8,7 +8,7 @@ from core.errors import ConfigurationError, MachineError
 from core.model.losses import masked_loss
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.lanes import lanes_of_process
+from core.training.virtual_ranks import virtual_ranks_of_process
 from tests.training.test_engine import metrics_of, short, stop_after, weights_of
 
 #: Without dropout, which is drawn for each part anew.
@@ -20,16 +20,20 @@ def losses_of(folder):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_lanes_are_dealt_once_each(count):
-    dealt = [lanes_of_process(6, index=index, count=count) for index in range(count)]
-    assert sorted(lane for lanes, _ in dealt for lane in lanes) == list(range(6))
+def test_virtual_ranks_are_dealt_once_each(count):
+    dealt = [virtual_ranks_of_process(6, index=index, count=count) for index in range(count)]
+    assert sorted(
+        virtual_rank for virtual_ranks, _ in dealt for virtual_rank in virtual_ranks
+    ) == list(range(6))
     assert {total for _, total in dealt} == {6}
-    assert lanes_of_process(None, index=count - 1, count=count) == ([count - 1], count)
+    assert virtual_ranks_of_process(None, index=count - 1, count=count) == ([count - 1], count)
 
 
-def test_lanes_that_cannot_be_dealt_equally_are_refused():
-    with pytest.raises(ConfigurationError, match=r"train\.lanes = 4 cannot be dealt equally to 3"):
-        lanes_of_process(4, index=0, count=3)
+def test_virtual_ranks_that_cannot_be_dealt_equally_are_refused():
+    with pytest.raises(
+        ConfigurationError, match=r"train\.virtual_ranks = 4 cannot be dealt equally to 3"
+    ):
+        virtual_ranks_of_process(4, index=0, count=3)
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
@@ -46,8 +50,8 @@ def test_parts_add_up_to_the_step(tiny_store, tmp_path, layout, weighting, weigh
     )
 
 
-def test_a_run_of_two_lanes_learns_from_as_many_cells_per_step(tiny_store, tmp_path):
-    train(short(train__lanes=2, **PLAIN), tiny_store, tmp_path / "run")
+def test_a_run_of_two_virtual_ranks_learns_from_as_many_cells_per_step(tiny_store, tmp_path):
+    train(short(train__virtual_ranks=2, **PLAIN), tiny_store, tmp_path / "run")
     train(short(**PLAIN), tiny_store, tmp_path / "one")
     events = [e["event"] for e in RunReader(tmp_path / "run").events()]
     assert events.count("eval") == 1
@@ -57,16 +61,16 @@ def test_a_run_of_two_lanes_learns_from_as_many_cells_per_step(tiny_store, tmp_p
     )
 
 
-def test_a_batch_that_lanes_cannot_share_is_refused(tiny_store, tmp_path):
+def test_a_batch_that_virtual_ranks_cannot_share_is_refused(tiny_store, tmp_path):
     with pytest.raises(ConfigurationError, match=r"train\.batch_size = 16 cells cannot be shared"):
-        train(short(train__lanes=3), tiny_store, tmp_path / "run")
+        train(short(train__virtual_ranks=3), tiny_store, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_resumed_run_keeps_its_lanes(tiny_store, tmp_path):
-    train(short(train__lanes=2), tiny_store, tmp_path / "whole")
+def test_a_resumed_run_keeps_its_virtual_ranks(tiny_store, tmp_path):
+    train(short(train__virtual_ranks=2), tiny_store, tmp_path / "whole")
     with pytest.raises(Exception, match="stopped at step 5"):
-        train(short(train__lanes=2), tiny_store, tmp_path / "parts", **stop_after(5))
+        train(short(train__virtual_ranks=2), tiny_store, tmp_path / "parts", **stop_after(5))
     train(short(), tiny_store, tmp_path / "parts")
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "parts")
 

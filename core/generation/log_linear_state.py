@@ -1,6 +1,6 @@
-"""The skeleton's answer while genes are revealed one after another, kept up to date in place.
+"""The log-linear part's answer while genes are revealed one after another, kept up to date in place.
 
-`core.model.skeleton.Skeleton` reads a whole batch; here a gene that is revealed adds its vote to a
+`core.model.log_linear.LogLinear` reads a whole batch; here a gene that is revealed adds its vote to a
 sum of rank r, so that a step costs what the genes it asks for cost, not what the panel does. The
 answer is the same (held against the network in the tests), in float64: sums that change thousands
 of times, and a cell that does not depend on the cells beside it.
@@ -16,21 +16,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from core.model.skeleton import Skeleton
+from core.model.log_linear import LogLinear
 
-__all__ = ["SkeletonState", "masked_share"]
+__all__ = ["LogLinearState", "masked_share"]
 
 #: Genes of the panel that are answered at once.
 _PANEL_PART = 2_048
 
 
-class SkeletonState:
-    """What the skeleton knows of B cells.
+class LogLinearState:
+    """What the log-linear part knows of B cells.
 
     Parameters
     ----------
-    skeleton
-        The fitted skeleton.
+    log-linear part
+        The fitted log-linear part.
     shown_BS
         One-hot rows of the phenotypes shown, [NO_*] where none is.
     n_expressed
@@ -39,10 +39,10 @@ class SkeletonState:
     """
 
     def __init__(
-        self, skeleton: Skeleton, shown_BS: Tensor, *, n_expressed: Tensor | None = None
+        self, log_linear: LogLinear, shown_BS: Tensor, *, n_expressed: Tensor | None = None
     ) -> None:
-        self._skeleton = skeleton
-        self._n_genes = skeleton.n_genes
+        self._log_linear = log_linear
+        self._n_genes = log_linear.n_genes
         device = shown_BS.device
         # There are no float64 numbers on Apple's GPUs.
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -52,10 +52,10 @@ class SkeletonState:
             if n_expressed is None
             else n_expressed.unsqueeze(1).to(self._dtype).clamp(min=1)
         )
-        self._class_BGO = (shown_BS @ skeleton.class_table).view(len(shown_BS), self._n_genes, -1)
-        self._prior_GO = skeleton.gene_prior.view(self._n_genes, -1).to(self._dtype)
+        self._class_BGO = (shown_BS @ log_linear.class_table).view(len(shown_BS), self._n_genes, -1)
+        self._prior_GO = log_linear.gene_prior.view(self._n_genes, -1).to(self._dtype)
         self._pairs = (
-            None if skeleton.votes is None else _PairState(skeleton, shown_BS, self._dtype)
+            None if log_linear.couplings is None else _PairState(log_linear, shown_BS, self._dtype)
         )
         self._cells = torch.arange(len(shown_BS), device=device).unsqueeze(1)
         self._n_visible = torch.zeros_like(self._whole)
@@ -109,25 +109,29 @@ class SkeletonState:
 
     def _class_weight(self, share: Tensor) -> Tensor:
         """(B or 1, 1) weight of the class table."""
-        weight: Tensor = share + torch.sigmoid(self._skeleton.class_scale(share)) * (1 - share)
+        weight: Tensor = share + torch.sigmoid(self._log_linear.class_scale(share)) * (1 - share)
         return weight
 
 
 class _PairState:
-    """The sum of the votes of the genes revealed so far, and what it says."""
+    """The sum of the couplings of the genes revealed so far, and what it says."""
 
-    def __init__(self, skeleton: Skeleton, shown_BS: Tensor, dtype: torch.dtype) -> None:
-        assert skeleton.votes is not None
-        assert skeleton.effects is not None
-        assert skeleton.share_scale is not None
-        assert skeleton.mix is not None
-        rank = skeleton.votes.weight.shape[1]
-        self._n_bins, self._dtype, self._share_scale = skeleton.n_bins, dtype, skeleton.share_scale
-        self._votes = skeleton.votes.weight.to(dtype)
-        self.effects_GOr = skeleton.effects.weight.view(skeleton.n_genes, -1, rank).to(dtype)
-        gate = None if skeleton.class_gate is None else skeleton.class_gate(shown_BS)
+    def __init__(self, log_linear: LogLinear, shown_BS: Tensor, dtype: torch.dtype) -> None:
+        assert log_linear.couplings is not None
+        assert log_linear.effects is not None
+        assert log_linear.share_scale is not None
+        assert log_linear.mix is not None
+        rank = log_linear.couplings.weight.shape[1]
+        self._n_bins, self._dtype, self._share_scale = (
+            log_linear.n_bins,
+            dtype,
+            log_linear.share_scale,
+        )
+        self._couplings = log_linear.couplings.weight.to(dtype)
+        self.effects_GOr = log_linear.effects.weight.view(log_linear.n_genes, -1, rank).to(dtype)
+        gate = None if log_linear.class_gate is None else log_linear.class_gate(shown_BS)
         self._gate_Br = 1 + (shown_BS.new_zeros(1, rank) if gate is None else gate).to(dtype)
-        first, _, last = skeleton.mix
+        first, _, last = log_linear.mix
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
         self._mix_in = (first.weight.T.to(dtype), first.bias.to(dtype))
@@ -136,10 +140,10 @@ class _PairState:
 
     def move(self, genes: Tensor, bins: Tensor, counts: Tensor | None, sign: int) -> None:
         """Add (1) or take back (-1) the votes of (B, n) genes, of those that ``counts`` (None: all)."""
-        votes_Bnr = self._votes[genes * self._n_bins + bins]
+        couplings_Bnr = self._couplings[genes * self._n_bins + bins]
         if counts is not None:
-            votes_Bnr = votes_Bnr * counts.unsqueeze(-1)
-        self._sums_Br += sign * votes_Bnr.sum(dim=1)
+            couplings_Bnr = couplings_Bnr * counts.unsqueeze(-1)
+        self._sums_Br += sign * couplings_Bnr.sum(dim=1)
 
     def hidden(self, share: Tensor, n_visible: Tensor) -> Tensor:
         """(B, r) hidden state; (B or 1, 1) masked share and genes visible."""

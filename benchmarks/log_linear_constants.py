@@ -1,14 +1,14 @@
-"""Two constants of the skeleton, as they are and as they might be: how much of it begins fitted, how long depth is held.
+"""Two constants of the log-linear part, as they are and as they might be: how much of it begins fitted, how long depth is held.
 
-    python benchmarks/skeleton_constants.py                 the simulated atlas, presets/base.toml
-    python benchmarks/skeleton_constants.py FILE.h5ad       this file, the same keys
-    python benchmarks/skeleton_constants.py FILE.h5ad --steps 2000 6000     what longer training brings, instead
+    python benchmarks/log_linear_constants.py                 the simulated atlas, presets/base.toml
+    python benchmarks/log_linear_constants.py FILE.h5ad       this file, the same keys
+    python benchmarks/log_linear_constants.py FILE.h5ad --steps 2000 6000     what longer training brings, instead
 
-A skeleton alone is trained for 2,000 steps with its gene pairs begun at the factor model for the whole rank
-and for a quarter (`core.model.skeleton_fit`): validation loss per gene. From the second, cells of the
+A log-linear part alone is trained for 2,000 steps with its gene pairs begun at the factor model for the whole rank
+and for a quarter (`core.model.log_linear_fit`): validation loss per gene. From the second, cells of the
 phenotypes of 1,000 validation cells are drawn with depth held to another share of the genes
 (`core.generation.partial_cells`), and held against those cells: gene-gene correlations within types, and
-the spread of genes per cell within types. With --steps, skeletons with the hidden states of `tfx init`
+the spread of genes per cell within types. With --steps, log-linear parts with the latent cell states of `tfx init`
 (`core.presets.draft`) are trained for so many steps instead. Validation cells only; one seed, one draw.
 """
 
@@ -30,17 +30,17 @@ from core.evaluation.fidelity_genes import (
     within_class_correlations,
 )
 from core.generation import partial_cells
-from core.model import skeleton_fit
+from core.model import log_linear_fit
 from core.model.folder import CellModel
 
 BASE = Path(__file__).resolve().parents[1] / "presets" / "base.toml"
 
 
 def train(run, file, steps=2000, states=0):
-    """Train a skeleton; return the last validation loss per gene."""
+    """Train a log-linear part; return the last validation loss per gene."""
     keys = {
-        "model.layers": 0, "model.skeleton_states": states, "train.max_steps": steps,
-        "train.skeleton_steps": 0, "train.eval_steps": 500, "train.eval_cells": 800,
+        "model.layers": 0, "model.cell_states": states, "train.max_steps": steps,
+        "train.log_linear_steps": 0, "train.eval_steps": 500, "train.eval_cells": 800,
     }  # fmt: skip
     if file:
         keys["data.files"] = str(file.resolve())
@@ -82,7 +82,7 @@ def main():
             return
         losses = {}
         for begun in (1.0, 0.25):
-            skeleton_fit._BEGUN = begun
+            log_linear_fit._BEGUN = begun
             losses[begun] = train(f"begun-{begun}", file)
         model = CellModel.load(Path("runs/begun-0.25/model"))
         real, codes = read_cells(model, Store.open(model.origin["store"]), "validation", 1000)
@@ -96,7 +96,7 @@ def main():
         print("|---|---|---|---|---|")
         print(f"| real | | | {(real > 0).sum(axis=1).mean():.1f} | {spread(real, classes):.2f} |")
         for share in (1 / 16, 1 / 4, 1 / 2):
-            partial_cells._LAST_SHARE_WITH_SKELETON = share
+            partial_cells._LAST_SHARE_WITH_LOG_LINEAR = share
             cells, _ = generate(model, codes)
             r, slope = correlation_agreement(
                 of_real, within_class_correlations(cells[:, genes], classes)

@@ -1,0 +1,64 @@
+"""Old spellings that this release still accepts, and what replaces them.
+
+Presets, `TFX_*` variables, `--set`, options, served requests and model folders all look here. An entry
+stays for one release after the one that renamed it.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+__all__ = [
+    "OPTIONS",
+    "PRESET_KEYS",
+    "REMOVED_PRESET_KEYS",
+    "current_key",
+    "current_section",
+    "current_tensors",
+]
+
+_Value = TypeVar("_Value")
+
+#: Dotted preset key -> its new spelling.
+PRESET_KEYS = {
+    "model.skeleton": "model.log_linear",
+    "model.skeleton_rank": "model.log_linear_rank",
+    "model.skeleton_states": "model.cell_states",
+    "train.skeleton_learning_rate": "train.log_linear_learning_rate",
+    "train.skeleton_steps": "train.log_linear_steps",
+    "train.skeleton_weight_decay": "train.log_linear_weight_decay",
+    "train.lanes": "train.virtual_ranks",
+    "generate.depth": "generate.genes_per_cell",
+}
+#: Dotted preset keys that are ignored, with a warning -> the reason why they were removed.
+REMOVED_PRESET_KEYS: dict[str, str] = {}
+#: Option -> its new spelling.
+OPTIONS = {"--depth": "--genes-per-cell"}
+#: Beginning of a tensor's name -> its new spelling; the longer beginning first.
+_TENSORS = {"skeleton.votes.": "log_linear.couplings.", "skeleton.": "log_linear."}
+
+
+def current_key(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the present spelling of a preset key."""
+    new = PRESET_KEYS.get(".".join(path))
+    return path if new is None else tuple(new.split("."))
+
+
+def current_section(section: str, settings: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return one section of a preset, as an older tfx may have written it, in the present spelling."""
+    return {
+        current_key((section, name))[-1]: value
+        for name, value in settings.items()
+        if f"{section}.{name}" not in REMOVED_PRESET_KEYS
+    }
+
+
+def current_tensors(tensors: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return a network's tensors, as an older tfx may have named them, under their present names."""
+    return {_current_tensor(name): tensor for name, tensor in tensors.items()}
+
+
+def _current_tensor(name: str) -> str:
+    for old, new in _TENSORS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
