@@ -11,6 +11,7 @@ __all__ = [
     "OPTIONS",
     "PRESET_KEYS",
     "REMOVED_PRESET_KEYS",
+    "current_cursor",
     "current_key",
     "current_section",
     "current_tensors",
@@ -33,6 +34,8 @@ PRESET_KEYS = {
 REMOVED_PRESET_KEYS: dict[str, str] = {}
 #: Option -> its new spelling.
 OPTIONS = {"--depth": "--genes-per-cell"}
+#: Field of a checkpoint's cursor -> its new spelling.
+_CURSOR_FIELDS = {"lanes": "virtual_ranks"}
 #: Beginning of a tensor's name -> its new spelling; the longer beginning first.
 _TENSORS = {"skeleton.votes.": "log_linear.couplings.", "skeleton.": "log_linear."}
 
@@ -50,6 +53,11 @@ def current_section(section: str, settings: Mapping[str, _Value]) -> dict[str, _
         for name, value in settings.items()
         if f"{section}.{name}" not in REMOVED_PRESET_KEYS
     }
+
+
+def current_cursor(record: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return the cursor of a checkpoint, as an older tfx may have written it, in the present spelling."""
+    return {_CURSOR_FIELDS.get(name, name): value for name, value in record.items()}
 
 
 def current_tensors(tensors: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigurationError
+from core.renamed import current_cursor
 
 __all__ = ["BlockSampler", "Cursor", "Pool"]
 
@@ -41,7 +42,7 @@ class Cursor:
         Of the order.
     epoch, batch
         The next batch, both counted from 0.
-    virtual ranks
+    virtual_ranks
         Streams that the epoch is dealt to.
     quota
         Cells or tokens that a batch of the epoch is cut by.
@@ -60,7 +61,8 @@ class Cursor:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Cursor":
         """Read what `to_json` gave."""
-        return cls(**{name: int(record[name]) for name in cls.__dataclass_fields__})
+        present = current_cursor(record)
+        return cls(**{name: int(present[name]) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

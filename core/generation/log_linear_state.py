@@ -29,7 +29,7 @@ class LogLinearState:
 
     Parameters
     ----------
-    log-linear part
+    log_linear
         The fitted log-linear part.
     shown_BS
         One-hot rows of the phenotypes shown, [NO_*] where none is.

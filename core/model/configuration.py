@@ -29,7 +29,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         Wanted attention route, resolved when the model runs.
     head
         "split" or "joint".
-    log-linear part, log_linear_rank, cell_states
+    log_linear, log_linear_rank, cell_states
         Whether the classical answer is part of the model, the rank of its gene-gene term, and how
         many latent states of cells it knows.
     cell_summary

@@ -52,7 +52,7 @@ def fit_log_linear(
 
     Parameters
     ----------
-    log-linear part
+    log_linear
         Changed in place.
     config
         The model's.

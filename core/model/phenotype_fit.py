@@ -61,7 +61,7 @@ def fit_phenotype_scores(
 
     Parameters
     ----------
-    log-linear part
+    log_linear
         Its ``bin_values`` and ``phenotype_prior`` are filled; the scores are changed in place.
     bins
         (cells, genes) of training cells.

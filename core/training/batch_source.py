@@ -92,7 +92,7 @@ def cells_per_virtual_rank(
 
     Parameters
     ----------
-    train, virtual ranks
+    train, virtual_ranks
         As in `make_batch_source`.
     length
         Tokens of every cell; None where cells differ.

@@ -29,7 +29,7 @@ def virtual_ranks_of_process(
 
     Parameters
     ----------
-    virtual ranks
+    virtual_ranks
         ``train.virtual_ranks``; None: one per process.
     index, count
         Of the process, and of processes.
@@ -64,7 +64,7 @@ class StepBatch:
 
     Attributes
     ----------
-    virtual ranks
+    virtual_ranks
         The shares of its virtual ranks.
     counts
         Answers in them, of this process alone.
