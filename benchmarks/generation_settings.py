@@ -33,6 +33,7 @@ from core.generation.depth import DepthDraw
 from core.generation.plan import CellPlan
 from core.generation.sampler import plan_for, sample_cells
 from core.model.folder import CellModel
+from core.random_streams import Stream, generator
 
 _TREES, _BATCH, _FEWEST = 150, 250, 50
 
@@ -63,7 +64,7 @@ def generate(model, codes, **settings):
             CellPlan.draw(0, cells, plan, needs_normal=True),
             wanted_genes=wanted,
         )
-        rng = np.random.default_rng([0, first, 31])
+        rng = generator(0, first, Stream.DECODING)
         parts.append(model.table.decode(bins, how="sample", rng=rng))
     return np.concatenate(parts), time.process_time() - begun
 

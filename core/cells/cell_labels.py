@@ -37,6 +37,7 @@ from core.cells.splits import (
 from core.cells.vocabulary import CodedPhenotype, code_phenotype, load_vocabulary, vocabulary_entry
 from core.errors import DataError
 from core.presets.schema import DataSettings
+from core.random_streams import Stream, generator
 
 __all__ = ["CellLabels", "read_cell_labels"]
 
@@ -191,7 +192,7 @@ def _split(
     }
     if not dealt.any() or not shares:
         return SplitPlan(codes, "files")
-    rng = np.random.default_rng([data.split.seed, 0])
+    rng = generator(data.split.seed, Stream.SPLIT)
     by_cell = data.split.by == "cells"
     notices: list[str] = []
     if donors is not None and not by_cell:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigurationError
+from core.random_streams import Stream, generator
 from core.renamed import current_cursor
 
 __all__ = ["BlockSampler", "Cursor", "Pool"]
@@ -239,7 +240,7 @@ class BlockSampler:
 
     def generator(self, cursor: Cursor) -> np.random.Generator:
         """Return the generator of all that is drawn for a batch: masks, genes of long cells."""
-        return np.random.default_rng([self.seed, cursor.epoch, cursor.batch, self.virtual_rank, 13])
+        return generator(self.seed, cursor.epoch, cursor.batch, self.virtual_rank, Stream.BATCH)
 
     def pool(self, epoch: int, number: int) -> Pool:
         """Return one of this virtual rank's pools."""
@@ -247,7 +248,7 @@ class BlockSampler:
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
         """Blocks of this virtual rank, batches of any virtual rank, and where in the stream each pool begins."""
-        blocks = np.random.default_rng([self.seed, epoch, 11]).permutation(len(self.block_starts))
+        blocks = generator(self.seed, epoch, Stream.BLOCK_ORDER).permutation(len(self.block_starts))
         weights = [
             self.block_weights[blocks[virtual_rank :: self.virtual_ranks]]
             for virtual_rank in range(self.virtual_ranks)
@@ -263,7 +264,7 @@ class BlockSampler:
         own = np.sort(blocks[number * self.pool_blocks : (number + 1) * self.pool_blocks])
         places = (self.block_starts[own, None] + np.arange(self.block_cells)).ravel()
         places = places[places < len(self.rows)]
-        rng = np.random.default_rng([self.seed, epoch, self.virtual_rank, number, 12])
+        rng = generator(self.seed, epoch, self.virtual_rank, number, Stream.CELL_ORDER)
         order = rng.permutation(len(places))
         weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
         starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)

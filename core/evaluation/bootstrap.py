@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from core.random_streams import Stream, generator
+
 __all__ = ["Interval", "ScoreIntervals", "bootstrap_scores"]
 
 N_RESAMPLES = 1000
@@ -99,7 +101,7 @@ def bootstrap_scores(
     chosen = slice(None) if at is None else at
     tables = _tables(rows, true[chosen], answers[:, chosen], len(counts), n_values)
 
-    rng = np.random.default_rng([seed, 53])
+    rng = generator(seed, Stream.BOOTSTRAP)
     step = max(1, _MOST_WEIGHTS // len(counts))
     parts = []
     for start in range(0, n_resamples, step):

@@ -21,6 +21,7 @@ from core.evaluation.class_baselines import bin_counts, class_shares
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits
+from core.random_streams import Stream, generator
 
 __all__ = ["ConditionLikelihood", "class_marginal_nll", "condition_likelihood"]
 
@@ -119,7 +120,7 @@ def condition_likelihood(
         [_hidden_nll(model, real[some].toarray(), codes[some], slots)[:, genes] for some in batches]
     )
     of_model, of_marginals = ours.mean(axis=1), theirs.mean(axis=1)
-    rng = np.random.default_rng([seed, 97])
+    rng = generator(seed, Stream.LIKELIHOOD_RESAMPLES)
     n = len(rows)
     weights = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
     low, high = np.percentile(weights @ (of_model - of_marginals) / n, (2.5, 97.5))

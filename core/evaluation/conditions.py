@@ -17,6 +17,7 @@ from core.evaluation.mask_rates import MASK_RATES, evaluate_at_rate
 from core.evaluation.phenotype_report import report_answers
 from core.model.folder import CellModel
 from core.progress import Listener, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["MAX_CONDITION_CELLS", "Conditions", "evaluate_conditions"]
 
@@ -67,7 +68,7 @@ def evaluate_conditions(
     """
     chosen = np.arange(len(rows))
     if len(rows) > MAX_CONDITION_CELLS:
-        rng = np.random.default_rng([seed, 59])
+        rng = generator(seed, Stream.CONDITION_CELLS)
         chosen = np.sort(rng.choice(chosen, MAX_CONDITION_CELLS, replace=False))
     some = rows[chosen]
     answers = {"hidden": {name: told[chosen] for name, told in hidden.items()}}

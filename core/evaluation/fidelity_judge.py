@@ -35,6 +35,7 @@ from core.evaluation.fidelity_genes import (
     marginal_agreement,
     within_class_correlations,
 )
+from core.random_streams import Stream, generator
 
 __all__ = ["FidelityJudge", "LabelledCells"]
 
@@ -106,7 +107,7 @@ class FidelityJudge:
         self.real, self._training, self._encoder = real, training, encoder
         self._n_classes, self._seed, self._n_trees = n_classes, seed, n_trees
         self._n_resamples = n_resamples
-        self._rng = np.random.default_rng([seed, 61])
+        self._rng = generator(seed, Stream.FIDELITY_RESAMPLES)
         self._weights = self._resamples(len(real))
         self._space = PrincipalSpace.fit(real.values)
         self._points = self._space.place(real.values)
@@ -120,7 +121,7 @@ class FidelityJudge:
     def mmd2_limit(self, other_real: LabelledCells) -> float:
         """95th percentile of MMD^2 between random halves of both real sides."""
         both = np.concatenate([self._points, self._space.place(other_real.values)])
-        drawn = mmd2_of_splits(both, self._median, np.random.default_rng([self._seed, 67]))
+        drawn = mmd2_of_splits(both, self._median, generator(self._seed, Stream.FIDELITY_HALVES))
         return float(np.percentile(drawn, 95))
 
     def score(self, cells: LabelledCells) -> dict[str, FloatArray]:
@@ -266,4 +267,4 @@ def _mean(values: NDArray[Any], weights: FloatArray) -> FloatArray:
 def _sample(n: int, most: int, seed: int) -> NDArray[np.int64]:
     if n <= most:
         return np.arange(n)
-    return np.sort(np.random.default_rng([seed, 71]).choice(n, most, replace=False))
+    return np.sort(generator(seed, Stream.FIDELITY_SAMPLE).choice(n, most, replace=False))

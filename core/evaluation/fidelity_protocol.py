@@ -19,6 +19,7 @@ from core.errors import DataError
 from core.evaluation.class_baselines import ClassBaselines
 from core.evaluation.fidelity_judge import FidelityJudge, LabelledCells
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = [
     "LEAST_CELLS",
@@ -265,7 +266,7 @@ def run_protocol(
     limits: dict[str, list[float]] = {"mmd2": [], "genes_mean": [], "genes_sd": []}
     n_cells, class_cells, shown = [], {}, {}
     for seed in range(n_seeds):
-        rng = np.random.default_rng([seed, 59])
+        rng = generator(seed, Stream.FIDELITY_CELLS)
         rows = match_cells(
             real.classes, generated.classes, rng, donors=donors, most=max_cells
         )  # fmt: skip

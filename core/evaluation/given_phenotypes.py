@@ -11,6 +11,7 @@ from core.encoding.panel_cells import PanelReader
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["predict_given_others"]
 
@@ -46,7 +47,7 @@ def predict_given_others(
         for name, slot in config.answered.items():
             codes = known.copy()
             codes[:, slot] = 0  # hidden from the model; a zero makes it a question, label or not
-            rng = np.random.default_rng([seed, number, 19])
+            rng = generator(seed, number, Stream.VISIBLE_GENES)
             batch = BatchTensors.from_arrays(batches.visible(cells, codes, [name], rng), device)
             logits = network(batch).phenotype_logits
             probability = network.phenotype_probabilities(logits, slot)

@@ -20,6 +20,7 @@ from core.evaluation.phenotype_section import KnownCells, report_phenotypes
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
 from core.progress import Listener, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["evaluate_held_out"]
 
@@ -89,7 +90,7 @@ def evaluate_held_out(
                 f"({describe_no_match(store, where, of_split)}); ask for other cells"
             )
             raise DataError(message)
-    rng = np.random.default_rng([seed, 37])
+    rng = generator(seed, Stream.EVALUATED_CELLS)
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
     train_rows = (

@@ -21,6 +21,7 @@ from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.presets.schema import MaskingSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["MASK_RATES", "draw_static_mask", "evaluate_at_rate"]
 
@@ -47,7 +48,7 @@ def draw_static_mask(
     n_hidden = round(rate * n_genes)
     mask = np.zeros((len(rows), n_genes), dtype=bool)
     for number, row in enumerate(rows.tolist()):
-        rng = np.random.default_rng([seed, 61, round(1000 * rate), row])
+        rng = generator(seed, Stream.HIDDEN_GENES, round(1000 * rate), row)
         mask[number, rng.permutation(n_genes)[:n_hidden]] = True
     return mask
 
@@ -76,7 +77,7 @@ def evaluate_at_rate(
     genes = GeneScores.of(model, rate)
     for number, start in enumerate(range(0, len(rows), batch_size)):
         some = rows[start : start + batch_size]
-        rng = np.random.default_rng([seed, number, 67, round(1000 * rate)])
+        rng = generator(seed, number, Stream.MASK_RATE_BATCH, round(1000 * rate))
         about_phenotypes, about_genes = _encode(model, store, some, rate, seed, rng)
         batch = BatchTensors.from_arrays(about_phenotypes, device)
         output = network(batch)

@@ -22,6 +22,7 @@ from core.model.gene_outputs import predict_genes
 from core.model.losses import masked_loss
 from core.presets.schema import LossSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["MaskedScores", "evaluate_masked", "predict_phenotypes"]
 
@@ -98,7 +99,7 @@ def evaluate_masked(
     if config.classified is not None:
         masking = masking.model_copy(update={"genes": 0.0})
     for number, some in _row_batches(rows, batch_size):
-        rng = np.random.default_rng([seed, number, 17])
+        rng = generator(seed, number, Stream.EVALUATION_MASKS)
         arrays = batches.masked(
             reader.read(some), np.asarray(store.phenotype_codes[some]), masking, rng
         )
@@ -164,7 +165,7 @@ def predict_phenotypes(
     reader = PanelReader(store, model.panel)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in asked}
     for number, some in _row_batches(rows, batch_size):
-        rng = np.random.default_rng([seed, number, 19])
+        rng = generator(seed, number, Stream.VISIBLE_GENES)
         # Codes are hidden from the model; zeros make every slot a question, label or not.
         nothing = np.zeros((len(some), len(names)), dtype=np.int32)
         arrays = batches.visible(reader.read(some), nothing, names, rng)

@@ -15,6 +15,7 @@ from core.encoding.values import ValueEncoder, ValueTable
 from core.evaluation.class_baselines import ClassBaselines
 from core.evaluation.fidelity_classifiers import ClassTeller, macro_f1
 from core.evaluation.fidelity_judge import LabelledCells
+from core.random_streams import Stream, generator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +90,7 @@ def compare_rebalancing(
     -------
     Way -> figures; empty where training cells or unseen cells have one class alone.
     """
-    rng = np.random.default_rng([seed, 83])
+    rng = generator(seed, Stream.REBALANCING)
     some = training.take(np.sort(rng.permutation(len(training))[:_MOST_CELLS]))
     counts = np.bincount(some.classes, minlength=n_classes)
     real = real.take(np.isin(real.classes, np.flatnonzero(counts)))

@@ -32,6 +32,7 @@ from core.generation.sampler import (
 )
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -261,7 +262,7 @@ def _decode(
     if not is_binned and how != "counts":
         return values
     for place, cell in enumerate(cells):
-        rng = np.random.default_rng([request.seed, cell, 31])
+        rng = generator(request.seed, cell, Stream.DECODING)
         if is_binned:
             of_bin = "sample" if how == "counts" else how
             values[place] = model.table.decode(drawn[place : place + 1], how=of_bin, rng=rng)[0]

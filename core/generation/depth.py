@@ -19,6 +19,7 @@ from core.generation.request import FEW_CELLS
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.reference import Reference
+from core.random_streams import Stream, generator_at
 
 __all__ = ["DepthDraw", "expression_log_odds", "shift_expression", "solve_shift"]
 
@@ -72,8 +73,8 @@ class DepthDraw:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return (B,) panel genes to be expressed, and (B,) counts, of the cells numbered ``cells``."""
         # One uniform number per cell, in order: a part is the same as within the whole.
-        chance = np.random.PCG64([self._seed, 37]).advance(cells.start)
-        rank = np.random.Generator(chance).random(len(cells))
+        rng = generator_at(cells.start, self._seed, Stream.GENES_PER_CELL)
+        rank = rng.random(len(cells))
         n_genes, counts = np.empty(len(cells), np.float32), np.empty(len(cells), np.float32)
         for place, row in enumerate(codes):
             points, shares = self._quantiles(tuple(row.tolist()))

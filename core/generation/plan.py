@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.presets.schema import GenerateSettings
+from core.random_streams import Stream, generator
 
 __all__ = ["CellPlan", "StepPlan", "plan_steps"]
 
@@ -112,7 +113,7 @@ class CellPlan:
         normal = np.empty(shape if needs_normal else (len(cells), 0), dtype=np.float32)
         state = np.empty(len(cells), dtype=np.float32)
         for place, cell in enumerate(cells):
-            rng = np.random.default_rng([seed, cell, 29])
+            rng = generator(seed, cell, Stream.GENERATED_CELL)
             genes[place] = _genes_of_cell(steps, rng)
             uniform[place] = rng.random(steps.n_draws, dtype=np.float32)
             if needs_normal:

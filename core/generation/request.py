@@ -20,6 +20,7 @@ from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.reference import Reference
 from core.presets.schema import GenerateSettings
+from core.random_streams import Stream, generator_at
 
 __all__ = [
     "DEFAULT_CELLS",
@@ -224,8 +225,8 @@ class PhenotypeDraw:
         codes = np.full((len(cells), len(self._config.phenotypes)), -1, dtype=np.int32)
         if self._combinations is not None:
             # One uniform number per cell, in order: a part is the same as within the whole.
-            chance = np.random.PCG64([self._seed, 23]).advance(cells.start)
-            uniform = np.random.Generator(chance).random(len(cells))
+            rng = generator_at(cells.start, self._seed, Stream.GENERATED_PHENOTYPES)
+            uniform = rng.random(len(cells))
             drawn = np.searchsorted(self._cumulative, uniform, side="right")
             codes = self._combinations[drawn.clip(max=len(self._combinations) - 1)].copy()
         for slot, code in self._asked.items():

@@ -26,6 +26,7 @@ from core.inference.query_cells import QueryCells
 from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES, GenerateSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,7 +134,7 @@ def edit_cells(
             first_cell=first, present=present,
         )  # fmt: skip
         has_moved = (new_bins != bins) & present & differs[rows, None]
-        rng = np.random.default_rng([seed, first, 41])
+        rng = generator(seed, first, Stream.EDITED_VALUES)
         how: Decoding = "mean" if settings.decode == "mean" else "sample"
         drawn = model.table.decode(new_bins, how=how, rng=rng)
         new = np.where(has_moved, drawn, old)

@@ -19,6 +19,7 @@ from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.gene_outputs import expected_values
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = [
     "add_denoised",
@@ -154,7 +155,7 @@ def denoise_cells(
         raise ConfigurationError(message)
     device = next(network.parameters()).device
     network.eval()
-    deal = np.random.default_rng([seed, 47]).permutation(config.n_genes) % DENOISING_PASSES
+    deal = generator(seed, Stream.DENOISING_PASSES).permutation(config.n_genes) % DENOISING_PASSES
     means = torch.from_numpy(model.table.means).to(device)
     encoder = model.batches
     hidden = [n for n in config.phenotypes if n not in {hint.name for hint in hints}]

@@ -30,6 +30,7 @@ from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["evaluate_files"]
 
@@ -240,7 +241,7 @@ def _answer(
     # Cells without a label to score are not asked about.
     chosen = np.flatnonzero((codes >= 0).any(axis=1))
     if max_cells is not None and len(chosen) > max_cells:
-        rng = np.random.default_rng([seed, 37])
+        rng = generator(seed, Stream.EVALUATED_CELLS)
         chosen = np.sort(rng.choice(chosen, max_cells, replace=False))
     is_chosen = np.zeros(cells.n_cells, dtype=bool)
     is_chosen[chosen] = True
@@ -259,7 +260,7 @@ def _answer(
         expression.append(some)
         # Zeros make every slot a question; the model does not see them.
         nothing = np.zeros((some.shape[0], len(names)), dtype=np.int32)
-        rng = np.random.default_rng([seed, first, 43])
+        rng = generator(seed, first, Stream.QUERY_GENES)
         arrays = encoder.visible(some, nothing, names, rng, missing=cells.missing)
         batch = BatchTensors.from_arrays(arrays, device)
         logits = network(batch).phenotype_logits
@@ -311,7 +312,7 @@ def _training_cells(
         store = OneAgainstRest(store, model.config.classified, model.config.positive)
     rows = store.select(trained_where, split="train") if trained_where else store.rows("train")
     if len(rows) > MAX_BASELINE_CELLS:
-        rng = np.random.default_rng([seed, 37])
+        rng = generator(seed, Stream.EVALUATED_CELLS)
         rows = np.sort(rng.choice(rows, MAX_BASELINE_CELLS, replace=False))
     known = KnownCells.of_store(store, rows, model.panel)
     codes = np.full((len(rows), len(model.config.phenotypes)), -1, dtype=np.int64)

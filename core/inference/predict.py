@@ -14,6 +14,7 @@ from core.inference.query_cells import QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["PhenotypeAnswers", "encoded_blocks", "predict_phenotypes_of"]
 
@@ -80,7 +81,7 @@ def encoded_blocks(
         codes = np.zeros((expression.shape[0], len(names)), dtype=np.int32)
         for hint in hints:
             codes[:, hint.slot] = hint.codes[span]
-        rng = np.random.default_rng([first, 43])  # chooses genes of cells that are too long
+        rng = generator(first, Stream.QUERY_GENES)  # chooses genes of cells that are too long
         yield span, encoder.visible(expression, codes, hidden, rng, missing=cells.missing)
         on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
 

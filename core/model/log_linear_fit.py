@@ -22,6 +22,7 @@ from core.model.log_linear import MAX_CLASS_TABLE, LogLinear
 from core.model.phenotype_fit import fit_phenotype_scores
 from core.model.state_fit import find_states
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["fit_log_linear"]
 
@@ -175,7 +176,7 @@ def _fit_state_prior(
     at = _shown_codes(log_linear, codes, None)
     none = log_linear.slot_not_specified.numpy()
     bias = log_linear.state_bias[:n_states]
-    rng = np.random.default_rng([seed, 73])
+    rng = generator(seed, Stream.STATE_EFFECTS_FIT)
     effects = torch.zeros(log_linear.n_phenotypes_shown, n_states, requires_grad=True)
     for rows, optimiser in _mini_batches(effects, len(codes), rng):
         shown = np.where(rng.random((len(rows), len(none))) < _HIDE, none, at[rows])
@@ -316,7 +317,7 @@ def _fit_class_effects(
     none = log_linear.slot_not_specified.numpy()
     if log_linear.n_states:
         none = np.append(none, log_linear.n_phenotypes_shown)
-    rng = np.random.default_rng([seed, 71])
+    rng = generator(seed, Stream.EFFECTS_FIT)
     effects = torch.zeros(log_linear.n_shown, n_genes * n_outputs, requires_grad=True)
     if len(none) == 0:
         return effects.detach()

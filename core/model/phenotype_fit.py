@@ -24,6 +24,7 @@ from torch.nn import functional
 from core.model.configuration import TfxConfig
 from core.model.log_linear import LogLinear
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 
 __all__ = ["fit_phenotype_scores"]
 
@@ -76,7 +77,7 @@ def fit_phenotype_scores(
     rows = np.arange(n_cells)
     most = max(min(_SCORE_CELLS, _SCORE_ENTRIES // n_genes), 1)
     if n_cells > most:
-        rows = np.random.default_rng([seed, 73]).choice(n_cells, most, replace=False)
+        rows = generator(seed, Stream.SCORE_CELLS).choice(n_cells, most, replace=False)
     table = log_linear.bin_values.numpy()
     values = table[np.arange(n_genes), bins[rows]]  # (cells, genes)
     labels = codes[rows]
@@ -205,7 +206,7 @@ def _choose(
     The first two by accuracy. A penalised regression is too unsure of itself, and a correction fitted
     on top would spend itself on that: its logits are multiplied by what fits left-out cells best.
     """
-    rng = np.random.default_rng([seed, 83])
+    rng = generator(seed, Stream.SCORE_CHOICE)
     some = rng.permutation(len(labels))[:_CHOICE_CELLS]
     values, labels = values[some], labels[some]
     options = [(penalty, weights) for weights in _CLASS_WEIGHTS for penalty in _PENALTIES]
@@ -249,7 +250,7 @@ def _train_correction(
     weight, bias, prior = map(torch.from_numpy, (scores.weight, scores.bias, scores.prior))
     n_cells = len(x)
     n_steps = max(_CORRECTION_EPOCHS * n_cells // _CORRECTION_BATCH, 1)
-    rng = np.random.default_rng([seed, 79])
+    rng = generator(seed, Stream.CORRECTION_FIT)
     correction.requires_grad_(requires_grad=True).train()
     optimiser = torch.optim.AdamW(correction.parameters(), lr=1e-3, weight_decay=0.05)
     with torch.random.fork_rng(devices=[]):

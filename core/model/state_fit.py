@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.random_streams import Stream, generator
+
 __all__ = ["StateScores", "find_states"]
 
 #: Cells beyond which a sample is grouped.
@@ -75,7 +77,7 @@ def find_states(
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    rng = np.random.default_rng([seed, 72])
+    rng = generator(seed, Stream.STATE_CELLS)
     if len(bins) > _MOST_CELLS:
         rows = np.sort(rng.choice(len(bins), _MOST_CELLS, replace=False))
         bins, codes = bins[rows], codes[rows]

@@ -17,6 +17,7 @@ from core.encoding.tokens import CLS
 from core.encoding.values import ValueTable
 from core.model.configuration import TfxConfig
 from core.model.encoder import CellEmbedding
+from core.random_streams import Stream, generator
 
 __all__ = ["start_summary"]
 
@@ -58,7 +59,7 @@ def start_summary(
     most = max(min(_CELLS, _ENTRIES // n_genes), 2)
     rows = np.arange(n_cells)
     if n_cells > most:
-        rows = np.random.default_rng([seed, 89]).choice(n_cells, most, replace=False)
+        rows = generator(seed, Stream.SUMMARY_CELLS).choice(n_cells, most, replace=False)
     n_components = min(config.hidden_size, n_genes, len(rows) - 1)
     if n_components < 1:
         return

@@ -20,6 +20,7 @@ from core.cells.store import Store
 from core.errors import ConfigurationError, DataError, MachineError
 from core.model.cell_model import TfxModel
 from core.presets.schema import Preset
+from core.random_streams import Stream, generator
 
 __all__ = [
     "balanced_epochs",
@@ -156,7 +157,7 @@ def balanced_epochs(
     seed = preset.train.seed
 
     def draw(epoch: int) -> NDArray[np.int64]:
-        rng = np.random.default_rng([seed, epoch, 89])
+        rng = generator(seed, epoch, Stream.BALANCED_EPOCH)
         parts = []
         for group, share in zip(groups, shares.tolist(), strict=True):
             whole, rest = divmod(share, len(group))

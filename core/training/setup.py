@@ -24,6 +24,7 @@ from core.model.reference import Reference
 from core.model.summary_fit import start_summary
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 from core.training.classification import (
     check_classification,
     check_labels,
@@ -80,7 +81,7 @@ def build_model(
         logger.info("the store has %d genes; the panel takes all of them", len(panel))
     rows = train_rows
     if len(rows) > MAX_FITTING_CELLS:
-        rng = np.random.default_rng([preset.train.seed, 5])
+        rng = generator(preset.train.seed, Stream.FITTING_CELLS)
         rows = np.sort(rng.choice(rows, MAX_FITTING_CELLS, replace=False))
     on_progress(ProgressEvent("reading training cells", 0, len(rows)))
     expression = store.read(rows, panel)

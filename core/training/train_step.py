@@ -22,6 +22,7 @@ from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import LossCounts, masked_loss
 from core.presets.schema import LossSettings
+from core.random_streams import Stream, torch_seed
 from core.training.processes import Processes
 from core.training.virtual_ranks import StepBatch, VirtualRankBatch, VirtualRankSources
 
@@ -177,7 +178,8 @@ class TrainStep:
             is_last = place == len(parts) - 1
             with self._gathering(now=is_last):
                 # Dropout is a function of the cells, not of which process computes them.
-                torch.manual_seed(_seed_of(self.seed, step, virtual_rank, number))
+                key = (self.seed, step, virtual_rank, number, Stream.DROPOUT)
+                torch.manual_seed(torch_seed(*key))
                 totals += self._backward(part, counts)
         return totals
 
@@ -247,13 +249,6 @@ class TrainStep:
         self.sources.n_parts = wanted
         logger.warning("memory ran out: steps are computed in %d parts from now on", wanted)
         self.on_smaller(wanted)
-
-
-def _seed_of(seed: int, step: int, virtual_rank: int, part: int) -> int:
-    words = np.random.SeedSequence([seed, step, virtual_rank, part, 29]).generate_state(
-        1, np.uint64
-    )
-    return int(words[0] >> np.uint64(1))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

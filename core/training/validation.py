@@ -12,6 +12,7 @@ from core.evaluation.phenotype_metrics import score_phenotype
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings, TrainSettings
 from core.progress import ProgressEvent
+from core.random_streams import Stream, generator
 
 __all__ = ["Validation", "describe_accuracies"]
 
@@ -34,7 +35,7 @@ class Validation:
         class_weights: torch.Tensor | None,
     ) -> None:
         if len(rows) > settings.eval_cells:
-            rng = np.random.default_rng([settings.seed, 3])
+            rng = generator(settings.seed, Stream.VALIDATION_CELLS)
             rows = np.sort(rng.choice(rows, settings.eval_cells, replace=False))
         self.store, self.rows, self.loss = store, rows, loss
         self.seed, self.class_weights = settings.seed, class_weights

@@ -7,6 +7,7 @@ from core.evaluation import conditions
 from core.evaluation.conditions import evaluate_conditions
 from core.evaluation.given_phenotypes import predict_given_others
 from core.evaluation.masked_evaluation import predict_phenotypes
+from core.random_streams import Stream, generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +52,7 @@ def test_all_conditions_are_scored_on_one_sample(tiny_store, rows, models, monke
         assert list(of_phenotype) == names
         assert {figures["n_cells"] for figures in of_phenotype.values()} == {30}
         assert "confusion" not in of_phenotype["hidden"]
-    rng = np.random.default_rng([2, 59])
+    rng = generator(2, Stream.CONDITION_CELLS)
     chosen = np.sort(rng.choice(len(rows), 30, replace=False))
     truth = np.asarray(tiny_store.phenotype_codes[rows[chosen], 0])
     accuracy = (hidden["sex"][chosen].argmax(axis=1) == truth).mean()
