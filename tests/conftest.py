@@ -32,6 +32,16 @@ def tiny_store(tmp_path_factory):
     return store
 
 
+@pytest.fixture
+def own_folders(tmp_path):
+    """Put a user's folders of the names of our packages into the folder of the test."""
+    for name in ("core", "presets"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(
+            f"raise RuntimeError('the user's own {name}')\n"
+        )
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Compute on one thread: the order of sums, and so every bit, depends on their number.

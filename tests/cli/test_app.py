@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "anndata", "textual", "numpy", "pandas", "scanpy", "transformers")
 
 
-def run_python(*arguments, **environment):
+def run_python(*arguments, folder=ROOT, **environment):
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=folder,
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "100", **environment},
@@ -56,6 +56,12 @@ def test_the_help_of_a_command_loads_no_torch_and_no_anndata(command):
 def test_the_package_runs_as_a_module():
     done = run_python("-m", "tfx_cli", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"tfx {__version__}\n", "")
+
+
+def test_folders_of_the_user_do_not_hide_our_packages(own_folders, tmp_path):
+    done = run_python("-m", "tfx_cli", "presets", "list", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "base " in done.stdout
 
 
 def test_the_entry_point_exits_with_the_code_of_the_command(monkeypatch):

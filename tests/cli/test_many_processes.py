@@ -25,7 +25,7 @@ FSDP2 = REPOSITORY / "presets" / "accelerate" / "fsdp2.yaml"
 
 
 def start(folder, *command):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -52,7 +52,9 @@ def virtual_ranks(tfx, tiny_preset_file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["tfx", "accelerate"])
-def test_two_processes_learn_what_one_does(virtual_ranks, tiny_preset_file, tmp_path, by):
+def test_two_processes_learn_what_one_does(
+    virtual_ranks, tiny_preset_file, tmp_path, own_folders, by
+):
     launcher = (
         ["-m", "tfx_cli", "train", tiny_preset_file, "--processes", 2]
         if by == "tfx"

@@ -72,6 +72,19 @@ def test_a_child_that_cannot_load_says_why():
     asyncio.run(talk())
 
 
+def test_children_start_in_a_folder_with_packages_named_as_ours(own_folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    events = []
+
+    async def talk():
+        child = GeneratorProcess("no-such-run", events.append)
+        await child.send({"id": 1, "request": {}, "cells": 5})
+        await child._reading
+
+    asyncio.run(talk())
+    assert "there is no run 'no-such-run'" in events[-1]["message"]
+
+
 def test_a_child_that_dies_is_started_again_by_the_next_request():
     async def talk():
         one = Talk()
@@ -137,7 +150,7 @@ def test_a_run_whose_name_is_taken_is_not_started(tmp_path):
     trainings.close()
 
 
-def test_a_training_that_fails_is_told_once_with_its_error(tmp_path):
+def test_a_training_that_fails_is_told_once_with_its_error(own_folders, tmp_path):
     trainings = TrainingProcesses()
     (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
     launch = trainings.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
