@@ -9,6 +9,7 @@ from typing import TypeVar
 
 __all__ = [
     "OPTIONS",
+    "PRESET_FOLDERS",
     "PRESET_KEYS",
     "REMOVED_PRESET_KEYS",
     "current_cursor",
@@ -32,6 +33,8 @@ PRESET_KEYS = {
 }
 #: Dotted preset keys that are ignored, with a warning -> the reason why they were removed.
 REMOVED_PRESET_KEYS: dict[str, str] = {}
+#: Folder of bundled presets -> its new name.
+PRESET_FOLDERS = {"originals": "published"}
 #: Option -> its new spelling.
 OPTIONS = {"--depth": "--genes-per-cell"}
 #: Field of a checkpoint's cursor -> its new spelling.

@@ -154,8 +154,8 @@ def import_command(
     """
     from core.errors import ConfigurationError
     from core.presets.loading import resolve_text
-    from core.presets.original_commands import read_arguments, read_file
-    from core.presets.original_preset import write_original
+    from core.published.commands import read_arguments, read_file
+    from core.published.to_preset import write_original
     from core.runlog.json_lines import replace_text
     from tfx_cli.output_files import check_output
 

@@ -98,6 +98,7 @@ def train(
     # torch, transformers, accelerate and scanpy, 3 to 5 s: not before the preset has proved right.
     from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
+    from core.published.conversion import check_start_shape, convert_start
     from core.training.engine import train as train_model
     from core.training.feasibility import check_feasible
     from core.training.processes import leave_processes
@@ -107,6 +108,7 @@ def train(
     resolved = take_shape_of_start(resolved)
     check_feasible(resolved.preset, processes=processes)
     check_preset(resolved.preset)
+    check_start_shape(resolved.preset)
     CellFilter.parse(resolved.preset.data.where, where="data.where")
     if dry_run:
         show_forecast(
@@ -128,7 +130,12 @@ def train(
         try:
             with stop_on_signals() as stop:
                 result = train_model(
-                    resolved, store, folder, should_stop=stop, on_progress=listener
+                    resolved,
+                    store,
+                    folder,
+                    convert_weights=convert_start,
+                    should_stop=stop,
+                    on_progress=listener,
                 )
         except TrainingInterrupted as error:
             stopped = f"{error}; 'tfx train {folder}' goes on from there"

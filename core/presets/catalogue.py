@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from core.errors import ConfigurationError
+from core.renamed import PRESET_FOLDERS
 
 __all__ = ["PresetSummary", "find_preset", "list_presets"]
 
-_ORIGINALS = "originals"
+_PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class PresetSummary:
 def list_presets() -> list[PresetSummary]:
     """List the bundled presets by name: tfx's own, then those of the systems it implements."""
     folder = Path(str(resources.files("presets")))
-    paths = [*sorted(folder.glob("*.toml")), *sorted((folder / _ORIGINALS).glob("*.toml"))]
+    paths = [*sorted(folder.glob("*.toml")), *sorted((folder / _PUBLISHED).glob("*.toml"))]
     return [PresetSummary(path.stem, path, _title(path)) for path in paths]
 
 
@@ -62,13 +63,13 @@ def find_preset(name_or_path: str | Path) -> Path:
         is_folder = False
     bundled = {preset.name: preset.path for preset in list_presets()}
     name = path.name.removesuffix(".toml")
-    folders = (".", "presets", _ORIGINALS, f"presets/{_ORIGINALS}")
-    if name in bundled and path.parent.as_posix() in folders:
+    parts = [PRESET_FOLDERS.get(part, part) for part in path.parent.parts]
+    if name in bundled and parts in ([], ["presets"], [_PUBLISHED], ["presets", _PUBLISHED]):
         return bundled[name]
     what = "is a folder, not a preset file" if is_folder else "is neither a file nor a preset name"
     near = difflib.get_close_matches(name, bundled, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    own = [one for one, file in bundled.items() if file.parent.name != _ORIGINALS]
+    own = [one for one, file in bundled.items() if file.parent.name != _PUBLISHED]
     more = ", ..." if len(own) < len(bundled) else ""
     message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(own)}{more})"
     raise ConfigurationError(message)

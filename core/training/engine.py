@@ -57,7 +57,7 @@ from core.training.run_lock import owned_run
 from core.training.run_log import RunLog, open_run_log
 from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, chosen_rows, class_weights
-from core.training.start_weights import take_shape_of_start
+from core.training.start_weights import ConvertWeights, take_shape_of_start
 from core.training.step_window import StepSize, StepWindow
 from core.training.train_step import StepOutcome, TrainStep
 from core.training.validation import Validation, describe_accuracies
@@ -123,6 +123,7 @@ def train(
     store: Store,
     run_folder: Path,
     *,
+    convert_weights: ConvertWeights | None = None,
     should_stop: Callable[[], object] = lambda: False,
     on_progress: Listener = ignore_progress,
 ) -> TrainResult:
@@ -136,6 +137,8 @@ def train(
         The prepared cells.
     run_folder
         Made if absent; continued from its newest whole checkpoint if there is one.
+    convert_weights
+        Needed where ``model.start_from`` names a model of another system.
     should_stop
         Asked while the model is fitted, before every step and within evaluations; an answer that counts as true (the name of a
         signal, say) saves a checkpoint and raises `TrainingInterrupted`.
@@ -168,6 +171,7 @@ def train(
             preset,
             store,
             run_folder,
+            convert_weights,
             should_stop,
             on_progress if processes.is_main else ignore_progress,
         )
@@ -231,6 +235,7 @@ def _build_unless_stopped(
     preset: Preset,
     store: Store,
     folder: Path,
+    convert_weights: ConvertWeights | None,
     should_stop: Callable[[], object],
     on_progress: Listener,
 ) -> CellModel:
@@ -250,7 +255,9 @@ def _build_unless_stopped(
         on_progress(event)
 
     try:
-        return build_model(preset, store, name=folder.name, on_progress=listen)
+        return build_model(
+            preset, store, name=folder.name, convert_weights=convert_weights, on_progress=listen
+        )
     except _StopAsked:
         if not any((folder / CHECKPOINTS_FOLDER).glob("step-*")):
             raise KeyboardInterrupt from None

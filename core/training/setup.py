@@ -32,7 +32,13 @@ from core.training.classification import (
     labelled_rows,
     store_of_task,
 )
-from core.training.start_weights import check_start, own_start, start_from, start_genes
+from core.training.start_weights import (
+    ConvertWeights,
+    check_start,
+    own_start,
+    start_from,
+    start_genes,
+)
 
 __all__ = [
     "MAX_FITTING_CELLS",
@@ -56,9 +62,16 @@ _LOSSES = {
 
 
 def build_model(
-    preset: Preset, store: Store, *, name: str, on_progress: Listener = ignore_progress
+    preset: Preset,
+    store: Store,
+    *,
+    name: str,
+    convert_weights: ConvertWeights | None = None,
+    on_progress: Listener = ignore_progress,
 ) -> CellModel:
     """Make the untrained model that a preset describes, fitted to the store's training cells.
+
+    ``convert_weights`` is needed where ``model.start_from`` names a model of another system.
 
     Raises
     ------
@@ -132,7 +145,7 @@ def build_model(
         origin=_origin(preset, store, name),
     )
     if preset.model.start_from is not None:
-        start_from(model, preset, start)
+        start_from(model, preset, start, convert_weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(preset.train.seed)
         choose_trainable(network, preset)
@@ -290,7 +303,7 @@ def check_preset(preset: Preset) -> None:
     ------
     ConfigurationError
         The loss does not fit the encoding, the parts of the model exclude each other, or
-        ``model.start_from`` is of another shape.
+        ``model.start_from`` does not exist.
     """
     check_parts(
         kind=preset.encoding.kind,

@@ -2,12 +2,12 @@
 
 A folder of ours must agree with the preset in everything and gives all weights; a classification
 takes its genes, bins and shape from it, and of its weights those of the same genes, phenotypes and
-values. A BERT, DistilBERT, PolyGene or PerturbGene gives what `core.model.conversion` can translate;
-the rest stays as drawn.
+values. Models of other systems are converted by the caller's `ConvertWeights`; what it does not
+convert keeps its initial weights.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,26 @@ from torch import Tensor
 from core.cells.genes import GenePanel
 from core.errors import ConfigurationError
 from core.model.cell_model import TfxModel
-from core.model.conversion import convert, differences
 from core.model.folder import CellModel, read_outline
-from core.model.foreign_model import ForeignShape, is_foreign, read_foreign_model, read_shape
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 
-__all__ = ["check_start", "own_start", "start_from", "start_genes", "take_shape_of_start"]
+__all__ = [
+    "ConvertWeights",
+    "check_start",
+    "is_foreign",
+    "own_start",
+    "start_folder",
+    "start_from",
+    "start_genes",
+    "take_shape_of_start",
+]
 
 logger = logging.getLogger(__name__)
+
+#: Folder of another system's model, preset, new model -> tensors of its network, by name:
+#: `core.published.conversion.convert_start`, which the commands pass.
+ConvertWeights = Callable[[Path, Preset, CellModel], Mapping[str, Tensor]]
 
 _ORIGIN = "model.start_from"
 _TABLES = _IDENTITIES, _VALUES, _SUMMARY = (
@@ -38,20 +49,13 @@ _TAKEN = ("encoder_part.embedding.", "encoder_part.encoder.", "encoder_part.phen
 
 
 def check_start(preset: Preset) -> None:
-    """Refuse a ``model.start_from`` that cannot fit, before any cell is read.
+    """Raise ConfigurationError if the folder of ``model.start_from`` does not exist."""
+    start_folder(preset)
 
-    Raises
-    ------
-    ConfigurationError
-        The folder is not there, or its encoder has another shape than the preset's.
-    DataError
-        Its configuration cannot be read.
-    """
-    if preset.model.start_from is None:
-        return
-    folder = _folder(preset.model.start_from)
-    if is_foreign(folder):
-        _refuse_differences(read_shape(folder), preset, folder)
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds another system's model and not one of ours."""
+    return not (folder / "tfx.json").exists() and (folder / "config.json").is_file()
 
 
 def own_start(preset: Preset) -> CellModel | None:
@@ -118,13 +122,16 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
 
 
 def _own_folder(preset: Preset) -> Path | None:
-    if preset.classified is None or preset.model.start_from is None:
-        return None
-    folder = _folder(preset.model.start_from)
-    return None if is_foreign(folder) else folder
+    folder = None if preset.classified is None else start_folder(preset)
+    return None if folder is None or is_foreign(folder) else folder
 
 
-def start_from(model: CellModel, preset: Preset, start: CellModel | None = None) -> None:
+def start_from(
+    model: CellModel,
+    preset: Preset,
+    start: CellModel | None = None,
+    convert: ConvertWeights | None = None,
+) -> None:
     """Give a new model the weights of ``model.start_from``.
 
     Parameters
@@ -134,17 +141,20 @@ def start_from(model: CellModel, preset: Preset, start: CellModel | None = None)
     preset
         Whose ``model.start_from`` is set.
     start
-        What `own_start` gave.
+        The result of `own_start`.
+    convert
+        Needed for models of other systems.
 
     Raises
     ------
     ConfigurationError
-        The other model knows other genes, bins or phenotype values, or has another shape.
+        The other model knows other genes, bins or phenotype values, or has another shape; or it is
+        of another system and there is no ``convert``.
     DataError
         Its folder is damaged or incomplete.
     """
-    assert preset.model.start_from is not None
-    folder = _folder(preset.model.start_from)
+    folder = start_folder(preset)
+    assert folder is not None
     if start is not None:
         model.network.load_state_dict(_translated(start, model), strict=False)
         logger.info("weights to begin with: %s (but its answers)", folder)
@@ -152,41 +162,30 @@ def start_from(model: CellModel, preset: Preset, start: CellModel | None = None)
     if not is_foreign(folder):
         _copy(model, folder)
         return
-    given = preset.data.vocabulary
-    foreign = read_foreign_model(folder, vocabulary=None if given is None else Path(given))
-    _refuse_differences(foreign.shape, preset, folder)
-    columns = {name: column for name, column in preset.data.phenotypes.items() if column}
-    _load(model.network, convert(foreign, model.config, model.panel, columns))
-    system = (
-        f"a {foreign.shape.family} of text" if foreign.tokens is None else foreign.tokens.system
-    )
-    logger.info("weights to begin with: %s (%s)", folder, system)
+    if convert is None:
+        message = (
+            f"model.start_from: {folder} is no model folder of tfx, and nothing converts it here"
+        )
+        raise ConfigurationError(message)
+    _load(model.network, convert(folder, preset, model))
 
 
-def _folder(name: str) -> Path:
-    """Return the model folder, which a run has inside."""
-    folder = Path(name)
+def start_folder(preset: Preset) -> Path | None:
+    """Return the model folder of ``model.start_from`` (a run has one inside); None if it is not set.
+
+    Raises
+    ------
+    ConfigurationError
+        It does not exist.
+    """
+    if preset.model.start_from is None:
+        return None
+    folder = Path(preset.model.start_from)
     if not folder.is_dir():
         message = f"model.start_from: {folder} is no folder; give a run, a model folder, or the folder of a BERT or DistilBERT"
         raise ConfigurationError(message)
     inside = folder / "model"
     return inside if (inside / "tfx.json").is_file() else folder
-
-
-def _refuse_differences(shape: ForeignShape, preset: Preset, folder: Path) -> None:
-    ours = preset.model
-    found = differences(
-        shape,
-        layers=ours.layers,
-        hidden_size=ours.hidden_size,
-        heads=ours.heads,
-        intermediate_size=ours.intermediate_size or 4 * ours.hidden_size,
-        activation=ours.activation,
-        norm=ours.norm,
-    )
-    if found:
-        message = f"model.start_from: {folder} has {', '.join(found)}; set the [model] section to its shape"
-        raise ConfigurationError(message)
 
 
 def _load(network: TfxModel, tensors: Mapping[str, Tensor]) -> None:

@@ -52,5 +52,11 @@ def test_what_cannot_be_a_file_is_refused_in_one_sentence(bundled, name):
         find_preset(name)
 
 
+@pytest.mark.parametrize("folder", ["published", "originals", "presets/originals"])
+def test_a_published_preset_is_found_under_the_old_folder_too(folder):
+    name = "polygene-258-binary"
+    assert find_preset(f"{folder}/{name}").parts[-2:] == ("published", f"{name}.toml")
+
+
 def test_the_package_lists_its_own_presets():
     assert all(preset.path.is_file() for preset in list_presets())

@@ -17,10 +17,12 @@ from transformers import (
 
 from core.cells.genes import GenePanel
 from core.errors import ConfigurationError, DataError
-from core.model.conversion import convert, differences
-from core.model.foreign_model import is_foreign, read_foreign_model, read_shape
+from core.published.conversion import check_start_shape, convert
+from core.published.foreign_model import read_foreign_model, read_shape
+from core.training.start_weights import is_foreign
+from tests.model.examples import N_GENES, make_batch, make_network
+from tests.tiny_atlas import tiny_preset
 
-from .examples import N_GENES, make_batch, make_network
 from .foreign_models import (
     GENES,
     SHAPE,
@@ -401,13 +403,22 @@ def test_other_kinds_of_model_are_refused(tmp_path, changes, message):
 
 def test_every_difference_of_shape_is_named_with_its_key(tmp_path):
     BertModel(bert_config(vocab_size=9, hidden_act="relu")).save_pretrained(tmp_path)
-    shape = read_shape(tmp_path)
-    assert differences(shape, **SHAPE, activation="gelu", norm="post") == [
-        "an activation 'relu', which tfx has not (it has 'gelu')"
-    ]
-    preset = SHAPE | {"layers": 3, "heads": 4, "hidden_size": 16, "intermediate_size": 64}
-    found = differences(shape, **preset, activation="geglu", norm="pre")
-    assert [one.split(" (")[0] for one in found[:-1]] == [
-        "model.layers = 2", "model.hidden_size = 12", "model.heads = 3",
-        "model.intermediate_size = 20", "model.activation = 'gelu'", "model.norm = 'post'",
-    ]  # fmt: skip
+    same = {f"model__{key}": value for key, value in SHAPE.items()}
+    with pytest.raises(ConfigurationError) as caught:
+        check_start_shape(tiny_preset(model__start_from=str(tmp_path), **same).preset)
+    assert "has an activation 'relu', which tfx does not have (it has 'gelu'); set" in str(
+        caught.value
+    )
+    other = {"layers": 3, "heads": 4, "hidden_size": 16, "intermediate_size": 64,
+             "activation": "geglu", "norm": "pre"}  # fmt: skip
+    with pytest.raises(ConfigurationError) as caught:
+        check_start_shape(
+            tiny_preset(
+                model__start_from=str(tmp_path), **{f"model__{k}": v for k, v in other.items()}
+            ).preset
+        )
+    for difference in (
+        "model.layers = 2 (", "model.hidden_size = 12 (", "model.heads = 3 (",
+        "model.intermediate_size = 20 (", "model.activation = 'gelu' (", "model.norm = 'post' (",
+    ):  # fmt: skip
+        assert difference in str(caught.value)

@@ -3,9 +3,9 @@
     config.json                        transformers' configuration of a BERT or DistilBERT
     model.safetensors                  or its shards with model.safetensors.index.json,
                                        or pytorch_model.bin (read without running its code)
-    vocab.txt, genes.txt, ...          of PolyGene and PerturbGene; see `core.model.foreign_tokens`
+    vocab.txt, genes.txt, ...          of PolyGene and PerturbGene; see `core.published.foreign_tokens`
 
-Nothing is converted here; that is `core.model.conversion`.
+Nothing is converted here; that is `core.published.conversion`.
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import ConfigurationError, DataError
-from core.model.foreign_tokens import (
+from core.published.foreign_tokens import (
     POLYGENE_FILE,
     ForeignTokens,
     is_polygene_vocabulary,
@@ -32,7 +32,7 @@ from core.model.foreign_tokens import (
     read_phenotype_tokens,
 )
 
-__all__ = ["ForeignModel", "ForeignShape", "is_foreign", "read_foreign_model", "read_shape"]
+__all__ = ["ForeignModel", "ForeignShape", "read_foreign_model", "read_shape"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 #: Of the value, the position and the token type table, without the "bert." in front.
@@ -87,11 +87,6 @@ class ForeignModel:
     shape: ForeignShape
     tensors: Mapping[str, Tensor]
     tokens: ForeignTokens | None
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds another system's model and not one of ours."""
-    return not (folder / "tfx.json").exists() and (folder / "config.json").is_file()
 
 
 def read_shape(folder: Path) -> ForeignShape:

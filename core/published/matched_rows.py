@@ -8,9 +8,9 @@ from core.cells.genes import GenePanel
 from core.cells.phenotypes import label_token, match_label
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
-from core.model.foreign_model import ForeignModel
-from core.model.foreign_tokens import ForeignTokens
 from core.presets.schema import STANDARD_PHENOTYPES
+from core.published.foreign_model import ForeignModel
+from core.published.foreign_tokens import ForeignTokens
 
 __all__ = ["MatchedRows", "match_rows"]
 

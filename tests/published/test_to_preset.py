@@ -9,9 +9,9 @@ import pytest
 from core.errors import ConfigurationError, DataError
 from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset, resolve_text
-from core.presets.original_commands import read_arguments, read_file
-from core.presets.original_options import OPTIONS
-from core.presets.original_preset import write_original
+from core.published.commands import read_arguments, read_file
+from core.published.options import OPTIONS
+from core.published.to_preset import write_original
 
 PAGE = Path(__file__).parents[2] / "docs" / "from-the-originals.md"
 POLYGENE = {

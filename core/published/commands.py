@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError, DataError
-from core.presets.original_options import OPTIONS, OriginalOption, System, find_option
+from core.published.options import OPTIONS, OriginalOption, System, find_option
 
 __all__ = ["OriginalRun", "read_arguments", "read_file"]
 
@@ -30,7 +30,7 @@ class OriginalRun:
     system
         Whose options these are.
     options
-        Name as in `core.presets.original_options` -> value: text, a list of texts, True for an
+        Name as in `core.published.options` -> value: text, a list of texts, True for an
         option that takes nothing; of JSON, whatever stood there.
     task
         "mlm", "cls" or "inference".

@@ -3,7 +3,7 @@
 PolyGene and PerturbGene feed their encoders with the sum of a value embedding (their word
 embeddings: special tokens, bins and phenotype values in one table) and an identity embedding
 (PolyGene's learned positions, PerturbGene's token types). `ForeignTokens` says which rows mean
-what; `core.model.conversion` copies them. Text models have no such tokens.
+what; `core.published.conversion` copies them. Text models have no such tokens.
 """
 
 import json

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
-from core.presets.original_commands import OriginalRun
-from core.presets.original_options import OPTIONS
 from core.presets.schema import STANDARD_PHENOTYPES, phenotype_of
 from core.presets.toml_text import printable, write_key, write_value
+from core.published.commands import OriginalRun
+from core.published.options import OPTIONS
 
 __all__ = ["write_original"]
 

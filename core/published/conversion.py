@@ -16,66 +16,98 @@ Shapes: D width.
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from core.cells.genes import GenePanel
 from core.encoding.tokens import CLS, END, MASK, NONE, START
-from core.errors import DataError
+from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig
-from core.model.foreign_model import (
+from core.model.folder import CellModel
+from core.presets.schema import ModelSettings, Preset
+from core.published.foreign_model import (
     POSITION_TABLE,
     TYPE_TABLE,
     VALUE_TABLE,
     ForeignModel,
     ForeignShape,
+    read_foreign_model,
+    read_shape,
 )
-from core.model.foreign_names import NAMINGS
-from core.model.foreign_tokens import ForeignTokens, Place
-from core.model.matched_rows import MatchedRows, match_rows
+from core.published.foreign_names import NAMINGS
+from core.published.foreign_tokens import ForeignTokens, Place
+from core.published.matched_rows import MatchedRows, match_rows
+from core.training.start_weights import is_foreign, start_folder
 
-__all__ = ["convert", "differences"]
+__all__ = ["check_start_shape", "convert", "convert_start"]
 
 logger = logging.getLogger(__name__)
 
 _OUR_EPSILON = 1e-12
 
 
-def differences(
-    shape: ForeignShape,
-    *,
-    layers: int,
-    hidden_size: int,
-    heads: int,
-    intermediate_size: int,
-    activation: str,
-    norm: str,
-) -> list[str]:
-    """Name what differs between another model and a preset's encoder, with the key to set.
+def check_start_shape(preset: Preset) -> None:
+    """Check the shape of another system's model in ``model.start_from``, before any cell is read.
 
-    Parameters
-    ----------
-    shape
-        The other model's.
-    layers, hidden_size, heads, intermediate_size, activation, norm
-        The preset's.
+    Raises
+    ------
+    ConfigurationError
+        Its encoder has another shape than the preset's, or is of a kind that tfx does not have.
+    DataError
+        Its configuration cannot be read.
     """
+    folder = start_folder(preset)
+    if folder is not None and is_foreign(folder):
+        _check_shape(read_shape(folder), preset.model, folder)
+
+
+def convert_start(folder: Path, preset: Preset, model: CellModel) -> dict[str, Tensor]:
+    """Read another system's model and convert its weights for a new model of ours.
+
+    Raises
+    ------
+    ConfigurationError
+        The other model has another shape, or does not know a gene, a phenotype, a value or the bins
+        of ours.
+    DataError
+        A file of it is missing or damaged.
+    """
+    given = preset.data.vocabulary
+    foreign = read_foreign_model(folder, vocabulary=None if given is None else Path(given))
+    _check_shape(foreign.shape, preset.model, folder)
+    columns = {name: column for name, column in preset.data.phenotypes.items() if column}
+    tensors = convert(foreign, model.config, model.panel, columns)
+    system = (
+        f"a {foreign.shape.family} of text" if foreign.tokens is None else foreign.tokens.system
+    )
+    logger.info("initial weights: %s (%s)", folder, system)
+    return tensors
+
+
+def _check_shape(shape: ForeignShape, ours: ModelSettings, folder: Path) -> None:
     found = [
-        f"{key} = {theirs!r} (the preset has {ours!r})"
-        for key, theirs, ours in (
-            ("model.layers", shape.layers, layers),
-            ("model.hidden_size", shape.hidden_size, hidden_size),
-            ("model.heads", shape.heads, heads),
-            ("model.intermediate_size", shape.intermediate_size, intermediate_size),
-            ("model.activation", "gelu", activation),
-            ("model.norm", "post", norm),
+        f"{key} = {theirs!r} (the preset has {value!r})"
+        for key, theirs, value in (
+            ("model.layers", shape.layers, ours.layers),
+            ("model.hidden_size", shape.hidden_size, ours.hidden_size),
+            ("model.heads", shape.heads, ours.heads),
+            (
+                "model.intermediate_size",
+                shape.intermediate_size,
+                ours.intermediate_size or 4 * ours.hidden_size,
+            ),
+            ("model.activation", "gelu", ours.activation),
+            ("model.norm", "post", ours.norm),
         )
-        if theirs != ours
+        if theirs != value
     ]
     if shape.activation != "gelu":
-        found.append(f"an activation {shape.activation!r}, which tfx has not (it has 'gelu')")
-    return found
+        found.append(f"an activation {shape.activation!r}, which tfx does not have (it has 'gelu')")
+    if found:
+        message = f"model.start_from: {folder} has {', '.join(found)}; set the [model] section to its shape"
+        raise ConfigurationError(message)
 
 
 def convert(
@@ -91,7 +123,7 @@ def convert(
     foreign
         The other model.
     config, panel
-        Of our network, whose encoder has the same shape (see `differences`).
+        Of our network, whose encoder has the same shape.
     columns
         Phenotype -> obs column, for systems that name phenotypes by their column.
 
