@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 from textual.app import App, ComposeResult
 
-from core.runlog.json_lines import to_line, write_json
+from core.files import write_json
+from core.runlog.json_lines import to_line
 from tfx_cli.dashboard.curve import CurveSeries, CurveView
 from tfx_cli.dashboard.workspace import Workspace
 

@@ -141,9 +141,9 @@ def _once(
         check_output(svg, (".svg",), what="the frame", overwrite=True)
         pressed = [key for key in keys.split(",") if key]
         content = frame_svg(root, run, size=size, keys=pressed, theme=f"tfx-{theme}")
-        from core.runlog.json_lines import replace_text
+        from core.files import replace_file
 
-        replace_text(svg, content)
+        replace_file(svg, content)
         narrate(f"{svg}: a frame of {frame}")
         if not as_json:
             return

@@ -239,7 +239,7 @@ def generate(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the command line has proved right.
     from core.evaluation.fidelity import compare_cells
-    from core.evaluation.reports import write_whole
+    from core.files import replace_file
     from core.generation.cells import BIN_NUMBERS, CellSource
     from core.generation.cells_file import read_first_cells, write_generated
     from core.generation.comparison import (
@@ -287,7 +287,7 @@ def generate(
             warn(f"no picture is drawn: {why}")
         else:
             wishes = ", ".join(f"{name} {value}" for name, value in request.items()) or "all cells"
-            write_whole(plot, comparison_png(real[0], generated, model.panel, title=wishes))
+            replace_file(plot, comparison_png(real[0], generated, model.panel, title=wishes))
             narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
     print_result(
         "generate",

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import ConfigurationError, TfxError
+from core.files import plain_json
 from core.progress import ProgressEvent
-from core.runlog.json_lines import plain_json
 from tfx_cli.options import phenotype_arguments
 from tfx_cli.output_files import check_output
 

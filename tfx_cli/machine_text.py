@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.runlog.figures import number_in
-from tfx_cli.quantities import size
+from core.wording import size
 
 __all__ = ["gpu_text", "machine_text"]
 

@@ -76,7 +76,7 @@ def print_result(
         Makes the form for people: strings, printed as they are, or rich objects.
     """
     if as_json:
-        from core.runlog.json_lines import plain_json
+        from core.files import plain_json
 
         document = {"schema": f"tfx.{name}/{version}", **plain_json(data)}
         print_text(json.dumps(document, indent=2, allow_nan=False))

@@ -146,10 +146,10 @@ def _table(
 
 
 def _write_table(path: Path, table: "pd.DataFrame") -> None:
-    from core.runlog.json_lines import replace_text
+    from core.files import replace_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, table.to_csv(float_format="%.4f", index_label="cell"))
+    replace_file(path, table.to_csv(float_format="%.4f", index_label="cell"))
 
 
 def _facts(

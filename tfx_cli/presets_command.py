@@ -153,10 +153,10 @@ def import_command(
     tfx presets import -o mine.toml -- python -m perturbgene.main --bin_edges 0.1 ...
     """
     from core.errors import ConfigurationError
+    from core.files import replace_file
     from core.presets.loading import resolve_text
     from core.published.commands import read_arguments, read_file
     from core.published.to_preset import write_original
-    from core.runlog.json_lines import replace_text
     from tfx_cli.output_files import check_output
 
     words = list(context.args)
@@ -175,7 +175,7 @@ def import_command(
     resolved = resolve_text(text, where=output or Path("imported.toml"))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(output, text)
+        replace_file(output, text)
     print_result(
         "presets.import",
         {

@@ -1,22 +1,12 @@
-"""Numbers as people read them: sizes, times, counts, metrics with their unit."""
+"""Numbers as people read them: times, counts, metrics with their unit."""
 
 import time
 
 from core.runlog.schema import metric_info
 
-__all__ = ["ago", "date", "duration", "metric_value", "short_count", "size"]
+__all__ = ["ago", "date", "duration", "metric_value", "short_count"]
 
-_SIZE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _COUNT_UNITS = ("", "k", "M", "G", "T")
-
-
-def size(n_bytes: float) -> str:
-    """Write a number of bytes: ``1.2 GB``."""
-    for unit in _SIZE_UNITS:
-        if n_bytes < 1000 or unit == _SIZE_UNITS[-1]:
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g} {unit}"
 
 
 def short_count(value: float) -> str:

@@ -1,6 +1,5 @@
 """`tfx runs`: list, show, compare and export runs. Nothing here imports torch."""
 
-import difflib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from core.errors import ConfigurationError
+from core.wording import did_you_mean
 from tfx_cli.options import JsonOutput
 from tfx_cli.output import narrate, print_result, print_text
 from tfx_cli.run_folders import RUNS
@@ -87,8 +87,7 @@ def list_command(
 
     for one in state or ():
         if one not in SEEN_STATES:
-            near = difflib.get_close_matches(one, SEEN_STATES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"one of {', '.join(SEEN_STATES)}"
+            hint = did_you_mean(one, SEEN_STATES) or f"one of {', '.join(SEEN_STATES)}"
             message = f"--state {one}: there is no such state; {hint}"
             raise ConfigurationError(message)
     root = RUNS if folder is None else folder

@@ -11,10 +11,11 @@ from core.runlog.comparison import ComparedFigure, Comparison
 from core.runlog.figures import number_in
 from core.runlog.overview import RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
+from core.wording import size
 from tfx_cli.curve_text import curve_text
 from tfx_cli.machine_text import gpu_text, machine_text
 from tfx_cli.output import make_table
-from tfx_cli.quantities import ago, date, duration, metric_value, short_count, size
+from tfx_cli.quantities import ago, date, duration, metric_value, short_count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.wording import size
 from tfx_cli.output import make_table, print_result
 from tfx_cli.progress import show_progress
-from tfx_cli.quantities import duration, size
+from tfx_cli.quantities import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

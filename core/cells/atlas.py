@@ -8,7 +8,6 @@ recorded in the `AtlasTruth` that travels in ``uns["tfx_truth"]``.
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from core.cells.atlas_biology import atlas_biology
 from core.cells.atlas_sampling import PHENOTYPES, CellTable, sample_counts
 from core.cells.atlas_truth import AtlasTruth, Donor
 from core.errors import ConfigurationError
+from core.wording import did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -358,10 +358,7 @@ def _parse_age(truth: AtlasTruth, age: int | str) -> int:
 
 
 def _nearest(value: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.5)
-    return (
-        f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose {', '.join(known)}"
-    )
+    return did_you_mean(value, known, n=3, cutoff=0.5) or f"choose {', '.join(known)}"
 
 
 def _to_anndata(

@@ -5,12 +5,12 @@ and log-normalised ones in ``raw``. The atlas is simulated (see `atlas`) and say
 uns. Options follow a question mark: ``builtin:atlas?cells=4000&seed=1``.
 """
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from core.errors import ConfigurationError
+from core.wording import did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +98,6 @@ def _load_pbmc68k() -> "AnnData":
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
+    if hint := did_you_mean(name, known, cutoff=0.5):
+        return hint
     return f"known are {', '.join(known)}" if known else "it takes no options"

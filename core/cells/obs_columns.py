@@ -30,7 +30,7 @@ _OF_NO_USE = re.compile(
     r".*ontology_term_id|.*_id|id|.*barcode.*|.*joinid|.*(?:score|confidence|quality).*"
     r"|n_?(?:genes|counts|umi|feature).*|(?:pct|percent|total|log1p)_.*|.*doublet.*|is_primary_data"
     r"|suspension_type|tissue_type|organism|.*cluster.*|leiden.*|louvain.*|seurat.*|phase|index"
-    r"|orig\.?ident|batch|library|virtual rank|plate|well",
+    r"|orig\.?ident|batch|library|lane|plate|well",
     re.IGNORECASE,
 )
 #: A phenotype of more labels is rarely meant as one, unless its name says so.

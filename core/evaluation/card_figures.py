@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.evaluation.report_tables import label_of
-from core.evaluation.reports import write_whole
+from core.files import replace_file
 from core.model.card import put_test_figures
 
 __all__ = ["card_figures", "write_card_figures"]
@@ -51,6 +51,6 @@ def write_card_figures(folder: Path, report: Mapping[str, Any]) -> None:
         card = path.read_text(encoding="utf-8")
         changed = put_test_figures(card, card_figures(report))
         if changed != card:
-            write_whole(path, changed.encode())
+            replace_file(path, changed)
     except (OSError, UnicodeDecodeError) as error:
         _LOG.info("the model card %s is left as it was (%s)", path, error)

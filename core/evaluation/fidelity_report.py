@@ -26,7 +26,7 @@ from typing import Any
 
 from core.evaluation.fidelity_tables import fidelity_tables
 from core.evaluation.html_parts import html_facts, html_image, html_notes, html_page, html_table
-from core.evaluation.reports import plain_json, write_whole
+from core.files import plain_json, replace_file
 
 __all__ = ["FIDELITY_SCHEMA", "FIDELITY_VERSION", "fidelity_html", "write_fidelity_report"]
 
@@ -55,8 +55,8 @@ def write_fidelity_report(
     folder.mkdir(parents=True, exist_ok=True)
     record = plain_json({"schema": FIDELITY_SCHEMA, **report})
     text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_whole(folder / "report.html", fidelity_html(record, pictures).encode())
-    write_whole(folder / "report.json", text.encode())  # last: the report is whole
+    replace_file(folder / "report.html", fidelity_html(record, pictures))
+    replace_file(folder / "report.json", text)  # last: the report is whole
     return [folder / "report.html", folder / "report.json"]
 
 

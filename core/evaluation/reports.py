@@ -20,25 +20,20 @@ null, so that the JSON is strict. What each figure means: docs/evaluation.md.
 import csv
 import io
 import json
-import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from core.evaluation.report_html import evaluation_html
 from core.evaluation.report_markdown import evaluation_markdown
 from core.evaluation.report_pictures import confusion_png
+from core.files import plain_json, replace_file
 
 __all__ = [
     "REPORT_SCHEMA",
     "REPORT_VERSION",
-    "plain_json",
     "write_evaluation_report",
-    "write_whole",
 ]
 
 REPORT_VERSION = 2
@@ -90,29 +85,9 @@ def write_evaluation_report(folder: Path, report_dict: Mapping[str, Any]) -> lis
         ("report.json", text.encode()),  # last: its presence says the report is whole
     ]
     for name, content in contents + pages:
-        write_whole(folder / name, content)
+        replace_file(folder / name, content)
     names = ["report.html", "report.json", "report.md", *(name for name, _ in contents)]
     return [folder / name for name in names]
-
-
-def plain_json(value: Any) -> Any:  # noqa: ANN401 (any JSON-like value)
-    """Turn numpy values, tuples and paths into strict JSON values; non-finite numbers into None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain_json(value.tolist())
-    if isinstance(value, np.generic):
-        return plain_json(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [plain_json(item) for item in items]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if hasattr(value, "to_dict"):
-        return plain_json(value.to_dict())
-    return str(value)
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -128,14 +103,3 @@ def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
     while name.casefold() in {other.casefold() for other in taken}:
         name, number = f"confusion_{stem}_{number}", number + 1
     return name
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write to a temporary file in the same folder, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.checks.donor_rows import confounded_values
-from core.cells.checks.wording import listed
+from core.wording import listed
 
 __all__ = ["DonorTable", "review_donors", "review_labels", "review_scores", "review_two_genes"]
 

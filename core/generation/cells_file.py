@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.errors import ConfigurationError, DataError, MachineError
+from core.files import plain_json, write_json
 from core.generation.cells import GENERATION_KEY, CellSource
 from core.generation.counts import COUNTS, log_values
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.runlog.json_lines import plain_json, write_json
 
 __all__ = [
     "check_disk_space",

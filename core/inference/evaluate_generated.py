@@ -27,8 +27,8 @@ from core.evaluation.fidelity_pictures import fidelity_pictures
 from core.evaluation.fidelity_protocol import Draw, run_protocol
 from core.evaluation.fidelity_verdict import mark_methods, verdict
 from core.evaluation.rebalancing import compare_rebalancing
-from core.evaluation.reports import plain_json
 from core.evaluation.scvi_baseline import ScviBaseline, check_scvi
+from core.files import plain_json
 from core.inference.generated_cells import GeneratedCells, read_generated
 from core.inference.labelled_files import read_labelled
 from core.model.folder import CellModel

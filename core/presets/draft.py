@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import ConfigurationError
+from core.files import replace_file
 from core.presets.loading import ResolvedPreset
 from core.presets.toml_text import printable, write_key, write_value
-from core.runlog.json_lines import replace_text
 
 __all__ = ["ColumnNote", "DraftFacts", "Sizes", "choose_sizes", "save_draft", "write_draft"]
 
@@ -198,7 +198,7 @@ def save_draft(text: str, path: Path) -> None:
     if path.exists():
         message = f"{path} exists; choose another name"
         raise ConfigurationError(message)
-    replace_text(path, text)
+    replace_file(path, text)
 
 
 def _head(facts: DraftFacts, path: str) -> Iterator[str]:

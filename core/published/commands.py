@@ -1,6 +1,5 @@
 """Read what a run of PolyGene or PerturbGene was told: a JSON configuration, a script, a command line."""
 
-import difflib
 import json
 import re
 import shlex
@@ -11,6 +10,7 @@ from typing import Any
 
 from core.errors import ConfigurationError, DataError
 from core.published.options import OPTIONS, OriginalOption, System, find_option
+from core.wording import did_you_mean
 
 __all__ = ["OriginalRun", "read_arguments", "read_file"]
 
@@ -150,9 +150,8 @@ def _known(system: System, name: str, where: str) -> OriginalOption:
     if option is not None:
         return option
     bare = name.lstrip("-")
-    near = difflib.get_close_matches(bare, [one.name for one in OPTIONS[system]], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    message = f"{where}: {bare!r} is no option of {system}{hint}"
+    hint = did_you_mean(bare, [one.name for one in OPTIONS[system]])
+    message = f"{where}: {bare!r} is no option of {system}" + (f"; {hint}" if hint else "")
     raise ConfigurationError(message)
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.errors import ConfigurationError, MachineError
+from core.files import plain_json, replace_file
 from core.runlog.figures import number_in
-from core.runlog.json_lines import plain_json, replace_bytes, to_line
+from core.runlog.json_lines import to_line
 from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
 
 __all__ = [
@@ -137,7 +138,7 @@ def write_export(path: Path, content: bytes) -> None:
         It cannot be written.
     """
     try:
-        replace_bytes(path, content)
+        replace_file(path, content)
     except OSError as error:
         message = f"'{path}' cannot be written ({error.strerror or error})"
         raise MachineError(message) from error

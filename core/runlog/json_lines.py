@@ -8,65 +8,13 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "LineAppender",
-    "LineFollower",
-    "finite_number",
-    "plain_json",
-    "replace_bytes",
-    "replace_text",
-    "to_line",
-    "write_json",
-]
+from core.files import plain_json
 
 _LOG = logging.getLogger(__name__)
-
-
-def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = "") -> Any:  # noqa: ANN401
-    """Bring a value to what strict JSON holds; a run never stops because of what it logs.
-
-    Parameters
-    ----------
-    value
-        Anything: numpy scalars become numbers, paths text, unknown objects their ``str``.
-    nonfinite
-        Receives the key of every number that was infinite or NaN and became None.
-    key
-        Dotted key of ``value``, for ``nonfinite``.
-    """
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return float(value)
-        if nonfinite is not None:
-            nonfinite.append(key)
-        return None
-    if isinstance(value, Mapping):
-        prefix = f"{key}." if key else ""
-        return {
-            str(name): plain_json(item, nonfinite=nonfinite, key=f"{prefix}{name}")
-            for name, item in value.items()
-        }
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, bytes | PurePath):
-        return [
-            plain_json(item, nonfinite=nonfinite, key=f"{key}[{index}]")
-            for index, item in enumerate(value)
-        ]
-    for method in ("item", "tolist"):  # numpy and torch: scalars, then arrays
-        convert = getattr(value, method, None)
-        if callable(convert):
-            try:
-                return plain_json(convert(), nonfinite=nonfinite, key=key)
-            except (ValueError, TypeError, RuntimeError):
-                continue
-    return str(value)
 
 
 def finite_number(value: object) -> float | None:
@@ -87,26 +35,6 @@ def to_line(record: Mapping[str, object]) -> bytes:
     if nonfinite:
         plain["nonfinite"] = nonfinite
     return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Replace a file at once: readers see the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file by text in UTF-8, at once."""
-    replace_bytes(path, text.encode())
-
-
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Replace a file by one JSON object."""
-    replace_text(path, json.dumps(plain_json(record), indent=2, allow_nan=False) + "\n")
 
 
 class LineAppender:

@@ -1,6 +1,5 @@
 """Reading run folders, live or finished, of any release."""
 
-import difflib
 import json
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from core.runlog.schema import (
     EventRecord,
     MetricRecord,
 )
+from core.wording import did_you_mean
 
 __all__ = ["RunReader", "RunSummary", "find_run", "list_runs"]
 
@@ -215,8 +215,7 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     if name_or_path is None:
         return runs[0].path
     names = [run.name for run in runs]
-    near = difflib.get_close_matches(Path(name_or_path).name, names, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"the newest is '{names[0]}'"
+    hint = did_you_mean(Path(name_or_path).name, names) or f"the newest is '{names[0]}'"
     message = f"there is no run '{name_or_path}' in '{root}'; {hint}"
     raise ConfigurationError(message)
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from core import __version__
 from core.errors import MachineError
-from core.runlog.json_lines import LineAppender, replace_text, write_json
+from core.files import replace_file, write_json
+from core.runlog.json_lines import LineAppender
 from core.runlog.schema import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -120,7 +121,7 @@ class RunWriter:
 
     def config(self, text: str) -> None:
         """Write config.toml: the resolved preset, as `ResolvedPreset.to_toml` gives it."""
-        replace_text(self.folder / CONFIG_FILE, text)
+        replace_file(self.folder / CONFIG_FILE, text)
 
     def status(self, state: str, **fields: object) -> None:
         """Say how the run stands; call it as often as convenient.

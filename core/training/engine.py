@@ -25,13 +25,13 @@ from core.cells.store import Store
 from core.encoding.loader import BatchLoader, Loaded
 from core.encoding.sampler import Cursor
 from core.errors import DataError, MachineError, TfxError, TrainingInterrupted
+from core.files import replace_file
 from core.model.cell_objectives import VIEWS
 from core.model.folder import CellModel, put_back_model
 from core.model.losses import LossCounts
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.runlog.json_lines import replace_text
 from core.runlog.schema import CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, NONFINITE_FOLDER
 from core.training.batch_source import make_batch_source
 from core.training.checkpoints import (
@@ -507,7 +507,7 @@ class _Run:
         ]
         try:
             (self.folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
-            replace_text(self.folder / name, "\n".join(lines) + "\n")
+            replace_file(self.folder / name, "\n".join(lines) + "\n")
         except OSError as error:
             self._warn(f"{name} cannot be written ({error.strerror})")
 

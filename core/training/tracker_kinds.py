@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.runlog.json_lines import plain_json, write_json
+from core.files import plain_json, write_json
 
 __all__ = ["IDS_FILE", "TENSORBOARD_FOLDER", "TRACKER_KINDS", "TrackerCopy", "flat_settings"]
 

@@ -6,7 +6,6 @@ warning. Only the main process has trackers.
 """
 
 import contextlib
-import difflib
 import importlib.util
 import logging
 import queue
@@ -20,6 +19,7 @@ from typing import Any, Self
 
 from core.errors import ConfigurationError, MachineError
 from core.training.tracker_kinds import TRACKER_KINDS, TrackerCopy, flat_settings
+from core.wording import did_you_mean
 
 __all__ = ["DropListener", "Trackers", "check_trackers"]
 
@@ -45,8 +45,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in TRACKER_KINDS:
-            near = difflib.get_close_matches(name, TRACKER_KINDS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TRACKER_KINDS)}"
+            hint = did_you_mean(name, TRACKER_KINDS) or f"there are {', '.join(TRACKER_KINDS)}"
             message = f"train.trackers: there is no tracker '{name}'; {hint}"
             raise ConfigurationError(message)
     missing = [name for name in names if importlib.util.find_spec(name) is None]

@@ -16,7 +16,6 @@ from core.cells.checks import (
 )
 from core.cells.checks.label_table import make_label_table
 from core.cells.checks.survey import survey_files
-from core.cells.checks.wording import listed, share, size
 from core.cells.prepare import prepare_store
 from core.errors import ConfigurationError, DataError
 from core.progress import ignore_progress
@@ -169,21 +168,3 @@ def test_the_real_glioblastoma_has_one_female_donor():
     rows = {row.subject: row.finding for row in rows_of(report, "confounding", "warn")}
     assert "'female' has 1 donor" in rows["sex"]
     assert only_row(report, "values").finding == "X holds counts"
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [(0, 9, "0 %"), (9, 9, "100 %"), (1, 9_999, "under 0.1 %"), (9_999, 10_000, "99.9 %"), (1, 3, "33 %"), (1, 20, "5.0 %")],
-)  # fmt: skip
-def test_shares_are_whole_only_where_they_are(part, whole, text):
-    assert share(part, whole) == text
-
-
-def test_sizes_and_lists_in_words():
-    assert [size(n) for n in (999, 1_000, 12_345_678, 5.8e11)] == [
-        "999 B",
-        "1.0 kB",
-        "12 MB",
-        "580 GB",
-    ]
-    assert listed(["a", "b", "c", "d"]) == "a, b, c and 1 more"

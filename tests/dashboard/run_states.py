@@ -5,7 +5,8 @@ import math
 import numpy as np
 from safetensors.numpy import save_file
 
-from core.runlog.json_lines import to_line, write_json
+from core.files import write_json
+from core.runlog.json_lines import to_line
 
 NOW = 1_800_000_000.0
 N_STEPS = 400

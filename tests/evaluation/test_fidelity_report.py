@@ -11,7 +11,7 @@ from core.evaluation.fidelity_protocol import Measured, ProtocolResult
 from core.evaluation.fidelity_report import fidelity_html, write_fidelity_report
 from core.evaluation.fidelity_tables import fidelity_tables
 from core.evaluation.fidelity_verdict import RULES, mark_methods, verdict
-from core.evaluation.reports import plain_json
+from core.files import plain_json
 
 #: Of the generated cells, the floor and the copula; the floor is what thresholds are made from.
 VALUES = {

@@ -17,7 +17,8 @@ from core.evaluation.report_pictures import (
     gene_likelihood_png,
     reliability_png,
 )
-from core.evaluation.reports import plain_json, write_evaluation_report
+from core.evaluation.reports import write_evaluation_report
+from core.files import plain_json
 
 TABLE = [
     ["gene", "symbol", "rate", "times_hidden", "nll", "marginal_nll", "accuracy", "mean_off"],

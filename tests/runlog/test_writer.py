@@ -259,18 +259,19 @@ def test_the_first_process_of_another_node_logs_its_machine(writer, folder, cloc
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_disk_that_is_full_at_the_start_leaves_no_run(tmp_path, monkeypatch, written):
     """A folder becomes a run by run.json, so the preset, without which none goes on, comes first."""
-    from core.runlog import json_lines
+    from pathlib import Path
+
     from core.runlog.reader import list_runs
 
-    replace, names = json_lines.replace_bytes, []
+    replace, names = Path.replace, []
 
-    def fail(path, content):
+    def fail(temporary, path):
         if len(names) >= written:
             raise OSError(errno.ENOSPC, "No space left on device")
         names.append(path.name)
-        replace(path, content)
+        return replace(temporary, path)
 
-    monkeypatch.setattr(json_lines, "replace_bytes", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(MachineError, match="cannot be written"):
         RunWriter(tmp_path / "run", run={}, config="[data]\n")
     assert names == ["config.toml"][:written]

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from core.cells.checks.report import CheckRow
 from core.cells.checks.summary import Expression, FileSummary
-from core.cells.checks.wording import share
 from core.cells.matrix_state import MatrixState
+from core.wording import percentage
 
 __all__ = ["check_cells_of_files", "few_genes", "looks_like_doublet"]
 
@@ -105,7 +105,7 @@ def _check_empty(read: Sequence[FileSummary]) -> Iterator[CheckRow]:
             "warn",
             "cells",
             "empty cells",
-            f"{one.name}: {n_empty:,} of {n_read:,} cells ({share(n_empty, n_read)}) have no "
+            f"{one.name}: {n_empty:,} of {n_read:,} cells ({percentage(n_empty, n_read)}) have no "
             f"counts at all",
             "drop them: sc.pp.filter_cells(adata, min_genes=1)",
             one.name,
@@ -129,7 +129,7 @@ def _check_few_genes(read: Sequence[FileSummary]) -> Iterator[CheckRow]:
                 "warn",
                 "cells",
                 "few genes",
-                f"{one.name}: {n_thin:,} of {len(thin):,} cells ({share(n_thin, len(thin))}) have "
+                f"{one.name}: {n_thin:,} of {len(thin):,} cells ({percentage(n_thin, len(thin))}) have "
                 f"fewer than {floor} genes (median {medians[-1]:,.0f})",
                 f"drop what may be debris: sc.pp.filter_cells(adata, min_genes={floor})",
                 one.name,
@@ -167,7 +167,7 @@ def _check_depth(read: Sequence[FileSummary]) -> Iterator[CheckRow]:
                 "warn",
                 "cells",
                 "doublet-like depth",
-                f"{one.name}: {n_deep:,} of {len(deep):,} cells ({share(n_deep, len(deep))}) are "
+                f"{one.name}: {n_deep:,} of {len(deep):,} cells ({percentage(n_deep, len(deep))}) are "
                 f"far deeper than the others of {_group(one)} in counts and genes; a hint, large "
                 f"cells look the same",
                 "look for doublets (sc.pp.scrublet) and drop them",
@@ -180,7 +180,7 @@ def _check_depth(read: Sequence[FileSummary]) -> Iterator[CheckRow]:
             "ok",
             "cells",
             "doublet-like depth",
-            f"{n_deep_all:,} of {n_read:,} cells ({share(n_deep_all, n_read)}) are far deeper than "
+            f"{n_deep_all:,} of {n_read:,} cells ({percentage(n_deep_all, n_read)}) are far deeper than "
             f"the others of {' or '.join(sorted(groups_of))}",
         )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from core.cells.checks.report import CheckRow
 from core.cells.checks.summary import FileSummary
-from core.cells.checks.wording import size
 from core.cells.matrix_state import MatrixState
+from core.wording import size
 
 __all__ = ["Estimate", "check_cost", "estimate_cost"]
 

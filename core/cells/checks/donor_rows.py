@@ -10,8 +10,8 @@ from core.cells.checks.label_table import LabelColumn, LabelTable
 from core.cells.checks.phenotype_rows import likely_column
 from core.cells.checks.report import CheckRow
 from core.cells.checks.summary import FileSummary
-from core.cells.checks.wording import listed, share
 from core.presets.schema import DataSettings
+from core.wording import listed, percentage
 
 __all__ = ["check_donors", "confounded_values"]
 
@@ -106,7 +106,7 @@ def _split(
             "warn",
             "donors",
             "unknown donors",
-            f"{n_unknown:,} of {table.n_cells:,} cells ({share(n_unknown, table.n_cells)}) have no "
+            f"{n_unknown:,} of {table.n_cells:,} cells ({percentage(n_unknown, table.n_cells)}) have no "
             f"known '{data.split.by}' and are used to train",
             "fill the column in: their donors may be held out as well",
         )
@@ -132,7 +132,7 @@ def _leakage(files: Sequence[FileSummary], table: LabelTable) -> Iterator[CheckR
             "donors",
             "leakage",
             f"data.{role}_files share {len(shared):,} donors with data.files ({listed(names)}), "
-            f"{share(n_cells, int(held_out.sum()))} of their cells, so scores may flatter",
+            f"{percentage(n_cells, int(held_out.sum()))} of their cells, so scores may flatter",
             "move all cells of a donor to one side",
         )
     if not any_shared:

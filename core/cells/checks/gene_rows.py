@@ -8,11 +8,11 @@ import numpy as np
 
 from core.cells.checks.report import CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
-from core.cells.checks.wording import files_of, listed, share, some_of
 from core.cells.gene_join import GeneJoin, join_genes
 from core.cells.genes import GenePanel, describe_ids
 from core.errors import DataError
 from core.presets.schema import DataSettings
+from core.wording import files_of, listed, percentage, some_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def _overlap(
             kept = int(np.sum(columns >= 0))
             is_poor = kept < _KEPT * n_genes
             finding = (
-                f"{one.name}: {kept:,} of its {n_genes:,} genes ({share(kept, n_genes)}) are in "
+                f"{one.name}: {kept:,} of its {n_genes:,} genes ({percentage(kept, n_genes)}) are in "
                 f"all files; the others are left out"
             )
             fix = "set data.join = 'union', leave out the file with few genes, or train apart"
@@ -225,7 +225,7 @@ def check_model_genes(files: Sequence[FileSummary], panel: GenePanel) -> Iterato
             "fail" if few else "warn",
             "genes",
             "model genes",
-            f"{one.name}: {n_found:,} of the model's {len(panel):,} genes ({share(n_found, len(panel))}) "
+            f"{one.name}: {n_found:,} of the model's {len(panel):,} genes ({percentage(n_found, len(panel))}) "
             f"are in the file ({describe_ids(one.table.ids)}); not found: {listed(lost)}",
             "set data.gene_ids to the column of the model's kind of ids, or use a model of these genes"
             if few
@@ -238,6 +238,6 @@ def check_model_genes(files: Sequence[FileSummary], panel: GenePanel) -> Iterato
             "ok",
             "genes",
             "model genes",
-            f"{share(worst, len(panel))} or more of the model's {len(panel):,} genes are in "
+            f"{percentage(worst, len(panel))} or more of the model's {len(panel):,} genes are in "
             f"{len(found_well):,} {'file' if len(found_well) == 1 else 'files'}",
         )

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from core.cells.checks.report import CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
-from core.cells.checks.wording import files_of, listed, number, some_of
 from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.store import TARGET_SUM
 from core.cells.variable_genes import resolve_method
 from core.errors import DataError
 from core.presets.schema import DataSettings
+from core.wording import files_of, listed, some_of
 
 __all__ = ["check_matrices"]
 
@@ -152,6 +152,6 @@ def _large_counts(chosen: Sequence[FileSummary]) -> Iterator[CheckRow]:
             "ok",
             "matrix",
             "large counts",
-            f"{files_of(over)}: counts above 65,535 (up to {number(max(largest.values()))}) go to "
+            f"{files_of(over)}: counts above 65,535 (up to {max(largest.values()):,.0f}) go to "
             f"the store's side table",
         )

@@ -10,9 +10,9 @@ from core.cells.checks.label_table import LabelColumn, LabelTable
 from core.cells.checks.report import CheckRow
 from core.cells.checks.spelling import Variant, find_variants
 from core.cells.checks.summary import FileSummary
-from core.cells.checks.wording import files_of, listed, share
 from core.cells.phenotypes import PhenotypeColumn, requested_phenotypes
 from core.presets.schema import DataSettings
+from core.wording import files_of, listed, percentage
 
 __all__ = ["RARE_CELLS", "check_phenotypes", "likely_column"]
 
@@ -197,7 +197,7 @@ def _partly_known(
         "warn" if is_poor or lacking else "ok",
         "phenotypes",
         "coverage",
-        f"{phenotype.name}: known of {share(n_known, table.n_cells)} of cells{where}",
+        f"{phenotype.name}: known of {percentage(n_known, table.n_cells)} of cells{where}",
         fix,
         phenotype.name,
     )
@@ -316,7 +316,7 @@ def _combinations(table: LabelTable, labels: CellLabels) -> Iterator[CheckRow]:
         "phenotypes",
         "combinations",
         f"{occurring}, {len(rare):,} of them in fewer than {_RARE_COMBINATION} cells "
-        f"({share(n_rare, n_known)} of the cells): {listed(worst)}",
+        f"({percentage(n_rare, n_known)} of the cells): {listed(worst)}",
         "cells generated for these and for those that do not occur are extrapolated: check them "
         "against real cells"
         if many

@@ -20,12 +20,12 @@ from core.cells.checks.phenotype_rows import check_phenotypes
 from core.cells.checks.report import CheckReport, CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
 from core.cells.checks.survey import Depth, survey_files
-from core.cells.checks.wording import files_of
 from core.cells.gene_join import GeneJoin
 from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ignore_progress
+from core.wording import files_of
 
 __all__ = ["check_data", "preflight", "preflight_with_files"]
 
