@@ -1,53 +1,46 @@
-"""What a check found: rows of ok, warn or fail in families, and the facts behind them.
+"""What a check finds: rows of ok, warn or fail in families, and the facts behind them.
 
-`core.cells.checks` looks at cells in this form, `core.machine_check` at the machine.
+`core.cells.checks` checks cells, `core.doctor` the machine.
 """
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
-
-__all__ = ["FindingsReport", "Level"]
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 Level = Literal["ok", "warn", "fail"]
 _SEVERITY: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
 
 
-class _Row(Protocol):
-    """A finding: a frozen dataclass with at least these fields."""
+@dataclass(frozen=True)
+class Finding:
+    """One row of a report."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    #: "warn": results may suffer; "fail": tfx refuses to work, or cannot.
+    level: Level
+    #: What was checked: the group of checks, and the check.
+    family: str
+    check: str
+    #: What is true, as one sentence without its full stop.
+    finding: str
+    #: What to do about it; "" if there is nothing to do.
+    fix: str = ""
 
-    @property
-    def level(self) -> Level: ...
 
-    @property
-    def family(self) -> str: ...
-
-
-_AnyRow = TypeVar("_AnyRow", bound=_Row)
+_Row = TypeVar("_Row", bound=Finding)
 
 
 @dataclass(frozen=True)
-class FindingsReport(Generic[_AnyRow]):
-    """All findings of one kind of check.
+class FindingsReport(Generic[_Row]):
+    """All rows of one kind of check, in the order of `FAMILIES`, and their facts as plain values."""
 
-    Attributes
-    ----------
-    rows
-        In the order of `FAMILIES`.
-    facts
-        What the rows were made from, as nested plain values.
-    """
-
-    #: The families in the order of a report; given by subclasses.
+    #: Set by subclasses.
     FAMILIES: ClassVar[tuple[str, ...]] = ()
 
-    rows: tuple[_AnyRow, ...]
+    rows: tuple[_Row, ...]
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, rows: Iterable[_AnyRow], facts: dict[str, Any]) -> Self:
+    def of(cls, rows: Iterable[_Row], facts: dict[str, Any]) -> Self:
         """Make a report of rows in any order."""
         ordered = sorted(rows, key=lambda row: cls.FAMILIES.index(row.family))
         return cls(tuple(ordered), facts)
@@ -57,8 +50,8 @@ class FindingsReport(Generic[_AnyRow]):
         """The worst level of all rows."""
         return max((row.level for row in self.rows), key=_SEVERITY.__getitem__, default="ok")
 
-    def of_level(self, level: Level) -> list[_AnyRow]:
-        """Rows of one level."""
+    def of_level(self, level: Level) -> list[_Row]:
+        """Return the rows of one level."""
         return [row for row in self.rows if row.level == level]
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,10 +24,10 @@ def doctor(as_json: JsonOutput = False) -> None:
     tfx doctor --json > machine.json
     """
     # numpy and psutil here, torch later, in a check of its own.
-    from core.machine_check import TerminalFacts, check_machine
+    from core.doctor.check import check_machine
 
     narrate("looking at this machine, torch takes some seconds")
-    report = check_machine(RUNS, TerminalFacts.read())
+    report = check_machine(RUNS)
     print_result(
         "doctor",
         report.to_dict(),

@@ -1,6 +1,6 @@
 """`tfx doctor`: through the entry point."""
 
-from core.machine_check.report import FAMILIES
+from core.doctor.check import MachineReport
 
 
 def test_a_fit_machine_is_described_and_nothing_is_left(tfx, tmp_path):
@@ -9,7 +9,8 @@ def test_a_fit_machine_is_described_and_nothing_is_left(tfx, tmp_path):
     report = result.json
     assert report["schema"] == "tfx.doctor/1"
     assert report["level"] in ("ok", "warn")
-    assert list(dict.fromkeys(row["family"] for row in report["rows"])) == list(FAMILIES)
+    families = dict.fromkeys(row["family"] for row in report["rows"])
+    assert tuple(families) == MachineReport.FAMILIES
     assert report["facts"]["torch"]["version"]
     assert report["facts"]["memory"]["available"] > 0
     assert not list(tmp_path.iterdir())
@@ -20,7 +21,7 @@ def test_a_machine_that_is_not_fit_exits_with_3_and_says_what_to_do(tfx, monkeyp
         message = "libcudart.so.13: cannot open shared object file"
         raise ImportError(message)
 
-    monkeypatch.setattr("core.machine_check.check.read_torch", broken)
+    monkeypatch.setattr("core.doctor.compute.read_torch", broken)
     result = tfx("doctor")
     assert result.code == 3
     assert "cannot be imported (ImportError: libcudart.so.13" in result.stdout

@@ -34,7 +34,7 @@ def test_the_apptainer_recipe_copies_the_same():
 
 
 def test_both_recipes_build_on_the_tested_python():
-    from core.machine_check.packages import TESTED_PYTHON
+    from core.doctor.packages import TESTED_PYTHON
 
     base = f"python:{'.'.join(map(str, TESTED_PYTHON))}-slim"
     assert (ROOT / "Dockerfile").read_text(encoding="utf-8").count(f"FROM {base}") == 2

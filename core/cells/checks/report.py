@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from core.errors import DataError, TfxError
-from core.findings import FindingsReport, Level
+from core.findings import Finding, FindingsReport, Level
 
 __all__ = ["FAMILIES", "CheckReport", "CheckRow", "Family", "Level", "fault_row", "refuse_failures"]
 
@@ -18,29 +18,10 @@ _MOST_TOLD = 20
 
 
 @dataclass(frozen=True)
-class CheckRow:
-    """One finding.
+class CheckRow(Finding):
+    """One finding about cells, as listed in docs/check.md; "fail": prepare or train refuse."""
 
-    Attributes
-    ----------
-    level
-        "ok"; "warn": the result may suffer; "fail": prepare or train would refuse, or must not
-        go on.
-    family, check
-        What was looked at, as in docs/check.md.
-    subject
-        The file or phenotype it is about; "" for all.
-    finding
-        What is so, in one sentence without its full stop.
-    fix
-        What to do about it; "" where there is nothing to do.
-    """
-
-    level: Level
-    family: Family
-    check: str
-    finding: str
-    fix: str = ""
+    #: The file or phenotype; "" for all.
     subject: str = ""
 
     @property

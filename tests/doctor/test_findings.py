@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.machine_check.attention_rows import ROUTES, check_attention
-from core.machine_check.compute import DriverFacts, TorchFacts, check_compute, usable_devices
-from core.machine_check.memory import check_memory, check_open_files, read_memory
-from core.machine_check.packages import (
+from core.doctor.check import MachineReport
+from core.doctor.compute import (
+    ROUTES,
+    DriverFacts,
+    TorchFacts,
+    check_attention,
+    check_torch_and_driver,
+    usable_devices,
+)
+from core.doctor.packages import (
     DISTRIBUTION,
     EXTRAS,
     TESTED_VERSIONS,
@@ -20,9 +26,15 @@ from core.machine_check.packages import (
     check_python,
     lowest_versions,
 )
-from core.machine_check.report import MachineReport, MachineRow
-from core.machine_check.storage import check_storage, file_system_of
-from core.machine_check.terminal import TerminalFacts, check_terminal
+from core.doctor.resources import (
+    check_disk,
+    check_memory,
+    check_open_files,
+    file_system_of,
+    read_memory,
+)
+from core.doctor.terminal import TerminalFacts, check_terminal
+from core.findings import Finding
 from core.model.attention import AttentionRoute
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +79,10 @@ def test_every_dependency_has_a_tested_version():
         ({"torch": None}, "fail", "missing: torch"),
         ({"torch": "2.9.1"}, "fail", "torch 2.9.1 (needs 2.10)"),
         ({"torch": "99.0.0+cu130"}, "warn", "torch 99.0.0+cu130 (tested: "),
-        ({"torch": "2.10.0"}, "ok", "packages are there"),
+        ({"torch": "2.10.0"}, "ok", "packages are installed"),
     ],
 )
-def test_packages_are_held_against_needed_and_tested_versions(installed, level, words):
+def test_packages_are_compared_with_required_and_tested_versions(installed, level, words):
     versions = TESTED_VERSIONS | installed
     (row,), found = check_packages({"torch": "2.10"}, versions.get)
     assert (row.level, found["torch"]) == (level, installed["torch"])
@@ -78,7 +90,7 @@ def test_packages_are_held_against_needed_and_tested_versions(installed, level, 
     assert bool(row.fix) == (level != "ok")
 
 
-def test_absent_extras_are_no_fault_and_say_how_to_get_them():
+def test_missing_extras_are_ok_and_name_the_command_that_installs_them():
     rows, found = check_extras({"wandb": "1.0"}.get)
     assert set(levels(rows)) == {"ok"}
     assert found["wandb"] == "1.0"
@@ -86,7 +98,7 @@ def test_absent_extras_are_no_fault_and_say_how_to_get_them():
         assert (DISTRIBUTION in row.fix) == (row.check != "wandb")
 
 
-def test_every_extra_of_the_package_is_told_of():
+def test_every_extra_of_the_package_is_listed():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
     declared = {
@@ -109,27 +121,27 @@ SM = ("sm_75", "sm_80", "sm_90")
         (TorchFacts("2.13"), DriverFacts(), "ok", "no GPU"),
         (TorchFacts("2.13", has_mps=True), DriverFacts(), "ok", "Apple GPU"),
         (TorchFacts("2.13+cpu"), DRIVER, "warn", "a build without CUDA"),
-        (TorchFacts("2.13", "13.0", SM), DRIVER, "fail", "serves CUDA 12.4 at most"),
+        (TorchFacts("2.13", "13.0", SM), DRIVER, "fail", "supports CUDA 12.4 at most"),
         (TorchFacts("2.13", "12.4", SM), DRIVER, "fail", "torch does not"),
         (TorchFacts("2.13", "12.4", SM, (H100,)), DRIVER, "ok", "capability 9.0"),
         (TorchFacts("2.13", "12.4", SM, (T4,)), DRIVER, "warn", "no bf16"),
         (TorchFacts("2.13", "12.4", SM, (FUTURE,)), DRIVER, "fail", "was not built"),
     ],
 )  # fmt: skip
-def test_torch_its_cuda_and_the_driver_are_held_together(
+def test_torch_its_cuda_and_the_driver_must_fit_together(
     monkeypatch, torch_facts, driver, level, words
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    rows = check_compute(torch_facts, driver)
+    rows = check_torch_and_driver(torch_facts, driver)
     report = MachineReport.of(rows, {})
     assert report.level == level
     (row,) = [row for row in report.of_level(level) if words in row.finding]
     assert bool(row.fix) == (level != "ok")
 
 
-def test_hidden_gpus_are_no_fault(monkeypatch):
+def test_hidden_gpus_are_ok(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (row,) = check_compute(TorchFacts("2.13", "12.4", SM), DRIVER)
+    (row,) = check_torch_and_driver(TorchFacts("2.13", "12.4", SM), DRIVER)
     assert (row.level, row.fix) == ("ok", "unset it to use the GPU")
 
 
@@ -140,8 +152,8 @@ def test_the_cpu_computes_and_its_attention_routes_run():
     attention = check_attention([torch.device("cpu")])
     assert [row.check for row in attention] == [f"{name} on cpu" for name in ROUTES]
     assert set(levels(attention)) == {"ok"}
-    assert [row.check for row in attention if "taken by 'auto'" in row.finding] == ["cpu on cpu"]
-    not_here = [row.check for row in attention if row.finding.startswith("not for here: ")]
+    assert [row.check for row in attention if "chosen by 'auto'" in row.finding] == ["cpu on cpu"]
+    not_here = [row.check for row in attention if row.finding.startswith("not available here: ")]
     assert not_here == ["varlen on cpu", "flash on cpu"]
 
 
@@ -163,13 +175,11 @@ def raising(*arguments):
     [
         ("cpu", raising, "fail", "does not run (RuntimeError: no kernel image)"),
         ("sdpa", raising, "warn", "does not run (RuntimeError: no kernel image)"),
-        ("cpu", lambda q, k, v, bounds, dropout: v, "fail", "answers wrongly"),
-        ("eager", lambda q, k, v, bounds, dropout: v * float("nan"), "warn", "answers wrongly"),
+        ("cpu", lambda q, k, v, bounds, dropout: v, "fail", "is wrong"),
+        ("eager", lambda q, k, v, bounds, dropout: v * float("nan"), "warn", "is wrong"),
     ],
 )
-def test_a_route_that_fails_is_found_and_worst_where_auto_takes_it(
-    monkeypatch, name, attend, level, words
-):
+def test_a_route_that_fails_is_worst_where_auto_chooses_it(monkeypatch, name, attend, level, words):
     from core.model import attention
 
     resolve = attention.resolve_attention
@@ -194,8 +204,8 @@ def test_little_memory_fails(available, level):
 
 def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr("core.machine_check.memory._CGROUP_LIMIT", limit)
-    monkeypatch.setattr("core.machine_check.memory._CGROUP_USED", used)
+    monkeypatch.setattr("core.doctor.resources._CGROUP_LIMIT", limit)
+    monkeypatch.setattr("core.doctor.resources._CGROUP_USED", used)
     whole = read_memory()["total"]
     assert whole > 10**8
     limit.write_text("100000000\n")
@@ -206,7 +216,7 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("soft", "level"), [(64, "fail"), (256, "warn"), (1024, "ok")])
-def test_few_open_files_are_told_with_the_command_that_helps(soft, level):
+def test_few_open_files_are_reported_with_the_command_that_helps(soft, level):
     (row,) = check_open_files(soft)
     assert row.level == level
     assert ("ulimit -n" in row.fix) == (level != "ok")
@@ -218,13 +228,13 @@ def test_few_open_files_are_told_with_the_command_that_helps(soft, level):
         ("ext4", 10**8, "fail", "GB free"),
         ("ext4", 5 * 10**9, "warn", "GB free"),
         ("nfs4", 10**12, "warn", "network file system"),
-        ("tmpfs", 10**12, "warn", "a restart loses it"),
-        ("lustre", 10**12, "ok", "fit for large files"),
+        ("tmpfs", 10**12, "warn", "a restart deletes them"),
+        ("lustre", 10**12, "ok", "suited to large files"),
         ("", 10**12, "ok", "unknown kind"),
     ],
 )
 def test_the_disk_is_judged_by_room_and_kind(tmp_path, kind, free, level, words):
-    rows, facts = check_storage(tmp_path / "a" / "runs", kind=kind, free=free)
+    rows, facts = check_disk(tmp_path / "a" / "runs", kind=kind, free=free)
     assert facts == {"folder": str(tmp_path), "file_system": kind, "free": free}
     assert MachineReport.of(rows, {}).level == level
     assert [row for row in rows if row.level == level and words in row.finding]
@@ -260,7 +270,7 @@ def test_a_file_system_without_locks_fails(monkeypatch, tmp_path):
             pass
 
     monkeypatch.setattr("filelock.FileLock", NoLock)
-    row = only(check_storage(tmp_path, kind="ext4", free=10**12)[0], "fail")
+    row = only(check_disk(tmp_path, kind="ext4", free=10**12)[0], "fail")
     assert (row.check, "given twice" in row.finding) == ("locks", True)
 
 
@@ -297,7 +307,7 @@ def test_terminal_facts_are_read_from_the_stream_and_the_environment():
 
 
 def test_a_report_is_as_bad_as_its_worst_row_and_in_order():
-    rows = [MachineRow("warn", "disk", "b", "b"), MachineRow("fail", "python", "a", "a")]
+    rows = [Finding("warn", "disk", "b", "b"), Finding("fail", "python", "a", "a")]
     report = MachineReport.of(rows, {})
     assert report.level == "fail"
     assert [row.family for row in report.rows] == ["python", "disk"]
