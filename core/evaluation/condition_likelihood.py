@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from torch.nn import functional
 
 from core.encoding.masking import Show
 from core.evaluation.class_baselines import bin_counts, class_shares
-from core.model.batch_tensors import BatchTensors
+from core.evaluation.predict import predict
 from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits
 from core.random_streams import Stream, generator
@@ -161,7 +160,6 @@ def _bins(
     return np.concatenate(blocks)
 
 
-@torch.inference_mode()
 def _hidden_nll(
     model: CellModel,
     values: NDArray[np.float32],
@@ -169,16 +167,15 @@ def _hidden_nll(
     slots: Sequence[int],
 ) -> FloatArray:
     """(cells, genes) nats of every gene, all being hidden."""
-    network = model.network.eval()
     states = np.full(codes.shape, Show.MASKED, dtype=np.int8)
     states[:, list(slots)] = Show.VALUE
     shown = np.where(states == Show.VALUE, codes, 0).astype(np.int32)
     hidden = np.ones(values.shape, dtype=bool)
-    batch = model.batches.ranked(values, shown, states, hidden)
-    device = next(network.parameters()).device
-    tensors = BatchTensors.from_arrays(batch, device)
-    logits = bin_logits(network(tensors).gene_logits, model.config)
-    nll = functional.cross_entropy(logits, tensors.gene_target.long(), reduction="none")
+    cells = model.batches.ranked(values, shown, states, hidden)
+    (prediction,) = predict(model, [cells])
+    logits = bin_logits(prediction.output.gene_logits, model.config)
+    targets = prediction.batch.gene_target.long()
+    nll = functional.cross_entropy(logits, targets, reduction="none")
     found = np.zeros(values.shape)
-    found[batch.gene_cell, batch.gene] = nll.double().cpu().numpy()
+    found[cells.gene_cell, cells.gene] = nll.double().cpu().numpy()
     return found

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from core.cells.store import Store
 from core.evaluation.gene_report import gene_table, report_genes
-from core.evaluation.given_phenotypes import predict_given_others
-from core.evaluation.mask_rates import MASK_RATES, evaluate_at_rate
+from core.evaluation.masked_evaluation import MASK_RATES, evaluate_at_rate
 from core.evaluation.phenotype_report import report_answers
+from core.evaluation.predict import predict_given_others
 from core.model.folder import CellModel
 from core.progress import Listener, ignore_progress
 from core.random_streams import Stream, generator

@@ -15,8 +15,9 @@ from core.cells.store import Split, Store
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.conditions import evaluate_conditions
-from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
+from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.phenotype_section import KnownCells, report_phenotypes
+from core.evaluation.predict import predict_phenotypes
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
 from core.progress import Listener, ignore_progress

@@ -5,13 +5,12 @@ words, and those that it does not know are counted and left out. Baselines, wher
 model was trained on are still there, learn from these and see the genes that all files have.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -20,13 +19,14 @@ from core.cells.one_against_rest import OneAgainstRest
 from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
 from core.cells.reading import CellSource
 from core.cells.store import Store
+from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError, DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import MAX_BASELINE_CELLS
 from core.evaluation.phenotype_section import KnownCells, report_phenotypes
+from core.evaluation.predict import join_probabilities, phenotype_probabilities, predict
 from core.inference.hints import Hint, read_hint
 from core.inference.query_cells import QueryCells, open_query_cells
-from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -220,7 +220,6 @@ def _read_truth(
     return hints, notes
 
 
-@torch.inference_mode()
 def _answer(
     model: CellModel,
     cells: QueryCells,
@@ -232,9 +231,9 @@ def _answer(
     seed: int,
     on_progress: Listener,
 ) -> _Answered:
-    config, network = model.config, model.network.eval()
+    config = model.config
     names = list(config.phenotypes)
-    device = next(network.parameters()).device
+    device = next(model.network.parameters()).device
     codes = np.full((cells.n_cells, len(names)), -1, dtype=np.int32)
     for hint in hints:
         codes[:, hint.slot] = hint.codes
@@ -245,33 +244,29 @@ def _answer(
         chosen = np.sort(rng.choice(chosen, max_cells, replace=False))
     is_chosen = np.zeros(cells.n_cells, dtype=bool)
     is_chosen[chosen] = True
-    parts: dict[str, list[NDArray[np.float32]]] = {
-        name: [np.zeros((0, len(config.phenotypes[name])), np.float32)] for name in config.answered
-    }
     expression = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
     size = max(_TOKENS.get(device.type, _TOKENS["cpu"]) // config.longest_sequence, 1)
-    encoder = model.batches
-    for first, block in cells.blocks(size):
-        some = block[np.flatnonzero(is_chosen[first : first + block.shape[0]])]
-        done = min(first + block.shape[0], cells.n_cells)
-        on_progress(ProgressEvent("predicting phenotypes", done, cells.n_cells))
-        if some.shape[0] == 0:
-            continue
-        expression.append(some)
-        # Zeros make every slot a question; the model does not see them.
-        nothing = np.zeros((some.shape[0], len(names)), dtype=np.int32)
-        rng = generator(seed, first, Stream.QUERY_GENES)
-        arrays = encoder.visible(some, nothing, names, rng, missing=cells.missing)
-        batch = BatchTensors.from_arrays(arrays, device)
-        logits = network(batch).phenotype_logits
-        for name, slot in config.answered.items():
-            own = logits[batch.phenotype_slot == slot]
-            told = network.phenotype_probabilities(own, slot)
-            parts[name].append(told.float().cpu().numpy())
+
+    def batches() -> Iterator[CellBatch]:
+        for first, block in cells.blocks(size):
+            some = block[np.flatnonzero(is_chosen[first : first + block.shape[0]])]
+            done = min(first + block.shape[0], cells.n_cells)
+            on_progress(ProgressEvent("predicting phenotypes", done, cells.n_cells))
+            if some.shape[0] == 0:
+                continue
+            expression.append(some)
+            # A code of 0 masks a phenotype whose label is missing; the model does not see it.
+            masked = np.zeros((some.shape[0], len(names)), dtype=np.int32)
+            rng = generator(seed, first, Stream.QUERY_GENES)
+            yield model.batches.visible(some, masked, names, rng, missing=cells.missing)
+
+    probabilities = join_probabilities(
+        model, (phenotype_probabilities(model, one) for one in predict(model, batches()))
+    )
     return _Answered(
         codes[chosen],
         _donor_labels(cells, donor_column)[chosen],
-        {name: np.concatenate(found) for name, found in parts.items()},
+        probabilities,
         sparse.csr_matrix(sparse.vstack(expression)),
         cells.missing,
         notes,

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError
+from core.evaluation.predict import phenotype_probabilities, predict
 from core.inference.hints import Hint
 from core.inference.query_cells import QueryCells
-from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
@@ -86,7 +86,6 @@ def encoded_blocks(
         on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
 
 
-@torch.inference_mode()
 def predict_phenotypes_of(
     model: CellModel,
     cells: QueryCells,
@@ -101,30 +100,29 @@ def predict_phenotypes_of(
     ConfigurationError
         The model has no phenotypes, or all of them are given.
     """
-    config, network = model.config, model.network
-    slots = [
-        slot for name, slot in config.answered.items() if name not in {hint.name for hint in hints}
-    ]
-    if not slots:
+    config = model.config
+    names = [name for name in config.answered if name not in {hint.name for hint in hints}]
+    if not names:
         message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
         raise ConfigurationError(message)
-    device = next(network.parameters()).device
-    network.eval()
-    codes = {slot: np.zeros(cells.n_cells, dtype=np.int32) for slot in slots}
-    sure = {slot: np.zeros(cells.n_cells, dtype=np.float32) for slot in slots}
-    blocks = encoded_blocks(
-        model, cells, hints, device=device, stage="predicting phenotypes", on_progress=on_progress
-    )
-    for span, arrays in blocks:
-        batch = BatchTensors.from_arrays(arrays, device)
-        logits = network(batch).phenotype_logits
-        for slot in slots:
-            own = logits[batch.phenotype_slot == slot]
-            best = network.phenotype_probabilities(own, slot).float().max(dim=-1)
-            codes[slot][span] = best.indices.cpu().numpy()
-            sure[slot][span] = best.values.cpu().numpy()
-    names = list(config.phenotypes)
+    device = next(model.network.parameters()).device
+    codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
+    sure = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
+    spans: list[slice] = []
+
+    def batches() -> Iterator[CellBatch]:
+        stage = "predicting phenotypes"
+        for span, batch in encoded_blocks(
+            model, cells, hints, device=device, stage=stage, on_progress=on_progress
+        ):
+            spans.append(span)
+            yield batch
+
+    for prediction in predict(model, batches()):
+        probabilities = phenotype_probabilities(model, prediction)
+        for name in names:
+            codes[name][spans[-1]] = probabilities[name].argmax(axis=1)
+            sure[name][spans[-1]] = probabilities[name].max(axis=1)
     return [
-        PhenotypeAnswers(names[slot], config.phenotypes[names[slot]], codes[slot], sure[slot])
-        for slot in slots
+        PhenotypeAnswers(name, config.phenotypes[name], codes[name], sure[name]) for name in names
     ]

@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from core.cells.store import Store
-from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
+from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.phenotype_metrics import score_phenotype
+from core.evaluation.predict import predict_phenotypes
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings, TrainSettings
 from core.progress import ProgressEvent

@@ -5,8 +5,7 @@ import pytest
 
 from core.evaluation import conditions
 from core.evaluation.conditions import evaluate_conditions
-from core.evaluation.given_phenotypes import predict_given_others
-from core.evaluation.masked_evaluation import predict_phenotypes
+from core.evaluation.predict import predict_given_others, predict_phenotypes
 from core.random_streams import Stream, generator
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation.mask_rates import _encode, draw_static_mask, evaluate_at_rate
+from core.evaluation.masked_evaluation import _batches_at_rate, draw_static_mask, evaluate_at_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,7 +62,7 @@ def test_the_right_genes_are_hidden_and_scored(tiny_store, rows, models):
 def test_in_the_expressed_layout_hidden_genes_are_no_tokens(tiny_store, rows, models):
     model = models(layout="expressed")
     rng = np.random.default_rng(0)
-    about_phenotypes, about_genes = _encode(model, tiny_store, rows, 0.5, 0, rng)
+    about_phenotypes, about_genes = _batches_at_rate(model, tiny_store, rows, 0.5, 0, rng)
     mask = draw_static_mask(rows, len(model.panel), 0.5, seed=0)
     first = model.config.tokens.first_gene
     for cell in range(len(rows)):

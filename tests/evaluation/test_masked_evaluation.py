@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation.masked_evaluation import evaluate_masked, predict_phenotypes
+from core.evaluation.masked_evaluation import evaluate_masked
+from core.evaluation.predict import predict_phenotypes
 from core.presets.schema import LossSettings, MaskingSettings
 from core.training.setup import build_model
 from tests.tiny_atlas import tiny_preset

@@ -14,7 +14,7 @@ from core.encoding.tokens import MASK, TokenSpace
 from core.encoding.values import ValueEncoder
 from core.errors import ConfigurationError, DataError, MachineError, TrainingInterrupted
 from core.evaluation.held_out import evaluate_held_out
-from core.evaluation.masked_evaluation import predict_phenotypes
+from core.evaluation.predict import predict_phenotypes
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset

@@ -1,0 +1,145 @@
+"""The one loop that predicts: batches of cells go through a network, its logits come back.
+
+Every prediction of an evaluation and of `tfx predict` passes through `predict`, which puts the network
+into evaluation mode and needs no gradient. The seeds of the batches are those of their makers: the same
+cells always get the same prediction.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from core.cells.store import Store
+from core.encoding.cell_batch import CellBatch
+from core.encoding.panel_cells import PanelReader
+from core.model.batch_tensors import BatchTensors
+from core.model.cell_model import CellOutput
+from core.model.folder import CellModel
+from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
+
+BATCH_SIZE = 64
+
+Probabilities = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A batch on the host and on the device, and the logits of its masked positions."""
+
+    cells: CellBatch
+    batch: BatchTensors
+    output: CellOutput
+
+
+@torch.inference_mode()
+def predict(model: CellModel, batches: Iterable[CellBatch]) -> Iterator[Prediction]:
+    """Predict the masked positions of each batch; the network is left in evaluation mode."""
+    network = model.network.eval()
+    device = next(network.parameters()).device
+    for cells in batches:
+        batch = BatchTensors.from_arrays(cells, device)
+        yield Prediction(cells, batch, network(batch))
+
+
+def phenotype_probabilities(model: CellModel, prediction: Prediction) -> Probabilities:
+    """Phenotype -> (cells in which it is masked, values) probabilities."""
+    logits, slots = prediction.output.phenotype_logits, prediction.batch.phenotype_slot
+    return {
+        name: model.network.phenotype_probabilities(logits[slots == slot], slot)
+        .float()
+        .cpu()
+        .numpy()
+        for name, slot in model.config.answered.items()
+    }
+
+
+def join_probabilities(model: CellModel, parts: Iterable[Probabilities]) -> Probabilities:
+    """Join the probabilities of batches; without batches (0, values) of each phenotype."""
+    values = model.config.phenotypes
+    joined = {
+        name: [np.zeros((0, len(values[name])), np.float32)] for name in model.config.answered
+    }
+    for part in parts:
+        for name, probabilities in part.items():
+            joined[name].append(probabilities)
+    return {name: np.concatenate(of_name) for name, of_name in joined.items()}
+
+
+def row_batches(
+    rows: NDArray[np.int64], batch_size: int, stage: str, on_progress: Listener
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Divide rows into numbered batches; progress is reported after each has been used."""
+    for number, start in enumerate(range(0, len(rows), batch_size)):
+        some = rows[start : start + batch_size]
+        yield number, some
+        on_progress(ProgressEvent(stage, start + len(some), len(rows)))
+
+
+def predict_phenotypes(
+    model: CellModel,
+    store: Store,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> Probabilities:
+    """Predict every phenotype, with all genes visible and all phenotypes masked.
+
+    Returns
+    -------
+    phenotype -> (cells, values) probabilities.
+    """
+    names = list(model.config.phenotypes)
+    reader = PanelReader(store, model.panel)
+
+    def batches() -> Iterator[CellBatch]:
+        for number, some in row_batches(rows, batch_size, "predicting phenotypes", on_progress):
+            rng = generator(seed, number, Stream.VISIBLE_GENES)
+            # The model does not see the codes; a code of 0 masks a phenotype whose label is missing.
+            masked = np.zeros((len(some), len(names)), dtype=np.int32)
+            yield model.batches.visible(reader.read(some), masked, names, rng)
+
+    return join_probabilities(
+        model, (phenotype_probabilities(model, one) for one in predict(model, batches()))
+    )
+
+
+def predict_given_others(
+    model: CellModel,
+    store: Store,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> Probabilities:
+    """Predict each phenotype with all genes and the other known phenotypes of the cell visible.
+
+    Returns
+    -------
+    phenotype -> (cells, values) probabilities; empty for a model with fewer than two phenotypes, and
+    for a classifier that is given none.
+    """
+    config = model.config
+    if len(config.phenotypes) < 2 or (config.classified is not None and not config.given):
+        return {}
+    reader = PanelReader(store, model.panel)
+
+    def batches() -> Iterator[CellBatch]:
+        stage = "given the other phenotypes"
+        for number, some in row_batches(rows, batch_size, stage, on_progress):
+            cells, known = reader.read(some), np.asarray(store.phenotype_codes[some])
+            for name, slot in config.answered.items():
+                codes = known.copy()
+                codes[:, slot] = 0  # masked, even where the label is missing
+                rng = generator(seed, number, Stream.VISIBLE_GENES)
+                yield model.batches.visible(cells, codes, [name], rng)
+
+    return join_probabilities(
+        model, (phenotype_probabilities(model, one) for one in predict(model, batches()))
+    )
