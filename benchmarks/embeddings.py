@@ -158,7 +158,7 @@ def measure(
             run = f"{name}-{variant}-{seed}"
             validation = call("train", str(preset), "--run", run, *sets)["validation"]
             model = CellModel.load(Path(f"runs/{run}/model"))
-            store = Store.open(str(model.origin["store"]))
+            store = Store.open(str(model.provenance["store"]))
             rows = {}
             for split in ("train", "test"):
                 own = store.rows(split)

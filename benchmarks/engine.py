@@ -218,7 +218,7 @@ def measure_shape(
         print(f"{name}: round {turn + 1} of {shape.rounds}", file=sys.stderr)
     lengths = np.concatenate(shape.batches)
     share = float(
-        np.average([read_share(a) for a in arrays], weights=[len(a.identity) for a in arrays])
+        np.average([read_share(a) for a in arrays], weights=[len(a.token_id) for a in arrays])
     )
     flops = {
         "model": SIZE.flops_per_token(lengths) * lengths.sum(),

@@ -126,4 +126,4 @@ def make_batch(config: TfxConfig, lengths: Sequence[int], seed: int) -> CellBatc
 
 def read_share(batch: CellBatch) -> float:
     """Share of a batch's tokens that a head reads."""
-    return (len(batch.gene_position) + len(batch.phenotype_position)) / len(batch.identity)
+    return (len(batch.gene_position) + len(batch.phenotype_position)) / len(batch.token_id)

@@ -58,7 +58,7 @@ def copy_weights(original: RankedOriginal | ExpressedOriginal, network: TfxModel
         output, layer = f"{head}decoder", _LAYER_NAMES["bert"]
         places = theirs["bert.embeddings.position_embeddings.weight"]
         order = [CLS, *range(tokens.first_slot, tokens.first_gene), START]
-        order += [*range(tokens.first_gene, tokens.n_identities), END]
+        order += [*range(tokens.first_gene, tokens.n_token_ids), END]
         identities = torch.empty_like(places)
         identities[order] = places + theirs["bert.embeddings.token_type_embeddings.weight"][0]
     else:

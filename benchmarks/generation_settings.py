@@ -102,7 +102,7 @@ def by_type(model, codes, expression, slot):
 def measure(run, steps, n_cells):
     """Measure one run and print its tables."""
     model = CellModel.load(run / "model" if (run / "model").is_dir() else run)
-    store = Store.open(model.origin["store"])
+    store = Store.open(model.provenance["store"])
     names = list(model.config.phenotypes)
     slot = names.index("cell_type") if "cell_type" in names else 0
     real, codes = read_cells(model, store, "validation", n_cells)

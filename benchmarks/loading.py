@@ -90,7 +90,7 @@ def pad(batch: CellBatch) -> dict[str, np.ndarray]:
     bounds = batch.cu_seqlens.tolist()
     shape = (batch.n_cells, batch.max_length)
     padded = {"values": np.zeros(shape, np.int64), "genes": np.zeros(shape, np.int64)}
-    for name, tokens in (("values", batch.value), ("genes", batch.identity)):
+    for name, tokens in (("values", batch.value), ("genes", batch.token_id)):
         rows = padded[name]
         for row, (start, end) in enumerate(itertools.pairwise(bounds)):
             rows[row, : end - start] = tokens[start:end]
@@ -315,7 +315,7 @@ def measure(way: str, folder: Path, form: str, *, seconds: float, rounds: int) -
             batch = next(batches)
             finish(batch)
             n_cells += batch.n_cells
-            n_tokens += len(batch.identity)
+            n_tokens += len(batch.token_id)
         wall, used = time.perf_counter() - began, time.process_time() - cpu
         found.append((n_cells / wall, used / n_cells * 1e3))
         n_total += n_cells

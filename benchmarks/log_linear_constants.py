@@ -85,7 +85,7 @@ def main():
             log_linear_fit._BEGUN = begun
             losses[begun] = train(f"begun-{begun}", file)
         model = CellModel.load(Path("runs/begun-0.25/model"))
-        real, codes = read_cells(model, Store.open(model.origin["store"]), "validation", 1000)
+        real, codes = read_cells(model, Store.open(model.provenance["store"]), "validation", 1000)
         classes = codes[:, list(model.config.phenotypes).index("cell_type")]
         genes = correlation_genes(real)
         of_real = within_class_correlations(real[:, genes], classes)

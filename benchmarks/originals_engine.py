@@ -37,11 +37,11 @@ def padded_inputs(batch: CellBatch, config: TfxConfig) -> dict[str, Tensor]:
     tokens = config.tokens
     lengths = np.diff(batch.cu_seqlens)
     cell = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(batch.identity)) - batch.cu_seqlens[cell]
+    place = np.arange(len(batch.token_id)) - batch.cu_seqlens[cell]
     # Where tfx writes one NONE, the originals have a token each.
     values = batch.value.astype(np.int64)
     for number, identity in enumerate((CLS, START, END)):
-        values[batch.identity == identity] = tokens.n_values + number
+        values[batch.token_id == identity] = tokens.n_values + number
     pad = tokens.n_values + 3
     assert pad < VOCABULARY
     labels = np.full(len(values), _IGNORED)
@@ -56,7 +56,7 @@ def padded_inputs(batch: CellBatch, config: TfxConfig) -> dict[str, Tensor]:
 
     return {
         "values": spread(values, pad),
-        "genes": spread(batch.identity.astype(np.int64), 0),
+        "genes": spread(batch.token_id.astype(np.int64), 0),
         "mask": spread(np.ones(len(values), np.int64), 0),
         "labels": spread(labels, _IGNORED),
     }
@@ -154,6 +154,6 @@ def make_original(
                 **size, longest=config.longest_sequence, dropout=dropout, attention=attention
             )
         else:
-            n_genes = config.tokens.n_identities
+            n_genes = config.tokens.n_token_ids
             model = ExpressedOriginal(**size, n_genes=n_genes, dropout=dropout, attention=attention)
     return model.train()

@@ -39,7 +39,7 @@ def main() -> None:
             loaded = loader.next()
             assert not seen[loaded.rows].any(), "a cell came twice in an epoch"
             seen[loaded.rows] = True
-            n_tokens += len(loaded.batch.identity)
+            n_tokens += len(loaded.batch.token_id)
     seconds = time.perf_counter() - began
     n_cells = int(seen.sum())
     figures = {

@@ -5,7 +5,7 @@ stays for one release after the one that renamed it.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = [
     "OPTIONS",
@@ -39,6 +39,10 @@ PRESET_FOLDERS = {"originals": "published"}
 OPTIONS = {"--depth": "--genes-per-cell"}
 #: Field of a checkpoint's cursor -> its new spelling.
 _CURSOR_FIELDS = {"lanes": "virtual_ranks"}
+#: Field of a model folder's ``tfx.json`` -> its new spelling.
+_MODEL_FIELDS = {"origin": "provenance"}
+#: Array of a model folder's ``reference.safetensors`` -> the arrays that its second axis became.
+REFERENCE_ARRAYS = {"depth": ("genes_per_cell", "library_size")}
 #: Beginning of a tensor's name -> its new spelling; the longer beginning first.
 _TENSORS = {"skeleton.votes.": "log_linear.couplings.", "skeleton.": "log_linear."}
 
@@ -61,6 +65,14 @@ def current_section(section: str, settings: Mapping[str, _Value]) -> dict[str, _
 def current_cursor(record: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return the cursor of a checkpoint, as an older tfx may have written it, in the present spelling."""
     return {_CURSOR_FIELDS.get(name, name): value for name, value in record.items()}
+
+
+def current_model_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model folder's ``tfx.json``, as an older tfx may have written it, in the present spelling."""
+    present = {_MODEL_FIELDS.get(name, name): value for name, value in record.items()}
+    if isinstance(present.get("generate"), dict):
+        present["generate"] = current_section("generate", present["generate"])
+    return present
 
 
 def current_tensors(tensors: Mapping[str, _Value]) -> dict[str, _Value]:

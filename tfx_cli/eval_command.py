@@ -223,7 +223,7 @@ def _score_held_out(
     from core.evaluation.held_out import evaluate_held_out
 
     if store is None:
-        message = f"{folder}: the store it was trained on ({model.origin.get('store')}) is gone or changed; prepare it again"
+        message = f"{folder}: the store it was trained on ({model.provenance.get('store')}) is gone or changed; prepare it again"
         raise DataError(message)
     preset = preset_of(folder)
     trained_where = CellFilter.parse(preset.data.where, where="data.where")

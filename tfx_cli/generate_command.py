@@ -297,7 +297,7 @@ def generate(
             "request": request,
             "training_cells": source.phenotypes.n_training,
             "model": folder,
-            "simulated": bool(model.origin.get("simulated")),
+            "simulated": bool(model.provenance.get("simulated")),
             "markers": [vars(marker) for marker in markers],
             "fidelity": None if compared is None else compared[0].to_dict(),
             "compared_with": None if compared is None else compared[1],
@@ -305,7 +305,7 @@ def generate(
         },
         as_json=as_json,
         text=lambda: _report(
-            n_cells, source.phenotypes.n_training, markers, compared, model.origin
+            n_cells, source.phenotypes.n_training, markers, compared, model.provenance
         ),
     )
 

@@ -81,12 +81,12 @@ def edit_file(
             "changed_cells": edited.n_changed,
             "moved_genes_per_cell": edited.moved_per_cell,
             "model": folder,
-            "simulated": bool(model.origin.get("simulated")),
+            "simulated": bool(model.provenance.get("simulated")),
             "genes": [vars(change) for change in edited.changes],
             "notes": edited.notes,
         },
         as_json=as_json,
-        text=lambda: _report(edited, values, simulated=bool(model.origin.get("simulated"))),
+        text=lambda: _report(edited, values, simulated=bool(model.provenance.get("simulated"))),
     )
 
 

@@ -205,9 +205,9 @@ class _Service:
         return {
             "event": "ready",
             "model": str(self._folder),
-            "name": str(self._model.origin.get("name", "")),
-            "step": self._model.origin.get("step"),
-            "simulated": bool(self._model.origin.get("simulated")),
+            "name": str(self._model.provenance.get("name", "")),
+            "step": self._model.provenance.get("step"),
+            "simulated": bool(self._model.provenance.get("simulated")),
             "genes": config.n_genes,
             "phenotypes": {name: list(values) for name, values in config.phenotypes.items()},
             "training_cells": {

@@ -95,7 +95,7 @@ def predict(
             _write_table(output, _table(answers, cells, prefix, least))
         else:
             with AnnotatedCopy(file, output) as copy:
-                asked = [n for n in model.config.answered if n not in {h.name for h in hints}]
+                asked = [n for n in model.config.predicted if n not in {h.name for h in hints}]
                 copy.refuse_taken(
                     *(f"obs/{prefix}{name}{end}" for name in asked for end in _ENDINGS),
                     remedy="choose another --prefix",
@@ -118,7 +118,7 @@ def predict(
             "phenotypes": {one.name: _summary(one, least) for one in answers},
         },
         as_json=as_json,
-        text=lambda: _text(answers, n_cells, least, model.origin),
+        text=lambda: _text(answers, n_cells, least, model.provenance),
     )
 
 
@@ -163,15 +163,15 @@ def _facts(
 
     return {
         "tfx": __version__,
-        "model": str(model.origin.get("name", folder)),
-        "step": int(model.origin.get("step", 0)),
+        "model": str(model.provenance.get("name", folder)),
+        "step": int(model.provenance.get("step", 0)),
         "genes": len(model.panel),
         "genes_missing": int(cells.missing.sum()),
         "joined_by": cells.joined_by,
         "matrix": cells.choice.matrix,
         "given": json.dumps({hint.name: hint.column for hint in hints}),
         "unsure_below": least,
-        "simulated_training_data": bool(model.origin.get("simulated", False)),
+        "simulated_training_data": bool(model.provenance.get("simulated", False)),
     }
 
 

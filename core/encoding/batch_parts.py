@@ -50,9 +50,9 @@ def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
     has_targets = len(batch.gene_target) == len(batch.gene)
     return replace(
         batch,
-        identity=batch.identity[start:end],
+        token_id=batch.token_id[start:end],
         value=batch.value[start:end],
-        number=batch.number[start:end],
+        continuous=batch.continuous[start:end],
         cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
         gene_position=batch.gene_position[genes] - batch.gene_position.dtype.type(start),
         gene_cell=batch.gene_cell[genes] - batch.gene_cell.dtype.type(first),
@@ -63,7 +63,7 @@ def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
         phenotype_cell=batch.phenotype_cell[phenotypes] - batch.phenotype_cell.dtype.type(first),
         phenotype_slot=batch.phenotype_slot[phenotypes],
         phenotype_target=batch.phenotype_target[phenotypes],
-        mask_share=batch.mask_share[first:last],
+        mask_rate=batch.mask_rate[first:last],
         pending=None
         if pending is None
         else PendingBins(pending.thresholds[first:last], pending.first_gene, pending.first_bin),

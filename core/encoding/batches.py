@@ -185,7 +185,7 @@ class BatchEncoder:
         n_masked = mask.sum(axis=1)
         target = self._answers(value, levels, pending, at)
         self._hide(value, levels, pending, at)
-        every = (np.arange(n_genes) + tokens.first_gene).astype(tokens.identity_type)
+        every = (np.arange(n_genes) + tokens.first_gene).astype(tokens.token_id_type)
         genes = GeneTokens(
             lengths=np.full(n_cells, n_genes),
             identity=[every] * n_cells,
@@ -195,7 +195,7 @@ class BatchEncoder:
             n_masked=n_masked,
             gene=(at - np.repeat(np.arange(n_cells) * n_genes, n_masked)).astype(np.int32),
             target=target,
-            mask_share=(n_masked / max(n_genes, 1)).astype(np.float32),
+            mask_rate=(n_masked / max(n_genes, 1)).astype(np.float32),
             pending=pending,
         )
         return pack(tokens, genes, codes, states)
@@ -241,7 +241,7 @@ class BatchEncoder:
             n_masked=n_masked,
             gene=identity.take(at).astype(np.int32) - tokens.first_gene,
             target=target,
-            mask_share=(n_masked / np.maximum(lengths, 1)).astype(np.float32),
+            mask_rate=(n_masked / np.maximum(lengths, 1)).astype(np.float32),
             pending=pending,
         )
         return pack(tokens, packed, codes, states)
@@ -298,7 +298,7 @@ class BatchEncoder:
 
     def _identities(self, cells: PanelCells) -> NDArray[np.integer[Any]]:
         """(values,), identity of each value's gene."""
-        dtype = self.tokens.identity_type
+        dtype = self.tokens.token_id_type
         genes = _genes(cells).astype(dtype, copy=False)
         return np.add(genes, self.tokens.first_gene, dtype=dtype)
 

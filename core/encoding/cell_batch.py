@@ -38,9 +38,9 @@ class CellBatch:
 
     Attributes
     ----------
-    identity, value
+    token_id, value
         (T,), what stands at a position and how much of it; see `core.encoding.tokens`.
-    number
+    continuous
         (T,), float32, the log1p value at visible genes of continuous models; else 0, a single zero
         that is repeated without memory.
     cu_seqlens
@@ -49,16 +49,16 @@ class CellBatch:
         (M,), flat position, cell, panel index, and answer: a bin, or the log1p value (float32).
     phenotype_position, phenotype_cell, phenotype_slot, phenotype_target
         (K,), flat position, cell, phenotype number, and code.
-    mask_share
+    mask_rate
         (B,), float32, masked share of each cell's genes.
     pending
         None, or what the device still has to do: then ``value`` holds counts at genes, masked ones
         too, and ``gene_target`` nothing.
     """
 
-    identity: Integers
+    token_id: Integers
     value: Integers
-    number: NDArray[np.float32]
+    continuous: NDArray[np.float32]
     cu_seqlens: NDArray[np.int32]
     gene_position: Integers
     gene_cell: Integers
@@ -68,7 +68,7 @@ class CellBatch:
     phenotype_cell: Integers
     phenotype_slot: Integers
     phenotype_target: Integers
-    mask_share: NDArray[np.float32]
+    mask_rate: NDArray[np.float32]
     pending: PendingBins | None = None
 
     @property
@@ -84,4 +84,4 @@ class CellBatch:
     @cached_property
     def rectangular(self) -> bool:
         """Whether all cells have the same length."""
-        return self.n_cells * self.max_length == len(self.identity)
+        return self.n_cells * self.max_length == len(self.token_id)

@@ -37,7 +37,7 @@ class GeneTokens:
         (B,), how many of them each cell has.
     gene, target
         (M,), panel index and answer.
-    mask_share
+    mask_rate
         (B,), masked share of each cell's genes.
     pending
         As in `CellBatch`.
@@ -51,7 +51,7 @@ class GeneTokens:
     n_masked: NDArray[np.int64]
     gene: NDArray[np.integer[Any]]
     target: NDArray[Any]
-    mask_share: NDArray[np.float32]
+    mask_rate: NDArray[np.float32]
     pending: PendingBins | None = None
 
 
@@ -84,7 +84,7 @@ def pack(
     shown = tokens.not_specified + np.where(states == Show.VALUE, codes + 1, 0)
     value_of[:, 1:-1] = np.where(states == Show.MASKED, MASK, shown)
     dense_identity = np.broadcast_to(identity_of, keep.shape)
-    identity = _join(dense_identity, keep, genes.identity, tokens.identity_type, END)
+    identity = _join(dense_identity, keep, genes.identity, tokens.token_id_type, END)
     value_type = tokens.value_type if genes.pending is None else np.uint16
     value = _join(value_of, keep, genes.value, value_type, NONE)
     if genes.number is None:
@@ -103,9 +103,9 @@ def pack(
         asked_genes = slice(0)
         asked_place = np.zeros_like(asked_place)  # of [CLS]
     return CellBatch(
-        identity=identity,
+        token_id=identity,
         value=value,
-        number=number,
+        continuous=number,
         cu_seqlens=cu_seqlens,
         gene_position=gene_position[asked_genes],
         gene_cell=gene_cell[asked_genes],
@@ -115,7 +115,7 @@ def pack(
         phenotype_cell=asked_cell,
         phenotype_slot=asked_slot,
         phenotype_target=codes[asked_cell, asked_slot],
-        mask_share=genes.mask_share,
+        mask_rate=genes.mask_rate,
         pending=genes.pending,
     )
 

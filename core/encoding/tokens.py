@@ -69,7 +69,7 @@ class TokenSpace:
         return self.n_phenotypes + 2
 
     @property
-    def n_identities(self) -> int:
+    def n_token_ids(self) -> int:
         """CLS, START, END, the slots, the genes."""
         return _FIRST_SLOT + self.n_phenotypes + self.n_genes
 
@@ -79,9 +79,9 @@ class TokenSpace:
         return _FIRST_BIN + self.n_bins + sum(len(v) + 1 for v in self.phenotypes.values())
 
     @property
-    def identity_type(self) -> type[np.uint16 | np.int32]:
+    def token_id_type(self) -> type[np.uint16 | np.int32]:
         """Smallest type of a batch's identities."""
-        return np.uint16 if self.n_identities <= 65_536 else np.int32
+        return np.uint16 if self.n_token_ids <= 65_536 else np.int32
 
     @property
     def value_type(self) -> type[np.uint8 | np.uint16 | np.int32]:

@@ -83,7 +83,7 @@ def evaluate_conditions(
     donors = None if store.donors is None else np.asarray(store.donors[some])
     codes = np.asarray(store.phenotype_codes[some])
     phenotypes: dict[str, Any] = {}
-    for name, slot in model.config.answered.items():
+    for name, slot in model.config.predicted.items():
         if not (codes[:, slot] >= 0).any():
             continue
         values = store.phenotypes[name]

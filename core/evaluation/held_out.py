@@ -73,7 +73,7 @@ def evaluate_held_out(
     DataError
         The split has no cells, or none that match.
     """
-    asked = model.config.answered
+    asked = model.config.predicted
     if model.config.classified is not None and model.config.positive is not None:
         store = OneAgainstRest(store, model.config.classified, model.config.positive)
     rows = store.rows(split)
@@ -137,11 +137,11 @@ def evaluate_held_out(
             "gene_table": conditions.gene_table,
         }
     return {
-        "title": f"{model.origin.get('name', 'model')} on {split} cells"
+        "title": f"{model.provenance.get('name', 'model')} on {split} cells"
         + (f" where {where}" if where else ""),
         "facts": {
-            "model": model.origin.get("name"),
-            "step": model.origin.get("step"),
+            "model": model.provenance.get("name"),
+            "step": model.provenance.get("step"),
             "data": ", ".join(source.name for source in store.manifest.sources),
             "simulated": store.truth is not None,
             "split": split,

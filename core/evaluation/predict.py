@@ -53,7 +53,7 @@ def phenotype_probabilities(model: CellModel, prediction: Prediction) -> Probabi
         .float()
         .cpu()
         .numpy()
-        for name, slot in model.config.answered.items()
+        for name, slot in model.config.predicted.items()
     }
 
 
@@ -61,7 +61,7 @@ def join_probabilities(model: CellModel, parts: Iterable[Probabilities]) -> Prob
     """Join the probabilities of batches; without batches (0, values) of each phenotype."""
     values = model.config.phenotypes
     joined = {
-        name: [np.zeros((0, len(values[name])), np.float32)] for name in model.config.answered
+        name: [np.zeros((0, len(values[name])), np.float32)] for name in model.config.predicted
     }
     for part in parts:
         for name, probabilities in part.items():
@@ -134,7 +134,7 @@ def predict_given_others(
         stage = "given the other phenotypes"
         for number, some in row_batches(rows, batch_size, stage, on_progress):
             cells, known = reader.read(some), np.asarray(store.phenotype_codes[some])
-            for name, slot in config.answered.items():
+            for name, slot in config.predicted.items():
                 codes = known.copy()
                 codes[:, slot] = 0  # masked, even where the label is missing
                 rng = generator(seed, number, Stream.VISIBLE_GENES)

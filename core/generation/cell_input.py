@@ -35,7 +35,7 @@ class RankedInput:
             nothing, codes, _states(codes), np.ones(nothing.shape, dtype=bool)
         )
         self._batch = BatchTensors.from_arrays(arrays, device)
-        self._width = len(self._batch.identity) // n_cells
+        self._width = len(self._batch.token_id) // n_cells
         self._first = model.config.tokens.header_length
         self._slots = slice(1, model.config.tokens.n_phenotypes + 1)
 
@@ -63,26 +63,26 @@ class RankedInput:
         panel = slice(self._first, self._first + n_genes)
         every = self._batch.value.view(n_cells, self._width).clone()
         every[:, panel] = value
-        numbers = self._batch.number.new_zeros(every.shape)
+        numbers = self._batch.continuous.new_zeros(every.shape)
         numbers[:, panel] = number
         if not with_phenotypes:
             every[:, self._slots] = MASK
         cell = torch.arange(n_cells, device=genes.device).unsqueeze(1)
         position = (cell * self._width + self._first + genes).reshape(-1)
-        read_bounds = np.arange(n_cells + 1, dtype=np.int32) * genes.shape[1]
+        output_bounds = np.arange(n_cells + 1, dtype=np.int32) * genes.shape[1]
         return replace(
             self._batch,
             value=every.reshape(-1),
-            number=numbers.reshape(-1),
+            continuous=numbers.reshape(-1),
             gene=genes.reshape(-1),
             gene_cell=cell.expand_as(genes).reshape(-1),
             gene_position=position,
-            mask_share=share,
+            mask_rate=share,
             # Only the genes asked for are read; no phenotype is masked as a question here.
-            read_position=position,
-            gene_read=torch.arange(len(position), device=position.device),
-            read_bounds=read_bounds,
-            cu_reads=torch.from_numpy(read_bounds).to(position.device),
+            output_position=position,
+            output_of_gene=torch.arange(len(position), device=position.device),
+            output_bounds=output_bounds,
+            cu_outputs=torch.from_numpy(output_bounds).to(position.device),
         )
 
 
@@ -131,7 +131,7 @@ class ExpressedInput:
             order = self._order[cell]
             on = order[is_on[cell, order]][: max(self._room - n_asked, 0)]
             every = np.concatenate([on, wanted[cell]])
-            identity.append((every + tokens.first_gene).astype(tokens.identity_type))
+            identity.append((every + tokens.first_gene).astype(tokens.token_id_type))
             hidden = np.full(n_asked, MASK)
             shown.append(np.concatenate([values[cell, on], hidden]).astype(tokens.value_type))
             levels.append(np.concatenate([numbers[cell, on], np.zeros(n_asked, np.float32)]))
@@ -147,7 +147,7 @@ class ExpressedInput:
             n_masked=np.full(n_cells, n_asked),
             gene=wanted.ravel().astype(np.int32),
             target=np.zeros(wanted.size, np.float32 if is_continuous else tokens.value_type),
-            mask_share=share.cpu().numpy().astype(np.float32),
+            mask_rate=share.cpu().numpy().astype(np.float32),
         )
         if not with_phenotypes:
             states = np.full_like(states, Show.MASKED)

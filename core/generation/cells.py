@@ -171,7 +171,7 @@ class CellSource:
     def provenance(self) -> dict[str, Any]:
         """Return ``uns["tfx_generation"]``: plain values only, h5ad has no None."""
         model, request = self.model, self.request
-        origin = model.origin
+        origin = model.provenance
         values = "log1p of counts per 10,000"
         if model.config.kind == "binary":
             values = "on (1) or off (0)"

@@ -90,10 +90,10 @@ def check_markers(
 def open_training_store(model: CellModel) -> Store | None:
     """Open the store the model was trained on, if it is still where it was and unchanged."""
     try:
-        store = Store.open(model.origin.get("store", ""))
+        store = Store.open(model.provenance.get("store", ""))
     except DataError:
         return None
-    return store if store.manifest.key == model.origin.get("store_key") else None
+    return store if store.manifest.key == model.provenance.get("store_key") else None
 
 
 def read_real_cells(

@@ -18,7 +18,7 @@ from core.errors import ConfigurationError
 from core.generation.request import FEW_CELLS
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.reference import Reference
+from core.model.reference import SIZE_QUANTILES, Reference
 from core.random_streams import Stream, generator_at
 
 __all__ = ["DepthDraw", "expression_log_odds", "shift_expression", "solve_shift"]
@@ -55,10 +55,9 @@ class DepthDraw:
 
     def __init__(self, model: CellModel, seed: int, library_size: float | None) -> None:
         self._reference, self._seed, self._library_size = model.reference, seed, library_size
-        self.is_known = self._reference.depth is not None
-        self.has_counts = self._reference.depth is not None and bool(
-            self._reference.depth[:, 1].any()
-        )
+        self.is_known = self._reference.genes_per_cell is not None
+        library_sizes = self._reference.library_size
+        self.has_counts = library_sizes is not None and bool(library_sizes.any())
         if library_size is not None and not self.has_counts:
             message = (
                 "this model keeps no counts of its training cells, so a library size cannot be "
@@ -93,19 +92,19 @@ class DepthDraw:
         depth depends on most.
         """
         if row not in self._kept:
-            assert self._reference.depth is not None
+            assert self._reference.genes_per_cell is not None
+            assert self._reference.library_size is not None
             kept = {slot: row[slot] for slot in self._slots if row[slot] >= 0}
             for slot in list(kept):
                 if self._reference.n_cells(kept) >= FEW_CELLS:
                     break
                 del kept[slot]
             chosen = self._reference.matching(kept)
-            depth = self._reference.depth[chosen].astype(np.float64)  # (combinations, 2, quantiles)
-            weight = np.repeat(self._reference.counts[chosen], depth.shape[2]).astype(np.float64)
+            weight = np.repeat(self._reference.counts[chosen], SIZE_QUANTILES).astype(np.float64)
             weight /= weight.sum()
             points = []
-            for one in range(2):
-                flat = depth[:, one].ravel()
+            for quantiles in (self._reference.genes_per_cell, self._reference.library_size):
+                flat = quantiles[chosen].astype(np.float64).ravel()
                 order = np.argsort(flat, kind="stable")
                 middle = np.cumsum(weight[order]) - 0.5 * weight[order]
                 shares = np.linspace(0, 1, 65)
@@ -116,9 +115,9 @@ class DepthDraw:
 
 def _by_explained_depth(reference: Reference) -> list[int]:
     """Phenotype slots, those first that say least of how many genes a cell shows."""
-    if reference.depth is None:
+    if reference.genes_per_cell is None:
         return []
-    middle = reference.depth[:, 0].mean(axis=1).astype(np.float64)
+    middle = reference.genes_per_cell.mean(axis=1).astype(np.float64)
     weight = reference.counts.astype(np.float64)
     overall = np.average(middle, weights=np.maximum(weight, 1e-9))
 

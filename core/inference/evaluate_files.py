@@ -130,7 +130,7 @@ def evaluate_files(
     if not (codes >= 0).any():
         message = (
             f"{', '.join(files)}: no cell has a label that the model knows, of any of "
-            f"{', '.join(config.answered)}; say where the labels are by --label NAME=COLUMN"
+            f"{', '.join(config.predicted)}; say where the labels are by --label NAME=COLUMN"
         )
         raise DataError(message)
     present = ~np.any([one.missing for one in answered], axis=0)
@@ -141,12 +141,12 @@ def evaluate_files(
             model, store, trained_where, present, donor_names, seed=seed
         )
     expression = sparse.csr_matrix(sparse.vstack([one.expression for one in answered]))
-    slots = list(config.answered.values())
+    slots = list(config.predicted.values())
     section = report_phenotypes(
-        {name: list(config.phenotypes[name]) for name in config.answered},
+        {name: list(config.phenotypes[name]) for name in config.predicted},
         {
             name: np.concatenate([one.probabilities[name] for one in answered])
-            for name in config.answered
+            for name in config.predicted
         },
         KnownCells(expression[:, present], codes, donors).of_slots(slots),
         None if training is None else training.of_slots(slots),
@@ -159,10 +159,10 @@ def evaluate_files(
     notes = [note for one in answered for note in one.notes] + _origin_notes(model, files, store)
     methods = baselines if store is not None else ()
     return {
-        "title": f"{model.origin.get('name', 'model')} on {', '.join(Path(f).name for f in files)}",
+        "title": f"{model.provenance.get('name', 'model')} on {', '.join(Path(f).name for f in files)}",
         "facts": {
-            "model": model.origin.get("name"),
-            "step": model.origin.get("step"),
+            "model": model.provenance.get("name"),
+            "step": model.provenance.get("step"),
             "data": ", ".join(files),
             "simulated": all(str(file).startswith("builtin:atlas") for file in files),
             "cells": len(codes),
@@ -188,15 +188,15 @@ def _read_truth(
     """Read the true labels of every phenotype that the file knows, and say what it does not."""
     named = {one.partition("=")[0]: one for one in labels}
     for name, wanted in named.items():
-        if name not in model.config.answered:
+        if name not in model.config.predicted:
             message = (
                 f"--label {wanted}: the model does not tell a phenotype '{name}'; "
-                f"{suggest(name, model.config.answered)}"
+                f"{suggest(name, model.config.predicted)}"
             )
             raise ConfigurationError(message)
         read_hint(source, model.config, wanted)  # an explicit request is met or refused
     hints, notes = [], []
-    for name in model.config.answered:
+    for name in model.config.predicted:
         if name not in named:
             candidates = [STANDARD_PHENOTYPES.get(name, name), name]
             if not any(one in source.obs_columns(candidates).columns for one in candidates):
@@ -332,14 +332,16 @@ def _training_cells(
 def _origin_notes(model: CellModel, files: Sequence[str], store: Store | None) -> list[str]:
     """Say what the files and the model's own cells have to do with each other."""
     notes: list[str] = []
-    sources = {str(one) for one in model.origin.get("sources", [])}
+    sources = {str(one) for one in model.provenance.get("sources", [])}
     resolved = {Path(one).resolve() for one in sources if not one.startswith("builtin:")}
     notes += [
         f"{file} is what the model was trained on, so the figures flatter"
         for file in files
         if file in sources or Path(file).resolve() in resolved
     ]
-    if model.origin.get("simulated") and not all(str(f).startswith("builtin:atlas") for f in files):
+    if model.provenance.get("simulated") and not all(
+        str(f).startswith("builtin:atlas") for f in files
+    ):
         notes.append(
             "the model was trained on simulated cells: its figures say nothing about real biology"
         )

@@ -101,7 +101,7 @@ def predict_phenotypes_of(
         The model has no phenotypes, or all of them are given.
     """
     config = model.config
-    names = [name for name in config.answered if name not in {hint.name for hint in hints}]
+    names = [name for name in config.predicted if name not in {hint.name for hint in hints}]
     if not names:
         message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
         raise ConfigurationError(message)

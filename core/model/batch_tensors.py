@@ -27,19 +27,19 @@ class BatchTensors:
 
     Attributes
     ----------
-    read_position
+    output_position
         (R,), flat positions that an answer is read from: masked genes and phenotypes, ascending.
-    gene_read, phenotype_read
+    output_of_gene, output_of_phenotype
         (M,), (K,), where among those the masked genes and phenotypes stand.
-    bounds, read_bounds
+    bounds, output_bounds
         (cells + 1,), host integers: first token, and first read position, of each cell.
-    cu_reads
-        ``read_bounds`` on the device, int32.
+    cu_outputs
+        ``output_bounds`` on the device, int32.
     """
 
-    identity: Tensor
+    token_id: Tensor
     value: Tensor
-    number: Tensor
+    continuous: Tensor
     cu_seqlens: Tensor
     gene_position: Tensor
     gene_cell: Tensor
@@ -49,13 +49,13 @@ class BatchTensors:
     phenotype_cell: Tensor
     phenotype_slot: Tensor
     phenotype_target: Tensor
-    mask_share: Tensor
-    read_position: Tensor
-    gene_read: Tensor
-    phenotype_read: Tensor
-    cu_reads: Tensor
+    mask_rate: Tensor
+    output_position: Tensor
+    output_of_gene: Tensor
+    output_of_phenotype: Tensor
+    cu_outputs: Tensor
     bounds: NDArray[np.int32]
-    read_bounds: NDArray[np.int32]
+    output_bounds: NDArray[np.int32]
 
     @property
     def n_cells(self) -> int:
@@ -80,14 +80,14 @@ class HostBatch:
         Of pending bins, or None.
     arrays
         Where the tensors' shapes and the pending bins are described.
-    read_bounds
+    output_bounds
         As in `BatchTensors`.
     """
 
     tensors: dict[str, Tensor]
     thresholds: Tensor | None
     arrays: CellBatch
-    read_bounds: NDArray[np.int32]
+    output_bounds: NDArray[np.int32]
 
     @classmethod
     def of(cls, arrays: CellBatch, *, pin: bool = False) -> "HostBatch":
@@ -97,11 +97,11 @@ class HostBatch:
             for field in fields(arrays)
             if field.name != "pending"
         }
-        reads, read_bounds = _reads(arrays)
+        reads, output_bounds = _reads(arrays)
         tensors |= {name: _wrap(array, pin=pin) for name, array in reads.items()}
         pending = arrays.pending
         thresholds = None if pending is None else _wrap(pending.thresholds, pin=pin)
-        return cls(tensors, thresholds, arrays, read_bounds)
+        return cls(tensors, thresholds, arrays, output_bounds)
 
     @property
     def n_cells(self) -> int:
@@ -111,20 +111,20 @@ class HostBatch:
     @property
     def n_tokens(self) -> int:
         """Number of tokens."""
-        return len(self.arrays.identity)
+        return len(self.arrays.token_id)
 
     def to(self, device: torch.device | str) -> BatchTensors:
         """Copy to ``device``, integers as the model takes them: int64, ``cu_seqlens`` int32."""
         tensors = {name: _as_input(name, tensor, device) for name, tensor in self.tensors.items()}
-        if len(tensors["number"]) != self.n_tokens:
-            tensors["number"] = tensors["number"].new_zeros(self.n_tokens)
+        if len(tensors["continuous"]) != self.n_tokens:
+            tensors["continuous"] = tensors["continuous"].new_zeros(self.n_tokens)
         if self.arrays.pending is not None and self.thresholds is not None:
             thresholds = self.thresholds.to(device, non_blocking=True)
             _make_bins(tensors, thresholds, self.arrays.pending)
         return BatchTensors(
             **tensors,
             bounds=self.arrays.cu_seqlens,
-            read_bounds=self.read_bounds,
+            output_bounds=self.output_bounds,
         )
 
 
@@ -138,10 +138,10 @@ def _reads(arrays: CellBatch) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32
     position = joined[order]
     bounds = np.searchsorted(position, arrays.cu_seqlens).astype(np.int32)
     reads = {
-        "read_position": position,
-        "gene_read": place[:n_genes],
-        "phenotype_read": place[n_genes:],
-        "cu_reads": bounds,
+        "output_position": position,
+        "output_of_gene": place[:n_genes],
+        "output_of_phenotype": place[n_genes:],
+        "cu_outputs": bounds,
     }
     return reads, bounds
 
@@ -157,7 +157,7 @@ def _as_input(name: str, tensor: Tensor, device: torch.device | str) -> Tensor:
     tensor = tensor.to(device, non_blocking=True)
     return (
         tensor
-        if name in ("cu_seqlens", "cu_reads") or tensor.is_floating_point()
+        if name in ("cu_seqlens", "cu_outputs") or tensor.is_floating_point()
         else tensor.long()
     )
 
@@ -170,7 +170,7 @@ def _make_bins(tensors: dict[str, Tensor], thresholds: Tensor, pending: PendingB
     bins = torch.zeros_like(counts)
     for reaching in thresholds.unbind(1):
         bins += counts >= reaching[cell]
-    is_gene = tensors["identity"] >= pending.first_gene
+    is_gene = tensors["token_id"] >= pending.first_gene
     value = torch.where(is_gene, bins + pending.first_bin, counts)
     value[tensors["gene_position"]] = MASK
     tensors["gene_target"] = bins[tensors["gene_position"]]

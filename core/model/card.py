@@ -27,7 +27,7 @@ def model_card(
     panel: GenePanel,
     reference: Reference,
     masking: MaskingSettings,
-    origin: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> str:
     """Return the card as Markdown, with the front matter that model hubs read.
 
@@ -35,25 +35,25 @@ def model_card(
     ----------
     config, panel, reference, masking
         Of the model.
-    origin
+    provenance
         Facts of the run: name, sources, split, step, validation figures, licence.
     """
     parts = [
         "---\nlibrary_name: transformerics\ntags:\n- single-cell\n- transcriptomics\n---",
-        f"# {origin.get('name') or 'A tfx model'}",
+        f"# {provenance.get('name') or 'A tfx model'}",
         _what(config),
     ]
-    if origin.get("simulated"):
+    if provenance.get("simulated"):
         parts.append("**Trained on simulated cells. Nothing it says is about real biology.**")
     parts += ["## Use", _use(config)]
-    parts += ["## Data", _data(config, panel, reference, origin)]
+    parts += ["## Data", _data(config, panel, reference, provenance)]
     if config.phenotypes:
         parts += ["## Phenotypes", _phenotypes(config, reference)]
-    parts += ["## Model", _model(config, masking, origin)]
-    if figures := _validation(config, reference, origin.get("validation") or {}):
+    parts += ["## Model", _model(config, masking, provenance)]
+    if figures := _validation(config, reference, provenance.get("validation") or {}):
         parts += ["## Validation figures", figures]
     parts += ["## Test figures", f"{_BEGIN}\n{_NO_FIGURES}\n{_END}"]
-    parts += ["## Limits", _limits(config), "## Licence", _licence(origin)]
+    parts += ["## Limits", _limits(config), "## Licence", _licence(provenance)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,20 +87,22 @@ def _use(config: TfxConfig) -> str:
     return "\n".join(lines)
 
 
-def _data(config: TfxConfig, panel: GenePanel, reference: Reference, origin: dict[str, Any]) -> str:
+def _data(
+    config: TfxConfig, panel: GenePanel, reference: Reference, provenance: dict[str, Any]
+) -> str:
     # Names alone: the folders they lie in are nobody else's business.
-    lines = [f"- source: {PurePath(name).name}" for name in origin.get("sources", [])]
+    lines = [f"- source: {PurePath(name).name}" for name in provenance.get("sources", [])]
     genes = ", ".join(panel.symbols[:_MOST_GENES]) + ", ..." * (len(panel) > _MOST_GENES)
     split = {"donor": "whole donors", "stratified": "single cells, stratified"}
-    method = origin.get("split") or "unknown"
+    method = provenance.get("split") or "unknown"
     lines += [
         f"- training cells: {int(reference.counts.sum()):,}; held out: {split.get(method, method)}",
         f"- genes: {len(panel):,} ({genes})",
         f"- values: log1p of counts per 10,000, {config.kind}, {config.n_bins} bins, "
         f"{config.layout} layout",
     ]
-    if origin.get("where"):
-        lines.append(f"- only cells of: {'; '.join(map(str, origin['where']))}")
+    if provenance.get("where"):
+        lines.append(f"- only cells of: {'; '.join(map(str, provenance['where']))}")
     return "\n".join(lines)
 
 
@@ -125,7 +127,7 @@ def _value_counts(reference: Reference, slot: int, n_values: int) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _model(config: TfxConfig, masking: MaskingSettings, origin: dict[str, Any]) -> str:
+def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, Any]) -> str:
     hidden = f"- masked genes: {masking.genes}; masked phenotypes: {masking.phenotypes}"
     if config.classified is not None:
         given = ", ".join(config.given) or "none"
@@ -134,10 +136,10 @@ def _model(config: TfxConfig, masking: MaskingSettings, origin: dict[str, Any]) 
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
         f"log_linear: {'yes' if config.log_linear else 'no'}",
         hidden,
-        f"- step {origin.get('step', '?')} of {origin.get('total_steps', '?')}, that of the lowest "
-        f"validation loss; seed {origin.get('seed', '?')}",
+        f"- step {provenance.get('step', '?')} of {provenance.get('total_steps', '?')}, that of the lowest "
+        f"validation loss; seed {provenance.get('seed', '?')}",
     ]
-    if versions := origin.get("versions"):
+    if versions := provenance.get("versions"):
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         lines.append(f"- made with {named}")
     return "\n".join(lines)
@@ -177,8 +179,8 @@ def _limits(config: TfxConfig) -> str:
     return "\n".join(lines)
 
 
-def _licence(origin: dict[str, Any]) -> str:
+def _licence(provenance: dict[str, Any]) -> str:
     return str(
-        origin.get("licence")
+        provenance.get("licence")
         or "Not stated. Write it here before you share the folder; that of the training data may bind you."
     )

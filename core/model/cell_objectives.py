@@ -71,9 +71,9 @@ class CellHeads(nn.Module):
         genes = projected = None
         if self.decoder is not None:
             cell = torch.repeat_interleave(
-                batch.cu_seqlens.diff().long(), output_size=len(batch.identity)
+                batch.cu_seqlens.diff().long(), output_size=len(batch.token_id)
             )
-            gene = (batch.identity - self.first_gene).clamp(min=0)
+            gene = (batch.token_id - self.first_gene).clamp(min=0)
             every = self.decoder(cls_BD).view(-1, self.n_outputs)  # (B x G, O)
             genes = every[cell * self.n_genes + gene]
         if self.projector is not None:
@@ -88,17 +88,17 @@ def reads_with_cls(batch: BatchTensors) -> tuple[Reads, Tensor, Tensor]:
     -------
     The positions; where among them the former ones stand, (R,), and the cells' [CLS], (B,).
     """
-    n_cells, n_reads = batch.n_cells, len(batch.read_position)
-    per_cell = batch.cu_reads.diff().long()
+    n_cells, n_reads = batch.n_cells, len(batch.output_position)
+    per_cell = batch.cu_outputs.diff().long()
     cell = torch.repeat_interleave(per_cell, output_size=n_reads)
     former = torch.arange(n_reads, device=cell.device) + cell + 1
     numbers = torch.arange(n_cells + 1, device=cell.device, dtype=torch.int32)
-    bounds = batch.cu_reads + numbers
+    bounds = batch.cu_outputs + numbers
     at_cls = bounds[:-1].long()
-    position = batch.read_position.new_empty(n_reads + n_cells)
-    position[former] = batch.read_position
+    position = batch.output_position.new_empty(n_reads + n_cells)
+    position[former] = batch.output_position
     position[at_cls] = batch.cu_seqlens[:-1].long()
-    on_host = (batch.read_bounds + np.arange(n_cells + 1)).astype(np.int32)
+    on_host = (batch.output_bounds + np.arange(n_cells + 1)).astype(np.int32)
     return Reads(position, on_host, bounds), former, at_cls
 
 
@@ -126,7 +126,7 @@ def cell_loss(
     -----
     Contrast is among the cells of one part of a step (``train.virtual_ranks``, ``train.micro_batches``).
     """
-    total = torch.zeros((), device=batch.identity.device)
+    total = torch.zeros((), device=batch.token_id.device)
     if states is None:
         return total
     n_cells = batch.n_cells if counts is None else counts.cells
@@ -144,9 +144,9 @@ def _reconstruction(
 ) -> Tensor:
     """Sum over cells of each one's mean over its genes."""
     tokens = config.tokens
-    at_gene = batch.identity >= tokens.first_gene
+    at_gene = batch.token_id >= tokens.first_gene
     if config.kind == "continuous":
-        answers = batch.number.clone()
+        answers = batch.continuous.clone()
     else:
         answers = torch.where(at_gene, batch.value - tokens.first_bin, 0).clamp(min=0)
     answers[batch.gene_position] = batch.gene_target.to(answers.dtype)

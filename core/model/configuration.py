@@ -117,7 +117,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
         )  # fmt: skip
 
     @property
-    def answered(self) -> dict[str, int]:
+    def predicted(self) -> dict[str, int]:
         """The phenotypes that the model can be asked for -> their slots: all, or a classifier's one."""
         slots = {name: slot for slot, name in enumerate(self.phenotype_names)}
         return slots if self.classified is None else {self.classified: slots[self.classified]}

@@ -51,7 +51,7 @@ class CellEmbedding(nn.Module):
     def __init__(self, config: TfxConfig) -> None:
         super().__init__()
         tokens = config.tokens
-        self.identity = nn.Embedding(tokens.n_identities, config.hidden_size)
+        self.identity = nn.Embedding(tokens.n_token_ids, config.hidden_size)
         self.value = nn.Embedding(tokens.n_values, config.hidden_size)
         self.number = (
             nn.Sequential(
@@ -74,10 +74,10 @@ class CellEmbedding(nn.Module):
 
     def forward(self, batch: BatchTensors) -> Tensor:
         """Return (T, D)."""
-        embedded = self.identity(batch.identity) + self.value(batch.value)
+        embedded = self.identity(batch.token_id) + self.value(batch.value)
         if self.number is not None:
             follows = (batch.value == self.first_bin).unsqueeze(-1)
-            embedded = embedded + self.number(batch.number.unsqueeze(-1)) * follows
+            embedded = embedded + self.number(batch.continuous.unsqueeze(-1)) * follows
         if self.summary is not None:
             at_cls = batch.cu_seqlens[:-1].long()
             embedded = embedded.index_add(0, at_cls, self._summarise(batch, self.summary))
@@ -86,16 +86,16 @@ class CellEmbedding(nn.Module):
     def _summarise(self, batch: BatchTensors, table: nn.Embedding) -> Tensor:
         """(B, D), the sum over visible genes by the root of their number."""
         level = batch.value - self.first_bin
-        visible = (batch.identity >= self.first_gene) & (level >= 0)
-        gene = (batch.identity - self.first_gene).clamp(min=0)
+        visible = (batch.token_id >= self.first_gene) & (level >= 0)
+        gene = (batch.token_id - self.first_gene).clamp(min=0)
         rows_TD = table(gene * self.n_bins + level.clamp(0, self.n_bins - 1))
         weight = visible.float()
         cell = torch.repeat_interleave(
-            batch.cu_seqlens.diff().long(), output_size=len(batch.identity)
+            batch.cu_seqlens.diff().long(), output_size=len(batch.token_id)
         )
         n_visible = weight.new_zeros(batch.n_cells).index_add(0, cell, weight)
         if self.number is not None:
-            weight = weight * batch.number
+            weight = weight * batch.continuous
         sums = rows_TD.new_zeros(batch.n_cells, rows_TD.shape[1])
         sums = sums.index_add(0, cell, rows_TD * weight.to(rows_TD.dtype).unsqueeze(-1))
         return sums / torch.sqrt(n_visible + 8).to(sums.dtype).unsqueeze(-1)

@@ -4,7 +4,7 @@
     genes.json                       the panel: ids and symbols in order
     encoding.json, encoding.safetensors   kind of encoding; edges; values per bin
     reference.safetensors            joint phenotype counts and mean profiles of training cells
-    tfx.json                         format version, transform, origin, generation defaults, sha256
+    tfx.json                         format version, transform, provenance, generation defaults, sha256
     README.md                        the model card
 
 No pickle. It is written beside its place and renamed, so that a reader never sees half a folder.
@@ -40,7 +40,7 @@ from core.model.folder_records import (
     read_record,
 )
 from core.model.folder_shapes import check_arrays, check_weights
-from core.model.reference import Reference
+from core.model.reference import Reference, current_reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 from core.renamed import current_tensors
 
@@ -70,7 +70,7 @@ class CellModel:
         How it was trained: a fixed-rate model makes a poor generator.
     generate
         Defaults of generation.
-    origin
+    provenance
         Facts for the card and for provenance: data, splits, step, figures, versions.
     """
 
@@ -81,7 +81,7 @@ class CellModel:
     reference: Reference
     masking: MaskingSettings
     generate: GenerateSettings
-    origin: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> TfxConfig:
@@ -159,12 +159,16 @@ class CellModel:
                 "means": np.ascontiguousarray(reference.means),
                 "detection": np.ascontiguousarray(reference.detection),
                 "bin_counts": np.ascontiguousarray(reference.bin_counts),
-                **({} if reference.depth is None else {"depth": reference.depth}),
+                **{
+                    name: np.ascontiguousarray(quantiles)
+                    for name in ("genes_per_cell", "library_size")
+                    if (quantiles := getattr(reference, name)) is not None
+                },
             },
             folder / "reference.safetensors",
         )
         (folder / "README.md").write_text(
-            model_card(self.config, self.panel, reference, self.masking, self.origin),
+            model_card(self.config, self.panel, reference, self.masking, self.provenance),
             encoding="utf-8",
         )
         _write_json(
@@ -174,7 +178,7 @@ class CellModel:
                 "transform": "log1p of counts per 10,000 over all genes of the cell's file",
                 "masking": self.masking.model_dump(),
                 "generate": self.generate.model_dump(),
-                "origin": self.origin,
+                "provenance": self.provenance,
                 "sha256": {name: _sha256(folder / name) for name in _CHECKED},
             },
         )
@@ -203,7 +207,7 @@ class CellModel:
         try:
             kind = read_json(folder / "encoding.json", folder).get("kind")
             arrays = load_file(folder / "encoding.safetensors")
-            reference = load_file(folder / "reference.safetensors")
+            reference = current_reference(load_file(folder / "reference.safetensors"))
             check_arrays(
                 folder, config,
                 n_genes=len(panel), kind=str(kind), encoding=arrays, reference=reference,
@@ -220,7 +224,7 @@ class CellModel:
                 reference=Reference(**reference),
                 masking=record.masking,
                 generate=record.generate,
-                origin=record.origin,
+                provenance=record.provenance,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"

@@ -21,7 +21,7 @@ from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.model.configuration import TfxConfig
 from core.presets.schema import GenerateSettings, MaskingSettings
-from core.renamed import current_section
+from core.renamed import current_model_record, current_section
 
 __all__ = [
     "FORMAT_VERSION",
@@ -32,7 +32,7 @@ __all__ = [
     "read_record",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _COPY = "copy the model folder again"
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 _AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
@@ -111,7 +111,7 @@ class _GenesRecord(_Record):
         return self
 
 
-class _Origin(_Record):
+class _Provenance(_Record):
     """Facts for the card and for provenance; those that code reads have a type."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
@@ -134,7 +134,7 @@ class FolderRecord(BaseModel):
     ----------
     masking, generate
         How the model was trained, and defaults of generation.
-    origin
+    provenance
         Data, splits, step, figures, versions.
     sha256
         Of every file that is read.
@@ -144,7 +144,7 @@ class FolderRecord(BaseModel):
 
     masking: MaskingSettings
     generate: GenerateSettings
-    origin: dict[str, Any]
+    provenance: dict[str, Any]
     sha256: dict[str, str]
 
 
@@ -159,13 +159,12 @@ def read_record(folder: Path) -> FolderRecord:
     path = folder / "tfx.json"
     record = read_json(path, folder)
     version = record.get("format_version")
-    if version != FORMAT_VERSION:
-        message = f"{folder}: model format {version!r}, this tfx reads {FORMAT_VERSION}; use the tfx that wrote it"
+    if version not in (1, FORMAT_VERSION):
+        message = f"{folder}: model format {version!r}, this tfx reads up to {FORMAT_VERSION}; use the tfx that wrote it"
         raise DataError(message)
-    if isinstance(record.get("generate"), dict):
-        record["generate"] = current_section("generate", record["generate"])
+    record = current_model_record(record)
     found = _checked(FolderRecord, record, path)
-    _checked(_Origin, found.origin, path)
+    _checked(_Provenance, found.provenance, path)
     return found
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from core.errors import ConfigurationError, DataError
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
-from core.model.reference import DEPTH_QUANTILES
+from core.model.reference import SIZE_QUANTILES
 from core.renamed import current_tensors
 
 __all__ = ["check_arrays", "check_weights"]
@@ -142,11 +142,11 @@ def check_arrays(
     for name, (arrays, shape, letter) in promised.items():
         _check_array(folder, name, arrays.get(name), shape, letter)
     _check_array(folder, "means", reference.get("means"), of_values, "f")
-    if "depth" in reference:  # which older folders lack
-        depths = (n_combinations, 2, DEPTH_QUANTILES)
-        _check_array(folder, "depth", reference["depth"], depths, "f")
-        if np.any(np.diff(reference["depth"], axis=-1) < 0):
-            _refuse(folder, "the quantiles of depth decrease")
+    for name in ("genes_per_cell", "library_size"):
+        if {"genes_per_cell", "library_size"} & reference.keys():  # which older folders lack
+            _check_array(folder, name, reference.get(name), (n_combinations, SIZE_QUANTILES), "f")
+            if np.any(np.diff(reference[name], axis=-1) < 0):
+                _refuse(folder, f"the quantiles of '{name}' decrease")
     if np.any(np.diff(edges, axis=-1) < 0):
         _refuse(folder, "the edges of the bins decrease")
     codes = reference["combinations"]

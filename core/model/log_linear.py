@@ -150,14 +150,14 @@ class LogLinear(nn.Module):
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V)."""
         cell_of_token = torch.repeat_interleave(
-            torch.arange(batch.n_cells, device=batch.identity.device),
+            torch.arange(batch.n_cells, device=batch.token_id.device),
             (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long(),
-            output_size=len(batch.identity),
+            output_size=len(batch.token_id),
         )
         shown_BS = self._shown(batch, cell_of_token)
-        gene = (batch.identity - self.first_gene).clamp(min=0)
+        gene = (batch.token_id - self.first_gene).clamp(min=0)
         level = batch.value - self.first_bin
-        is_visible = (batch.identity >= self.first_gene) & (level >= 0)
+        is_visible = (batch.token_id >= self.first_gene) & (level >= 0)
         seen = _Seen(cell_of_token, gene, level.clamp(0, self.n_bins - 1), is_visible)
         with_state_BS = shown_BS
         if self.n_states:
@@ -172,8 +172,8 @@ class LogLinear(nn.Module):
         n_shown = self.n_phenotypes_shown
         if n_shown == 0:
             return self.class_table.new_zeros(batch.n_cells, 0)
-        slot = batch.identity - self.first_slot
-        is_slot = (slot >= 0) & (batch.identity < self.first_gene)
+        slot = batch.token_id - self.first_slot
+        is_slot = (slot >= 0) & (batch.token_id < self.first_gene)
         slot = slot.clamp(0, len(self.slot_not_specified) - 1)
         at = batch.value - self.first_shown
         at = torch.where(at < 0, self.slot_not_specified[slot], at).clamp(0, n_shown - 1)
@@ -222,7 +222,7 @@ class LogLinear(nn.Module):
     def _genes(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
         if len(batch.gene) == 0:
             return self.class_table.new_zeros(0, self.n_outputs)
-        share = batch.mask_share.unsqueeze(-1)  # (B, 1)
+        share = batch.mask_rate.unsqueeze(-1)  # (B, 1)
         weight = share + torch.sigmoid(self.class_scale(share)) * (1 - share)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table)
         if self.couplings is not None:
@@ -242,7 +242,7 @@ class LogLinear(nn.Module):
             0, seen.cell, seen.is_visible.float()
         )
         hidden_Br = sums / torch.sqrt(n_visible + 8).unsqueeze(-1)
-        hidden_Br = hidden_Br * (1 + self.share_scale(batch.mask_share.unsqueeze(-1)))
+        hidden_Br = hidden_Br * (1 + self.share_scale(batch.mask_rate.unsqueeze(-1)))
         if self.class_gate is not None:
             hidden_Br = hidden_Br * (1 + self.class_gate(shown_BS))
         told: Tensor = self.effects(hidden_Br + self.mix(hidden_Br))
@@ -255,7 +255,7 @@ class LogLinear(nn.Module):
         values_BG = torch.zeros(batch.n_cells * self.n_genes, device=standardised.device)
         values_BG = values_BG.index_add(0, seen.cell * self.n_genes + seen.gene, standardised)
         values_BG = values_BG.view(batch.n_cells, self.n_genes)
-        share = batch.mask_share.unsqueeze(-1)
+        share = batch.mask_rate.unsqueeze(-1)
         fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(share))
         # With nothing visible the prior; with everything visible the regression's own intercept.
         level_BV = share * self.phenotype_prior + (1 - share) * self.score_bias

@@ -86,10 +86,10 @@ class EncoderPart(nn.Module):
             states = self.cell_heads(hidden_RD[at_cls], batch)
             hidden_RD = hidden_RD[former]
         else:
-            reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
+            reads = Reads(batch.output_position, batch.output_bounds, batch.cu_outputs)
             hidden_RD = self.encode(batch, route, reads)
-        at_genes = hidden_RD[batch.gene_read]
-        at_phenotypes = hidden_RD[batch.phenotype_read]
+        at_genes = hidden_RD[batch.output_of_gene]
+        at_phenotypes = hidden_RD[batch.output_of_phenotype]
         if self.joint:
             return (
                 self.joint_output(self.joint_transform(at_genes)),

@@ -4,16 +4,21 @@ It travels in the model folder, so that generation can draw the phenotypes a req
 from real combinations, and say how many real cells a request had, without the store.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-__all__ = ["DEPTH_QUANTILES", "Reference"]
+from core.errors import DataError
+from core.renamed import REFERENCE_ARRAYS, current_model_record
 
-#: Quantiles kept of the depth of each combination of phenotypes: each speaks for as many cells.
-DEPTH_QUANTILES = 32
+#: Quantiles kept of the sizes of each combination's cells, at equal steps of the fraction of cells.
+SIZE_QUANTILES = 32
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,10 @@ class Reference:
         above the encoding's threshold, over the training cells with that value.
     bin_counts
         (genes, bins), int64 training cells in each bin of each gene.
-    depth
-        (combinations, 2, `DEPTH_QUANTILES`), float32, ascending: how many panel genes above bin 0, and
-        how many counts, the cells of each combination had (counts 0 where the cells came as log
-        values); None in models saved before it was kept.
+    genes_per_cell, library_size
+        (combinations, `SIZE_QUANTILES`), float32, ascending: quantiles of the panel genes above bin 0
+        and of the library sizes of each combination's cells (library size 0 where cells came as log
+        values); None in models saved before they were kept.
     """
 
     combinations: NDArray[np.int32]
@@ -42,7 +47,8 @@ class Reference:
     means: NDArray[np.float32]
     detection: NDArray[np.float32]
     bin_counts: NDArray[np.int64]
-    depth: NDArray[np.float32] | None = None
+    genes_per_cell: NDArray[np.float32] | None = None
+    library_size: NDArray[np.float32] | None = None
 
     @classmethod
     def count(cls, codes: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -51,30 +57,6 @@ class Reference:
             return np.zeros((1, 0), np.int32), np.array([len(codes)])
         combinations, counts = np.unique(codes, axis=0, return_counts=True)
         return combinations.astype(np.int32), counts.astype(np.int64)
-
-    @staticmethod
-    def depth_quantiles(
-        combinations: NDArray[np.int32],
-        codes: NDArray[np.int32],
-        n_genes: NDArray[np.integer[Any]],
-        totals: NDArray[np.floating[Any]],
-    ) -> NDArray[np.float32]:
-        """Return `depth` from the codes, genes above bin 0 and total counts of single cells.
-
-        A combination that is not among the cells takes the quantiles of all of them.
-        """
-        shares = (np.arange(DEPTH_QUANTILES) + 0.5) / DEPTH_QUANTILES
-        pairs = np.stack([n_genes, totals]).astype(np.float64)  # (2, cells)
-        depth = np.empty((len(combinations), 2, DEPTH_QUANTILES), dtype=np.float32)
-        depth[:] = np.quantile(pairs, shares, axis=1).T
-        order = np.lexsort(codes.T) if codes.shape[1] else np.arange(len(codes))
-        changes = np.flatnonzero((np.diff(codes[order], axis=0) != 0).any(axis=1)) + 1
-        place = {tuple(row): at for at, row in enumerate(combinations.tolist())}
-        for cells in np.split(order, changes):
-            at = place.get(tuple(codes[cells[0]].tolist()))
-            if at is not None:
-                depth[at] = np.quantile(pairs[:, cells], shares, axis=1).T
-        return depth
 
     def matching(self, wanted: dict[int, int]) -> NDArray[np.bool_]:
         """Mark, as (combinations,), those with code ``wanted[slot]`` in every slot named."""
@@ -86,3 +68,133 @@ class Reference:
     def n_cells(self, wanted: dict[int, int]) -> int:
         """Training cells with the wanted codes."""
         return int(self.counts[self.matching(wanted)].sum())
+
+
+def size_quantiles(
+    combinations: NDArray[np.int32], codes: NDArray[np.int32], sizes: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Return (combinations, `SIZE_QUANTILES`) of a size of cells, from (cells, phenotypes) and (cells,).
+
+    A combination without cells takes the quantiles of all cells.
+    """
+    fractions = (np.arange(SIZE_QUANTILES) + 0.5) / SIZE_QUANTILES
+    sizes = sizes.astype(np.float64)
+    found = np.tile(np.quantile(sizes, fractions), (len(combinations), 1)).astype(np.float32)
+    order = np.lexsort(codes.T) if codes.shape[1] else np.arange(len(codes))
+    changes = np.flatnonzero((np.diff(codes[order], axis=0) != 0).any(axis=1)) + 1
+    place = {tuple(row): at for at, row in enumerate(combinations.tolist())}
+    for cells in np.split(order, changes):
+        at = place.get(tuple(codes[cells[0]].tolist()))
+        if at is not None:
+            found[at] = np.quantile(sizes[cells], fractions)
+    return found
+
+
+def current_reference(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of ``reference.safetensors``, as an older tfx may have named them."""
+    present = {name: array for name, array in arrays.items() if name not in REFERENCE_ARRAYS}
+    for old in REFERENCE_ARRAYS.keys() & arrays.keys():
+        if arrays[old].ndim != 3 or arrays[old].shape[1] != 2:
+            message = f"'{old}' has the shape {arrays[old].shape}"
+            raise ValueError(message)
+        for at, new in enumerate(REFERENCE_ARRAYS[old]):
+            present[new] = np.ascontiguousarray(arrays[old][:, at])
+    return present
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """The phenotypes of a model and how many training cells had what.
+
+    Attributes
+    ----------
+    phenotypes
+        Name -> values, in the order of the model's slots and codes.
+    reference
+        Combinations of training cells and how many had each; without profiles.
+    generate
+        The model's own settings of generation (steps, temperature, guidance, ...).
+    is_simulated
+        Whether the training cells were simulated.
+    """
+
+    phenotypes: dict[str, tuple[str, ...]]
+    reference: Reference
+    generate: dict[str, Any]
+    is_simulated: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "ControlTokens":
+        """Read a model folder.
+
+        Raises
+        ------
+        DataError
+            It is not there, or holds something else.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
+            record = current_model_record(record)
+            with safe_open(folder / "reference.safetensors", framework="np") as file:
+                combinations = file.get_tensor("combinations")
+                counts = file.get_tensor("counts")
+            phenotypes = {
+                str(name): tuple(str(value) for value in values)
+                for name, values in zip(
+                    config["phenotype_names"], config["phenotype_values"], strict=True
+                )
+            }
+            generate, provenance = dict(record["generate"]), dict(record["provenance"])
+        except FileNotFoundError as error:
+            message = (
+                f"{folder}: no model to generate with ({Path(str(error.filename)).name} is missing)"
+            )
+            raise DataError(message) from None
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+        ) as error:  # fmt: skip
+            message = f"{folder}: the model folder cannot be read ({error}); copy it again"
+            raise DataError(message) from error
+        if combinations.ndim != 2 or combinations.shape != (len(counts), len(phenotypes)):
+            message = f"{folder}: reference.safetensors and config.json do not fit each other"
+            raise DataError(message)
+        nothing = np.empty((0, 0), np.float32)
+        reference = Reference(
+            combinations.astype(np.int32),
+            counts.astype(np.int64),
+            nothing,
+            nothing,
+            np.empty((0, 0), np.int64),
+        )
+        return cls(
+            phenotypes=phenotypes,
+            reference=reference,
+            generate=generate,
+            is_simulated=bool(provenance.get("simulated")),
+        )
+
+    @property
+    def n_cells(self) -> int:
+        """All training cells."""
+        return self.reference.n_cells({})
+
+    def count(self, wanted: Mapping[str, str]) -> int:
+        """Return how many training cells had all the wanted values, which the model knows."""
+        return self.reference.n_cells(self._codes(wanted))
+
+    def counts_of(self, name: str, wanted: Mapping[str, str] | None = None) -> dict[str, int]:
+        """Return value -> training cells of a phenotype, among those that had the wanted values."""
+        slot = list(self.phenotypes).index(name)
+        values = self.phenotypes[name]
+        chosen = self.reference.matching(self._codes(wanted or {}))
+        codes, counts = self.reference.combinations[chosen, slot], self.reference.counts[chosen]
+        known = codes >= 0
+        totals = np.bincount(codes[known], weights=counts[known], minlength=len(values))
+        return dict(zip(values, totals.astype(int).tolist(), strict=True))
+
+    def _codes(self, wanted: Mapping[str, str]) -> dict[int, int]:
+        slots = list(self.phenotypes)
+        return {
+            slots.index(name): self.phenotypes[name].index(value) for name, value in wanted.items()
+        }

@@ -244,9 +244,9 @@ def _positions(source: _Source, config: TfxConfig) -> dict[str, Tensor]:
         )
         return {}
     slots = range(tokens.first_slot, tokens.first_gene)
-    genes = range(tokens.first_gene, tokens.n_identities)
+    genes = range(tokens.first_gene, tokens.n_token_ids)
     in_order = torch.tensor([CLS, *slots, START, *genes, END])
-    identity = torch.empty(tokens.n_identities, source.width, dtype=torch.float64)
+    identity = torch.empty(tokens.n_token_ids, source.width, dtype=torch.float64)
     identity[in_order] = _identity_table(source, POSITION_TABLE)[: len(in_order)]
     return {"embedding.identity.weight": identity}
 
@@ -266,7 +266,7 @@ def _embeddings(
     def written(place: Place) -> Tensor:
         return words[place.value] + places[place.identity]
 
-    identity = torch.empty(ours.n_identities, source.width, dtype=torch.float64)
+    identity = torch.empty(ours.n_token_ids, source.width, dtype=torch.float64)
     identity[CLS], identity[START], identity[END] = map(
         written, (theirs.cls, theirs.start, theirs.end)
     )

@@ -599,7 +599,7 @@ class _Run:
         weights = whole_weights(self.own)
         problem = ""
         if self.processes.is_main:
-            self.model.origin |= origin
+            self.model.provenance |= origin
             weights = with_additions(weights, self.own)
             try:
                 self.model.save(self.folder / MODEL_FOLDER, weights=weights)

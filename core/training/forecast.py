@@ -24,7 +24,7 @@ from core.model.attention import AttentionRoute
 from core.model.batch_tensors import HostBatch
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
-from core.model.reference import DEPTH_QUANTILES
+from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
 from core.training.cell_outline import CellOutline
 from core.training.example_cells import example_batch
@@ -467,7 +467,7 @@ def _files(
     per_gene = 8.0 * sum(config.phenotype_sizes) + (8.0 + 4.0 * (QUANTILES + 1)) * config.n_bins
     # Depths of the combinations of phenotypes, of which there are as many as cells at most.
     combinations = min(cells.n_training, math.prod(size + 1 for size in config.phenotype_sizes))
-    per_combination = 8.0 * DEPTH_QUANTILES + 4.0 * len(config.phenotype_sizes) + 8.0
+    per_combination = 8.0 * SIZE_QUANTILES + 4.0 * len(config.phenotype_sizes) + 8.0
     files = {
         "store": float(cells.store_bytes),
         f"checkpoints ({n_kept} and the one being written)": (n_kept + 1) * checkpoint,

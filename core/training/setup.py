@@ -20,7 +20,7 @@ from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import loss_kind
-from core.model.reference import Reference
+from core.model.reference import Reference, size_quantiles
 from core.model.summary_fit import start_summary
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -142,7 +142,7 @@ def build_model(
         reference=make_reference(store, rows, config, expression, bins, codes, all_codes),
         masking=preset.training_masking,
         generate=preset.generate,
-        origin=_origin(preset, store, name),
+        provenance=_provenance(preset, store, name),
     )
     if preset.model.start_from is not None:
         start_from(model, preset, start, convert_weights)
@@ -275,7 +275,8 @@ def make_reference(
         bin_counts=np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1).astype(
             np.int64
         ),
-        depth=Reference.depth_quantiles(combinations, codes, (bins > 0).sum(axis=1), totals),
+        genes_per_cell=size_quantiles(combinations, codes, (bins > 0).sum(axis=1)),
+        library_size=size_quantiles(combinations, codes, totals),
     )
 
 
@@ -354,7 +355,7 @@ def _fill_gene_bias(network: TfxModel, bins: NDArray[np.uint8]) -> None:
         part.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))
 
 
-def _origin(preset: Preset, store: Store, name: str) -> dict[str, Any]:
+def _provenance(preset: Preset, store: Store, name: str) -> dict[str, Any]:
     split = store.report.get("split", {})
     return {
         "name": name,

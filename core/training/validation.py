@@ -75,7 +75,7 @@ class Validation:
                 "acc/genes_baseline": masked.gene_baseline,
             }
         predicted = predict_phenotypes(model, self.store, self.rows, on_progress=on_progress)
-        for name, slot in model.config.answered.items():
+        for name, slot in model.config.predicted.items():
             values = self.store.phenotypes[name]
             truth = np.asarray(self.store.phenotype_codes[self.rows, slot])
             scores = score_phenotype(truth, predicted[name].argmax(axis=1), values)

@@ -132,7 +132,7 @@ class VirtualRankSources:
                 sum(c.cells for c in counts),
             ),
             n_cells=sum(virtual_rank.arrays.n_cells for virtual_rank in virtual_ranks),
-            n_tokens=sum(len(virtual_rank.arrays.identity) for virtual_rank in virtual_ranks),
+            n_tokens=sum(len(virtual_rank.arrays.token_id) for virtual_rank in virtual_ranks),
             squared_lengths=float(sum((own**2).sum() for own in lengths)),
         )
 

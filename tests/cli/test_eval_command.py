@@ -15,7 +15,7 @@ def repoint(run, **changes):
     """Change what the model says of its origin, which no checksum covers."""
     path = run / "model" / "tfx.json"
     record = json.loads(path.read_text())
-    record["origin"] |= changes
+    record["provenance"] |= changes
     path.write_text(json.dumps(record))
 
 

@@ -122,7 +122,7 @@ def test_a_model_folder_alone_is_enough_and_has_no_baselines(tfx, new, tiny_run,
     shutil.rmtree(tiny_run)
     path = tmp_path / "elsewhere" / "model" / "tfx.json"
     record = json.loads(path.read_text())
-    record["origin"]["store"] = "gone"
+    record["provenance"]["store"] = "gone"
     path.write_text(json.dumps(record))
     result = tfx("eval", "elsewhere/model", "new.h5ad", "--json")
     assert result.code == 0, result.stderr

@@ -94,7 +94,7 @@ def test_a_model_folder_alone_is_enough(tfx, tiny_run, tmp_path):
     (tiny_run / "model").rename(tmp_path / "copied")
     path = tmp_path / "copied" / "tfx.json"
     record = json.loads(path.read_text())
-    record["origin"]["store"] = "gone"
+    record["provenance"]["store"] = "gone"
     path.write_text(json.dumps(record))
     result = tfx("generate", "--run", "copied", "-n", 3, "--json")
     assert result.code == 0, result.stderr

@@ -119,7 +119,7 @@ def write_model(folder):
         "phenotype_values": [["female", "male"], ["blood", "lung"], ["B cell", "T cell [naive]"]],
     })  # fmt: skip
     generate = {"steps": 16, "temperature": 1.0, "guidance": 0.0}
-    write_json(model / "tfx.json", {"generate": generate, "origin": {"simulated": True}})
+    write_json(model / "tfx.json", {"generate": generate, "provenance": {"simulated": True}})
     combinations = np.array([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, -1, 0]], dtype=np.int32)
     save_file(
         {"combinations": combinations, "counts": np.array([500, 40, 300, 7])},

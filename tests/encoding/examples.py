@@ -45,16 +45,16 @@ def by_cell(batch):
         phenotypes = batch.phenotype_cell == cell
         records.append(
             {
-                "identity": batch.identity[start:end].tolist(),
+                "token_id": batch.token_id[start:end].tolist(),
                 "value": batch.value[start:end].tolist(),
-                "number": batch.number[start:end].tolist(),
+                "continuous": batch.continuous[start:end].tolist(),
                 "gene_position": (batch.gene_position[genes] - start).tolist(),
                 "gene": batch.gene[genes].tolist(),
                 "gene_target": batch.gene_target[genes].tolist(),
                 "phenotype_position": (batch.phenotype_position[phenotypes] - start).tolist(),
                 "phenotype_slot": batch.phenotype_slot[phenotypes].tolist(),
                 "phenotype_target": batch.phenotype_target[phenotypes].tolist(),
-                "mask_share": float(batch.mask_share[cell]),
+                "mask_rate": float(batch.mask_rate[cell]),
             }
         )
     return records
@@ -78,9 +78,9 @@ def read_back(batch, encoder):
     tokens = encoder.tokens
     found = np.full((batch.n_cells, tokens.n_genes), np.nan)
     cell = np.repeat(np.arange(batch.n_cells), np.diff(batch.cu_seqlens))
-    is_gene = (batch.identity >= tokens.first_gene) & (batch.value != 1)
-    genes = batch.identity[is_gene] - tokens.first_gene
-    shown = batch.number if encoder.continuous else batch.value - tokens.first_bin
+    is_gene = (batch.token_id >= tokens.first_gene) & (batch.value != 1)
+    genes = batch.token_id[is_gene] - tokens.first_gene
+    shown = batch.continuous if encoder.continuous else batch.value - tokens.first_bin
     found[cell[is_gene], genes] = shown[is_gene]
     found[batch.gene_cell, batch.gene] = batch.gene_target
     return found

@@ -37,7 +37,7 @@ def test_the_parts_are_the_cells_of_the_batch_in_its_order(kind, layout, n_cells
 
 def test_parts_have_about_as_many_tokens_each():
     batch = make_batch("binned", "expressed", 64)
-    tokens = [len(part.identity) for part in split_batch(batch, 4)]
+    tokens = [len(part.token_id) for part in split_batch(batch, 4)]
     assert max(tokens) - min(tokens) <= 2 * batch.max_length
 
 

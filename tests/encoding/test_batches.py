@@ -49,9 +49,9 @@ def hide(encoder):
 
 def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     batch = hide(batch_encoder(n_genes=3))
-    assert batch.identity.tolist() == [*[0, 3, 4, 1, 5, 6, 7, 2], *[0, 4, 1, 5, 6, 7, 2]]
+    assert batch.token_id.tolist() == [*[0, 3, 4, 1, 5, 6, 7, 2], *[0, 4, 1, 5, 6, 7, 2]]
     assert batch.value.tolist() == [*[0, 8, 9, 0, 2, 1, 5, 0], *[0, 1, 0, 1, 2, 1, 0]]
-    assert batch.number.tolist() == [0] * 15
+    assert batch.continuous.tolist() == [0] * 15
     assert batch.cu_seqlens.tolist() == [0, 8, 15]
     assert batch.gene_position.tolist() == [5, 11, 13]
     assert batch.gene_cell.tolist() == [0, 1, 1]
@@ -61,7 +61,7 @@ def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     assert batch.phenotype_cell.tolist() == [1]
     assert batch.phenotype_slot.tolist() == [1]
     assert batch.phenotype_target.tolist() == [2]
-    np.testing.assert_allclose(batch.mask_share, [1 / 3, 2 / 3])
+    np.testing.assert_allclose(batch.mask_rate, [1 / 3, 2 / 3])
     assert (batch.n_cells, batch.max_length, batch.rectangular) == (2, 8, False)
 
 
@@ -69,7 +69,7 @@ def test_a_continuous_ranked_batch_shows_numbers_and_asks_for_them():
     """One token, "a number follows" (2), stands for every visible gene; faint values are 0."""
     batch = hide(batch_encoder("continuous", n_genes=3))
     assert batch.value.tolist() == [*[0, 5, 6, 0, 2, 1, 2, 0], *[0, 1, 0, 1, 2, 1, 0]]
-    assert batch.number.tolist() == [0, 0, 0, 0, 0, 0, 3.25, 0] + [0] * 7
+    assert batch.continuous.tolist() == [0, 0, 0, 0, 0, 0, 3.25, 0] + [0] * 7
     assert batch.gene_target.tolist() == [1.75, 2.0, 0.0]
     assert batch.gene_target.dtype == np.float32
 
@@ -79,20 +79,20 @@ def test_an_expressed_batch_with_all_genes_visible_written_out_by_hand():
     batch = batch_encoder(layout="expressed", n_genes=3).visible(
         sparse.csr_matrix(TWO_CELLS), TWO_CODES, ["tissue"], np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
+    assert batch.token_id.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
     assert batch.value.tolist() == [*[0, 8, 1, 0, 4, 5, 0], *[0, 7, 1, 0, 4, 0]]
     assert batch.cu_seqlens.tolist() == [0, 7, 13]
     assert batch.gene.tolist() == []
     assert batch.phenotype_position.tolist() == [9]  # cell 0's tissue is asked but not known
     assert batch.phenotype_target.tolist() == [2]
-    assert batch.mask_share.tolist() == [0, 0]
+    assert batch.mask_rate.tolist() == [0, 0]
 
 
 def test_an_expressed_batch_with_everything_masked_written_out_by_hand():
     batch = batch_encoder(layout="expressed", n_genes=3).masked(
         sparse.csr_matrix(TWO_CELLS), TWO_CODES, EVERYTHING, np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
+    assert batch.token_id.tolist() == [*[0, 3, 4, 1, 6, 7, 2], *[0, 3, 4, 1, 5, 2]]
     # A missing label is never masked: [NO_TISSUE] stays.
     assert batch.value.tolist() == [*[0, 1, 9, 0, 1, 1, 0], *[0, 1, 1, 0, 1, 0]]
     assert batch.gene_position.tolist() == [4, 5, 11]
@@ -101,7 +101,7 @@ def test_an_expressed_batch_with_everything_masked_written_out_by_hand():
     assert batch.gene_target.tolist() == [2, 3, 2]
     assert batch.phenotype_position.tolist() == [1, 8, 9]
     assert batch.phenotype_target.tolist() == [1, 0, 2]
-    assert batch.mask_share.tolist() == [1, 1]
+    assert batch.mask_rate.tolist() == [1, 1]
 
 
 def test_a_ranked_batch_with_nothing_dropped_is_rectangular():
@@ -116,7 +116,7 @@ def test_cells_without_phenotypes_have_a_header_of_cls_and_start():
     nothing = np.zeros((2, 0), dtype=np.int32)
     mask = np.zeros((2, 3), dtype=bool)
     batch = encoder.ranked(TWO_CELLS, nothing, nothing.astype(np.int8), mask)
-    assert batch.identity.tolist() == [0, 1, 3, 4, 5, 2] * 2
+    assert batch.token_id.tolist() == [0, 1, 3, 4, 5, 2] * 2
     assert batch.phenotype_position.tolist() == []
 
 
@@ -125,8 +125,8 @@ def test_a_cell_without_any_expressed_gene_is_a_header_and_an_end():
     batch = batch_encoder(layout="expressed", n_genes=3).masked(
         cells, TWO_CODES, EVERYTHING, np.random.default_rng(0)
     )
-    assert batch.identity.tolist() == [*[0, 3, 4, 1, 2], *[0, 3, 4, 1, 5, 2]]
-    assert batch.mask_share.tolist() == [0, 1]
+    assert batch.token_id.tolist() == [*[0, 3, 4, 1, 2], *[0, 3, 4, 1, 5, 2]]
+    assert batch.mask_rate.tolist() == [0, 1]
 
 
 # ------------------------------------------------------------------------------- properties
@@ -179,10 +179,10 @@ def test_positions_point_at_the_masked_genes_and_phenotypes(seed, kind, layout):
     cells, codes = make_cells(seed)
     batch = masked(encoder, cells, codes, seed, genes="uniform", drop_phenotypes=0.3)
     np.testing.assert_array_equal(
-        batch.identity[batch.gene_position], tokens.first_gene + batch.gene
+        batch.token_id[batch.gene_position], tokens.first_gene + batch.gene
     )
     np.testing.assert_array_equal(
-        batch.identity[batch.phenotype_position], tokens.first_slot + batch.phenotype_slot
+        batch.token_id[batch.phenotype_position], tokens.first_slot + batch.phenotype_slot
     )
     cell_of_token = np.repeat(np.arange(batch.n_cells), np.diff(batch.cu_seqlens))
     np.testing.assert_array_equal(cell_of_token[batch.gene_position], batch.gene_cell)
@@ -196,9 +196,9 @@ def test_masked_positions_show_the_mask_and_nothing_of_their_value(seed, kind, l
     batch = masked(encoder, cells, codes, seed, genes="uniform")
     asked = np.concatenate([batch.gene_position, batch.phenotype_position])
     assert (batch.value[asked] == MASK).all()
-    assert (batch.number[asked] == 0).all()
+    assert (batch.continuous[asked] == 0).all()
     # Every mask of a gene is asked about: none hides without an answer.
-    is_gene = batch.identity >= encoder.tokens.first_gene
+    is_gene = batch.token_id >= encoder.tokens.first_gene
     assert np.sum(batch.value[is_gene] == MASK) == len(batch.gene_position)
 
 
@@ -216,7 +216,7 @@ def test_the_input_does_not_change_with_what_is_masked(seed, kind):
     other_codes = np.where((states == Show.MASKED) | (states == Show.DROPPED), 1 - codes, codes)
     one = encoder.ranked(cells.toarray(), codes, states, mask)
     two = encoder.ranked(other, other_codes.astype(np.int32), states, mask)
-    for field in ("identity", "value", "number", "cu_seqlens", "mask_share", "gene"):
+    for field in ("token_id", "value", "continuous", "cu_seqlens", "mask_rate", "gene"):
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
@@ -261,10 +261,10 @@ def test_no_gene_is_twice_in_a_cell_and_ranked_genes_keep_panel_order(seed, layo
     cells, codes = make_cells(seed)
     batch = masked(encoder, cells, codes, seed, genes="uniform", unexpressed=0.7)
     for cell in by_cell(batch):
-        genes = [token for token in cell["identity"] if token >= encoder.tokens.first_gene]
+        genes = [token for token in cell["token_id"] if token >= encoder.tokens.first_gene]
         assert len(genes) == len(set(genes))
         assert layout == "expressed" or genes == sorted(genes)
-        assert cell["identity"][-1] == END
+        assert cell["token_id"][-1] == END
 
 
 @given(SEEDS)
@@ -274,7 +274,7 @@ def test_dropped_phenotypes_vanish_and_carry_no_loss(seed):
     codes = np.abs(codes)
     batch = masked(encoder, cells, codes, seed, phenotypes=1.0, drop_phenotypes=1.0)
     tokens = encoder.tokens
-    is_slot = (batch.identity >= tokens.first_slot) & (batch.identity < tokens.first_gene)
+    is_slot = (batch.token_id >= tokens.first_slot) & (batch.token_id < tokens.first_gene)
     assert not is_slot.any()
     assert len(batch.phenotype_position) == 0
     assert batch.max_length == tokens.required_length - tokens.n_phenotypes
@@ -286,11 +286,11 @@ def test_the_share_of_cells_shown_whole_is_the_one_asked_for(layout):
     cells, codes = make_cells(0, n_cells=4000)
     batch = masked(encoder, cells, codes, 0, genes=0.5, visible_cells=0.3, unexpressed=0.0)
     expressed = (true_answers(cells, encoder) > 0).any(axis=1) | (layout == "ranked")
-    whole = batch.mask_share[expressed] == 0
+    whole = batch.mask_rate[expressed] == 0
     assert whole.mean() == pytest.approx(0.3, abs=0.03)
     n_masked = np.bincount(batch.gene_cell, minlength=4000)
-    np.testing.assert_array_equal(n_masked == 0, batch.mask_share == 0)
-    assert (batch.phenotype_cell[:, None] == np.flatnonzero(batch.mask_share == 0)).any()
+    np.testing.assert_array_equal(n_masked == 0, batch.mask_rate == 0)
+    assert (batch.phenotype_cell[:, None] == np.flatnonzero(batch.mask_rate == 0)).any()
 
 
 # ------------------------------------------------------------------- expressed layout alone
@@ -310,7 +310,7 @@ def test_genes_swapped_in_are_unexpressed_distinct_and_answered_with_bin_0(seed,
     # Swapping replaces: it makes no cell longer, and lacks genes only where a cell has few left.
     for cell in range(len(truth)):
         start, end = batch.cu_seqlens[cell : cell + 2]
-        assert (batch.identity[start:end] >= encoder.tokens.first_gene).sum() == n_expressed[cell]
+        assert (batch.token_id[start:end] >= encoder.tokens.first_gene).sum() == n_expressed[cell]
         of_cell = batch.gene_cell == cell
         free = truth.shape[1] - n_expressed[cell]
         assert is_swapped[of_cell].sum() == min(of_cell.sum(), free)
@@ -357,7 +357,7 @@ def test_the_genes_kept_of_a_long_cell_are_a_random_choice(method):
         batch = encoder.visible(cells, codes, [], rng)
     else:
         batch = encoder.masked(cells, codes, MaskingSettings(unexpressed=0.0), rng)
-    genes = batch.identity[batch.identity >= encoder.tokens.first_gene] - encoder.tokens.first_gene
+    genes = batch.token_id[batch.token_id >= encoder.tokens.first_gene] - encoder.tokens.first_gene
     kept = np.bincount(genes, minlength=20) / 2000
     np.testing.assert_allclose(kept, 5 / 20, atol=0.04)
 
@@ -371,7 +371,7 @@ def test_visible_cells_hide_the_asked_phenotypes_and_nothing_else(seed, kind, la
     cells, codes = make_cells(seed)
     batch = encoder.visible(cells, codes, ["tissue"], np.random.default_rng(seed))
     assert len(batch.gene_position) == 0
-    assert (batch.mask_share == 0).all()
+    assert (batch.mask_rate == 0).all()
     known = np.flatnonzero(codes[:, 1] >= 0)
     assert batch.phenotype_cell.tolist() == known.tolist()
     assert batch.phenotype_slot.tolist() == [1] * len(known)
@@ -387,8 +387,8 @@ def test_edges_per_gene_reach_the_batch():
     batch = encoder.visible(
         sparse.csr_matrix(TWO_CELLS), np.zeros((2, 0), np.int32), [], np.random.default_rng(0)
     )
-    genes = batch.identity >= tokens.first_gene
-    assert (batch.identity[genes] - tokens.first_gene).tolist() == [1, 2, 0, 2]
+    genes = batch.token_id >= tokens.first_gene
+    assert (batch.token_id[genes] - tokens.first_gene).tolist() == [1, 2, 0, 2]
     assert (batch.value[genes] - tokens.first_bin).tolist() == [1, 3, 2, 3]
 
 
@@ -415,7 +415,7 @@ def sorted_by_gene(batch):
     """Cells as records whose order of tokens does not count."""
     records = by_cell(batch)
     for record in records:
-        tokens = zip(record["identity"], record["value"], record["number"], strict=True)
+        tokens = zip(record["token_id"], record["value"], record["continuous"], strict=True)
         record["tokens"] = sorted(tokens)
         record["answers"] = sorted(zip(record["gene"], record["gene_target"], strict=True))
     return [{name: record[name] for name in ("tokens", "answers")} for record in records]
@@ -465,7 +465,7 @@ def test_integers_of_a_batch_are_as_small_as_they_can_be(tiny_store):
     for kind, layout in STORED:
         encoder = store_encoder(tiny_store, kind, layout)
         batch = encoder.masked(stored, codes, MaskingSettings(), np.random.default_rng(0))
-        assert batch.identity.dtype == np.uint16
+        assert batch.token_id.dtype == np.uint16
         assert batch.value.dtype == np.uint8
         assert batch.gene_target.dtype == (np.float32 if kind == "continuous" else np.uint8)
-        assert (batch.number.strides == (0,)) == (kind != "continuous")
+        assert (batch.continuous.strides == (0,)) == (kind != "continuous")

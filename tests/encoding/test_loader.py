@@ -145,7 +145,7 @@ def test_ranked_cells_go_the_same_way(tiny_store):
     with BatchLoader(source, source.sampler.start, unchanged) as loader:
         loaded = loader.next()
     tokens = source.encoder.tokens
-    assert loaded.batch.n_cells * tokens.required_length == len(loaded.batch.identity)
+    assert loaded.batch.n_cells * tokens.required_length == len(loaded.batch.token_id)
     shown = loaded.batch.phenotype_target
     codes = np.asarray(tiny_store.phenotype_codes[loaded.rows])
     assert (

@@ -25,7 +25,7 @@ def test_no_two_tokens_share_an_identity_or_a_value(phenotypes, n_genes, n_bins)
     identities = [CLS, START, END]
     identities += [space.first_slot + slot for slot in range(space.n_phenotypes)]
     identities += [space.first_gene + gene for gene in range(n_genes)]
-    assert sorted(identities) == list(range(space.n_identities))
+    assert sorted(identities) == list(range(space.n_token_ids))
     values = [NONE, MASK, *(space.first_bin + number for number in range(n_bins))]
     for slot, labels in enumerate(phenotypes.values()):
         values += [int(space.not_specified[slot]) + 1 + code for code in range(-1, len(labels))]

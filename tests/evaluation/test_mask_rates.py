@@ -67,7 +67,7 @@ def test_in_the_expressed_layout_hidden_genes_are_no_tokens(tiny_store, rows, mo
     first = model.config.tokens.first_gene
     for cell in range(len(rows)):
         start, end = about_phenotypes.cu_seqlens[cell : cell + 2]
-        identity = about_phenotypes.identity[start:end].astype(int) - first
+        identity = about_phenotypes.token_id[start:end].astype(int) - first
         shown = identity[(identity >= 0) & (identity < len(model.panel))]
         assert not mask[cell, shown].any()
     assert len(about_phenotypes.gene) == 0

@@ -71,24 +71,24 @@ def test_markers_of_a_simulated_sex_are_its_own_genes(trained):
 
 def test_the_store_is_opened_only_while_it_is_the_one_trained_on(trained, tmp_path):
     assert open_training_store(trained).n_cells == 600
-    there = trained.origin["store"]
+    there = trained.provenance["store"]
     moved = make_cell_model()
-    moved.origin = trained.origin | {"store": str(tmp_path / "gone")}
+    moved.provenance = trained.provenance | {"store": str(tmp_path / "gone")}
     assert open_training_store(moved) is None
-    moved.origin = trained.origin | {"store_key": "another"}
+    moved.provenance = trained.provenance | {"store_key": "another"}
     assert open_training_store(moved) is None
-    moved.origin = {}
+    moved.provenance = {}
     assert open_training_store(moved) is None
     shutil.copytree(there, tmp_path / "damaged")
     (tmp_path / "damaged" / "manifest.json").write_text("{", encoding="utf-8")
-    moved.origin = trained.origin | {"store": str(tmp_path / "damaged")}
+    moved.provenance = trained.provenance | {"store": str(tmp_path / "damaged")}
     assert open_training_store(moved) is None
 
 
 def test_a_model_that_names_no_store_finds_none_even_inside_one(tiny_store, monkeypatch):
     monkeypatch.chdir(tiny_store.path)
     model = make_cell_model()
-    model.origin = {}
+    model.provenance = {}
     assert open_training_store(model) is None
 
 

@@ -15,7 +15,7 @@ from core.generation.plan import CellPlan
 from core.generation.request import GenerationRequest
 from core.generation.sampler import plan_for, sample_cells
 from core.model.folder import CellModel
-from core.model.reference import DEPTH_QUANTILES, Reference
+from core.model.reference import SIZE_QUANTILES, size_quantiles
 from core.presets.schema import GenerateSettings
 from core.training.setup import build_model
 from tests.model.examples import make_cell_model
@@ -24,13 +24,19 @@ from tests.tiny_atlas import tiny_preset
 from .examples import COMBINATIONS, COUNTS, known_model, with_reference
 
 
+def with_sizes(reference, quantiles):
+    """Set the quantiles of genes per cell and of library sizes, (combinations, 2, quantiles)."""
+    genes, counts = (None, None) if quantiles is None else np.moveaxis(quantiles, 1, 0)
+    return replace(reference, genes_per_cell=genes, library_size=counts)
+
+
 def with_depth(model, genes, counts=None):
     """Give every combination of the known training cells a depth of its own, the same for all its cells."""
     model = with_reference(model)
-    depth = np.zeros((len(COMBINATIONS), 2, DEPTH_QUANTILES), np.float32)
+    depth = np.zeros((len(COMBINATIONS), 2, SIZE_QUANTILES), np.float32)
     depth[:, 0] = np.asarray(genes)[:, None]
     depth[:, 1] = 0 if counts is None else np.asarray(counts)[:, None]
-    model.reference = replace(model.reference, depth=depth)
+    model.reference = with_sizes(model.reference, depth)
     return model
 
 
@@ -40,12 +46,11 @@ def test_quantiles_are_those_of_the_cells_of_each_combination():
     genes = np.concatenate([rng.poisson(20, 500), rng.poisson(60, 300)])
     order = rng.permutation(800)
     combinations = np.array([[0, 1], [1, -1], [1, 1]], np.int32)
-    found = Reference.depth_quantiles(combinations, codes[order], genes[order], 10.0 * genes[order])
-    assert found.shape == (3, 2, DEPTH_QUANTILES)
+    found = size_quantiles(combinations, codes[order], genes[order])
+    assert found.shape == (3, SIZE_QUANTILES)
     for at, part in ((0, genes[:500]), (1, genes[500:]), (2, genes)):  # the last: none has it
-        assert found[at, 0].mean() == pytest.approx(part.mean(), rel=0.02)
-        assert found[at, 0].std() == pytest.approx(part.std(), rel=0.08)
-        np.testing.assert_allclose(found[at, 1], 10 * found[at, 0], rtol=1e-6)
+        assert found[at].mean() == pytest.approx(part.mean(), rel=0.02)
+        assert found[at].std() == pytest.approx(part.std(), rel=0.08)
 
 
 def test_a_cell_gets_the_depth_of_training_cells_with_its_phenotypes():
@@ -67,9 +72,9 @@ def test_where_few_cells_match_those_that_share_what_matters_most_speak():
 
 def test_the_depth_of_a_cell_depends_on_the_seed_and_its_number_alone():
     model = make_cell_model()
-    depth = np.sort(np.random.default_rng(0).uniform(0, 7, (5, 2, DEPTH_QUANTILES)))
+    depth = np.sort(np.random.default_rng(0).uniform(0, 7, (5, 2, SIZE_QUANTILES)))
     model = with_reference(model)
-    model.reference = replace(model.reference, depth=depth.astype(np.float32))
+    model.reference = with_sizes(model.reference, depth.astype(np.float32))
     codes = np.zeros((50, 2), np.int32)
     whole = DepthDraw(model, 3, None).draw(range(50), codes)
     part = DepthDraw(model, 3, None).draw(range(20, 30), codes[20:30])
@@ -80,19 +85,19 @@ def test_the_depth_of_a_cell_depends_on_the_seed_and_its_number_alone():
 
 def test_a_library_size_gives_the_genes_of_training_cells_of_that_rank():
     model = with_reference(make_cell_model())
-    ranks = np.linspace(0, 1, DEPTH_QUANTILES)
+    ranks = np.linspace(0, 1, SIZE_QUANTILES)
     depth = np.tile(np.stack([7 * ranks, 1000 * ranks]), (5, 1, 1)).astype(np.float32)
-    model.reference = replace(model.reference, depth=depth)
+    model.reference = with_sizes(model.reference, depth)
     for size in (200.0, 700.0):
         genes, counts = DepthDraw(model, 0, size).draw(range(5), np.zeros((5, 2), np.int32))
         np.testing.assert_allclose(genes, 7 * size / 1000, atol=0.1)
         np.testing.assert_allclose(counts, size)
 
 
-@pytest.mark.parametrize("depth", [None, np.ones((5, 2, DEPTH_QUANTILES), np.float32) * [[1], [0]]])
+@pytest.mark.parametrize("depth", [None, np.ones((5, 2, SIZE_QUANTILES), np.float32) * [[1], [0]]])
 def test_a_library_size_is_refused_where_no_counts_are_known(depth):
     model = with_reference(make_cell_model())
-    model.reference = replace(model.reference, depth=depth)
+    model.reference = with_sizes(model.reference, depth)
     request = GenerationRequest({}, 3, library_size=1000)
     with pytest.raises(ConfigurationError, match="keeps no counts"):
         CellSource(model, request)
@@ -150,14 +155,16 @@ def test_depths_travel_in_the_model_folder_and_older_folders_do_without(tmp_path
     model = with_depth(make_cell_model(), [1, 2, 3, 4, 5])
     model.save(tmp_path / "new")
     loaded = CellModel.load(tmp_path / "new")
-    np.testing.assert_array_equal(loaded.reference.depth, model.reference.depth)
+    for name in ("genes_per_cell", "library_size"):
+        expected = getattr(model.reference, name)
+        np.testing.assert_array_equal(getattr(loaded.reference, name), expected)
     make_cell_model().save(tmp_path / "old")
-    assert CellModel.load(tmp_path / "old").reference.depth is None
-    falling = model.reference.depth.copy()
-    falling[0, 0, 3] = -1
-    model.reference = replace(model.reference, depth=falling)
+    assert CellModel.load(tmp_path / "old").reference.genes_per_cell is None
+    falling = model.reference.genes_per_cell.copy()
+    falling[0, 3] = -1
+    model.reference = replace(model.reference, genes_per_cell=falling)
     model.save(tmp_path / "bad")
-    with pytest.raises(DataError, match="quantiles of depth decrease"):
+    with pytest.raises(DataError, match="quantiles of 'genes_per_cell' decrease"):
         CellModel.load(tmp_path / "bad")
 
 

@@ -70,7 +70,7 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
     for batch in batches:
         for cell in range(4):
             at = slice(int(batch.bounds[cell]), int(batch.bounds[cell + 1]))
-            genes, values = batch.identity[at].numpy() - first_gene, batch.value[at].numpy()
+            genes, values = batch.token_id[at].numpy() - first_gene, batch.value[at].numpy()
             known = (genes >= 0) & (values != MASK)
             hidden = (genes >= 0) & (values == MASK)
             seen = {int(gene) for gene in genes[known]}

@@ -85,7 +85,7 @@ def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
         known = values[asked == 1] - model.config.tokens.first_bin
         np.testing.assert_array_equal(known, drawn[asked == 1])
         assert (batch.value[batch.gene_position] == MASK).all()
-        np.testing.assert_allclose(batch.mask_share, 1 - asked.mean(axis=1), rtol=1e-6)
+        np.testing.assert_allclose(batch.mask_rate, 1 - asked.mean(axis=1), rtol=1e-6)
         np.add.at(asked, (batch.gene_cell.numpy(), batch.gene.numpy()), 1)
     np.testing.assert_array_equal(asked, 1)
 

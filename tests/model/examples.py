@@ -110,5 +110,5 @@ def make_cell_model(kind="binned", layout="ranked", **changes):
         ),
         masking=MaskingSettings(genes="uniform"),
         generate=GenerateSettings(steps=3),
-        origin={"name": "example", "sources": ["cells.h5ad"], "simulated": True, "step": 7},
+        provenance={"name": "example", "sources": ["cells.h5ad"], "simulated": True, "step": 7},
     )

@@ -46,23 +46,23 @@ def test_integers_are_widened_and_values_stay(kind, layout):
 def test_what_is_read_are_the_masked_positions_cell_by_cell(layout):
     arrays = make_arrays("binned", layout)
     batch = BatchTensors.from_arrays(arrays)
-    reads = batch.read_position.numpy()
+    reads = batch.output_position.numpy()
     assert (np.diff(reads) > 0).all()
-    np.testing.assert_array_equal(reads[batch.gene_read], arrays.gene_position)
-    np.testing.assert_array_equal(reads[batch.phenotype_read], arrays.phenotype_position)
+    np.testing.assert_array_equal(reads[batch.output_of_gene], arrays.gene_position)
+    np.testing.assert_array_equal(reads[batch.output_of_phenotype], arrays.phenotype_position)
     assert len(reads) == len(arrays.gene_position) + len(arrays.phenotype_position)
     cells = np.searchsorted(arrays.cu_seqlens, reads, side="right") - 1
-    np.testing.assert_array_equal(np.diff(batch.read_bounds), np.bincount(cells, minlength=5))
-    np.testing.assert_array_equal(batch.cu_reads, batch.read_bounds)
+    np.testing.assert_array_equal(np.diff(batch.output_bounds), np.bincount(cells, minlength=5))
+    np.testing.assert_array_equal(batch.cu_outputs, batch.output_bounds)
     np.testing.assert_array_equal(batch.bounds, arrays.cu_seqlens)
-    assert (batch.n_cells, batch.cu_reads.dtype) == (5, torch.int32)
+    assert (batch.n_cells, batch.cu_outputs.dtype) == (5, torch.int32)
 
 
 def test_on_the_host_integers_stay_small_and_a_repeated_zero_takes_no_memory():
     batch = HostBatch.of(make_arrays("binned", "expressed"))
-    assert batch.tensors["identity"].dtype == torch.uint16
+    assert batch.tensors["token_id"].dtype == torch.uint16
     assert batch.tensors["value"].dtype == torch.uint8
-    assert batch.tensors["number"].shape == (1,)
+    assert batch.tensors["continuous"].shape == (1,)
     assert batch.to("cpu").number.shape == (batch.n_tokens,)
 
 

@@ -18,10 +18,10 @@ BOTH = {"cls_reconstruction": True, "cls_contrast": True, "dropout": 0.0}
 def test_cls_of_every_cell_is_read_beside_what_is_read_anyway(layout):
     batch = make_batch(make_network(layout=layout).config)
     reads, former, at_cls = reads_with_cls(batch)
-    assert torch.equal(reads.position[former], batch.read_position)
+    assert torch.equal(reads.position[former], batch.output_position)
     assert torch.equal(reads.position[at_cls], batch.cu_seqlens[:-1].long())
     assert torch.equal(reads.position, reads.position.sort().values)
-    assert len(reads.position) == len(batch.read_position) + batch.n_cells
+    assert len(reads.position) == len(batch.output_position) + batch.n_cells
     assert reads.cu_bounds.tolist() == reads.bounds.tolist()
     cells = np.searchsorted(batch.bounds, reads.position.numpy(), side="right") - 1
     assert np.bincount(cells).tolist() == np.diff(reads.bounds).tolist()
@@ -59,7 +59,7 @@ def test_reconstruction_tells_all_genes_of_a_cell_from_cls_alone(layout):
     losses = []
     for cell in range(batch.n_cells):
         span = slice(batch.bounds[cell], batch.bounds[cell + 1])
-        identity, value = batch.identity[span].numpy(), batch.value[span].numpy()
+        identity, value = batch.token_id[span].numpy(), batch.value[span].numpy()
         answers = {
             int(g): int(v) - config.tokens.first_bin
             for g, v in zip(identity - first, value, strict=True)

@@ -19,7 +19,7 @@ def bert_of(network):
     bert = BertModel(
         BertConfig(
             vocab_size=config.tokens.n_values,
-            max_position_embeddings=config.tokens.n_identities,
+            max_position_embeddings=config.tokens.n_token_ids,
             type_vocab_size=1,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers,
@@ -66,7 +66,7 @@ def hidden_by_bert(bert, batch):
     hidden = []
     for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
         answer = bert(
-            input_ids=batch.value[None, start:end], position_ids=batch.identity[None, start:end]
+            input_ids=batch.value[None, start:end], position_ids=batch.token_id[None, start:end]
         )
         hidden.append(answer.last_hidden_state[0])
     return torch.cat(hidden)
@@ -95,8 +95,8 @@ def test_the_last_layer_computes_only_what_is_read_and_loses_nothing(layout, att
     network = make_network(layout=layout, norm=norm, attention=attention, dropout=0.0).double()
     batch = make_batch(network.config, n_cells=9, genes=0.3, drop_phenotypes=0.5)
     route = network.attention_route(ragged=True)
-    reads = Reads(batch.read_position, batch.read_bounds, batch.cu_reads)
-    assert 0 < len(reads.position) < len(batch.identity)
+    reads = Reads(batch.output_position, batch.output_bounds, batch.cu_outputs)
+    assert 0 < len(reads.position) < len(batch.token_id)
     part = network.encoder_part
     outcomes = []
     for hidden in (
@@ -134,7 +134,7 @@ def test_a_cells_answers_do_not_depend_on_the_other_cells(layout):
     batch = make_batch(network.config, genes=0.5, drop_phenotypes=0.5)
     start, end = batch.cu_seqlens[1].item(), batch.cu_seqlens[2].item()
     value = batch.value.clone()
-    is_gene = batch.identity[start:end] >= network.config.tokens.first_gene
+    is_gene = batch.token_id[start:end] >= network.config.tokens.first_gene
     value[start:end][is_gene] = network.config.tokens.first_bin + 3
     with torch.no_grad():
         one, two = network(batch), network(replace(batch, value=value))
@@ -191,10 +191,10 @@ def test_pre_norm_with_geglu_is_what_its_formula_says():
 def test_the_number_of_a_visible_gene_reaches_a_continuous_encoder_and_a_masked_one_does_not():
     network = make_network("continuous")
     batch = make_batch(network.config, genes=0.5)
-    other = torch.where(batch.value == network.config.tokens.first_bin, batch.number, 99.0)
+    other = torch.where(batch.value == network.config.tokens.first_bin, batch.continuous, 99.0)
     with torch.no_grad():
-        one, two = network(batch), network(replace(batch, number=other))
-        three = network(replace(batch, number=batch.number + 1))
+        one, two = network(batch), network(replace(batch, continuous=other))
+        three = network(replace(batch, continuous=batch.continuous + 1))
     torch.testing.assert_close(one.gene_logits, two.gene_logits)
     assert not torch.allclose(one.gene_logits, three.gene_logits)
 
@@ -241,13 +241,13 @@ def test_a_summary_adds_up_the_visible_genes_of_each_cell(kind, layout):
         start, end = batch.bounds[cell], batch.bounds[cell + 1]
         total, n_visible = np.zeros(config.hidden_size), 0
         for place in range(start, end):
-            gene = int(batch.identity[place]) - first_gene
+            gene = int(batch.token_id[place]) - first_gene
             level = int(batch.value[place]) - first_bin
             if gene < 0 or level < 0:
                 continue
             n_visible += 1
             if kind == "continuous":
-                total += float(batch.number[place]) * table[gene]
+                total += float(batch.continuous[place]) * table[gene]
             else:
                 total += table[gene * config.n_bins + level]
         np.testing.assert_allclose(added[start], total / np.sqrt(n_visible + 8), atol=1e-5)

@@ -53,7 +53,7 @@ def test_everything_beside_the_weights_comes_back(tmp_path):
     assert loaded.values.kind == model.values.kind
     assert loaded.masking == model.masking
     assert loaded.generate == model.generate
-    assert loaded.origin == model.origin
+    assert loaded.provenance == model.provenance
     assert loaded.config.phenotypes == model.config.phenotypes
     assert loaded.config.tokens == model.config.tokens
     np.testing.assert_array_equal(loaded.values.edges, model.values.edges)
@@ -158,7 +158,9 @@ def test_an_unreadable_record_is_refused(folder, content, message):
 def test_a_newer_format_is_refused_with_what_to_do(folder):
     record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
     (folder / "tfx.json").write_text(json.dumps(record | {"format_version": 99}), encoding="utf-8")
-    with pytest.raises(DataError, match="model format 99, this tfx reads 1; use the tfx that"):
+    with pytest.raises(
+        DataError, match="model format 99, this tfx reads up to 2; use the tfx that"
+    ):
         CellModel.load(folder)
 
 

@@ -213,7 +213,7 @@ CASES = {
 RECORD_CASES = {
     "a record that is a list": (text_of("tfx.json", "[]"), "expected a JSON object"),
     "a record too deep": (text_of("tfx.json", DEEP), "nested too deeply"),
-    "an origin that is a list": (json_of("tfx.json", origin=[]), "origin: "),
+    "a provenance that is a list": (json_of("tfx.json", provenance=[]), "provenance: "),
     "a step that is text": (json_of("tfx.json", origin__step="seven"), "step: "),
     "sources that are no list": (json_of("tfx.json", origin__sources=3), "sources: "),
     "checksums that are a list": (json_of("tfx.json", sha256=[]), "sha256: "),

@@ -252,7 +252,7 @@ def test_genes_answer_each_other_within_a_cell_only():
         before = network(batch).gene_logits
         value = batch.value.clone()
         start, end = batch.cu_seqlens[2].item(), batch.cu_seqlens[3].item()
-        visible = (batch.identity >= network.config.tokens.first_gene) & (batch.value > 1)
+        visible = (batch.token_id >= network.config.tokens.first_gene) & (batch.value > 1)
         visible[:start] = False
         visible[end:] = False
         value[visible] = network.config.tokens.first_bin + 2

@@ -69,7 +69,7 @@ def meanings(config, batch):
         names[first] = None
         names |= {first + 1 + code: value for code, value in enumerate(values)}
         assert phenotype in tokens.phenotypes
-    for identity, value in zip(batch.identity.tolist(), batch.value.tolist(), strict=True):
+    for identity, value in zip(batch.token_id.tolist(), batch.value.tolist(), strict=True):
         if identity in (CLS, START, END):
             yield {CLS: "CLS", START: "START", END: "END"}[identity], None
         elif identity < tokens.first_gene:

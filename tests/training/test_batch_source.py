@@ -20,7 +20,7 @@ def sizes(source, n=20):
     cursor, found = source.sampler.start, []
     for _ in range(n):
         _, batch = source.batch(cursor)
-        found.append((batch.n_cells, len(batch.identity)))
+        found.append((batch.n_cells, len(batch.token_id)))
         cursor = source.sampler.advance(cursor)
     return np.array(found).T
 

@@ -90,11 +90,11 @@ def test_the_class_never_is_in_the_input_whoever_makes_the_batch(layout, given):
     for one, two in zip(
         batches_of(own, expression, codes), batches_of(own, expression, other), strict=True
     ):
-        assert np.array_equal(one.identity, two.identity)
+        assert np.array_equal(one.token_id, two.token_id)
         assert np.array_equal(one.value, two.value)
         assert np.array_equal(one.cu_seqlens, two.cu_seqlens)
         assert np.array_equal(one.phenotype_target, 1 - two.phenotype_target)
-        assert set(one.value[one.identity == slot].tolist()) == {MASK}
+        assert set(one.value[one.token_id == slot].tolist()) == {MASK}
 
 
 def test_of_the_others_only_those_that_are_given_are_shown():
@@ -102,8 +102,8 @@ def test_of_the_others_only_those_that_are_given_are_shown():
     own = encoder(given=("tissue",))
     batch = own.visible(expression, codes, [], np.random.default_rng(0))
     unspecified = own.tokens.not_specified
-    sex = batch.value[batch.identity == own.tokens.first_slot]
-    tissue = batch.value[batch.identity == own.tokens.first_slot + 1]
+    sex = batch.value[batch.token_id == own.tokens.first_slot]
+    tissue = batch.value[batch.token_id == own.tokens.first_slot + 1]
     assert set(sex.tolist()) == {int(unspecified[0])}
     assert np.array_equal(tissue, unspecified[1] + 1 + codes[:, 1])
 
@@ -120,7 +120,7 @@ def test_cls_answers_for_every_cell_and_no_gene_is_asked():
 def test_genes_are_masked_as_regularisation():
     expression, codes = some_cells()
     masked = next(batches_of(encoder(), expression, codes))
-    genes = masked.value[masked.identity >= encoder().tokens.first_gene]
+    genes = masked.value[masked.token_id >= encoder().tokens.first_gene]
     masked_of_a_cell = set((genes.reshape(-1, 6) == MASK).sum(axis=1).tolist())
     assert masked_of_a_cell in ({1}, {2}), "0.3 of six genes, rounded at random"
 

@@ -132,8 +132,8 @@ def test_the_learning_rate_logged_is_the_one_of_the_step(finished):
 def test_the_model_folder_loads_and_knows_its_run(finished, tiny_store):
     folder, result, _ = finished
     model = CellModel.load(folder / "model")
-    assert model.origin["step"] == result.best_step
-    assert model.origin["total_steps"] == 12
+    assert model.provenance["step"] == result.best_step
+    assert model.provenance["total_steps"] == 12
     assert model.config.phenotypes == {k: list(v) for k, v in tiny_store.phenotypes.items()}
 
 
@@ -168,7 +168,7 @@ def test_a_run_can_end_without_validation_cells(tiny_store, tmp_path, monkeypatc
     )
     result = train(short(train__max_steps=3), tiny_store, tmp_path / "run")
     assert result.validation == {}
-    assert CellModel.load(result.model).origin["step"] == 3
+    assert CellModel.load(result.model).provenance["step"] == 3
 
 
 # ------------------------------------------------------------------------- stop and resume

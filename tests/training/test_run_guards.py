@@ -38,7 +38,7 @@ def test_the_averaged_weights_are_saved_and_those_of_training_go_on(tiny_store, 
     assert all(torch.equal(plain[name], ema[name]) for name in plain)
     state = checkpoints.load_checkpoint(tmp_path / "ema" / "checkpoints" / "step-00000012")[1]
     saved = CellModel.load(tmp_path / "ema" / "model")
-    assert saved.origin["step"] == 12
+    assert saved.provenance["step"] == 12
     for name, value in saved.network.named_parameters():
         assert torch.equal(value, state["average"][name]), name
     assert any(not torch.equal(state["average"][n], plain[n]) for n in state["average"])

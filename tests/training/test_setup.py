@@ -58,7 +58,7 @@ def test_building_is_a_function_of_the_seed_and_leaves_the_global_generator_alon
 
 
 def test_the_card_and_the_origin_say_that_the_cells_are_simulated(tiny_store):
-    assert build(tiny_store).origin["simulated"] is True
+    assert build(tiny_store).provenance["simulated"] is True
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_filter_chooses_the_cells_a_model_is_fitted_to(tiny_store):
     model = build_model(preset, tiny_store, name="example")
     assert model.reference.counts.sum() == len(rows)
     assert model.reference.n_cells({0: 1}) == 0
-    assert model.origin["where"] == ["sex=female"]
-    assert "where" not in build(tiny_store).origin
+    assert model.provenance["where"] == ["sex=female"]
+    assert "where" not in build(tiny_store).provenance
     assert np.array_equal(
         chosen_rows(tiny_preset().preset, tiny_store, "validation"), tiny_store.rows("validation")
     )

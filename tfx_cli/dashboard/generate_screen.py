@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import TfxError
-from core.model.control_tokens import ControlTokens
+from core.model.reference import ControlTokens
 from tfx_cli.dashboard.base_screen import DashboardScreen
 from tfx_cli.dashboard.cells_texts import (
     GENE_COLUMNS,

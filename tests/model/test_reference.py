@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import DataError
-from core.model.control_tokens import ControlTokens
+from core.model.reference import ControlTokens
 from tests.generation.examples import COMBINATIONS, COUNTS, with_reference
 from tests.model.examples import make_cell_model
 
@@ -23,7 +23,7 @@ def test_they_are_those_that_the_model_was_saved_with(folder):
         model.config.phenotypes
     )
     assert tokens.generate["steps"] == model.generate.steps
-    assert tokens.is_simulated == bool(model.origin.get("simulated"))
+    assert tokens.is_simulated == bool(model.provenance.get("simulated"))
     assert tokens.n_cells == COUNTS.sum()
 
 
