@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
-    from core.training.cell_outline import CellOutline
     from core.training.forecast import RunForecast
+    from core.training.run_size import CellOutline
 
 __all__ = ["show_forecast"]
 
@@ -43,8 +43,8 @@ def show_forecast(
     processes
         That will train together.
     """
-    from core.training.cell_outline import outline_of_store
     from core.training.forecast import forecast_run
+    from core.training.run_size import outline_of_store
 
     cells = (
         _outline_of_preset(resolved) if store is None else outline_of_store(resolved.preset, store)
@@ -72,7 +72,7 @@ def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
     from core.cells.checks.preflight import preflight
     from core.cells.checks.report import refuse_failures
     from core.cells.prepare import find_store
-    from core.training.cell_outline import outline_of_facts, outline_of_store
+    from core.training.run_size import outline_of_facts, outline_of_store
 
     preset = resolved.preset
     store = find_store(preset.data, resolved.name)

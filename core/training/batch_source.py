@@ -106,7 +106,7 @@ def cells_per_virtual_rank(
         if train.batch_size % virtual_ranks:
             message = (
                 f"train.batch_size = {train.batch_size} cells cannot be shared equally by {virtual_ranks} "
-                f"virtual_ranks; give a multiple of {virtual_ranks}"
+                f"virtual ranks; give a multiple of {virtual_ranks}"
             )
             raise ConfigurationError(message)
         return train.batch_size // virtual_ranks, None

@@ -45,24 +45,27 @@ from core.training.checkpoints import (
 )
 from core.training.classification import balanced_epochs, store_of_task, with_additions
 from core.training.feasibility import check_feasible
-from core.training.flops import EncoderFlops
+from core.training.flops import EncoderFlops, device_peak
 from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
 from core.training.machine import Machine, set_up_speed
-from core.training.matmul_peak import device_peak
 from core.training.numeric_guards import NonFiniteSteps, SpikeDetector
-from core.training.optimiser import ENCODER, make_optimiser
+from core.training.optimiser import (
+    ENCODER,
+    WeightAverage,
+    learning_rate_factor,
+    make_optimiser,
+    total_steps,
+)
 from core.training.processes import Processes
 from core.training.resume_rules import check_changes
 from core.training.run_lock import owned_run
 from core.training.run_log import RunLog, open_run_log
-from core.training.schedule import learning_rate_factor, total_steps
 from core.training.setup import build_model, chosen_rows, class_weights
 from core.training.start_weights import ConvertWeights, take_shape_of_start
 from core.training.step_window import StepSize, StepWindow
 from core.training.train_step import StepOutcome, TrainStep
 from core.training.validation import Validation, describe_accuracies
 from core.training.virtual_ranks import StepBatch, VirtualRankSources, virtual_ranks_of_process
-from core.training.weight_average import WeightAverage
 
 __all__ = ["TrainResult", "train"]
 

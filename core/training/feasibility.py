@@ -5,7 +5,7 @@ import torch
 from core.model.attention import AttentionRoute, resolve_attention
 from core.presets.schema import Preset
 from core.training.batch_source import cells_per_virtual_rank
-from core.training.machine import DTYPES, Machine, choose_machine
+from core.training.machine import Machine, choose_machine
 from core.training.processes import launched_processes
 from core.training.trackers import check_trackers
 from core.training.virtual_ranks import virtual_ranks_of_process
@@ -36,7 +36,7 @@ def check_feasible(
     route = resolve_attention(
         preset.model.attention,
         device=torch.device(machine.device),
-        dtype=DTYPES[machine.precision],
+        dtype=machine.dtype,
         dropout=preset.model.attention_dropout,
         ragged=preset.encoding.layout == "expressed",
     )

@@ -1,66 +1,43 @@
-"""Floating-point operations of training, and which share of the machine's peak they reach.
+"""Floating-point operations of training, the peak of the device, and the fraction of it that is reached.
 
-No torch: plain arithmetic, so that a forecast and a run log agree. Model FLOPs utilisation as in
-PaLM (arXiv 2204.02311, appendix B): the work that the model's maths needs, whatever the kernels
-do besides or leave out, over the peak of the hardware.
+Model FLOPs utilisation as in PaLM (arXiv 2204.02311, appendix B): the work that the model's maths
+needs, whatever the kernels do besides or leave out, over the peak of the hardware.
 """
 
+import functools
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-__all__ = ["EncoderFlops", "mean_attended_length", "peak_flops"]
+import torch
 
-Precision = Literal["no", "bf16", "fp16"]
+from core.training.machine import DTYPES, Precision
+
+#: Side of the square product that is timed; three fp32 matrices of it take 25 MB.
+_SIDE = 1440
 
 
 @dataclass(frozen=True)
 class EncoderFlops:
-    """What one token costs an encoder, forward and backward.
+    """What one token costs an encoder, forward and backward."""
 
-    Attributes
-    ----------
-    parameters
-        P, parameters of the encoder's layers: no embeddings, no heads, no log-linear part.
-    layers
-        Number of layers.
-    width
-        d, the hidden size.
-    """
-
+    #: P, parameters of the encoder's layers: no embeddings, no heads, no log-linear part.
     parameters: int
     layers: int
+    #: d, the hidden size.
     width: int
 
     def per_token(self, attended_length: float) -> float:
-        """Return 6 P + 12 · layers · d · L̄, the FLOPs of one token in one training step.
-
-        Parameters
-        ----------
-        attended_length
-            L̄, as `mean_attended_length` gives it.
-        """
+        """Return 6 P + 12 · layers · d · L̄, the FLOPs of one token in one training step."""
         return 6.0 * self.parameters + 12.0 * self.layers * self.width * attended_length
 
     def utilisation(
         self, *, tokens_per_second: float, attended_length: float, peak: float | None
     ) -> float | None:
-        """Return the share of the peak that is reached (MFU).
+        """Return the fraction of the peak that is reached (MFU), over all processes.
 
-        Parameters
-        ----------
-        tokens_per_second
-            Over all processes.
-        attended_length
-            L̄ of the same tokens.
-        peak
-            FLOP/s of all processes' devices together; None where it is not known.
-
-        Returns
-        -------
-        A share, or None where there is no encoder or no known peak: no figure is better than a
-        guessed one.
+        None without an encoder or a known peak: no metric is better than a guessed one.
         """
         if not self.parameters or not peak:
             return None
@@ -68,13 +45,7 @@ class EncoderFlops:
 
 
 def mean_attended_length(lengths: Iterable[int]) -> float:
-    """Return L̄ = Σ L² / Σ L: how many tokens a token attends to, on average over tokens.
-
-    Parameters
-    ----------
-    lengths
-        Tokens of each cell.
-    """
+    """Return L̄ = Σ L² / Σ L of cells of L tokens: how many tokens a token attends to, on average."""
     lengths = [int(length) for length in lengths]
     n_tokens = sum(lengths)
     return sum(length * length for length in lengths) / n_tokens if n_tokens else 0.0
@@ -91,7 +62,7 @@ class _Peak:
     has_bf16: bool = True
 
 
-#: The makers' figures without sparsity (which their datasheets often give alone, twice as high).
+#: The makers' numbers without sparsity (their datasheets often give only those with it, twice as high).
 #: The first pattern that is found in the device's name counts.
 _PEAKS = (
     # NVIDIA, HGX B200 datasheet, per GPU
@@ -127,29 +98,41 @@ _PEAKS = (
 def peak_flops(device_name: str, precision: Precision, *, tf32: bool = False) -> float | None:
     """Return the dense peak of a GPU in FLOP/s, as its maker states it.
 
-    Parameters
-    ----------
-    device_name
-        As ``torch.cuda.get_device_name`` gives it.
-    precision
-        In accelerate's words; "no" is fp32.
-    tf32
-        Whether fp32 products may run in TF32.
-
-    Returns
-    -------
-    FLOP/s, or None for a GPU that is not in the table, or a part of one (MIG).
+    None for a GPU that is not in the table, for a part of one (MIG), and where bf16 is emulated.
+    ``tf32`` is whether fp32 products may run in TF32.
     """
     if re.search(r"\bMIG\b", device_name):
         return None
-    for peak in _PEAKS:
-        if not re.search(peak.pattern, device_name):
-            continue
-        if precision == "no":
-            teraflops = peak.tf32 if tf32 and peak.tf32 else peak.fp32
-        elif precision == "bf16" and not peak.has_bf16:
-            return None  # emulated
-        else:
-            teraflops = peak.half
-        return teraflops * 1e12
+    peak = next((peak for peak in _PEAKS if re.search(peak.pattern, device_name)), None)
+    if peak is None or (precision == "bf16" and not peak.has_bf16):
+        return None
+    if precision == "no":
+        return 1e12 * (peak.tf32 if tf32 and peak.tf32 else peak.fp32)
+    return 1e12 * peak.half
+
+
+def device_peak(device: torch.device, precision: Precision) -> float | None:
+    """Return the peak FLOP/s of a device: of a GPU from the table, of a CPU measured; None if unknown."""
+    if device.type == "cuda":
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
+    if device.type == "cpu" and precision != "fp16":  # no fp16 kernel there: 500 times slower
+        return _measured_peak(precision, torch.get_num_threads())
     return None
+
+
+@functools.cache
+def _measured_peak(precision: Precision, n_threads: int, *, seconds: float = 0.3) -> float:
+    """Measure the FLOP/s of a large matrix product on this CPU, once per process and number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(_SIDE, _SIDE, generator=generator).to(DTYPES[precision]) for _ in range(2)
+    )
+    product = left @ right  # the first call sets kernels up
+    fastest = float("inf")  # other programs only slow a product
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.mm(left, right, out=product)
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * _SIDE**3 / fastest

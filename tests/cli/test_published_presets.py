@@ -8,8 +8,8 @@ import pytest
 from core.cells.builtin import load_builtin
 from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset
-from core.training.cell_outline import outline_of_store
 from core.training.forecast import forecast_run
+from core.training.run_size import outline_of_store
 from core.training.setup import check_preset
 
 ORIGINALS = {p.name: p.path for p in list_presets() if p.path.parent.name == "published"}

@@ -17,7 +17,7 @@ from core.presets.loading import ResolvedPreset
 from core.progress import ProgressEvent
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.schedule import learning_rate_factor
+from core.training.optimiser import learning_rate_factor
 from tests.tiny_atlas import tiny_preset
 
 #: Metrics that tell the time, and no two runs alike.

@@ -14,10 +14,10 @@ from core.model.batch_tensors import BatchTensors
 from core.model.losses import masked_loss
 from core.runlog import RunReader
 from core.training.batch_source import make_batch_source
-from core.training.cell_outline import CellOutline, outline_of_facts, outline_of_store
 from core.training.engine import train
-from core.training.example_step import ExampleTimes
 from core.training.forecast import forecast_run
+from core.training.profiling import StepProfile
+from core.training.run_size import CellOutline, outline_of_facts, outline_of_store
 from core.training.setup import build_model, chosen_rows
 from tests.tiny_atlas import tiny_preset
 
@@ -156,7 +156,7 @@ def test_a_model_larger_than_the_machine_is_foreseen_without_being_made(tmp_path
 
 def test_a_step_that_does_not_fit_is_told_what_to_do_and_then_fits(tmp_path, monkeypatch):
     monkeypatch.setattr("core.training.forecast._available_memory", lambda *_: 8e9)
-    monkeypatch.setattr("core.training.forecast.time_example", lambda *_, **__: TIMES)
+    monkeypatch.setattr("core.training.forecast.profile_step", lambda *_, **__: TIMES)
     options = {"encoding__layout": "expressed", "train__batch_size": 4096, "data__genes": 2_432}
     cells = replace(ATLAS, n_genes=2_432)
     forecast = forecast_run(tiny_preset(**options).preset, cells, tmp_path / "run")
@@ -169,7 +169,7 @@ def test_a_step_that_does_not_fit_is_told_what_to_do_and_then_fits(tmp_path, mon
     assert forecast_run(nearly, cells, tmp_path / "run").verdict != "ok"
 
 
-TIMES = ExampleTimes(
+TIMES = StepProfile(
     n_cells=8, cell=0.5, scored_cell=0.125, log_linear_cell=0.0625, optimiser=1.0, peak_bytes=None
 )
 
@@ -177,7 +177,7 @@ TIMES = ExampleTimes(
 @pytest.mark.parametrize(("processes", "step"), [(1, 17.0), (2, 17.0)])
 def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
     """32 cells a step of half a second each; processes on CPUs share what was measured."""
-    monkeypatch.setattr("core.training.forecast.time_example", lambda *_, **__: TIMES)
+    monkeypatch.setattr("core.training.forecast.profile_step", lambda *_, **__: TIMES)
     preset = tiny_preset(
         train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__log_linear=True,
         train__log_linear_steps=30,
@@ -204,7 +204,7 @@ def test_a_busy_machine_is_measured_on_one_thread_and_named(tiny_store, tmp_path
         n_threads.append(torch.get_num_threads())
         return TIMES
 
-    monkeypatch.setattr("core.training.forecast.time_example", measure)
+    monkeypatch.setattr("core.training.forecast.profile_step", measure)
     torch.set_num_threads(2)
     try:
         for taken, threads in ((60.0, 1), (5.0, 2)):

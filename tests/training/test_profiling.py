@@ -9,9 +9,8 @@ from core.model.attention import resolve_attention
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.losses import masked_loss
-from core.training.example_cells import example_batch
-from core.training.kept_activations import kept_by_cells, kept_bytes
-from core.training.machine import DTYPES, Machine
+from core.training.machine import Machine
+from core.training.profiling import activation_bytes, batch_activation_bytes, example_batch
 from core.training.setup import make_config
 from tests.tiny_atlas import tiny_preset
 
@@ -44,9 +43,12 @@ def described(n_cells=12, **options):
     machine = Machine("cpu", "bf16" if preset.train.precision == "bf16" else "no")
     ragged = preset.encoding.layout == "expressed"
     route = resolve_attention(
-        preset.model.attention, device=torch.device("cpu"), dtype=DTYPES[machine.precision],
-        dropout=preset.model.attention_dropout, ragged=ragged,
-    )  # fmt: skip
+        preset.model.attention,
+        device=torch.device("cpu"),
+        dtype=machine.dtype,
+        dropout=preset.model.attention_dropout,
+        ragged=ragged,
+    )
     lengths = np.arange(40, N_GENES) if ragged else np.array([preset.data.genes + 5])
     batch = example_batch(config, preset.masking, lengths, n_cells)
     return config, preset.loss, machine, route, batch
@@ -79,16 +81,18 @@ def really_kept(config, loss, machine, batch):
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_counted_is_what_is_kept(case):
     config, loss, machine, route, batch = described(**CASES[case])
-    counted = kept_bytes(config, loss, machine, route, batch)
+    counted = batch_activation_bytes(config, loss, machine, route, batch)
     assert counted == pytest.approx(really_kept(config, loss, machine, batch), rel=0.02)
 
 
 def test_more_layers_and_cells_keep_more_but_more_weights_do_not():
-    one = kept_bytes(*described(model__layers=1))
-    two = kept_bytes(*described(model__layers=2))
-    three = kept_bytes(*described(model__layers=3))
+    one = batch_activation_bytes(*described(model__layers=1))
+    two = batch_activation_bytes(*described(model__layers=2))
+    three = batch_activation_bytes(*described(model__layers=3))
     assert three - two == pytest.approx(two - one, rel=0.01)
-    assert kept_bytes(*described(24)) == pytest.approx(2 * kept_bytes(*described(12)), rel=0.05)
+    assert batch_activation_bytes(*described(24)) == pytest.approx(
+        2 * batch_activation_bytes(*described(12)), rel=0.05
+    )
 
 
 def test_a_gpu_is_foreseen_where_there_is_none():
@@ -97,40 +101,40 @@ def test_a_gpu_is_foreseen_where_there_is_none():
     for precision in ("no", "bf16"):
         machine = Machine("cuda", precision)
         route = resolve_attention(
-            "sdpa", device=torch.device("cuda"), dtype=DTYPES[precision], dropout=0.0, ragged=True
+            "sdpa", device=torch.device("cuda"), dtype=machine.dtype, dropout=0.0, ragged=True
         )
-        plain = kept_bytes(config, loss, machine, route, batch)
+        plain = batch_activation_bytes(config, loss, machine, route, batch)
         config.attention_dropout = 0.1
-        assert kept_bytes(config, loss, machine, route, batch) == plain
+        assert batch_activation_bytes(config, loss, machine, route, batch) == plain
         eager = resolve_attention(
-            "eager", device=torch.device("cuda"), dtype=DTYPES[precision], dropout=0.1, ragged=True
+            "eager", device=torch.device("cuda"), dtype=machine.dtype, dropout=0.1, ragged=True
         )
         weights = config.layers * config.heads * 12 * (N_GENES + 5) ** 2
-        kept = kept_bytes(config, loss, machine, eager, batch)
-        assert kept - plain > weights * DTYPES[precision].itemsize
+        kept = batch_activation_bytes(config, loss, machine, eager, batch)
+        assert kept - plain > weights * machine.dtype.itemsize
         config.attention_dropout = 0.0
 
 
 @pytest.mark.parametrize("case", ["ranked", "expressed", "bf16", "padded in buckets"])
 @pytest.mark.parametrize("n_cells", [300, 100.5, 1])
 def test_cells_that_are_not_counted_add_as_much_as_those_that_are(case, n_cells, monkeypatch):
-    monkeypatch.setattr("core.training.kept_activations._MOST_TOKENS", 20_000)
-    monkeypatch.setattr("core.training.kept_activations.KEPT_BYTES", 2**20)
+    monkeypatch.setattr("core.training.profiling._COUNTED_TOKENS", 20_000)
+    monkeypatch.setattr("core.training.profiling.KEPT_BYTES", 2**20)
     options = CASES[case] | {"masking__genes": 0.15}
     config, _, machine, route, batch = described(round(n_cells), **options)
     preset = tiny_preset(**options).preset
     lengths = np.arange(40, N_GENES) if case in RAGGED_CASES else np.array([N_GENES + 5])
-    forecast = kept_by_cells(preset, config, machine, route, lengths, n_cells)
-    every_one = kept_bytes(config, preset.loss, machine, route, batch)
+    forecast = activation_bytes(preset, config, machine, route, lengths, n_cells)
+    every_one = batch_activation_bytes(config, preset.loss, machine, route, batch)
     assert forecast == pytest.approx(every_one, rel=0.03)
 
 
 def test_attention_weights_are_kept_up_to_a_limit(monkeypatch):
     """Both the kernel and what stands in for it."""
     config, loss, machine, route, batch = described()
-    every_one = kept_bytes(config, loss, machine, route, batch)
-    for module in ("core.model.attention_cpu", "core.training.kept_activations"):
+    every_one = batch_activation_bytes(config, loss, machine, route, batch)
+    for module in ("core.model.attention_cpu", "core.training.profiling"):
         monkeypatch.setattr(f"{module}.KEPT_BYTES", 2**20)
-    some = kept_bytes(config, loss, machine, route, batch)
+    some = batch_activation_bytes(config, loss, machine, route, batch)
     assert some < every_one - 2**20
     assert some == pytest.approx(really_kept(config, loss, machine, batch), rel=0.1)
