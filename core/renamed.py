@@ -4,7 +4,7 @@ Presets, `TFX_*` variables, `--set`, options, served requests and model folders 
 stays for one release after the one that renamed it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "current_key",
     "current_section",
     "current_tensors",
+    "notes_on_keys",
 ]
 
 _Value = TypeVar("_Value")
@@ -32,7 +33,10 @@ PRESET_KEYS = {
     "generate.depth": "generate.genes_per_cell",
 }
 #: Dotted preset keys that are ignored, with a warning -> the reason why they were removed.
-REMOVED_PRESET_KEYS: dict[str, str] = {}
+REMOVED_PRESET_KEYS = {
+    "generate.order": "genes are revealed in a random order; the confidence order emptied cells",
+    "generate.remask": "revealed genes are not redrawn any more",
+}
 #: Folder of bundled presets -> its new name.
 PRESET_FOLDERS = {"originals": "published"}
 #: Option -> its new spelling.
@@ -60,6 +64,19 @@ def current_section(section: str, settings: Mapping[str, _Value]) -> dict[str, _
         for name, value in settings.items()
         if f"{section}.{name}" not in REMOVED_PRESET_KEYS
     }
+
+
+def notes_on_keys(section: str, names: Iterable[str]) -> list[str]:
+    """Return a sentence about each key of a section that was renamed or removed."""
+    notes = []
+    for name in names:
+        key = f"{section}.{name}"
+        if key in REMOVED_PRESET_KEYS:
+            notes.append(f"{name} is ignored: {REMOVED_PRESET_KEYS[key]}")
+        elif key in PRESET_KEYS:
+            new = current_key((section, name))[-1]
+            notes.append(f"{name} is now called {new}; the old name works in this release only")
+    return notes
 
 
 def current_cursor(record: Mapping[str, _Value]) -> dict[str, _Value]:

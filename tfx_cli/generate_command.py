@@ -1,11 +1,15 @@
-"""`tfx generate`: from control tokens to cells, and a short check of them."""
+"""`tfx generate`: from control tokens to cells, and a short comparison with real ones."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from core.errors import ConfigurationError
+from core.presets.schema import GenerateSettings
+from core.renamed import OPTIONS
 from tfx_cli.options import (
     Age,
     CellType,
@@ -30,13 +34,50 @@ if TYPE_CHECKING:
     from core.evaluation.fidelity import FidelitySummary
     from core.generation.comparison import MarkerCheck
 
-__all__ = ["generate"]
-
-_SAMPLING = "Sampling"
-#: Sampling settings that changing cells heeds, too.
+#: Sampling settings that apply to changed cells (--from), too.
 _EDITING = ("steps", "schedule", "decode")
 
 
+def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace ``**sampling`` of a command by one option for each sampling setting of a preset.
+
+    Values are checked against the preset schema when the request is made.
+    """
+    signature = inspect.signature(command)
+    kept = [one for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+    old_names = {new: old for old, new in OPTIONS.items()}
+    for name, field in GenerateSettings.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        text = f"{field.description}"
+        shown = typer.Option(
+            option, help=f"{text[:1].upper()}{text[1:]}.", rich_help_panel="Sampling"
+        )
+        kept.append(_optional(name, field.annotation, shown))
+        if option in old_names:
+            hidden = typer.Option(old_names[option], hidden=True)
+            kept.append(_optional(old_names[option].lstrip("-"), field.annotation, hidden))
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return command
+
+
+def _optional(name: str, kind: Any, option: Any) -> inspect.Parameter:  # noqa: ANN401 - a type
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _given_settings(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Return the sampling settings that were given, by their present names."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    for old, new in OPTIONS.items():
+        if (value := given.pop(old.lstrip("-"), None)) is not None:
+            warn(f"{old} is now called {new}; the old name works in this release only")
+            given.setdefault(new.lstrip("-").replace("-", "_"), value)
+    return given
+
+
+@_with_sampling_options
 def generate(
     sex: Sex = None,
     tissue: Tissue = None,
@@ -59,8 +100,7 @@ def generate(
         ),
     ] = None,
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FILE.h5ad", help="Where the cells are written."),
+        Path, typer.Option("--output", "-o", metavar="FILE.h5ad", help="File to write.")
     ] = Path("generated.h5ad"),
     plot: Annotated[
         Path | None,
@@ -73,7 +113,7 @@ def generate(
         typer.Option(
             "--from",
             metavar="FILE.h5ad",
-            help="Change these real cells instead: --set says what.",
+            help="Change these real cells instead; --set names the change.",
         ),
     ] = None,
     set_values: Annotated[
@@ -88,83 +128,19 @@ def generate(
     unspecified: Annotated[
         Literal["sample", "none"],
         typer.Option(
-            help="Phenotypes left open: drawn from matching real cells, or none for [NO_*]."
+            help="Phenotypes that you do not name: sample draws them from matching training cells, "
+            "none writes [NO_*]."
         ),
     ] = "sample",
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same cells.")
     ] = 0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Unmasking steps, each with one pass of the encoder; more are better.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["auto", "unmask", "gibbs"] | None,
-        typer.Option(
-            help="gibbs redraws cells that start from class marginals, as auto does for models of "
-            "a fixed mask rate.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    order: Annotated[
-        Literal["random", "confidence"] | None,
-        typer.Option(
-            help="Order of unmasking; confidence empties cells.", rich_help_panel=_SAMPLING
-        ),
-    ] = None,
-    schedule: Annotated[
-        Literal["linear", "cosine"] | None,
-        typer.Option(help="Genes per step: all alike, or few at first.", rich_help_panel=_SAMPLING),
-    ] = None,
-    remask: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Share of the revealed genes that every step draws anew.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(min=0.01, help="1 draws from the model.", rich_help_panel=_SAMPLING),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Above 0 exaggerates the condition.", rich_help_panel=_SAMPLING),
-    ] = None,
-    guidance_ramp: Annotated[
-        Literal["late", "none"] | None,
-        typer.Option(
-            help="late: guidance grows with the share of genes revealed.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    genes_per_cell: Annotated[
-        Literal["sample", "none"] | None,
-        typer.Option(
-            help="Genes per cell: as training cells of the phenotypes had, or as many as come.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
     library_size: Annotated[
         float | None,
         typer.Option(
             metavar="COUNTS",
-            help="Cells as deep as training cells of so many counts; default: as they were.",
-            rich_help_panel=_SAMPLING,
-        ),
-    ] = None,
-    decode: Annotated[
-        Literal["sample", "mean", "bins", "counts"] | None,
-        typer.Option(
-            help="Value of a bin: drawn from the gene's training values, their mean, the bin, or "
-            "whole counts at the cell's library size.",
-            rich_help_panel=_SAMPLING,
+            help="Total counts of every cell; default: drawn from training cells.",
+            rich_help_panel="Sampling",
         ),
     ] = None,
     overwrite: Annotated[
@@ -172,17 +148,16 @@ def generate(
     ] = False,
     serve: Annotated[
         bool,
-        typer.Option(
-            "--serve", help="Answer requests of another program: JSON lines on stdin and stdout."
-        ),
+        typer.Option("--serve", help="Serve another program: JSON lines on stdin and stdout."),
     ] = False,
     as_json: JsonOutput = False,
+    **sampling: Any,  # noqa: ANN401 - one option for each field of GenerateSettings
 ) -> None:
-    """Generate synthetic cells of the phenotypes asked for, as an .h5ad file.
+    """Generate synthetic cells of the requested phenotypes, as an .h5ad file.
 
     Values are log1p of counts per 10,000, or counts with --decode counts. Every cell is marked
-    obs["synthetic"], and uns["tfx_generation"] says which model, request and seed made it. The cells are compared with
-    the markers of the request and with real cells where the training store is at hand.
+    obs["synthetic"], and uns["tfx_generation"] records the model, the request and the seed. The
+    cells are compared with real cells if the training store is still in its place.
 
     Examples
     --------
@@ -191,53 +166,50 @@ def generate(
     tfx generate --balance cell_type -o rare.h5ad
     tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad
     """
-    request = phenotype_request(
+    phenotypes = phenotype_request(
         sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
     )
     if serve:
-        if request or plot is not None or as_json:
-            message = "--serve takes its requests from stdin: leave the others out but for --run"
+        if phenotypes or plot is not None or as_json:
+            message = "--serve takes its requests from stdin: give no other option than --run"
             raise ConfigurationError(message)
-        from tfx_cli.generate_service import serve_stdin  # pydantic, 100 ms
+        from tfx_cli.generate_service import serve_stdin
 
         serve_stdin(model_folder(run))
         return
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
         check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
-    given = {
-        "steps": steps, "method": method, "order": order, "schedule": schedule, "remask": remask,
-        "temperature": temperature, "guidance": guidance, "guidance_ramp": guidance_ramp,
-        "genes_per_cell": genes_per_cell, "decode": decode,
-    }  # fmt: skip
-    changes = {name: value for name, value in given.items() if value is not None}
-    if set_values and from_file is None:
-        message = "--set changes cells of a file; name it by --from"
-        raise ConfigurationError(message)
+    changes = _given_settings(sampling)
     if from_file is not None:
         unfit = {
-            "-n": n_cells, "--balance": balance, "--plot": plot, "--library-size": library_size,
-            "a phenotype": request or None,
-        }  # fmt: skip
-        unfit |= {f"--{name}": changes.get(name) for name in changes if name not in _EDITING}
-        if decode in ("bins", "counts"):
-            message = f"--decode {decode}: changed cells keep values beside those that moved; use sample or mean"
-            raise ConfigurationError(message)
+            "-n": n_cells,
+            "--balance": balance,
+            "--plot": plot,
+            "--library-size": library_size,
+            "a phenotype": phenotypes or None,
+        }
+        unfit |= {f"--{name}": value for name, value in changes.items() if name not in _EDITING}
         if others := [name for name, value in unfit.items() if value is not None]:
-            message = (
-                f"--from changes cells that there are and does not take {others[0]}; use --set"
-            )
+            message = f"--from changes real cells and does not take {others[0]}; use --set"
             raise ConfigurationError(message)
-        from tfx_cli.generate_edit import edit_file, values_to_set  # 3 s, of torch
+        from tfx_cli.generate_edit import edit_file
 
-        values = values_to_set(set_values or [])
         edit_file(
-            from_file, values, output, folder=model_folder(run), seed=seed, changes=changes,
+            from_file,
+            set_values or [],
+            output,
+            folder=model_folder(run),
+            seed=seed,
+            changes=changes,
             as_json=as_json,
-        )  # fmt: skip
+        )
         return
+    if set_values:
+        message = "--set changes cells of a file; name it by --from"
+        raise ConfigurationError(message)
     folder = model_folder(run)
-    # torch and transformers, 3 s: not before the command line has proved right.
+    # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity import compare_cells
     from core.files import replace_file
     from core.generation.cells import BIN_NUMBERS, CellSource
@@ -249,27 +221,25 @@ def generate(
         read_real_cells,
     )
     from core.generation.picture import comparison_png
-    from core.generation.request import GenerationRequest, cells_wanted
+    from core.generation.request import GenerationRequest, cells_wanted, changed_settings
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
-    if n_cells is None:
-        n_cells = cells_wanted(model, request, balance)
-    full_request = GenerationRequest(
-        phenotypes=request,
-        n_cells=n_cells,
+    request = GenerationRequest(
+        phenotypes=phenotypes,
+        n_cells=cells_wanted(model, phenotypes, balance) if n_cells is None else n_cells,
         unspecified=unspecified,
-        settings=model.generate.model_copy(update=changes),
+        settings=changed_settings(model.generate, changes),
         seed=seed,
         library_size=library_size,
         balance=balance,
     )
-    source = CellSource(model, full_request)
+    source = CellSource(model, request)
     for note in source.notes:
         warn(note)
     with show_progress() as listener:
         write_generated(source, output, restart=overwrite, on_progress=listener)
-    narrate(f"{output}: {n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
+    narrate(f"{output}: {request.n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
     wanted = source.phenotypes.wanted
     is_comparable = source.provenance()["values"] != BIN_NUMBERS
@@ -279,25 +249,23 @@ def generate(
     store = open_training_store(model) if is_comparable else None
     real = None if store is None else read_real_cells(model, store, wanted)
     compared = None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
-    if plot is not None:
-        if real is None:
-            why = (
-                "there are no real cells to draw beside them" if is_comparable else "these are bins"
-            )
-            warn(f"no picture is drawn: {why}")
-        else:
-            wishes = ", ".join(f"{name} {value}" for name, value in request.items()) or "all cells"
-            replace_file(plot, comparison_png(real[0], generated, model.panel, title=wishes))
-            narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
+    if plot is not None and real is None:
+        why = "there are no real cells to compare with" if is_comparable else "these are bins"
+        warn(f"no picture is drawn: {why}")
+    elif plot is not None and real is not None:
+        title = ", ".join(f"{name} {value}" for name, value in phenotypes.items()) or "all cells"
+        replace_file(plot, comparison_png(real[0], generated, model.panel, title=title))
+        narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
+    n_training, is_simulated = source.phenotypes.n_training, bool(model.provenance.get("simulated"))
     print_result(
         "generate",
         {
             "output": output,
-            "cells": n_cells,
-            "request": request,
-            "training_cells": source.phenotypes.n_training,
+            "cells": request.n_cells,
+            "request": phenotypes,
+            "training_cells": n_training,
             "model": folder,
-            "simulated": bool(model.provenance.get("simulated")),
+            "simulated": is_simulated,
             "markers": [vars(marker) for marker in markers],
             "fidelity": None if compared is None else compared[0].to_dict(),
             "compared_with": None if compared is None else compared[1],
@@ -305,7 +273,7 @@ def generate(
         },
         as_json=as_json,
         text=lambda: _report(
-            n_cells, source.phenotypes.n_training, markers, compared, model.provenance
+            request.n_cells, n_training, markers, compared, is_simulated=is_simulated
         ),
     )
 
@@ -315,40 +283,39 @@ def _report(
     n_training: int,
     markers: "list[MarkerCheck]",
     compared: "tuple[FidelitySummary, str] | None",
-    origin: dict[str, Any],
+    *,
+    is_simulated: bool,
 ) -> "Iterator[RenderableType]":
-    if origin.get("simulated"):
+    if is_simulated:
         yield "The model was trained on simulated cells: these say nothing about real biology."
-    yield f"{n_cells:,} synthetic cells; {n_training:,} training cells had what was asked for"
+    yield f"{n_cells:,} synthetic cells; {n_training:,} training cells match the request"
     if markers:
         yield ""
         yield "genes that set the request apart (mean log1p per 10k)"
-        yield make_table(
-            ["request", "gene", "training", "all training", "generated", "cells with it"],
+        rows = [
             [
-                [
-                    f"{m.phenotype} = {m.value}", m.gene, f"{m.training_mean:.2f}",
-                    f"{m.other_mean:.2f}", f"{m.generated_mean:.2f}",
-                    f"{m.generated_detection:.0%}",
-                ]
-                for m in markers
-            ],
-        )  # fmt: skip
+                f"{one.phenotype} = {one.value}",
+                one.gene,
+                f"{one.training_mean:.2f}",
+                f"{one.other_mean:.2f}",
+                f"{one.generated_mean:.2f}",
+                f"{one.generated_detection:.0%}",
+            ]
+            for one in markers
+        ]
+        yield make_table(
+            ["request", "gene", "training", "all training", "generated", "cells with it"], rows
+        )
     if compared is not None:
         summary, which = compared
+        real_mean, real_sd = summary.genes_per_cell_real_mean, summary.genes_per_cell_real_sd
+        mean, sd = summary.genes_per_cell_generated_mean, summary.genes_per_cell_generated_sd
         yield ""
-        yield f"beside {summary.n_real:,} real cells ({which}) of the same phenotypes"
-        yield make_table(
-            ["", "real", "generated"],
-            [
-                [
-                    "genes per cell", f"{summary.genes_per_cell_real_mean:.1f} "
-                    f"(sd {summary.genes_per_cell_real_sd:.1f})",
-                    f"{summary.genes_per_cell_generated_mean:.1f} "
-                    f"(sd {summary.genes_per_cell_generated_sd:.1f})",
-                ],
-                ["gene means, r", "", f"{summary.gene_mean_r:.3f}"],
-                ["detection rates, mean difference", "", f"{summary.detection_mae:.3f}"],
-                ["gene-gene correlations, r", "", f"{summary.correlation_r:.3f}"],
-            ],
-        )  # fmt: skip
+        yield f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"
+        rows = [
+            ["genes per cell", f"{real_mean:.1f} (sd {real_sd:.1f})", f"{mean:.1f} (sd {sd:.1f})"],
+            ["gene means, r", "", f"{summary.gene_mean_r:.3f}"],
+            ["detection rates, mean difference", "", f"{summary.detection_mae:.3f}"],
+            ["gene-gene correlations, r", "", f"{summary.correlation_r:.3f}"],
+        ]
+        yield make_table(["", "real", "generated"], rows)

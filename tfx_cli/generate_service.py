@@ -1,6 +1,6 @@
-"""`tfx generate --serve`: a child process that keeps the model warm and answers request after request.
+"""`tfx generate --serve`: a child process that keeps the model in memory for request after request.
 
-JSON lines: requests on stdin, events on stdout (docs/generate-serve.md). Whatever else a library
+JSON lines: requests on stdin, events on stdout (docs/generate-serve.md). Anything else that a library
 prints to stdout goes to stderr, so that every line of stdout is an event.
 """
 
@@ -21,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import ConfigurationError, TfxError
 from core.files import plain_json
+from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
+from core.renamed import current_section, notes_on_keys
 from tfx_cli.options import phenotype_arguments
 from tfx_cli.output_files import check_output
 
@@ -31,28 +33,20 @@ if TYPE_CHECKING:
     from core.cells.store import Store
     from core.model.folder import CellModel
 
-__all__ = ["ServedRequest", "serve", "serve_stdin"]
-
-#: Progress is told at most so often.
+#: Least time between two progress events.
 _PROGRESS_SECONDS = 0.1
-#: Combinations of phenotypes that "ready" tells the training cells of, commonest first.
+#: Combinations of phenotypes whose training cells "ready" lists, commonest first.
 _MOST_COMBINATIONS = 5_000
 #: Most cells of a request without a file.
 _MOST_IN_MEMORY = 20_000
 #: Requests whose real cells are kept.
 _KEPT_REAL = 8
 
-#: Keys of a request that are sampling settings.
-_SAMPLING = (
-    "steps", "method", "order", "schedule", "remask", "temperature", "guidance", "guidance_ramp",
-    "genes_per_cell", "decode",
-)  # fmt: skip
-
 Emit = Callable[[dict[str, Any]], None]
 
 
 class ServedRequest(BaseModel):
-    """One request: a line of stdin."""
+    """One line of stdin; its sampling settings are checked against the model's (`_checked`)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -60,45 +54,26 @@ class ServedRequest(BaseModel):
     request: dict[str, str] = {}
     cells: int | None = Field(None, ge=1)
     balance: str | None = None
-    steps: int | None = Field(None, ge=1)
-    method: Literal["auto", "unmask", "gibbs"] | None = None
-    order: Literal["random", "confidence"] | None = None
-    schedule: Literal["linear", "cosine"] | None = None
-    remask: float | None = Field(None, ge=0.0, le=1.0)
-    temperature: float | None = Field(None, gt=0.0)
-    guidance: float | None = Field(None, ge=0.0)
-    guidance_ramp: Literal["late", "none"] | None = None
-    genes_per_cell: Literal["sample", "none"] | None = None
-    decode: Literal["sample", "mean", "bins", "counts"] | None = None
     library_size: float | None = Field(None, gt=0.0)
     seed: int = Field(0, ge=0)
     unspecified: Literal["sample", "none"] = "sample"
     output: str | None = None
     overwrite: bool = False
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The sampling settings that were given."""
-        given = {name: getattr(self, name) for name in _SAMPLING}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def command_line(self, folder: Path, n_cells: int) -> str:
+    def command_line(self, folder: Path, n_cells: int, sampling: dict[str, Any]) -> str:
         """Return the command that writes the same cells."""
         words = ["tfx", "generate", "--run", str(folder), *phenotype_arguments(self.request)]
         words += ["-n", str(n_cells), "--seed", str(self.seed)]
-        if self.balance is not None:
-            words += ["--balance", self.balance]
-        for name, value in self.sampling.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        if self.library_size is not None:
-            words += ["--library-size", str(self.library_size)]
+        options = {"balance": self.balance, **sampling, "library_size": self.library_size}
         if self.unspecified != "sample":
-            words += ["--unspecified", self.unspecified]
+            options["unspecified"] = self.unspecified
+        for name, value in options.items():
+            words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         return shlex.join([*words, "-o", self.output or "generated.h5ad"])
 
 
 class _CancelledError(Exception):
-    """The request was taken back while its cells were drawn."""
+    """The request was cancelled while its cells were drawn."""
 
 
 def serve_stdin(folder: Path) -> None:
@@ -106,20 +81,20 @@ def serve_stdin(folder: Path) -> None:
     events = sys.stdout
 
     def end(number: int, frame: object) -> None:
-        raise SystemExit(0)  # not killed outright: half-written files are taken away
+        raise SystemExit(0)  # so that half-written files are removed
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             serve(folder, _lines_of(sys.stdin.fileno()), lambda event: _write_event(events, event))
     except BrokenPipeError:
-        pass  # nobody listens any more
+        pass  # the reader is gone
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def _lines_of(descriptor: int) -> Iterator[str]:
-    """Read lines without Python's buffer, whose lock a thread that waits would hold at exit."""
+    """Read lines without Python's buffer, whose lock a waiting thread would hold at exit."""
     rest = b""
     while chunk := os.read(descriptor, 65_536):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -130,31 +105,29 @@ def _lines_of(descriptor: int) -> Iterator[str]:
 
 
 def _write_event(stream: TextIO, event: dict[str, Any]) -> None:
-    # ASCII, one line: no terminal's alphabet and no odd line end can break the protocol.
+    # ASCII and one line: no encoding of a terminal and no unusual line end breaks the protocol.
     stream.write(json.dumps(plain_json(event), allow_nan=False) + "\n")
     stream.flush()
 
 
 def serve(folder: Path, lines: Iterable[str], emit: Emit) -> None:
-    """Load the model once and answer requests in the order they came.
+    """Load the model once and serve requests in the order they arrive.
 
     Parameters
     ----------
-    folder
-        The model folder.
     lines
-        Requests; where they end, what was asked before is still answered.
+        Requests. After the last line the requests that wait are still served.
     emit
-        Takes each event.
+        Is called with each event.
 
     Raises
     ------
     TfxError
-        The model cannot be loaded or cannot generate; told as an "error" event too.
+        The model cannot be loaded or cannot generate; there is an "error" event too.
     """
     emit({"event": "loading", "model": str(folder)})
     try:
-        # torch and transformers, 3 s: the listener hears of the loading first.
+        # torch and transformers, 3 s: after the first event.
         from core.model.folder import CellModel
 
         service = _Service(folder, CellModel.load(folder), emit)
@@ -163,11 +136,11 @@ def serve(folder: Path, lines: Iterable[str], emit: Emit) -> None:
         raise
     emit(service.ready())
     for line in _read_ahead(lines, service):
-        service.answer(line)
+        service.serve_line(line)
 
 
 def _read_ahead(lines: Iterable[str], service: "_Service") -> Iterator[str]:
-    """Yield the lines while a thread reads on, so that a cancellation is heard during the work."""
+    """Yield the lines while a thread reads on, so that a cancellation arrives during the work."""
     waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
@@ -184,7 +157,7 @@ def _read_ahead(lines: Iterable[str], service: "_Service") -> Iterator[str]:
 
 
 class _Service:
-    """The warm model, the training store where it is at hand, and how requests are answered."""
+    """The loaded model and the training store, if it is still in its place."""
 
     def __init__(self, folder: Path, model: "CellModel", emit: Emit) -> None:
         from core.generation.comparison import open_training_store
@@ -197,7 +170,7 @@ class _Service:
         self._cancelled: set[int | str] = set()
 
     def ready(self) -> dict[str, Any]:
-        """Return the event that says what the model knows."""
+        """Return the event that describes the model."""
         import numpy as np
 
         config, reference = self._model.config, self._model.reference
@@ -224,7 +197,7 @@ class _Service:
         }
 
     def cancel(self, line: str) -> bool:
-        """Note a request as taken back, if the line says so."""
+        """Mark a request as cancelled if the line says so."""
         try:
             record = json.loads(line)
         except ValueError:
@@ -235,52 +208,47 @@ class _Service:
             self._cancelled.add(record["cancel"])
         return True
 
-    def answer(self, line: str) -> None:
-        """Answer one line of stdin by events; a fault of the request is an event, too."""
+    def serve_line(self, line: str) -> None:
+        """Serve one line of stdin; an error of the request is an event, too."""
         number: Any = None
         try:
             record = json.loads(line)
             number = record.get("id") if isinstance(record, dict) else None
-            self._emit(self._generate(_checked(record)))
+            self._emit(self._generate(record))
         except BrokenPipeError:
             raise
         except _CancelledError:
             self._emit({"event": "cancelled", "id": number})
-        except ValueError as error:
-            message = f"a request is one JSON object a line ({error})"
-            self._emit({"event": "error", "id": number, "message": message})
-        except TfxError as error:
-            self._emit({"event": "error", "id": number, "message": str(error)})
-        except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or "there is not enough memory"
-            message = f"the cells cannot be made or written: {reason}"
-            self._emit({"event": "error", "id": number, "message": message})
+        except (ValueError, TfxError, OSError, MemoryError) as error:
+            self._emit({"event": "error", "id": number, "message": _message_of(error)})
 
-    def _generate(self, asked: ServedRequest) -> dict[str, Any]:
+    def _generate(self, record: object) -> dict[str, Any]:
+        from core.evaluation.fidelity import compare_cells
         from core.generation.cells import BIN_NUMBERS, CellSource, generate_cells
         from core.generation.cells_file import discard_partial, read_first_cells, write_generated
         from core.generation.comparison import MAX_COMPARED
         from core.generation.counts import log_values
         from core.generation.profile import profile_cells
-        from core.generation.request import GenerationRequest, cells_wanted
+        from core.generation.request import GenerationRequest, cells_wanted, changed_settings
 
-        output = None if asked.output is None else Path(asked.output)
+        served, sampling, old_names = _checked(record)
+        output = None if served.output is None else Path(served.output)
         if output is not None:
-            check_output(output, (".h5ad",), what="cells", overwrite=asked.overwrite)
+            check_output(output, (".h5ad",), what="cells", overwrite=served.overwrite)
         model = self._model
-        n_cells = asked.cells or cells_wanted(model, asked.request, asked.balance)
+        n_cells = served.cells or cells_wanted(model, served.request, served.balance)
         request = GenerationRequest(
-            phenotypes=asked.request,
+            phenotypes=served.request,
             n_cells=n_cells,
-            unspecified=asked.unspecified,
-            settings=model.generate.model_copy(update=asked.sampling),
-            seed=asked.seed,
-            library_size=asked.library_size,
-            balance=asked.balance,
+            unspecified=served.unspecified,
+            settings=changed_settings(model.generate, sampling),
+            seed=served.seed,
+            library_size=served.library_size,
+            balance=served.balance,
         )
         began = time.monotonic()
         source = CellSource(model, request)
-        progress = self._progress(asked.id)
+        progress = self._progress(served.id)
         if output is None:
             if n_cells > _MOST_IN_MEMORY:
                 message = f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
@@ -291,23 +259,25 @@ class _Service:
                 expression = log_values(expression, cells.obs["library_size"].to_numpy())
         else:
             try:
-                write_generated(source, output, restart=asked.overwrite, on_progress=progress)
+                write_generated(source, output, restart=served.overwrite, on_progress=progress)
             except _CancelledError:
                 discard_partial(output)
                 raise
             expression = read_first_cells(output, MAX_COMPARED)
         seconds = time.monotonic() - began
-        wanted, notes = source.phenotypes.wanted, source.notes
         are_bins = source.provenance()["values"] == BIN_NUMBERS
-        real = None if are_bins else self._real_cells(wanted)
+        real = None if are_bins else self._real_cells(source.phenotypes.wanted)
+        notes = [*old_names, *source.notes]
         if are_bins:
-            notes = [*notes, "bin numbers are not compared with real cells"]
+            notes.append("bin numbers are not compared with real cells")
         elif real is None:
-            notes = [*notes, "there are no real cells of this request to compare with"]
+            notes.append("there are no real cells of this request to compare with")
         profile = profile_cells(expression, None if real is None else real[0], model.panel)
+        if real is not None:
+            profile["fidelity"] = compare_cells(real[0], expression, model.panel).to_dict()
         return {
             "event": "cells",
-            "id": asked.id,
+            "id": served.id,
             "output": None if output is None else str(output),
             "cells": n_cells,
             "seconds": round(seconds, 3),
@@ -317,7 +287,7 @@ class _Service:
                 "real_cells": 0 if real is None else real[0].shape[0],
                 "compared_with": None if real is None else real[1],
                 "notes": notes,
-                "command": asked.command_line(self._folder, n_cells),
+                "command": served.command_line(self._folder, n_cells, sampling),
             },
         }
 
@@ -338,7 +308,7 @@ class _Service:
         return listen
 
     def _real_cells(self, wanted: dict[int, int]) -> "tuple[sparse.csr_matrix, str] | None":
-        """Real cells of the request, read once while the same is asked again."""
+        """Return real cells that match the request; those of the last requests are kept."""
         from core.generation.comparison import read_real_cells
 
         key = tuple(sorted(wanted.items()))
@@ -349,8 +319,8 @@ class _Service:
         return self._real.get(key)
 
 
-def _checked(record: object) -> ServedRequest:
-    """Check one request.
+def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
+    """Return a request, the sampling settings that it gives, and sentences about old names.
 
     Raises
     ------
@@ -360,10 +330,24 @@ def _checked(record: object) -> ServedRequest:
     if not isinstance(record, dict):
         message = "a request must be a JSON object"
         raise ConfigurationError(message)
+    notes = notes_on_keys("generate", record)
+    record = current_section("generate", record)
+    known = GenerateSettings.model_fields
+    sampling = {name: record.pop(name) for name in [*record] if name in known}
     try:
-        return ServedRequest.model_validate(record)
+        served = ServedRequest.model_validate(record)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         message = f"request: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         raise ConfigurationError(message) from None
+    return served, {name: value for name, value in sampling.items() if value is not None}, notes
+
+
+def _message_of(error: Exception) -> str:
+    if isinstance(error, TfxError):
+        return str(error)
+    if isinstance(error, ValueError):
+        return f"a request is one JSON object a line ({error})"
+    reason = getattr(error, "strerror", None) or "there is not enough memory"
+    return f"the cells cannot be made or written: {reason}"

@@ -82,10 +82,10 @@ def edit_bins(
     (B, G) bins.
     """
     here = np.flatnonzero(np.ones(bins.shape[1], bool) if present is None else present)
-    within = plan_steps(settings.model_copy(update={"remask": 0.0}), len(here), fixed_rate=None)
+    within = plan_steps(settings, len(here), fixed_rate=None)
     cells = range(first_cell, first_cell + len(bins))
     drawn = CellPlan.draw(seed, cells, within, needs_normal=False)
-    steps = StepPlan(bins.shape[1], within.n_new, within.n_again)
+    steps = StepPlan(bins.shape[1], within.sizes)
     plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, state=None)
     unguided = settings.model_copy(update={"guidance": 0.0})
     was, is_set = (PartialCells(model, of, unguided, plan, None) for of in (codes, new_codes))

@@ -22,7 +22,7 @@ from core.generation.depth import expression_log_odds, shift_expression, solve_s
 from core.generation.log_linear_state import LogLinearState, masked_share
 from core.generation.plan import CellPlan
 from core.model.folder import CellModel
-from core.model.gene_outputs import gene_confidence, sample_genes
+from core.model.gene_outputs import sample_genes
 from core.presets.schema import GenerateSettings
 
 __all__ = ["PartialCells", "shown_phenotypes"]
@@ -45,7 +45,7 @@ class PartialCells:
     codes
         (B, phenotypes), -1 for [NO_*].
     settings
-        Temperature, guidance, order.
+        Temperature and guidance.
     plan
         Of these cells: what is drawn in which step, and its chance.
     wanted_genes
@@ -82,7 +82,7 @@ class PartialCells:
         self._shift = torch.zeros(self._n_cells, device=device)
         self._n_known_at_shift = -1
         # A Gibbs sweep never hides more than a few.
-        carries_on = self._network.log_linear is not None and plan.steps.fixed_rate is None
+        carries_on = self._network.log_linear is not None and not plan.steps.is_gibbs
         self._last_share = _LAST_SHARE_WITH_LOG_LINEAR if carries_on else _LAST_SHARE
         self._input: RankedInput | ExpressedInput | None = None  # nothing reads it but an encoder
         #: (B,) genes that a cell of the expressed layout shows when it is whole.
@@ -129,14 +129,10 @@ class PartialCells:
         Genes (B, n), which draws of the plan they are, and their logits (B, n, O). What is answered must
         be revealed before the next are asked for.
         """
-        end = self._steps.ends[step]
-        n = self._steps.n_new[step] + self._steps.n_again[step]
-        if n == 0:
-            return
+        end, n = self._steps.ends[step], self._steps.sizes[step]
         genes = self._genes[:, end - n : end]
-        n_again = self._steps.n_again[step]
-        if n_again:
-            self._hide(genes[:, :n_again])
+        if self._steps.is_gibbs:
+            self._hide(genes)
             self._n_known_at_shift = -1
         parts = self._encoder_logits_of_step(genes)
         # The log-linear part follows every gene, in panels so large that it would take long, a few at a time.
@@ -147,18 +143,6 @@ class PartialCells:
             logits = self._logits(genes[:, some], [part[:, some] for part in parts])
             logits = shift_expression(logits, self._shift + self._case, self._config)
             yield genes[:, some], slice(end - n + some.start, end - n + some.stop), logits
-
-    def reveal_surest(self, n: int) -> None:
-        """Reveal the ``n`` genes of each cell that the model is surest of."""
-        is_hidden = self._is_hidden().gather(1, self._genes)
-        at = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
-        genes = self._genes.gather(1, at)
-        logits = self._logits(genes, self._encoder_logits(genes))
-        normal = self._normal.gather(1, at) if self._normal.shape[1] else self._normal
-        drawn = self._sample(logits, self._uniform.gather(1, at), normal)
-        sure = gene_confidence(logits.flatten(0, 1), self._config).view(genes.shape)
-        chosen = sure.topk(n, dim=1).indices
-        self.reveal(genes.gather(1, chosen), drawn.gather(1, chosen))
 
     def start_from_marginals(self, codes: NDArray[np.int32]) -> None:
         """Draw all genes, each on its own, from what training cells of the class had."""

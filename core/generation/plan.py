@@ -3,8 +3,7 @@
 Everything is drawn before the first gene, cell by cell from (seed, number of the cell), so that a cell
 does not depend on the batch it is in. Two plans:
 
-- unmasking: all genes hidden, revealed in a random order, a few per step; with remasking, every step
-  also hides some of those revealed and draws them anew (ReMDM, arXiv 2503.00307);
+- unmasking: all genes hidden, revealed in a random order, a few per step;
 - Gibbs sweeps, for models trained at a fixed mask rate: all genes visible from the first step on,
   then hidden and drawn anew at the rate that the model knows.
 
@@ -30,21 +29,22 @@ class StepPlan:
 
     Attributes
     ----------
-    n_new, n_again
-        (steps,), genes drawn for the first time, and genes that are hidden and drawn anew.
-    fixed_rate
-        For Gibbs sweeps: the share drawn anew per step. The first step then draws all genes.
+    n_genes
+        Of the panel.
+    sizes
+        (steps,), genes drawn in each step.
+    is_gibbs
+        The first step draws all genes, every other one hides those that it draws anew.
     """
 
     n_genes: int
-    n_new: tuple[int, ...]
-    n_again: tuple[int, ...]
-    fixed_rate: float | None = None
+    sizes: tuple[int, ...]
+    is_gibbs: bool = False
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """(steps,), draws done after each step."""
-        return tuple(np.cumsum(np.add(self.n_new, self.n_again)).tolist())
+        return tuple(np.cumsum(self.sizes).tolist())
 
     @property
     def n_draws(self) -> int:
@@ -58,7 +58,7 @@ def plan_steps(settings: GenerateSettings, n_genes: int, *, fixed_rate: float | 
     Parameters
     ----------
     settings
-        Steps (at most one per gene), schedule, remasking.
+        Steps (at most one per gene) and schedule.
     n_genes
         Size of the panel.
     fixed_rate
@@ -68,7 +68,7 @@ def plan_steps(settings: GenerateSettings, n_genes: int, *, fixed_rate: float | 
         at_once = min(max(round(fixed_rate * n_genes), 1), n_genes)
         sweep = [len(part) for part in np.array_split(np.arange(n_genes), -(-n_genes // at_once))]
         again = [sweep[step % len(sweep)] for step in range(settings.steps)]
-        return StepPlan(n_genes, (n_genes, *[0] * len(again)), (0, *again), fixed_rate)
+        return StepPlan(n_genes, (n_genes, *again), is_gibbs=True)
     steps = min(settings.steps, n_genes)
     shares = np.arange(1, steps + 1) / steps
     if settings.schedule == "cosine":  # few at first, when little is known (MaskGIT)
@@ -76,10 +76,7 @@ def plan_steps(settings: GenerateSettings, n_genes: int, *, fixed_rate: float | 
     ends = np.round(n_genes * shares).astype(int)
     # At least one gene per step: early steps of the cosine schedule would have none.
     ends = np.maximum(ends, np.arange(1, steps + 1))
-    new = np.diff(np.concatenate([[0], ends]))
-    known = ends - new
-    again = np.round(settings.remask * known).astype(int)
-    return StepPlan(n_genes, tuple(new.tolist()), tuple(again.tolist()))
+    return StepPlan(n_genes, tuple(np.diff(ends, prepend=0).tolist()))
 
 
 @dataclass(frozen=True)
@@ -124,15 +121,9 @@ class CellPlan:
 
 def _genes_of_cell(steps: StepPlan, rng: np.random.Generator) -> NDArray[np.int64]:
     order = rng.permutation(steps.n_genes)
-    if not any(steps.n_again):
+    if not steps.is_gibbs:
         return order
-    if steps.fixed_rate is None:
-        parts, known = [], 0
-        for new, again in zip(steps.n_new, steps.n_again, strict=True):
-            parts += [rng.permutation(order[:known])[:again], order[known : known + new]]
-            known += new
-        return np.concatenate(parts)
     # Whole sweeps: every gene is drawn anew once before any is drawn twice.
-    n_again = sum(steps.n_again)
+    n_again = sum(steps.sizes[1:])
     sweeps = [rng.permutation(steps.n_genes) for _ in range(-(-n_again // steps.n_genes))]
     return np.concatenate([order, np.concatenate(sweeps)[:n_again]])

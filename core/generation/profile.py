@@ -12,7 +12,6 @@ from scipy import sparse
 from scipy.linalg import eigh
 
 from core.cells.genes import GenePanel
-from core.evaluation.fidelity import compare_cells
 
 __all__ = ["MAX_GENES", "MAX_POINTS", "principal_plane", "profile_cells"]
 
@@ -74,7 +73,6 @@ def profile_cells(
         "real": [_rounded(point) for point in at_real],
         "generated": [_rounded(point) for point in at_generated],
     }
-    profile["fidelity"] = compare_cells(real, generated, panel).to_dict()
     furthest = np.argsort(-np.abs(mean_generated - mean_real), kind="stable")[:_TOP_GENES]
     profile["top_genes"] = [
         {

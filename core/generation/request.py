@@ -9,16 +9,18 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 
 from core.cells.phenotypes import match_label, suggest
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.reference import Reference
+from core.presets.complaints import complaints_of
 from core.presets.schema import GenerateSettings
 from core.random_streams import Stream, generator_at
 
@@ -29,6 +31,7 @@ __all__ = [
     "GenerationRequest",
     "PhenotypeDraw",
     "cells_wanted",
+    "changed_settings",
     "lacking_cells",
     "resolve_phenotypes",
 ]
@@ -60,7 +63,7 @@ class GenerationRequest:
     unspecified
         "sample" fills open phenotypes from matching training cells; "none" writes [NO_*].
     settings
-        Steps, order, temperature, guidance, depth, decoding.
+        How to sample.
     library_size
         Counts that every cell is to look like; None: as training cells had.
     seed
@@ -76,7 +79,7 @@ class GenerationRequest:
     balance: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers; ``model_copy`` of the settings has not."""
+        """Check the numbers."""
         if not 1 <= self.n_cells <= MAX_CELLS:
             message = f"cannot generate {self.n_cells:,} cells; ask for 1 or more"
             if self.n_cells > MAX_CELLS:
@@ -86,18 +89,35 @@ class GenerationRequest:
                     f"of disk; ask for at most {MAX_CELLS:,}"
                 )
             raise ConfigurationError(message)
-        if not 0 < self.settings.temperature < math.inf:
-            message = f"temperature {self.settings.temperature} must be a number above 0; 1 draws from the model"
-            raise ConfigurationError(message)
         if self.library_size is not None and not 0 < self.library_size < math.inf:
             message = f"library size {self.library_size} must be a number of counts above 0"
             raise ConfigurationError(message)
         if self.library_size is not None and self.settings.genes_per_cell == "none":
             message = "a library size needs genes_per_cell = 'sample'; leave one of them out"
             raise ConfigurationError(message)
-        if not 0 <= self.settings.guidance < math.inf:
-            message = f"guidance {self.settings.guidance} must be a number of at least 0; 0 is none"
-            raise ConfigurationError(message)
+
+
+class _GenerateSection(BaseModel):
+    """The settings under their key of a preset, by which errors name them."""
+
+    generate: GenerateSettings
+
+
+def changed_settings(settings: GenerateSettings, changes: Mapping[str, Any]) -> GenerateSettings:
+    """Return the settings with some of them replaced.
+
+    Raises
+    ------
+    ConfigurationError
+        A value is not what the preset schema allows.
+    """
+    changed = settings.model_dump() | dict(changes)
+    try:
+        return _GenerateSection.model_validate({"generate": changed}, strict=True).generate
+    except ValidationError as error:
+        first = complaints_of(error.errors(include_url=False))[0]
+        message = f"{first.path[-1]} {first.message}"
+        raise ConfigurationError(message) from None
 
 
 def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int, int]:

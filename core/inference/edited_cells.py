@@ -81,7 +81,6 @@ def edit_cells(
     query: QueryCells,
     values: Mapping[str, str],
     *,
-    obs: pd.DataFrame,
     settings: GenerateSettings,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
@@ -96,8 +95,6 @@ def edit_cells(
         The cells.
     values
         Phenotype -> value to set.
-    obs
-        Of the file.
     settings
         Steps, and whether bins that moved become the mean of their values or one drawn from them.
     seed
@@ -143,7 +140,7 @@ def edit_cells(
         after.append(sparse.csr_matrix(new[:, present]))
         on_progress(ProgressEvent("changing cells", rows.stop, query.n_cells))
     was, now = sparse.vstack(before, format="csr"), sparse.vstack(after, format="csr")
-    obs = obs.copy()
+    obs = query.source.obs.copy()
     columns = {hint.slot: hint.column for hint in hints}
     names = list(model.config.phenotypes)
     for slot, code in wanted.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 from core.model.configuration import TfxConfig
 from core.model.losses import LOG_DEVIATION_BOUNDS
 
-__all__ = ["expected_values", "gene_confidence", "predict_genes", "sample_genes"]
+__all__ = ["expected_values", "predict_genes", "sample_genes"]
 
 
 def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
@@ -79,11 +79,3 @@ def sample_genes(
     cumulative = probability.cumsum(-1)
     drawn = (uniform.unsqueeze(-1) * cumulative[:, -1:] >= cumulative).sum(-1)
     return drawn.clamp(max=probability.shape[-1] - 1)
-
-
-def gene_confidence(logits: Tensor, config: TfxConfig) -> Tensor:
-    """Return (M,): probability of the most likely answer (on or off, for continuous models)."""
-    if config.kind == "continuous":
-        on = torch.sigmoid(logits.float()[:, 0])
-        return torch.maximum(on, 1 - on)
-    return torch.softmax(bin_logits(logits, config), dim=-1).amax(-1)

@@ -423,49 +423,41 @@ class TrainSettings(_Section):
 
 
 class GenerateSettings(_Section):
-    """Defaults of `tfx generate` for models trained by this preset."""
+    """How cells are sampled: defaults of `tfx generate`, its options, and keys of served requests."""
 
-    steps: int = Field(
-        32,
-        ge=1,
-        description="unmasking steps, in each of which the encoder is asked once",
-    )
+    steps: int = Field(32, ge=1, description="unmasking steps, each with one pass of the encoder")
     gene_steps: int = Field(
         512,
         ge=1,
-        description="parts of the panel after each of which the log-linear part sees what was drawn: gene by "
-        "gene in panels up to this size",
+        description="parts of the panel after each of which the log-linear part sees the genes drawn so "
+        "far: gene by gene in panels up to this size",
     )
     method: Literal["auto", "unmask", "gibbs"] = Field(
         "auto",
-        description="unmask: hidden genes are revealed for good; gibbs: class marginals, drawn anew "
-        "at the mask rate; auto: gibbs for models of a fixed mask rate",
-    )
-    order: Literal["random", "confidence"] = Field(
-        "random", description="order of unmasking; confidence empties cells and warns"
+        description="unmask: each gene is drawn once; gibbs: cells start from class marginals and "
+        "are redrawn at the mask rate; auto: gibbs for models trained at a fixed mask rate",
     )
     schedule: Literal["linear", "cosine"] = Field(
-        "linear", description="genes per step: all alike, or few at first"
+        "linear", description="genes per step: equal numbers, or few at first (cosine)"
     )
-    remask: Probability = Field(
-        0.0, description="share of the revealed genes that every step hides and draws anew"
+    temperature: float = Field(
+        1.0, gt=0.0, description="sampling temperature; 1 samples from the model's distribution"
     )
-    temperature: float = Field(1.0, gt=0.0, description="temperature of sampling")
     guidance: float = Field(
-        0.0, ge=0.0, description="weight of classifier-free guidance; 0 is none"
+        0.0, ge=0.0, description="weight of classifier-free guidance; 0 turns it off"
     )
     guidance_ramp: Literal["late", "none"] = Field(
-        "late", description="late: guidance grows with the share of genes revealed"
+        "late", description="late: guidance grows with the fraction of genes revealed"
     )
     genes_per_cell: Literal["sample", "none"] = Field(
         "sample",
-        description="sample: every cell gets the number of expressed genes of a training cell of its "
-        "phenotypes; none: as many as come",
+        description="sample: every cell gets the number of expressed genes of a training cell with "
+        "its phenotypes; none: the number is not controlled",
     )
     decode: Literal["sample", "mean", "bins", "counts"] = Field(
         "sample",
-        description="value for a bin: drawn from the gene's training values, their mean, "
-        "the bin number, or whole counts at the cell's library size",
+        description="value of a bin: drawn from the gene's training values, their mean, the bin "
+        "number, or whole counts at the cell's library size",
     )
 
 

@@ -53,19 +53,19 @@ def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_r
 
 def test_sampling_options_reach_the_provenance(tfx, tiny_run, tmp_path):
     result = tfx(
-        "generate", "-n", 3, "--seed", 4, "--steps", 2, "--order", "confidence", "--temperature",
-        0.5, "--guidance", 1.5, "--guidance-ramp", "none", "--schedule", "cosine", "--decode", "mean", "--unspecified", "none", "--phenotype",
+        "generate", "-n", 3, "--seed", 4, "--steps", 2, "--gene-steps", 7, "--temperature",
+        0.005, "--depth", "none", "--guidance", 1.5, "--guidance-ramp", "none", "--schedule", "cosine", "--decode", "mean", "--unspecified", "none", "--phenotype",
         "sex=male",
     )  # fmt: skip
     assert result.code == 0, result.stderr
     cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
     facts = cells.uns["tfx_generation"]
     for name, value in {
-        "seed": 4, "steps": 2, "order": "confidence", "temperature": 0.5, "guidance": 1.5,
+        "seed": 4, "steps": 2, "gene_steps": 7, "temperature": 0.005, "guidance": 1.5, "genes_per_cell": "none",
         "guidance_ramp": "none", "schedule": "cosine", "decode": "mean", "unspecified": "none",
     }.items():  # fmt: skip
         assert facts[name] == value
-    assert "warning: confidence order reveals" in result.stderr
+    assert "warning: --depth is now called --genes-per-cell; the old name works" in result.stderr
     assert cells.obs["tissue"].isna().all()
 
 
@@ -153,7 +153,7 @@ def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
         (["--sex", "male", "--phenotype", "sex=female"], "sex is already 'male'"),
         (["-n", "0"], "cannot generate 0 cells"),
         (["-n", "2000000000000"], "would fill about 2,000 TB of disk"),
-        (["--guidance", "inf"], "guidance inf must be a number"),
+        (["--guidance", "inf"], "guidance must be a finite number"),
         (["--run", "missing"], "there is no run 'missing'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_model_of_the_expressed_layout_generates(tfx, tiny_preset_file, tmp_pa
     cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
     assert cells.n_obs == 20
     assert (cells.X > 0).sum() > 20
-    refused(tfx("-q", "generate", "--remask", 0.1, "-o", "b.h5ad"), 2, "expressed layout")
+    refused(tfx("-q", "generate", "--method", "gibbs", "-o", "b.h5ad"), 2, "expressed layout")
 
 
 def test_every_sampling_key_of_a_preset_is_an_option_and_a_key_of_served_requests():
@@ -187,12 +187,11 @@ def test_every_sampling_key_of_a_preset_is_an_option_and_a_key_of_served_request
 
     from core.presets.schema import GenerateSettings
     from tfx_cli.generate_command import generate
-    from tfx_cli.generate_service import ServedRequest
+    from tfx_cli.generate_service import _checked
 
-    keys = set(GenerateSettings.model_fields) - {"gene_steps"}
-    assert keys <= set(inspect.signature(generate).parameters)
-    assert keys <= set(ServedRequest.model_fields)
-    assert set(ServedRequest(id=1, steps=2, guidance_ramp="late").sampling) < keys
+    settings = GenerateSettings().model_dump()
+    assert set(settings) <= set(inspect.signature(generate).parameters)
+    assert _checked({"id": 1, **settings})[1] == settings
 
 
 def test_a_model_of_a_fixed_mask_rate_generates_with_a_warning(tfx, tiny_preset_file, tmp_path):

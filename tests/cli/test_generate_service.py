@@ -115,7 +115,8 @@ def test_rare_values_are_filled_up_as_by_the_command(tfx, model, tmp_path):
         ({"id": 7, "cells": 0}, 7, "request: cells: input should be greater"),
         ({"id": 7, "cells": 10**12}, 7, "cannot generate 1,000,000,000,000 cells"),
         ({"id": 7, "stepps": 3}, 7, "request: stepps: extra inputs are not permitted"),
-        ({"id": 7, "temperature": "hot"}, 7, "request: temperature"),
+        ({"id": 7, "temperature": "hot"}, 7, "temperature must be a number"),
+        ({"id": 7, "temperature": 0}, 7, "temperature must be greater than 0"),
         ({"id": 7, "output": "there.h5ad"}, 7, "--output there.h5ad exists"),
         ({"id": 7, "output": "cells.csv"}, 7, "written as .h5ad"),
     ],
@@ -133,6 +134,18 @@ def test_an_unfit_request_is_an_error_event_and_the_next_is_answered(
     assert events[-1]["output"] is None
     assert (tmp_path / "there.h5ad").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "there.h5ad"}
+
+
+def test_old_names_of_settings_are_understood_with_a_note(model):
+    old = {"id": 1, "cells": 2, "steps": 2, "depth": "none", "order": "random", "remask": 0.1}
+    (cells,) = of_kind(ask(model, old), "cells")
+    command = cells["profile"]["command"]
+    assert "--genes-per-cell none" in command
+    assert "remask" not in command
+    renamed, order, remask = cells["profile"]["notes"][:3]
+    assert renamed.startswith("depth is now called genes_per_cell")
+    assert order.startswith("order is ignored: ")
+    assert remask.startswith("remask is ignored: ")
 
 
 def test_a_request_can_be_taken_back_while_its_cells_are_drawn(model, tmp_path):

@@ -116,14 +116,9 @@ def test_progress_ends_at_the_number_of_cells():
     assert (done[-1], events[-1].total) == (10, 10)
 
 
-def test_the_confidence_order_is_warned_of():
-    _, notes = generate(settings={"order": "confidence"})
-    assert any("confidence order" in note and "nearly empty" in note for note in notes)
-
-
 def test_an_unfit_model_or_request_is_refused_before_anything_is_drawn():
-    with pytest.raises(ConfigurationError, match="neither remasking nor Gibbs"):
-        generate(settings={"order": "confidence", "remask": 0.1})
+    with pytest.raises(ConfigurationError, match="expressed layout are unmasked"):
+        generate(make_cell_model(layout="expressed"), settings={"method": "gibbs"})
     with pytest.raises(ConfigurationError, match="knows no sex 'femal'; did you mean 'female'"):
         generate(phenotypes={"sex": "femal"})
 
@@ -135,7 +130,7 @@ def test_provenance_names_weights_request_and_settings():
     assert facts["simulated_training_data"]
     assert facts["request"] == {"sex": "male", "tissue": "lung"}
     assert (facts["training_cells_of_request"], facts["n_cells"], facts["seed"]) == (0, 12, 9)
-    assert (facts["steps"], facts["order"], facts["decode"]) == (3, "random", "sample")
+    assert (facts["steps"], facts["method"], facts["decode"]) == (3, "auto", "sample")
     assert (facts["temperature"], facts["guidance"]) == (1.0, 0.0)
     assert (facts["model_name"], facts["model_step"]) == ("example", 7)
     assert list(facts["training_sources"]) == ["cells.h5ad"]

@@ -8,9 +8,11 @@ from core.generation.request import (
     MAX_CELLS,
     GenerationRequest,
     PhenotypeDraw,
+    changed_settings,
     lacking_cells,
     resolve_phenotypes,
 )
+from core.presets.schema import GenerateSettings
 from tests.model.examples import make_cell_model, make_config
 
 from .examples import COMBINATIONS, COUNTS, with_reference
@@ -79,12 +81,19 @@ def test_absurdly_many_cells_are_refused_with_the_disk_they_would_fill():
 
 
 @pytest.mark.parametrize(
-    "change", [{"temperature": float("nan")}, {"temperature": 0.0}, {"guidance": float("inf")}]
+    ("change", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"temperature": 0.0}, "temperature must be greater than 0"),
+        ({"guidance": float("inf")}, "guidance must be a finite number"),
+        ({"steps": "3"}, "steps must be a whole number"),
+        ({"decode": "raw"}, "decode must be 'sample', 'mean', 'bins' or 'counts'"),
+    ],
 )
-def test_settings_that_are_no_sensible_number_are_refused(change):
-    settings = make_cell_model().generate.model_copy(update=change)
-    with pytest.raises(ConfigurationError, match=next(iter(change))):
-        ask({}, settings=settings)
+def test_settings_are_held_to_the_bounds_of_the_preset_schema(change, words):
+    with pytest.raises(ConfigurationError, match=words):
+        changed_settings(GenerateSettings(), change)
+    assert changed_settings(GenerateSettings(), {"temperature": 0.005}).temperature == 0.005
 
 
 # ------------------------------------------------------------------------------------ open ones

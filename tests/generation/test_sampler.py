@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from core.encoding.tokens import MASK
-from core.errors import ConfigurationError
 from core.generation.class_marginals import draw_from_class_marginals
 from core.generation.plan import CellPlan
 from core.generation.sampler import check_can_generate, plan_for, sample_cells
@@ -52,9 +51,8 @@ def watch(model):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"steps": 3}, {"steps": 7, "guidance": 1.5}, {"steps": 3, "remask": 0.3},
-     {"steps": 4, "method": "gibbs"}, {"steps": 3, "order": "confidence"}],
-)  # fmt: skip
+    [{"steps": 3}, {"steps": 7, "guidance": 1.5}, {"steps": 4, "method": "gibbs"}],
+)
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
     model = make_cell_model(kind, log_linear=kind != "continuous")
@@ -88,22 +86,6 @@ def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
         np.testing.assert_allclose(batch.mask_rate, 1 - asked.mean(axis=1), rtol=1e-6)
         np.add.at(asked, (batch.gene_cell.numpy(), batch.gene.numpy()), 1)
     np.testing.assert_array_equal(asked, 1)
-
-
-def test_the_confidence_order_reveals_the_surest_genes_first():
-    model = known_model(layers=1)
-    model.network.encoder_part.start_at_zero()  # the marginals are all the model knows
-    batches = watch(model)
-    drawn = sample(model, n_cells=3, steps=N_GENES, order="confidence")
-    first = model.config.tokens.header_length
-    hidden = [
-        (batch.value.view(3, -1)[:, first : first + N_GENES] == MASK).sum(dim=1).tolist()
-        for batch in batches
-    ]
-    assert hidden == [[N_GENES - step] * 3 for step in range(N_GENES)]
-    shown = batches[2].value.view(3, -1)[:, first : first + N_GENES] != MASK
-    assert shown.nonzero()[:, 1].tolist() == [4, 6] * 3  # 0.90 and 0.85: the surest two
-    assert ((drawn >= 0) & (drawn < 4)).all()
 
 
 def test_phenotypes_are_written_as_asked_and_missing_ones_as_not_specified():
@@ -286,13 +268,6 @@ def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_sentence_on_what_it_co
     assert "its cells will be poor" in note
 
 
-@pytest.mark.parametrize("change", [{"remask": 0.1}, {"method": "gibbs"}])
-def test_the_confidence_order_goes_with_no_redrawing(change):
-    settings = GenerateSettings(order="confidence", **change)
-    with pytest.raises(ConfigurationError, match="confidence order goes with neither"):
-        check_can_generate(make_cell_model(), settings)
-
-
 # ------------------------------------------------------------------------------------ redrawing
 
 
@@ -314,11 +289,8 @@ def test_gibbs_sweeps_hide_no_more_than_the_model_was_trained_on():
     np.testing.assert_array_equal(asked, 2)  # two sweeps of four steps
 
 
-@pytest.mark.parametrize(
-    "settings", [{"method": "gibbs", "steps": 20}, {"remask": 0.4, "steps": 4}]
-)
-def test_redrawing_leaves_independent_genes_at_their_marginals(settings):
-    drawn = sample(known_model(), **settings)
+def test_gibbs_sweeps_leave_independent_genes_at_their_marginals():
+    drawn = sample(known_model(), method="gibbs", steps=20)
     found = np.stack([(drawn == number).mean(axis=0) for number in range(4)], axis=1)
     np.testing.assert_allclose(found, MARGINALS, atol=CLOSE)
 
@@ -329,22 +301,6 @@ def test_gibbs_sweeps_couple_genes_that_started_independent():
     found = np.corrcoef((sample(model, steps=20) > 0).T)
     assert found[0, 1] > 0.2
     assert found[0, 2] < -0.2
-
-
-def test_remasking_draws_some_genes_again_and_ends_with_all_revealed():
-    model = make_cell_model()
-    batches = watch(model)
-    drawn = sample(model, n_cells=6, steps=3, remask=0.5)
-    first = model.config.tokens.header_length
-    asked = [np.bincount(batch.gene.numpy(), minlength=N_GENES).sum() // 6 for batch in batches]
-    assert asked == [2, 3 + 1, 2 + 2]  # 7 genes, and half of the 2 and 5 known ones again
-    for batch in batches:
-        at = batch.value.view(6, -1)[:, first : first + N_GENES]
-        hidden = (at == MASK).sum(dim=1)
-        assert len(set(hidden.tolist())) == 1
-    assert ((drawn >= 0) & (drawn < 4)).all()
-    plain = sample(model, n_cells=6, steps=3)
-    assert (plain != drawn).any()
 
 
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
