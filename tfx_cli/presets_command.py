@@ -144,7 +144,7 @@ def import_command(
     """Turn a run of PolyGene or PerturbGene into a preset.
 
     Behind each key stands the original's option; options that decide nothing here are listed with the
-    reason. docs/from-the-originals.md has the table.
+    reason. docs/published-models.md has the table.
 
     Examples
     --------

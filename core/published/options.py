@@ -1,7 +1,7 @@
 """The options of PolyGene and PerturbGene: what each takes, and what it is called here.
 
 A table for three readers: the parser of their command lines, the converter to a preset, and
-docs/from-the-originals.md, which the tests hold against it.
+docs/published-models.md, which the tests hold against it.
 """
 
 from dataclasses import dataclass

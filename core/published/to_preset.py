@@ -2,7 +2,7 @@
 
 What the run was told stands behind the keys it decides; what decides nothing here is listed with the
 reason. The documented meaning of an option is taken where the original did otherwise
-(docs/from-the-originals.md).
+(docs/published-models.md).
 """
 
 import json
@@ -104,7 +104,7 @@ class _Keys:
 def _head(run: OriginalRun) -> Iterator[str]:
     yield f"# A run of {run.system}, imported from {printable(run.where)}."
     yield "#"
-    yield "# The option behind each key is the original's. What differs: docs/from-the-originals.md."
+    yield "# The option behind each key is the original's. What differs: docs/published-models.md."
     without = [
         f"#   {option.name}: {option.note}"
         for option in OPTIONS[run.system]

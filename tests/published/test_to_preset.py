@@ -13,7 +13,7 @@ from core.published.commands import read_arguments, read_file
 from core.published.options import OPTIONS
 from core.published.to_preset import write_original
 
-PAGE = Path(__file__).parents[2] / "docs" / "from-the-originals.md"
+PAGE = Path(__file__).parents[2] / "docs" / "published-models.md"
 POLYGENE = {
     "model_name": "bert", "phenotypic_tokens_file": "data/phenotypic_vocab", "n_epochs": 100,
     "train_batch_size": 9, "eval_batch_size": 5, "learning_rate": 2e-5, "hidden_size": 64,
