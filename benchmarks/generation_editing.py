@@ -97,9 +97,9 @@ def measure(arguments, folder):
     tfx(folder, "train", "editing.toml")
     run = json.loads((folder / "runs" / "editing" / "run.json").read_text())
     store = Store.open(folder / run["store"])
-    names = store.labels("donor")
-    held_out = sorted({str(names.values[names.codes[row]]) for row in store.rows("test")})
-    seen = sorted({str(names.values[names.codes[row]]) for row in store.rows("train")})
+    names = store.labels["donor"]
+    held_out = sorted({str(names.categories[names.codes[row]]) for row in store.rows("test")})
+    seen = sorted({str(names.categories[names.codes[row]]) for row in store.rows("train")})
     donor = held_out[0]
     own = (donors == donor).to_numpy()
     cells[own & is_before].copy().write_h5ad(folder / "before.h5ad")

@@ -134,7 +134,7 @@ def _verify(
         resolved = resolve_sources(sources, config, assign)
         data = resolved.preset.data
         path = Path(data.store) if data.store else default_store_path(data, resolved.name)
-    from core.cells.store_checksums import verify_store
+    from core.cells.manifest import verify_store
 
     with show_progress() as listener:
         n_files = verify_store(path, on_progress=listener)

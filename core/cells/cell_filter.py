@@ -1,16 +1,16 @@
-"""Which cells are meant: ``--where`` and ``data.where``, read and applied to a store's labels.
+"""Filters of cells: ``--where`` and ``data.where``, parsed and applied to label columns.
 
     sex=female,tissue=lung        both conditions
     tissue=lung,spleen            either value: a piece without "=" is one more value
     tissue!=lung                  all other cells, those without a tissue included
     disease=none  or  disease=    cells without a value ([NO_DISEASE])
-    cell_type='T cell, CD4'       a value with commas in quotes
+    cell_type='T cell, CD4'       a value with commas, quoted
     split=test, donor=D1, source=cells_1.h5ad
 
 Only labels are read, never expression.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -22,28 +22,18 @@ from core.cells.phenotypes import is_missing, match_label, suggest
 from core.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from core.cells.store import Store
-
-__all__ = ["CellFilter", "Condition", "describe_no_match"]
+    import pandas as pd
 
 _QUOTES = ("'", '"')
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition on the labels of a cell.
+    """One condition on the labels of a cell; a cell must have one of `values`, or none if excluded."""
 
-    Attributes
-    ----------
-    name
-        A phenotype, or "split", "donor", "source".
-    values
-        Labels as the user wrote them, one of which a cell must have; "" is none.
-    excluded
-        A cell must have none of the values instead.
-    """
-
+    #: A phenotype, or "split", "donor", "source".
     name: str
+    #: As the user wrote them; "" means that the label is missing.
     values: tuple[str, ...]
     excluded: bool = False
 
@@ -51,65 +41,45 @@ class Condition:
         """Write the condition as the user would."""
         return f"{self.name}{'!=' if self.excluded else '='}" + ",".join(map(_quote, self.values))
 
-    def mask(self, store: "Store", *, where: str) -> NDArray[np.bool_]:
-        """(cells,), cells of the store that meet the condition.
-
-        Parameters
-        ----------
-        store
-            Whose labels are looked up.
-        where
-            How the filter was given, for messages.
-
-        Raises
-        ------
-        ConfigurationError
-            The store has no such name or value; the nearest are named.
-        """
-        names = store.label_names
-        if self.name not in names:
-            message = (
-                f"{where} {self}: {store.path} has no phenotype '{self.name}'; "
-                f"{suggest(self.name, names)}"
-            )
+    def mask(
+        self, labels: "Mapping[str, pd.Categorical[str]]", store: str, *, where: str
+    ) -> NDArray[np.bool_]:
+        """(cells,), whether each cell meets the condition; see `CellFilter.mask`."""
+        if self.name not in labels:
+            message = f"{where} {self}: {store} has no phenotype '{self.name}'; {suggest(self.name, labels)}"
             raise ConfigurationError(message)
-        column = store.labels(self.name)
-        # The last place is for code -1: no value.
-        wanted = np.zeros(len(column.values) + 1, dtype=bool)
+        column = labels[self.name]
+        known = list(column.categories)
+        # The last entry is for code -1: no value.
+        wanted = np.zeros(len(known) + 1, dtype=bool)
         for label in self.values:
-            wanted[self._code(label, column.values, store, where=where)] = True
-        return wanted[column.codes] != self.excluded
+            wanted[self._code(label, known, store, where=where)] = True
+        mask: NDArray[np.bool_] = wanted[column.codes] != self.excluded
+        return mask
 
-    def _code(self, label: str, values: Sequence[str], store: "Store", *, where: str) -> int:
+    def _code(self, label: str, known: list[str], store: str, *, where: str) -> int:
         bare = label.strip().removeprefix("[").removesuffix("]")
         if is_missing(label) or bare.casefold() == f"no_{self.name}".casefold():
             return -1
-        value = match_label(label, values)
+        value = match_label(label, known)
         if value is None and self.name == "source":
-            named = [one for one in values if label in (PurePath(one).name, PurePath(one).stem)]
+            named = [one for one in known if label in (PurePath(one).name, PurePath(one).stem)]
             value = named[0] if len(named) == 1 else None
         if value is None:
-            hint = suggest(label, values)
+            hint = suggest(label, known)
             if "," in hint and self.name not in ("split", "source"):
-                hint += " (a value with commas stands in quotes)"
-            message = f"{where} {self}: {store.path} has no {self.name} '{label}'; {hint}"
+                hint += " (quote a value that has commas)"
+            message = f"{where} {self}: {store} has no {self.name} '{label}'; {hint}"
             raise ConfigurationError(message)
-        return list(values).index(value)
+        return known.index(value)
 
 
 @dataclass(frozen=True)
 class CellFilter:
-    """Conditions that a cell must meet, all of them; without conditions every cell does.
-
-    Attributes
-    ----------
-    conditions
-        In the order given.
-    where
-        How the filter was given ("--where", "data.where"), for messages.
-    """
+    """Conditions that a cell must all meet; without conditions every cell does."""
 
     conditions: tuple[Condition, ...] = ()
+    #: How the filter was given ("--where", "data.where"), for messages.
     where: str = "filter"
 
     @classmethod
@@ -131,32 +101,33 @@ class CellFilter:
         return ",".join(map(str, self.conditions))
 
     def __bool__(self) -> bool:
-        """Say whether there is a condition."""
+        """Whether there is a condition."""
         return bool(self.conditions)
 
-    def mask(self, store: "Store") -> NDArray[np.bool_]:
-        """(cells,), cells of the store that meet every condition; errors as `Condition.mask`."""
-        mask = np.ones(store.n_cells, dtype=bool)
+    def mask(
+        self, labels: "Mapping[str, pd.Categorical[str]]", n_cells: int, store: str
+    ) -> NDArray[np.bool_]:
+        """(cells,), whether each cell meets every condition; `store` is its name for messages.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such label column or value; the message names the nearest.
+        """
+        mask = np.ones(n_cells, dtype=bool)
         for condition in self.conditions:
-            mask &= condition.mask(store, where=self.where)
+            mask &= condition.mask(labels, store, where=self.where)
         return mask
 
-
-def describe_no_match(store: "Store", cells: CellFilter, among: NDArray[np.integer[Any]]) -> str:
-    """Say how many cells meet each condition, for the message that none meets all.
-
-    Parameters
-    ----------
-    store, cells
-        The store and the filter that leaves nothing of it.
-    among
-        Rows the filter chose from.
-    """
-    found = [
-        f"{np.count_nonzero(condition.mask(store, where=cells.where)[among]):,} match {condition}"
-        for condition in cells.conditions
-    ]
-    return f"of {len(among):,}, " + " and ".join(found)
+    def describe_no_match(
+        self, labels: "Mapping[str, pd.Categorical[str]]", among: NDArray[np.integer[Any]]
+    ) -> str:
+        """Count the cells among some rows that meet each condition, if none meets all."""
+        found = [
+            f"{np.count_nonzero(one.mask(labels, '', where='')[among]):,} match {one}"
+            for one in self.conditions
+        ]
+        return f"of {len(among):,}, " + " and ".join(found)
 
 
 def _parse(text: str, *, where: str) -> list[Condition]:
@@ -181,7 +152,7 @@ def _parse(text: str, *, where: str) -> list[Condition]:
 
 
 def _pieces(text: str, *, where: str) -> list[tuple[str | None, str]]:
-    """Cut at the commas outside quotes: (what stands before "=", or None, and the value).
+    """Cut at the commas outside quotes: (text before "=", or None, and the value).
 
     A quote counts where a value begins: the apostrophe of "Crohn's disease" is a letter.
     """

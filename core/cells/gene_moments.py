@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.store import TARGET_SUM, StoredCells
+from core.cells.normalisation import count_scales, log_normalise
+from core.cells.store import StoredCells
 
 __all__ = [
     "ClipLimits",
@@ -206,10 +207,11 @@ class MomentsPass:
             return cells.values
         if value_kind == "log1p":
             return np.expm1(cells.values.astype(np.float64))
-        with np.errstate(divide="ignore"):  # a cell without counts has no values to scale
-            scales = TARGET_SUM / cells.totals.astype(np.float64)
-        normalised = cells.values * np.repeat(scales, np.diff(cells.indptr))
-        return np.log1p(normalised) if self.values == "log1p" else normalised
+        scales = count_scales(cells.totals.astype(np.float64))
+        scale = np.repeat(scales, np.diff(cells.indptr))
+        return (
+            log_normalise(cells.values, scale) if self.values == "log1p" else cells.values * scale
+        )
 
 
 @dataclass(frozen=True)

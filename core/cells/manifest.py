@@ -1,8 +1,6 @@
-"""The manifest of a store: what its arrays mean, in one versioned JSON file.
+"""The manifest of a store: what its arrays mean, in one versioned JSON file, and their checksums."""
 
-The arrays themselves belong to `store`; how they come about to `prepare`.
-"""
-
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +8,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import DataError
-
-__all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "SourceRecord"]
+from core.progress import Listener, ProgressEvent, ignore_progress
 
 #: Raised by one whenever an older reader would misread a newer store.
 FORMAT_VERSION = 2
 #: Formats that are read: 1 had no checksums, and another random order.
 _READABLE = (1, 2)
 MANIFEST_NAME = "manifest.json"
+_BLOCK = 2**22
 
 
 class _Record(BaseModel):
@@ -25,10 +23,7 @@ class _Record(BaseModel):
 
 
 class SourceRecord(_Record):
-    """One file or built-in dataset that went into the store.
-
-    ``role`` is "all" where the split dealt its cells, else the split the preset gave it to.
-    """
+    """One file or built-in dataset of a store; `role` is "all" if the split divided its cells."""
 
     name: str
     role: Literal["all", "train", "validation", "test"]
@@ -41,53 +36,33 @@ class SourceRecord(_Record):
 
 
 class Manifest(_Record):
-    """Everything about a store that is not an array.
-
-    Attributes
-    ----------
-    format_version
-        Of the folder's layout, see `FORMAT_VERSION`.
-    key
-        Hash of the settings and sources the store was prepared from: equal keys, equal stores.
-    n_cells, n_values
-        Rows and stored (non-zero) values.
-    value_kind
-        "counts" (lossless integers) or "log1p" (log1p of counts per 10,000, float32).
-    gene_ids, gene_symbols, genes_hash
-        Columns in the order of the arrays, and the sha256 of the ids.
-    phenotypes
-        Ordered: the standard five first. Values in the order of their codes.
-    donors
-        Names behind the donor codes, or None where no donor column was found.
-    sources
-        In the order of the preset.
-    settings
-        The store-relevant part of the preset's data section.
-    seed
-        Of split and permutation.
-    versions
-        Of the libraries that wrote the store.
-    report
-        What `prepare` found and decided, as nested plain values.
-    checksums
-        sha256 of every file but the manifest, by name; empty in format 1.
-    """
+    """Everything about a store that is not an array."""
 
     format_version: int
+    #: Hash of the settings and sources: equal keys, equal stores.
     key: str
     n_cells: int
     n_values: int
+    #: Lossless integers, or log1p of counts per 10,000 in float32.
     value_kind: Literal["counts", "log1p"]
+    #: Columns in the order of the arrays, and the sha256 of the ids.
     gene_ids: list[str]
     gene_symbols: list[str]
     genes_hash: str
+    #: Ordered: the standard five first. Values in the order of their codes.
     phenotypes: dict[str, list[str]]
+    #: Names of the donor codes, or None where no donor column was found.
     donors: list[str] | None
     sources: list[SourceRecord]
+    #: The part of the preset's data section that the store depends on.
     settings: dict[str, Any]
+    #: Of split and permutation.
     seed: int
+    #: Of the libraries that wrote the store.
     versions: dict[str, str]
+    #: What `prepare` found and decided, as nested plain values.
     report: dict[str, Any]
+    #: sha256 of every file but the manifest, by name; empty in format 1.
     checksums: dict[str, str] = {}
 
     @classmethod
@@ -130,6 +105,55 @@ class Manifest(_Record):
             message = f"{path}: damaged manifest ({place}: {first['msg']}); prepare the store again"
             raise DataError(message) from error
 
-    def to_json(self) -> str:
-        """Return the text of ``manifest.json``, the same for the same store."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json``, the same for the same store."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
+    """Compare every file of a store with the checksum in its manifest; return the number of files.
+
+    Raises
+    ------
+    DataError
+        The folder is no store, has no checksums (format 1), or files are missing or were changed;
+        the message names them.
+    """
+    manifest = Manifest.load(path)
+    if not manifest.checksums:
+        message = (
+            f"{path}: a store of format {manifest.format_version}, which has no checksums; prepare "
+            f"it again to get them"
+        )
+        raise DataError(message)
+    missing = [name for name in manifest.checksums if not (path / name).exists()]
+    sizes = {
+        name: (path / name).stat().st_size for name in manifest.checksums if name not in missing
+    }
+    changed = []
+    done, total = 0, sum(sizes.values())
+    for name, n_bytes in sizes.items():
+        on_progress(ProgressEvent("verifying", done, total))
+        if checksum(path / name) != manifest.checksums[name]:
+            changed.append(name)
+        done += n_bytes
+    on_progress(ProgressEvent("verifying", done, total))
+    faults = [f"{', '.join(changed)} changed since it was prepared"] if changed else []
+    faults += [f"{', '.join(missing)} missing"] if missing else []
+    if faults:
+        message = (
+            f"{path}: damaged store ({'; '.join(faults)}); delete it and prepare it again, or copy "
+            f"it again from where it is whole"
+        )
+        raise DataError(message)
+    return len(manifest.checksums)

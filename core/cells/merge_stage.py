@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.cells.gene_moments import GeneMoments, moments
+from core.cells.normalisation import rescale_log
 from core.cells.random_order import BUCKETS
 from core.cells.shard_stage import in_order, rows_of
 from core.cells.store import LARGE_COUNT, SPLITS
@@ -306,7 +307,7 @@ def _gather_from(records: Sequence[PartRecord], n_buckets: int, number: int, fou
 def _rescale(values: NDArray[Any], scale: float) -> NDArray[Any]:
     if scale == 1.0:
         return values
-    return np.log1p(np.expm1(values.astype(np.float64)) * scale).astype(np.float32)
+    return rescale_log(values.astype(np.float64), scale).astype(np.float32)
 
 
 def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks import preflight_with_files, refuse_failures
@@ -32,7 +33,7 @@ from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
 from core.cells.gene_moments import GeneMoments
 from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
-from core.cells.manifest import MANIFEST_NAME
+from core.cells.manifest import MANIFEST_NAME, checksum
 from core.cells.matrix_state import constant_sum
 from core.cells.merge_stage import (
     BucketTask,
@@ -43,6 +44,7 @@ from core.cells.merge_stage import (
     sums_of_training_cells,
     write_bucket,
 )
+from core.cells.normalisation import TARGET_SUM
 from core.cells.preparation_folder import (
     PreparationFolder,
     open_preparation,
@@ -53,11 +55,9 @@ from core.cells.random_order import BUCKETS
 from core.cells.rank_stage import rank_genes
 from core.cells.reading import BY_COLUMNS_VALUES
 from core.cells.shard_stage import ShardTask, close_source, summarise_part, write_shard
-from core.cells.store import TARGET_SUM, Store, gene_index_type
-from core.cells.store_checksums import ChecksumTask, checksum
+from core.cells.store import TRUTH_NAME, Store, gene_index_type
 from core.cells.store_parts import Part
 from core.cells.store_report import describe_store, joint_truth, make_manifest
-from core.cells.store_writer import write_array, write_manifest
 from core.cells.task_runners import TaskRunner, default_workers, open_runner
 from core.cells.variable_genes import resolve_method
 from core.errors import DataError, MachineError, TfxError
@@ -229,11 +229,14 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         truth, truth_notices = joint_truth(inputs)
         notices += truth_notices
         # The ranking reads the store it belongs to: first written in the order of the files.
-        write_array(job.folder.store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
+        _write_array(job.folder.store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
         manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
-        write_manifest(job.folder.store, manifest, truth)
+        manifest.write(job.folder.store)
+        if truth is not None:
+            text = json.dumps(truth, indent=1, ensure_ascii=False) + "\n"
+            (job.folder.store / TRUTH_NAME).write_text(text, encoding="utf-8")
         ranking = rank_genes(Store.open(job.folder.store), runner, data.hvg, sums, job.on_progress)
-        write_array(job.folder.store, "gene_order", ranking.order)
+        _write_array(job.folder.store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
     report |= {
         "gene_ranking": ranking.method,
@@ -241,7 +244,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         "warnings": warnings,
     }
     manifest = manifest.model_copy(update={"report": report, "checksums": checksums})
-    write_manifest(job.folder.store, manifest, None)
+    manifest.write(job.folder.store)
     return report
 
 
@@ -270,7 +273,7 @@ def _plan_parts(
         digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
         path = job.folder.parts / f"{digest}.npy"
         if not path.exists():
-            write_array(job.folder.parts, digest, columns)
+            _write_array(job.folder.parts, digest, columns)
         # To read some rows of a matrix stored by columns is to read it all: few large ranges.
         values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
         rows = max(one.n_cells * values // max(one.stored.n_values, 1), 1)
@@ -386,10 +389,10 @@ def _log_scales(
 def _write_labels(folder: PreparationFolder, labels: CellLabels) -> None:
     labels_folder = folder.of_store / "labels"
     labels_folder.mkdir(exist_ok=True)
-    write_array(labels_folder, "phenotypes", labels.phenotype_codes)
-    write_array(labels_folder, "splits", labels.split.codes)
+    _write_array(labels_folder, "phenotypes", labels.phenotype_codes)
+    _write_array(labels_folder, "splits", labels.split.codes)
     if labels.donors is not None:
-        write_array(labels_folder, "donors", labels.donors)
+        _write_array(labels_folder, "donors", labels.donors)
 
 
 #: Types of the store's labels; on the way they are as small as their values allow.
@@ -459,8 +462,8 @@ def _write_store(
         job.on_progress(ProgressEvent("writing cells", done, n_cells))
     written = [bucket.note for bucket in buckets]
     large_at, large_values = large_counts(written)
-    write_array(job.folder.store, "large_at", large_at)
-    write_array(job.folder.store, "large_values", large_values)
+    _write_array(job.folder.store, "large_at", large_at)
+    _write_array(job.folder.store, "large_values", large_values)
     return n_values, sums_of_training_cells(written) if plan.sum_genes else None
 
 
@@ -482,7 +485,7 @@ def _make_arrays(
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
     names = sorted(path.name for path in job.folder.store.iterdir() if path.name != MANIFEST_NAME)
-    tasks = [ChecksumTask(job.folder.store / name) for name in names]
+    tasks = [job.folder.store / name for name in names]
     sums = {}
     job.on_progress(ProgressEvent("checksums", 0, len(names)))
     for done, (number, digest) in enumerate(runner.run(checksum, tasks), start=1):
@@ -539,3 +542,7 @@ def _open_matching(destination: Path, key: str) -> Store | None:
         logger.warning("%s; it is not reused", error)
         return None
     return store if store.manifest.key == key else None
+
+
+def _write_array(folder: Path, name: str, array: NDArray[Any]) -> None:
+    np.save(folder / f"{name}.npy", array, allow_pickle=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.store import TARGET_SUM
+from core.cells.normalisation import count_scales, log_normalise
 
 __all__ = ["NEVER", "CountBins", "count_thresholds", "levels_of_counts"]
 
@@ -37,13 +37,13 @@ def count_thresholds(edges: NDArray[np.float32], totals: NDArray[np.float32]) ->
     Inverting the edge in float64 comes within less than one count of the answer for all 16-bit
     counts; which of three neighbours it is, the float32 formula of `Store.read` itself decides.
     """
-    scale = _scales(totals)[:, None]
+    scale = count_scales(totals)[:, None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         guess = np.ceil(np.expm1(edges.astype(np.float64)) / scale)
     guess = np.clip(np.nan_to_num(guess, nan=NEVER, posinf=NEVER), 1, NEVER).astype(np.int64)
     thresholds = guess + 1
     for candidate in (guess, guess - 1):
-        np.copyto(thresholds, candidate, where=_level(candidate, scale) >= edges)
+        np.copyto(thresholds, candidate, where=log_normalise(candidate, scale) >= edges)
     return thresholds.clip(1, NEVER)
 
 
@@ -113,7 +113,7 @@ class CountBins:
             bins += reached.view(np.uint8)
         if len(large):
             cell = np.searchsorted(indptr, large, side="right") - 1
-            levels = _level(counts[large], _scales(self.totals)[cell])
+            levels = log_normalise(counts[large], count_scales(self.totals)[cell])
             bins[large] = first + np.searchsorted(self.edges, levels, side="right")
         return bins
 
@@ -124,17 +124,4 @@ def levels_of_counts(
     totals: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """(values,) log1p counts per 10,000, bit for bit those of `Store.read`."""
-    return _level(counts, np.repeat(_scales(totals), np.diff(indptr)))
-
-
-def _scales(totals: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(cells,) what a count is multiplied by; a cell without counts has nothing to scale."""
-    with np.errstate(divide="ignore"):
-        scales: NDArray[np.float32] = (TARGET_SUM / totals).astype(np.float32)
-    return scales
-
-
-def _level(counts: NDArray[np.integer[Any]], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(invalid="ignore"):  # 0 counts of a cell without any
-        levels: NDArray[np.float32] = np.log1p(counts.astype(np.float32) * scale)
-    return levels
+    return log_normalise(counts, np.repeat(count_scales(totals), np.diff(indptr)))

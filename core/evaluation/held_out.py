@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from core.cells.cell_filter import CellFilter, describe_no_match
-from core.cells.one_against_rest import OneAgainstRest
-from core.cells.store import Split, Store
+from core.cells.cell_filter import CellFilter
+from core.cells.store import OneVsRest, Split, Store
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.conditions import evaluate_conditions
@@ -75,7 +74,7 @@ def evaluate_held_out(
     """
     asked = model.config.predicted
     if model.config.classified is not None and model.config.positive is not None:
-        store = OneAgainstRest(store, model.config.classified, model.config.positive)
+        store = OneVsRest(store, model.config.classified, model.config.positive)
     rows = store.rows(split)
     if len(rows) == 0:
         message = (
@@ -88,7 +87,7 @@ def evaluate_held_out(
         if len(rows) == 0:
             message = (
                 f"{store.path}: no {split} cell matches {where.where} {where} "
-                f"({describe_no_match(store, where, of_split)}); ask for other cells"
+                f"({where.describe_no_match(store.labels, of_split)}); ask for other cells"
             )
             raise DataError(message)
     rng = generator(seed, Stream.EVALUATED_CELLS)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.store import TARGET_SUM
+from core.cells.normalisation import TARGET_SUM
 from core.errors import DataError, MachineError
 from core.progress import Listener, ProgressEvent, ignore_progress
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.store import TARGET_SUM, log_normalise
+from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise
 
 __all__ = ["COUNTS", "log_values", "sample_counts"]
 
@@ -29,5 +29,5 @@ def sample_counts(
 def log_values(counts: sparse.csr_matrix, library_size: NDArray[np.floating]) -> sparse.csr_matrix:
     """Return log1p of counts per 10,000 of (cells, genes) counts, given (cells,) library sizes."""
     sizes = library_size.astype(np.float32)
-    data = log_normalise(counts.data, np.diff(counts.indptr), sizes).astype(np.float32)
+    data = log_normalise(counts.data, np.repeat(count_scales(sizes), np.diff(counts.indptr)))
     return sparse.csr_matrix((data, counts.indices, counts.indptr), counts.shape)

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
-from core.cells.one_against_rest import OneAgainstRest
 from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
 from core.cells.reading import CellSource
-from core.cells.store import Store
+from core.cells.store import OneVsRest, Store
 from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError, DataError
 from core.evaluation.baselines import QUICK_BASELINES
@@ -304,7 +303,7 @@ def _training_cells(
 ) -> tuple[KnownCells, list[str]]:
     """Read the cells the model was trained on, in the model's codes and with donors of both sides."""
     if model.config.classified is not None and model.config.positive is not None:
-        store = OneAgainstRest(store, model.config.classified, model.config.positive)
+        store = OneVsRest(store, model.config.classified, model.config.positive)
     rows = store.select(trained_where, split="train") if trained_where else store.rows("train")
     if len(rows) > MAX_BASELINE_CELLS:
         rng = generator(seed, Stream.EVALUATED_CELLS)

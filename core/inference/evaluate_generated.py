@@ -284,7 +284,7 @@ def _stored(model: CellModel, store: Store, where: CellFilter | None, which: str
             )
             raise DataError(message)
     if where:
-        rows = rows[where.mask(store)[rows]]
+        rows = rows[store.where(where)[rows]]
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
     # Cells stand in random order, so an even sample is a random one.
     names = list(store.phenotypes)

@@ -26,6 +26,7 @@ from core.cells.matrix_state import (
     constant_sum,
     row_sums,
 )
+from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise, rescale_log
 from core.cells.reading import AnnDataSource, CellSource, open_source
 from core.errors import DataError
 
@@ -40,7 +41,6 @@ _ENSEMBL = re.compile(r"(ENS[A-Z]*G)\d{6,}")
 #: Share of the model's genes below which a file is refused.
 LEAST_FOUND = 0.5
 #: Counts per cell after normalisation, the model's own.
-_TARGET_SUM = 1e4
 #: Cells that tell what a file was normalised to, and how far off counts as the same.
 _LOOK, _ALIKE = 512, 0.02
 _FEW = 8
@@ -116,11 +116,10 @@ class QueryCells:
         if self.choice.state != MatrixState.COUNTS:
             if self.log_total is None:
                 return chunk
-            values = np.log1p(np.expm1(chunk.data) * np.float32(_TARGET_SUM / self.log_total))
+            values = rescale_log(chunk.data, TARGET_SUM / self.log_total)
         else:
-            with np.errstate(divide="ignore"):
-                scale = (_TARGET_SUM / row_sums(chunk, chunk.data)).astype(np.float32)
-            values = np.log1p(chunk.data * np.repeat(scale, np.diff(chunk.indptr)))
+            scales = count_scales(row_sums(chunk, chunk.data)).astype(np.float32)
+            values = log_normalise(chunk.data, np.repeat(scales, np.diff(chunk.indptr)))
         return sparse.csr_matrix((values, chunk.indices, chunk.indptr), shape=chunk.shape)
 
 
@@ -179,11 +178,11 @@ def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
         return None
     chunk = next(source.chunks(choice.matrix, _LOOK), None)
     total = None if chunk is None else constant_sum(row_sums(chunk, np.expm1(chunk.data)))
-    if total is None or abs(total / _TARGET_SUM - 1) < _ALIKE:
+    if total is None or abs(total / TARGET_SUM - 1) < _ALIKE:
         return None
     logger.warning(
         "%s: %s was normalised to %.4g per cell; it is brought to %.4g, as the model's cells are",
-        source.name, choice.matrix, total, _TARGET_SUM,
+        source.name, choice.matrix, total, TARGET_SUM,
     )  # fmt: skip
     return total
 

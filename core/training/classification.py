@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from core.cells.one_against_rest import OneAgainstRest
 from core.cells.phenotypes import suggest
-from core.cells.store import Store
+from core.cells.store import OneVsRest, Store
 from core.errors import ConfigurationError, DataError, MachineError
 from core.model.cell_model import TfxModel
 from core.presets.schema import Preset
@@ -102,7 +101,7 @@ def store_of_task(preset: Preset, store: Store) -> Store:
             )
             raise ConfigurationError(message)
     if preset.classification.positive is not None:
-        return OneAgainstRest(store, preset.classified, preset.classification.positive)
+        return OneVsRest(store, preset.classified, preset.classification.positive)
     return store
 
 

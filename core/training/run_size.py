@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.one_against_rest import values_of_one
-from core.cells.store import Store
+from core.cells.store import Store, values_of_one
 from core.encoding.panel_cells import PanelReader
 from core.encoding.sampler import BlockSampler
 from core.errors import ConfigurationError

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.cell_filter import CellFilter, describe_no_match
+from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.store import Split, Store
 from core.encoding.tokens import TokenSpace
@@ -199,7 +199,7 @@ def chosen_rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]
         way_out = "" if split == "train" else f", or set data.split.{split} = 0 and prepare again"
         message = (
             f"{store.path}: no {split} cell matches data.where = {cells} "
-            f"({describe_no_match(store, cells, rows)}); choose other cells{way_out}"
+            f"({cells.describe_no_match(store.labels, rows)}); choose other cells{way_out}"
         )
         raise DataError(message)
     return labelled_rows(preset, store, chosen)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cells.cell_filter import CellFilter, Condition, describe_no_match
+from core.cells.cell_filter import CellFilter, Condition
 from core.cells.prepare import prepare_store
 from core.errors import ConfigurationError
 
@@ -192,7 +192,7 @@ def test_a_mask_of_another_size_is_refused(store):
             r"data\.where tisue=lung: .* has no phenotype 'tisue'; did you mean 'tissue'",
         ),
         ("tissue=lnug", r"has no tissue 'lnug'; did you mean 'lung'"),
-        ("cell_type=CD4", r"did you mean 'T cell, CD4'\? \(a value with commas stands in quotes\)"),
+        ("cell_type=CD4", r"did you mean 'T cell, CD4'\? \(quote a value that has commas\)"),
         ("split=dev", r"has no split 'dev'; it has train, validation, test"),
         ("donor=D11", r"has no donor 'D11'; did you mean 'D1'"),
         ("source=three.h5ad", r"has no source 'three.h5ad'"),
@@ -208,7 +208,7 @@ def test_where_nothing_matches_each_condition_is_counted(store, table):
     cells = CellFilter.parse("tissue=lung,split=train")
     rows = store.rows("test")
     n_lung = int((table["tissue"][rows] == "lung").sum())
-    assert describe_no_match(store, cells, rows) == (
+    assert cells.describe_no_match(store.labels, rows) == (
         f"of {len(rows)}, {n_lung} match tissue=lung and 0 match split=train"
     )
 
@@ -217,7 +217,7 @@ def test_a_store_without_donors_has_no_name_donor(tmp_path):
     adata = make_adata()
     del adata.obs["donor_id"]
     store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
-    assert store.label_names[-2:] == ["split", "source"]
+    assert list(store.labels)[-2:] == ["split", "source"]
     with pytest.raises(ConfigurationError, match="no phenotype 'donor'"):
         store.where("donor=D1")
 
@@ -228,6 +228,6 @@ def test_a_phenotype_of_the_users_own_goes_before_the_names_of_the_store(tmp_pat
     data = settings(write(adata, tmp_path), phenotypes={"split": "split"})
     store = prepare_store(data, tmp_path / "store")
     assert np.array_equal(store.where("split=odd"), store.origins[:, 1] % 2 == 1)
-    assert store.label_names.count("split") == 1
+    assert list(store.labels).count("split") == 1
     assert set(store.to_anndata(split_rows := store.rows("test")).obs["tfx_split"]) == {"test"}
     assert len(split_rows)

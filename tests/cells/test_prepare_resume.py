@@ -21,10 +21,10 @@ import scanpy as sc
 from scipy import sparse
 
 from core.cells import prepare
+from core.cells.manifest import verify_store
 from core.cells.merge_stage import sums_of_training_cells
 from core.cells.prepare import prepare_store
 from core.cells.store import Store
-from core.cells.store_checksums import verify_store
 from core.errors import DataError, MachineError
 
 from .examples import log_normalised, make_adata, make_obs, settings, write

@@ -157,7 +157,7 @@ def test_counts_of_a_store_of_log_values_are_refused(tmp_path):
     adata = make_adata()
     adata.X = log_normalised(adata.X.toarray()).astype(np.float32)
     store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
-    with pytest.raises(DataError, match="holds log values, from which counts cannot be told"):
+    with pytest.raises(DataError, match="holds log values, which do not give counts back"):
         store.to_anndata(np.arange(3), values="counts")
     assert store.to_anndata(np.arange(3)).n_obs == 3
 

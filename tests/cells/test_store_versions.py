@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.cells.manifest import verify_store
 from core.cells.store import Store
-from core.cells.store_checksums import verify_store
 from core.errors import DataError
 
 from .examples import log_normalised

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.cells.one_against_rest import OneAgainstRest
+from core.cells.store import OneVsRest
 from core.encoding.batches import BatchEncoder
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK, TokenSpace
@@ -262,7 +262,7 @@ def test_embeddings_are_matched_by_name_where_values_differ(pretrained, tiny_sto
 
 
 def test_one_value_against_the_rest_leaves_missing_labels_missing(tiny_store):
-    seen = OneAgainstRest(tiny_store, "tissue", "Lung")  # as `--given` would spell it
+    seen = OneVsRest(tiny_store, "tissue", "Lung")  # as `--given` would spell it
     values = tiny_store.phenotypes["tissue"]
     assert seen.phenotypes["tissue"] == ["lung", "not lung"]
     assert seen.phenotypes["cell_type"] == tiny_store.phenotypes["cell_type"]

@@ -1,0 +1,29 @@
+"""log1p of counts per 10,000: the values that models see, written once."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Counts per cell after normalisation: the convention of scanpy and of the published models.
+TARGET_SUM = 1e4
+
+
+def count_scales(totals: NDArray[Any]) -> NDArray[Any]:
+    """(cells,) factors from counts to counts per 10,000, in the type of `totals`; infinite at 0."""
+    with np.errstate(divide="ignore"):
+        scales: NDArray[Any] = np.asarray(TARGET_SUM / totals)
+    return scales
+
+
+def log_normalise(counts: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+    """log1p of counts times their cell's scale (of the same shape), in the type of `scales`."""
+    with np.errstate(invalid="ignore"):  # 0 counts of a cell without any
+        values: NDArray[Any] = np.log1p(counts.astype(scales.dtype, copy=False) * scales)
+    return values
+
+
+def rescale_log(values: NDArray[Any], factor: float) -> NDArray[Any]:
+    """log1p of the normalised counts behind log values, times a factor; in the type of `values`."""
+    rescaled: NDArray[Any] = np.log1p(np.expm1(values) * values.dtype.type(factor))
+    return rescaled
