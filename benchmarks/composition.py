@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.cells.atlas import simulate_cells
-from core.cells.atlas_biology import atlas_biology
+from core.cells.atlas.biology import atlas_biology
+from core.cells.atlas.simulation import simulate_cells
 from core.errors import ConfigurationError
 from core.evaluation.fidelity_classifiers import tell_generated, weighted_auc
 from core.evaluation.fidelity_genes import correlation_agreement

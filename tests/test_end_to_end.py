@@ -10,10 +10,10 @@ import anndata
 import numpy as np
 import pytest
 
-from core.cells.atlas import expected_log1p
 from core.presets.catalogue import find_preset
 from core.presets.loading import resolve_preset
 from tests.cells.examples import real_file
+from tests.tiny_atlas import expected_log1p
 from tfx_cli.app import run
 
 pytestmark = pytest.mark.slow
@@ -99,8 +99,8 @@ def test_female_cells_express_xist_and_no_gene_of_the_y_chromosome(lung):
 def test_lung_markers_are_those_of_the_simulated_lung(lung):
     means, _ = lung
     order = [str(gene) for gene in _truth_genes()]
-    of_lung = dict(zip(order, expected_log1p({"sex": "female", "tissue": "lung"}), strict=True))
-    of_all = dict(zip(order, expected_log1p({"sex": "female"}), strict=True))
+    of_lung = dict(zip(order, expected_log1p(4000, sex="female", tissue="lung"), strict=True))
+    of_all = dict(zip(order, expected_log1p(4000, sex="female"), strict=True))
     top = sorted(means, key=lambda gene: of_lung[gene] - of_all[gene], reverse=True)[:6]
     for gene in top:
         assert of_lung[gene] > of_all[gene] + 0.2, "the panel must hold markers of the lung"
@@ -108,7 +108,7 @@ def test_lung_markers_are_those_of_the_simulated_lung(lung):
 
 
 def _truth_genes():
-    from core.cells.atlas_biology import atlas_biology
+    from core.cells.atlas.biology import atlas_biology
 
     return atlas_biology().genes
 

@@ -1,5 +1,8 @@
 """The small simulated data set that tests train on, and presets for it."""
 
+import numpy as np
+
+from core.cells.atlas.simulation import simulate_cells
 from core.cells.prepare import prepare_store
 from core.presets.loading import resolve_preset
 
@@ -34,3 +37,11 @@ def tiny_preset(**options):
 def prepare_tiny_store(folder):
     """Simulate the cells and prepare their store."""
     return prepare_store(tiny_preset().preset.data, folder)
+
+
+def expected_log1p(n_cells, *, seed=0, **condition):
+    """Mean log1p counts per 10,000 of simulated cells of a condition, one donor per cell: (genes,)."""
+    counts = simulate_cells(n_cells, seed=seed, n_donors=n_cells, **condition).X
+    totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
+    scaled = counts.multiply(1e4 / totals[:, None]).tocsr()
+    return np.asarray(scaled.log1p().mean(axis=0), dtype=float).ravel()

@@ -1,23 +1,21 @@
 """The data sets that need no file: ``builtin:pbmc68k`` and ``builtin:atlas``.
 
 pbmc68k is real: 700 blood cells (Zheng et al. 2017) that ship with scanpy, scaled values in ``X``
-and log-normalised ones in ``raw``. The atlas is simulated (see `atlas`) and says so in obs, var and
-uns. Options follow a question mark: ``builtin:atlas?cells=4000&seed=1``.
+and log-normalised ones in ``raw``. The atlas is simulated (see `core.cells.atlas`). Options follow a
+question mark: ``builtin:atlas?cells=4000&seed=1``.
 """
 
+import difflib
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from core.cells.file_patterns import BUILTIN_PREFIX
 from core.errors import ConfigurationError
-from core.wording import did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-__all__ = ["BUILTIN_PREFIX", "builtin_names", "is_builtin", "load_builtin"]
-
-BUILTIN_PREFIX = "builtin:"
 
 _MAX_DIGITS = 12
 
@@ -28,42 +26,25 @@ _OPTIONS: dict[str, dict[str, int]] = {
 }
 
 
-def builtin_names() -> list[str]:
-    """Return the built-in data sets as they are written in a preset."""
-    return [BUILTIN_PREFIX + name for name in _OPTIONS]
-
-
-def is_builtin(spec: str) -> bool:
-    """Say whether a file specification means a built-in data set."""
-    return spec.startswith(BUILTIN_PREFIX)
-
-
 def load_builtin(spec: str) -> "AnnData":
-    """Load or simulate a built-in data set.
+    """Load or simulate ``builtin:NAME`` or ``builtin:NAME?option=value&option=value``.
 
-    Parameters
-    ----------
-    spec
-        ``builtin:NAME`` or ``builtin:NAME?option=value&option=value``.
-
-    Returns
-    -------
-    A fresh AnnData in memory. pbmc68k has its ``bulk_labels`` also as ``cell_type``; nothing else
-    is changed.
+    pbmc68k has its ``bulk_labels`` also as ``cell_type``; nothing else is changed.
 
     Raises
     ------
     ConfigurationError
-        An unknown data set or option, or a value that is no whole number of the right size.
+        An unknown data set or option, or a value that is not a whole number in range.
     """
     name, _, query = spec.removeprefix(BUILTIN_PREFIX).partition("?")
-    if not is_builtin(spec) or name not in _OPTIONS:
-        message = f"there is no built-in data set {spec!r}; {_nearest(spec, builtin_names())}"
+    if not spec.startswith(BUILTIN_PREFIX) or name not in _OPTIONS:
+        known = [BUILTIN_PREFIX + one for one in _OPTIONS]
+        message = f"there is no built-in data set {spec!r}; {_nearest(spec, known)}"
         raise ConfigurationError(message)
     options = _parse_options(spec, name, query)
     if name == "pbmc68k":
         return _load_pbmc68k()
-    from core.cells.atlas import simulate_atlas  # 30 ms: numpy and pandas
+    from core.cells.atlas.simulation import simulate_atlas  # 30 ms: numpy and pandas
 
     return simulate_atlas(options["cells"], seed=options["seed"])
 
@@ -85,8 +66,6 @@ def _parse_options(spec: str, name: str, query: str) -> dict[str, int]:
 
 
 def _load_pbmc68k() -> "AnnData":
-    import warnings
-
     import scanpy  # 2 s
 
     with warnings.catch_warnings():
@@ -98,6 +77,7 @@ def _load_pbmc68k() -> "AnnData":
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    if hint := did_you_mean(name, known, cutoff=0.5):
-        return hint
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
     return f"known are {', '.join(known)}" if known else "it takes no options"

@@ -104,7 +104,7 @@ def test_a_model_folder_alone_is_enough(tfx, tiny_run, tmp_path):
 
 
 def test_a_combination_that_training_lacked_is_composed_with_a_warning(tfx, tiny_run):
-    from core.cells.atlas_biology import atlas_biology
+    from core.cells.atlas.biology import atlas_biology
 
     left_out = atlas_biology().left_out[0]
     options = [part for pair in left_out.items() for part in ("--phenotype", "=".join(pair))]

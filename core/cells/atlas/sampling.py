@@ -1,10 +1,10 @@
-"""Draw counts of simulated cells from an `AtlasTruth`: who the cells are comes from `atlas`.
+"""Draw counts of simulated cells whose donors and conditions `simulation` has chosen.
 
-A cell's expected counts are its library size times a mixture of its own profile and the soup of
-its sample; its own profile is the exponential of the summed effects, its donor's deviation and the
-hidden activities of the programmes. Counts are negative binomial (gamma-Poisson). Everything is
-elementwise numpy in blocks of fixed size, with no matrix product whose rounding would depend on
-the number of threads: one seed gives the same bytes.
+A cell's expected counts are its library size times a mixture of its own profile and the ambient RNA
+of its sample. Its own profile is the exponential of the summed effects, its donor's deviation and
+the latent activities of the programmes. Counts are negative binomial (gamma-Poisson). All
+arithmetic is elementwise numpy in blocks of fixed size: the rounding of a matrix product would
+depend on the number of threads, so that one seed would not give the same bytes.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.atlas_truth import AtlasTruth, Context
-
-__all__ = ["PHENOTYPES", "CellTable", "sample_counts"]
+from core.cells.atlas.biology import AtlasTruth, Context
 
 #: The phenotypes with listed values, in the column order of a condition.
-PHENOTYPES: tuple[str, ...] = ("sex", "tissue", "cell_type", "disease")
+PHENOTYPES = ("sex", "tissue", "cell_type", "disease")
+_SEX, _TISSUE, _CELL_TYPE, _DISEASE = range(4)
 
 _BLOCK = 1024  # cells simulated at once: about 6 MB per temporary at 720 genes
 
@@ -27,20 +26,13 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CellTable:
-    """Who the cells are.
+    """Donor and condition of each cell."""
 
-    Attributes
-    ----------
-    conditions
-        (cells, 4), codes of `PHENOTYPES` in the order of ``truth.values``.
-    donors
-        (cells,), index of the donor.
-    ages, severities
-        (donors,), years and strength of disease.
-    """
-
+    #: (cells, 4), codes of `PHENOTYPES` in the order of ``truth.values``.
     conditions: NDArray[np.int64]
+    #: (cells,), index of the donor.
     donors: NDArray[np.int64]
+    #: (donors,), years, and strength of the disease.
     ages: FloatArray
     severities: FloatArray
 
@@ -48,20 +40,15 @@ class CellTable:
 def sample_counts(
     truth: AtlasTruth, cells: CellTable, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Draw raw counts.
-
-    Returns
-    -------
-    (cells, genes) float32 whole numbers in CSR form, sorted indices.
-    """
+    """Draw raw counts: (cells, genes), float32 whole numbers in CSR form, sorted indices."""
     parameters = truth.parameters
     n_cells, n_donors, n_genes = len(cells.donors), len(cells.ages), len(truth.genes)
     deviation = parameters["donor_gene_sd"] * rng.standard_normal((n_donors, n_genes))
-    donor_depth = parameters["donor_depth_sd"] * rng.standard_normal(n_donors)
-    depth = _library_sizes(truth, cells, donor_depth, rng)
+    donor_deviation = parameters["donor_depth_sd"] * rng.standard_normal(n_donors)
+    library_size = _library_sizes(truth, cells, donor_deviation, rng)
     concentration = parameters["ambient_concentration"]
     mean = parameters["ambient_mean"]
-    soup_share = rng.beta(mean * concentration, (1.0 - mean) * concentration, n_cells)
+    ambient_fraction = rng.beta(mean * concentration, (1.0 - mean) * concentration, n_cells)
 
     rates = _Rates(truth, cells.conditions)
     shape = np.asarray(truth.shape)
@@ -81,9 +68,10 @@ def sample_counts(
             log_rate[:, columns] += activity[:, None] * loading - 0.5 * loading**2
         own = np.exp(log_rate)
         own /= own.sum(axis=1, keepdims=True)
-        share = soup_share[block, None]
-        expected = (1.0 - share) * own + share * rates.soup[rates.soup_of_condition[condition]]
-        expected *= depth[block, None]
+        fraction = ambient_fraction[block, None]
+        ambient = rates.ambient[rates.sample_of_condition[condition]]
+        expected = (1.0 - fraction) * own + fraction * ambient
+        expected *= library_size[block, None]
         expected *= rng.standard_gamma(np.broadcast_to(shape, expected.shape)) / shape
         blocks.append(sparse.csr_matrix(rng.poisson(expected).astype(np.float32)))
     counts = sparse.csr_matrix(sparse.vstack(blocks, format="csr", dtype=np.float32))
@@ -92,19 +80,20 @@ def sample_counts(
 
 
 def _library_sizes(
-    truth: AtlasTruth, cells: CellTable, donor_depth: FloatArray, rng: np.random.Generator
+    truth: AtlasTruth, cells: CellTable, donor_deviation: FloatArray, rng: np.random.Generator
 ) -> FloatArray:
-    """Draw each cell's expected total count: log-normal around its type's median."""
+    """Draw each cell's expected total count: log-normal around the median of its type."""
     factors = np.array([truth.depth_factors.get(t, 1.0) for t in truth.values("cell_type")])
-    log_depth = np.log(truth.parameters["median_counts"] * factors[cells.conditions[:, 2]])
-    log_depth += donor_depth[cells.donors]
-    log_depth += truth.parameters["depth_sd"] * rng.standard_normal(len(cells.donors))
-    depth: FloatArray = np.exp(log_depth)
-    return depth
+    of_cell = factors[cells.conditions[:, _CELL_TYPE]]
+    log_size = np.log(truth.parameters["median_counts"] * of_cell)
+    log_size += donor_deviation[cells.donors]
+    log_size += truth.parameters["depth_sd"] * rng.standard_normal(len(cells.donors))
+    size: FloatArray = np.exp(log_size)
+    return size
 
 
 class _Rates:
-    """The effects and loadings of each condition that occurs, as tables (conditions, genes)."""
+    """The effects and loadings of each condition that occurs, as (conditions, genes) tables."""
 
     def __init__(self, truth: AtlasTruth, conditions: NDArray[np.int64]) -> None:
         self._truth = truth
@@ -113,18 +102,23 @@ class _Rates:
         self.condition_of_cell: NDArray[np.int64] = inverse.ravel()
         self.fixed, self.severity, self.decades = self._effect_tables(occurring)
         self.loadings = self._loading_tables(occurring)
-        samples, of_condition = np.unique(occurring[:, [0, 1, 3]], axis=0, return_inverse=True)
-        self.soup_of_condition: NDArray[np.int64] = of_condition.ravel()
-        self.soup = np.stack([self._soup(*map(int, sample)) for sample in samples])
+        samples, of_condition = np.unique(
+            occurring[:, [_SEX, _TISSUE, _DISEASE]], axis=0, return_inverse=True
+        )
+        self.sample_of_condition: NDArray[np.int64] = of_condition.ravel()
+        self.ambient = np.stack([self._ambient_profile(*map(int, sample)) for sample in samples])
 
-    def _meets(self, context: Context, conditions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(conditions,) whether each meets a context."""
-        met = np.ones(len(conditions), dtype=bool)
+    def _matches(self, context: Context, conditions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(conditions,) whether each matches a context."""
+        matching = np.ones(len(conditions), dtype=bool)
         for phenotype, wanted in context.items():
             known = self._truth.values(phenotype)
             codes = [known.index(value) for value in wanted]
-            met &= np.isin(conditions[:, PHENOTYPES.index(phenotype)], codes)
-        return met
+            matching &= np.isin(conditions[:, PHENOTYPES.index(phenotype)], codes)
+        return matching
+
+    def _columns(self, genes: dict[str, float]) -> NDArray[np.int64]:
+        return np.array([self._column[gene] for gene in genes], dtype=np.int64)
 
     def _effect_tables(
         self, conditions: NDArray[np.int64]
@@ -136,8 +130,8 @@ class _Rates:
             "decades": np.zeros(shape),
         }
         for effect in self._truth.effects:
-            rows = np.flatnonzero(self._meets(effect.context, conditions))
-            columns = np.array([self._column[gene] for gene in effect.shifts], dtype=np.int64)
+            rows = np.flatnonzero(self._matches(effect.context, conditions))
+            columns = self._columns(effect.shifts)
             tables[effect.scaled_by][np.ix_(rows, columns)] += list(effect.shifts.values())
         return tables["one"], tables["severity"], tables["decades"]
 
@@ -147,19 +141,18 @@ class _Rates:
         """One (columns, (conditions, columns) loadings) per programme."""
         tables = []
         for programme in self._truth.programmes:
-            members = list(dict.fromkeys(g for v in programme.variants for g in v.loadings))
-            loadings = np.zeros((len(conditions), len(members)))
+            genes = {gene: 0.0 for variant in programme.variants for gene in variant.loadings}
+            loadings = np.zeros((len(conditions), len(genes)))
             free = np.ones(len(conditions), dtype=bool)
             for variant in programme.variants:
-                rows = self._meets(variant.context, conditions) & free
-                loadings[rows] = [variant.loadings.get(gene, 0.0) for gene in members]
+                rows = self._matches(variant.context, conditions) & free
+                loadings[rows] = list((genes | variant.loadings).values())
                 free &= ~rows
-            columns = np.array([self._column[gene] for gene in members], dtype=np.int64)
-            tables.append((columns, loadings))
+            tables.append((self._columns(genes), loadings))
         return tables
 
-    def _soup(self, sex: int, tissue: int, disease: int) -> FloatArray:
-        """(genes,) shares: the average cell of a tissue, weighted by how much RNA each type has."""
+    def _ambient_profile(self, sex: int, tissue: int, disease: int) -> FloatArray:
+        """(genes,) fractions: the average cell of a tissue, types weighted by their RNA content."""
         truth = self._truth
         cell_types = truth.values("cell_type")
         parts = truth.composition[truth.values("tissue")[tissue]]
@@ -168,5 +161,5 @@ class _Rates:
         profiles = np.exp(fixed + severity)
         profiles /= profiles.sum(axis=1, keepdims=True)
         weights = np.array([parts[name] * truth.depth_factors.get(name, 1.0) for name in parts])
-        soup: FloatArray = (profiles * (weights / weights.sum())[:, None]).sum(axis=0)
-        return soup
+        ambient: FloatArray = (profiles * (weights / weights.sum())[:, None]).sum(axis=0)
+        return ambient
