@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from core.runlog.figures import number_in
+from core.runlog.json_lines import number_in
 from core.wording import size
 
 __all__ = ["gpu_text", "machine_text"]

@@ -204,8 +204,12 @@ def compare_command(
         message = "compare wants two different runs or more; 'tfx runs list' names them"
         raise ConfigurationError(message)
     found = compare_runs([RunReader(folder) for folder in folders])
+    record = asdict(found)
     print_result(
-        "runs.compare", asdict(found), as_json=as_json, text=lambda: comparison_text(found)
+        "runs.compare",
+        record | {"figures": record["metrics"]},  # the name before 0.2
+        as_json=as_json,
+        text=lambda: comparison_text(found),
     )
 
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.runlog.comparison import ComparedFigure, Comparison
-from core.runlog.figures import number_in
+from core.runlog.comparison import ComparedMetric, Comparison
+from core.runlog.json_lines import number_in
 from core.runlog.overview import RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
 from core.wording import size
@@ -298,9 +298,9 @@ def comparison_text(found: Comparison) -> "Iterator[RenderableType]":
         ["state", *(_state(row.state) for row in found.runs)],
         ["step", *(_steps(row) for row in found.runs)],
     ]
-    rows += [_compared(figure) for figure in found.figures]
+    rows += [_compared(figure) for figure in found.metrics]
     yield make_table(["figure", *names], rows, right=range(1, 1 + len(names)))
-    if any(figure.best for figure in found.figures):
+    if any(figure.best for figure in found.metrics):
         yield "* best"
     yield from found.notes
 
@@ -327,7 +327,7 @@ _LABELS = {
 }
 
 
-def _compared(figure: ComparedFigure) -> Sequence[object]:
+def _compared(figure: ComparedMetric) -> Sequence[object]:
     from rich.text import Text
 
     label = _LABELS.get((figure.name, figure.at))

@@ -10,22 +10,10 @@ from typing import Any, Literal, get_args
 
 from core.errors import ConfigurationError, MachineError
 from core.files import plain_json, replace_file
-from core.runlog.figures import number_in
-from core.runlog.json_lines import to_line
+from core.runlog.json_lines import number_in, to_line
 from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
 
-__all__ = [
-    "EXPORT_FORMATS",
-    "ExportFormat",
-    "TableForm",
-    "format_of",
-    "metrics_table",
-    "to_bytes",
-    "write_export",
-]
-
 ExportFormat = Literal["csv", "json", "jsonl", "parquet"]
-EXPORT_FORMATS: tuple[str, ...] = get_args(ExportFormat)
 #: wide: a row per line of metrics and a column per metric; long: a row per value.
 TableForm = Literal["wide", "long"]
 _KEYS = ("step", "t", "split")
@@ -33,37 +21,28 @@ _WORDS = ("split", "metric")
 
 
 def format_of(path: Path) -> ExportFormat:
-    """Return the format that the name of a file asks for.
-
-    Raises
-    ------
-    ConfigurationError
-        Its ending is none of `EXPORT_FORMATS`.
-    """
+    """Return the format that a file's ending names; raise ConfigurationError if it names none."""
     ending = path.suffix.lower().removeprefix(".")
     for name in get_args(ExportFormat):
         if ending == name:
             return name
-    message = f"'{path}': the ending says the format, one of .{', .'.join(EXPORT_FORMATS)}"
+    known = ", .".join(get_args(ExportFormat))
+    message = f"'{path}': its ending must name the format, one of .{known}"
     raise ConfigurationError(message)
 
 
 def metrics_table(
     records: Iterable[MetricRecord], *, form: TableForm = "wide"
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and rows of the metrics.
+    """Return column names, and rows of metrics (None: not written, or not finite).
 
     Parameters
     ----------
     records
-        As `RunReader.metrics` gives them.
+        As `RunReader.metrics` returns them.
     form
         ``wide``: step, t, split, then each metric in the order first written; ``long``: step, t,
         split, metric, value.
-
-    Returns
-    -------
-    Column names, and rows of as many values. None: not written, or or not finite.
     """
     records = list(records)
     if form == "long":
@@ -82,13 +61,7 @@ def _long(records: Iterable[MetricRecord]) -> Iterator[list[Any]]:
 
 
 def to_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: ExportFormat) -> bytes:
-    """Write a table in a format.
-
-    Raises
-    ------
-    MachineError
-        Parquet, and pyarrow is not installed.
-    """
+    """Write a table in a format; raise MachineError for Parquet without pyarrow."""
     if form == "parquet":
         return _parquet(columns, rows)
     if form == "csv":
@@ -109,7 +82,7 @@ def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
             "Parquet needs pyarrow, which is not installed; run pip install pyarrow, or write .csv"
         )
         raise MachineError(message)
-    import pandas as pd  # 400 ms, and only here
+    import pandas as pd  # 400 ms
 
     data = {
         name: [
@@ -130,13 +103,7 @@ def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def write_export(path: Path, content: bytes) -> None:
-    """Write a file at once: there is the old one or the whole new one.
-
-    Raises
-    ------
-    MachineError
-        It cannot be written.
-    """
+    """Replace a file at once; raise MachineError if it cannot be written."""
     try:
         replace_file(path, content)
     except OSError as error:

@@ -1,14 +1,15 @@
 """Append-only files of JSON lines: writing a line whole, and following a file that grows.
 
 Strict JSON: a number that is not finite is written as null and its key listed in "nonfinite". A
-line counts once its newline is there, so a torn last line is simply not yet written.
+line counts once its newline is written, so a torn last line is read later, when it is whole.
 """
 
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def finite_number(value: object) -> float | None:
-    """Return a number that was read; None where it is none, not finite, or beyond a float."""
+    """Return a number that was read; None if it is not a number, not finite, or beyond a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -26,6 +27,11 @@ def finite_number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def number_in(record: Mapping[str, Any] | None, name: str) -> float | None:
+    """Return a number of a record; None if it is absent, not finite, or not a number."""
+    return None if record is None else finite_number(record.get(name))
 
 
 def to_line(record: Mapping[str, object]) -> bytes:
@@ -37,11 +43,20 @@ def to_line(record: Mapping[str, object]) -> bytes:
     return json.dumps(plain, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Read a JSON object; None if the text is something else."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 class LineAppender:
     """One append-only file with one writer.
 
     Every line is one ``os.write`` on a descriptor opened with ``O_APPEND``. A write that fails or
-    falls short (a full disk) is warned of once and never raises: training matters more.
+    falls short (a full disk) causes one warning and never raises: training matters more.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,11 +98,13 @@ class LineAppender:
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _LOG.warning("%s cannot be written (%s); the run goes on without", self._path, reason)
+            _LOG.warning(
+                "%s cannot be written (%s); the run continues without it", self._path, reason
+            )
 
 
 class LineFollower:
-    """Follow a file of JSON lines: every call of `poll` gives the records that are new.
+    """Follow a file of JSON lines: every call of `poll` returns the records that are new.
 
     Keeps a byte offset and stops at the last newline. A file that shrank or was replaced is read
     from its start again.
@@ -95,56 +112,63 @@ class LineFollower:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
         self._inode: int | None = None
+        #: Bytes read so far, up to the end of the last whole line.
+        self.offset = 0
         #: Lines that were not JSON objects, so far.
         self.bad_lines = 0
         #: How often the file was started over; what was read before is then void.
         self.n_restarts = 0
 
-    def poll(self, *, most_bytes: int | None = None) -> list[dict[str, Any]]:
-        """Return the records added since the last call; none if the file is not there.
+    def poll(self, *, most_bytes: int = -1) -> list[dict[str, Any]]:
+        """Return the records added since the last call; none if the file does not exist.
 
-        Parameters
-        ----------
-        most_bytes
-            Read about this much at most, whole lines: `offset` tells whether it got further.
+        With ``most_bytes`` about so much is read at a time, in whole lines; `offset` shows the
+        progress.
         """
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 is_other = self._inode is not None and status.st_ino != self._inode
-                if is_other or status.st_size < self._offset:
-                    self._offset = 0
+                if is_other or status.st_size < self.offset:
+                    self.offset = 0
                     self.bad_lines = 0
                     self.n_restarts += 1
                 self._inode = status.st_ino
-                if status.st_size == self._offset:
+                if status.st_size == self.offset:
                     return []
-                file.seek(self._offset)
-                data = file.read() if most_bytes is None else file.read(most_bytes)
+                file.seek(self.offset)
+                data = file.read(most_bytes)
                 if b"\n" not in data:  # a line longer than that
                     data += file.read()
         except OSError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return list(self._records(whole))
+        self.offset += len(whole)
+        found = [parse_object(line) for line in whole.split(b"\n") if line.strip()]
+        records = [record for record in found if record is not None]
+        self.bad_lines += len(found) - len(records)
+        return records
+
+
+class RecordTail:
+    """The records of a file that grows: all of them, or the last ``most``."""
+
+    def __init__(self, path: Path, *, most: int | None = None) -> None:
+        self._follower = LineFollower(path)
+        self._records: deque[dict[str, Any]] = deque(maxlen=most)
+        self._n_restarts = 0
 
     @property
-    def offset(self) -> int:
-        """Bytes read so far, up to the end of the last whole line."""
-        return self._offset
+    def bad_lines(self) -> int:
+        """Lines that were not JSON objects, so far."""
+        return self._follower.bad_lines
 
-    def _records(self, data: bytes) -> Iterator[dict[str, Any]]:
-        for line in data.split(b"\n"):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
-                yield record
-            else:
-                self.bad_lines += 1
+    def poll(self) -> list[dict[str, Any]]:
+        """Read what was added; return the records, oldest first."""
+        new = self._follower.poll()
+        if self._follower.n_restarts != self._n_restarts:
+            self._n_restarts = self._follower.n_restarts
+            self._records.clear()
+        self._records.extend(new)
+        return list(self._records)

@@ -1,4 +1,4 @@
-"""What there is to say of a run: as one among others, or in full."""
+"""One run: a row in a list of runs, or everything but its curves."""
 
 import re
 import time
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.runlog.figures import RunFigures, number_in, phenotype_accuracies, read_figures
+from core.runlog.history import LatestMetrics, phenotype_accuracies, read_latest_metrics
+from core.runlog.json_lines import number_in
 from core.runlog.reader import RunReader, RunSummary
 from core.runlog.schema import (
     CHECKPOINT_MARKER,
@@ -22,116 +23,76 @@ from core.runlog.schema import (
 )
 from core.runlog.settings import read_settings
 
-__all__ = [
-    "BestValue",
-    "Checkpoint",
-    "RunOverview",
-    "RunRow",
-    "best_values",
-    "overview",
-    "run_row",
-    "seconds_trained",
-    "setting_sources",
-]
-
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run in a list of runs; what it has not written is None.
-
-    Attributes
-    ----------
-    path
-        The run folder.
-    state
-        As in `RunSummary`.
-    loss
-        Of the last line of training.
-    validation_loss, best_step, accuracies
-        The lowest validation loss, its step, and the accuracies there, by phenotype.
-    accuracy
-        Mean of the accuracies.
-    started, last_data
-        Seconds since 1970, of the last start, and of the newest figures (without any: of the
-        heartbeat).
-    eta
-        Seconds left, of a run that is going on.
-    """
+    """A run in a list of runs; a value that it has not written is None."""
 
     name: str
     path: str
+    #: As in `RunSummary`.
     state: str
     step: int | None
     total: int | None
+    #: Of the last line of training.
     loss: float | None
+    #: The lowest validation loss, its step, and the accuracies there, by phenotype.
     validation_loss: float | None
     best_step: int | None
     accuracies: dict[str, float]
+    #: Mean of the accuracies.
     accuracy: float | None
+    #: The last start, in seconds since 1970.
     started: float
+    #: The newest metrics (without any: the heartbeat), in seconds since 1970.
     last_data: float | None
+    #: Seconds left, of a live run.
     eta: float | None
 
 
-def run_row(summary: RunSummary, figures: RunFigures | None = None) -> RunRow:
-    """Return what a list says of a run.
-
-    Parameters
-    ----------
-    summary
-        Of the run.
-    figures
-        Of the run, where they have been read already.
-    """
-    if figures is None:
-        figures = read_figures(summary.path)
-    kept = figures.kept
+def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
+    """Return the row of a run; ``latest`` spares reading its metrics where they are known."""
+    if latest is None:
+        latest = read_latest_metrics(summary.path)
+    kept = latest.kept
     accuracies = phenotype_accuracies(kept)
-    mean = sum(accuracies.values()) / len(accuracies) if accuracies else None
     is_live = summary.state in (*LIVE_STATES, "stale")
     return RunRow(
         name=summary.name,
         path=str(summary.path),
         state=summary.state,
-        step=summary.step if summary.step is not None else figures.last_step,
+        step=summary.step if summary.step is not None else latest.last_step,
         total=summary.total,
-        loss=number_in(figures.train, "loss"),
+        loss=number_in(latest.train, "loss"),
         validation_loss=number_in(kept, "loss"),
         best_step=None if kept is None else kept["step"],
         accuracies=accuracies,
-        accuracy=mean,
+        accuracy=sum(accuracies.values()) / len(accuracies) if accuracies else None,
         started=summary.started,
-        last_data=figures.last_time or summary.heartbeat,
+        last_data=latest.last_time or summary.heartbeat,
         eta=summary.eta if is_live else None,
     )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of a run.
-
-    Attributes
-    ----------
-    size
-        Bytes.
-    is_whole
-        Whether its marker is there; the sums of its files are not checked.
-    is_best
-        Whether it is that of the lowest validation loss.
-    """
+    """A checkpoint of a run."""
 
     name: str
     step: int
+    #: Bytes.
     size: int
+    #: Whether its marker exists; the checksums of its files are not verified.
     is_whole: bool
+    #: Whether it is that of the lowest validation loss.
     is_best: bool
 
 
 @dataclass(frozen=True)
 class BestValue:
-    """The best value of a metric, and the step it was first reached at."""
+    """The best value of a metric, and the step that reached it first."""
 
     value: float
     step: int
@@ -139,84 +100,56 @@ class BestValue:
 
 @dataclass(frozen=True)
 class RunOverview:
-    """Everything of a run but its curves; what it has not written is empty or None.
-
-    Attributes
-    ----------
-    row
-        As in a list of runs.
-    run, status
-        run.json and status.json.
-    sources
-        Where the preset's values come from: source -> number of values.
-    train, last, kept
-        Lines of metrics: the last of training, the last evaluation, that of the lowest loss.
-    best
-        The best value of each validation metric that has a better direction.
-    seconds
-        Time trained, over all starts.
-    machines
-        The last line of each machine, by host.
-    events
-        The last events.
-    n_events
-        Of all.
-    checkpoints
-        Oldest first.
-    model_size
-        Bytes of the model folder; None where there is none yet.
-    bad_lines
-        Lines that could not be read.
-    """
+    """Everything of a run but its curves; what it has not written is empty or None."""
 
     row: RunRow
+    #: run.json and status.json.
     run: dict[str, Any]
     status: dict[str, Any]
+    #: Provenance of the preset's values: source -> number of values.
     sources: dict[str, int]
+    #: Lines of metrics: the last of training, the last evaluation, that of the lowest loss.
     train: MetricRecord | None
     last: MetricRecord | None
     kept: MetricRecord | None
+    #: The best value of each validation metric that has a better direction.
     best: dict[str, BestValue]
+    #: Time trained, over all starts.
     seconds: float
+    #: Host -> its last line.
     machines: dict[str, dict[str, Any]]
+    #: The last events, and the number of all.
     events: list[EventRecord]
     n_events: int
+    #: Oldest first.
     checkpoints: list[Checkpoint]
+    #: Bytes of the model folder; None if it does not exist yet.
     model_size: int | None
+    #: Lines that could not be read.
     bad_lines: int
 
 
 def overview(reader: RunReader, *, n_events: int = 10, now: float | None = None) -> RunOverview:
-    """Read everything there is to say of a run.
-
-    Parameters
-    ----------
-    reader
-        Of the run.
-    n_events
-        How many of the last events.
-    now
-        Seconds since 1970; for tests.
-    """
+    """Read everything about a run, with its last ``n_events`` events; ``now`` is for tests."""
     folder = reader.folder
     metrics, events = reader.metrics(), reader.events()
-    figures = RunFigures.of(metrics)
-    kept = figures.kept
+    latest = LatestMetrics.of(metrics)
+    kept = latest.kept
     return RunOverview(
-        row=run_row(reader.summary(now=time.time() if now is None else now), figures),
+        row=run_row(reader.summary(now=time.time() if now is None else now), latest),
         run=reader.run,
         status=reader.status,
         sources=setting_sources(folder),
-        train=figures.train,
-        last=figures.last,
+        train=latest.train,
+        last=latest.last,
         kept=kept,
-        best=best_values(figures.validations),
+        best=best_values(latest.validations),
         seconds=seconds_trained(events, metrics),
         machines={host: lines[-1] for host, lines in reader.system().items() if lines},
-        events=events[len(events) - n_events :] if n_events < len(events) else events,
+        events=events[max(len(events) - n_events, 0) :],
         n_events=len(events),
         checkpoints=_checkpoints(folder, best_step=None if kept is None else kept["step"]),
-        model_size=_size(folder / MODEL_FOLDER),
+        model_size=_folder_size(folder / MODEL_FOLDER),
         bad_lines=reader.bad_lines,
     )
 
@@ -239,11 +172,11 @@ def best_values(records: Sequence[MetricRecord]) -> dict[str, BestValue]:
 
 
 def seconds_trained(events: Iterable[EventRecord], metrics: Iterable[MetricRecord]) -> float:
-    """Return how long a run has been at it: from each start or resume to what it last wrote."""
+    """Return the time a run trained: from each start or resume to the last line before the next."""
     times = sorted(
-        (number_in(record, "t") or 0.0, record.get("event") in ("start", "resume"))
+        (moment, record.get("event") in ("start", "resume"))
         for record in (*events, *metrics)
-        if number_in(record, "t") is not None
+        if (moment := number_in(record, "t")) is not None
     )
     total, before = 0.0, None
     for moment, begins in times:
@@ -254,10 +187,9 @@ def seconds_trained(events: Iterable[EventRecord], metrics: Iterable[MetricRecor
 
 
 def setting_sources(folder: Path) -> dict[str, int]:
-    """Count where the values of a run's resolved preset come from."""
-    origins = (one.origin for one in read_settings(folder) if one.origin)
-    sources = Counter(re.sub(r":\d+$", "", origin) for origin in origins)
-    # What somebody chose before what nobody did.
+    """Count the values of a run's resolved preset by their source, defaults last."""
+    known = (setting.provenance for setting in read_settings(folder) if setting.provenance)
+    sources = Counter(re.sub(r":\d+$", "", one) for one in known)
     return dict(sorted(sources.items(), key=lambda pair: (pair[0] == "default", -pair[1])))
 
 
@@ -265,7 +197,7 @@ def _checkpoints(folder: Path, *, best_step: int | None) -> list[Checkpoint]:
     found = []
     for path in sorted((folder / CHECKPOINTS_FOLDER).glob("step-*")):
         match = _CHECKPOINT.fullmatch(path.name)
-        size = _size(path)
+        size = _folder_size(path)
         if match is None or size is None:
             continue
         step = int(match[1])
@@ -274,8 +206,8 @@ def _checkpoints(folder: Path, *, best_step: int | None) -> list[Checkpoint]:
     return found
 
 
-def _size(folder: Path) -> int | None:
-    """Return the bytes in a folder; None where it is not there."""
+def _folder_size(folder: Path) -> int | None:
+    """Return the bytes in a folder; None if it does not exist."""
     if not folder.is_dir():
         return None
     total = 0

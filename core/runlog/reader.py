@@ -1,13 +1,13 @@
 """Reading run folders, live or finished, of any release."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
-from core.runlog.json_lines import LineFollower, finite_number
+from core.runlog.history import ResumeRule
+from core.runlog.json_lines import RecordTail, finite_number, parse_object
 from core.runlog.schema import (
     CRASHED_AFTER_SECONDS,
     EVENTS_FILE,
@@ -22,19 +22,12 @@ from core.runlog.schema import (
 )
 from core.wording import did_you_mean
 
-__all__ = ["RunReader", "RunSummary", "find_run", "list_runs"]
-
 
 class RunReader:
     """The reader of one run folder.
 
-    Every question looks at the disk again but reads only what was added, so a reader can be kept
-    and asked for as long as the run goes.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
+    Every call looks at the disk again but reads only what was added, so you can keep a reader as long
+    as the run lasts.
 
     Raises
     ------
@@ -55,11 +48,10 @@ class RunReader:
                 "update tfx"
             )
             raise ConfigurationError(message)
-        self._metrics = _FoldedMetrics(folder / METRICS_FILE)
-        self._events = LineFollower(folder / EVENTS_FILE)
-        self._event_records: list[EventRecord] = []
-        self._n_event_restarts = 0
-        self._systems: dict[str, tuple[LineFollower, list[dict[str, Any]]]] = {}
+        self._metrics = RecordTail(folder / METRICS_FILE)
+        self._events = RecordTail(folder / EVENTS_FILE)
+        self._systems: dict[str, RecordTail] = {}
+        self._n_unusable = 0
 
     @property
     def status(self) -> dict[str, Any]:
@@ -71,92 +63,58 @@ class RunReader:
 
         Steps that were run again after a resume appear once, as they were the last time.
         """
-        records = self._metrics.records()
-        return [record for record in records if split is None or record.get("split") == split]
+        rule = ResumeRule()
+        valid = [record for record in reversed(self._metrics.poll()) if rule.is_valid(record)]
+        self._n_unusable = rule.n_unusable
+        return [record for record in valid[::-1] if split is None or record.get("split") == split]
 
     def events(self) -> list[EventRecord]:
         """Return all events in the order written."""
-        new = self._events.poll()
-        if self._events.n_restarts != self._n_event_restarts:
-            self._n_event_restarts = self._events.n_restarts
-            self._event_records = []
-        self._event_records += new
-        return list(self._event_records)
+        return self._events.poll()
 
     def system(self) -> dict[str, list[dict[str, Any]]]:
         """Return what each machine logged of itself, by host."""
         for path in sorted(self.folder.glob("system-*.jsonl")):
-            host = path.stem.removeprefix("system-")
-            follower, records = self._systems.setdefault(host, (LineFollower(path), []))
-            n_restarts = follower.n_restarts
-            new = follower.poll()
-            if follower.n_restarts != n_restarts:
-                records.clear()
-            records += new
-        return {host: list(records) for host, (_, records) in self._systems.items()}
+            self._systems.setdefault(path.stem.removeprefix("system-"), RecordTail(path))
+        return {host: tail.poll() for host, tail in self._systems.items()}
 
     @property
     def bad_lines(self) -> int:
-        """Lines that could not be read so far, in the files that were asked for."""
-        followers = [self._metrics.follower, self._events]
-        followers += [follower for follower, _ in self._systems.values()]
-        return sum(follower.bad_lines for follower in followers)
+        """Lines that could not be read so far, in the files that were read."""
+        tails = [self._metrics, self._events, *self._systems.values()]
+        return self._n_unusable + sum(tail.bad_lines for tail in tails)
 
     def summary(self, *, now: float | None = None) -> "RunSummary":
         """Return the run in one line."""
         return _summary(self.folder, self.run, now=time.time() if now is None else now)
 
 
-class _FoldedMetrics:
-    """Metrics lines, with the steps before a resume taken back where they were run again."""
-
-    def __init__(self, path: Path) -> None:
-        self.follower = LineFollower(path)
-        self._records: list[MetricRecord] = []
-        self._n_restarts = 0
-
-    def records(self) -> list[MetricRecord]:
-        new = self.follower.poll()
-        if self.follower.n_restarts != self._n_restarts:
-            self._n_restarts = self.follower.n_restarts
-            self._records = []
-        for record in new:
-            if record.get("event") == "resume":
-                first = record.get("from_step")
-                if isinstance(first, int):
-                    self._records = [kept for kept in self._records if kept["step"] < first]
-            elif isinstance(record.get("step"), int):
-                self._records.append(record)
-            else:
-                self.follower.bad_lines += 1
-        return self._records
-
-
 @dataclass(frozen=True)
 class RunSummary:
-    """One run among others.
-
-    Attributes
-    ----------
-    state
-        As the run says, but ``stale`` where a live run has missed three heartbeats, ``crashed``
-        where it has been silent for ten minutes, ``unknown`` where it never said.
-    started
-        Seconds since 1970, of the last start or resume.
-    heartbeat
-        When the run last wrote its status; None where it never did.
-    eta
-        Seconds left, when it last said so.
-    """
+    """One run among others; ``started`` and ``heartbeat`` are in seconds since 1970."""
 
     name: str
     path: Path
+    #: As written by the run, or as `seen_state` finds it; ``unknown`` if the run never wrote one.
     state: str
+    #: The last start or resume.
     started: float
+    #: When the run last wrote its status.
     heartbeat: float | None = None
     step: int | None = None
     total: int | None = None
+    #: Seconds left, as last written.
     eta: float | None = None
+
+
+def seen_state(state: str, *, silence: float) -> str:
+    """Return the state that a reader shows of a run whose last heartbeat is ``silence`` seconds old.
+
+    A live run that missed three heartbeats is ``stale``, after ten minutes it is ``crashed``.
+    """
+    if state not in LIVE_STATES or silence <= STALE_AFTER_SECONDS:
+        return state
+    return "crashed" if silence > CRASHED_AFTER_SECONDS else "stale"
 
 
 def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
@@ -165,12 +123,8 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
     state = status.get("state")
     if not isinstance(state, str):
         state = "unknown"
-    elif state in LIVE_STATES and heartbeat is not None:
-        silence = now - heartbeat
-        if silence > CRASHED_AFTER_SECONDS:
-            state = "crashed"
-        elif silence > STALE_AFTER_SECONDS:
-            state = "stale"
+    elif heartbeat is not None:
+        state = seen_state(state, silence=now - heartbeat)
     started = [finite_number(status.get("started")), finite_number(run.get("started"))]
     return RunSummary(
         name=folder.name,
@@ -187,11 +141,8 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
 def list_runs(root: Path, *, now: float | None = None) -> list[RunSummary]:
     """List the runs in a folder, the newest (last started or resumed) first."""
     now = time.time() if now is None else now
-    found = []
-    for path in root.glob(f"*/{RUN_FILE}"):
-        run = _read_json(path)
-        if run:
-            found.append(_summary(path.parent, run, now=now))
+    runs = {path.parent: _read_json(path) for path in root.glob(f"*/{RUN_FILE}")}
+    found = [_summary(folder, run, now=now) for folder, run in runs.items() if run]
     return sorted(found, key=lambda summary: (-summary.started, summary.name))
 
 
@@ -201,7 +152,7 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     Raises
     ------
     ConfigurationError
-        There is no such run; the message names the nearest, or says that there are none.
+        The run does not exist; the message names the nearest, or says that ``root`` has no runs.
     """
     if name_or_path is not None:
         for folder in (Path(name_or_path), root / name_or_path):
@@ -228,12 +179,11 @@ def _is_file(path: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where it is absent or not readable."""
+    """Read a JSON object; empty if it is absent or not readable."""
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_object(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _integer(value: object) -> int | None:

@@ -1,41 +1,11 @@
 """The names in a run folder: files, states, events, and what each metric means.
 
-The page docs/run-format.md says the same to readers in other languages; a change of meaning here
-raises `FORMAT_VERSION` and leaves the reader able to read the older form.
+docs/run-format.md describes the same for programs in other languages; a change of meaning here
+raises `FORMAT_VERSION`, and the reader must still read the older form.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict, get_args
-
-__all__ = [
-    "CHECKPOINTS_FOLDER",
-    "CHECKPOINT_MARKER",
-    "CONFIG_FILE",
-    "CRASHED_AFTER_SECONDS",
-    "EVENTS",
-    "EVENTS_FILE",
-    "FORMAT_VERSION",
-    "GENE_FIGURES",
-    "LIVE_STATES",
-    "LOG_FILE",
-    "METRICS_FILE",
-    "MODEL_FOLDER",
-    "NONFINITE_FOLDER",
-    "RESERVED_METRIC_KEYS",
-    "RUN_FILE",
-    "RUN_STATES",
-    "SEEN_STATES",
-    "STALE_AFTER_SECONDS",
-    "STATUS_FILE",
-    "STATUS_SECONDS",
-    "EventRecord",
-    "MetricInfo",
-    "MetricRecord",
-    "RunState",
-    "StatusRecord",
-    "metric_info",
-    "system_file",
-]
 
 #: Version of the folder's format, in run.json. Readers read every version up to their own.
 FORMAT_VERSION = 1
@@ -65,10 +35,10 @@ RunState = Literal["starting", "running", "finished", "stopped", "failed"]
 #: starting and running are live; stopped means stopped early with a checkpoint to resume from.
 RUN_STATES: tuple[str, ...] = get_args(RunState)
 LIVE_STATES = ("starting", "running")
-#: What readers say besides, of a run that is silent or never told its state.
+#: What readers show: these, and the states of a run that is silent or never wrote one.
 SEEN_STATES = (*RUN_STATES, "stale", "crashed", "unknown")
 
-#: What tfx writes to events.jsonl; readers take other names as they come.
+#: What tfx writes to events.jsonl; readers accept other names too.
 EVENTS = (
     "start",
     "resume",
@@ -82,15 +52,15 @@ EVENTS = (
     "end",
 )
 
-#: Figures of the group acc that are no phenotype's.
-GENE_FIGURES = frozenset({"acc/genes", "acc/genes_baseline"})
+#: Metrics of the group acc that are not of a phenotype.
+GENE_METRICS = frozenset({"acc/genes", "acc/genes_baseline"})
 
 #: Keys of a metrics line that are not metrics.
 RESERVED_METRIC_KEYS = frozenset({"step", "t", "split", "nonfinite", "event"})
 
 
 class StatusRecord(TypedDict):
-    """status.json: the latest known of a run."""
+    """status.json: the latest state of a run."""
 
     state: str
     heartbeat: float
@@ -103,29 +73,19 @@ class StatusRecord(TypedDict):
 
 #: A line of metrics.jsonl: step, t, split, and one entry per metric (None: not finite).
 MetricRecord = dict[str, Any]
-#: A line of events.jsonl: event, t, and whatever belongs to that event.
+#: A line of events.jsonl: event, t, and the fields of that event.
 EventRecord = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """How to show a metric.
-
-    Attributes
-    ----------
-    label
-        In words.
-    unit
-        "" where it has none.
-    number_format
-        A format specification for one value.
-    better
-        Which direction is progress; None where neither is.
-    """
+    """How to show a metric."""
 
     label: str
     unit: str = ""
+    #: A format specification for one value.
     number_format: str = ".4g"
+    #: Which direction is progress; None if neither is.
     better: Literal["higher", "lower"] | None = None
 
 
@@ -136,9 +96,11 @@ _METRICS = {
     "cells_per_second": MetricInfo("speed", "cells/s", ",.0f", "higher"),
     "tokens_per_second": MetricInfo("speed", "tokens/s", ",.0f", "higher"),
     "mfu": MetricInfo("model FLOPs utilisation", number_format=".1%", better="higher"),
-    "wait": MetricInfo("share of time waiting for cells", number_format=".1%", better="lower"),
+    "wait": MetricInfo("fraction of time waiting for cells", number_format=".1%", better="lower"),
     "epoch": MetricInfo("epoch", number_format=".2f"),
-    "acc/genes_baseline": MetricInfo("accuracy of guessing the commonest bin", number_format=".3f"),
+    "acc/genes_baseline": MetricInfo(
+        "accuracy of predicting the commonest bin", number_format=".3f"
+    ),
 }
 _GROUPS = {
     "loss": MetricInfo("loss of", number_format=".4f", better="lower"),
@@ -160,7 +122,7 @@ def metric_info(name: str) -> MetricInfo:
 
 
 def system_file(host: str) -> str:
-    """Return the name of the file in which one machine logs itself."""
+    """Return the name of the file in which one machine logs its load."""
     kept = "".join(
         character if character.isalnum() or character in "-." else "-" for character in host
     )

@@ -1,7 +1,8 @@
-"""A resolved preset as a run keeps it: every value with where it came from, for people to read."""
+"""The resolved preset of a run, read from its config.toml: every value and its provenance."""
 
 import re
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,52 +10,29 @@ from typing import Any
 from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.runlog.schema import CONFIG_FILE
 
-__all__ = ["Setting", "dotted_values", "read_settings"]
-
 _SECTION = re.compile(r"^\[(?P<name>[^\[\]]+)\]\s*$")
-_VALUE = re.compile(r"^(?P<key>[^=#\s]+) = (?P<value>.*?)(?:  # (?P<origin>[^#]+))?$")
+_VALUE = re.compile(r"^(?P<key>[^=#\s]+) = (?P<value>.*?)(?:  # (?P<provenance>[^#]+))?$")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a preset.
+    """One value of a preset."""
 
-    Attributes
-    ----------
-    key
-        Dotted: ``train.batch_size``.
-    value
-        As TOML writes it.
-    origin
-        Where it came from: a file and its line, an option, a variable, ``default``.
-    """
-
+    #: Dotted, in the present spelling: ``train.batch_size``.
     key: str
+    #: As TOML writes it.
     value: str
-    origin: str
-
-
-def dotted_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Bring nested tables to one, ``{"train.seed": 0}``; an empty table stays as it is."""
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping) and value:
-            flat |= dotted_values(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+    #: Where it came from: a file and its line, an option, a variable, ``default``.
+    provenance: str
 
 
 def read_settings(folder: Path) -> list[Setting]:
-    """Read the values of a run's preset, in the order of the file; none where it cannot be read."""
+    """Read the values of a run's preset, in the order of the file; none if it cannot be read."""
     try:
         text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return []
-    return list(_settings(text))
-
-
-def _settings(text: str) -> Iterator[Setting]:
+    found = []
     section = ""
     for line in text.splitlines():
         if match := _SECTION.match(line):
@@ -62,4 +40,27 @@ def _settings(text: str) -> Iterator[Setting]:
         elif match := _VALUE.match(line):
             key = ".".join(current_key(tuple(f"{section}{match['key']}".split("."))))
             if key not in REMOVED_PRESET_KEYS:
-                yield Setting(key, match["value"], match["origin"] or "")
+                found.append(Setting(key, match["value"], match["provenance"] or ""))
+    return found
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Read the values of a run's preset as dotted key -> value; those that are not TOML are left out."""
+    values = {}
+    for setting in read_settings(folder):
+        try:
+            values[setting.key] = tomllib.loads(f"value = {setting.value}")["value"]
+        except (ValueError, RecursionError):
+            continue
+    return values
+
+
+def dotted_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables: ``{"train.seed": 0}``; an empty table stays as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted_values(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

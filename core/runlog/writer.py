@@ -18,7 +18,6 @@ from core.errors import MachineError
 from core.files import replace_file, write_json
 from core.runlog.json_lines import LineAppender
 from core.runlog.schema import (
-    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     EVENTS_FILE,
     FORMAT_VERSION,
@@ -33,32 +32,30 @@ from core.runlog.schema import (
     system_file,
 )
 
-__all__ = ["RunWriter", "SystemLog"]
-
 _LOG = logging.getLogger(__name__)
-#: Where the schedulers of clusters say which job this is.
+#: Variables in which the schedulers of clusters put the job's number.
 _JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
 class RunWriter:
     """The writer of one run folder; also a context manager that closes its files.
 
-    Safe to call from several threads: training logs steps while another thread says that the run
-    is alive (`heartbeat`) and how its machine fares (`system`).
+    Safe to call from several threads: training logs steps while another thread writes that the run
+    is alive (`heartbeat`) and the load of its machine (`system`).
 
     Opening a folder that already holds a run continues it: run.json stays as it was, the lines
-    are appended. Whoever resumes says so by ``event("resume", from_step=N)``.
+    are appended. A resumed run must write ``event("resume", from_step=N)``.
 
     Parameters
     ----------
     folder
         The run folder; made if absent.
     run
-        What identifies the run: hashes of preset, store and vocabulary, parameters. Added to
-        what the writer knows itself (arguments, host, process, job, commit, version).
+        Facts for run.json beside those that the writer adds (arguments, host, process, job, commit,
+        version): hashes of preset, store and vocabulary, parameters.
     config
-        The resolved preset, as `config` takes it. Written before run.json makes the folder a run: a
-        run without its preset could not go on.
+        The resolved preset, for config.toml. Written before run.json makes the folder a run: a run
+        without its preset could not be resumed.
     clock
         Seconds since 1970; for tests.
 
@@ -93,17 +90,12 @@ class RunWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if config is not None:
-                self.config(config)
+                replace_file(folder / CONFIG_FILE, config)
             if not (folder / RUN_FILE).exists():
                 write_json(folder / RUN_FILE, self._describe() | dict(run))
         except OSError as error:
             message = f"the run folder '{folder}' cannot be written ({error.strerror or error})"
             raise MachineError(message) from error
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.folder / CHECKPOINTS_FOLDER
 
     def _describe(self) -> dict[str, object]:
         return {
@@ -119,24 +111,12 @@ class RunWriter:
             "started": self._clock(),
         }
 
-    def config(self, text: str) -> None:
-        """Write config.toml: the resolved preset, as `ResolvedPreset.to_toml` gives it."""
-        replace_file(self.folder / CONFIG_FILE, text)
-
     def status(self, state: str, **fields: object) -> None:
-        """Say how the run stands; call it as often as convenient.
+        """Set the state of the run (one of `RUN_STATES`) and fields of status.json.
 
-        Parameters
-        ----------
-        state
-            One of `RUN_STATES`.
-        fields
-            step, total, eta (seconds left), checkpoint (its folder name), ... A field keeps its
-            last value until it is given again.
-
-        Notes
-        -----
-        status.json is replaced when the state changes, else at most every `STATUS_SECONDS`.
+        Fields are step, total, eta (seconds left), checkpoint (its folder name), ...; each keeps its
+        last value until it is given again. status.json is replaced when the state changes, else at
+        most every `STATUS_SECONDS`, so that you can call this as often as convenient.
         """
         assert state in RUN_STATES, state
         with self._lock:
@@ -147,10 +127,9 @@ class RunWriter:
                 self._write_status()
 
     def heartbeat(self) -> None:
-        """Replace status.json as it stands, so that a long step is not taken for a dead run.
+        """Write status.json again, so that a long step does not look like a dead run; never raises.
 
-        Does nothing before the first `status`, once the run has ended, or after `close`. Never
-        raises.
+        Does nothing before the first `status`, once the run has ended, or after `close`.
         """
         with self._lock:
             if self._status["state"] in LIVE_STATES and not self._is_closed:
@@ -170,12 +149,12 @@ class RunWriter:
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one line of metrics: ``loss``, ``acc/cell_type``, ... of one split at a step."""
         reserved = RESERVED_METRIC_KEYS.intersection(values)
-        assert not reserved, f"not names of metrics: {reserved}"
+        assert not reserved, f"reserved names: {reserved}"
         with self._lock:
             self._metrics.append({"step": step, "t": self._clock(), "split": split, **values})
 
     def event(self, name: str, **fields: object) -> None:
-        """Append one event; `core.runlog.schema.EVENTS` lists those of tfx.
+        """Append one event; `EVENTS` lists those of tfx.
 
         ``resume`` needs ``from_step``, the first step that is run again; it is written among the
         metrics as well, where it voids the older lines of that step and later ones. ``start`` voids
@@ -207,7 +186,7 @@ class RunWriter:
         return self._log_handler
 
     def close(self) -> None:
-        """Write what status is pending and close the files."""
+        """Write a pending status and close the files."""
         with self._lock:
             if self._has_pending_status:
                 self._write_status()
@@ -232,19 +211,10 @@ class RunWriter:
 
 
 class SystemLog:
-    """The file in which one machine logs itself.
+    """The file in which one machine logs its load; writing never raises.
 
     `RunWriter` has one for its own machine; the first process of every other node of a run opens
-    one by itself. Writing never raises.
-
-    Parameters
-    ----------
-    folder
-        The run folder.
-    host
-        Name of the machine; default: this one's.
-    clock
-        Seconds since 1970; for tests.
+    one by itself.
     """
 
     def __init__(

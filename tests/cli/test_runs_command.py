@@ -213,7 +213,8 @@ def test_compare_as_json(tfx, base, wide):
     document = tfx("runs", "compare", "base", "wide", "--json").json
     assert document["schema"] == "tfx.runs.compare/1"
     assert document["settings"] == {"train.learning_rate": [0.001, 0.01]}
-    (loss,) = (one for one in document["figures"] if (one["name"], one["at"]) == ("loss", "kept"))
+    assert document["figures"] == document["metrics"], "the old name"
+    (loss,) = (one for one in document["metrics"] if (one["name"], one["at"]) == ("loss", "kept"))
     assert (loss["values"], loss["best"]) == ([2.0, 1.5], [1])
 
 
@@ -269,7 +270,7 @@ def test_export_reports_as_json(tfx, base):
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (["-o", "x.xlsx"], 2, "'x.xlsx': the ending says the format, one of .csv"),
+        (["-o", "x.xlsx"], 2, "'x.xlsx': its ending must name the format, one of .csv"),
         (["--split", "tset"], 2, "has no metrics of that split; it has train, validation"),
         (["-o", "-", "--json"], 2, "give --format json"),
         (["--format", "parquet"], 2, "Parquet is no text for stdout; give -o FILE.parquet"),

@@ -151,8 +151,8 @@ def test_machine_lines_and_log_are_the_last_ones(runs):
 
 
 def test_what_training_writes_is_read(runs):
-    with RunWriter(runs / "real", run={"name": "real"}, clock=lambda: NOW) as writer:
-        writer.config("[train]\nseed = 0  # default\n")
+    config = "[train]\nseed = 0  # default\n"
+    with RunWriter(runs / "real", run={"name": "real"}, config=config, clock=lambda: NOW) as writer:
         writer.event("start", total=10)
         writer.metrics(5, "train", {"loss": float("nan"), "lr": 0.1})
         writer.metrics(10, "validation", {"loss": 2.0, "acc/sex": 0.5})
@@ -161,4 +161,4 @@ def test_what_training_writes_is_read(runs):
         view = Clocks().workspace(runs).poll([path]).open_runs[path]
     assert np.isnan(view.train.columns["loss"]).all()
     assert view.validation.last("acc/sex") == 0.5
-    assert (view.settings[0].key, view.settings[0].origin) == ("train.seed", "default")
+    assert (view.settings[0].key, view.settings[0].provenance) == ("train.seed", "default")

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
 from core.runlog.comparison import compare_runs
-from core.runlog.curves import RunCurves
 from core.runlog.export import metrics_table, to_bytes
-from core.runlog.figures import read_figures
+from core.runlog.history import RunCurves, read_latest_metrics
 from core.runlog.overview import overview, run_row
 from core.runlog.reader import RunReader, list_runs
 from tests.fuzz.damage import damaged_bytes, damaged_json, json_values
@@ -42,7 +41,7 @@ def ask_everything(runs, files):
         (folder / ("system-x.jsonl" if name == "system" else name)).write_bytes(content)
     assert {row.name for row in list_runs(runs)} >= {"other"}
     for row in list_runs(runs, now=2e6):
-        run_row(row, read_figures(row.path))
+        run_row(row, read_latest_metrics(row.path))
     curves = RunCurves(folder)
     curves.poll()
     for split in curves.splits.values():

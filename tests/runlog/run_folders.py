@@ -39,8 +39,8 @@ def write_run(
         "genes": 32, "phenotypes": {"sex": ["female", "male"]}, "device": "cpu",
         "precision": "no", "processes": 1,
     }  # fmt: skip
-    with RunWriter(folder, run=facts, clock=Clock()) as writer:
-        writer.config(PRESET.format(name=folder.name, rate=rate, mask=mask))
+    config = PRESET.format(name=folder.name, rate=rate, mask=mask)
+    with RunWriter(folder, run=facts, config=config, clock=Clock()) as writer:
         writer.event("start", total=5 * len(losses))
         for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), start=1):
             step = 5 * number
@@ -49,7 +49,7 @@ def write_run(
             figures = {"loss": loss, "acc/genes": 0.8, "acc/sex": accuracy, "acc/age": 0.25}
             writer.metrics(step, "validation", figures)
             writer.event("eval", step=step, loss=loss)
-            checkpoint = writer.checkpoints / f"step-{step:08d}"
+            checkpoint = folder / "checkpoints" / f"step-{step:08d}"
             checkpoint.mkdir(parents=True)
             (checkpoint / "weights.safetensors").write_bytes(b"x" * 1000)
             (checkpoint / "complete.json").write_text("{}")

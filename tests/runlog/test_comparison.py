@@ -10,7 +10,7 @@ def compared(*folders):
 
 
 def figure(found, name, at):
-    (one,) = (one for one in found.figures if (one.name, one.at) == (name, at))
+    (one,) = (one for one in found.metrics if (one.name, one.at) == (name, at))
     return one
 
 
@@ -56,7 +56,7 @@ def test_losses_of_other_questions_are_not_compared(tmp_path):
 
 def test_nothing_is_compared_across_stores(tmp_path):
     found = compared(write_run(tmp_path / "a"), write_run(tmp_path / "b", store="k2"))
-    assert all(one.best == () for one in found.figures)
+    assert all(one.best == () for one in found.metrics)
     assert "not trained on one store" in found.notes[0]
 
 
@@ -73,4 +73,4 @@ def test_figures_that_no_run_has_are_left_out(tmp_path):
     folders = [write_run(tmp_path / name) for name in "ab"]
     for folder in folders:
         (folder / "metrics.jsonl").unlink()
-    assert {one.name for one in compared(*folders).figures} == {"parameters", "seconds"}
+    assert {one.name for one in compared(*folders).metrics} == {"parameters", "seconds"}

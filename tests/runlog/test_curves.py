@@ -4,7 +4,7 @@ import math
 import hypothesis.strategies as st
 from hypothesis import given
 
-from core.runlog.curves import RunCurves
+from core.runlog.history import RunCurves
 from core.runlog.reader import RunReader
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_was_replaced_starts_over(tmp_path):
 
 
 def test_a_history_longer_than_one_reading_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("core.runlog.curves._CHUNK_BYTES", 50)
+    monkeypatch.setattr("core.runlog.history._CHUNK_BYTES", 50)
     long = line(3, loss=1.0, note="x" * 500)
     write(tmp_path, line(1, loss=3.0), "bad " * 60, line(2, loss=2.0), long, line(4, loss=0.5))
     curves = RunCurves(tmp_path)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.runlog import RunReader, RunWriter
-from core.runlog.figures import RunFigures, number_in, phenotype_accuracies, read_figures
+from core.runlog.history import LatestMetrics, phenotype_accuracies, read_latest_metrics
+from core.runlog.json_lines import number_in
 from core.runlog.overview import best_values, overview, run_row, seconds_trained, setting_sources
 from tests.runlog.run_folders import write_run
 
@@ -140,5 +141,5 @@ def test_the_quick_look_equals_the_whole_reading(tmp_path_factory, lines, torn):
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text('{"format": 1}')
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines) + torn)
-    quick, whole = read_figures(folder), RunFigures.of(RunReader(folder).metrics())
+    quick, whole = read_latest_metrics(folder), LatestMetrics.of(RunReader(folder).metrics())
     assert repr(quick) == repr(whole)  # NaN is not itself

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
 from core.runlog import RunReader, RunWriter, find_run, list_runs, metric_info
-from core.runlog.figures import read_figures
+from core.runlog.history import read_latest_metrics
 from core.runlog.json_lines import LineFollower
 
 RELEASES = Path(__file__).parent / "releases"
@@ -68,7 +68,7 @@ def test_a_run_that_begins_anew_voids_what_it_wrote_before_it_died(folder):
     reader = RunReader(folder)
     assert [record["step"] for record in reader.metrics()] == [1, 2]
     assert [event["event"] for event in reader.events()] == ["start", "start"]
-    assert read_figures(folder).train["step"] == 2
+    assert read_latest_metrics(folder).train["step"] == 2
 
 
 @settings(deadline=None)

@@ -56,8 +56,8 @@ def test_a_continued_run_keeps_its_run_json_and_appends(writer, folder, clock):
     assert [record["step"] for record in RunReader(folder).metrics()] == [1, 2]
 
 
-def test_the_resolved_preset_is_written_as_given(writer, folder):
-    writer.config("[data]\n")
+def test_the_resolved_preset_is_written_as_given(folder):
+    RunWriter(folder, run={}, config="[data]\n").close()
     assert (folder / "config.toml").read_text(encoding="utf-8") == "[data]\n"
 
 
@@ -181,7 +181,6 @@ def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path):
 
 def test_nothing_temporary_is_left_behind(writer, folder):
     writer.status("running", step=1)
-    writer.config("")
     assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
 
 

@@ -6,8 +6,7 @@ from typing import Any
 from rich.text import Text
 from textual.content import Content
 
-from core.runlog.figures import number_in
-from core.runlog.json_lines import finite_number
+from core.runlog.json_lines import finite_number, number_in
 from core.runlog.schema import EventRecord, metric_info
 from core.runlog.settings import Setting
 from tfx_cli.dashboard.workspace import RunView
@@ -251,12 +250,12 @@ def machine_content(view: RunView, *, now: float) -> Content:
 
 def setting_rows(settings: Sequence[Setting]) -> list[tuple[Text, Text, Text]]:
     """Return the preset as rows, what somebody chose before what nobody did."""
-    ordered = sorted(settings, key=lambda one: one.origin == "default")
+    ordered = sorted(settings, key=lambda one: one.provenance == "default")
     return [
         (
             Text(one.key),
             Text(one.value),
-            Text(one.origin, style="dim" if one.origin == "default" else ""),
+            Text(one.provenance, style="dim" if one.provenance == "default" else ""),
         )
         for one in ordered
     ]
@@ -275,7 +274,7 @@ def plain_text(view: RunView, pane: str, *, now: float) -> str:
     if pane == "log":
         return "\n".join(view.log)
     if pane == "preset":
-        return "\n".join(f"{one.key} = {one.value}  # {one.origin}" for one in view.settings)
+        return "\n".join(f"{one.key} = {one.value}  # {one.provenance}" for one in view.settings)
     lines = [f"run\t{view.row.path}", f"state\t{view.row.state}", f"step\t{view.row.step}"]
     for split, table in view.curves.items():
         for name in table.columns:

@@ -8,9 +8,8 @@ again, or written by a machine with another clock.
 import contextlib
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import TfxError
-from core.runlog.curves import RunCurves, SplitCurves
-from core.runlog.figures import RunFigures, phenotype_accuracies, read_figures
-from core.runlog.json_lines import LineFollower
+from core.runlog.history import (
+    LatestMetrics,
+    RunCurves,
+    SplitCurves,
+    phenotype_accuracies,
+    read_latest_metrics,
+)
+from core.runlog.json_lines import RecordTail
 from core.runlog.overview import RunRow, run_row
-from core.runlog.reader import RunReader, RunSummary
+from core.runlog.reader import RunReader, RunSummary, seen_state
 from core.runlog.schema import (
-    CRASHED_AFTER_SECONDS,
     EVENTS_FILE,
     LIVE_STATES,
     LOG_FILE,
@@ -220,7 +223,7 @@ class Workspace:
         self._monotonic = monotonic
         self._readers: dict[Path, RunReader] = {}
         self._feeds: dict[Path, _RunFeed] = {}
-        self._figures: dict[Path, tuple[tuple[int, int], float, RunFigures]] = {}
+        self._figures: dict[Path, tuple[tuple[int, int], float, LatestMetrics]] = {}
         self._pulses: dict[Path, _Pulse] = {}
 
     def poll(self, open_runs: Collection[str] = ()) -> WorkspaceView:
@@ -266,18 +269,18 @@ class Workspace:
             self._feeds[folder] = _RunFeed(self._reader(folder))
         return self._feeds[folder]
 
-    def _figures_of(self, folder: Path) -> RunFigures:
+    def _figures_of(self, folder: Path) -> LatestMetrics:
         """Read the last figures of a run, the less often the longer its history is."""
         try:
             status = (folder / METRICS_FILE).stat()
         except OSError:
-            return RunFigures(None, ())
+            return LatestMetrics()
         stamp, moment = (status.st_size, status.st_mtime_ns), self._monotonic()
         known = self._figures.get(folder)
         pause = _SECONDS_PER_MEGABYTE * status.st_size / 1e6
         if known is not None and (known[0] == stamp or moment - known[1] < pause):
             return known[2]
-        figures = read_figures(folder)
+        figures = read_latest_metrics(folder)
         self._figures[folder] = (stamp, moment, figures)
         return figures
 
@@ -298,33 +301,8 @@ class Workspace:
             if state in ("stale", "crashed"):
                 state = "running"
         elif state in LIVE_STATES:
-            silence = moment - (pulse.moved_at or pulse.watched_since)
-            if silence > CRASHED_AFTER_SECONDS:
-                state = "crashed"
-            elif silence > STALE_AFTER_SECONDS:
-                state = "stale"
+            state = seen_state(state, silence=moment - (pulse.moved_at or pulse.watched_since))
         return replace(summary, state=state)
-
-
-@dataclass
-class _Tail:
-    """The last records of a file that grows."""
-
-    follower: LineFollower
-    most: int
-    records: deque[dict[str, Any]] = field(init=False)
-    n_restarts: int = 0
-
-    def __post_init__(self) -> None:
-        self.records = deque(maxlen=self.most)
-
-    def poll(self) -> tuple[dict[str, Any], ...]:
-        new = self.follower.poll()
-        if self.follower.n_restarts != self.n_restarts:
-            self.n_restarts = self.follower.n_restarts
-            self.records.clear()
-        self.records.extend(new)
-        return tuple(self.records)
 
 
 class _RunFeed:
@@ -336,8 +314,8 @@ class _RunFeed:
         self._reader = reader
         self._curves = RunCurves(reader.folder)
         self._tables: dict[str, CurveTable] = {}
-        self._events = _Tail(LineFollower(reader.folder / EVENTS_FILE), _MOST_EVENTS)
-        self._machines: dict[str, _Tail] = {}
+        self._events = RecordTail(reader.folder / EVENTS_FILE, most=_MOST_EVENTS)
+        self._machines: dict[str, RecordTail] = {}
         self._evaluation: tuple[int, dict[str, Any] | None] = (0, None)
         self._settings: tuple[Setting, ...] = ()
 
@@ -348,10 +326,10 @@ class _RunFeed:
             self._settings = tuple(read_settings(self._folder))
         for path in sorted(self._folder.glob("system-*.jsonl")):
             host = path.stem.removeprefix("system-")
-            self._machines.setdefault(host, _Tail(LineFollower(path), _MOST_MACHINE_LINES))
-        events = self._events.poll()
-        machines = {host: tail.poll() for host, tail in self._machines.items()}
-        followers = [self._events.follower, *(tail.follower for tail in self._machines.values())]
+            self._machines.setdefault(host, RecordTail(path, most=_MOST_MACHINE_LINES))
+        events = tuple(self._events.poll())
+        machines = {host: tuple(tail.poll()) for host, tail in self._machines.items()}
+        tails = [self._events, *self._machines.values()]
         return RunView(
             row=row,
             run=self._run,
@@ -362,7 +340,7 @@ class _RunFeed:
             log=_last_lines(self._folder / LOG_FILE),
             settings=self._settings,
             evaluation=self._read_evaluation(),
-            bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in followers),
+            bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in tails),
         )
 
     def _read_evaluation(self) -> dict[str, Any] | None:

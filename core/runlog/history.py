@@ -1,0 +1,218 @@
+"""The metrics of a run: which lines are valid, in columns, and the newest and best of them.
+
+A long run has a hundred thousand lines of training and a few hundred evaluations. `RunCurves` keeps
+them all in a few megabytes, one array of numbers per metric and split, brought up to date by reading
+what was added. `read_latest_metrics` parses few lines, so that a list of many runs stays quick.
+"""
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeGuard
+
+from core.runlog.json_lines import LineFollower, finite_number, number_in, parse_object
+from core.runlog.schema import GENE_METRICS, METRICS_FILE, RESERVED_METRIC_KEYS, MetricRecord
+
+#: Read at a time, so that a long history is never in memory as dictionaries.
+_CHUNK_BYTES = 2 * 2**20
+
+
+class ResumeRule:
+    """Decides which lines of metrics are valid, when asked from the newest line to the oldest.
+
+    A resume voids all older lines of its first step and of later steps: the run does them again.
+    """
+
+    def __init__(self) -> None:
+        #: Older lines of this step and of later ones are void.
+        self.first_void: float = math.inf
+        #: Lines without a step.
+        self.n_unusable = 0
+
+    def is_valid(self, record: Mapping[str, Any]) -> bool:
+        """Whether a line holds metrics that no newer line voids."""
+        step = record.get("step")
+        if record.get("event") == "resume":
+            first = record.get("from_step")
+            if _is_step(first):
+                self.first_void = min(self.first_void, first)
+            return False
+        if not _is_step(step):
+            self.n_unusable += 1
+            return False
+        return step < self.first_void
+
+
+def _is_step(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+
+
+class SplitCurves:
+    """The metrics of one split, as columns of equal length."""
+
+    def __init__(self) -> None:
+        #: (lines,)
+        self.steps = array("q")
+        #: (lines,), seconds since 1970, NaN where a line has none.
+        self.times = array("d")
+        #: Metric -> (lines,) values, NaN where a line lacks it or it was not finite.
+        self.columns: dict[str, array[float]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of lines."""
+        return len(self.steps)
+
+    def last(self, name: str) -> float | None:
+        """Return the newest finite value of a metric."""
+        column = self.columns.get(name, ())
+        return next((value for value in reversed(column) if not math.isnan(value)), None)
+
+    def add(self, record: MetricRecord) -> None:
+        """Append a line."""
+        n_lines = len(self.steps)
+        self.steps.append(record["step"])
+        self.times.append(_number(record.get("t")))
+        for name in record:
+            if name not in RESERVED_METRIC_KEYS and name not in self.columns:
+                self.columns[name] = array("d", [math.nan]) * n_lines
+        for name, column in self.columns.items():
+            column.append(_number(record.get(name)))
+
+    def drop_from(self, step: float) -> None:
+        """Remove the lines of a step and of those after it."""
+        kept = [place for place, one in enumerate(self.steps) if one < step]
+        if len(kept) == len(self.steps):
+            return
+        self.steps = array("q", (self.steps[place] for place in kept))
+        self.times = array("d", (self.times[place] for place in kept))
+        for name, column in self.columns.items():
+            self.columns[name] = array("d", (column[place] for place in kept))
+
+
+def _number(value: object) -> float:
+    number = finite_number(value)
+    return math.nan if number is None else number
+
+
+class RunCurves:
+    """All curves of a run folder, as far as they have been read; the folder may still be empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self._follower = LineFollower(folder / METRICS_FILE)
+        self._n_restarts = 0
+        self._n_unusable = 0
+        #: Split -> its curves, in the order they appeared.
+        self.splits: dict[str, SplitCurves] = {}
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines that could not be read or had no step."""
+        return self._follower.bad_lines + self._n_unusable
+
+    def __getitem__(self, split: str) -> SplitCurves:
+        """Return the curves of a split; empty ones if it has none."""
+        return self.splits.get(split) or SplitCurves()
+
+    def poll(self) -> bool:
+        """Read what was added; return whether anything was."""
+        is_new = False
+        while True:
+            before = (self._follower.offset, self._follower.n_restarts)
+            records = self._follower.poll(most_bytes=_CHUNK_BYTES)
+            if self._follower.n_restarts != self._n_restarts:
+                self._n_restarts = self._follower.n_restarts
+                self.splits, self._n_unusable = {}, 0
+            self._add(records)
+            is_new = is_new or bool(records)
+            if (self._follower.offset, self._follower.n_restarts) == before:
+                return is_new
+
+    def _add(self, records: list[MetricRecord]) -> None:
+        rule = ResumeRule()
+        valid = [record for record in reversed(records) if rule.is_valid(record)]
+        for curves in self.splits.values():
+            curves.drop_from(rule.first_void)
+        for record in reversed(valid):
+            split = record.get("split")
+            if isinstance(split, str):
+                self.splits.setdefault(split, SplitCurves()).add(record)
+            else:
+                self._n_unusable += 1
+        self._n_unusable += rule.n_unusable
+
+
+@dataclass(frozen=True)
+class LatestMetrics:
+    """The last line of training, and all lines of the validation split, oldest first."""
+
+    train: MetricRecord | None = None
+    validations: tuple[MetricRecord, ...] = ()
+
+    @classmethod
+    def of(cls, records: Iterable[MetricRecord]) -> Self:
+        """Pick from the lines that `RunReader.metrics` returns."""
+        records = list(records)
+        training = [record for record in records if record.get("split") == "train"]
+        validations = [record for record in records if record.get("split") == "validation"]
+        return cls(training[-1] if training else None, tuple(validations))
+
+    @property
+    def last(self) -> MetricRecord | None:
+        """The last evaluation."""
+        return self.validations[-1] if self.validations else None
+
+    @property
+    def kept(self) -> MetricRecord | None:
+        """The evaluation of the lowest loss, whose weights the model folder holds."""
+        losses = [(number_in(record, "loss"), record) for record in self.validations]
+        known = [(loss, record) for loss, record in losses if loss is not None]
+        return min(known, key=lambda pair: pair[0])[1] if known else None
+
+    @property
+    def last_step(self) -> int | None:
+        """The largest step of these lines."""
+        steps = [record["step"] for record in (self.train, self.last) if record is not None]
+        return max(steps, default=None)
+
+    @property
+    def last_time(self) -> float | None:
+        """When the newest of these lines was written, in seconds since 1970."""
+        times = [number_in(record, "t") for record in (self.train, self.last)]
+        return max((time for time in times if time is not None), default=None)
+
+
+def read_latest_metrics(folder: Path) -> LatestMetrics:
+    """Read the latest metrics of a run folder; lines that are absent or not readable are left out."""
+    try:
+        data = (folder / METRICS_FILE).read_bytes()
+    except OSError:
+        return LatestMetrics()
+    rule = ResumeRule()
+    train: MetricRecord | None = None
+    validations: list[MetricRecord] = []
+    for line in reversed(data[: data.rfind(b"\n") + 1].split(b"\n")):
+        # Parsing every line of training would take seconds.
+        if not (
+            b'"validation"' in line or b'"resume"' in line or (train is None and b'"train"' in line)
+        ):
+            continue
+        record = parse_object(line)
+        if record is None or not rule.is_valid(record):
+            continue
+        if record.get("split") == "validation":
+            validations.append(record)
+        elif record.get("split") == "train" and train is None:
+            train = record
+    return LatestMetrics(train, tuple(reversed(validations)))
+
+
+def phenotype_accuracies(record: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the accuracies of a record by phenotype, in the order they were written."""
+    found = {}
+    for name in record or ():
+        value = number_in(record, name)
+        if name.startswith("acc/") and name not in GENE_METRICS and value is not None:
+            found[name.removeprefix("acc/")] = value
+    return found
