@@ -13,7 +13,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from core.encoding.batches import BatchEncoder, CellBatch
+from core.encoding.batches import BatchEncoder
+from core.encoding.cell_batch import CellBatch
 from core.encoding.values import ValueEncoder
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig

@@ -18,7 +18,7 @@ from core.encoding.loader import READY_BATCHES, BatchLoader, BatchSource
 from core.encoding.panel_cells import PanelCells
 from core.encoding.sampler import BlockSampler
 from core.encoding.values import ValueEncoder
-from core.model.batch_tensors import BatchTensors, HostBatch
+from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 
 
@@ -101,7 +101,7 @@ def measure_wait(step, source: BatchSource, device: torch.device, n_steps: int) 
     pin = device.type == "cuda"
     waited, n_cells = 0.0, 0
     with BatchLoader(
-        source, source.sampler.start, lambda batch: HostBatch.of(batch, pin=pin)
+        source, source.sampler.start, lambda batch: BatchTensors.on_host(batch, pin=pin)
     ) as loader:
         for turn in range(n_steps + 3):
             if turn == 3:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.errors import MachineError
 from core.model.attention import AttentionRoute, resolve_attention
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import CellBounds
 
 ROUTES = ("varlen", "flash", "sdpa", "cpu", "eager")
 #: Largest ||found - reference|| / ||reference||: bf16 keeps 8 bits, fp32 and TF32 more.

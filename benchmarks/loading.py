@@ -31,7 +31,8 @@ from scipy import sparse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the peers' Python has no tfx installed
 from core.cells.store import Store
-from core.encoding.batches import BatchEncoder, CellBatch
+from core.encoding.batches import BatchEncoder
+from core.encoding.cell_batch import CellBatch
 from core.encoding.loader import BatchLoader, BatchSource
 from core.encoding.panel_cells import PanelCells, PanelReader
 from core.encoding.sampler import BlockSampler

@@ -248,7 +248,7 @@ def _try_route(
     import numpy as np
     import torch
 
-    from core.model.cell_bounds import CellBounds
+    from core.model.batch_tensors import CellBounds
 
     generator = torch.Generator().manual_seed(0)
     ends = np.cumsum([0, *_LENGTHS], dtype=np.int32)

@@ -1,75 +1,59 @@
-"""What a batch is: cells as packed token arrays, with the masked positions and their answers.
+"""A batch of packed cells: its tokens, its masked positions, and their targets.
 
-Integers are as small as their range allows; `core.model.batch_tensors` widens them on the device.
+    [CLS] [SEX] ... [START] genes of cell 0 [END] [CLS] [SEX] ... [START] genes of cell 1 [END] ...
+
+`pack` puts headers around the genes that `batches` chose; `split_batch` cuts a batch that does not fit
+into memory. A classifier predicts one phenotype, at [CLS]: whatever a caller wants shown, its input
+never holds the label that it predicts, nor a phenotype that it was not trained with.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CellBatch", "PendingBins"]
+from core.encoding.masking import Show
+from core.encoding.tokens import CLS, END, MASK, NONE, START, TokenSpace
 
 Integers = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class PendingBins:
-    """What the device needs to turn counts into bins, as exactly as the host would.
-
-    Attributes
-    ----------
-    thresholds
-        (cells, edges), int32, smallest count of each cell that reaches each edge.
-    first_gene, first_bin
-        Identity of gene 0, and value of bin 0.
-    """
-
-    thresholds: NDArray[np.int32]
-    first_gene: int
-    first_bin: int
 
 
 @dataclass(frozen=True)
 class CellBatch:
     """A batch of B cells, T tokens, M masked genes and K masked phenotypes.
 
-    Attributes
-    ----------
-    token_id, value
-        (T,), what stands at a position and how much of it; see `core.encoding.tokens`.
-    continuous
-        (T,), float32, the log1p value at visible genes of continuous models; else 0, a single zero
-        that is repeated without memory.
-    cu_seqlens
-        (B + 1,), int32, first token of each cell.
-    gene_position, gene_cell, gene, gene_target
-        (M,), flat position, cell, panel index, and answer: a bin, or the log1p value (float32).
-    phenotype_position, phenotype_cell, phenotype_slot, phenotype_target
-        (K,), flat position, cell, phenotype number, and code.
-    mask_rate
-        (B,), float32, masked share of each cell's genes.
-    pending
-        None, or what the device still has to do: then ``value`` holds counts at genes, masked ones
-        too, and ``gene_target`` nothing.
+    Integers are as small as their range allows; `core.model.batch_tensors` widens them on the device.
     """
 
+    #: (T,), which token stands at a position, and its value; see `core.encoding.tokens`.
     token_id: Integers
     value: Integers
+    #: (T,), float32, log1p values at visible genes of continuous models; else one repeated zero.
     continuous: NDArray[np.float32]
+    #: (B + 1,), int32, first token of each cell.
     cu_seqlens: NDArray[np.int32]
+    #: (M,), flat position, cell, panel index, and target: a bin, or the log1p value (float32).
     gene_position: Integers
     gene_cell: Integers
     gene: Integers
     gene_target: NDArray[Any]
+    #: (K,), flat position, cell, slot of the phenotype, and code.
     phenotype_position: Integers
     phenotype_cell: Integers
     phenotype_slot: Integers
     phenotype_target: Integers
+    #: (B,), float32, masked fraction of each cell's genes.
     mask_rate: NDArray[np.float32]
-    pending: PendingBins | None = None
+    #: (B, edges), int32, smallest count of each cell that reaches each edge, where the device has yet
+    #: to make the bins: ``value`` then holds counts at genes, masked ones too, and ``gene_target`` is
+    #: meaningless. None where bins are made.
+    thresholds: NDArray[np.int32] | None = None
+    #: Token id of gene 0.
+    first_gene: int = 0
 
     @property
     def n_cells(self) -> int:
@@ -81,7 +65,169 @@ class CellBatch:
         """Tokens of the longest cell."""
         return int(np.diff(self.cu_seqlens).max(initial=0))
 
-    @cached_property
-    def rectangular(self) -> bool:
-        """Whether all cells have the same length."""
-        return self.n_cells * self.max_length == len(self.token_id)
+
+def pack(
+    tokens: TokenSpace,
+    codes: NDArray[np.int32],
+    states: NDArray[np.int8],
+    *,
+    lengths: NDArray[np.int64],
+    token_id: Sequence[NDArray[Any]],
+    value: Sequence[NDArray[Any]],
+    continuous: Sequence[NDArray[np.float32]] | None,
+    masked_at: NDArray[np.int64],
+    n_masked: NDArray[np.int64],
+    gene: NDArray[np.integer[Any]],
+    target: NDArray[Any],
+    mask_rate: NDArray[np.float32],
+    thresholds: NDArray[np.int32] | None = None,
+) -> CellBatch:
+    """Put headers and ends around the genes of each cell.
+
+    Parameters
+    ----------
+    codes, states
+        (cells, phenotypes), labels and how they are shown.
+    lengths
+        (cells,), genes of each cell.
+    token_id, value, continuous
+        One array per cell, of its genes; ``continuous`` is None but for continuous models.
+    masked_at
+        (M,), place of the masked genes among all genes of the batch, ascending.
+    n_masked, mask_rate
+        (cells,), number of masked genes, and their fraction.
+    gene, target
+        (M,), panel index and target.
+    thresholds
+        As in `CellBatch`.
+    """
+    n_cells, n_slots = codes.shape
+    if tokens.classified is not None:
+        states = _states_of_classifier(tokens, states)
+    width = n_slots + 2
+    keep = np.ones((n_cells, width), dtype=bool)
+    keep[:, 1:-1] = states != Show.DROPPED
+    header = keep.sum(axis=1)
+    cu_seqlens = np.zeros(n_cells + 1, dtype=np.int32)
+    np.cumsum(header + lengths + 1, out=cu_seqlens[1:])
+
+    header_id = np.array([CLS, *range(tokens.first_slot, tokens.first_gene), START])
+    header_value = np.full((n_cells, width), NONE)
+    shown = tokens.not_specified + np.where(states == Show.VALUE, codes + 1, 0)
+    header_value[:, 1:-1] = np.where(states == Show.MASKED, MASK, shown)
+    value_type = tokens.value_type if thresholds is None else np.uint16
+    joined_value = _join(header_value, keep, value, value_type, NONE)
+    if continuous is None:
+        numbers = np.broadcast_to(np.float32(0), joined_value.shape)
+    else:
+        numbers = _join(np.zeros(keep.shape), keep, continuous, np.float32, 0)
+
+    not_genes = np.cumsum(header) + np.arange(n_cells)  # tokens before each cell's first gene
+    masked_cell, masked_slot = np.nonzero((states == Show.MASKED) & (codes >= 0))
+    place = (np.cumsum(keep, axis=1) - 1)[masked_cell, masked_slot + 1]
+    gene_position = (masked_at + np.repeat(not_genes, n_masked)).astype(np.int32)
+    gene_cell = np.repeat(np.arange(n_cells, dtype=np.int32), n_masked)
+    predicted = slice(None)
+    if tokens.classified is not None:
+        predicted = slice(0)
+        place = np.zeros_like(place)  # of [CLS]
+    return CellBatch(
+        token_id=_join(
+            np.broadcast_to(header_id, keep.shape), keep, token_id, tokens.token_id_type, END
+        ),
+        value=joined_value,
+        continuous=numbers,
+        cu_seqlens=cu_seqlens,
+        gene_position=gene_position[predicted],
+        gene_cell=gene_cell[predicted],
+        gene=gene[predicted],
+        gene_target=target[predicted],
+        phenotype_position=cu_seqlens[masked_cell] + place,
+        phenotype_cell=masked_cell,
+        phenotype_slot=masked_slot,
+        phenotype_target=codes[masked_cell, masked_slot],
+        mask_rate=mask_rate,
+        thresholds=thresholds,
+        first_gene=tokens.first_gene,
+    )
+
+
+def _states_of_classifier(tokens: TokenSpace, states: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Mask the classified phenotype; write [NO_*] for the others, except those that are given."""
+    assert tokens.classified is not None
+    allowed = np.full_like(states, Show.NOT_SPECIFIED)
+    for name in tokens.given:
+        slot = tokens.names.index(name)
+        is_shown = (states[:, slot] == Show.VALUE) | (states[:, slot] == Show.DROPPED)
+        allowed[is_shown, slot] = states[is_shown, slot]
+    allowed[:, tokens.names.index(tokens.classified)] = Show.MASKED
+    return allowed
+
+
+def _join(
+    headers: NDArray[Any],
+    keep: NDArray[np.bool_],
+    bodies: Sequence[NDArray[Any]],
+    dtype: type[np.generic],
+    last: int,
+) -> NDArray[Any]:
+    """Join, for each cell, what it keeps of its header, its body and the ``last`` token."""
+    # The end of a cell stands before the next one's header: one piece fewer per cell.
+    pieces = np.empty((len(headers), headers.shape[1] + 1), dtype=dtype)
+    pieces[:, 0] = last
+    pieces[:, 1:] = headers
+    if keep.all():
+        between = list(pieces)
+    else:
+        kept = np.concatenate([np.ones((len(keep), 1), dtype=bool), keep], axis=1)
+        between = np.split(pieces[kept], np.cumsum(kept.sum(axis=1))[:-1])
+    parts = [part for pair in zip(between, bodies, strict=True) for part in pair]
+    return np.concatenate([*parts, np.array([last], dtype=dtype)])[1:]
+
+
+def split_batch(batch: CellBatch, n_parts: int, *, together: int = 1) -> list[CellBatch]:
+    """Cut a batch between cells, at the boundaries nearest to equal numbers of tokens.
+
+    Every part is a batch of its own. A batch of fewer cells than ``n_parts`` gives one part per cell;
+    ``together`` neighbouring cells stay in one part.
+    """
+    n_groups = batch.n_cells // together
+    n_parts = min(n_parts, n_groups)
+    if n_parts == 1:
+        return [batch]
+    bounds = batch.cu_seqlens[::together]
+    wanted = np.arange(1, n_parts) * (int(bounds[-1]) / n_parts)
+    cuts = np.abs(bounds[1:-1, None] - wanted).argmin(axis=0) + 1
+    # Every part has a cell: long cells may draw two cuts to one place.
+    cuts = np.maximum.accumulate(cuts - np.arange(n_parts - 1)) + np.arange(n_parts - 1)
+    cuts = np.minimum(cuts, n_groups - n_parts + 1 + np.arange(n_parts - 1))
+    edges = [0, *(together * cuts).tolist(), batch.n_cells]
+    return [_cells(batch, first, last) for first, last in pairwise(edges)]
+
+
+def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
+    """Cells ``first`` up to ``last`` of a batch."""
+    start, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
+    genes = slice(*np.searchsorted(batch.gene_cell, (first, last)).tolist())
+    phenotypes = slice(*np.searchsorted(batch.phenotype_cell, (first, last)).tolist())
+
+    def counted_from(array: Integers, some: slice, zero: int) -> Integers:
+        return array[some] - array.dtype.type(zero)
+
+    return replace(
+        batch,
+        token_id=batch.token_id[start:end],
+        value=batch.value[start:end],
+        continuous=batch.continuous[start:end],
+        cu_seqlens=batch.cu_seqlens[first : last + 1] - batch.cu_seqlens[first],
+        gene_position=counted_from(batch.gene_position, genes, start),
+        gene_cell=counted_from(batch.gene_cell, genes, first),
+        gene=batch.gene[genes],
+        gene_target=batch.gene_target[genes],
+        phenotype_position=counted_from(batch.phenotype_position, phenotypes, start),
+        phenotype_cell=counted_from(batch.phenotype_cell, phenotypes, first),
+        phenotype_slot=batch.phenotype_slot[phenotypes],
+        phenotype_target=batch.phenotype_target[phenotypes],
+        mask_rate=batch.mask_rate[first:last],
+        thresholds=None if batch.thresholds is None else batch.thresholds[first:last],
+    )

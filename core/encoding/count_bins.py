@@ -12,29 +12,14 @@ from numpy.typing import NDArray
 
 from core.cells.normalisation import count_scales, log_normalise
 
-__all__ = ["NEVER", "CountBins", "count_thresholds", "levels_of_counts"]
-
 #: Threshold of an edge that no 16-bit count reaches.
 NEVER = 65_536
 
 
 def count_thresholds(edges: NDArray[np.float32], totals: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Find the smallest count of each cell that reaches each edge.
+    """Return (cells, edges), in [1, `NEVER`]: the smallest count of each cell that reaches each edge.
 
-    Parameters
-    ----------
-    edges
-        (edges,), log1p counts per 10,000, above zero.
-    totals
-        (cells,), counts per cell.
-
-    Returns
-    -------
-    (cells, edges), in [1, `NEVER`].
-
-    Notes
-    -----
-    Inverting the edge in float64 comes within less than one count of the answer for all 16-bit
+    Inverting the edge in float64 comes within less than one count of the result for all 16-bit
     counts; which of three neighbours it is, the float32 formula of `Store.read` itself decides.
     """
     scale = count_scales(totals)[:, None]
@@ -53,9 +38,9 @@ class CountBins:
     Parameters
     ----------
     edges
-        (edges,), ascending, log1p counts per 10,000.
+        (edges,), ascending, log1p counts per 10,000, above zero.
     totals
-        (cells,), counts per cell over all genes.
+        (cells,), library sizes.
     """
 
     def __init__(self, edges: NDArray[np.float32], totals: NDArray[np.float32]) -> None:
@@ -66,7 +51,7 @@ class CountBins:
     def expressed(
         self, counts: NDArray[np.unsignedinteger[Any]], indptr: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
-        """Tell which counts above zero are above bin 0: (values,), or None where all are."""
+        """Return which counts above zero are above bin 0, (values,), or None where all are."""
         least = self.thresholds[:, 0]
         if (least <= 1).all():
             return None
@@ -80,23 +65,7 @@ class CountBins:
         first: int = 0,
         dtype: type[np.uint8 | np.uint16 | np.int32] = np.uint8,
     ) -> NDArray[Any]:
-        """Assign bins to counts above zero.
-
-        Parameters
-        ----------
-        counts
-            (values,), unsigned, cell after cell.
-        indptr
-            (cells + 1,), where each cell begins.
-        first
-            Number of bin 0.
-        dtype
-            Of the result.
-
-        Returns
-        -------
-        (values,), in [first, first + edges].
-        """
+        """Assign bins, counted from ``first``, to counts above zero, (values,), cell after cell."""
         small, large = counts, np.zeros(0, dtype=np.int64)
         if counts.dtype != np.uint16:
             large = np.flatnonzero(counts >= NEVER - 1)
@@ -113,15 +82,15 @@ class CountBins:
             bins += reached.view(np.uint8)
         if len(large):
             cell = np.searchsorted(indptr, large, side="right") - 1
-            levels = log_normalise(counts[large], count_scales(self.totals)[cell])
-            bins[large] = first + np.searchsorted(self.edges, levels, side="right")
+            values = log_normalise(counts[large], count_scales(self.totals)[cell])
+            bins[large] = first + np.searchsorted(self.edges, values, side="right")
         return bins
 
 
-def levels_of_counts(
+def log_values(
     counts: NDArray[np.unsignedinteger[Any]],
     indptr: NDArray[np.int64],
     totals: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """(values,) log1p counts per 10,000, bit for bit those of `Store.read`."""
+    """Return (values,) log1p counts per 10,000, bit for bit those of `Store.read`."""
     return log_normalise(counts, np.repeat(count_scales(totals), np.diff(indptr)))

@@ -1,7 +1,7 @@
 """Masking: what is hidden from the model, drawn for a whole batch at once.
 
-Genes and phenotypes have separate probabilities. Drawing never looks at expression, so nothing of
-an answer leaks through the mask (PolyGene's attention mask did that).
+Genes and phenotypes have separate probabilities. Drawing never looks at expression, so the mask
+reveals nothing of a target (PolyGene's attention mask did that).
 """
 
 from enum import IntEnum
@@ -9,14 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = [
-    "Show",
-    "draw_gene_mask",
-    "draw_masked_counts",
-    "draw_phenotype_states",
-    "draw_subsets",
-]
 
 
 class Show(IntEnum):
@@ -33,25 +25,16 @@ def draw_masked_counts(
     rate: float | Literal["uniform"],
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Draw how many genes of each cell are masked.
+    """Draw how many of the (cells,) available genes of each cell are masked.
 
-    Parameters
-    ----------
-    n_available
-        (cells,), genes that can be masked.
-    rate
-        A share: exactly that share of each cell, rounded at random so that it holds on average. Or
-        "uniform": a share in (0, 1] per cell, stratified over the batch (LLaDA, MDLM), so that
-        every batch sees all shares.
-
-    Returns
-    -------
-    (cells,), at most ``n_available``; with "uniform" at least 1 where a gene is available.
+    A fixed rate masks exactly that fraction of each cell, rounded at random so that it holds on
+    average. "uniform" draws a fraction in (0, 1] per cell, stratified over the batch (LLaDA, MDLM), so
+    that every batch has all mask rates; it masks at least 1 gene where one is available.
     """
     n_cells = len(n_available)
     if rate == "uniform":
-        shares = (rng.permutation(n_cells) + rng.random(n_cells)) / n_cells
-        return np.minimum(np.ceil(shares * n_available), n_available).astype(np.int64)
+        rates = (rng.permutation(n_cells) + rng.random(n_cells)) / n_cells
+        return np.minimum(np.ceil(rates * n_available), n_available).astype(np.int64)
     expected = float(rate) * n_available
     # One draw for the whole batch keeps cells of equal length rectangular.
     return np.floor(expected + rng.random()).astype(np.int64).clip(0, n_available)
@@ -64,24 +47,14 @@ def draw_subsets(
 ) -> NDArray[np.bool_]:
     """Choose ``n_chosen[i]`` of ``n_available[i]`` places, uniformly without replacement, for all i.
 
-    Parameters
-    ----------
-    n_available, n_chosen
-        (sets,), ``n_chosen`` at most ``n_available``.
-    rng
-        The only source of chance.
-
-    Returns
-    -------
-    (sum of n_available,), the sets one after another, True where chosen.
+    Returns (sum of n_available,), the sets one after another, True where chosen.
 
     Notes
     -----
-    Every place of a set is taken with one probability, which on average takes as many as wanted:
-    whatever their number turns out to be, each subset of that size is as likely as any other. Then
-    single places are taken or given back, uniformly, until the number is right. Of sets that are
-    chosen for the most part the rest is chosen instead. Sorting random keys costs five times as
-    much.
+    Every place of a set is taken with one probability, so that the expected number is the wanted one:
+    whatever the number turns out to be, each subset of that size is equally likely. Then single places
+    are taken or given back, uniformly, until the number is right. Of a set that is chosen for the most
+    part the rest is chosen instead. Sorting random keys costs five times as much.
     """
     available = np.asarray(n_available, dtype=np.int64)
     chosen = np.asarray(n_chosen, dtype=np.int64)
@@ -110,7 +83,7 @@ def draw_subsets(
         places += np.repeat(first, tries)
         is_given = np.repeat(gives, tries)
         places[is_given] = taken[places[is_given]]
-        # What was drawn twice, or was so already, changes nothing: another round does the rest.
+        # Places drawn twice, or already in that state, change nothing: another round does the rest.
         changed = np.sort(places[is_chosen[places] == is_given])
         is_new = np.ones(len(changed), dtype=bool)
         np.not_equal(changed[1:], changed[:-1], out=is_new[1:])
@@ -123,20 +96,6 @@ def draw_subsets(
     return is_chosen
 
 
-def draw_gene_mask(
-    n_masked: NDArray[np.integer[Any]], n_genes: int, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """Choose which genes are masked: ``n_masked[i]`` of cell i, uniformly without replacement.
-
-    Returns
-    -------
-    (cells, genes), True where masked.
-    """
-    n_masked = np.asarray(n_masked)
-    mask = draw_subsets(np.full(len(n_masked), n_genes), n_masked, rng)
-    return mask.reshape(len(n_masked), n_genes)
-
-
 def draw_phenotype_states(
     codes: NDArray[np.integer[Any]],
     *,
@@ -145,7 +104,7 @@ def draw_phenotype_states(
     unspecified: float,
     rng: np.random.Generator,
 ) -> NDArray[np.int8]:
-    """Draw how each phenotype of each cell is shown.
+    """Draw how each phenotype of each cell is shown: (cells, phenotypes) `Show` values.
 
     Parameters
     ----------
@@ -154,14 +113,10 @@ def draw_phenotype_states(
     mask
         Probability of [MASK], the only state with a loss.
     drop
-        Share of the masked ones that leave the input altogether (PerturbGene), without a loss.
+        Fraction of the masked ones that leave the input altogether (PerturbGene), without a loss.
     unspecified
         Probability that a known, unmasked value is written [NO_*], so that the model learns what
         "not specified" means even where every cell has a label.
-
-    Returns
-    -------
-    (cells, phenotypes), `Show` values.
     """
     states = np.full(codes.shape, Show.VALUE, dtype=np.int8)
     states[rng.random(codes.shape) < unspecified] = Show.NOT_SPECIFIED

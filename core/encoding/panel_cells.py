@@ -1,14 +1,14 @@
-"""Cells over a model's panel, as the store holds them: what the batch encoder takes.
+"""Cells over a model's panel, as the store holds them: the input of the batch encoder.
 
 Values stay counts and genes stay store columns for as long as possible: which of them enter a
 sequence is decided first, and only those are translated. `PanelReader` reads cells of a store this
-way. Where the panel has every gene of the store, nothing is read ahead of its use but by the system:
-the maps of the files are the cells.
+way. Where the panel has every gene of the store, the memory maps of the files are the cells, and the
+system reads them.
 """
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,7 @@ from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.cells.store import LARGE_COUNT, Store
-
-__all__ = ["PanelCells", "PanelReader"]
+from core.encoding.count_bins import log_values
 
 #: Cells whose genes are counted at a time.
 _COUNTING_CELLS = 4096
@@ -28,33 +27,20 @@ _GAP = 32
 
 @dataclass(frozen=True)
 class PanelCells:
-    """Cells in CSR form over the genes of a panel.
+    """Cells in CSR form over the genes of a panel."""
 
-    Attributes
-    ----------
-    indptr
-        (cells + 1,), int64.
-    columns
-        (values,), columns of the source, each at most once per cell, all of genes of the panel.
-    values
-        (values,), above zero: float32 log1p counts per 10,000, or unsigned counts.
-    totals
-        (cells,), counts per cell over all genes; None where `values` are levels already.
-    panel_of
-        (columns of the source,), gene of each column, -1 for genes outside the panel; None where
-        columns are the panel's genes.
-    column_of
-        (genes of the panel,), the inverse; genes that the source lacks have the column after the
-        last.
-    n_genes
-        Size of the panel.
-    """
-
+    #: (cells + 1,), int64.
     indptr: NDArray[np.int64]
+    #: (values,), columns of the source, each at most once per cell, all of genes of the panel.
     columns: NDArray[np.integer[Any]]
+    #: (values,), above zero: float32 log1p counts per 10,000, or unsigned counts.
     values: NDArray[Any]
+    #: (cells,), library sizes; None where `values` are no counts.
     totals: NDArray[np.float32] | None
+    #: (columns of the source,), gene of each column, -1 for genes outside the panel; None where
+    #: columns are the panel's genes.
     panel_of: NDArray[np.integer[Any]] | None
+    #: (genes of the panel,), the inverse; genes that the source lacks have the column after the last.
     column_of: NDArray[np.int64] | None
     n_genes: int
 
@@ -81,21 +67,40 @@ class PanelCells:
             n_genes=matrix.shape[1],
         )
 
+    @property
+    def genes(self) -> NDArray[np.integer[Any]]:
+        """(values,), panel index of each value's gene."""
+        return self.columns if self.panel_of is None else self.panel_of.take(self.columns)
+
+    @property
+    def gene_columns(self) -> NDArray[np.int64]:
+        """(genes,), column of each gene of the panel."""
+        return np.arange(self.n_genes) if self.column_of is None else self.column_of
+
+    @property
+    def log_values(self) -> NDArray[np.float32]:
+        """(values,), log1p counts per 10,000."""
+        if self.totals is None:
+            return self.values
+        return log_values(self.values, self.indptr, self.totals)
+
+    def only(self, at: NDArray[np.int64], lengths: NDArray[np.int64]) -> "PanelCells":
+        """Keep the values at ascending places, ``lengths`` of each cell."""
+        return replace(
+            self,
+            indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+            columns=self.columns.take(at),
+            values=self.values.take(at),
+        )
+
     def spans(self, cells: NDArray[np.integer[Any]]) -> list[slice]:
-        """Return where the values of each of ``cells`` lie."""
+        """Return the place of the values of each of ``cells``."""
         starts, ends = self.indptr[cells].tolist(), self.indptr[cells + 1].tolist()
         return [slice(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 class PanelReader:
-    """Reads cells of a store for the encoder of a panel.
-
-    Parameters
-    ----------
-    store
-        The cells.
-    panel
-        Genes of the model; those that the store lacks are never expressed.
+    """Reads cells of a store for the encoder of a panel; genes that it lacks are never expressed.
 
     Raises
     ------
@@ -104,29 +109,28 @@ class PanelReader:
     """
 
     def __init__(self, store: Store, panel: GenePanel) -> None:
-        store.read(np.zeros(0, dtype=np.int64), panel)  # refuses a foreign panel, lists lost genes
+        store.read(np.zeros(0, dtype=np.int64), panel)  # checks the panel, lists genes it lacks
         self.store = store
-        self.n_genes = len(panel)
-        place = {gene: number for number, gene in enumerate(panel.ids)}
+        place = {gene: index for index, gene in enumerate(panel.ids)}
         found = np.array([place.get(gene, -1) for gene in store.genes.ids], dtype=np.int64)
         self.covers_store = bool((found >= 0).all())
         is_small = self.covers_store and len(panel) <= 65_536
-        self._panel_of: NDArray[np.integer[Any]] | None = None
-        self._column_of: NDArray[np.int64] | None = None
+        panel_of: NDArray[np.integer[Any]] | None = None
+        column_of: NDArray[np.int64] | None = None
         if not np.array_equal(found, np.arange(len(panel))):
-            self._panel_of = found.astype(np.uint16 if is_small else np.int32)
-            self._column_of = np.full(len(panel), len(found), dtype=np.int64)
+            panel_of = found.astype(np.uint16 if is_small else np.int32)
+            column_of = np.full(len(panel), len(found), dtype=np.int64)
             known = np.flatnonzero(found >= 0)
-            self._column_of[found[known]] = known
+            column_of[found[known]] = known
         self._in_panel = found >= 0
         self._whole = PanelCells(
             indptr=store.indptr,
             columns=store.columns,
             values=store.values,
             totals=store.totals if store.value_kind == "counts" else None,
-            panel_of=self._panel_of,
-            column_of=self._column_of,
-            n_genes=self.n_genes,
+            panel_of=panel_of,
+            column_of=column_of,
+            n_genes=len(panel),
         )
 
     def read(self, rows: NDArray[np.integer[Any]]) -> PanelCells:
@@ -138,18 +142,10 @@ class PanelReader:
             columns, values = columns.take(kept), values.take(kept)
             indptr = np.searchsorted(kept, indptr).astype(np.int64)
         totals = cells.totals if self.store.value_kind == "counts" else None
-        return PanelCells(
-            indptr, columns, values, totals, self._panel_of, self._column_of, self.n_genes
-        )
+        return replace(self._whole, indptr=indptr, columns=columns, values=values, totals=totals)
 
     def pool(self, rows: NDArray[np.int64]) -> tuple[PanelCells, NDArray[np.int64]]:
-        """Make cells ready for `take`: what to take from, and where each of ``rows`` is in it.
-
-        Parameters
-        ----------
-        rows
-            (cells,), ascending: they are fetched in the order of the file.
-        """
+        """Prepare cells for `take`: what to take from, and where each of the ascending ``rows`` is in it."""
         if not self.covers_store:
             return self.read(rows), np.arange(len(rows))
         store = self.store
@@ -160,7 +156,7 @@ class PanelReader:
         return self._whole, rows
 
     def take(self, parts: Sequence[tuple[PanelCells, NDArray[np.integer[Any]]]]) -> PanelCells:
-        """Join chosen cells: (what to take from, which of its cells), in this order."""
+        """Join cells, given as (what to take from, which of its cells), in this order."""
         # One slice per cell: a gather by flat indices takes ten times as long.
         spans = [(cells, cells.spans(chosen)) for cells, chosen in parts]
         lengths = [cells.indptr[chosen + 1] - cells.indptr[chosen] for cells, chosen in parts]
@@ -173,21 +169,19 @@ class PanelReader:
         ):
             values = self.store.read_stored(np.concatenate([rows for _, rows in parts])).values
         totals = [cells.totals[chosen] for cells, chosen in parts if cells.totals is not None]
-        return PanelCells(
+        return replace(
+            self._whole,
             indptr=np.concatenate([[0], *lengths]).cumsum(),
             columns=np.concatenate(columns),
             values=values,
             totals=np.concatenate(totals) if totals else None,
-            panel_of=self._panel_of,
-            column_of=self._column_of,
-            n_genes=self.n_genes,
         )
 
     def count_values(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Count each cell's stored values of panel genes: (rows,).
 
-        Known without reading where the panel has all genes of the store; else the genes of all
-        these cells are read once, which takes about ten seconds for a million cells.
+        If the panel lacks genes of the store, this reads the genes of all these cells once: about ten
+        seconds for a million cells.
         """
         rows = np.asarray(rows, dtype=np.int64)
         if self.covers_store:
@@ -200,7 +194,7 @@ class PanelReader:
 
 
 def _fetch(array: NDArray[Any], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-    """Ask the system to read parts of a map into memory, in this order, while we go on."""
+    """Let the system read parts of a map into memory, in this order, in the background."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base

@@ -23,7 +23,7 @@ CLS, START, END = 0, 1, 2
 _FIRST_SLOT = 3
 
 NONE, MASK = 0, 1
-_FIRST_BIN = 2
+FIRST_BIN = 2
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TokenSpace:
     @property
     def n_values(self) -> int:
         """NONE, MASK, the bins, every phenotype's [NO_*] and values."""
-        return _FIRST_BIN + self.n_bins + sum(len(v) + 1 for v in self.phenotypes.values())
+        return FIRST_BIN + self.n_bins + sum(len(v) + 1 for v in self.phenotypes.values())
 
     @property
     def token_id_type(self) -> type[np.uint16 | np.int32]:
@@ -103,13 +103,13 @@ class TokenSpace:
     @property
     def first_bin(self) -> int:
         """Value of bin 0."""
-        return _FIRST_BIN
+        return FIRST_BIN
 
     @cached_property
     def not_specified(self) -> NDArray[np.int64]:
         """(phenotypes,), the value [NO_*] of each phenotype; its code c is c + 1 further on."""
         sizes = [len(values) + 1 for values in self.phenotypes.values()]
-        return _FIRST_BIN + self.n_bins + np.cumsum([0, *sizes[:-1]], dtype=np.int64)[: len(sizes)]
+        return FIRST_BIN + self.n_bins + np.cumsum([0, *sizes[:-1]], dtype=np.int64)[: len(sizes)]
 
     @property
     def required_length(self) -> int:

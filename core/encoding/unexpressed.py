@@ -1,18 +1,14 @@
-"""Genes that cells do not express, drawn uniformly: what "bin 0" is asked about.
+"""Genes that cells do not express, drawn uniformly: masked genes whose target is bin 0.
 
 The panel may be all 58,604 genes of an annotation, of which a cell expresses a twentieth, so
-candidates are drawn from the whole panel and looked up; only cells with hardly any unexpressed gene
-left have theirs listed.
+candidates are drawn from the whole panel and looked up; only for cells with hardly any unexpressed
+gene left are these listed.
 """
-
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.encoding.panel_cells import PanelCells
-
-__all__ = ["Lookup", "draw_unexpressed"]
 
 #: Cells looked up at a time: their rows of a 58,604-gene panel fit a core's own cache.
 _ROWS = 16
@@ -20,36 +16,24 @@ _ROWS = 16
 _MOST_CANDIDATES = 4
 
 
-@dataclass
 class Lookup:
     """Memory in which cells are looked up, kept between batches: touching new pages is slow.
 
-    Attributes
-    ----------
-    width
-        Columns of the source, and one more.
+    ``width`` is the number of columns of the source, plus one.
     """
 
-    width: int
-    expressed: NDArray[np.bool_] = field(init=False)
-    last_drawn: NDArray[np.int32] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Take the memory."""
-        self.expressed = np.zeros(_ROWS * self.width, dtype=bool)
-        self.last_drawn = np.zeros(_ROWS * self.width, dtype=np.int32)
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.expressed = np.zeros(_ROWS * width, dtype=bool)
+        self.last_drawn = np.zeros(_ROWS * width, dtype=np.int32)
 
     def are_new(
         self, cells: PanelCells, columns: NDArray[np.int64], ends: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Tell which drawn columns their cell does not express and has not drawn twice.
+        """Return which drawn columns their cell does not express and has not drawn twice.
 
-        Parameters
-        ----------
-        columns
-            (candidates,), cell after cell.
-        ends
-            (cells + 1,), where the candidates of each cell begin.
+        ``columns`` (candidates,) are in the order of cells; ``ends`` (cells + 1,) is where the
+        candidates of each cell begin.
         """
         is_new = np.empty(len(columns), dtype=bool)
         row = np.arange(0, _ROWS * self.width, self.width)
@@ -64,9 +48,9 @@ class Lookup:
             self.expressed[places] = True
             places = np.repeat(row[: end - first], np.diff(ends[first : end + 1]))
             places += columns[some]
-            number = np.arange(len(places), dtype=np.int32)
-            self.last_drawn[places] = number
-            is_last = self.last_drawn.take(places) == number
+            draw = np.arange(len(places), dtype=np.int32)
+            self.last_drawn[places] = draw
+            is_last = self.last_drawn.take(places) == draw
             is_new[some] = is_last & ~self.expressed.take(places)
         return is_new
 
@@ -81,11 +65,7 @@ def draw_unexpressed(
     cells
         With expressed values alone.
     n_wanted
-        (cells,), genes asked for.
-    lookup
-        As wide as the cells have columns.
-    rng
-        The only source of chance.
+        (cells,), genes to draw.
 
     Returns
     -------
@@ -103,11 +83,11 @@ def draw_unexpressed(
     n_candidates = np.where(n_drawn > 0, np.minimum(np.ceil(ample), most), 0).astype(np.int64)
     ends = np.concatenate(([0], np.cumsum(n_candidates)))
     drawn = (rng.random(int(ends[-1])) * n_genes).astype(np.int64)
-    good = np.flatnonzero(lookup.are_new(cells, _columns(cells).take(drawn), ends))
+    good = np.flatnonzero(lookup.are_new(cells, cells.gene_columns.take(drawn), ends))
     bounds = np.searchsorted(good, ends)
     found = np.diff(bounds)
     enough = found >= n_drawn
-    # Nothing tells the genes apart, so the first that are good are as random as any.
+    # The candidates are in random order, so the first good ones are as random as any.
     rank = np.arange(len(good)) - np.repeat(bounds[:-1], found)
     n_first = np.where(enough, n_drawn, 0)
     genes = drawn[good[rank < np.repeat(n_first, found)]]
@@ -117,11 +97,6 @@ def draw_unexpressed(
     for cell in np.flatnonzero(~enough).tolist():
         is_free = np.ones(cells.n_columns + 1, dtype=bool)
         is_free[cells.columns[cells.indptr[cell] : cells.indptr[cell + 1]]] = False
-        free = np.flatnonzero(is_free[_columns(cells)])
+        free = np.flatnonzero(is_free[cells.gene_columns])
         parts[cell] = rng.choice(free, int(n_drawn[cell]), replace=False)
     return np.concatenate(parts), n_drawn
-
-
-def _columns(cells: PanelCells) -> NDArray[np.int64]:
-    """(genes,), column of each gene; the column after the last is nobody's and never expressed."""
-    return np.arange(cells.n_genes) if cells.column_of is None else cells.column_of

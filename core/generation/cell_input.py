@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.encoding.cell_batch import pack
 from core.encoding.masking import Show
-from core.encoding.packing import GeneTokens, pack
 from core.encoding.tokens import MASK
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
@@ -138,20 +138,23 @@ class ExpressedInput:
             lengths.append(len(every))
         ends = np.cumsum(lengths)
         states = _states(self._codes)
-        packed = GeneTokens(
+        if not with_phenotypes:
+            states = np.full_like(states, Show.MASKED)
+        packed = pack(
+            tokens,
+            self._codes,
+            states,
             lengths=np.array(lengths),
-            identity=identity,
+            token_id=identity,
             value=shown,
-            number=levels if is_continuous else None,
+            continuous=levels if is_continuous else None,
             masked_at=(ends[:, None] - n_asked + np.arange(n_asked)).ravel(),
             n_masked=np.full(n_cells, n_asked),
             gene=wanted.ravel().astype(np.int32),
             target=np.zeros(wanted.size, np.float32 if is_continuous else tokens.value_type),
             mask_rate=share.cpu().numpy().astype(np.float32),
         )
-        if not with_phenotypes:
-            states = np.full_like(states, Show.MASKED)
-        return BatchTensors.from_arrays(pack(tokens, packed, self._codes, states), genes.device)
+        return BatchTensors.from_arrays(packed, genes.device)
 
 
 def _states(codes: NDArray[np.int32]) -> NDArray[np.int8]:

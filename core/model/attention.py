@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from core.errors import MachineError
 from core.model.attention_cpu import attend_per_cell
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import CellBounds
 
 __all__ = ["AttentionRoute", "resolve_attention"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import CellBounds
 
 __all__ = ["KEPT_BYTES", "attend_per_cell"]
 

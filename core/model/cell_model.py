@@ -15,12 +15,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
-from core.model.batch_tensors import BatchTensors
-from core.model.cell_objectives import CellStates
+from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
+from core.model.cell_objectives import ClsOutputs
 from core.model.configuration import TfxConfig
-from core.model.encoder import Reads, initialise
+from core.model.encoder import EncoderPart, initialise
 from core.model.log_linear import LogLinear
-from core.model.logit_parts import EncoderPart
 
 __all__ = ["CellOutput", "TfxModel", "check_parts"]
 
@@ -44,7 +43,7 @@ class CellOutput:
 
     gene_logits: Tensor
     phenotype_logits: Tensor
-    cells: CellStates | None = None
+    cells: ClsOutputs | None = None
 
 
 def check_parts(
@@ -187,15 +186,15 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         route = self.attention_route(ragged=self._ragged)
         if position == "mean":
             hidden = self.encoder_part.encode(batch, route)
-            lengths = batch.cu_seqlens.diff().long()
-            cell = torch.repeat_interleave(lengths, output_size=len(hidden))
-            sums = hidden.new_zeros(batch.n_cells, hidden.shape[1]).index_add(0, cell, hidden)
-            return sums / lengths.unsqueeze(-1)
+            sums = hidden.new_zeros(batch.n_cells, hidden.shape[1])
+            sums = sums.index_add(0, batch.cell_of_token, hidden)
+            return sums / batch.cu_seqlens.diff().unsqueeze(-1)
         if position != "cls":
             starts = starts + 1 + int(position)
         cells = np.arange(batch.n_cells + 1, dtype=np.int32)
-        reads = Reads(starts, cells, torch.from_numpy(cells).to(starts.device))
-        return self.encoder_part.encode(batch, route, reads)
+        cu_outputs = torch.from_numpy(cells).to(starts.device)
+        bounds = CellBounds(batch.token_bounds, cells, batch.cu_seqlens, cu_outputs)
+        return self.encoder_part.encode(batch, route, OutputPositions(starts, bounds))
 
 
 AutoConfig.register(TfxConfig.model_type, TfxConfig, exist_ok=True)

@@ -1,30 +1,27 @@
-"""What [CLS] learns besides: to hold the whole cell, and to look the same under two maskings of it.
+"""Optional objectives of [CLS]: to represent the whole cell, and to look the same under two maskings of it.
 
-Masked training asks nothing of [CLS], so that its state says little of the cell. Two optional
-objectives, used while training alone:
+Masked training has no target at [CLS], so that its state says little of the cell. Two objectives change
+that, in training alone:
 
-- reconstruction: from the last state of [CLS], and nothing else, every gene of the cell is told, the
-  visible and the masked ones: an autoencoder whose bottleneck is one vector;
+- reconstruction: the last state of [CLS] alone predicts every gene of the cell, visible and masked: an
+  autoencoder whose bottleneck is one vector;
 - contrast: a cell enters a step twice, masked differently; the two states of [CLS] are to be nearer to
   each other than to those of other cells (InfoNCE; van den Oord et al. 2018, SimCLR, Chen et al. 2020).
 
-Shapes: B cells, T tokens, D width, G genes, O outputs per gene.
+Shapes: B cells, T tokens, R output positions, D width, G genes, O outputs per gene.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from core.model.batch_tensors import BatchTensors
+from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
 from core.model.configuration import TfxConfig
-from core.model.encoder import Reads
 from core.model.losses import LossCounts, token_losses
 from core.presets.schema import LossSettings
-
-__all__ = ["VIEWS", "CellHeads", "CellStates", "cell_loss", "reads_with_cls"]
 
 #: Maskings of a cell in one step, where they are contrasted: neighbours in the batch.
 VIEWS = 2
@@ -32,20 +29,13 @@ _TEMPERATURE = 0.1  # SimCLR's
 _PROJECTED = 64
 
 
-@dataclass(frozen=True)
-class CellStates:
-    """What the heads of [CLS] say.
+class ClsOutputs(NamedTuple):
+    """Outputs of the heads of [CLS]."""
 
-    Attributes
-    ----------
-    genes
-        (T, O), what is said of the gene at each token; of no meaning at other tokens. None without
-        reconstruction.
-    projected
-        (B, `_PROJECTED`), of length 1. None without contrast.
-    """
-
+    #: (T, O), predictions of the gene at each token, meaningless at other tokens; None without
+    #: reconstruction.
     genes: Tensor | None
+    #: (B, `_PROJECTED`), of length 1; None without contrast.
     projected: Tensor | None
 
 
@@ -66,101 +56,81 @@ class CellHeads(nn.Module):
             else None
         )
 
-    def forward(self, cls_BD: Tensor, batch: BatchTensors) -> CellStates:
+    def forward(self, cls_BD: Tensor, batch: BatchTensors) -> ClsOutputs:
         """Read the states of [CLS]."""
         genes = projected = None
         if self.decoder is not None:
-            cell = torch.repeat_interleave(
-                batch.cu_seqlens.diff().long(), output_size=len(batch.token_id)
-            )
             gene = (batch.token_id - self.first_gene).clamp(min=0)
             every = self.decoder(cls_BD).view(-1, self.n_outputs)  # (B x G, O)
-            genes = every[cell * self.n_genes + gene]
+            genes = every[batch.cell_of_token * self.n_genes + gene]
         if self.projector is not None:
             projected = functional.normalize(self.projector(cls_BD).float(), dim=-1)
-        return CellStates(genes, projected)
+        return ClsOutputs(genes, projected)
 
 
-def reads_with_cls(batch: BatchTensors) -> tuple[Reads, Tensor, Tensor]:
-    """Add [CLS] of every cell to the positions that a batch reads.
+def outputs_with_cls(batch: BatchTensors) -> tuple[OutputPositions, Tensor, Tensor]:
+    """Add [CLS] of every cell to the output positions of a batch.
 
-    Returns
-    -------
-    The positions; where among them the former ones stand, (R,), and the cells' [CLS], (B,).
+    Returns the positions, the places of the former ones among them, (R,), and of [CLS], (B,).
     """
-    n_cells, n_reads = batch.n_cells, len(batch.output_position)
+    n_cells, n_outputs = batch.n_cells, len(batch.output_position)
     per_cell = batch.cu_outputs.diff().long()
-    cell = torch.repeat_interleave(per_cell, output_size=n_reads)
-    former = torch.arange(n_reads, device=cell.device) + cell + 1
-    numbers = torch.arange(n_cells + 1, device=cell.device, dtype=torch.int32)
-    bounds = batch.cu_outputs + numbers
-    at_cls = bounds[:-1].long()
-    position = batch.output_position.new_empty(n_reads + n_cells)
+    cell = torch.repeat_interleave(per_cell, output_size=n_outputs)
+    former = torch.arange(n_outputs, device=cell.device) + cell + 1
+    cu_outputs = batch.cu_outputs + torch.arange(n_cells + 1, device=cell.device, dtype=torch.int32)
+    at_cls = cu_outputs[:-1].long()
+    position = batch.output_position.new_empty(n_outputs + n_cells)
     position[former] = batch.output_position
     position[at_cls] = batch.cu_seqlens[:-1].long()
     on_host = (batch.output_bounds + np.arange(n_cells + 1)).astype(np.int32)
-    return Reads(position, on_host, bounds), former, at_cls
+    bounds = CellBounds(batch.token_bounds, on_host, batch.cu_seqlens, cu_outputs)
+    return OutputPositions(position, bounds), former, at_cls
 
 
 def cell_loss(
-    states: CellStates | None,
+    outputs: ClsOutputs | None,
     batch: BatchTensors,
     config: TfxConfig,
     settings: LossSettings,
     counts: LossCounts | None = None,
 ) -> Tensor:
-    """Compute the weighted loss of what [CLS] is to learn; 0 where it is nothing.
+    """Compute the weighted loss of the objectives of [CLS]; 0 without outputs of its heads.
 
-    Parameters
-    ----------
-    states
-        Of the model in training.
-    batch
-        The cells and the answers of their masked genes.
-    config, settings
-        What is asked, and at what price.
-    counts
-        Of the step that the batch is a part of; None: the batch is the whole step.
-
-    Notes
-    -----
+    ``counts`` are those of the step that the batch is a part of; None: the batch is the whole step.
     Contrast is among the cells of one part of a step (``train.virtual_ranks``, ``train.micro_batches``).
     """
     total = torch.zeros((), device=batch.token_id.device)
-    if states is None:
+    if outputs is None:
         return total
-    n_cells = batch.n_cells if counts is None else counts.cells
-    if states.genes is not None:
-        loss = _reconstruction(states.genes, batch, config, settings) / max(n_cells, 1)
+    n_cells = max(batch.n_cells if counts is None else counts.cells, 1)
+    if outputs.genes is not None:
+        loss = _reconstruction(outputs.genes, batch, config, settings) / n_cells
         total = total + settings.cls_reconstruction * loss
-    if states.projected is not None:
-        loss = _contrast(states.projected) / max(n_cells, 1)
-        total = total + settings.cls_contrast * loss
+    if outputs.projected is not None:
+        total = total + settings.cls_contrast * (_contrast(outputs.projected) / n_cells)
     return total
 
 
 def _reconstruction(
-    said: Tensor, batch: BatchTensors, config: TfxConfig, settings: LossSettings
+    predicted: Tensor, batch: BatchTensors, config: TfxConfig, settings: LossSettings
 ) -> Tensor:
     """Sum over cells of each one's mean over its genes."""
     tokens = config.tokens
     at_gene = batch.token_id >= tokens.first_gene
     if config.kind == "continuous":
-        answers = batch.continuous.clone()
+        targets = batch.continuous.clone()
     else:
-        answers = torch.where(at_gene, batch.value - tokens.first_bin, 0).clamp(min=0)
-    answers[batch.gene_position] = batch.gene_target.to(answers.dtype)
+        targets = torch.where(at_gene, batch.value - tokens.first_bin, 0).clamp(min=0)
+    targets[batch.gene_position] = batch.gene_target.to(targets.dtype)
     is_gene = at_gene.float()
-    loss = token_losses(said.float(), answers, config, settings) * is_gene
-    lengths = batch.cu_seqlens.diff().long()
-    cell = torch.repeat_interleave(lengths, output_size=len(loss))
+    loss = token_losses(predicted.float(), targets, config, settings) * is_gene
     sums = torch.zeros(2, batch.n_cells, device=loss.device)
-    sums = sums.index_add(1, cell, torch.stack([loss, is_gene]))
+    sums = sums.index_add(1, batch.cell_of_token, torch.stack([loss, is_gene]))
     return (sums[0] / sums[1].clamp(min=1)).sum()
 
 
 def _contrast(projected: Tensor) -> Tensor:
-    """Sum over cells, each of which stands beside its other masking."""
+    """Sum over cells, each of which is next to its other masking."""
     n_cells = len(projected)
     if n_cells <= VIEWS:
         return projected.sum() * 0.0  # there is no other cell

@@ -1,51 +1,30 @@
-"""The encoder: identity + value embeddings, then transformer layers over packed tokens.
+"""The encoder: identity + value embeddings, transformer layers over packed tokens, and heads.
 
 BERT's maths by default (post-norm, GELU, biases); held against ``transformers.BertModel`` with the
-same weights in the tests. Only some positions are ever read, so the last layer computes keys and
+same weights in the tests. Only the output positions are used, so the last layer computes keys and
 values everywhere but the rest of itself only there: exact, a fifth of the work of four layers saved.
-Shapes: T tokens, R positions read, D hidden size, H heads.
+
+Shapes: B cells, T tokens, R output positions, M masked genes, K masked phenotypes, D hidden size,
+H heads, O outputs per gene, V values of all phenotypes.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from core.model.attention import AttentionRoute
-from core.model.batch_tensors import BatchTensors
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
+from core.model.cell_objectives import CellHeads, ClsOutputs, outputs_with_cls
 from core.model.configuration import TfxConfig
 
-__all__ = ["CellEmbedding", "Encoder", "Reads"]
-
 _NORM_EPSILON = 1e-12  # BERT's
-
-
-@dataclass(frozen=True)
-class Reads:
-    """Positions whose hidden state is wanted.
-
-    Attributes
-    ----------
-    position
-        (R,), flat, ascending.
-    bounds, cu_bounds
-        (cells + 1,), first of each cell, on the host and on the device (int32).
-    """
-
-    position: Tensor
-    bounds: NDArray[np.int32]
-    cu_bounds: Tensor
 
 
 class CellEmbedding(nn.Module):
     """Embed each token as identity + value (+ the number itself, continuous).
 
-    Identity and value add up, so that an average over tokens, which is what [CLS] attends to at first,
-    knows how many genes are in which bin but not which ones. With a summary [CLS] is told.
+    Identity and value add up, so that an average over tokens, which [CLS] attends to at first, knows how
+    many genes are in which bin but not which ones. A summary adds that to [CLS].
     """
 
     def __init__(self, config: TfxConfig) -> None:
@@ -63,11 +42,8 @@ class CellEmbedding(nn.Module):
             else None
         )
         self.n_bins = 1 if config.kind == "continuous" else config.n_bins
-        self.summary = (
-            nn.Embedding(config.n_genes * self.n_bins, config.hidden_size)
-            if config.cell_summary
-            else None
-        )
+        n_rows = config.n_genes * self.n_bins
+        self.summary = nn.Embedding(n_rows, config.hidden_size) if config.cell_summary else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
         self.first_bin, self.first_gene = tokens.first_bin, tokens.first_gene
@@ -85,14 +61,11 @@ class CellEmbedding(nn.Module):
 
     def _summarise(self, batch: BatchTensors, table: nn.Embedding) -> Tensor:
         """(B, D), the sum over visible genes by the root of their number."""
-        level = batch.value - self.first_bin
-        visible = (batch.token_id >= self.first_gene) & (level >= 0)
+        bins = batch.value - self.first_bin
+        visible = (batch.token_id >= self.first_gene) & (bins >= 0)
         gene = (batch.token_id - self.first_gene).clamp(min=0)
-        rows_TD = table(gene * self.n_bins + level.clamp(0, self.n_bins - 1))
-        weight = visible.float()
-        cell = torch.repeat_interleave(
-            batch.cu_seqlens.diff().long(), output_size=len(batch.token_id)
-        )
+        rows_TD = table(gene * self.n_bins + bins.clamp(0, self.n_bins - 1))
+        weight, cell = visible.float(), batch.cell_of_token
         n_visible = weight.new_zeros(batch.n_cells).index_add(0, cell, weight)
         if self.number is not None:
             weight = weight * batch.continuous
@@ -125,12 +98,12 @@ class EncoderLayer(nn.Module):
         hidden_TD: Tensor,
         bounds: CellBounds,
         route: AttentionRoute,
-        reads: Tensor | None = None,
+        outputs: Tensor | None = None,
     ) -> Tensor:
-        """Return (T, D), or (R, D) at the positions ``reads`` with the bounds of those queries."""
+        """Return (T, D), or (R, D) at the positions ``outputs``, which are the queries of ``bounds``."""
         source_TD = self.attention_norm(hidden_TD) if self.pre_norm else hidden_TD
-        attended = self._attend(source_TD, bounds, route, reads)
-        kept = hidden_TD if reads is None else hidden_TD[reads]
+        attended = self._attend(source_TD, bounds, route, outputs)
+        kept = hidden_TD if outputs is None else hidden_TD[outputs]
         if self.pre_norm:
             kept = kept + attended
             return kept + self._feed_forward(self.feed_forward_norm(kept))
@@ -138,16 +111,16 @@ class EncoderLayer(nn.Module):
         return self.feed_forward_norm(kept + self._feed_forward(kept))
 
     def _attend(
-        self, source_TD: Tensor, bounds: CellBounds, route: AttentionRoute, reads: Tensor | None
+        self, source_TD: Tensor, bounds: CellBounds, route: AttentionRoute, outputs: Tensor | None
     ) -> Tensor:
         width = source_TD.shape[1]
-        if reads is None:
+        if outputs is None:
             qkv = self.query_key_value(source_TD)
             q, k, v = qkv.view(-1, 3, self.heads, width // self.heads).unbind(1)  # (T, H, D / H)
         else:
             kv = _some_outputs(self.query_key_value, source_TD, slice(width, 3 * width))
             k, v = kv.view(-1, 2, self.heads, width // self.heads).unbind(1)
-            q = _some_outputs(self.query_key_value, source_TD[reads], slice(0, width))
+            q = _some_outputs(self.query_key_value, source_TD[outputs], slice(0, width))
             q = q.view(-1, self.heads, width // self.heads)  # (R, H, D / H)
         dropout = self.attention_dropout if self.training else 0.0
         attended = route.attend(q, k, v, bounds, dropout).flatten(1)
@@ -164,7 +137,7 @@ class EncoderLayer(nn.Module):
 
 
 def _some_outputs(linear: nn.Module, source: Tensor, outputs: slice) -> Tensor:
-    """Compute some of a linear layer's outputs; of one with low-rank additions all, which are few more."""
+    """Compute some of a linear layer's outputs; with low-rank additions (LoRA) all, then those."""
     if isinstance(linear, nn.Linear):
         return functional.linear(source, linear.weight[outputs], linear.bias[outputs])
     computed: Tensor = linear(source)[:, outputs]
@@ -188,16 +161,15 @@ class Encoder(nn.Module):
         hidden_TD: Tensor,
         bounds: CellBounds,
         route: AttentionRoute,
-        reads: Reads | None = None,
+        outputs: OutputPositions | None = None,
     ) -> Tensor:
-        """Return (T, D), or (R, D) at the positions that are read."""
+        """Return (T, D), or (R, D) at the output positions."""
         *first, last = self.layers
         for layer in first:
             hidden_TD = layer(hidden_TD, bounds, route)
-        if reads is None:
+        if outputs is None:
             return self.final_norm(last(hidden_TD, bounds, route))
-        asked = CellBounds(bounds.keys, reads.bounds, bounds.cu_keys, reads.cu_bounds)
-        return self.final_norm(last(hidden_TD, asked, route, reads.position))
+        return self.final_norm(last(hidden_TD, outputs.bounds, route, outputs.position))
 
 
 def initialise(module: nn.Module, *, deviation: float = 0.02) -> None:
@@ -212,3 +184,84 @@ def initialise(module: nn.Module, *, deviation: float = 0.02) -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+
+
+class _Transform(nn.Module):
+    """BERT's head transform: linear, GELU, norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=_NORM_EPSILON)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.norm(functional.gelu(self.linear(hidden)))
+
+
+class EncoderPart(nn.Module):
+    """Embedding, encoder, and heads that read masked positions only.
+
+    With a split head genes and phenotypes have their own transform and output, and every gene a bias of
+    its own. With a joint head one linear layer predicts everything, over bins and all phenotype values,
+    as in the published models.
+    """
+
+    def __init__(self, config: TfxConfig) -> None:
+        super().__init__()
+        self.joint = config.head == "joint"
+        width = config.hidden_size
+        n_values = sum(config.phenotype_sizes)
+        self.embedding = CellEmbedding(config)
+        self.encoder = Encoder(config)
+        if self.joint:
+            self.joint_transform = _Transform(width)
+            self.joint_output = nn.Linear(width, config.n_bins + n_values)
+        else:
+            self.gene_transform = _Transform(width)
+            self.gene_output = nn.Linear(width, config.n_gene_outputs)
+            self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
+            self.phenotype_transform = _Transform(width) if n_values else None
+            self.phenotype_output = nn.Linear(width, n_values) if n_values else None
+        learns_cls = config.cls_reconstruction or config.cls_contrast
+        self.cell_heads = CellHeads(config) if learns_cls else None
+
+    def start_at_zero(self) -> None:
+        """Make the part contribute nothing at first, where another part has begun already."""
+        assert not self.joint
+        for output in (self.gene_output, self.phenotype_output):
+            if output is not None:
+                nn.init.zeros_(output.weight)
+                nn.init.zeros_(output.bias)
+        nn.init.zeros_(self.gene_bias.weight)
+
+    def encode(
+        self, batch: BatchTensors, route: AttentionRoute, outputs: OutputPositions | None = None
+    ) -> Tensor:
+        """Return the last hidden state of every token, (T, D), or at the output positions, (R, D)."""
+        return self.encoder(self.embedding(batch), batch.bounds, route, outputs)
+
+    def forward(
+        self, batch: BatchTensors, route: AttentionRoute
+    ) -> tuple[Tensor, Tensor, ClsOutputs | None]:
+        """Return gene logits (M, O) and phenotype logits (K, V), joint: (M or K, bins + V).
+
+        In training also the outputs of the heads of [CLS], if there are any.
+        """
+        cell_outputs = None
+        if self.cell_heads is not None and self.training:
+            outputs, former, at_cls = outputs_with_cls(batch)
+            hidden_RD = self.encode(batch, route, outputs)
+            cell_outputs = self.cell_heads(hidden_RD[at_cls], batch)
+            hidden_RD = hidden_RD[former]
+        else:
+            hidden_RD = self.encode(batch, route, batch.outputs)
+        at_genes = hidden_RD[batch.output_of_gene]
+        at_phenotypes = hidden_RD[batch.output_of_phenotype]
+        if self.joint:
+            genes = self.joint_output(self.joint_transform(at_genes))
+            return genes, self.joint_output(self.joint_transform(at_phenotypes)), cell_outputs
+        genes = self.gene_output(self.gene_transform(at_genes)) + self.gene_bias(batch.gene)
+        if self.phenotype_transform is None or self.phenotype_output is None:
+            return genes, at_phenotypes.new_zeros(len(at_phenotypes), 0), cell_outputs
+        phenotypes = self.phenotype_output(self.phenotype_transform(at_phenotypes))
+        return genes, phenotypes, cell_outputs

@@ -149,11 +149,7 @@ class LogLinear(nn.Module):
 
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V)."""
-        cell_of_token = torch.repeat_interleave(
-            torch.arange(batch.n_cells, device=batch.token_id.device),
-            (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long(),
-            output_size=len(batch.token_id),
-        )
+        cell_of_token = batch.cell_of_token
         shown_BS = self._shown(batch, cell_of_token)
         gene = (batch.token_id - self.first_gene).clamp(min=0)
         level = batch.value - self.first_bin

@@ -1,6 +1,6 @@
 """`train.task = "classification"`: what it needs of preset and cells, and what of a model it trains.
 
-The model is the masked one with another question (`core.encoding.packing`): [CLS] tells one phenotype,
+The model is the masked one with another question (`core.encoding.cell_batch`): [CLS] tells one phenotype,
 with its genes visible. Gene heads answer nothing and rest; of the encoder learns what
 ``classification.encoder`` says. Low-rank additions are peft's; they are added up with the weights
 they belong to wherever a model is saved, so that a model folder needs no peft.

@@ -21,7 +21,7 @@ from core.encoding.loader import READY_BATCHES
 from core.encoding.sampler import POOL_CELLS
 from core.encoding.values import QUANTILES, ValueEncoder
 from core.model.attention import AttentionRoute
-from core.model.batch_tensors import HostBatch
+from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.model.reference import SIZE_QUANTILES
@@ -230,7 +230,7 @@ class _Run:
         if self.machine.device == "cpu":  # else they take the host's memory
             masking = self.preset.training_masking
             few = example_batch(self.config, masking, size.lengths, _FEW_CELLS)
-            n_bytes = sum(tensor.nbytes for tensor in HostBatch.of(few).tensors.values())
+            n_bytes = BatchTensors.on_host(few).nbytes
             ahead = READY_BATCHES * size.cells / self.processes * n_bytes / _FEW_CELLS
             own_ranks = max(self.n_virtual_ranks // self.processes, 1)
             pool = own_ranks * POOL_CELLS * min(size.length, self.config.n_genes) * _VALUE_BYTES

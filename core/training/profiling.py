@@ -24,8 +24,7 @@ from core.encoding.cell_batch import CellBatch
 from core.encoding.values import ValueEncoder
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.attention_cpu import KEPT_BYTES
-from core.model.batch_tensors import BatchTensors
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import BatchTensors, CellBounds
 from core.model.cell_model import TfxModel
 from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.errors import MachineError
-from core.model.batch_tensors import HostBatch
+from core.model.batch_tensors import BatchTensors
 from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import LossCounts, masked_loss
@@ -183,13 +183,13 @@ class TrainStep:
                 totals += self._backward(part, counts)
         return totals
 
-    def _parts(self, virtual_rank: VirtualRankBatch) -> list[HostBatch]:
+    def _parts(self, virtual_rank: VirtualRankBatch) -> list[BatchTensors]:
         wanted = min(self.sources.n_parts, virtual_rank.arrays.n_cells)
         if len(virtual_rank.parts) == wanted:
             return virtual_rank.parts
         return self.sources.cut(virtual_rank.arrays, wanted)  # made ahead, before memory ran out
 
-    def _backward(self, part: HostBatch, counts: LossCounts) -> Tensor:
+    def _backward(self, part: BatchTensors, counts: LossCounts) -> Tensor:
         tensors = part.to(self.processes.device)
         output = self.network(tensors)
         parts = masked_loss(

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.encoding.batch_parts import split_batch
-from core.encoding.cell_batch import CellBatch
+from core.encoding.cell_batch import CellBatch, split_batch
 from core.encoding.loader import BatchSource
 from core.encoding.sampler import BlockSampler, Cursor
 from core.errors import ConfigurationError
-from core.model.batch_tensors import HostBatch
+from core.model.batch_tensors import BatchTensors
 from core.model.losses import LossCounts
 
 __all__ = ["StepBatch", "VirtualRankBatch", "VirtualRankSources", "virtual_ranks_of_process"]
@@ -55,7 +54,7 @@ class VirtualRankBatch:
 
     virtual_rank: int
     arrays: CellBatch
-    parts: list[HostBatch]
+    parts: list[BatchTensors]
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ class VirtualRankSources:
             squared_lengths=float(sum((own**2).sum() for own in lengths)),
         )
 
-    def cut(self, arrays: CellBatch, n_parts: int) -> list[HostBatch]:
+    def cut(self, arrays: CellBatch, n_parts: int) -> list[BatchTensors]:
         """Cut a virtual rank's batch into parts and make them ready for the device."""
         views = next(iter(self._sources.values())).views
         parts = split_batch(arrays, n_parts, together=views)
-        return [HostBatch.of(part, pin=self._pin) for part in parts]
+        return [BatchTensors.on_host(part, pin=self._pin) for part in parts]

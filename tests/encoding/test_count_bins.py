@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.encoding.count_bins import NEVER, CountBins, count_thresholds, levels_of_counts
+from core.encoding.count_bins import NEVER, CountBins, count_thresholds, log_values
 from core.encoding.values import ValueEncoder
 
 EDGES = {
@@ -36,7 +36,7 @@ def test_every_count_at_every_depth_gets_the_bin_of_its_normalised_value(depths,
     wanted, levels = one_by_one(counts, totals, edges, indptr)
     found = CountBins(edges, totals)
     np.testing.assert_array_equal(found.bins(counts, indptr), wanted)
-    np.testing.assert_array_equal(levels_of_counts(counts, indptr, totals), levels)
+    np.testing.assert_array_equal(log_values(counts, indptr, totals), levels)
     expressed = found.expressed(counts, indptr)
     np.testing.assert_array_equal(wanted > 0, True if expressed is None else expressed)
 

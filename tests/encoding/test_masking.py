@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from core.encoding.masking import (
     Show,
-    draw_gene_mask,
     draw_masked_counts,
     draw_phenotype_states,
     draw_subsets,
@@ -59,7 +58,7 @@ def test_no_cell_masks_more_genes_than_it_has(rate):
 def test_every_gene_is_masked_equally_often_and_as_many_as_asked():
     rng = np.random.default_rng(0)
     n_masked = rng.integers(0, 21, 10_000)
-    mask = draw_gene_mask(n_masked, 20, rng)
+    mask = draw_subsets(np.full(10_000, 20), n_masked, rng).reshape(10_000, 20)
     np.testing.assert_array_equal(mask.sum(axis=1), n_masked)
     np.testing.assert_allclose(mask.mean(axis=0), mask.mean(), atol=0.015)
 

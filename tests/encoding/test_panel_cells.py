@@ -8,7 +8,6 @@ from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.cells.prepare import prepare_store
-from core.encoding.count_bins import levels_of_counts
 from core.encoding.panel_cells import PanelReader
 from core.errors import DataError
 from core.presets.schema import DataSettings
@@ -31,7 +30,7 @@ PANELS = ["every gene", "some genes", "a gene the store lacks", "every gene in t
 def dense(cells, store):
     levels = cells.values
     if cells.totals is not None:
-        levels = levels_of_counts(cells.values, cells.indptr, cells.totals)
+        levels = cells.log_values
     found = np.zeros((cells.n_cells, cells.n_genes), dtype=np.float32)
     cell = np.repeat(np.arange(cells.n_cells), np.diff(cells.indptr))
     columns = cells.columns.astype(int)

@@ -69,7 +69,7 @@ def test_every_gene_is_asked_once_beside_those_that_are_on_so_far():
     asked = np.zeros((4, N_GENES), int)
     for batch in batches:
         for cell in range(4):
-            at = slice(int(batch.bounds[cell]), int(batch.bounds[cell + 1]))
+            at = slice(int(batch.token_bounds[cell]), int(batch.token_bounds[cell + 1]))
             genes, values = batch.token_id[at].numpy() - first_gene, batch.value[at].numpy()
             known = (genes >= 0) & (values != MASK)
             hidden = (genes >= 0) & (values == MASK)
@@ -144,7 +144,7 @@ def test_a_short_sequence_holds_a_part_of_what_is_on():
     model = expressed_model(longest_sequence=9)  # the header, END and four genes
     batches = watch(model)
     drawn = sample(model, wanted=6, steps=2)
-    assert max(np.diff(batch.bounds).max() for batch in batches) <= 9
+    assert max(np.diff(batch.token_bounds).max() for batch in batches) <= 9
     assert drawn.shape == (20, N_GENES)
 
 

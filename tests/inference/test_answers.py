@@ -124,7 +124,7 @@ def test_embeddings_are_the_last_hidden_states_of_their_place(layout, place):
     with torch.inference_mode():
         route = model.network.attention_route(ragged=layout == "expressed")
         hidden = model.network.encoder_part.encode(batch, route)
-    bounds = batch.bounds.tolist()
+    bounds = batch.token_bounds.tolist()
     wanted = [
         hidden[start:end].mean(0)
         if place == "mean"

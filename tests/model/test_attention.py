@@ -7,7 +7,7 @@ import torch
 from core.errors import MachineError
 from core.model.attention import resolve_attention
 from core.model.attention_cpu import attend_per_cell
-from core.model.cell_bounds import CellBounds
+from core.model.batch_tensors import CellBounds
 
 HEADS, WIDTH = 3, 8
 #: Keys of each cell, and its queries: all of them, or those that something reads.

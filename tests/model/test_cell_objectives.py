@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.encoding.tokens import MASK
-from core.model.cell_objectives import CellStates, cell_loss, reads_with_cls
+from core.model.cell_objectives import ClsOutputs, cell_loss, outputs_with_cls
 from core.model.losses import LossCounts
 from core.presets.schema import LossSettings
 from tests.model.examples import make_batch, make_network
@@ -17,14 +17,14 @@ BOTH = {"cls_reconstruction": True, "cls_contrast": True, "dropout": 0.0}
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
 def test_cls_of_every_cell_is_read_beside_what_is_read_anyway(layout):
     batch = make_batch(make_network(layout=layout).config)
-    reads, former, at_cls = reads_with_cls(batch)
-    assert torch.equal(reads.position[former], batch.output_position)
-    assert torch.equal(reads.position[at_cls], batch.cu_seqlens[:-1].long())
-    assert torch.equal(reads.position, reads.position.sort().values)
-    assert len(reads.position) == len(batch.output_position) + batch.n_cells
-    assert reads.cu_bounds.tolist() == reads.bounds.tolist()
-    cells = np.searchsorted(batch.bounds, reads.position.numpy(), side="right") - 1
-    assert np.bincount(cells).tolist() == np.diff(reads.bounds).tolist()
+    outputs, former, at_cls = outputs_with_cls(batch)
+    assert torch.equal(outputs.position[former], batch.output_position)
+    assert torch.equal(outputs.position[at_cls], batch.cu_seqlens[:-1].long())
+    assert torch.equal(outputs.position, outputs.position.sort().values)
+    assert len(outputs.position) == len(batch.output_position) + batch.n_cells
+    assert outputs.bounds.cu_queries.tolist() == outputs.bounds.queries.tolist()
+    cells = np.searchsorted(batch.token_bounds, outputs.position.numpy(), side="right") - 1
+    assert np.bincount(cells).tolist() == np.diff(outputs.bounds.queries).tolist()
 
 
 @pytest.mark.parametrize("head", ["split", "joint"])
@@ -58,7 +58,7 @@ def test_reconstruction_tells_all_genes_of_a_cell_from_cls_alone(layout):
     first = config.tokens.first_gene
     losses = []
     for cell in range(batch.n_cells):
-        span = slice(batch.bounds[cell], batch.bounds[cell + 1])
+        span = slice(batch.token_bounds[cell], batch.token_bounds[cell + 1])
         identity, value = batch.token_id[span].numpy(), batch.value[span].numpy()
         answers = {
             int(g): int(v) - config.tokens.first_bin
@@ -82,7 +82,7 @@ def test_contrast_is_info_nce_between_the_two_maskings_of_a_cell():
     for row in range(6):
         others = np.delete(np.arange(6), row)
         losses.append(np.log(np.exp(alike[row, others]).sum()) - alike[row, row ^ 1])
-    states = CellStates(None, torch.from_numpy(projected).float())
+    states = ClsOutputs(None, torch.from_numpy(projected).float())
     config = make_network().config
     batch = make_batch(config, n_cells=6)
     told = cell_loss(states, batch, config, LossSettings(cls_contrast=2.0))
@@ -93,7 +93,7 @@ def test_a_cell_without_another_costs_nothing_but_has_a_gradient():
     projected = torch.nn.functional.normalize(torch.randn(2, 64), dim=1).requires_grad_()
     config = make_network().config
     batch = make_batch(config, n_cells=2)
-    loss = cell_loss(CellStates(None, projected), batch, config, LossSettings(cls_contrast=1.0))
+    loss = cell_loss(ClsOutputs(None, projected), batch, config, LossSettings(cls_contrast=1.0))
     loss.backward()
     assert loss.item() == 0
     assert not projected.grad.any()

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from core.model.attention import resolve_attention
-from core.model.encoder import Reads, initialise
+from core.model.encoder import initialise
 
 from .examples import make_batch, make_network
 
@@ -95,13 +95,13 @@ def test_the_last_layer_computes_only_what_is_read_and_loses_nothing(layout, att
     network = make_network(layout=layout, norm=norm, attention=attention, dropout=0.0).double()
     batch = make_batch(network.config, n_cells=9, genes=0.3, drop_phenotypes=0.5)
     route = network.attention_route(ragged=True)
-    reads = Reads(batch.output_position, batch.output_bounds, batch.cu_outputs)
-    assert 0 < len(reads.position) < len(batch.token_id)
+    outputs = batch.outputs
+    assert 0 < len(outputs.position) < len(batch.token_id)
     part = network.encoder_part
     outcomes = []
     for hidden in (
-        part.encode(batch, route, reads),
-        part.encode(batch, route)[reads.position],
+        part.encode(batch, route, outputs),
+        part.encode(batch, route)[outputs.position],
     ):
         network.zero_grad()
         hidden.pow(3).sum().backward()
@@ -238,7 +238,7 @@ def test_a_summary_adds_up_the_visible_genes_of_each_cell(kind, layout):
     table = embedding.summary.weight.detach().double().numpy()
     first_gene, first_bin = config.tokens.first_gene, config.tokens.first_bin
     for cell in range(batch.n_cells):
-        start, end = batch.bounds[cell], batch.bounds[cell + 1]
+        start, end = batch.token_bounds[cell], batch.token_bounds[cell + 1]
         total, n_visible = np.zeros(config.hidden_size), 0
         for place in range(start, end):
             gene = int(batch.token_id[place]) - first_gene

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.encoding.batch_parts import split_batch
-from core.encoding.cell_batch import PendingBins
+from core.encoding.cell_batch import split_batch
 from core.presets.schema import MaskingSettings
 from tests.encoding.examples import batch_encoder, by_cell, make_cells
 
@@ -44,14 +43,10 @@ def test_parts_have_about_as_many_tokens_each():
 def test_bins_that_the_device_makes_are_cut_with_their_cells():
     batch = make_batch("binned", "ranked", 6)
     thresholds = np.arange(18, dtype=np.int32).reshape(6, 3)
-    pending = replace(
-        batch, gene_target=batch.gene_target[:0], pending=PendingBins(thresholds, 3, 4)
-    )
-    parts = split_batch(pending, 3)
-    joined = np.concatenate([part.pending.thresholds for part in parts])
+    parts = split_batch(replace(batch, thresholds=thresholds), 3)
+    joined = np.concatenate([part.thresholds for part in parts])
     np.testing.assert_array_equal(joined, thresholds)
-    assert all(len(part.gene_target) == 0 for part in parts)
-    assert {(part.pending.first_gene, part.pending.first_bin) for part in parts} == {(3, 4)}
+    assert {part.first_gene for part in parts} == {batch.first_gene}
 
 
 @given(n_groups=st.integers(1, 6), n_parts=st.integers(1, 9), seed=st.integers(0, 99))
