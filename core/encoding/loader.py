@@ -3,15 +3,14 @@
 The thread fetches a pool's cells in the order of the file, encodes its batches and puts them into a
 short queue; numpy leaves the interpreter to the training step for most of that. One thread: a second
 one gained nothing (measured on two cores). Never a forked process: h5py, torch and CUDA do not survive
-a fork. The order of cells is `sampler`'s, what a batch holds is `batches`'.
+a fork. `sampler` decides the order of cells, `batches` makes a batch of them.
 """
 
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,35 +21,23 @@ from core.encoding.panel_cells import PanelCells, PanelReader
 from core.encoding.sampler import BlockSampler, Cursor
 from core.presets.schema import MaskingSettings
 
-__all__ = ["BatchLoader", "BatchSource", "CursorSource", "Loaded"]
-
 B = TypeVar("B")
 T = TypeVar("T")
 B_co = TypeVar("B_co", covariant=True)
 
-#: Batches kept ready: what the training step goes on with while the next pool is read.
+#: Batches kept ready: the training step uses them while the next pool is read.
 READY_BATCHES = 8
 
 
-@dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """A batch and where it came from.
+class Loaded(NamedTuple, Generic[T]):
+    """A finished batch."""
 
-    Attributes
-    ----------
-    rows
-        (cells,), rows of the store.
-    batch
-        What the loader was asked to make.
-    following
-        The cursor to go on from once this batch has been learnt from.
-    waited_seconds
-        How long the training step waited for it.
-    """
-
+    #: (cells,), rows of the store.
     rows: NDArray[np.int64]
     batch: T
+    #: The cursor after this batch.
     following: Cursor
+    #: How long the training step waited for it.
     waited_seconds: float = 0.0
 
 
@@ -68,18 +55,8 @@ class CursorSource(Protocol[B_co]):
 class BatchSource:
     """Encodes the batch of any cursor; neighbouring ones share the pools that were read.
 
-    Parameters
-    ----------
-    reader
-        Reads the store over the model's panel.
-    encoder
-        Of the model, used by nobody else at the same time.
-    sampler
-        The order of cells.
-    masking
-        What is hidden.
-    views
-        How often a cell is in its batch, each time masked anew; its copies are neighbours.
+    The source needs an encoder of its own. A cell is ``views`` times in its batch, each time masked
+    anew; its copies are neighbours.
     """
 
     def __init__(
@@ -98,44 +75,38 @@ class BatchSource:
 
     def batch(self, cursor: Cursor) -> tuple[NDArray[np.int64], CellBatch]:
         """Return the rows and the batch of a cursor."""
-        pieces = self.sampler.pieces(cursor)
-        keys = [(cursor.epoch, number) for number, _ in pieces]
-        # What earlier batches had is dropped before more is read: one pool in memory, rarely two.
-        self._pools = {key: cells for key, cells in self._pools.items() if key in keys}
-        for key in keys:
+        pieces = {(cursor.epoch, index): places for index, places in self.sampler.pieces(cursor)}
+        # Pools of earlier batches are dropped before more is read: one pool in memory, rarely two.
+        self._pools = {key: pool for key, pool in self._pools.items() if key in pieces}
+        for key in pieces:
             if key not in self._pools:
                 self._pools[key] = self.reader.pool(self.sampler.pool(*key).rows)
-        pools = [self._pools[key] for key in keys]
-        cells = self.reader.take(
-            [
-                (pool, np.repeat(at[places], self.views))
-                for (pool, at), (_, places) in zip(pools, pieces, strict=True)
-            ]
-        )
+        parts = []
+        for key, places in pieces.items():
+            pool, at = self._pools[key]
+            parts.append((pool, np.repeat(at[places], self.views)))
         rows = np.repeat(self.sampler.batch_rows(cursor), self.views)
         codes = np.asarray(self.reader.store.phenotype_codes[rows])
         rng = self.sampler.generator(cursor)
-        return rows, self.encoder.masked(cells, codes, self.masking, rng)
+        return rows, self.encoder.masked(self.reader.take(parts), codes, self.masking, rng)
 
 
 class BatchLoader(Generic[T]):
     """Batches from a cursor on, without end, made ahead by a thread.
 
+    Use as a context manager: leaving it, also by an exception or Ctrl-C, ends the thread.
+
     Parameters
     ----------
     source
-        Makes them.
+        Makes the batches.
     cursor
         The first one.
     finish
-        Called by the thread with each batch: what the training step gets, such as tensors in
+        Called by the thread with each batch; its result goes to the training step, such as tensors in
         page-locked memory.
     ready
         Batches made ahead.
-
-    Notes
-    -----
-    Use as a context manager: leaving it, also by an exception or Ctrl-C, ends the thread.
     """
 
     def __init__(
@@ -163,32 +134,22 @@ class BatchLoader(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the thread."""
-        self.close()
-
-    def close(self) -> None:
         """End the thread; batches that were made ahead are dropped."""
         self._closed.set()
         while self._thread.is_alive():
-            try:  # a thread that waits for a free place looks around again
+            try:  # the thread may wait for room in the queue
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(timeout=0.05)
 
     def next(self) -> Loaded[T]:
-        """Wait for the next batch.
-
-        Raises
-        ------
-        BaseException
-            What ended the thread, as it was raised there.
-        """
+        """Wait for the next batch; an exception of the thread is raised here."""
         began = time.perf_counter()
         item = self._queue.get()
         if isinstance(item, BaseException):
             self._closed.set()
             raise item
-        return Loaded(item.rows, item.batch, item.following, time.perf_counter() - began)
+        return item._replace(waited_seconds=time.perf_counter() - began)
 
     def _run(self, cursor: Cursor) -> None:
         try:

@@ -1,22 +1,22 @@
 """The order of training cells: a function of (seed, epoch), so that resuming needs only a cursor.
 
-A store's cells stand in random order already, so a block of neighbours is a random sample, and
-reading it is one long read. An epoch is a permutation of blocks, dealt in turn to the virtual ranks; each
-virtual rank joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
+A store's cells are in random order already, so a block of neighbours is a random sample, and reading it
+is one long read. An epoch is a permutation of blocks, dealt in turn to the virtual ranks; each virtual
+rank joins its blocks to pools, shuffles each pool, and cuts its stream of cells into batches:
 
     rows -> blocks of 64 --permute(seed, epoch), deal--> pools of 8,192 cells
                                 --shuffle(seed, epoch, virtual rank, pool)--> stream --cut--> batches
 
-A batch is so many cells, or the cells that begin within so many tokens of the stream. The leftover
-of a stream sits the epoch out. Nothing is drawn while going along: any batch of any epoch can be
-asked for at once. Which process works a virtual rank is `core.training.virtual_ranks`' business: the cells of a
-step are the same on one process as on many.
+A batch is a number of cells, or the cells that begin within a number of tokens of the stream. The
+leftover of a stream is not used in that epoch. Any batch of any epoch can be made without those before
+it. `core.training.virtual_ranks` decides which process computes a virtual rank: the cells of a step are
+the same on one process as on many.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from core.errors import ConfigurationError
 from core.random_streams import Stream, generator
 from core.renamed import current_cursor
-
-__all__ = ["BlockSampler", "Cursor", "Pool"]
 
 #: Neighbouring cells that stay together on disk: about 0.7 MB of counts at 2,900 genes per cell.
 BLOCK_CELLS = 64
@@ -35,76 +33,62 @@ POOL_CELLS = 8_192
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where in the order of cells a run stands.
-
-    Attributes
-    ----------
-    seed
-        Of the order.
-    epoch, batch
-        The next batch, both counted from 0.
-    virtual_ranks
-        Streams that the epoch is dealt to.
-    quota
-        Cells or tokens that a batch of the epoch is cut by.
-    """
+    """The next batch of a run in the order of cells."""
 
     seed: int
+    #: The next batch, both counted from 0.
     epoch: int
     batch: int
+    #: Streams that the epoch is dealt to.
     virtual_ranks: int
+    #: Cells or tokens that a batch of the epoch is cut by.
     quota: int
 
     def to_json(self) -> dict[str, int]:
-        """Return plain numbers, for a checkpoint."""
+        """Return plain integers, for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Cursor":
-        """Read what `to_json` gave."""
+        """Read the record that `to_json` made."""
         present = current_cursor(record)
         return cls(**{name: int(present[name]) for name in cls.__dataclass_fields__})
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Cells that are read together.
+class Pool(NamedTuple):
+    """Cells that are read together."""
 
-    Attributes
-    ----------
-    rows
-        (cells,), rows of the store, ascending: the order in which they are read.
-    order
-        (cells,), the shuffled order in which they enter batches, as places in ``rows``.
-    starts
-        (cells + 1,), where each cell of ``order`` begins in the virtual rank's stream, and the end.
-    """
-
+    #: (cells,), rows of the store, ascending: the order in which they are read.
     rows: NDArray[np.int64]
+    #: (cells,), the shuffled order in which they enter batches, as places in ``rows``.
     order: NDArray[np.int64]
+    #: (cells + 1,), start of each cell of ``order`` in the virtual rank's stream, and the end.
     starts: NDArray[np.int64]
 
 
+class _Order(NamedTuple):
+    """An epoch: the blocks of one virtual rank, the batches of any, and the start of each pool."""
+
+    blocks: NDArray[np.int64]
+    steps: int
+    pool_starts: NDArray[np.int64]
+
+
 class BlockSampler:
-    """Which cells form each batch of one virtual rank.
+    """The cells of each batch of one virtual rank.
 
     Parameters
     ----------
     rows
         (cells,), training rows of the store, ascending.
-    seed
-        Of the order.
     batch_size
         Cells per batch and virtual rank; fewer cells than that form one batch of all.
     lengths, tokens_per_batch
         (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
-    virtual rank, virtual ranks
-        Which stream this is, and how many there are.
+    virtual_rank, virtual_ranks
+        This stream, and the number of streams.
     rows_of_epoch
-        Epoch -> as many rows, ascending, repeats allowed: other cells for every epoch (not with
-        ``lengths``). Default: ``rows``.
-    block_cells, pool_cells
-        Cells per block and pool.
+        Epoch -> rows, the same number as in ``rows``, ascending, repeats allowed (not with ``lengths``).
 
     Raises
     ------
@@ -131,7 +115,7 @@ class BlockSampler:
         self.rows, self.lengths, self.seed = rows, lengths, seed
         self.virtual_rank, self.virtual_ranks = virtual_rank, virtual_ranks
         n_cells = len(rows)
-        # Virtual ranks differ by a block at most, and what one has more sits out: under 1 % of the cells.
+        # Virtual ranks differ by a block at most, and the surplus is not used: under 1 % of the cells.
         self.block_cells = min(block_cells, max(n_cells // (128 * virtual_ranks), 1))
         self.pool_blocks = max(pool_cells // self.block_cells, 1)
         self.block_starts = np.arange(0, n_cells, self.block_cells)
@@ -160,7 +144,7 @@ class BlockSampler:
                 f"give at least {2 * longest * self.virtual_ranks} or lower encoding.max_length"
             )
             raise ConfigurationError(message)
-        # The cells that begin within the quota end at most one cell, less a token, behind it.
+        # The last cell that begins within the quota ends at most its length, less a token, behind it.
         return tokens_per_batch - longest + 1
 
     @property
@@ -172,7 +156,7 @@ class BlockSampler:
         """Batches of an epoch, the same on all virtual ranks."""
         if self.virtual_ranks == 1:
             return int(self.block_weights.sum()) // self.quota
-        return self._order_of(epoch)[1]
+        return self._order_of(epoch).steps
 
     def advance(self, cursor: Cursor) -> Cursor:
         """Return the cursor after the batch of ``cursor``."""
@@ -180,22 +164,13 @@ class BlockSampler:
             return replace(cursor, batch=cursor.batch + 1)
         return replace(cursor, epoch=cursor.epoch + 1, batch=0)
 
-    def at_step(self, step: int) -> Cursor:
-        """Return the cursor of a step (0-based) of a run that began at `start`."""
-        epoch = 0
-        while step >= self.steps(epoch):
-            step -= self.steps(epoch)
-            epoch += 1
-        return replace(self.start, epoch=epoch, batch=step)
-
     def resume(self, cursor: Cursor) -> Cursor:
         """Check that a saved cursor means the same cells here, and return it.
 
         Raises
         ------
         ConfigurationError
-            The seed differs; or the number of virtual ranks or the size of batches does, within an
-            epoch. Between epochs those may change.
+            The seed differs; or, within an epoch, the number of virtual ranks or the size of batches.
         """
         if cursor.seed != self.seed:
             message = (
@@ -205,13 +180,14 @@ class BlockSampler:
             raise ConfigurationError(message)
         if cursor.batch and cursor.virtual_ranks != self.virtual_ranks:
             message = (
-                f"the checkpoint lies within an epoch dealt to {cursor.virtual_ranks} virtual ranks and cannot go "
-                f"on with {self.virtual_ranks}; set train.virtual_ranks = {cursor.virtual_ranks}"
+                f"the checkpoint is within an epoch dealt to {cursor.virtual_ranks} virtual ranks and "
+                f"cannot continue with {self.virtual_ranks}; set train.virtual_ranks = "
+                f"{cursor.virtual_ranks}"
             )
             raise ConfigurationError(message)
         if cursor.batch and cursor.quota != self.quota:
             message = (
-                f"the checkpoint lies within an epoch cut by {cursor.quota} and cannot go on with "
+                f"the checkpoint is within an epoch cut by {cursor.quota} and cannot continue with "
                 f"{self.quota}; resume with its train.batch_size or train.tokens_per_batch, and its "
                 f"cells"
             )
@@ -219,53 +195,49 @@ class BlockSampler:
         return replace(cursor, virtual_ranks=self.virtual_ranks, quota=self.quota)
 
     def pieces(self, cursor: Cursor) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return the cells of a batch: (number of the pool, places in its rows), in their order."""
+        """Return the cells of a batch in their order: (index of the pool, places in its rows)."""
         begin, end = cursor.batch * self.quota, (cursor.batch + 1) * self.quota
-        pool_starts = self._order_of(cursor.epoch)[2]
-        number = int(np.searchsorted(pool_starts, begin, side="right")) - 1
+        pool_starts = self._order_of(cursor.epoch).pool_starts
+        index = int(np.searchsorted(pool_starts, begin, side="right")) - 1
         found = []
-        while number < len(pool_starts) - 1 and pool_starts[number] < end:
-            pool = self.pool(cursor.epoch, number)
+        while index < len(pool_starts) - 1 and pool_starts[index] < end:
+            pool = self.pool(cursor.epoch, index)
             first, last = np.searchsorted(pool.starts[:-1], (begin, end)).tolist()
             if first < last:
-                found.append((number, pool.order[first:last]))
-            number += 1
+                found.append((index, pool.order[first:last]))
+            index += 1
         return found
 
     def batch_rows(self, cursor: Cursor) -> NDArray[np.int64]:
         """Return the rows of a batch, in the order they enter it."""
         return np.concatenate(
-            [self.pool(cursor.epoch, number).rows[at] for number, at in self.pieces(cursor)]
+            [self.pool(cursor.epoch, index).rows[at] for index, at in self.pieces(cursor)]
         )
 
     def generator(self, cursor: Cursor) -> np.random.Generator:
-        """Return the generator of all that is drawn for a batch: masks, genes of long cells."""
+        """Return the generator of a batch: masks, genes of long cells."""
         return generator(self.seed, cursor.epoch, cursor.batch, self.virtual_rank, Stream.BATCH)
 
-    def pool(self, epoch: int, number: int) -> Pool:
+    def pool(self, epoch: int, index: int) -> Pool:
         """Return one of this virtual rank's pools."""
-        return self._pool_of(epoch, number)
+        return self._pool_of(epoch, index)
 
-    def _order(self, epoch: int) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-        """Blocks of this virtual rank, batches of any virtual rank, and where in the stream each pool begins."""
+    def _order(self, epoch: int) -> _Order:
         blocks = generator(self.seed, epoch, Stream.BLOCK_ORDER).permutation(len(self.block_starts))
-        weights = [
-            self.block_weights[blocks[virtual_rank :: self.virtual_ranks]]
-            for virtual_rank in range(self.virtual_ranks)
-        ]
-        steps = min(int(own.sum()) for own in weights) // self.quota
-        own = weights[self.virtual_rank]
+        dealt = [blocks[rank :: self.virtual_ranks] for rank in range(self.virtual_ranks)]
+        steps = min(int(self.block_weights[own].sum()) for own in dealt) // self.quota
+        own = dealt[self.virtual_rank]
         firsts = np.arange(0, len(own), self.pool_blocks)
-        pool_starts = np.concatenate(([0], np.cumsum(np.add.reduceat(own, firsts))))
-        return blocks[self.virtual_rank :: self.virtual_ranks], steps, pool_starts
+        weights = np.add.reduceat(self.block_weights[own], firsts)
+        return _Order(own, steps, np.concatenate(([0], np.cumsum(weights))))
 
-    def _pool(self, epoch: int, number: int) -> Pool:
+    def _pool(self, epoch: int, index: int) -> Pool:
         blocks, _, pool_starts = self._order_of(epoch)
-        own = np.sort(blocks[number * self.pool_blocks : (number + 1) * self.pool_blocks])
+        own = np.sort(blocks[index * self.pool_blocks : (index + 1) * self.pool_blocks])
         places = (self.block_starts[own, None] + np.arange(self.block_cells)).ravel()
         places = places[places < len(self.rows)]
-        rng = generator(self.seed, epoch, self.virtual_rank, number, Stream.CELL_ORDER)
+        rng = generator(self.seed, epoch, self.virtual_rank, index, Stream.CELL_ORDER)
         order = rng.permutation(len(places))
         weights = np.ones(len(places)) if self.lengths is None else self.lengths[places[order]]
-        starts = pool_starts[number] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)
+        starts = pool_starts[index] + np.concatenate(([0], np.cumsum(weights))).astype(np.int64)
         return Pool(self._rows_of(epoch)[places], order, starts)

@@ -1,10 +1,10 @@
-"""Tokens: every position of a sequence is an identity (what stands there) and a value (how much).
+"""Tokens: every position of a sequence has a token id (which token) and a value (its content).
 
     [CLS] [SEX] [TISSUE] ... [START] gene1 gene2 ... geneN [END]
 
-Identities: CLS, START, END, one slot per phenotype, one per gene. Values: NONE (CLS, START and END
-carry nothing), MASK, the bins shared by all genes, and for each phenotype [NO_*] and its values.
-The two layouts differ only in which genes are written (`batches`).
+Token ids: CLS, START, END, one slot per phenotype, one per gene. Values: NONE (of CLS, START and END),
+MASK, the bins shared by all genes, and for each phenotype [NO_*] and its values. The two layouts differ
+only in the genes of a sequence (`batches`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,40 +17,28 @@ from numpy.typing import NDArray
 
 from core.errors import ConfigurationError
 
-__all__ = ["CLS", "END", "MASK", "NONE", "START", "TokenSpace"]
-
 CLS, START, END = 0, 1, 2
 _FIRST_SLOT = 3
 
 NONE, MASK = 0, 1
+#: Value of bin 0.
 FIRST_BIN = 2
 
 
 @dataclass(frozen=True)
 class TokenSpace:
-    """The identities and values of one model.
+    """The token ids and values of one model."""
 
-    Attributes
-    ----------
-    phenotypes
-        Name -> values, in header order.
-    n_genes
-        Size of the panel.
-    n_bins
-        Bins of a gene, bin 0 included; continuous: 1, the token "a number follows".
-    layout
-        "ranked" or "expressed".
-    classified
-        The phenotype that [CLS] answers in a classifier; None: every masked slot answers itself.
-    given
-        Phenotypes that a classifier is shown.
-    """
-
+    #: Name -> values, in header order.
     phenotypes: dict[str, tuple[str, ...]]
+    #: Size of the panel.
     n_genes: int
+    #: Bins of a gene, bin 0 included; continuous: 1, the token "a number follows".
     n_bins: int
     layout: Literal["ranked", "expressed"]
+    #: The phenotype that a classifier predicts at [CLS]; None: every masked position predicts itself.
     classified: str | None = None
+    #: Phenotypes that a classifier is shown.
     given: tuple[str, ...] = ()
 
     @cached_property
@@ -80,7 +68,7 @@ class TokenSpace:
 
     @property
     def token_id_type(self) -> type[np.uint16 | np.int32]:
-        """Smallest type of a batch's identities."""
+        """Smallest type of a batch's token ids."""
         return np.uint16 if self.n_token_ids <= 65_536 else np.int32
 
     @property
@@ -92,12 +80,12 @@ class TokenSpace:
 
     @property
     def first_slot(self) -> int:
-        """Identity of the first phenotype."""
+        """Token id of the first phenotype."""
         return _FIRST_SLOT
 
     @property
     def first_gene(self) -> int:
-        """Identity of gene 0."""
+        """Token id of gene 0."""
         return _FIRST_SLOT + self.n_phenotypes
 
     @property
@@ -121,13 +109,12 @@ class TokenSpace:
         return f"[NO_{phenotype.upper()}]" if code < 0 else f"[{self.phenotypes[phenotype][code]}]"
 
     def resolve_max_length(self, wanted: int | None) -> int:
-        """Check a preset's ``max_length`` against the header in use.
+        """Check a preset's ``max_length`` against the header in use; None: what the panel needs.
 
         Raises
         ------
         ConfigurationError
-            It is shorter than the panel and the header need (ranked), or leaves no room for a gene
-            (expressed); the message gives the right number.
+            It has no room for the panel (ranked) or for a gene (expressed).
         """
         if wanted is None:
             return self.required_length

@@ -1,8 +1,7 @@
 """Values: log1p counts per 10,000 to ordered bins, and bins back to values.
 
-`ValueEncoder` holds the edges and assigns bins; `ValueTable` holds what training cells looked like
-within each bin of each gene, and turns generated bins into values again. Which genes enter a
-sequence is decided by `tokens` and `batches`, not here.
+`ValueEncoder` holds the edges and assigns bins; `ValueTable` holds the training values within each bin
+of each gene, and turns generated bins into values again.
 """
 
 import json
@@ -18,8 +17,7 @@ from scipy import sparse
 from core.cells.genes import GenePanel, strip_version
 from core.errors import ConfigurationError, DataError
 from core.presets.schema import EncodingSettings
-
-__all__ = ["Decoding", "ValueEncoder", "ValueTable", "fit_value_encoder", "read_gene_edges"]
+from core.wording import listed
 
 FloatArray = NDArray[np.float32]
 Decoding = Literal["sample", "mean", "bins"]
@@ -30,19 +28,11 @@ QUANTILES = 32
 
 @dataclass(frozen=True)
 class ValueEncoder:
-    """Assign each value to its ordered bin.
-
-    Attributes
-    ----------
-    kind
-        "binary", "binned" or "continuous".
-    edges
-        (bins - 1,) for all genes or (genes, bins - 1), float32, not decreasing; a value belongs to
-        the bin whose number is the count of edges at or below it. Binary and continuous have one
-        edge: the smallest number above the threshold.
-    """
+    """Assign each value to its ordered bin: the number of edges at or below it."""
 
     kind: Literal["binary", "binned", "continuous"]
+    #: (bins - 1,) for all genes or (genes, bins - 1), float32, not decreasing. Binary and continuous
+    #: have one edge: the smallest number above the threshold.
     edges: FloatArray
 
     @property
@@ -51,23 +41,12 @@ class ValueEncoder:
         return int(self.edges.shape[-1]) + 1
 
     def encode(self, values: FloatArray) -> NDArray[np.uint8]:
-        """Assign bins to whole cells.
+        """Assign bins to whole cells, (cells, genes) log1p counts per 10,000.
 
-        Parameters
-        ----------
-        values
-            (cells, genes), log1p counts per 10,000.
-
-        Returns
-        -------
-        (cells, genes), bins in [0, bins).
-
-        Notes
-        -----
         One comparison per edge, added up, is about 30 times faster than ``np.searchsorted`` here.
         """
         bins = np.zeros(values.shape, dtype=np.uint8)
-        for edge in self.edges.T:  # a number, or (genes,), which broadcasts over cells
+        for edge in self.edges.T:  # a scalar, or (genes,), which broadcasts over cells
             bins += values >= edge
         return bins
 
@@ -81,7 +60,7 @@ class ValueEncoder:
         return bins
 
     def expressed(self, values: FloatArray, genes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Tell which single values are above bin 0: (values,) of the genes (values,)."""
+        """Return which single values are above bin 0: (values,) of the genes (values,)."""
         edge = self._edge_rows[0]
         above: NDArray[np.bool_] = values >= (edge if edge.ndim == 0 else edge.take(genes))
         return above
@@ -97,7 +76,7 @@ class ValueEncoder:
 
     @cached_property
     def _edge_rows(self) -> FloatArray:
-        """(bins - 1, ...), an edge of all genes in one piece of memory."""
+        """(bins - 1, ...), contiguous for each edge."""
         return np.ascontiguousarray(self.edges.T)
 
 
@@ -106,26 +85,16 @@ def fit_value_encoder(
 ) -> ValueEncoder:
     """Make the encoder that a preset describes.
 
-    Parameters
-    ----------
-    settings
-        The preset's encoding section.
-    training
-        (cells, genes), log1p counts per 10,000 of training cells; read only for quantiles.
-    panel
-        The genes, for edges per gene.
+    ``training`` is (cells, genes), log1p counts per 10,000 of training cells, read only for quantiles;
+    the panel is for edges per gene. Equal width as in PolyGene: bin 0 below the threshold, bins - 2 bins
+    of equal width up to ``maximum``, and the last bin above it.
 
     Raises
     ------
     ConfigurationError
-        The edges are not increasing, or not as many as ``bins`` needs.
+        The edges are not increasing, or their number does not fit ``bins``.
     DataError
         The edge file is missing, unreadable or lacks genes of the panel.
-
-    Notes
-    -----
-    Equal width as in PolyGene: bin 0 below the threshold, bins - 2 bins of equal width up to
-    ``maximum``, and the last bin above it.
     """
     above_threshold = np.nextafter(np.float32(settings.threshold), np.float32(np.inf))
     if settings.kind != "binned":
@@ -140,9 +109,8 @@ def fit_value_encoder(
             raise ConfigurationError(message)
         edges = np.linspace(settings.threshold, settings.maximum, n_edges, dtype=np.float32)
     elif settings.edges in ("quantile", "gene_quantile"):
-        edges = _quantile_edges(
-            training, n_edges, above_threshold, per_gene=settings.edges == "gene_quantile"
-        )
+        per_gene = settings.edges == "gene_quantile"
+        edges = _quantile_edges(training, n_edges, above_threshold, per_gene=per_gene)
     elif isinstance(settings.edges, str):
         edges = read_gene_edges(Path(settings.edges), panel, n_edges)
     else:
@@ -163,13 +131,13 @@ def fit_value_encoder(
 def _quantile_edges(
     training: sparse.csr_matrix, n_edges: int, above_threshold: np.float32, *, per_gene: bool
 ) -> FloatArray:
-    """Place edges so that each expressed bin holds as many training values as the next."""
-    shares = np.linspace(0, 1, n_edges + 1)[1:-1]  # inner edges of the n_edges expressed bins
+    """Place edges so that the expressed bins hold equal numbers of training values."""
+    inner = np.linspace(0, 1, n_edges + 1)[1:-1]  # edges between the n_edges expressed bins
     pooled = training.data[training.data >= above_threshold]
     if pooled.size == 0:
         message = "no training value is above encoding.threshold: lower it"
         raise DataError(message)
-    common = np.concatenate([[above_threshold], np.quantile(pooled, shares)]).astype(np.float32)
+    common = np.concatenate([[above_threshold], np.quantile(pooled, inner)]).astype(np.float32)
     if not per_gene:
         return common
     columns = training.tocsc()
@@ -178,31 +146,30 @@ def _quantile_edges(
         values = columns.data[columns.indptr[gene] : columns.indptr[gene + 1]]
         values = values[values >= above_threshold]
         if values.size:
-            edges[gene, 1:] = np.quantile(values, shares)
+            edges[gene, 1:] = np.quantile(values, inner)
     return edges
 
 
 def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
-    """Read bin edges per gene from a JSON object ``{"gene": [edge, ...], ...}``.
+    """Read (genes, bins - 1) edges from a JSON object ``{"gene": [edge, ...], ...}``.
 
     Genes are looked up by id (Ensembl versions ignored) or symbol; the file may hold more genes
     than the panel, never fewer.
-
-    Returns
-    -------
-    (genes, bins - 1), float32.
 
     Raises
     ------
     DataError
         The file is missing or not such an object, or a gene lacks edges.
     ConfigurationError
-        A gene has another number of edges than ``bins`` needs, or they decrease.
+        The edges of a gene do not fit ``bins``, or decrease.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        message = f"encoding.edges: cannot read {path} ({error.strerror}); give 'equal_width', 'quantile', 'gene_quantile', numbers, or a JSON file"
+        message = (
+            f"encoding.edges: cannot read {path} ({error.strerror}); give 'equal_width', 'quantile', "
+            f"'gene_quantile', numbers, or a JSON file"
+        )
         raise DataError(message) from error
     except ValueError as error:
         message = f"{path}: not JSON ({error}); expected an object of gene: [edges]"
@@ -211,31 +178,24 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
         message = f"{path}: expected an object of gene: [edges], found a {type(table).__name__}"
         raise DataError(message)
     named = {strip_version(str(gene)): edges for gene, edges in table.items()}
-    rows = []
-    lacking = []
-    for gene_id, symbol in zip(panel.ids, panel.symbols, strict=True):
-        row = named.get(gene_id, named.get(symbol))
-        if row is None:
-            lacking.append(symbol)
-            continue
+    rows = [
+        named.get(gene, named.get(symbol))
+        for gene, symbol in zip(panel.ids, panel.symbols, strict=True)
+    ]
+    if lacking := [panel.symbols[at] for at, row in enumerate(rows) if row is None]:
+        message = (
+            f"{path}: no edges for {len(lacking)} of the {len(panel)} panel genes "
+            f"({listed(lacking)}); add them or use encoding.edges = 'gene_quantile'"
+        )
+        raise DataError(message)
+    for symbol, row in zip(panel.symbols, rows, strict=True):
         if not isinstance(row, list) or len(row) != n_edges:
             message = f"{path}: gene {symbol} must have {n_edges} edges (encoding.bins - 1)"
             raise ConfigurationError(message)
-        rows.append(row)
-    if lacking:
-        message = (
-            f"{path}: no edges for {len(lacking)} of the {len(panel)} panel genes "
-            f"({', '.join(lacking[:3])}, ...); add them or use encoding.edges = 'gene_quantile'"
-        )
-        raise DataError(message)
-    try:
-        edges = np.asarray(rows, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        message = f"{path}: an edge is not a number"
-        raise ConfigurationError(message) from error
-    if edges.shape != (len(panel), n_edges):
-        message = f"{path}: an edge is not a number"
-        raise ConfigurationError(message)
+        if not all(isinstance(edge, int | float) for edge in row):
+            message = f"{path}: an edge of gene {symbol} is not a number"
+            raise ConfigurationError(message)
+    edges = np.asarray(rows, dtype=np.float32)
     sound = np.isfinite(edges).all(axis=1) & np.all(edges[:, 1:] >= edges[:, :-1], axis=1)
     if not sound.all():
         gene = panel.symbols[int(np.argmin(sound))]
@@ -246,32 +206,19 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class ValueTable:
-    """What training values look like within each bin of each gene.
+    """Training values within each bin of each gene, log1p counts per 10,000."""
 
-    Attributes
-    ----------
-    quantiles
-        (genes, bins, `QUANTILES`), float32, log1p counts per 10,000, ascending.
-    means
-        (genes, bins), float32.
-    """
-
+    #: (genes, bins, `QUANTILES`), float32, ascending.
     quantiles: FloatArray
+    #: (genes, bins), float32.
     means: FloatArray
 
     @classmethod
     def fit(cls, encoder: ValueEncoder, training: sparse.csr_matrix) -> "ValueTable":
-        """Summarise training cells.
+        """Summarise training cells, (cells, genes) log1p counts per 10,000.
 
-        A bin that a gene never used in training borrows from the same bin of all genes, and one
-        that no gene used takes its lower edge; bin 0, whose typical value is "absent", takes 0.
-
-        Parameters
-        ----------
-        encoder
-            The bins.
-        training
-            (cells, genes), log1p counts per 10,000.
+        A bin that a gene never used in training takes the values of the same bin of all genes, and one
+        that no gene used its lower edge; an unused bin 0 takes 0.
         """
         n_cells, n_genes = training.shape
         n_bins = encoder.n_bins
@@ -289,25 +236,24 @@ class ValueTable:
         sums = np.bincount(group, weights=values, minlength=n_genes * n_bins)
         means = sums.reshape(n_genes, n_bins) / np.maximum(totals, 1)
 
-        shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
-        rank = np.floor(totals[..., None] * shares).astype(np.int64) - zeros[..., None]
+        middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        rank = np.floor(totals[..., None] * middles).astype(np.int64) - zeros[..., None]
         at = np.clip(starts[..., None] + np.maximum(rank, 0), 0, max(len(values) - 1, 0))
         picked = values[at] if len(values) else np.zeros(at.shape, np.float32)
         quantiles = np.where(rank < 0, np.float32(0), picked)
 
         bin_of_value = group % n_bins
-        for number in range(n_bins):
-            unused = totals[:, number] == 0
-            if not unused.any():
-                continue
-            pooled = values[bin_of_value == number].astype(np.float64)
-            if number > 0 and pooled.size:
-                fallback, mean = np.quantile(pooled, shares), pooled.mean()
+        for one in np.flatnonzero((totals == 0).any(axis=0)).tolist():
+            unused = totals[:, one] == 0
+            pooled = values[bin_of_value == one].astype(np.float64)
+            if one > 0 and pooled.size:
+                quantiles[unused, one], means[unused, one] = (
+                    np.quantile(pooled, middles),
+                    pooled.mean(),
+                )
             else:
-                edge = 0.0 if number == 0 else float(np.mean(encoder.edges[..., number - 1]))
-                fallback, mean = np.full(QUANTILES, edge), edge
-            quantiles[unused, number] = fallback
-            means[unused, number] = mean
+                edge = 0.0 if one == 0 else float(np.mean(encoder.edges[..., one - 1]))
+                quantiles[unused, one], means[unused, one] = edge, edge
         return cls(quantiles.astype(np.float32), means.astype(np.float32))
 
     def decode(
@@ -317,21 +263,10 @@ class ValueTable:
         how: Decoding,
         rng: np.random.Generator,
     ) -> FloatArray:
-        """Turn bins into values.
+        """Turn (cells, genes) bins into log1p counts per 10,000, float32.
 
-        Parameters
-        ----------
-        bins
-            (cells, genes).
-        how
-            "sample" draws from the gene's training values in that bin (bin means are detectable: a
-            random forest tells them from real values), "mean" takes their mean, "bins" the number.
-        rng
-            For "sample".
-
-        Returns
-        -------
-        (cells, genes), float32, log1p counts per 10,000 (bin numbers for "bins").
+        "sample" draws from the gene's training values in that bin (bin means are detectable: a random
+        forest separates them from real values), "mean" takes their mean, "bins" keeps the bins.
         """
         if how == "bins":
             return bins.astype(np.float32)

@@ -161,10 +161,13 @@ def test_cells_of_a_batch_come_from_all_over_the_pool():
     [
         (
             {"virtual_ranks": 2},
-            "dealt to 1 virtual ranks and cannot go on with 2; set train.virtual_ranks = 1",
+            "dealt to 1 virtual ranks and cannot continue with 2; set train.virtual_ranks = 1",
         ),
         ({"seed": 9}, r"train\.seed = 9, but .* has seed 2; resume with the run's own"),
-        ({"batch_size": 12}, r"cut by 24 and cannot go on with 12; resume with its train\.batch"),
+        (
+            {"batch_size": 12},
+            r"cut by 24 and cannot continue with 12; resume with its train\.batch",
+        ),
     ],
 )
 def test_a_cursor_within_an_epoch_that_means_other_cells_here_is_refused(changes, message):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -256,7 +257,7 @@ def test_genes_answer_each_other_within_a_cell_only():
         visible[:start] = False
         visible[end:] = False
         value[visible] = network.config.tokens.first_bin + 2
-        batch = batch.__class__(**(vars(batch) | {"value": value}))
+        batch = replace(batch, value=value)
         after = network(batch).gene_logits
     others = batch.gene_cell != 2
     assert torch.equal(before[others], after[others])
