@@ -40,7 +40,7 @@ THIN_VALUES = 13
 OTHER_PIECES = """
 import sys
 from core.cells import prepare
-from tfx_cli.__main__ import main
+from tfx_cli.app import main
 if __name__ == "__main__":
     prepare.PART_VALUES = int(sys.argv.pop(1))
     main()

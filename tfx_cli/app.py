@@ -1,13 +1,13 @@
 """The `tfx` command: its options, its table of commands, its entry point.
 
-Every command lives in a module of its own that is imported when that command runs. This module
-and what it imports stay light: `tfx --help` answers in under 0.3 s, most of it Typer and rich.
+Every command has a module of its own, imported when that command runs. This module and what it
+imports stay light: `tfx --help` answers in under 0.3 s, most of it Typer and rich.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,73 +15,53 @@ import typer.main
 from typer.exceptions import TyperException
 
 from core.errors import ConfigurationError, ExitCode
+from core.renamed import OPTIONS
 from tfx_cli import output
+from tfx_cli.command_line import (
+    LazyCommand,
+    LazyGroup,
+    as_written,
+    describe_usage_error,
+    is_request_for_help,
+    new_app,
+)
 from tfx_cli.launch import is_main_process
-from tfx_cli.lazy import LazyCommand, LazyGroup, as_written
-from tfx_cli.usage_errors import describe_usage_error, is_request_for_help
 
-__all__ = ["COMMANDS", "app", "main", "run"]
-
-#: The commands in the order of the help: name, module:object, panel, what it does in one line.
-COMMANDS: tuple[LazyCommand, ...] = (
-    LazyCommand(
-        "check",
-        "tfx_cli.check_command:check",
-        "Data",
-        "Report whether cells are fit to prepare and train on.",
+#: The commands in the order of the help, by panel: name, object to import, summary.
+_PANELS = {
+    "Data": (
+        ("check", "check_command:check", "Check whether cells are fit for preparing and training."),
+        ("prepare", "prepare_command:prepare", "Make a store from .h5ad files."),
     ),
-    LazyCommand(
-        "prepare", "tfx_cli.prepare_command:prepare", "Data", "Make a store from .h5ad files."
+    "Model": (
+        ("train", "train_command:train", "Train a model from a preset."),
+        ("eval", "eval_command:evaluate", "Evaluate a model, or generated cells, with baselines."),
+        (
+            "predict",
+            "predict_command:predict",
+            "Label the cells of a new file, with probabilities.",
+        ),
+        ("embed", "embed_command:embed", "Add embeddings of cells and genes to a file."),
+        ("generate", "generate_command:generate", "Generate cells of the requested phenotypes."),
     ),
-    LazyCommand("train", "tfx_cli.train_command:train", "Model", "Train a model from a preset."),
-    LazyCommand(
-        "eval",
-        "tfx_cli.eval_command:evaluate",
-        "Model",
-        "Score a model beside simple baselines, per phenotype.",
+    "Watch": (
+        (
+            "dashboard",
+            "dashboard_command:dashboard",
+            "Watch and control runs, generate cells, in the terminal.",
+        ),
+        ("runs", "runs_command:app", "List, show, compare and export runs."),
     ),
-    LazyCommand(
-        "predict",
-        "tfx_cli.predict_command:predict",
-        "Model",
-        "Label the cells of a new file, with probabilities.",
+    "Project": (
+        ("presets", "presets_command:app", "List, show and check presets."),
+        ("init", "init_command:init", "Write a preset for your own files."),
+        ("doctor", "doctor_command:doctor", "Check whether this machine is fit for tfx."),
     ),
-    LazyCommand(
-        "embed",
-        "tfx_cli.embed_command:embed",
-        "Model",
-        "Add embeddings of cells and genes to a file.",
-    ),
-    LazyCommand(
-        "generate",
-        "tfx_cli.generate_command:generate",
-        "Model",
-        "Write synthetic cells of the phenotypes asked for.",
-    ),
-    LazyCommand(
-        "dashboard",
-        "tfx_cli.dashboard_command:dashboard",
-        "Watch",
-        "Watch runs, steer them, pick control tokens, see the cells.",
-    ),
-    LazyCommand(
-        "runs", "tfx_cli.runs_command:app", "Watch", "List, show, compare and export runs."
-    ),
-    LazyCommand(
-        "presets", "tfx_cli.presets_command:app", "Project", "List, show and check presets."
-    ),
-    LazyCommand(
-        "init",
-        "tfx_cli.init_command:init",
-        "Project",
-        "Write a preset for your own files, from looking at them.",
-    ),
-    LazyCommand(
-        "doctor",
-        "tfx_cli.doctor_command:doctor",
-        "Project",
-        "Report whether this machine is fit for tfx, with fixes.",
-    ),
+}
+COMMANDS: tuple[LazyCommand, ...] = tuple(
+    LazyCommand(name, f"tfx_cli.{target}", panel, summary)
+    for panel, commands in _PANELS.items()
+    for name, target, summary in commands
 )
 
 
@@ -91,18 +71,15 @@ class TfxGroup(LazyGroup):
     entries = COMMANDS
 
 
-app = typer.Typer(
+app = new_app(
     name="tfx",
     cls=TfxGroup,
     no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,  # output.exit_code_of prints errors
-    pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _print_version(*, wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from core import __version__
 
@@ -115,29 +92,26 @@ def tfx(
     version: Annotated[
         bool,
         typer.Option(
-            "--version",
-            callback=lambda value: _print_version(wanted=bool(value)),
-            is_eager=True,
-            help="Print the version and exit.",
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say more, library warnings included.")
+        bool, typer.Option("--verbose", "-v", help="Print more, library warnings included.")
     ] = False,
 ) -> None:
     """Masked language models of single cells: train, evaluate, generate.
 
-    Results go to stdout, the narration to stderr. Exit codes: 0 done, 1 failed, 2 usage or
-    configuration, 3 the machine is not fit, 4 the data are not fit, 75 stopped early with a
-    checkpoint, 130 interrupted.
+    Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failed, 2 wrong
+    usage or configuration, 3 the machine is not fit, 4 the data are not fit, 75 stopped early with
+    a checkpoint, 130 interrupted.
 
     Examples
     --------
     tfx train base
     tfx generate --sex female --tissue lung -n 1000 -o cells.h5ad
     """
-    # One of several processes that train together speaks for all.
+    # Of several processes that train together only one prints.
     output.set_verbosity(quiet=quiet or not is_main_process(), verbose=verbose)
 
 
@@ -149,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
         def call() -> None:
             try:
                 code = command.main(
-                    list(arguments),
+                    list(_in_present_spelling(arguments)),
                     prog_name="tfx",
                     complete_var="_TFX_COMPLETE",
                     standalone_mode=False,  # its errors are ours to print
@@ -161,6 +135,19 @@ def run(arguments: Sequence[str]) -> int:
             sys.exit(code if isinstance(code, int) else ExitCode.DONE)
 
         return output.exit_code_of(call)
+
+
+def _in_present_spelling(arguments: Sequence[str]) -> Iterator[str]:
+    """Replace old spellings of options; what follows a bare ``--`` is not ours."""
+    is_ours = True
+    for argument in arguments:
+        is_ours = is_ours and argument != "--"
+        option, equals, value = argument.partition("=")
+        if is_ours and option in OPTIONS:
+            new = OPTIONS[option]
+            output.warn(f"{option} is now called {new}; the old name works in this release only")
+            option = new
+        yield f"{option}{equals}{value}"
 
 
 def main() -> NoReturn:

@@ -1,55 +1,43 @@
-"""`tfx check`: whether cells are fit to prepare and train on, before either is paid for."""
+"""`tfx check`: whether cells are fit for preparing and training, before either costs time."""
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core.errors import ExitCode
-from tfx_cli.cell_sources import resolve_sources
-from tfx_cli.findings_table import findings_text
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
-from tfx_cli.output import print_result
+from tfx_cli.arguments import existing_run, resolve_sources
+from tfx_cli.formatting import count_of
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources
+from tfx_cli.output import findings_text, print_result
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import existing_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from rich.console import RenderableType
 
     from core.cells.checks import CheckReport, CheckRow
-    from core.cells.genes import GenePanel
-
-__all__ = ["check"]
 
 #: Rows of one check and level that the table shows; --json lists all.
 _MOST_ALIKE = 5
 
 
 def check(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PRESET | FILES...",
-            help="A preset (file or bundled name), or .h5ad files: paths, globs, "
-            "'name_{0..43}.h5ad', builtin:atlas.",
-        ),
-    ],
+    sources: Sources,
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="RUN",
-            help="A run, by name or folder, or a model folder: tell which of its genes the cells "
-            "have.",
+            help="A run, by name or folder, or a model folder: also check which of its genes the "
+            "cells have.",
         ),
     ] = None,
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Look at some thousand cells of each file instead of every value."
+            "--quick", help="Read some thousand cells of each file instead of every value."
         ),
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 on warnings too.")] = False,
@@ -57,23 +45,23 @@ def check(
     assign: Assignments = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Report whether cells are fit to prepare and train on: ok, warn or fail, with the fix.
+    """Check whether cells are fit for preparing and training: ok, warn or fail, with the fix.
 
     Values and their kind, gene ids and overlap, empty and doublet-like cells, coverage and
-    spelling of labels, donors and what cannot be told from them, disk and time. Every value is
-    read once and nothing is written. Exits with 4 if a row says fail. What each row means:
-    docs/check.md.
+    spelling of labels, donors and phenotypes that they confound, disk and time. Every value is
+    read once and nothing is written. Exits with 4 if a row says fail. docs/check.md explains each
+    row.
 
     Examples
     --------
     tfx check 'cells_{0..43}.h5ad' --set data.phenotypes.age=age_years
     tfx check new_cells.h5ad --model base --quick
     """
-    resolved = resolve_sources(sources, config or [], assign or [])
-    # anndata, scanpy and pandas, 2 to 3 s: not before the preset has proved right.
-    from core.cells.checks import check_data
+    resolved = resolve_sources(sources, config, assign)
+    # anndata, scanpy and pandas, 2 to 3 s: only after the preset has proved right.
+    from core.cells.checks import check_data, read_model_genes
 
-    panel = None if model is None else _genes_of(model)
+    panel = None if model is None else read_model_genes(existing_run(model) or Path(model))
     with show_progress() as listener:
         report = check_data(
             resolved.preset.data,
@@ -86,23 +74,16 @@ def check(
         raise typer.Exit(ExitCode.DATA)
 
 
-def _genes_of(model: str) -> "GenePanel":
-    from core.cells.checks import read_model_genes
-
-    return read_model_genes(existing_run(model) or Path(model))
-
-
-def _tables(report: "CheckReport") -> "Iterator[RenderableType]":
+def _tables(report: "CheckReport") -> Iterator["RenderableType"]:
     facts = report.facts
     genes = "" if facts["genes"] is None else f" x {facts['genes']:,} genes"
-    n_files = len(facts["files"])
-    yield f"{n_files:,} file{'s' * (n_files != 1)}, {facts['cells']:,} cells{genes}"
+    yield f"{count_of(len(facts['files']), 'file')}, {facts['cells']:,} cells{genes}"
     yield ""
     yield from findings_text(report, _shortened(report.rows))
 
 
-def _shortened(rows: "Sequence[CheckRow]") -> "Iterator[tuple[CheckRow, int]]":
-    """Give the first rows of each check and level, and after the last how many there are more."""
+def _shortened(rows: Sequence["CheckRow"]) -> Iterator[tuple["CheckRow", int]]:
+    """Yield the first rows of each check and level, each with the number of rows omitted after it."""
     alike: dict[tuple[str, str, str], list[CheckRow]] = defaultdict(list)
     for row in rows:
         alike[row.family, row.check, row.level].append(row)

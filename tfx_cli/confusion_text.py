@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from tfx_cli.formatting import shortened
 from tfx_cli.output import make_table
-from tfx_cli.short_text import shortened
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

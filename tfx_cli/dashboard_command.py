@@ -1,22 +1,22 @@
 """`tfx dashboard`: watch runs and generate cells in the terminal."""
 
+import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MachineError
+from tfx_cli.arguments import RUNS, check_output, existing_run
 from tfx_cli.options import JsonOutput
 from tfx_cli.output import narrate, print_result
-from tfx_cli.run_folders import RUNS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tfx_cli.dashboard.workspace import WorkspaceView
-
-__all__ = ["dashboard"]
 
 _HEADLESS = "Without a terminal"
 
@@ -29,51 +29,59 @@ def dashboard(
         ),
     ] = None,
     refresh: Annotated[
-        float, typer.Option("--refresh", min=0.1, max=20, help="Looks at the disk per second.")
+        float, typer.Option("--refresh", min=0.1, max=20, help="Reads of the disk per second.")
     ] = 2.0,
     theme: Annotated[
         Literal["dark", "light", "colour-blind"], typer.Option("--theme", help="Colours.")
     ] = "dark",
     once: Annotated[
-        bool,
-        typer.Option("--once", help="Draw one frame and leave.", rich_help_panel=_HEADLESS),
+        bool, typer.Option("--once", help="Draw one frame and exit.", rich_help_panel=_HEADLESS)
     ] = False,
     svg: Annotated[
         Path | None,
         typer.Option(
-            "--svg", metavar="FILE", help="With --once: where the frame goes.",
+            "--svg",
+            metavar="FILE",
+            help="With --once: the file of the frame.",
             rich_help_panel=_HEADLESS,
         ),
     ] = None,
     frame: Annotated[
         str,
         typer.Option(
-            "--size", metavar="COLUMNSxROWS", help="With --once --svg: the size of the frame.",
+            "--size",
+            metavar="COLUMNSxROWS",
+            help="With --once --svg: the size of the frame.",
             rich_help_panel=_HEADLESS,
         ),
     ] = "120x40",
     keys: Annotated[
         str,
         typer.Option(
-            "--keys", metavar="KEY,KEY", help="With --once --svg: keys pressed before, as "
-            "'2' or 'g,right,g'; cells that they generate are waited for.",
+            "--keys",
+            metavar="KEY,KEY",
+            help="With --once --svg: keys to press before, as '2' or 'g,right,g'; waits for cells "
+            "that they generate.",
             rich_help_panel=_HEADLESS,
         ),
     ] = "",
     web: Annotated[
         bool,
-        typer.Option("--web", help="Serve it to a browser on 127.0.0.1 (extra: web).",
-                     rich_help_panel=_HEADLESS),
+        typer.Option(
+            "--web",
+            help="Serve it to a browser on 127.0.0.1 (extra: web).",
+            rich_help_panel=_HEADLESS,
+        ),
     ] = False,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="With --web.", rich_help_panel=_HEADLESS)
     ] = 8000,
     as_json: JsonOutput = False,
-) -> None:  # fmt: skip
-    """Watch runs, start, stop and resume them, pick control tokens and see the cells.
+) -> None:
+    """Watch, start, stop and resume runs, pick control tokens and see the generated cells.
 
-    It reads run folders, so that it works while another machine trains, and afterwards. Keys are
-    in the footer; ? lists all of them.
+    It reads run folders only, so that it works while another machine trains, and afterwards. The
+    footer shows keys; ? lists all of them.
 
     Examples
     --------
@@ -87,75 +95,61 @@ def dashboard(
         raise ConfigurationError(message)
     from tfx_cli.dashboard.keymap import read_key_overrides
 
-    read_key_overrides()  # refuse a wrong file before the screen is taken
+    read_key_overrides()  # a wrong file fails before the screen is taken
+    if svg is not None:
+        _draw(root, run, svg, size=frame, keys=keys, theme=f"tfx-{theme}")
     if once or as_json:
-        _once(root, run, svg=svg, frame=frame, keys=keys, theme=theme, as_json=as_json)
+        if svg is None or as_json:
+            _print_view(root, run, as_json=as_json)
         return
     if web:
-        from tfx_cli.dashboard.web import serve
-
-        serve(target, port=port, theme=theme)
+        _serve(target, port=port, theme=theme)
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         message = (
             "the dashboard needs a terminal; --once --svg FILE draws a frame without one, "
-            "--once --json tells the figures"
+            "--once --json prints the metrics"
         )
         raise ConfigurationError(message)
     from tfx_cli.dashboard.app import DashboardApp
 
     app = DashboardApp(root, run=run, refresh=refresh, theme=f"tfx-{theme}")
     app.run()
-    for path in app.training.going_on():
-        narrate(f"{path} goes on; 'tfx dashboard {path}' shows it again")
+    for path in app.training.running():
+        narrate(f"{path} is still training; 'tfx dashboard {path}' shows it again")
     if app.failure is not None:
         raise app.failure
 
 
 def _find(target: str | None) -> tuple[Path, Path | None]:
     """Return the folder of runs and the run to open."""
-    from core.runlog.schema import RUN_FILE
-
     if target is None:
         return RUNS, None
-    for folder in (Path(target), RUNS / target):
-        if (folder / RUN_FILE).is_file():
-            return folder.parent, folder
-    if Path(target).is_dir():
+    run = existing_run(target)
+    if run is None and Path(target).is_dir():
         return Path(target), None
-    from core.runlog.reader import find_run
+    if run is None:
+        from core.runlog.reader import find_run
 
-    run = find_run(RUNS, target)  # says which is the nearest
+        run = find_run(RUNS, target)  # its error suggests a name
     return run.parent, run
 
 
-def _once(
-    root: Path, run: Path | None, *, svg: Path | None, frame: str, keys: str, theme: str,
-    as_json: bool,
-) -> None:  # fmt: skip
-    if svg is not None:
-        from tfx_cli.dashboard.one_frame import frame_size, frame_svg
-        from tfx_cli.output_files import check_output
+def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, theme: str) -> None:
+    from core.files import replace_file
+    from tfx_cli.dashboard.one_frame import frame_size, frame_svg
 
-        size = frame_size(frame)
-        check_output(svg, (".svg",), what="the frame", overwrite=True)
-        pressed = [key for key in keys.split(",") if key]
-        content = frame_svg(root, run, size=size, keys=pressed, theme=f"tfx-{theme}")
-        from core.files import replace_file
+    shape = frame_size(size)
+    check_output(svg, (".svg",), what="the frame", overwrite=True)
+    pressed = [key for key in keys.split(",") if key]
+    replace_file(svg, frame_svg(root, run, size=shape, keys=pressed, theme=theme))
+    narrate(f"{svg}: a frame of {size}")
 
-        replace_file(svg, content)
-        narrate(f"{svg}: a frame of {frame}")
-        if not as_json:
-            return
+
+def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
     from tfx_cli.dashboard.workspace import Workspace
 
     view = Workspace(root).poll([] if run is None else [str(run)])
-    print_result("dashboard", _record(view), as_json=as_json, text=lambda: _table(view))
-
-
-def _record(view: "WorkspaceView") -> dict[str, object]:
-    from dataclasses import asdict
-
     opened = {
         path: {
             "figures": {
@@ -167,14 +161,27 @@ def _record(view: "WorkspaceView") -> dict[str, object]:
         }
         for path, one in view.open_runs.items()
     }
-    return {
+    record = {
         "runs": [asdict(row) for row in view.rows],
         "unreadable": [asdict(one) for one in view.unreadable],
         "open": opened,
     }
+    print_result("dashboard", record, as_json=as_json, text=lambda: _table(view))
 
 
 def _table(view: "WorkspaceView") -> "Table | str":
     from tfx_cli.runs_tables import runs_table
 
     return runs_table(view.rows, now=view.now) if view.rows else "no runs"
+
+
+def _serve(target: str | None, *, port: int, theme: str) -> None:
+    """Serve the dashboard until Ctrl-C; every browser tab has a process of its own."""
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        message = "--web needs textual-serve: pip install 'transformerics[web]'"
+        raise MachineError(message) from None
+    arguments = [sys.executable, "-m", "tfx_cli", "dashboard", *([target] if target else [])]
+    command = shlex.join([*arguments, "--theme", theme])
+    Server(command, host="127.0.0.1", port=port, title="tfx dashboard").serve()

@@ -3,16 +3,13 @@
 import typer
 
 from core.errors import ExitCode
-from tfx_cli.findings_table import findings_text
+from tfx_cli.arguments import RUNS
 from tfx_cli.options import JsonOutput
-from tfx_cli.output import narrate, print_result
-from tfx_cli.run_folders import RUNS
-
-__all__ = ["doctor"]
+from tfx_cli.output import findings_text, narrate, print_result
 
 
 def doctor(as_json: JsonOutput = False) -> None:
-    """Report whether this machine is fit for tfx: ok, warn or fail, with the fix.
+    """Check whether this machine is fit for tfx: ok, warn or fail, with the fix.
 
     Python and packages, torch against driver, attention kernels by a real call each, memory,
     the disk of runs/, terminal, open files, optional packages. Leaves nothing behind and needs no
@@ -26,7 +23,7 @@ def doctor(as_json: JsonOutput = False) -> None:
     # numpy and psutil here, torch later, in a check of its own.
     from core.doctor.check import check_machine
 
-    narrate("looking at this machine, torch takes some seconds")
+    narrate("checking this machine; torch takes some seconds")
     report = check_machine(RUNS)
     print_result(
         "doctor",

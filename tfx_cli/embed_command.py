@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 from core.errors import ConfigurationError
+from tfx_cli.arguments import check_output, model_folder
 from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix, ModelOption
 from tfx_cli.output import narrate, print_result, warn
-from tfx_cli.output_files import check_output
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder
 
 __all__ = ["embed"]
 

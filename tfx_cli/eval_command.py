@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from core.errors import ConfigurationError, DataError
+from tfx_cli.arguments import check_output_folder, model_folder, preset_of, report_folder
 from tfx_cli.confusion_text import confusion_text
 from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix
 from tfx_cli.output import make_table, narrate, print_result
-from tfx_cli.output_files import check_output_folder
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder, preset_of, report_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -279,7 +278,7 @@ def _score_files(
         )
 
 
-def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+def _tables(report: Mapping[str, Any]) -> Iterator["RenderableType"]:
     from core.evaluation.report_tables import phenotype_tables
 
     facts = report["facts"]
@@ -310,7 +309,7 @@ def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
         yield from (f"- {note}" for note in report["notes"])
 
 
-def _headline(phenotypes: Mapping[str, Any]) -> "Iterator[RenderableType]":
+def _headline(phenotypes: Mapping[str, Any]) -> Iterator["RenderableType"]:
     from core.evaluation.report_tables import label_of, score_pair
 
     yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
@@ -327,7 +326,7 @@ def _headline(phenotypes: Mapping[str, Any]) -> "Iterator[RenderableType]":
     yield make_table(["phenotype", "cells", *map(label_of, methods)], rows)
 
 
-def _genes(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+def _genes(report: Mapping[str, Any]) -> Iterator["RenderableType"]:
     from core.evaluation.report_tables import gene_tables
 
     yield ""
@@ -343,6 +342,6 @@ def _genes(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
             yield f"told {which}: {', '.join(gene['symbol'] for gene in genes)}"
 
 
-def _section(table: "ReportTable") -> "Iterator[RenderableType]":
+def _section(table: "ReportTable") -> Iterator["RenderableType"]:
     yield table.title
     yield make_table(table.header, table.rows, right=range(table.n_labels, len(table.header)))

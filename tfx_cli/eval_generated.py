@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfx_cli.arguments import check_output_folder, model_folder, preset_of, report_folder
 from tfx_cli.output import make_table, narrate, print_result
-from tfx_cli.output_files import check_output_folder
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder, preset_of, report_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

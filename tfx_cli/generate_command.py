@@ -9,7 +9,7 @@ import typer
 
 from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
-from core.renamed import OPTIONS
+from tfx_cli.arguments import check_output, model_folder
 from tfx_cli.options import (
     Age,
     CellType,
@@ -22,9 +22,7 @@ from tfx_cli.options import (
     phenotype_request,
 )
 from tfx_cli.output import make_table, narrate, print_result, warn
-from tfx_cli.output_files import check_output
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +43,6 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(command)
     kept = [one for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
-    old_names = {new: old for old, new in OPTIONS.items()}
     for name, field in GenerateSettings.model_fields.items():
         option = f"--{name.replace('_', '-')}"
         text = f"{field.description}"
@@ -53,9 +50,6 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             option, help=f"{text[:1].upper()}{text[1:]}.", rich_help_panel="Sampling"
         )
         kept.append(_optional(name, field.annotation, shown))
-        if option in old_names:
-            hidden = typer.Option(old_names[option], hidden=True)
-            kept.append(_optional(old_names[option].lstrip("-"), field.annotation, hidden))
     command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     return command
 
@@ -65,16 +59,6 @@ def _optional(name: str, kind: Any, option: Any) -> inspect.Parameter:  # noqa: 
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
-
-
-def _given_settings(sampling: dict[str, Any]) -> dict[str, Any]:
-    """Return the sampling settings that were given, by their present names."""
-    given = {name: value for name, value in sampling.items() if value is not None}
-    for old, new in OPTIONS.items():
-        if (value := given.pop(old.lstrip("-"), None)) is not None:
-            warn(f"{old} is now called {new}; the old name works in this release only")
-            given.setdefault(new.lstrip("-").replace("-", "_"), value)
-    return given
 
 
 @_with_sampling_options
@@ -180,7 +164,7 @@ def generate(
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
         check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
-    changes = _given_settings(sampling)
+    changes = {name: value for name, value in sampling.items() if value is not None}
     if from_file is not None:
         unfit = {
             "-n": n_cells,

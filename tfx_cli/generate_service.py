@@ -24,8 +24,8 @@ from core.files import plain_json
 from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
 from core.renamed import current_section, notes_on_keys
+from tfx_cli.arguments import check_output
 from tfx_cli.options import phenotype_arguments
-from tfx_cli.output_files import check_output
 
 if TYPE_CHECKING:
     from scipy import sparse

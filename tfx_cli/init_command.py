@@ -1,24 +1,22 @@
 """`tfx init`: a first preset for the user's own files, with a comment on every choice."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfx_cli.options import JsonOutput
-from tfx_cli.output import make_table, narrate, print_result
-from tfx_cli.output_files import check_output
+from tfx_cli.arguments import check_output
+from tfx_cli.formatting import count_of
+from tfx_cli.options import Device, JsonOutput
+from tfx_cli.output import make_table, print_result, warn
 from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import RenderableType
 
     from core.presets.draft import DraftFacts, Sizes
-
-__all__ = ["init"]
 
 
 def init(
@@ -32,22 +30,15 @@ def init(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The preset to write.")
     ] = Path("preset.toml"),
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"],
-        typer.Option(
-            "--device",
-            metavar="DEVICE",
-            help="What to size the model for: auto (a GPU where there is one), cpu, cuda or mps.",
-        ),
-    ] = "auto",
+    device: Device = "auto",
     as_json: JsonOutput = False,
 ) -> None:
-    """Write a preset for your own files, from looking at them; 'tfx train' runs it as it is.
+    """Write a preset for your own files; 'tfx train' runs it as it is.
 
-    Finds the obs columns of the five standard phenotypes under their usual names, others worth
-    having (treatment, genotype, ...), donors to split by, and counts or log values; chooses genes,
-    model size and steps for so many cells on this machine. Every choice has a comment. A file that
-    is there is never replaced.
+    Finds the obs columns of the five standard phenotypes under their usual names, other useful
+    columns (treatment, genotype, ...), donors to split by, and counts or log values; chooses genes,
+    model size and steps for this number of cells and this machine (or --device). Every choice has
+    a comment. An existing file is never replaced.
 
     Examples
     --------
@@ -55,7 +46,7 @@ def init(
     tfx init 'cells_{0..43}.h5ad' -o mine.toml --device cuda
     """
     check_output(output, (".toml",), what="presets", overwrite=None)
-    # anndata, scanpy, pandas and torch, 3 s: not before the place has proved right.
+    # anndata, scanpy, pandas and torch, 3 s: only after the place has proved right.
     from core.cells.preset_draft import look_at_files
     from core.presets.draft import choose_sizes, save_draft, write_draft
     from core.training.machine import choose_device
@@ -66,7 +57,7 @@ def init(
     sizes = choose_sizes(facts.n_cells, facts.n_genes, chosen)
     save_draft(write_draft(facts, sizes, path=str(output), device=chosen), output)
     for warning in facts.warnings:
-        narrate(f"warning: {warning}")
+        warn(warning)
     print_result(
         "init",
         {
@@ -85,7 +76,7 @@ def init(
     )
 
 
-def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> "Iterator[RenderableType]":
+def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> Iterator["RenderableType"]:
     yield f"{output}: {facts.n_cells:,} cells x {facts.n_genes:,} genes, {facts.values}"
     yield ""
     rows = [[one.phenotype, one.column, one.note] for one in facts.phenotypes]
@@ -94,7 +85,7 @@ def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> "Iterator[Ren
         yield make_table(["phenotype", "obs column", ""], rows)
         yield ""
     yield f"split by {facts.split_by}: {facts.split_note}"
-    layers = f"{sizes.layers} layer{'s' * (sizes.layers != 1)} x {sizes.hidden_size}"
+    layers = f"{count_of(sizes.layers, 'layer')} x {sizes.hidden_size}"
     steps = f"{sizes.max_steps:,} steps of {sizes.batch_size} cells"
     yield f"{sizes.genes:,} genes, {layers}, {steps}"
     yield ""

@@ -1,8 +1,8 @@
-"""Several processes of one `tfx train` on this machine (`--processes`), and one that watches them.
+"""The processes of one `tfx train` on this machine, and the signals that stop them.
 
-The watcher starts the same command once per process, with the variables that accelerate and torch
-know a process by. It passes signals on, and where one process fails it ends the others. On several
-machines, or with an accelerate configuration, `accelerate launch -m tfx_cli train` does this.
+The launcher (`--processes`) starts the same command once per process, with the variables that
+accelerate and torch expect. It passes signals on, and ends the others when one process fails. On
+several machines, or with an accelerate configuration, use `accelerate launch -m tfx_cli train`.
 """
 
 import contextlib
@@ -13,71 +13,68 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO
 
 from core.errors import ExitCode
+from tfx_cli.output import narrate
 
-__all__ = ["LAUNCHER", "is_main_process", "launch", "launcher_is_gone"]
-
-#: Variable that holds the process number of the watcher.
+#: Variable that holds the process number of the launcher.
 LAUNCHER = "TFX_LAUNCHER"
+#: Ctrl-C; a scheduler ending the job; SLURM's usual early warning (``--signal=USR1@120``).
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-#: Seconds that the others get to end by themselves once one has failed.
+#: Seconds for the others to end by themselves after one has failed.
 _GRACE = 20.0
-#: What the first process ends with of its own accord; else another's end was its end.
-_UNDERSTOOD = {code.value for code in ExitCode} - {ExitCode.DONE, ExitCode.FAILED}
+#: Exit codes by which the first process has reported its own reason.
+_REPORTED = {code.value for code in ExitCode} - {ExitCode.DONE, ExitCode.FAILED}
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is the one, of those of a launcher, that speaks to the user."""
+    """Return whether this process, of those of a launcher, prints for the user."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launcher_is_gone() -> bool:
-    """Tell whether the watcher that started this process has died."""
-    watcher = os.environ.get(LAUNCHER)
-    return watcher is not None and os.getppid() != int(watcher)
+    """Return whether the launcher of this process has died."""
+    launcher = os.environ.get(LAUNCHER)
+    return launcher is not None and os.getppid() != int(launcher)
 
 
 def launch(arguments: Sequence[str], n_processes: int) -> int:
-    """Run `tfx` in several processes of this machine; return the exit code of all together.
+    """Run `tfx ARGUMENTS` in several processes of this machine; return their common exit code.
 
-    Parameters
-    ----------
-    arguments
-        Of `tfx`, without ``--processes``.
-    n_processes
-        How many.
-
-    Notes
-    -----
-    The first process has this one's stdout and stderr. What the others say is shown where one of
-    them is the first to fail.
+    The first process has this one's stdout and stderr. Output of another process is shown only
+    where it is the first to fail.
     """
     port = _free_port()
     with contextlib.ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(n_processes - 1)]
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(n_processes - 1)]
         processes: list[subprocess.Popen[bytes]] = []
         stack.callback(_kill, processes)
-        with _passing_signals(processes):
+
+        def pass_on(number: int, _: FrameType | None) -> None:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
+
+        with _handling_signals(pass_on):
             processes.extend(
-                _start(arguments, rank, n_processes, port, said=out)
-                for rank, out in enumerate([None, *said])
+                _start(arguments, rank, n_processes, port, output)
+                for rank, output in enumerate([None, *outputs])
             )
             failed = _wait(processes)
         if failed is None:
             return ExitCode.DONE
-        if processes[0].returncode in _UNDERSTOOD:
-            return processes[0].returncode  # it has said why
+        if processes[0].returncode in _REPORTED:
+            return processes[0].returncode
         if failed:
-            sys.stderr.write(_tail(said[failed - 1], failed))
+            sys.stderr.write(_tail(outputs[failed - 1], failed))
         return max(processes[failed].returncode, ExitCode.FAILED)
 
 
 def _start(
-    arguments: Sequence[str], rank: int, n_processes: int, port: int, said: IO[bytes] | None
+    arguments: Sequence[str], rank: int, n_processes: int, port: int, output: IO[bytes] | None
 ) -> "subprocess.Popen[bytes]":
     threads = max((os.cpu_count() or 1) // n_processes, 1)
     environment = {
@@ -94,15 +91,15 @@ def _start(
     return subprocess.Popen(
         [sys.executable, "-m", "tfx_cli", *arguments],
         env=environment,
-        stdout=None if rank == 0 else said,
-        stderr=None if rank == 0 else said,
-        # Ctrl-C reaches the watcher alone, which passes it on: once, to each.
+        stdout=output,
+        stderr=output,
+        # Ctrl-C reaches the launcher alone, which passes it on: once, to each.
         start_new_session=True,
     )
 
 
 def _wait(processes: "list[subprocess.Popen[bytes]]") -> int | None:
-    """Wait for all; return the first that did not end well, or None."""
+    """Wait for all; return the first that failed, or None."""
     failed: int | None = None
     deadline = float("inf")
     while any(process.poll() is None for process in processes):
@@ -128,25 +125,9 @@ def _kill(processes: "list[subprocess.Popen[bytes]]") -> None:
         process.wait()
 
 
-@contextlib.contextmanager
-def _passing_signals(processes: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
-    def pass_on(number: int, _: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _tail(said: IO[bytes], rank: int) -> str:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").splitlines()
+def _tail(output: IO[bytes], rank: int) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").splitlines()
     errors = [line for line in lines if line.startswith("Error:")] or lines[-5:]
     return "".join(f"process {rank}: {line}\n" for line in errors)
 
@@ -156,3 +137,46 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+# -- signals
+
+
+class _StopSignal:
+    """Call it to learn why training should stop; an empty text: it should not."""
+
+    def __init__(self) -> None:
+        self._received = ""
+
+    def __call__(self) -> str:
+        if not self._received and launcher_is_gone():
+            self._received = "the launcher died"
+        return self._received
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """Take a signal: the first saves a checkpoint, a second Ctrl-C interrupts at once."""
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number).name
+        narrate(
+            f"{self._received}: saving a checkpoint after this step; Ctrl-C again leaves at once"
+        )
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], str]]:
+    """Yield the function that tells training why to stop, while signals are caught."""
+    stop = _StopSignal()
+    with _handling_signals(stop.handle):
+        yield stop
+
+
+@contextlib.contextmanager
+def _handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, one in before.items():
+            signal.signal(number, one)

@@ -1,37 +1,34 @@
-"""Options that several commands share, and reading what they hold.
-
-Use the annotations as they are: ``config: ConfigFiles = None``.
-"""
+"""Options that several commands share, used as annotations: ``config: ConfigFiles = None``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from core.errors import ConfigurationError
-
-__all__ = [
-    "Age",
-    "Assignments",
-    "CellType",
-    "ConfigFiles",
-    "Device",
-    "Disease",
-    "GeneIds",
-    "JsonOutput",
-    "Matrix",
-    "ModelOption",
-    "PhenotypePairs",
-    "Sex",
-    "Tissue",
-    "phenotype_arguments",
-    "phenotype_request",
-]
+from core.presets.schema import STANDARD_PHENOTYPES, Preset
 
 _PRESET_PANEL = "Preset"
 _PHENOTYPE_PANEL = "Phenotypes"
 
+
+def preset_option(key: str, name: str, **settings: Any) -> Any:  # noqa: ANN401 - Typer's
+    """Return an option that mirrors a preset key: the schema gives its help and checks its value."""
+    section, _, field_name = key.partition(".")
+    settings_of = Preset.model_fields[section].annotation
+    text = str(settings_of.model_fields[field_name].description)  # type: ignore[union-attr]
+    return typer.Option(name, help=f"{text[:1].upper()}{text[1:]} ({key}).", **settings)
+
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PRESET | FILES...",
+        help="A preset (file or bundled name), or .h5ad files: paths, globs, "
+        "'name_{0..43}.h5ad', builtin:atlas.",
+    ),
+]
 ConfigFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -57,48 +54,24 @@ ModelOption = Annotated[
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    typer.Option(
-        "--device", metavar="DEVICE", help="auto (a GPU where there is one), cpu, cuda or mps."
-    ),
+    typer.Option("--device", help="auto: a GPU where there is one, else the CPU."),
 ]
-Matrix = Annotated[
-    str,
-    typer.Option(
-        "--matrix", metavar="NAME", help="X, raw, layers/NAME, or auto: counts, else log values."
-    ),
-]
-GeneIds = Annotated[
-    str,
-    typer.Option(
-        "--gene-ids", metavar="COLUMN", help="var_names, a var column, or auto: Ensembl ids first."
-    ),
-]
+Matrix = Annotated[str, preset_option("data.matrix", "--matrix", metavar="NAME")]
+GeneIds = Annotated[str, preset_option("data.gene_ids", "--gene-ids", metavar="COLUMN")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
-Sex = Annotated[
-    str | None,
-    typer.Option("--sex", metavar="VALUE", help="As in female.", rich_help_panel=_PHENOTYPE_PANEL),
-]
-Tissue = Annotated[
-    str | None,
-    typer.Option("--tissue", metavar="VALUE", help="As in lung.", rich_help_panel=_PHENOTYPE_PANEL),
-]
-CellType = Annotated[
-    str | None,
-    typer.Option(
-        "--cell-type", metavar="VALUE", help="As in 'B cell'.", rich_help_panel=_PHENOTYPE_PANEL
-    ),
-]
-Age = Annotated[
-    str | None,
-    typer.Option("--age", metavar="VALUE", help="As in 60-69.", rich_help_panel=_PHENOTYPE_PANEL),
-]
-Disease = Annotated[
-    str | None,
-    typer.Option(
-        "--disease", metavar="VALUE", help="As in normal.", rich_help_panel=_PHENOTYPE_PANEL
-    ),
-]
+
+def _phenotype_option(name: str, example: str) -> Any:  # noqa: ANN401 - Typer's
+    return typer.Option(
+        name, metavar="VALUE", help=f"As in {example}.", rich_help_panel=_PHENOTYPE_PANEL
+    )
+
+
+Sex = Annotated[str | None, _phenotype_option("--sex", "female")]
+Tissue = Annotated[str | None, _phenotype_option("--tissue", "lung")]
+CellType = Annotated[str | None, _phenotype_option("--cell-type", "'B cell'")]
+Age = Annotated[str | None, _phenotype_option("--age", "60-69")]
+Disease = Annotated[str | None, _phenotype_option("--disease", "normal")]
 PhenotypePairs = Annotated[
     list[str] | None,
     typer.Option(
@@ -110,15 +83,11 @@ PhenotypePairs = Annotated[
 ]
 
 
-#: The phenotypes that have an option of their own.
-_STANDARD = ("sex", "tissue", "cell_type", "age", "disease")
-
-
 def phenotype_arguments(request: Mapping[str, str]) -> list[str]:
-    """Return the words of a command line that ask for these phenotypes."""
+    """Return the arguments of a command line that requests these phenotypes."""
     words: list[str] = []
     for name, value in request.items():
-        if name in _STANDARD:
+        if name in STANDARD_PHENOTYPES:
             words += [_option_of(name), value]
         else:
             words += ["--phenotype", f"{name}={value}"]
@@ -138,26 +107,16 @@ def phenotype_request(
     disease: str | None = None,
     phenotype: Sequence[str] | None = None,
 ) -> dict[str, str]:
-    """Bring the phenotype options to one request.
+    """Return the requested phenotypes: name -> value; the model checks that it knows them.
 
-    Parameters
-    ----------
-    sex, tissue, cell_type, age, disease
-        The standard options; None where not given.
-    phenotype
-        ``NAME=VALUE`` of every `--phenotype`.
-
-    Returns
-    -------
-    Phenotype name -> value, for the phenotypes that were asked for. Whether the model knows them
-    is the model's to say.
+    ``phenotype`` holds ``NAME=VALUE`` of every `--phenotype`.
 
     Raises
     ------
     ConfigurationError
         A pair is not NAME=VALUE, a value is empty, or a phenotype has two values.
     """
-    standard = dict(zip(_STANDARD, (sex, tissue, cell_type, age, disease), strict=True))
+    standard = dict(zip(STANDARD_PHENOTYPES, (sex, tissue, cell_type, age, disease), strict=True))
     given = [
         (_option_of(name), name, value) for name, value in standard.items() if value is not None
     ]
@@ -170,9 +129,23 @@ def phenotype_request(
     request: dict[str, str] = {}
     for option, name, value in given:
         if not value.strip():
-            message = f"{option}: the value is empty; leave the option out to leave it open"
+            message = f"{option}: the value is empty; omit the option to leave {name} unspecified"
             raise ConfigurationError(message)
         if request.setdefault(name, value.strip()) != value.strip():
             message = f"{option}: {name} is already '{request[name]}'; a cell has one value of it"
             raise ConfigurationError(message)
     return request
+
+
+def check_unused(options: Mapping[str, object], reason: str) -> None:
+    """Check that options which make no sense together with others were not given.
+
+    Raises
+    ------
+    ConfigurationError
+        One has a value other than "auto".
+    """
+    for option, value in options.items():
+        if value and value != "auto":
+            message = f"{option}: {reason}"
+            raise ConfigurationError(message)

@@ -1,8 +1,8 @@
-"""What `tfx` says: results on stdout, narration on stderr, an exit code at the end.
+"""Everything `tfx` prints: results on stdout, narration on stderr, and an exit code at the end.
 
-The only module that writes to stdout or decides on exit codes. A command ends by calling
-`print_result` once; everything else that is worth a line goes through `narrate` or a logger.
-rich is imported where it draws (20 to 60 ms): most lines need no drawing.
+The only module that writes to stdout or decides on exit codes. A command ends by one call of
+`print_result`; everything else goes through `narrate`, `warn` or a logger. rich is imported where
+it draws (20 to 60 ms): most lines need no drawing.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
 
@@ -24,25 +24,14 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-__all__ = [
-    "error_console",
-    "exit_code_of",
-    "is_quiet",
-    "live_console",
-    "make_table",
-    "narrate",
-    "narration",
-    "print_result",
-    "print_text",
-    "set_verbosity",
-    "warn",
-]
+    from core.findings import FindingsReport
 
-#: What commands say; `core` has its own loggers, below "core".
+#: Loggers of the commands and of all others; `core` has its own, below "core".
 _NARRATOR = logging.getLogger("tfx_cli")
 _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 #: Columns of a table that goes to a file or a pipe, where nothing is cut to a window.
 _FILE_WIDTH = 400
+_FINDING_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HDF5_ERRNO = re.compile(r"filename = (?P<file>'[^']*').*?errno = (?P<errno>\d+)", re.DOTALL)
@@ -64,16 +53,9 @@ def print_result(
 ) -> None:
     """Print the result of a command.
 
-    Parameters
-    ----------
-    name, version
-        Of the JSON form: ``"schema": "tfx.NAME/VERSION"``. A change of meaning raises the version.
-    data
-        The result. Numbers that are not finite become null.
-    as_json
-        Print JSON, else what `text` returns.
-    text
-        Makes the form for people: strings, printed as they are, or rich objects.
+    JSON has ``"schema": "tfx.NAME/VERSION"`` (a change of meaning raises the version) and the
+    data, numbers that are not finite as null. Otherwise ``text`` makes the form for people:
+    strings, printed as they are, or rich objects.
     """
     if as_json:
         from core.files import plain_json
@@ -120,17 +102,10 @@ def make_table(
     title: str = "",
     right: Collection[int] = (),
 ) -> "Table":
-    """Make a table of text; a column that holds numbers is set flush right.
+    """Make a table of text; a column of numbers, or one whose index is in ``right``, is flush right.
 
-    Numbers are shown with thousands separators, None as an empty cell, and brackets as brackets;
-    a rich `Text` keeps its style.
-
-    Parameters
-    ----------
-    columns
-        Names, shown as the head; no head where all are empty.
-    right
-        Places of columns that are flush right though they hold text.
+    Numbers get thousands separators, None is an empty cell, brackets are brackets, and a rich
+    `Text` keeps its style. There is no header if all column names are empty.
     """
     from rich import box
     from rich.table import Table
@@ -162,26 +137,55 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def findings_text(
+    report: "FindingsReport[Any]", rows: "Iterable[tuple[Any, int]]"
+) -> "Iterator[RenderableType]":
+    """Make the table of a report of findings, by family, and its verdict.
+
+    ``rows`` are the rows to show, each with the number of similar rows that are omitted after it.
+    """
+    from rich.text import Text
+
+    cells: list[list[object]] = []
+    family = ""
+    for row, n_more in rows:
+        if row.family != family:
+            family = row.family
+            cells.append([Text(family, style="bold"), "", ""])
+        finding = Text(row.finding, overflow="fold")  # a path is not cut
+        if row.fix:
+            finding.append(f"\n-> {row.fix}", style="cyan")
+        cells.append([Text(f"  {row.level}", style=_FINDING_STYLES[row.level]), row.check, finding])
+        if n_more:
+            cells.append(["", "", f"... and {n_more:,} more like it (--json lists all)"])
+    yield make_table(["", "check", "finding"], cells)
+    yield ""
+    n_failures, n_warnings = len(report.of_level("fail")), len(report.of_level("warn"))
+    warnings = f"{n_warnings} warning{'s' * (n_warnings != 1)}"
+    if n_failures:
+        yield f"not fit: {n_failures} failure{'s' * (n_failures != 1)}, {warnings}"
+    else:
+        yield f"fit, with {warnings} to look at" if n_warnings else "fit"
 
 
 # -- narration
 
 
 def narrate(message: str) -> None:
-    """Say on stderr what is going on; silent under --quiet."""
+    """Print a line about the work on stderr; nothing under --quiet."""
     _NARRATOR.info("%s", message)
 
 
 def warn(message: str) -> None:
-    """Say on stderr what the user should look at."""
+    """Print a warning on stderr."""
     _NARRATOR.warning("%s", message)
 
 
 def is_quiet() -> bool:
-    """Tell whether only faults are to be reported."""
+    """Return whether only errors are printed."""
     return not _NARRATOR.isEnabledFor(logging.INFO)
 
 
@@ -191,7 +195,7 @@ class _Narration(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # wrong arguments in some library's call
+        except (TypeError, ValueError):  # wrong arguments in a library's call
             message = str(record.msg)
         if record.levelno >= logging.WARNING:
             message = f"{record.levelname.lower()}: {message}"
@@ -204,14 +208,14 @@ def _write_error_line(message: str) -> None:
 
         _live.print(Text(message), soft_wrap=True)
         return
-    with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
         sys.stderr.write(message + "\n")
         sys.stderr.flush()
 
 
 @contextlib.contextmanager
 def narration() -> Iterator[None]:
-    """Listen to the loggers while a command runs; afterwards logging is as it was."""
+    """Print log records while a command runs; afterwards logging is as it was."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     handler = _Narration()
@@ -233,17 +237,16 @@ def narration() -> Iterator[None]:
 def _note_uncaught(
     kind: type[BaseException], error: BaseException, trace: "TracebackType | None"
 ) -> None:
-    """Note what nobody can catch: h5py says so of every object of a file on a full disk."""
-    _NARRATOR.debug("nobody could catch this", exc_info=(kind, error, trace))
+    """Log an error that cannot be caught: h5py raises one per object of a file on a full disk."""
+    _NARRATOR.debug("this could not be caught", exc_info=(kind, error, trace))
 
 
 def _note_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
-    error = unraisable.exc_value
-    _NARRATOR.debug("ignored in %r", unraisable.object, exc_info=error)
+    _NARRATOR.debug("ignored in %r", unraisable.object, exc_info=unraisable.exc_value)
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Choose what is said: by default our own narration and everybody's warnings.
+    """Choose what is printed: by default our own narration and the warnings of all loggers.
 
     Warnings of Python libraries (deprecations and the like) are for developers: --verbose.
     """
@@ -257,20 +260,16 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def error_console() -> "Console":
-    """Return a console that draws on stderr."""
+@contextlib.contextmanager
+def live_console() -> "Iterator[Console]":
+    """Yield a console that draws on stderr; narration appears above its drawing."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
-
-
-@contextlib.contextmanager
-def live_console(console: "Console") -> Iterator[None]:
-    """Let narration appear above what ``console`` is drawing."""
     global _live
+    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
     before, _live = _live, console
     try:
-        yield
+        yield console
     finally:
         _live = before
 
@@ -285,7 +284,7 @@ def exit_code_of(call: Callable[[], object]) -> int:
     """
     try:
         call()
-    except SystemExit as stop:  # Typer ends every command, done or not, this way
+    except SystemExit as stop:  # Typer ends every command this way
         if stop.code is None or isinstance(stop.code, int):
             code = stop.code or 0
             if code == ExitCode.INTERRUPTED:
@@ -298,59 +297,46 @@ def exit_code_of(call: Callable[[], object]) -> int:
         return ExitCode.INTERRUPTED
     except TrainingInterrupted as stop:
         message = str(stop)
-        _write_error_line(message[:1].upper() + message[1:])  # asked for: no error
+        _write_error_line(message[:1].upper() + message[1:])  # requested: not an error
         return stop.exit_code
     except TfxError as error:
-        _print_error(str(error), error)
-        _keep(error, error.exit_code)
-        return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the last place: whatever it is, one sentence
-        message, code = _explain(error)
-        _print_error(message, error)
-        _keep(error, code)
-        return code
+        return _report_error(error, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last place: every error becomes one sentence
+        return _report_error(error, *_explain(error))
     return ExitCode.DONE
 
 
-def _keep(error: Exception, code: ExitCode) -> None:
-    """Keep an error's frames, and the HDF5 files in them, until the process ends.
-
-    A file that a full disk cut short crashes the process when it is freed; `tfx_cli.app.main` ends
-    without freeing anything.
-    """
+def _report_error(error: Exception, message: str, code: ExitCode) -> int:
+    if os.environ.get("TFX_TRACEBACK") == "1":
+        _write_error_line("".join(traceback.format_exception(error)).rstrip())
+    lines = [*message.splitlines(), *getattr(error, "__notes__", [])]
+    # A list of errors begins on its own line, so that every file:line can be clicked.
+    separator = "\n" if len(lines) > 1 else " "
+    _write_error_line(f"Error:{separator}" + "\n".join(lines))
     if code == ExitCode.MACHINE:
+        # Its frames hold HDF5 files: one that a full disk cut short crashes the process when it
+        # is freed. `tfx_cli.app.main` ends without freeing anything.
         _kept_errors.append(error)
+    return code
 
 
 def _explain(error: Exception) -> tuple[str, ExitCode]:
-    """Put an error that nobody foresaw into a sentence."""
-    # torch on a CPU: a RuntimeError like any other, but for its words.
+    """Put an unexpected error into a sentence."""
+    # torch on a CPU raises a RuntimeError that only its words set apart.
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return (
-            "there is not enough memory; use a smaller model or batch, or fewer genes",
-            ExitCode.MACHINE,
-        )
+        message = "there is not enough memory; use a smaller model or batch, or fewer genes"
+        return message, ExitCode.MACHINE
     if isinstance(error, OSError) and error.strerror:
         where = f": '{error.filename}'" if error.filename is not None else ""
         is_full = error.errno in _FULL_DISK
         return f"{error.strerror}{where}", ExitCode.MACHINE if is_full else ExitCode.FAILED
-    hdf5 = _HDF5_ERRNO.search(str(error))  # HDF5 tells it in the words of other errors
+    hdf5 = _HDF5_ERRNO.search(str(error))  # HDF5 quotes the system's error in its own
     if hdf5 is not None and int(hdf5["errno"]) in _FULL_DISK:
         message = f"{os.strerror(int(hdf5['errno']))}: {hdf5['file']}; make room, and try again"
         return message, ExitCode.MACHINE
-    kind = type(error).__name__
     detail = " ".join(str(error).split())
     message = (
-        f"unexpected {kind}{f': {detail}' if detail else ''}; this is a fault of tfx, and "
-        "TFX_TRACEBACK=1 shows where"
+        f"unexpected {type(error).__name__}{f': {detail}' if detail else ''}; this is a fault of "
+        "tfx, and TFX_TRACEBACK=1 shows where"
     )
     return message, ExitCode.FAILED
-
-
-def _print_error(message: str, error: Exception) -> None:
-    if os.environ.get("TFX_TRACEBACK") == "1":
-        _write_error_line("".join(traceback.format_exception(error)).rstrip())
-    lines = [*message.splitlines(), *getattr(error, "__notes__", [])]
-    # A list of faults begins on its own line, so that every file:line can be clicked.
-    separator = "\n" if len(lines) > 1 else " "
-    _write_error_line(f"Error:{separator}" + "\n".join(lines))

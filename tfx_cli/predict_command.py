@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tfx_cli.arguments import check_output, model_folder
 from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix, ModelOption
 from tfx_cli.output import make_table, narrate, print_result, warn
-from tfx_cli.output_files import check_output
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import model_folder
 
 if TYPE_CHECKING:
     import pandas as pd

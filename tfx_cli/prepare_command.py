@@ -1,4 +1,4 @@
-"""`tfx prepare`: from .h5ad files to a store, and what was found on the way."""
+"""`tfx prepare`: from .h5ad files to a store, with a report."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tfx_cli.cell_sources import resolve_sources
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
+from tfx_cli.arguments import resolve_sources
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
 
@@ -15,29 +15,21 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from core.cells.store import Store
+    from core.presets.loading import ResolvedPreset
 
-__all__ = ["prepare"]
-
-#: Labels of a kind that a report names before it says "and so many others".
+#: Labels of a kind that a report names; the others are counted.
 _NAMED_LABELS = 5
 
 
 def prepare(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PRESET | FILES...",
-            help="A preset (file or bundled name), or .h5ad files: paths, globs, "
-            "'name_{0..43}.h5ad', builtin:atlas. With --verify also a store.",
-        ),
-    ],
+    sources: Sources,
     store: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="STORE",
-            help="Folder of the store; default: what the preset says, else stores/NAME-HASH.",
+            help="Folder of the store; default: data.store of the preset, else stores/NAME-HASH.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -57,12 +49,15 @@ def prepare(
         typer.Option(
             "--dask",
             metavar="ADDRESS",
-            help="Let the workers of this Dask scheduler do the work, as in tcp://host:8786.",
+            help="Use the workers of this Dask scheduler, as in tcp://host:8786.",
         ),
     ] = None,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Compare a store with its checksums; nothing is written."),
+        typer.Option(
+            "--verify",
+            help="Compare the store (also given by its folder) with its checksums; write nothing.",
+        ),
     ] = False,
     config: ConfigFiles = None,
     assign: Assignments = None,
@@ -70,9 +65,9 @@ def prepare(
 ) -> None:
     """Make a store from .h5ad files: checked, joined, split, and ready for training.
 
-    'tfx train' does this where it is missing. A store that is there already, made of the same
-    files with the same settings, is kept and reported. Memory does not grow with the number of
-    cells. After Ctrl-C, a kill or a full disk the same command goes on where it was.
+    'tfx train' does this where the store is missing. An existing store of the same files and
+    settings is kept. Memory does not grow with the number of cells. After Ctrl-C, a kill or a full
+    disk the same command continues where it stopped.
 
     Examples
     --------
@@ -81,25 +76,33 @@ def prepare(
     tfx prepare stores/cells --verify
     tfx prepare 'cells_*.h5ad' --dask tcp://node1:8786
     """
-    if verify:
-        _verify(sources, store, config or [], assign or [], as_json=as_json)
+    if verify and store is None and len(sources) == 1 and Path(sources[0]).is_dir():
+        store = Path(sources[0])
+    if verify and store is not None:
+        _verify(store, as_json=as_json)
         return
-    resolved = resolve_sources(sources, config or [], assign or [])
-    # anndata, scanpy and pandas, 2 to 3 s: not before the preset has proved right.
+    resolved = resolve_sources(sources, config, assign)
+    store = store or _store_of(resolved)
+    if verify:
+        _verify(store, as_json=as_json)
+        return
+    # anndata, scanpy and pandas, 2 to 3 s: only after the preset has proved right.
     from core.cells.manifest import MANIFEST_NAME
-    from core.cells.prepare import default_store_path, prepare_store
+    from core.cells.prepare import prepare_store
 
-    data = resolved.preset.data
-    if store is None:
-        store = Path(data.store) if data.store else default_store_path(data, resolved.name)
     manifest = store / MANIFEST_NAME
     before = _modified(manifest)
     with show_progress() as listener:
         made = prepare_store(
-            data, store, overwrite=overwrite, workers=workers, dask=dask, on_progress=listener
+            resolved.preset.data,
+            store,
+            overwrite=overwrite,
+            workers=workers,
+            dask=dask,
+            on_progress=listener,
         )
     is_reused = before is not None and _modified(manifest) == before
-    narrate(f"{store}: {'there already, kept' if is_reused else 'written'}")
+    narrate(f"{store}: {'exists, kept' if is_reused else 'written'}")
     print_result(
         "prepare",
         {
@@ -116,33 +119,23 @@ def prepare(
     )
 
 
-def _verify(
-    sources: list[str],
-    store: Path | None,
-    config: list[Path],
-    assign: list[str],
-    *,
-    as_json: bool,
-) -> None:
-    """Compare a store, or that of a preset or files, with its checksums."""
-    path = store
-    if path is None and len(sources) == 1 and Path(sources[0]).is_dir():
-        path = Path(sources[0])
-    if path is None:
-        from core.cells.prepare import default_store_path
+def _store_of(resolved: "ResolvedPreset") -> Path:
+    from core.cells.prepare import default_store_path
 
-        resolved = resolve_sources(sources, config, assign)
-        data = resolved.preset.data
-        path = Path(data.store) if data.store else default_store_path(data, resolved.name)
+    data = resolved.preset.data
+    return Path(data.store) if data.store else default_store_path(data, resolved.name)
+
+
+def _verify(store: Path, *, as_json: bool) -> None:
     from core.cells.manifest import verify_store
 
     with show_progress() as listener:
-        n_files = verify_store(path, on_progress=listener)
+        n_files = verify_store(store, on_progress=listener)
     print_result(
         "prepare",
-        {"store": path, "verified": True, "files": n_files},
+        {"store": store, "verified": True, "files": n_files},
         as_json=as_json,
-        text=lambda: iter([f"{path}: all {n_files} files are as they were prepared"]),
+        text=lambda: f"{store}: all {n_files} files are as they were prepared",
     )
 
 
@@ -153,38 +146,22 @@ def _modified(path: Path) -> int | None:
         return None
 
 
-def _report(store: "Store", *, with_notices: bool) -> "Iterator[RenderableType]":
-    """Write the report of a store for people."""
+def _report(store: "Store", *, with_notices: bool) -> Iterator["RenderableType"]:
     report = store.report
     yield f"{store.path}: {store.n_cells:,} cells x {len(store.genes):,} genes, {store.value_kind}"
     if report.get("gene_ranking"):
         yield f"genes ranked by {report['gene_ranking']} on training cells"
     yield ""
+    keys = ("name", "matrix", "state", "gene_ids", "n_cells", "n_genes", "lost_genes")
     yield make_table(
         ["file", "matrix", "holds", "gene ids", "cells", "genes", "lost genes"],
-        [
-            [
-                file["name"],
-                file["matrix"],
-                file["state"],
-                file["gene_ids"],
-                file["n_cells"],
-                file["n_genes"],
-                file["lost_genes"],
-            ]
-            for file in report["files"]
-        ],
+        [[file[key] for key in keys] for file in report["files"]],
     )
     yield ""
     yield make_table(
         ["phenotype", "values", "cells without", "unknown labels"],
         [
-            [
-                name,
-                found["values"],
-                found["missing_cells"],
-                sum(found["unmapped_labels"].values()),
-            ]
+            [name, found["values"], found["missing_cells"], sum(found["unmapped_labels"].values())]
             for name, found in report["phenotypes"].items()
         ],
     )
@@ -213,10 +190,8 @@ def _remarks(report: Mapping[str, Any]) -> Iterator[str]:
         if found["missing_labels"]:
             yield f"{name}: taken as {token}: {_labels(found['missing_labels'])}"
         if found["unmapped_labels"]:
-            yield (
-                f"{name}: not among the values of training, so {token}: "
-                f"{_labels(found['unmapped_labels'])}"
-            )
+            labels = _labels(found["unmapped_labels"])
+            yield f"{name}: not among the values of training, so {token}: {labels}"
 
 
 def _labels(counts: Mapping[str, int]) -> str:

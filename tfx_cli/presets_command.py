@@ -1,4 +1,4 @@
-"""`tfx presets`: list, show, check the presets, and print what they may say."""
+"""`tfx presets`: list, show, check and import presets, and print the schema."""
 
 import json
 import os
@@ -7,18 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from tfx_cli.arguments import check_output
+from tfx_cli.command_line import new_app
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
 from tfx_cli.output import make_table, print_result, print_text
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    pretty_exceptions_show_locals=False,
-)
+app = new_app(no_args_is_help=True, add_completion=False)
 
 PresetArgument = Annotated[
     str, typer.Argument(metavar="PRESET", help="A file, or the name of a bundled preset.")
@@ -27,7 +21,7 @@ PresetArgument = Annotated[
 
 @app.callback()
 def presets() -> None:
-    """List, show and check presets: the TOML files that say what to train on and how.
+    """List, show and check presets: TOML files of the settings of data, model and training.
 
     Examples
     --------
@@ -48,14 +42,10 @@ def list_command(as_json: JsonOutput = False) -> None:
     from core.presets.catalogue import list_presets
 
     found = list_presets()
+    records = [{"name": one.name, "title": one.title, "path": one.path} for one in found]
     print_result(
         "presets.list",
-        {
-            "presets": [
-                {"name": preset.name, "title": preset.title, "path": preset.path}
-                for preset in found
-            ]
-        },
+        {"presets": records},
         as_json=as_json,
         text=lambda: make_table(["name", "what"], [(one.name, one.title) for one in found]),
     )
@@ -68,9 +58,9 @@ def show_command(
     assign: Assignments = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Show a preset in full: every key, its value, and where the value comes from.
+    """Show a preset in full: every key, its value, and the provenance of the value.
 
-    What is shown is itself a preset.
+    The output is itself a preset.
 
     Examples
     --------
@@ -101,9 +91,9 @@ def validate_command(
     assign: Assignments = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Check a preset and name all that is wrong with it; exit code 2 if anything is.
+    """Check a preset and list all validation errors; exit code 2 if there are any.
 
-    Variables TFX_SECTION__KEY of the environment are left aside: the file itself is checked.
+    Variables TFX_SECTION__KEY of the environment are ignored: the file itself is checked.
 
     Examples
     --------
@@ -128,13 +118,13 @@ def import_command(
         Path | None,
         typer.Argument(
             metavar="[FILE]",
-            help="A JSON configuration of PolyGene, or a shell script of PerturbGene; or nothing, "
-            "and the command line itself behind '--'.",
+            help="A JSON configuration of PolyGene, or a shell script of PerturbGene; without "
+            "one, give the command line itself after '--'.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to; default: printed."),
+        typer.Option("--output", "-o", metavar="FILE", help="File to write; default: stdout."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the output file if it exists.")
@@ -143,8 +133,8 @@ def import_command(
 ) -> None:
     """Turn a run of PolyGene or PerturbGene into a preset.
 
-    Behind each key stands the original's option; options that decide nothing here are listed with the
-    reason. docs/published-models.md has the table.
+    A comment on each key names the option it comes from; options without effect here are listed
+    with the reason. docs/published-models.md has the table.
 
     Examples
     --------
@@ -157,12 +147,11 @@ def import_command(
     from core.presets.loading import resolve_text
     from core.published.commands import read_arguments, read_file
     from core.published.to_preset import write_original
-    from tfx_cli.output_files import check_output
 
     words = list(context.args)
     is_file = source is not None and not words
     if source is None and not words:
-        message = "name a JSON configuration or a script, or give the command line behind '--'"
+        message = "name a JSON configuration or a script, or give the command line after '--'"
         raise ConfigurationError(message)
     if output is not None:
         check_output(output, (".toml",), what="the preset", overwrite=overwrite)
@@ -197,7 +186,7 @@ def schema_command(
     ] = "markdown",
     as_json: JsonOutput = False,
 ) -> None:
-    """Print all that a preset may say: keys, values, defaults, meanings.
+    """Print the schema of presets: keys, values, defaults, meanings.
 
     JSON Schema makes editors complete and check presets as they are written.
 

@@ -1,4 +1,4 @@
-"""How long work shows on stderr: bars on a terminal, else a plain line now and then."""
+"""Progress of long work on stderr: bars on a terminal, else a plain line now and then."""
 
 import contextlib
 import sys
@@ -12,27 +12,19 @@ from tfx_cli import output
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressLines", "show_progress"]
-
-#: Without a terminal a line appears at least this often while something moves.
+#: Without a terminal a line appears at least this often while work advances.
 LINE_SECONDS = 30.0
-#: Less time left than this is not told.
-_WORTH_SAYING = 60.0
+#: Shorter remaining times are not shown.
+_SHORTEST_LEFT = 60.0
 
 
 @contextlib.contextmanager
-def show_progress(*, line_seconds: float = LINE_SECONDS) -> Iterator[Listener]:
-    """Give a listener for `on_progress` that shows the work while the block runs.
-
-    Parameters
-    ----------
-    line_seconds
-        Seconds between lines where stderr is not a terminal.
-    """
+def show_progress() -> Iterator[Listener]:
+    """Yield a listener for `on_progress` that shows the work while the block runs."""
     if output.is_quiet():
         yield ignore_progress
     elif not sys.stderr.isatty():
-        yield ProgressLines(line_seconds=line_seconds)
+        yield ProgressLines()
     else:
         with _bars() as listener:
             yield listener
@@ -40,34 +32,26 @@ def show_progress(*, line_seconds: float = LINE_SECONDS) -> Iterator[Listener]:
 
 @contextlib.contextmanager
 def _bars() -> Iterator[Listener]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress as rich_progress
 
-    console = output.error_console()
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        redirect_stdout=False,  # results are not narration
-        redirect_stderr=False,
-    )
-    with progress, output.live_console(console):
-        yield _ProgressBars(progress)
+    with output.live_console() as console:
+        columns = (
+            rich_progress.TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(),
+            rich_progress.TaskProgressColumn(),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(),
+        )
+        # stdout is for results, not for narration.
+        with rich_progress.Progress(
+            *columns, console=console, redirect_stdout=False, redirect_stderr=False
+        ) as progress:
+            yield _ProgressBars(progress)
 
 
 class _ProgressBars:
-    """One bar per stage; a stage that comes again starts its bar anew."""
+    """One bar per stage; a stage that begins again starts its bar anew."""
 
     def __init__(self, progress: "Progress") -> None:
         self._progress = progress
@@ -86,15 +70,7 @@ class _ProgressBars:
 
 
 class ProgressLines:
-    """A plain line when a stage begins, at each tenth of it, and every so many seconds.
-
-    Parameters
-    ----------
-    line_seconds
-        Seconds between lines.
-    write, clock
-        Where lines go and what the time is; for tests.
-    """
+    """A plain line when a stage begins, at each tenth of it, and every ``line_seconds``."""
 
     def __init__(
         self,
@@ -131,12 +107,12 @@ class ProgressLines:
             self._write(f"{event.stage}: {_amount(event)}{self._time_left(event)}")
 
     def _time_left(self, event: ProgressEvent) -> str:
-        """Say how long it will take at the pace so far, where that is worth knowing."""
-        then, had = self._began
-        if not event.total or event.done <= had:
+        began, done_before = self._began
+        if not event.total or event.done <= done_before:
             return ""
-        seconds = (self._clock() - then) / (event.done - had) * (event.total - event.done)
-        if seconds < _WORTH_SAYING:
+        pace = (self._clock() - began) / (event.done - done_before)
+        seconds = pace * (event.total - event.done)
+        if seconds < _SHORTEST_LEFT:
             return ""
         minutes = round(seconds / 60)
         return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"

@@ -9,24 +9,17 @@ import typer
 
 from core.errors import ConfigurationError
 from core.wording import did_you_mean
+from tfx_cli.arguments import RUNS
+from tfx_cli.command_line import new_app
 from tfx_cli.options import JsonOutput
 from tfx_cli.output import narrate, print_result, print_text
-from tfx_cli.run_folders import RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from core.runlog.overview import RunOverview, RunRow
 
-__all__ = ["app"]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    pretty_exceptions_show_locals=False,
-)
+app = new_app(no_args_is_help=True, add_completion=False)
 
 RunArgument = Annotated[
     str | None,
@@ -37,7 +30,7 @@ SortKey = Literal["started", "name", "step", "loss", "accuracy"]
 
 @app.callback()
 def runs() -> None:
-    """List, show, compare and export runs, while they go on or later.
+    """List, show, compare and export runs, while they train or later.
 
     Examples
     --------
@@ -68,11 +61,11 @@ def list_command(
     ] = "started",
     as_json: JsonOutput = False,
 ) -> None:
-    """List runs: how far they are, how well they do, and whether they still live.
+    """List runs: progress, losses, and whether they still train.
 
-    A run that has been silent for 15 seconds is stale, after 10 minutes it is presumed crashed.
-    Loss and accuracy are those of the lowest validation loss, whose weights the model folder
-    holds; accuracy is the mean over phenotypes.
+    A run that has written nothing for 15 seconds is stale; after 10 minutes it is presumed
+    crashed. Loss and accuracy are those of the lowest validation loss, whose weights are in the
+    model folder; accuracy is the mean over phenotypes.
 
     Examples
     --------
@@ -95,7 +88,7 @@ def list_command(
         message = f"there is no folder '{folder}'; give the folder that holds runs"
         raise ConfigurationError(message)
     if (root / RUN_FILE).is_file():
-        message = f"'{root}' is a run itself; look at it by 'tfx runs show {root}'"
+        message = f"'{root}' is a run itself; see 'tfx runs show {root}'"
         raise ConfigurationError(message)
     now = time.time()
     rows = [run_row(summary) for summary in list_runs(root, now=now)]
@@ -138,10 +131,10 @@ def show_command(
     ] = 10,
     as_json: JsonOutput = False,
 ) -> None:
-    """Show all there is to know of a run, in text.
+    """Show everything about a run, as text.
 
-    State, preset and where its values come from, cells, model, machine, the last and the best
-    figures, speed and use of the hardware, checkpoints, events.
+    State, preset and provenance of its values, cells, model, machine, the last and the best
+    metrics, speed and use of the hardware, checkpoints, events.
 
     Examples
     --------
@@ -166,7 +159,7 @@ def show_command(
 
 
 def _described(found: "RunOverview") -> dict[str, object]:
-    """Return what the metrics of a run are: label, unit, better direction."""
+    """Return label, unit and better direction of the metrics of a run."""
     from core.runlog.schema import RESERVED_METRIC_KEYS, metric_info
 
     names = dict.fromkeys([*(found.train or ()), *(found.last or ())])
@@ -185,10 +178,10 @@ def compare_command(
     ],
     as_json: JsonOutput = False,
 ) -> None:
-    """Compare runs: what their presets say differently, and what came of it.
+    """Compare runs: differences of their presets, and their metrics.
 
-    The best figure of a row bears a '*', where the runs were trained on the same cells and asked
-    the same question.
+    A '*' marks the best value of a metric, where the runs have the same cells, encoding, masking and
+    losses.
 
     Examples
     --------
@@ -201,7 +194,7 @@ def compare_command(
 
     folders = [find_run(RUNS, name) for name in names]
     if len({folder.resolve() for folder in folders}) < 2:
-        message = "compare wants two different runs or more; 'tfx runs list' names them"
+        message = "give two different runs or more; 'tfx runs list' names them"
         raise ConfigurationError(message)
     found = compare_runs([RunReader(folder) for folder in folders])
     record = asdict(found)
@@ -231,7 +224,7 @@ def export_command(
     ] = "wide",
     file_format: Annotated[
         Literal["csv", "json", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="Whatever the name of the file; csv for stdout."),
+        typer.Option("--format", help="Format; default: by the file's name, csv for stdout."),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="SPLIT", help="Only train or validation.")
@@ -240,8 +233,8 @@ def export_command(
 ) -> None:
     """Write the metrics of a run as a table for other programs.
 
-    Steps that a resumed run did again appear once. What is not finite is empty. The file is
-    replaced at once, so that it can be written anew while the run goes on.
+    Steps that a resumed run repeated appear once. A value that is not finite is empty. The file is
+    replaced as a whole, so that you can export again while the run trains.
 
     Examples
     --------
@@ -253,13 +246,11 @@ def export_command(
 
     is_stdout = output == "-"
     if is_stdout and as_json:
-        message = (
-            "--json tells what was written to a file; for the metrics as JSON give --format json"
-        )
+        message = "--json describes a written file; for the metrics as JSON give --format json"
         raise ConfigurationError(message)
     wanted = file_format or ("csv" if is_stdout else format_of(Path(output)))
     if is_stdout and wanted == "parquet":
-        message = "Parquet is no text for stdout; give -o FILE.parquet"
+        message = "Parquet cannot be printed; give -o FILE.parquet"
         raise ConfigurationError(message)
     folder = find_run(RUNS, run)
     records = RunReader(folder).metrics()

@@ -1,10 +1,7 @@
-"""What `tfx runs` prints for people: tables and lines of text, no maths.
-
-Every figure is text, and colour is never the only sign.
-"""
+"""Tables and text of `tfx runs`; colour is never the only sign."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from core.runlog.comparison import ComparedMetric, Comparison
@@ -12,19 +9,25 @@ from core.runlog.json_lines import number_in
 from core.runlog.overview import RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
 from core.wording import size
-from tfx_cli.curve_text import curve_text
-from tfx_cli.machine_text import gpu_text, machine_text
+from tfx_cli.formatting import (
+    ago,
+    curve_text,
+    date,
+    duration,
+    gpus_of,
+    machine_text,
+    metric_value,
+    progress_of,
+    short_count,
+)
 from tfx_cli.output import make_table
-from tfx_cli.quantities import ago, date, duration, metric_value, short_count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["comparison_text", "overview_text", "runs_table"]
-
-#: Of the states that want a look.
+#: States that need attention, or are alive.
 _STYLES = {
     "running": "green",
     "starting": "green",
@@ -33,32 +36,33 @@ _STYLES = {
     "crashed": "red",
     "failed": "red",
 }
-_PRECISIONS = {"no": "fp32"}  # accelerate's word
+#: accelerate's name of a precision -> ours.
+PRECISIONS = {"no": "fp32"}
 _EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite"})
 _LONGEST_DETAIL, _LONGEST_SETTING = 160, 60  # characters
-#: How model FLOPs utilisation is reckoned; docs/run-format.md has the symbols.
+#: Model FLOPs utilisation; docs/run-format.md explains the symbols.
 _MFU = "(6 P + 12 · layers · d · L̄) · tokens/s / peak FLOP/s"
 
 
+def run_texts(row: RunRow, *, now: float) -> dict[str, str]:
+    """Return the columns of a list of runs: name -> text."""
+    return {
+        "run": row.name,
+        "state": row.state,
+        "step": progress_of(row.step, row.total, short=True),
+        "loss": metric_value("loss", row.loss),
+        "val. loss": metric_value("loss", row.validation_loss),
+        "accuracy": metric_value("acc/mean", row.accuracy),
+        "last data": ago(row.last_data, now=now),
+        "left": "" if row.eta is None else duration(row.eta),
+    }
+
+
 def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
-    """Make the table of `tfx runs list`; it fits into 80 columns or so."""
-    return make_table(
-        ["run", "state", "step", "loss", "val. loss", "accuracy", "last data", "left"],
-        [
-            [
-                row.name,
-                _state(row.state),
-                _short_steps(row),
-                metric_value("loss", row.loss),
-                metric_value("loss", row.validation_loss),
-                metric_value("acc/mean", row.accuracy),
-                ago(row.last_data, now=now),
-                "" if row.eta is None else duration(row.eta),
-            ]
-            for row in rows
-        ],
-        right=(2, 3, 4, 5, 6, 7),
-    )
+    """Make the table of `tfx runs list`, about 80 columns wide."""
+    texts = [run_texts(row, now=now) for row in rows]
+    cells = [[*{**one, "state": _state(one["state"])}.values()] for one in texts]
+    return make_table(list(texts[0]), cells, right=range(2, 8))
 
 
 def _state(state: str) -> "Text":
@@ -67,40 +71,20 @@ def _state(state: str) -> "Text":
     return Text(state, style=_STYLES.get(state, ""))
 
 
-def _short_steps(row: RunRow) -> str:
-    if row.step is None:
-        return ""
-    step = short_count(row.step)
-    return step if row.total is None else f"{step}/{short_count(row.total)}"
-
-
-def _steps(row: RunRow) -> str:
-    if row.step is None:
-        return ""
-    return f"{row.step:,}" if row.total is None else f"{row.step:,} of {row.total:,}"
-
-
 # -- one run
 
 
 def overview_text(
     found: RunOverview, metrics: Sequence[MetricRecord], *, now: float
 ) -> "Iterator[RenderableType]":
-    """Make all of `tfx runs show`.
-
-    Parameters
-    ----------
-    found
-        What there is to say.
-    metrics
-        For the curves.
-    now
-        Seconds since 1970.
-    """
-    yield f"{found.row.path}: {_headline(found, now=now)}"
+    """Make the text of `tfx runs show`; ``metrics`` are for its curves."""
+    yield f"{found.row.path}: {_headline(found.row, now=now)}"
     yield ""
     yield make_table(["", ""], _facts(found))
-    yield from _curves(metrics)
+    curves = [curve for split in ("train", "validation") if (curve := _curve(metrics, split))]
+    if curves:
+        yield ""
+        yield from curves
     if found.train is not None or found.last is not None:
         yield ""
         yield _metrics_table(found)
@@ -112,11 +96,7 @@ def overview_text(
         yield make_table(["machine", "", "at"], _machines(found, now=now))
     if found.checkpoints:
         yield ""
-        yield make_table(
-            ["checkpoint", "step", "size", ""],
-            [[one.name, one.step, size(one.size), _checkpoint_note(found, place)]
-             for place, one in enumerate(found.checkpoints)],
-        )  # fmt: skip
+        yield make_table(["checkpoint", "step", "size", ""], _checkpoints(found))
     if found.events:
         yield ""
         shown = len(found.events)
@@ -127,23 +107,11 @@ def overview_text(
         yield f"{found.bad_lines:,} lines of its files could not be read and were left out"
 
 
-def _mfu_numbers(run: Mapping[str, Any]) -> str:
-    """Say what P, layers, d and the peak are, where the run tells."""
-    encoder, peak = run.get("encoder"), number_in(run, "peak_flops")
-    if not isinstance(encoder, dict) or peak is None:
-        return ""
-    return (
-        f", P = {encoder.get('parameters'):,}, {encoder.get('layers')} layers, "
-        f"d = {encoder.get('width')}, peak {short_count(peak)}FLOP/s"
-    )
-
-
-def _headline(found: RunOverview, *, now: float) -> str:
-    row = found.row
+def _headline(row: RunRow, *, now: float) -> str:
     parts = [row.state]
     if row.step is not None:
-        share = f" ({row.step / row.total:.0%})" if row.total else ""
-        parts.append(f"step {_steps(row)}{share}")
+        fraction = f" ({row.step / row.total:.0%})" if row.total else ""
+        parts.append(f"step {progress_of(row.step, row.total)}{fraction}")
     if row.last_data is not None:
         parts.append(f"last data {ago(row.last_data, now=now)}")
     if row.eta is not None:
@@ -152,62 +120,48 @@ def _headline(found: RunOverview, *, now: float) -> str:
 
 
 def _facts(found: RunOverview) -> Iterator[tuple[str, str]]:
-    run, status = found.run, found.status
+    run = found.run
 
-    def known(*names: str) -> Iterable[str]:
-        return (str(run[name]) for name in names if run.get(name) not in (None, ""))
+    def known(name: str, text: str = "{}") -> list[str]:
+        return [] if run.get(name) in (None, "") else [text.format(str(run[name]))]
 
-    if status.get("error"):
-        yield "error", str(status["error"])
-    sources = ", ".join(f"{source} ({count})" for source, count in found.sources.items())
-    yield (
-        "preset",
-        f"{run.get('name', '')}: values from {sources}" if sources else str(run.get("name", "")),
-    )
+    def count(name: str, noun: str) -> list[str]:
+        return [f"{run[name]:,} {noun}"] if type(run.get(name)) is int else []
+
+    if found.status.get("error"):
+        yield "error", str(found.status["error"])
+    sources = ", ".join(f"{source} ({number})" for source, number in found.sources.items())
+    yield "preset", f"{run.get('name', '')}{f': values from {sources}' if sources else ''}"
     yield "store", f"{run.get('store', '')}{' (simulated cells)' if run.get('simulated') else ''}"
-    parts = [f"{run['parameters']:,} parameters"] if _is_count(run.get("parameters")) else []
-    if _is_count(run.get("genes")):
-        parts.append(f"{run['genes']:,} genes")
-    if isinstance(run.get("phenotypes"), dict):
-        parts += [
-            f"{name} ({len(values)})" if isinstance(values, list) else str(name)
-            for name, values in run["phenotypes"].items()
-        ]
+    phenotypes = run.get("phenotypes")
+    parts = [
+        f"{name} ({len(values)})" if isinstance(values, list) else str(name)
+        for name, values in (phenotypes if isinstance(phenotypes, dict) else {}).items()
+    ]
+    parts = [*count("parameters", "parameters"), *count("genes", "genes"), *parts]
     yield "model", ", ".join(parts)
     if found.model_size is not None:
         step = "" if found.kept is None else f", of step {found.kept['step']:,}"
         yield "model folder", f"{found.row.path}/model ({size(found.model_size)}{step})"
-    precision = str(run.get("precision", ""))
-    parts = list(dict.fromkeys(known("device", "device_name")))
-    parts += [_PRECISIONS.get(precision, precision)] if precision else []
-    if _is_count(run.get("processes")):
-        parts.append(f"{run['processes']} process{'' if run['processes'] == 1 else 'es'}")
-    yield "device", ", ".join(parts)
-    yield "host", ", ".join([*known("host"), *(f"job {job}" for job in known("job"))])
+    precision = [PRECISIONS.get(one, one) for one in known("precision")]
+    devices = dict.fromkeys([*known("device"), *known("device_name")])
+    processes = count("processes", "process" if run.get("processes") == 1 else "processes")
+    yield "device", ", ".join([*devices, *precision, *processes])
+    yield "host", ", ".join([*known("host"), *known("job", "job {}")])
     yield "started", f"{date(number_in(run, 'started'))}, {duration(found.seconds)} of training"
-    versions = [f"tfx {tfx}" for tfx in known("tfx")] + [f"python {one}" for one in known("python")]
-    yield "versions", ", ".join([*versions, *(f"commit {one[:12]}" for one in known("commit"))])
+    versions = [*known("tfx", "tfx {}"), *known("python", "python {}")]
+    yield "versions", ", ".join([*versions, *known("commit", "commit {:.12}")])
     if isinstance(run.get("argv"), list):
         yield "command", " ".join(map(str, run["argv"]))
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _curves(metrics: Sequence[MetricRecord]) -> Iterator[str]:
-    curves = []
-    for split in ("train", "validation"):
-        losses = [number_in(one, "loss") for one in metrics if one.get("split") == split]
-        drawn = curve_text(losses)
-        known = [loss for loss in losses if loss is not None]
-        if len(known) > 1:
-            ends = f"{metric_value('loss', known[0])} to {metric_value('loss', known[-1])}"
-            lowest = f"lowest {metric_value('loss', min(known))}"
-            curves.append(f"{f'{split} loss':<15}  {drawn}  {ends}, {lowest}")
-    if curves:
-        yield ""
-        yield from curves
+def _curve(metrics: Sequence[MetricRecord], split: str) -> str:
+    losses = [number_in(one, "loss") for one in metrics if one.get("split") == split]
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < 2:
+        return ""
+    first, last, lowest = (metric_value("loss", one) for one in (known[0], known[-1], min(known)))
+    return f"{f'{split} loss':<15}  {curve_text(losses)}  {first} to {last}, lowest {lowest}"
 
 
 def _metrics_table(found: RunOverview) -> "Table":
@@ -224,15 +178,9 @@ def _metrics_table(found: RunOverview) -> "Table":
     rows = []
     for name in names:
         best = found.best.get(name)
-        rows.append(
-            [
-                _label(name),
-                *(_figure(record, name) for _, record in columns),
-                "" if best is None else f"{metric_value(name, best.value)} at {best.step:,}",
-            ]
-        )
-    places = range(1, 2 + len(heads))
-    return make_table(["figure", *heads, "best, at step"], rows, right=places)
+        last = "" if best is None else f"{metric_value(name, best.value)} at {best.step:,}"
+        rows.append([_label(name), *(_metric(record, name) for _, record in columns), last])
+    return make_table(["metric", *heads, "best, at step"], rows, right=range(1, 2 + len(heads)))
 
 
 def _label(name: str) -> str:
@@ -240,7 +188,7 @@ def _label(name: str) -> str:
     return f"{info.label}, {info.unit}" if info.unit else info.label
 
 
-def _figure(record: MetricRecord | None, name: str) -> str:
+def _metric(record: MetricRecord | None, name: str) -> str:
     if record is None or name not in record:
         return ""
     nonfinite = record.get("nonfinite")
@@ -249,21 +197,29 @@ def _figure(record: MetricRecord | None, name: str) -> str:
     return metric_value(name, record[name])
 
 
+def _mfu_numbers(run: Mapping[str, Any]) -> str:
+    """Write P, layers, d and the peak, if the run has recorded them."""
+    encoder, peak = run.get("encoder"), number_in(run, "peak_flops")
+    if not isinstance(encoder, dict) or peak is None:
+        return ""
+    return (
+        f", P = {encoder.get('parameters'):,}, {encoder.get('layers')} layers, "
+        f"d = {encoder.get('width')}, peak {short_count(peak)}FLOP/s"
+    )
+
+
 def _machines(found: RunOverview, *, now: float) -> Iterator[Sequence[object]]:
     for host, line in found.machines.items():
         yield host, machine_text(line), ago(number_in(line, "t"), now=now)
-        gpus = line.get("gpus")
-        for gpu in gpus if isinstance(gpus, list) else []:
-            if isinstance(gpu, dict):
-                yield f"  GPU {gpu.get('index', '')}", gpu_text(gpu), ""
+        yield from ((f"  {name}", text, "") for name, text in gpus_of(line))
 
 
-def _checkpoint_note(found: RunOverview, place: int) -> str:
-    one = found.checkpoints[place]
-    notes = ["best"] if one.is_best else []
-    notes += ["newest"] if place == len(found.checkpoints) - 1 else []
-    notes += [] if one.is_whole else ["not whole"]
-    return ", ".join(notes)
+def _checkpoints(found: RunOverview) -> Iterator[Sequence[object]]:
+    for one in found.checkpoints:
+        notes = ["best"] if one.is_best else []
+        notes += ["newest"] if one is found.checkpoints[-1] else []
+        notes += [] if one.is_whole else ["not whole"]
+        yield one.name, one.step, size(one.size), ", ".join(notes)
 
 
 def _event(record: EventRecord) -> Sequence[object]:
@@ -286,37 +242,6 @@ def _detail(name: str, value: object) -> str:
 
 # -- runs side by side
 
-
-def comparison_text(found: Comparison) -> "Iterator[RenderableType]":
-    """Make all of `tfx runs compare`."""
-    names = _distinct_names(found.runs)
-    yield make_table(["preset", *names], [
-        [key, *(_setting(value) for value in values)] for key, values in found.settings.items()
-    ]) if found.settings else "The presets say the same."  # fmt: skip
-    yield ""
-    rows: list[Sequence[object]] = [
-        ["state", *(_state(row.state) for row in found.runs)],
-        ["step", *(_steps(row) for row in found.runs)],
-    ]
-    rows += [_compared(figure) for figure in found.metrics]
-    yield make_table(["figure", *names], rows, right=range(1, 1 + len(names)))
-    if any(figure.best for figure in found.metrics):
-        yield "* best"
-    yield from found.notes
-
-
-def _distinct_names(rows: Sequence[RunRow]) -> list[str]:
-    names = [row.name for row in rows]
-    return [row.path if names.count(row.name) > 1 else row.name for row in rows]
-
-
-def _setting(value: object) -> str:
-    if value is None:
-        return "not set"
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= _LONGEST_SETTING else text[: _LONGEST_SETTING - 3] + "..."
-
-
 _LABELS = {
     ("seconds", "run"): "time of training",
     ("parameters", "run"): "parameters",
@@ -327,16 +252,43 @@ _LABELS = {
 }
 
 
-def _compared(figure: ComparedMetric) -> Sequence[object]:
+def comparison_text(found: Comparison) -> "Iterator[RenderableType]":
+    """Make the text of `tfx runs compare`."""
+    names = [row.name for row in found.runs]
+    names = [row.path if names.count(row.name) > 1 else row.name for row in found.runs]
+    if found.settings:
+        settings = [[key, *map(_setting, values)] for key, values in found.settings.items()]
+        yield make_table(["preset", *names], settings)
+    else:
+        yield "The presets are the same."
+    yield ""
+    rows: list[Sequence[object]] = [
+        ["state", *(_state(row.state) for row in found.runs)],
+        ["step", *(progress_of(row.step, row.total) for row in found.runs)],
+    ]
+    rows += [_compared(metric) for metric in found.metrics]
+    yield make_table(["metric", *names], rows, right=range(1, 1 + len(names)))
+    if any(metric.best for metric in found.metrics):
+        yield "* best"
+    yield from found.notes
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST_SETTING else text[: _LONGEST_SETTING - 3] + "..."
+
+
+def _compared(metric: ComparedMetric) -> Sequence[object]:
     from rich.text import Text
 
-    label = _LABELS.get((figure.name, figure.at))
+    label = _LABELS.get((metric.name, metric.at))
     if label is None:
-        label = f"  {_label(figure.name)}" if figure.at == "kept" else _label(figure.name)
+        label = f"  {_label(metric.name)}" if metric.at == "kept" else _label(metric.name)
     cells = []
-    for place, value in enumerate(figure.values):
-        text = _value(figure.name, value)
-        is_best = place in figure.best
+    for place, value in enumerate(metric.values):
+        text, is_best = _value(metric.name, value), place in metric.best
         cells.append(Text(f"* {text}" if is_best else text, style="bold" if is_best else ""))
     return [label, *cells]
 

@@ -1,31 +1,30 @@
-"""`tfx train`: from a preset to a run, or on with a run that stopped."""
+"""`tfx train`: train a preset as a new run, or continue a run that stopped."""
 
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core.errors import ConfigurationError, ExitCode, TrainingInterrupted
-from tfx_cli.launch import is_main_process, launch
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
+from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
+from tfx_cli.arguments import bundled_presets, existing_run, new_run_folder
+from tfx_cli.launch import is_main_process, launch, stop_on_signals
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, preset_option
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
-from tfx_cli.run_folders import existing_run, new_run_folder
-from tfx_cli.stop_signal import stop_on_signals
 from tfx_cli.train_forecast import show_forecast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import RenderableType
 
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
     from core.training.engine import TrainResult
 
-__all__ = ["train"]
+#: Preset keys that have an option of their own.
+_OPTION_NAMES = {"train.max_steps": "--steps", "train.device": "--device"}
 
 
 def train(
@@ -33,18 +32,16 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET | RUN",
-            help="A preset (file or bundled name), or a run that stopped, to go on with it.",
+            help="A preset (file or bundled name), or a run that stopped, to continue it.",
         ),
     ],
     run: Annotated[
         str | None,
         typer.Option("--run", metavar="NAME", help="Name of the new run; default: the preset's."),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Optimiser steps (train.max_steps).")
-    ] = None,
+    steps: Annotated[int | None, preset_option("train.max_steps", "--steps")] = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps.")
+        str | None, preset_option("train.device", "--device", metavar="auto|cpu|cuda|mps")
     ] = None,
     processes: Annotated[
         int | None,
@@ -66,11 +63,11 @@ def train(
     assign: Assignments = None,
     as_json: JsonOutput = False,
 ) -> None:
-    """Train a model of cells; what is missing (the store of cells) is prepared first.
+    """Train a model of cells; the store of cells is prepared first if it is missing.
 
     Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
     with the weights of the lowest validation loss. Ctrl-C saves a checkpoint and leaves with exit
-    code 75; 'tfx train runs/NAME' goes on from there, also with more --steps or another --set
+    code 75; 'tfx train runs/NAME' continues from there, also with more --steps or another --set
     train.learning_rate; cells, model and losses of a run are frozen.
 
     Examples
@@ -81,21 +78,23 @@ def train(
     tfx train runs/base
     tfx train runs/base --steps 6000
     """
-    folder = _run_to_resume(target)
+    folder = existing_run(target)
+    if target in bundled_presets():
+        folder = None  # a bundled preset wins over a run of its name
     if folder is not None and run:
-        message = f"{folder} goes on under its own name; leave out --run, or train a preset"
+        message = f"{folder} continues under its own name; omit --run, or train a preset"
         raise ConfigurationError(message)
     options: dict[str, object] = {"train.max_steps": steps, "train.device": device}
     resolved = (
-        _preset_of_run(folder, config or [], assign or [], options)
+        _preset_of_run(folder, config or (), assign or (), options)
         if folder is not None
-        else _new_preset(target, config or [], assign or [], options)
+        else _new_preset(target, config or (), assign or (), options)
     )
     if processes is not None and processes > 1 and not dry_run:
         raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes))
     if folder is None:
-        new_run_folder(resolved.name, run)  # refuse a taken name before the cells are prepared
-    # torch, transformers, accelerate and scanpy, 3 to 5 s: not before the preset has proved right.
+        new_run_folder(resolved.name, run)  # a taken name fails before the cells are prepared
+    # torch, transformers, accelerate and scanpy, 3 to 5 s: only after the preset has proved right.
     from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
     from core.published.conversion import check_start_shape, convert_start
@@ -138,7 +137,7 @@ def train(
                     on_progress=listener,
                 )
         except TrainingInterrupted as error:
-            stopped = f"{error}; 'tfx train {folder}' goes on from there"
+            stopped = f"{error}; 'tfx train {folder}' continues from there"
     leave_processes()
     if stopped and not is_main_process():
         raise typer.Exit(ExitCode.STOPPED_EARLY)
@@ -160,20 +159,8 @@ def train(
     )
 
 
-def _run_to_resume(target: str) -> Path | None:
-    """Tell a run from a preset; a preset's file or bundled name wins over a run of that name."""
-    from core.presets.catalogue import list_presets
-
-    folder = existing_run(target)
-    bundled = {preset.name for preset in list_presets()}
-    return None if folder is not None and target in bundled else folder
-
-
-_OPTION_NAMES = {"train.max_steps": "--steps", "train.device": "--device"}
-
-
 def _new_preset(
-    target: str, config: list[Path], assign: list[str], options: dict[str, object]
+    target: str, config: Sequence[Path], assign: Sequence[str], options: dict[str, object]
 ) -> "ResolvedPreset":
     from core.presets.loading import resolve_preset
 
@@ -188,9 +175,9 @@ def _new_preset(
 
 
 def _preset_of_run(
-    folder: Path, config: list[Path], assign: list[str], options: dict[str, object]
+    folder: Path, config: Sequence[Path], assign: Sequence[str], options: dict[str, object]
 ) -> "ResolvedPreset":
-    """Read the run's own preset, with what the command line changes of it."""
+    """Read the preset of a run, with the changes of the command line."""
     from core.presets.loading import ResolvedPreset
     from core.runlog.reader import RunReader
     from core.runlog.schema import CONFIG_FILE
@@ -200,7 +187,7 @@ def _preset_of_run(
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        message = f"{path} cannot be read ({error.strerror}): this run cannot go on; train its preset anew"
+        message = f"{path} cannot be read ({error.strerror}): this run cannot continue; train its preset again"
         raise ConfigurationError(message) from error
     own = ResolvedPreset.from_toml(text, where=str(path))
     resolved = own.changed(
@@ -216,7 +203,7 @@ def _preset_of_run(
     if not changes and has_ended:
         message = (
             f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or "
-            f"train its preset anew"
+            f"train its preset again"
         )
         raise ConfigurationError(message)
     return resolved
@@ -237,19 +224,18 @@ def _without_processes(arguments: list[str]) -> list[str]:
 
 def _store_of_run(folder: Path) -> "Store":
     from core.cells.store import Store
-    from core.errors import DataError
     from core.runlog.reader import RunReader
 
     run = RunReader(folder).run
     store = Store.open(str(run.get("store", "")))
     if store.manifest.key != run.get("store_key"):
-        message = f"{store.path} was prepared anew since {folder} began; train the preset anew"
+        message = f"{store.path} was prepared again after {folder} began; train the preset again"
         raise DataError(message)
     return store
 
 
-def _summary(result: "TrainResult", *, is_classifier: bool) -> "Iterator[RenderableType]":
-    yield f"{result.run}: {result.steps:,} steps; the model is that of step {result.best_step:,}"
+def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator["RenderableType"]:
+    yield f"{result.run}: {result.steps:,} steps; the model folder holds step {result.best_step:,}"
     rows = [
         [name.removeprefix("acc/"), f"{value:.3f}"]
         for name, value in result.validation.items()

@@ -1,25 +1,29 @@
-"""`tfx train --dry-run`: what a run will be, shown; nothing is written."""
+"""`tfx train --dry-run`: size, memory, time and files of a run, before it writes anything."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.wording import size
+from tfx_cli.formatting import duration
 from tfx_cli.output import make_table, print_result
 from tfx_cli.progress import show_progress
-from tfx_cli.quantities import duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
     from core.training.forecast import RunForecast
     from core.training.run_size import CellOutline
 
-__all__ = ["show_forecast"]
-
 _BAR_WIDTH = 24
+_VERDICTS = {
+    "ok": "memory and disk suffice",
+    "tight": "memory or disk is tight",
+    "too much": "this does not fit",
+}
 
 
 def show_forecast(
@@ -30,18 +34,9 @@ def show_forecast(
     processes: int,
     as_json: bool,
 ) -> None:
-    """Forecast the run of a preset, or what is left of one, and print it.
+    """Forecast the run of a preset, or the rest of a run that continues, and print it.
 
-    Parameters
-    ----------
-    resolved
-        The preset.
-    folder
-        Of the run.
-    store
-        Of a run that goes on; None: the run is new.
-    processes
-        That will train together.
+    ``store`` is the store of a run that continues; None: the run is new.
     """
     from core.training.forecast import forecast_run
     from core.training.run_size import outline_of_store
@@ -68,7 +63,7 @@ def _steps_done(folder: Path) -> int:
 
 
 def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
-    """Look at the store if there is one, else at the tables of the files."""
+    """Read the store if there is one, else the tables of the files."""
     from core.cells.checks.preflight import preflight
     from core.cells.checks.report import refuse_failures
     from core.cells.prepare import find_store
@@ -87,74 +82,57 @@ def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
 def _text(forecast: "RunForecast", source: str, folder: Path) -> Iterator["RenderableType"]:
     yield f"{folder}: a forecast; nothing was written"
     yield ""
-    yield make_table(["", ""], _what(forecast, source))
-    total = sum(forecast.parameters.values())
+    yield make_table(["", ""], _facts(forecast, source))
     yield ""
-    yield make_table(
-        ["parameters", f"{total:,}", ""],
-        [[part, f"{n:,}", _bar(n / total)] for part, n in forecast.parameters.items()],
-        right=(1,),
-    )
+    n_parameters = sum(forecast.parameters.values())
+    yield _parts_table(["parameters", f"{n_parameters:,}", ""], forecast.parameters, "{:,}".format)
     yield ""
-    yield make_table(
-        ["operations", "", ""],
-        [
-            [f"per {what}", _operations(n), "6 P + 12 · layers · d · L̄" if what == "token" else ""]
-            for what, n in forecast.operations.items()
-        ],
-        right=(1,),
-    )
+    formulas = {"token": "6 P + 12 · layers · d · L̄"}
+    rows = [
+        [f"per {unit}", _operations(n), formulas.get(unit, "")]
+        for unit, n in forecast.operations.items()
+    ]
+    yield make_table(["operations", "", ""], rows, right=(1,))
     used, free = sum(forecast.memory.values()), forecast.memory_available
     yield ""
-    yield make_table(
-        ["memory of a process", size(used), f"{used / free:.0%} of {size(free)} free"],
-        [[part, size(n), _bar(n / used)] for part, n in forecast.memory.items()],
-        right=(1,),
-    )
+    head = ["memory of a process", size(used), f"{used / free:.0%} of {size(free)} free"]
+    yield _parts_table(head, forecast.memory, size)
     yield ""
     if forecast.seconds:
-        yield make_table(
-            ["time", ""],
-            [[what, _time(seconds)] for what, seconds in forecast.seconds.items()],
-            right=(1,),
-        )
+        rows = [[stage, _time(seconds)] for stage, seconds in forecast.seconds.items()]
+        yield make_table(["time", ""], rows, right=(1,))
         yield ""
     yield f"times: {forecast.timing}"
-    written = sum(forecast.files.values())
     yield ""
-    yield make_table(
-        ["files", size(written), f"of {size(forecast.disk_free)} free"],
-        [[name, size(n), _bar(n / written)] for name, n in forecast.files.items()],
-        right=(1,),
-    )
+    head = ["files", size(sum(forecast.files.values())), f"of {size(forecast.disk_free)} free"]
+    yield _parts_table(head, forecast.files, size)
     yield ""
     yield from (f"note: {note}" for note in forecast.notes)
-    yield {
-        "ok": "memory and disk suffice",
-        "tight": "memory or disk is tight",
-        "too much": "this does not fit",
-    }[forecast.verdict]
+    yield _VERDICTS[forecast.verdict]
 
 
-def _what(forecast: "RunForecast", source: str) -> Iterator[list[object]]:
+def _parts_table(
+    head: list[str], parts: Mapping[str, float], text: Callable[[float], str]
+) -> "Table":
+    """Make a table of parts of a whole, with bars."""
+    whole = sum(parts.values())
+    rows = [[part, text(n), _bar(n / whole)] for part, n in parts.items()]
+    return make_table(head, rows, right=(1,))
+
+
+def _facts(forecast: "RunForecast", source: str) -> Iterator[list[object]]:
     machine, tokens, cells = forecast.machine, forecast.tokens, forecast.cells
     done = f", {tokens['steps_done']:,.0f} of them done" if tokens["steps_done"] else ""
     together = f"{machine['processes']} processes, each: " if machine["processes"] != 1 else ""
-    yield [
-        "cells",
-        f"{cells['training']:,.0f} for training, {cells['validation']:,.0f} for validation",
-    ]
+    epochs = f"{tokens['epochs']:,.1f} epochs of {tokens['steps_per_epoch']:,.0f}"
+    device = f"{machine['device']} ({machine['name']}), {machine['precision']}"
+    n_training, n_validation = cells["training"], cells["validation"]
+    yield ["cells", f"{n_training:,.0f} for training, {n_validation:,.0f} for validation"]
     yield ["known from", source]
     yield ["sequence", _sequence(tokens)]
     yield ["step", f"{cells['step']:,.0f} cells, {tokens['step']:,.0f} tokens"]
-    yield [
-        "steps",
-        f"{tokens['steps']:,.0f}{done}: {tokens['epochs']:,.1f} epochs of {tokens['steps_per_epoch']:,.0f}",
-    ]
-    yield [
-        "computed on",
-        f"{together}{machine['device']} ({machine['name']}), {machine['precision']}",
-    ]
+    yield ["steps", f"{tokens['steps']:,.0f}{done}: {epochs}"]
+    yield ["computed on", f"{together}{device}"]
     yield ["attention", f"{machine['attention']}: {machine['reason']}"]
 
 
@@ -167,8 +145,8 @@ def _sequence(tokens: dict[str, float]) -> str:
     )
 
 
-def _bar(share: float) -> str:
-    eighths = round(share * _BAR_WIDTH * 8)
+def _bar(fraction: float) -> str:
+    eighths = round(fraction * _BAR_WIDTH * 8)
     whole, part = divmod(eighths, 8)
     return "█" * whole + (" ▏▎▍▌▋▊▉"[part].strip() if part else "")
 

@@ -10,7 +10,7 @@ import typer
 from core import __version__
 from tfx_cli import app as app_module
 from tfx_cli.app import COMMANDS, app
-from tfx_cli.lazy import LazyCommand, as_written
+from tfx_cli.command_line import LazyCommand, as_written
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "anndata", "textual", "numpy", "pandas", "scanpy", "transformers")

@@ -85,7 +85,7 @@ def test_all_processes_stop_together_and_one_goes_on_for_two(tfx, tiny_preset_fi
     process.send_signal(signal.SIGTERM)
     code, stdout, stderr = finish(process)
     assert (code, stdout) == (75, ""), stderr
-    assert stderr.count("checkpoint saved; 'tfx train runs/stopped' goes on from there") == 1
+    assert stderr.count("checkpoint saved; 'tfx train runs/stopped' continues from there") == 1
     step = int(latest_checkpoint(run / "checkpoints").name.removeprefix("step-"))
     on = tfx("train", "runs/stopped", "--steps", step + 3, "--json")
     assert on.code == 0, on.stderr
@@ -130,7 +130,7 @@ def test_processes_part_when_a_run_ends_and_when_it_stops(tiny_preset_file, tmp_
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=240)
-    assert "checkpoint saved; 'tfx train runs/two' goes on from there" in stderr
+    assert "checkpoint saved; 'tfx train runs/two' continues from there" in stderr
     assert "threads left" not in stderr
 
 

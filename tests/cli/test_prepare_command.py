@@ -50,7 +50,7 @@ def test_a_store_that_is_there_is_kept_and_reported_as_json(tfx, made):
     assert (document["schema"], document["reused"]) == ("tfx.prepare/1", True)
     assert (document["store"], document["cells"], document["values"]) == ("store", 300, "counts")
     assert document["report"]["split"]["cells"]["train"] > 0
-    assert result.stderr == "store: there already, kept\n"
+    assert result.stderr == "store: exists, kept\n"
 
 
 def test_files_can_be_given_in_place_of_a_preset(tfx, made):
@@ -73,7 +73,7 @@ def test_a_store_of_other_settings_is_replaced_only_when_asked(tfx, made):
     ("arguments", "code", "message"),
     [
         (["bsae"], 2, "'bsae' is neither a file nor a preset name"),
-        (["small.toml", "cells.h5ad"], 2, "'small.toml' is a preset and stands alone"),
+        (["small.toml", "cells.h5ad"], 2, "'small.toml' is a preset; give either"),
         (["missing.h5ad"], 4, "missing.h5ad"),
         (["small.toml", "--set", "data.gens=1"], 2, "--set data.gens=1: unknown key"),
         (["small.toml", "--config", "no.toml"], 2, "no.toml: cannot be read"),

@@ -107,7 +107,7 @@ def test_no_runs_at_all_are_no_error(tfx):
     ("folder", "complaint"),
     [
         ("nowhere", "there is no folder 'nowhere'"),
-        ("runs/base", "'runs/base' is a run itself; look at it by 'tfx runs show runs/base'"),
+        ("runs/base", "'runs/base' is a run itself; see 'tfx runs show runs/base'"),
     ],
 )
 def test_a_folder_that_holds_no_runs_is_refused(tfx, base, folder, complaint):
@@ -220,7 +220,7 @@ def test_compare_as_json(tfx, base, wide):
 
 def test_runs_of_one_preset_say_the_same(tfx, base, tmp_path):
     write_run(tmp_path / "runs" / "again")
-    assert "The presets say the same." in tfx("runs", "compare", "base", "again").stdout
+    assert "The presets are the same." in tfx("runs", "compare", "base", "again").stdout
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tfx, base, tmp_path):
@@ -234,7 +234,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tfx, base, tmp_path):
 def test_compare_wants_two_runs(tfx, base, names):
     result = tfx("runs", "compare", *names)
     assert (result.code, result.stdout) == (2, "")
-    assert "compare wants two different runs or more" in result.stderr
+    assert "give two different runs or more" in result.stderr
 
 
 # -- export
@@ -273,7 +273,7 @@ def test_export_reports_as_json(tfx, base):
         (["-o", "x.xlsx"], 2, "'x.xlsx': its ending must name the format, one of .csv"),
         (["--split", "tset"], 2, "has no metrics of that split; it has train, validation"),
         (["-o", "-", "--json"], 2, "give --format json"),
-        (["--format", "parquet"], 2, "Parquet is no text for stdout; give -o FILE.parquet"),
+        (["--format", "parquet"], 2, "Parquet cannot be printed; give -o FILE.parquet"),
         (["-o", "no/such/x.csv"], 3, "cannot be written (No such file or directory)"),
     ],
 )

@@ -69,7 +69,7 @@ def test_the_summary_for_people_says_what_next(tfx, tiny_preset_file):
     result = tfx("-q", "train", tiny_preset_file, "--steps", 3)
     assert (result.code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0] == "runs/tiny: 3 steps; the model is that of step 3"
+    assert lines[0] == "runs/tiny: 3 steps; the model folder holds step 3"
     assert "next: tfx eval runs/tiny" in lines
     assert any(line.split()[:1] == ["cell_type"] for line in lines)
 
@@ -101,7 +101,7 @@ def test_a_name_that_is_taken_is_refused(tfx, tiny_run, tiny_preset_file):
     before = RunReader(tiny_run).run
     result = tfx("-q", "train", tiny_preset_file, "--run", "tiny")
     assert (result.code, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: --run tiny: runs/tiny exists; go on with it by")
+    assert result.stderr.startswith("Error: --run tiny: runs/tiny exists; continue it by")
     assert RunReader(tiny_run).run == before
 
 
@@ -115,7 +115,7 @@ def test_a_finished_run_is_refused(tfx, tiny_run):
 def test_a_run_goes_on_under_its_own_name(tfx, tiny_run):
     result = tfx("-q", "train", "runs/tiny", "--run", "other")
     assert (result.code, result.stdout) == (2, "")
-    assert "runs/tiny goes on under its own name; leave out --run" in result.stderr
+    assert "runs/tiny continues under its own name; omit --run" in result.stderr
 
 
 @pytest.mark.parametrize("option", [["--set", "encoding.bins=9"], ["--config", "more.toml"]])
@@ -165,7 +165,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     name = signal.Signals(number).name
     assert f"{name}: saving a checkpoint after this step; Ctrl-C again" in stopped.stderr
     assert stopped.stderr.splitlines()[-1] == (
-        "Stopped at step 7 of 30, checkpoint saved; 'tfx train runs/stopped' goes on from there"
+        "Stopped at step 7 of 30, checkpoint saved; 'tfx train runs/stopped' continues from there"
     )
     run = tmp_path / "runs" / "stopped"
     assert RunReader(run).status["state"] == "stopped"
@@ -260,7 +260,7 @@ def test_a_run_whose_store_was_prepared_anew_cannot_go_on(tfx, unfinished):
     (unfinished / "run.json").write_text(json.dumps(run | {"store_key": "another"}))
     result = tfx("-q", "train", "runs/tiny")
     assert result.code == 4
-    assert "was prepared anew since runs/tiny began; train the preset anew" in result.stderr
+    assert "was prepared again after runs/tiny began; train the preset again" in result.stderr
 
 
 def test_a_run_without_its_preset_cannot_go_on(tfx, unfinished):

@@ -87,7 +87,7 @@ def test_a_run_whose_store_is_another_now_is_refused(tfx, tiny_run, tmp_path):
     before = everything(tmp_path)
     result = tfx("-q", "train", "runs/tiny", "--dry-run", "--steps", 80)
     assert (result.code, result.stdout) == (4, "")
-    assert "was prepared anew since runs/tiny began" in result.stderr
+    assert "was prepared again after runs/tiny began" in result.stderr
     assert everything(tmp_path) == before
 
 

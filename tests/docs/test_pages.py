@@ -18,7 +18,7 @@ from tests.docs.pages import (
     mentioned_commands,
 )
 from tfx_cli.app import app, run
-from tfx_cli.lazy import as_written
+from tfx_cli.command_line import as_written
 
 #: Options that act as soon as they are parsed: by changing the shell's start-up files, too.
 ACTING = {"--help", "-h", "--version", "--install-completion", "--show-completion"}

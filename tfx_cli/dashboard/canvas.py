@@ -10,7 +10,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tfx_cli.dashboard.raster import BLANK
-from tfx_cli.quantities import short_count
+from tfx_cli.formatting import short_count
 
 __all__ = ["Canvas", "number_text"]
 

@@ -29,8 +29,7 @@ from tfx_cli.dashboard.raster import (
     sample_line,
 )
 from tfx_cli.dashboard.themes import series_colours
-from tfx_cli.quantities import short_count
-from tfx_cli.short_text import shortened
+from tfx_cli.formatting import short_count, shortened
 
 __all__ = ["SMOOTHING", "CurveSeries", "CurveView", "CurveWindow", "ReferenceMark"]
 

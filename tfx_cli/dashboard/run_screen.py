@@ -19,7 +19,7 @@ from tfx_cli.dashboard.curve import SMOOTHING, CurveSeries, CurveView, CurveWind
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.panes import Panes
 from tfx_cli.dashboard.workspace import CurveTable, RunView, WorkspaceView
-from tfx_cli.quantities import ago, duration
+from tfx_cli.formatting import ago, duration
 
 __all__ = ["RunScreen"]
 

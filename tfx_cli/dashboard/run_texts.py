@@ -10,9 +10,15 @@ from core.runlog.json_lines import finite_number, number_in
 from core.runlog.schema import EventRecord, metric_info
 from core.runlog.settings import Setting
 from tfx_cli.dashboard.workspace import RunView
-from tfx_cli.machine_text import gpu_text, machine_text
-from tfx_cli.quantities import ago, date, metric_value, short_count
-from tfx_cli.short_text import shortened
+from tfx_cli.formatting import (
+    ago,
+    date,
+    gpus_of,
+    machine_text,
+    metric_value,
+    short_count,
+    shortened,
+)
 
 __all__ = [
     "PHENOTYPE_COLUMNS",
@@ -237,10 +243,8 @@ def machine_content(view: RunView, *, now: float) -> Content:
         line = records[-1]
         moment = number_in(line, "t")
         lines.append(f"{host}: {machine_text(line)}  {ago(moment, now=max(now, moment or now))}")
-        gpus = line.get("gpus")
-        for gpu in gpus if isinstance(gpus, list) else []:
-            if isinstance(gpu, dict):
-                lines.append(f"  GPU {gpu.get('index', '')} {gpu_text(gpu)}")  # noqa: PERF401
+        gpus = gpus_of(line)
+        lines += [f"  {name} {text}" for name, text in gpus]
         if not gpus:
             lines[-1] = f"{lines[-1]}  (no GPU)"
     if not view.machines:

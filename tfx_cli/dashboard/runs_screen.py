@@ -17,7 +17,7 @@ from tfx_cli.dashboard.curve import CurveSeries, CurveView
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.themes import series_colours
 from tfx_cli.dashboard.workspace import RunView, UnreadableRun, WorkspaceView
-from tfx_cli.quantities import ago, duration, metric_value, short_count
+from tfx_cli.formatting import ago, duration, metric_value, short_count
 
 __all__ = ["RunsScreen", "run_colours"]
 

@@ -10,7 +10,7 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from tfx_cli.short_text import shortened
+from tfx_cli.formatting import shortened
 
 __all__ = ["NOT_SPECIFIED", "SAMPLED", "TokenRow", "choice_text"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError, MachineError
-from tfx_cli.run_folders import RUNS
+from tfx_cli.arguments import RUNS
 
 __all__ = ["Launch", "TrainingProcesses", "process_to_stop", "send_stop"]
 
@@ -127,7 +127,7 @@ class TrainingProcesses:
         launch = self._started.get(path)
         return launch is not None and launch.process.poll() is None
 
-    def going_on(self) -> list[str]:
+    def running(self) -> list[str]:
         """Return the runs that were started here and still go."""
         return [path for path in self._started if self.started_here(path)]
 

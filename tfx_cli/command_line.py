@@ -1,8 +1,8 @@
-"""Commands that are imported when they run, and help that shows text as it was written.
+"""Our use of Typer: commands that are imported when they run, literal help, one-sentence errors.
 
 A command is a function with Typer annotations, or a `typer.Typer` for a command with
 sub-commands. Its docstring is its help; a section "Examples", underlined as in numpy docstrings,
-is shown at the end, after the options. No markup: brackets mean brackets.
+appears at the end, after the options. There is no markup: brackets are brackets.
 """
 
 import importlib
@@ -14,27 +14,31 @@ from typing import Any, ClassVar
 import typer
 import typer.main
 from typer.core import HAS_RICH, TyperCommand, TyperGroup
-
-__all__ = ["LazyCommand", "LazyGroup", "as_written"]
+from typer.exceptions import TyperException
 
 _EXAMPLES = re.compile(r"\n*^Examples\n-+\n", re.MULTILINE)
-#: What rich would take for markup (rich.markup.escape, without importing rich).
+#: Text that rich takes for markup (rich.markup.escape, without importing rich).
 _MARKUP = re.compile(r"(\\*)(\[[a-z#/@][^\[]*?\])")
+#: Typer's own words, and pydantic's before its message.
+_INVALID = re.compile(r"Invalid value(?: for (?P<where>.+?))?: (?:Value error, )?", re.DOTALL)
+_TOO_MANY = re.compile(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)")
+_POSSIBLE = re.compile(r" \(Possible options: (?P<options>[^)]*)\)")
+
+
+def new_app(**settings: Any) -> typer.Typer:  # noqa: ANN401 - handed to Typer
+    """Return a Typer application whose errors `output.exit_code_of` prints."""
+    return typer.Typer(
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+        **settings,
+    )
 
 
 class LazyCommand(TyperCommand):
-    """A command of which only the name, the panel and one line of help are known so far.
+    """A command whose name, help panel and summary are known before its module is imported.
 
-    Parameters
-    ----------
-    name
-        As typed.
-    target
-        ``module:object``, the function or `typer.Typer` to import.
-    panel
-        The part of the help that lists it.
-    summary
-        One line of help, which must hold without importing the target.
+    ``target`` is ``module:object``: the function or `typer.Typer` to import.
     """
 
     def __init__(self, name: str, target: str, panel: str, summary: str) -> None:
@@ -42,18 +46,13 @@ class LazyCommand(TyperCommand):
         self.target = target
 
     def load(self) -> Any:  # noqa: ANN401 - a command of Typer's vendored Click
-        """Import the target and make the command of it."""
+        """Import the target and make the command."""
         module, _, attribute = self.target.partition(":")
         found = getattr(importlib.import_module(module), attribute)
         if isinstance(found, typer.Typer):
             made = found
         else:
-            made = typer.Typer(
-                add_completion=False,
-                rich_markup_mode="rich",
-                pretty_exceptions_enable=False,
-                pretty_exceptions_show_locals=False,
-            )
+            made = new_app(add_completion=False)
             made.command(self.name)(found)
         command = as_written(typer.main.get_command(made))
         command.name = self.name
@@ -98,5 +97,35 @@ def as_written(command: Any) -> Any:  # noqa: ANN401 - a command of Typer's vend
 
 
 def _literal(text: str) -> str:
-    """Escape what rich would take for markup; without rich Typer prints text as it is."""
+    """Escape what rich takes for markup; without rich Typer prints text as it is."""
     return _MARKUP.sub(r"\1\1\\\2", text) if HAS_RICH else text
+
+
+# -- command lines that do not parse
+
+
+def is_request_for_help(error: TyperException) -> bool:
+    """Return whether a command was called without arguments and has shown its help instead."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
+def describe_usage_error(error: TyperException) -> str:
+    """Return what is wrong with a command line, where, and the command that shows its usage."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = _INVALID.sub(_where, message, count=1)
+    message = _POSSIBLE.sub(
+        lambda found: f"; did you mean {' or '.join(found['options'].split(', '))}?", message
+    )
+    message = _TOO_MANY.sub(r"too many arguments: \1", message)
+    message = message.replace(". Did you mean ", "; did you mean ")
+    message = message.replace(": Input should be ", ": must be ")  # pydantic's words
+    if message[:1].isupper() and message[1:2].islower():
+        message = message[0].lower() + message[1:]
+    context = getattr(error, "ctx", None)
+    command = "tfx" if context is None else context.command_path
+    return f"{message}; '{command} --help' shows how"
+
+
+def _where(found: "re.Match[str]") -> str:
+    where = found["where"]
+    return "" if where is None else f"{where.replace(chr(39), '')}: "

@@ -1,0 +1,222 @@
+"""Names and paths on the command line: presets, files of cells, runs, models, output files."""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from core.presets.loading import ResolvedPreset
+    from core.presets.schema import Preset
+
+#: The folder of runs, below the current folder.
+RUNS = Path("runs")
+
+
+# -- presets and files of cells
+
+
+def resolve_sources(
+    sources: Sequence[str], config: Sequence[Path] | None, assign: Sequence[str] | None
+) -> "ResolvedPreset":
+    """Resolve the preset, or the files of cells, that a command reads; with --config and --set.
+
+    Raises
+    ------
+    ConfigurationError
+        Something follows a preset, it does not exist, or a value is wrong.
+    """
+    from core.presets.loading import resolve_preset
+
+    bundled = bundled_presets()
+    presets = [
+        source
+        for source in sources
+        if source.endswith(".toml") or source.removeprefix("presets/") in bundled
+    ]
+    if not presets and len(sources) == 1 and not _names_cells(sources[0]):
+        presets = list(sources)  # a mistyped name of a preset: the search for it says so
+    if presets and len(sources) > 1:
+        message = f"'{presets[0]}' is a preset; give either one preset or files of cells"
+        raise ConfigurationError(message)
+    return resolve_preset(
+        Path(presets[0]) if presets else None,
+        overlays=config or (),
+        environment=os.environ,
+        options={} if presets else {"data.files": list(sources)},
+        option_names={"data.files": "FILES"},
+        assignments=assign or (),
+    )
+
+
+def bundled_presets() -> set[str]:
+    """Return the names of the bundled presets."""
+    from core.presets.catalogue import list_presets
+
+    return {preset.name for preset in list_presets()}
+
+
+def _names_cells(source: str) -> bool:
+    """Return whether an argument is meant as cells: a file, a pattern, a built-in data set."""
+    looks_like_file = Path(source).suffix != "" or any(sign in source for sign in "*?[{/\\:")
+    return looks_like_file or Path(source).exists()
+
+
+# -- runs and models
+
+
+def existing_run(target: str) -> Path | None:
+    """Return the run that ``target`` names, as a folder or by its name; None if there is none."""
+    from core.runlog.schema import RUN_FILE
+
+    folders = (Path(target), RUNS / target)
+    return next((folder for folder in folders if (folder / RUN_FILE).is_file()), None)
+
+
+def new_run_folder(name: str, wanted: str | None) -> Path:
+    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken.
+
+    Raises
+    ------
+    ConfigurationError
+        A run of the wanted name exists, or a folder cannot have that name.
+    """
+    if wanted is not None:
+        if not is_run_name(wanted):
+            message = f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
+            raise ConfigurationError(message)
+        folder = RUNS / wanted
+        if folder.exists():
+            message = f"--run {wanted}: {folder} exists; continue it by 'tfx train {folder}', or choose another name"
+            raise ConfigurationError(message)
+        return folder
+    folder, number = RUNS / name, 2
+    while folder.exists():
+        folder, number = RUNS / f"{name}-{number}", number + 1
+    return folder
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a run, and so a folder, can have this name."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
+def model_folder(run: str | None) -> Path:
+    """Return the model folder of a run (default: the newest), or the model folder that is named.
+
+    Raises
+    ------
+    ConfigurationError
+        There is no such run.
+    DataError
+        The run has no model yet.
+    """
+    from core.runlog.reader import find_run
+
+    if run is not None and (Path(run) / "tfx.json").is_file():
+        return Path(run)
+    folder = find_run(RUNS, run) / "model"
+    if not folder.is_dir():
+        message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
+        raise DataError(message)
+    return folder
+
+
+def preset_of(folder: Path) -> "Preset":
+    """Read the preset of a run.
+
+    Raises
+    ------
+    DataError
+        The run folder has lost it.
+    """
+    from core.presets.loading import ResolvedPreset
+    from core.runlog.schema import CONFIG_FILE
+
+    config = folder / CONFIG_FILE
+    try:
+        text = config.read_text(encoding="utf-8")
+    except OSError as error:
+        message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
+        raise DataError(message) from error
+    return ResolvedPreset.from_toml(text, where=str(config)).preset
+
+
+def report_folder(run: Path, file: str) -> Path:
+    """Return the default folder of the report of a run on a file: RUN/eval-FILE."""
+    name = file.removeprefix("builtin:") if file.startswith("builtin:") else Path(file).stem
+    fit = re.sub(r"[^\w.-]+", "_", name)
+    return run / f"eval-{fit}"
+
+
+# -- output files, checked before any work
+
+
+def check_output(
+    path: Path,
+    suffixes: Sequence[str],
+    *,
+    what: str,
+    overwrite: bool | None,
+    option: str = "--output",
+) -> None:
+    """Check that a file can be written.
+
+    ``suffixes`` lists the allowed endings, the usual one first. ``what`` names the content in
+    messages. ``overwrite`` is None where the command never replaces a file.
+
+    Raises
+    ------
+    ConfigurationError
+        The path is a folder, ends in something else, cannot be written, or exists.
+    """
+    usual = suffixes[0]
+    if path.is_dir():
+        message = f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"
+        raise ConfigurationError(message)
+    if path.suffix not in suffixes:
+        message = (
+            f"{option} {path}: {what} are written as {' or '.join(suffixes)}; name it "
+            f"{path.with_suffix(usual)}"
+        )
+        raise ConfigurationError(message)
+    _check_place(path, option)
+    if path.exists() and not overwrite:
+        or_overwrite = "" if overwrite is None else " or add --overwrite"
+        message = f"{option} {path} exists; choose another name{or_overwrite}"
+        raise ConfigurationError(message)
+
+
+def check_output_folder(path: Path, *, option: str = "--output") -> None:
+    """Check that files can be written into a folder, which may be missing.
+
+    Raises
+    ------
+    ConfigurationError
+        The path is a file, or the folder cannot be made or written to.
+    """
+    if path.exists() and not path.is_dir():
+        message = f"{option} {path} is a file; give a folder"
+        raise ConfigurationError(message)
+    _check_place(path, option)
+
+
+def _check_place(path: Path, option: str) -> None:
+    """Check that the nearest existing folder of a path accepts a new file."""
+    nearest = next(folder for folder in path.parents if folder.exists())
+    named = "this folder" if nearest == Path() else nearest
+    reason = None if nearest.is_dir() else "is not a folder"
+    if reason is None:
+        try:
+            # Not os.access: a read-only or virtual file system shows only when written to.
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            reason = f"cannot be written to ({error.strerror})"
+    if reason is not None:
+        message = f"{option} {path}: {named} {reason}; choose another place"
+        raise ConfigurationError(message)

@@ -1,0 +1,158 @@
+"""Values as people read them: times, counts, metrics, machines, a curve in one line."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.runlog.json_lines import number_in
+from core.runlog.schema import metric_info
+from core.wording import size
+
+_COUNT_UNITS = ("", "k", "M", "G", "T")
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut a text that is longer than ``width`` characters; an ellipsis marks the cut."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Write a number with its noun: ``1 file``, ``1,200 files``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def short_count(value: float) -> str:
+    """Write a number in three digits: ``50.4k``."""
+    for unit in _COUNT_UNITS:
+        if abs(value) < 999.5 or unit == _COUNT_UNITS[-1]:
+            break
+        value /= 1000
+    return f"{value:.3g}{unit}"
+
+
+def number_text(value: float) -> str:
+    """Write a number in about six characters: 50.4k, 1.33, 0.0021, 2e-05."""
+    if abs(value) >= 1000:
+        return short_count(value)
+    return "0" if abs(value) < 1e-300 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span in the unit that fits it: ``12 s``, ``3 min``, ``1.5 h``, ``2.3 d``."""
+    seconds = max(seconds, 0.0)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} d"
+
+
+def ago(moment: float | None, *, now: float) -> str:
+    """Write how long ago a moment was; nothing for None."""
+    return "" if moment is None else f"{duration(now - moment)} ago"
+
+
+def date(moment: float | None) -> str:
+    """Write a moment in local time: ``2026-01-31 12:00:00``; nothing for None or a wrong number."""
+    if moment is None:
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def metric_value(name: str, value: object) -> str:
+    """Write the value of a metric in its own format; anything but a number as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    return format(value, metric_info(name).number_format)
+
+
+def progress_of(step: int | None, total: int | None, *, short: bool = False) -> str:
+    """Write the step of a run and, where it is known, the last one: ``50.4k/100k``, ``3 of 10``."""
+    if step is None:
+        return ""
+    if short:
+        return short_count(step) + (f"/{short_count(total)}" if total else "")
+    return f"{step:,}" + (f" of {total:,}" if total is not None else "")
+
+
+# -- machines
+
+
+def machine_text(line: Mapping[str, Any]) -> str:
+    """Write a line of system-HOST.jsonl without what it lacks."""
+    cpu, own = number_in(line, "cpu_percent"), number_in(line, "process_cpu_percent")
+    disk = number_in(line, "disk_free")
+    parts = [
+        "" if cpu is None else f"CPU {cpu:.0f} %",
+        "" if own is None else f"this process {own:.0f} % of one core",
+        _memory(line, "process_memory", "memory_total"),
+        "" if disk is None else f"{size(disk)} of disk free",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def gpus_of(line: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the name and the state of every GPU in a line of system-HOST.jsonl."""
+    gpus = line.get("gpus")
+    known = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+    return [(f"GPU {gpu.get('index', '')}", _gpu_text(gpu)) for gpu in known]
+
+
+def _gpu_text(gpu: Mapping[str, Any]) -> str:
+    use, peak = number_in(gpu, "utilisation_percent"), number_in(gpu, "memory_peak")
+    degrees, power = number_in(gpu, "temperature"), number_in(gpu, "power")
+    parts = [
+        str(gpu.get("name") or ""),
+        "" if use is None else f"{use:.0f} % in use",
+        _memory(gpu, "memory_used", "memory_total"),
+        "" if peak is None else f"at most {size(peak)} by this run",
+        "" if degrees is None else f"{degrees:.0f} °C",
+        "" if power is None else f"{power:.0f} W",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _memory(line: Mapping[str, Any], used_key: str, total_key: str) -> str:
+    used, total = number_in(line, used_key), number_in(line, total_key)
+    if used is None:
+        return ""
+    return f"{size(used)} of memory" + (f" ({size(total)})" if total else "")
+
+
+# -- curves
+
+
+def curve_text(values: Sequence[float | None], *, width: int = 60) -> str:
+    """Draw values as one line of blocks, low to high; values that are not finite are gaps.
+
+    More than ``width`` values are averaged in groups of equal size.
+    """
+    finite = [None if value is None or not math.isfinite(value) else value for value in values]
+    largest = max((abs(value) for value in finite if value is not None), default=None)
+    if largest is None:
+        return ""
+    # Between -1 and 1, where sums and differences cannot overflow.
+    scaled = [None if value is None else value / (largest or 1.0) for value in finite]
+    n_groups = min(width, len(scaled))
+    bounds = [round(index * len(scaled) / n_groups) for index in range(n_groups + 1)]
+    shown = [_mean(scaled[first:last]) for first, last in itertools.pairwise(bounds)]
+    known = [value for value in shown if value is not None]
+    low, span = min(known), max(known) - min(known)
+    top = len(_BLOCKS) - 1
+    return "".join(
+        " " if value is None else _BLOCKS[round(top * ((value - low) / span)) if span else 0]
+        for value in shown
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
