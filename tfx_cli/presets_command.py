@@ -77,7 +77,8 @@ def show_command(
         {
             "name": resolved.name,
             "preset": resolved.preset.model_dump(mode="json"),
-            "origins": resolved.origins,
+            "provenance": resolved.provenance,
+            "origins": resolved.provenance,  # the name before 0.2
         },
         as_json=as_json,
         text=resolved.to_toml,
@@ -195,7 +196,7 @@ def schema_command(
     tfx presets schema
     tfx presets schema --format json > preset.schema.json
     """
-    from core.presets.schema_document import schema_as_json, schema_as_markdown
+    from core.presets.fields import schema_as_json, schema_as_markdown
 
     if form == "json":
         print_text(json.dumps(schema_as_json(), indent=2))

@@ -20,8 +20,8 @@ from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.reference import Reference
-from core.presets.complaints import complaints_of
 from core.presets.schema import GenerateSettings
+from core.presets.validation_errors import invalid_keys
 from core.random_streams import Stream, generator_at
 
 __all__ = [
@@ -115,7 +115,7 @@ def changed_settings(settings: GenerateSettings, changes: Mapping[str, Any]) -> 
     try:
         return _GenerateSection.model_validate({"generate": changed}, strict=True).generate
     except ValidationError as error:
-        first = complaints_of(error.errors(include_url=False))[0]
+        first = invalid_keys(error.errors(include_url=False))[0]
         message = f"{first.path[-1]} {first.message}"
         raise ConfigurationError(message) from None
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from core.presets.catalogue import PresetSummary, find_preset, list_presets
 
 if TYPE_CHECKING:
+    from core.presets.fields import schema_as_json, schema_as_markdown
     from core.presets.loading import ResolvedPreset, resolve_preset
     from core.presets.schema import Preset
-    from core.presets.schema_document import schema_as_json, schema_as_markdown
 
 __all__ = [
     "Preset",
@@ -26,8 +26,8 @@ _LAZY = {
     "Preset": "core.presets.schema",
     "ResolvedPreset": "core.presets.loading",
     "resolve_preset": "core.presets.loading",
-    "schema_as_json": "core.presets.schema_document",
-    "schema_as_markdown": "core.presets.schema_document",
+    "schema_as_json": "core.presets.fields",
+    "schema_as_markdown": "core.presets.fields",
 }
 
 

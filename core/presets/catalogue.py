@@ -3,15 +3,13 @@
 Without pydantic: a name is found and listed without checking the file.
 """
 
-import difflib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from core.errors import ConfigurationError
 from core.renamed import PRESET_FOLDERS
-
-__all__ = ["PresetSummary", "find_preset", "list_presets"]
+from core.wording import did_you_mean
 
 _PUBLISHED = "published"
 
@@ -24,9 +22,14 @@ class PresetSummary:
     path: Path
     title: str
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it reproduces a run of PolyGene or PerturbGene."""
+        return self.path.parent.name == _PUBLISHED
+
 
 def list_presets() -> list[PresetSummary]:
-    """List the bundled presets by name: tfx's own, then those of the systems it implements."""
+    """List the bundled presets by name: tfx's own, then the published ones."""
     folder = Path(str(resources.files("presets")))
     paths = [*sorted(folder.glob("*.toml")), *sorted((folder / _PUBLISHED).glob("*.toml"))]
     return [PresetSummary(path.stem, path, _title(path)) for path in paths]
@@ -42,12 +45,7 @@ def _title(path: Path) -> str:
 
 
 def find_preset(name_or_path: str | Path) -> Path:
-    """Return the file of a preset.
-
-    Parameters
-    ----------
-    name_or_path
-        A file, or the name of a bundled preset: ``base``, ``base.toml``, ``presets/base.toml``.
+    """Return the file of a preset: a file, or a bundled preset such as ``base`` or ``presets/base.toml``.
 
     Raises
     ------
@@ -61,15 +59,15 @@ def find_preset(name_or_path: str | Path) -> Path:
         is_folder = path.is_dir()
     except (OSError, ValueError):  # a name too long, a NUL in it, a folder that may not be read
         is_folder = False
-    bundled = {preset.name: preset.path for preset in list_presets()}
+    bundled = {preset.name: preset for preset in list_presets()}
     name = path.name.removesuffix(".toml")
     parts = [PRESET_FOLDERS.get(part, part) for part in path.parent.parts]
     if name in bundled and parts in ([], ["presets"], [_PUBLISHED], ["presets", _PUBLISHED]):
-        return bundled[name]
+        return bundled[name].path
     what = "is a folder, not a preset file" if is_folder else "is neither a file nor a preset name"
-    near = difflib.get_close_matches(name, bundled, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    own = [one for one, file in bundled.items() if file.parent.name != _PUBLISHED]
+    near = did_you_mean(name, bundled)
+    hint = f"; {near}" if near else ""
+    own = [preset.name for preset in bundled.values() if not preset.is_published]
     more = ", ..." if len(own) < len(bundled) else ""
     message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(own)}{more})"
     raise ConfigurationError(message)

@@ -1,4 +1,4 @@
-"""The preset schema as a list of keys: what each one takes, in words, and which name is nearest.
+"""The preset schema as a list of keys: the values each takes, in words, and documents of it.
 
 Made from the pydantic models of `schema.py` alone, so that a key added there is known to the
 loader, to its error messages and to `tfx presets schema` at once.
@@ -16,9 +16,15 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from core.presets.schema import Preset
+from core.presets.toml_text import write_value
+from core.wording import did_you_mean
 
-__all__ = ["PresetField", "all_fields", "field_at", "nearest_hint", "section_at"]
-
+#: The key, above all tables, by which a preset names the one that it changes.
+EXTENDS = "extends"
+_EXTENDS = {
+    "type": "string",
+    "description": "name or file of a preset whose values apply to all keys that this one does not set",
+}
 _PLURALS = {
     "a string": "strings",
     "a whole number": "whole numbers",
@@ -49,7 +55,7 @@ class PresetField:
 
     @property
     def is_nullable(self) -> bool:
-        """Whether the key may be left without a value."""
+        """Whether the key may have no value."""
         return type(None) in _union_members(self.info.annotation)
 
     @property
@@ -60,38 +66,30 @@ class PresetField:
 
     @property
     def wanted(self) -> str:
-        """What a value must be, in words: "a number from 0 to 1 or 'uniform'"."""
+        """The values that the key takes, in words: "a number from 0 to 1 or 'uniform'"."""
         phrases = []
         for kind in self.alternatives:
             phrases += _phrases(kind, () if self.is_table else self.info.metadata)
         return _either(phrases)
 
     def accepts(self, value: object) -> bool:
-        """Tell whether the value alone passes the key's own checks."""
-        validator = _table_item_validator(self.path) if self.is_table else _validator(self.path)
-        return not _fails(validator, value)
-
-
-def _fails(validator: TypeAdapter[Any], value: object) -> bool:
-    try:
-        validator.validate_python(value, strict=True)
-    except ValueError:  # pydantic's ValidationError is one
+        """Whether the value alone passes the key's own checks."""
+        try:
+            _validator(self.path).validate_python(value, strict=True)
+        except ValueError:  # pydantic's ValidationError is one
+            return False
         return True
-    return False
 
 
 @functools.cache
 def _validator(path: tuple[str, ...]) -> TypeAdapter[Any]:
-    info = field_at(path).info
-    annotation: Any = info.annotation
-    for item in info.metadata:
+    known = field_at(path)
+    annotation: Any = known.info.annotation
+    if known.is_table:
+        return TypeAdapter(get_args(annotation)[1])
+    for item in known.info.metadata:
         annotation = Annotated[annotation, item]
     return TypeAdapter(annotation)
-
-
-@functools.cache
-def _table_item_validator(path: tuple[str, ...]) -> TypeAdapter[Any]:
-    return TypeAdapter(get_args(field_at(path).info.annotation)[1])
 
 
 def _union_members(annotation: Any) -> list[Any]:  # noqa: ANN401 - annotations are of any type
@@ -101,24 +99,21 @@ def _union_members(annotation: Any) -> list[Any]:  # noqa: ANN401 - annotations 
 
 
 def _phrases(kind: Any, metadata: Iterable[object]) -> list[str]:  # noqa: ANN401
-    """Say in words what one alternative is; a literal gives one phrase per choice."""
+    """Describe one alternative; a literal gives one phrase per choice."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _phrases(arguments[0], arguments[1:])
     if origin is Literal:
-        return [repr(choice) if isinstance(choice, str) else _lower(choice) for choice in arguments]
+        # False -> false, as TOML writes it
+        return [repr(one) if isinstance(one, str) else str(one).lower() for one in arguments]
     if origin is list:
         item = _either(_phrases(arguments[0], ()))
         phrase = f"a list of {_PLURALS.get(item, item)}"
         if any(isinstance(entry, BeforeValidator) for entry in metadata):
-            return [item, phrase]  # one item may stand for a list of one
+            return [item, phrase]  # one item may replace a list of one
         return [phrase]
     names = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
     return [names.get(kind, f"a {kind}") + _bounds(metadata)]
-
-
-def _lower(choice: object) -> str:
-    return str(choice).lower()  # False -> false, as TOML writes it
 
 
 def _bounds(metadata: Iterable[object]) -> str:
@@ -158,7 +153,7 @@ def _section_model(annotation: object) -> type[BaseModel] | None:
 
 
 def section_at(path: tuple[str, ...]) -> type[BaseModel] | None:
-    """Return the model of the table at ``path``; None where there is none."""
+    """Return the model of the table at ``path``; None if there is no such table."""
     model: type[BaseModel] | None = Preset
     for part in path:
         info = model.model_fields.get(part) if model else None
@@ -188,13 +183,7 @@ def all_fields() -> list[PresetField]:
 
 
 def field_at(path: tuple[str, ...]) -> PresetField:
-    """Return the key that a path leads to; the keys of a user's table lead to the table.
-
-    Raises
-    ------
-    KeyError
-        No key of the schema.
-    """
+    """Return the key at a path, or the table whose key it is; raise KeyError if it is unknown."""
     fields = _fields()
     if path not in fields and path[:-1] in fields and fields[path[:-1]].is_table:
         return fields[path[:-1]]
@@ -202,17 +191,55 @@ def field_at(path: tuple[str, ...]) -> PresetField:
 
 
 def nearest_hint(path: tuple[str, ...]) -> str:
-    """Say which known key an unknown one may have meant."""
+    """Name the known key that an unknown one may have meant."""
     *table, name = path
     section = section_at(tuple(table))
     known = list(section.model_fields) if section else []
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean '{close[0]}'?"
+    if hint := did_you_mean(name, known):
+        return hint
     elsewhere = [".".join(field.path) for field in all_fields() if field.path[-1] == name]
     if elsewhere:
         return f"did you mean '{elsewhere[0]}'?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     if len(known) <= 8:
         return f"known here: {', '.join(known)}"
-    return f"the nearest known one is '{close[0]}'" if close else "see 'tfx presets schema'"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return f"the nearest known one is '{nearest}'"
+
+
+def schema_as_json() -> dict[str, Any]:
+    """Return the JSON Schema of a preset, which editors use to complete and check TOML."""
+    schema = Preset.model_json_schema()
+    schema["properties"] = {EXTENDS: _EXTENDS, **schema["properties"]}
+    for part in (schema, schema["$defs"]["DataSettings"]):
+        part.pop("required", None)  # the preset that it extends may have them
+    return schema
+
+
+def schema_as_markdown() -> str:
+    """Return a page with a table of keys per section: values, default, meaning."""
+    tables: dict[tuple[str, ...], list[PresetField]] = {}
+    for field in all_fields():
+        table = field.path if field.is_table else field.path[:-1]
+        tables.setdefault(table, []).append(field)
+    lines = ["# Preset keys", "", f"`{EXTENDS}`, above all tables: {_EXTENDS['description']}.", ""]
+    for path, fields in tables.items():
+        if path:
+            lines += [f"## [{'.'.join(path)}]", ""]
+        section = section_at(path)
+        if path and section is not None and section.__doc__:
+            lines += [section.__doc__.strip(), ""]
+        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+        lines += [_row(field) for field in fields]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(field: PresetField) -> str:
+    if field.info.is_required():
+        default = "required"
+    else:
+        value = field.info.get_default(call_default_factory=True)
+        default = "" if value is None or value == {} else f"`{write_value(value)}`"
+    key = "NAME" if field.is_table else field.path[-1]
+    cells = [f"`{key}`", field.wanted, default, field.info.description or ""]
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

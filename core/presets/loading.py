@@ -1,8 +1,8 @@
 """From sources to one checked preset: merging, precedence, and every error in one message.
 
-Later wins: defaults < preset < `--config` files < `TFX_*` environment < options < `--set`. A preset that
-``extends`` another is later than that. Tables merge by key, lists replace. The result remembers where each value came from, and is
-written with the run in that form.
+Later wins: defaults < a preset that the preset ``extends`` < preset < `--config` files < `TFX_*`
+environment < options < `--set`. Tables merge by key, lists replace. The result knows the provenance
+of each value, and is written with the run in that form.
 """
 
 import logging
@@ -16,11 +16,9 @@ from pydantic import ValidationError
 
 from core.errors import ConfigurationError
 from core.presets.catalogue import find_preset
-from core.presets.complaints import Complaint, complaints_of
-from core.presets.fields import all_fields, section_at
+from core.presets.fields import EXTENDS, all_fields, section_at
 from core.presets.schema import ALTERNATIVES, STANDARD_PHENOTYPES, Preset, phenotype_of
 from core.presets.sources import (
-    EXTENDS,
     Leaf,
     Source,
     read_assignments,
@@ -29,73 +27,63 @@ from core.presets.sources import (
     read_options,
     read_text,
 )
-from core.presets.toml_lines import KeyPath
-from core.presets.toml_text import dotted, write_key, write_value
-
-__all__ = ["ResolvedPreset", "resolve_preset", "resolve_text"]
+from core.presets.toml_text import KeyPath, dotted, write_key, write_value
+from core.presets.validation_errors import InvalidKey, invalid_keys
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_ORIGIN = "default"
-_NAME_ORIGIN = "name of the file"
+_DEFAULT = "default"
 _PHENOTYPES = ("data", "phenotypes")
-_NAMELESS = "run"  # no file and no name were given
+_NAMELESS = "run"  # neither a file nor a name was given
 
 
 @dataclass(frozen=True)
 class ResolvedPreset:
-    """A preset whose every value is settled.
-
-    Attributes
-    ----------
-    preset
-        The checked values; ``preset.name`` is never None.
-    origins
-        Dotted key -> where its value came from: ``default``, ``base.toml:3``,
-        ``TFX_TRAIN__SEED``, ``--batch-size``, ``--set``.
-    name
-        The preset's name, else the file's.
-    """
+    """A checked preset, complete with a name, and the provenance of every value."""
 
     preset: Preset
-    origins: dict[str, str]
-    name: str
+    #: Dotted key -> ``default``, ``base.toml:3``, ``TFX_TRAIN__SEED``, ``--batch-size``, ``--set``.
+    provenance: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The preset's name, else the file's."""
+        return str(self.preset.name)
 
     def to_toml(self) -> str:
-        """Write every value, each followed by a comment that names its origin."""
+        """Write every value, each followed by a comment that names its provenance."""
         lines = ["# Resolved preset: every value, and where it came from."]
         tables: dict[tuple[str, ...], list[str]] = {}
         for field in all_fields():
             value = _value_at(self.preset, field.path)
             if field.is_table:
                 table = tables.setdefault(field.path, [])
-                for name, item in value.items():
-                    table.append(self._line((*field.path, name), item))
+                table += [self._line((*field.path, name), item) for name, item in value.items()]
             else:
                 tables.setdefault(field.path[:-1], []).append(self._line(field.path, value))
         lines += tables.pop((), [])
         for path, entries in tables.items():
-            if not entries:
-                continue  # no phenotype was named
-            lines += ["", f"[{'.'.join(map(write_key, path))}]", *entries]
+            if entries:  # none if no phenotype was named
+                lines += ["", f"[{'.'.join(map(write_key, path))}]", *entries]
         return "\n".join(lines) + "\n"
 
     def _line(self, path: tuple[str, ...], value: object) -> str:
-        origin = self.origins[dotted(path)]
         if value is None:
             return f"# {write_key(path[-1])} is not set"
-        return f"{write_key(path[-1])} = {write_value(value)}  # {origin}"
+        return f"{write_key(path[-1])} = {write_value(value)}  # {self.provenance[dotted(path)]}"
 
     @classmethod
     def from_toml(cls, text: str, *, where: str = "config.toml") -> Self:
-        """Read what `to_toml` wrote; ``where`` names the text in error messages.
+        """Read the text of `to_toml`; ``where`` names the text in error messages.
 
         Raises
         ------
         ConfigurationError
             The text is not a complete and valid preset.
         """
-        return cls._from_written(read_text(text, name=where, level=0), [])
+        return cls._resolved(
+            [read_text(text, name=where, level=0)], [Path(where)], has_comments=True
+        )
 
     def changed(
         self,
@@ -105,35 +93,37 @@ class ResolvedPreset:
         option_names: Mapping[str, str] | None = None,
         assignments: Sequence[str] = (),
     ) -> Self:
-        """Return this preset with some keys changed; sources as in `resolve_preset`.
-
-        Raises
-        ------
-        ConfigurationError
-            One line per error of all sources: ``file:line: key: message``.
-        """
-        written = read_text(self.to_toml(), name=f"{self.name}'s preset", level=0)
-        sources = _read_overlays(overlays, first_level=1)
+        """Return this preset with some keys changed; sources and errors as in `resolve_preset`."""
+        sources = [read_text(self.to_toml(), name=f"{self.name}'s preset", level=0)]
+        sources += _read_overlays(overlays, first_level=1)
         sources += read_options(options or {}, option_names or {})
         sources += read_assignments(assignments)
-        return self._from_written(written, sources)
+        return self._resolved(sources, [], has_comments=True)
 
     @classmethod
-    def _from_written(cls, written: Source, others: Sequence[Source]) -> Self:
-        sources = [written, *others]
-        _warn(others)  # what tfx wrote itself, nobody can mend
+    def _resolved(
+        cls, sources: Sequence[Source], files: Sequence[Path], *, has_comments: bool = False
+    ) -> Self:
+        """Merge and check; with ``has_comments`` the first source was written by `to_toml`."""
+        for source in sources[has_comments:]:  # users cannot correct what tfx wrote
+            for warning in source.warnings:
+                logger.warning(warning)
         leaves = _merge(sources)
         preset = _validate(leaves, sources)
-        origins = _all_origins(preset)
+        provenance = _default_provenance(preset)
         for path, leaf in leaves.items():
             if leaf.value is None:
                 continue
-            comment = written.comment_after(path) if leaf.source is written else ""
-            origins[dotted(path)] = comment or leaf.source.origin_of(path)
-            if comment == _DEFAULT_ORIGIN:
-                # Who asked for a value matters to some (data.split.by): a default stays unasked.
+            is_written = has_comments and leaf.source is sources[0]
+            comment = leaf.source.comment_after(path) if is_written else ""
+            provenance[dotted(path)] = comment or leaf.source.provenance_of(path)
+            if comment == _DEFAULT:
+                # Some code asks whether a value was set (data.split.by): a default stays unset.
                 _value_at(preset, path[:-1]).model_fields_set.discard(path[-1])
-        return cls(preset, origins, preset.name or _name_from([Path(written.name)]))
+        if preset.name is None:
+            preset = preset.model_copy(update={"name": _name_from(files)})
+            provenance["name"] = "name of the file" if files else _DEFAULT
+        return cls(preset, provenance)
 
 
 def resolve_preset(
@@ -150,7 +140,7 @@ def resolve_preset(
     Parameters
     ----------
     path
-        The preset: a file, or the name of a bundled one. None: options and files say it all.
+        The preset: a file, or the name of a bundled one. None: only the other sources.
     overlays
         Files that change some keys (`--config`), the later the stronger.
     environment
@@ -158,8 +148,8 @@ def resolve_preset(
     options
         Dotted key -> value of the command's own options; None is "not given".
     option_names
-        Dotted key -> the option's name in error messages, where it is not ``--`` and the last
-        part of the key.
+        Dotted key -> the option's name in error messages, if it is not ``--`` and the last part of
+        the key.
     assignments
         ``a.b=c`` of `--set`.
 
@@ -173,82 +163,18 @@ def resolve_preset(
     if path is not None:
         path = find_preset(str(path))
         files.insert(0, path)
-        sources = _read_chain(path)
+        sources = _read_chain(path, read_file(path, level=0))
     sources += _read_overlays(overlays, first_level=len(sources))
     sources += read_environment(environment or {})
     sources += read_options(options or {}, option_names or {})
     sources += read_assignments(assignments)
-    return _resolved(_merge(sources), sources, files)
-
-
-def _resolved(
-    leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source], files: Sequence[Path]
-) -> ResolvedPreset:
-    _warn(sources)
-    preset = _validate(leaves, sources)
-    origins = _all_origins(preset)
-    for leaf in leaves.values():
-        if leaf.value is not None:
-            origins[dotted(leaf.path)] = leaf.source.origin_of(leaf.path)
-    if preset.name is None:
-        preset = preset.model_copy(update={"name": _name_from(files)})
-        origins["name"] = _NAME_ORIGIN if files else _DEFAULT_ORIGIN
-    return ResolvedPreset(preset, origins, str(preset.name))
-
-
-def _warn(sources: Iterable[Source]) -> None:
-    for source in sources:
-        for warning in source.warnings:
-            logger.warning(warning)
-
-
-def _read_chain(path: Path, first: Source | None = None) -> list[Source]:
-    """Read a preset and those that it extends, the weakest first; their names stay their own.
-
-    ``first`` is what the preset says, where it is known already.
-    """
-    chain: list[Source] = []
-    seen: list[Path] = []
-    while True:
-        source = first if first is not None and not chain else read_file(path, level=0)
-        if chain:
-            source.leaves = [leaf for leaf in source.leaves if leaf.path != ("name",)]
-        chain.insert(0, source)
-        seen.append(path.resolve())
-        if source.extends is None:
-            break
-        beside = path.parent / source.extends  # a file is looked for beside the one that names it
-        try:
-            path = beside if beside.is_file() else find_preset(source.extends)
-        except ConfigurationError as error:
-            source.complain((EXTENDS,), str(error))
-            source.is_broken = True
-            break
-        if path.resolve() in seen:
-            source.complain((EXTENDS,), f"{source.extends!r} extends this one in turn")
-            break
-    for level, source in enumerate(chain):
-        source.level = level
-    return chain
-
-
-def _read_overlays(files: Sequence[Path], *, first_level: int) -> list[Source]:
-    sources = [read_file(file, level=level) for level, file in enumerate(files, start=first_level)]
-    for source in sources:
-        if source.extends is not None:
-            source.complain((EXTENDS,), "only a preset extends another; give several --config")
-    return sources
+    return ResolvedPreset._resolved(sources, files)
 
 
 def resolve_text(text: str, *, where: Path) -> ResolvedPreset:
-    """Check a preset that is not yet a file.
+    """Check the text of a preset that is to become the file ``where``.
 
-    Parameters
-    ----------
-    text
-        TOML; it may extend another preset.
-    where
-        The file that it is to be: its name in messages, and where files it extends are looked for.
+    Messages name that file, and a preset that the text extends is searched for beside it.
 
     Raises
     ------
@@ -256,11 +182,43 @@ def resolve_text(text: str, *, where: Path) -> ResolvedPreset:
         One line per error: ``file:line: key: message``.
     """
     sources = _read_chain(where, read_text(text, name=str(where), level=0))
-    return _resolved(_merge(sources), sources, [where])
+    return ResolvedPreset._resolved(sources, [where])
+
+
+def _read_chain(path: Path, source: Source) -> list[Source]:
+    """Add to a preset those that it extends, the weakest first, without their names."""
+    chain = [source]
+    seen = [path.resolve()]
+    while source.extends is not None:
+        beside = path.parent / source.extends  # a file beside the one that names it comes first
+        try:
+            path = beside if beside.is_file() else find_preset(source.extends)
+        except ConfigurationError as error:
+            source.add_problem((EXTENDS,), str(error))
+            source.is_broken = True
+            break
+        if path.resolve() in seen:
+            source.add_problem((EXTENDS,), f"{source.extends!r} extends this one in turn")
+            break
+        seen.append(path.resolve())
+        source = read_file(path, level=0)
+        source.leaves = [leaf for leaf in source.leaves if leaf.path != ("name",)]
+        chain.insert(0, source)
+    for level, one in enumerate(chain):
+        one.level = level
+    return chain
+
+
+def _read_overlays(files: Sequence[Path], *, first_level: int) -> list[Source]:
+    sources = [read_file(file, level=level) for level, file in enumerate(files, start=first_level)]
+    for source in sources:
+        if source.extends is not None:
+            source.add_problem((EXTENDS,), "only a preset extends another; give several --config")
+    return sources
 
 
 def _name_from(files: Sequence[Path]) -> str:
-    """Make a name fit for a folder out of the preset's file."""
+    """Make the name of a folder from the preset's file."""
     stem = files[0].stem if files else ""
     return re.sub(r"[^\w.-]+", "-", stem).strip(".-") or _NAMELESS
 
@@ -283,36 +241,40 @@ def _merge(sources: Iterable[Source]) -> dict[tuple[str, ...], Leaf]:
 
 
 def _add_classified_column(leaves: dict[tuple[str, ...], Leaf]) -> None:
-    """Make the obs column that a classification asks for a phenotype, where it is none."""
-    asked = leaves.get(("classification", "column"))
-    if asked is None or not isinstance(asked.value, str) or not asked.value:
+    """Make the obs column of a classification a phenotype, if it is none."""
+    column = leaves.get(("classification", "column"))
+    if column is None or not isinstance(column.value, str) or not column.value:
         return
     named = {path[2]: leaf.value for path, leaf in leaves.items() if path[:2] == _PHENOTYPES}
-    name = phenotype_of(asked.value, named)
-    if name == asked.value and name not in STANDARD_PHENOTYPES and name not in named:
+    name = phenotype_of(column.value, named)
+    if name == column.value and name not in STANDARD_PHENOTYPES and name not in named:
         path = (*_PHENOTYPES, name)
-        leaves[path] = replace(asked, path=path)
+        leaves[path] = replace(column, path=path)
 
 
 def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]) -> Preset:
     """Check the merged values; raise all problems of all sources together."""
     found = [(order, problem) for order, s in enumerate(sources) for problem in s.problems]
-    preset, complaints = _check(leaves)
-    if complaints:
-        # A table's own rules are not asked while one of its values is wrong: ask them without it.
-        wrong = {complaint.path for complaint in complaints}
-        rest = {path: leaf for path, leaf in leaves.items() if not _is_within(path, wrong)}
-        for complaint in _check(rest)[1]:
-            is_sound = not wrong.intersection(_keys_in_message(complaint))
-            if complaint.is_about_section and complaint not in complaints and is_sound:
-                complaints.append(complaint)
-    for complaint in complaints:
-        source, path = _blame(complaint, leaves, sources)
-        if "is missing" in complaint.message and any(s.is_broken for s in sources):
+    preset, invalid = _check(leaves)
+    if invalid:
+        # pydantic skips a table's own rules while one of its values is wrong: check without it.
+        wrong = {one.path for one in invalid}
+        rest = {
+            path: leaf
+            for path, leaf in leaves.items()
+            if not any(bad[: len(path)] == path for bad in wrong)
+        }
+        for one in _check(rest)[1]:
+            is_sound = not wrong.intersection(_keys_in_message(one))
+            if one.is_about_section and one not in invalid and is_sound:
+                invalid.append(one)
+    for one in invalid:
+        source, path = _blame(one, leaves, sources)
+        if "is missing" in one.message and any(s.is_broken for s in sources):
             continue
-        problem = source.problem(path, complaint.message)
-        if complaint.is_about_section:
-            problem = replace(problem, key=dotted(complaint.path))
+        problem = source.problem(path, one.message)
+        if one.is_about_section:
+            problem = replace(problem, key=dotted(one.path))
         found.append((sources.index(source) if source in sources else -1, problem))
     if preset is None or found:
         found.sort(key=lambda item: (item[0], item[1].line))
@@ -321,7 +283,7 @@ def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source])
     return preset
 
 
-def _check(leaves: Mapping[tuple[str, ...], Leaf]) -> tuple[Preset | None, list[Complaint]]:
+def _check(leaves: Mapping[tuple[str, ...], Leaf]) -> tuple[Preset | None, list[InvalidKey]]:
     nested: dict[str, Any] = {"data": {}}  # so that a missing data.files is named as such
     for path, leaf in leaves.items():
         table = nested
@@ -332,39 +294,32 @@ def _check(leaves: Mapping[tuple[str, ...], Leaf]) -> tuple[Preset | None, list[
         # Strict: "8" is not 8 and true is not 1; whole numbers still pass for floats.
         return Preset.model_validate(nested, strict=True), []
     except ValidationError as error:
-        return None, complaints_of(error.errors(include_url=False))
+        return None, invalid_keys(error.errors(include_url=False))
 
 
-def _is_within(path: tuple[str, ...], wrong: Iterable[KeyPath]) -> bool:
-    return any(bad[: len(path)] == path for bad in wrong)
-
-
-def _keys_in_message(complaint: Complaint) -> list[KeyPath]:
-    """Find the keys that a rule between keys speaks of."""
-    section = section_at(tuple(str(part) for part in complaint.path))
-    words = set(re.findall(r"\w+", complaint.message))
+def _keys_in_message(invalid: InvalidKey) -> list[KeyPath]:
+    """Find the keys that the message of a rule between keys names."""
+    section = section_at(tuple(str(part) for part in invalid.path))
+    words = set(re.findall(r"\w+", invalid.message))
     known = section.model_fields if section else {}
-    return [(*complaint.path, name) for name in known if name in words]
+    return [(*invalid.path, name) for name in known if name in words]
 
 
 def _blame(
-    complaint: Complaint, leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]
+    invalid: InvalidKey, leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]
 ) -> tuple[Source, KeyPath]:
-    """Find the source, and the key in it, to which a complaint points."""
-    if complaint.is_about_section:
-        given = [
-            leaves[key] for key in map(_names_only, _keys_in_message(complaint)) if key in leaves
-        ]
+    """Find the source, and the key in it, that an error is about."""
+    if invalid.is_about_section:
+        keys = map(_names_only, _keys_in_message(invalid))
+        given = [leaves[key] for key in keys if key in leaves]
         if given:
-            strongest = max(
-                given, key=lambda leaf: (leaf.source.level, leaf.source.line_of(leaf.path))
-            )
+            strongest = max(given, key=lambda one: (one.source.level, one.source.line_of(one.path)))
             return strongest.source, strongest.path
-    leaf = leaves.get(_names_only(complaint.path))
+    leaf = leaves.get(_names_only(invalid.path))
     if leaf is not None:
-        return leaf.source, complaint.path
-    # Missing: name the preset, or whatever there is.
-    return (sources[0] if sources else Source("preset", 0)), complaint.path
+        return leaf.source, invalid.path
+    # Missing: name the preset, or the strongest other source.
+    return (sources[0] if sources else Source("preset", 0)), invalid.path
 
 
 def _names_only(path: KeyPath) -> tuple[str, ...]:
@@ -378,12 +333,12 @@ def _value_at(preset: Preset, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - a
     return value
 
 
-def _all_origins(preset: Preset) -> dict[str, str]:
-    """Give every key, and every key of a user's table, the origin of a default."""
-    origins = {}
+def _default_provenance(preset: Preset) -> dict[str, str]:
+    """Mark every key, and every key of a user's table, as a default."""
+    provenance = {}
     for field in all_fields():
-        origins[dotted(field.path)] = _DEFAULT_ORIGIN
+        provenance[dotted(field.path)] = _DEFAULT
         if field.is_table:
             for name in _value_at(preset, field.path):
-                origins[dotted((*field.path, name))] = _DEFAULT_ORIGIN
-    return origins
+                provenance[dotted((*field.path, name))] = _DEFAULT
+    return provenance

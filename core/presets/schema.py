@@ -1,7 +1,7 @@
-"""What a preset may say: one pydantic model per TOML section, every key with its meaning.
+"""The keys of a preset: one pydantic model per TOML section, every key with its meaning.
 
-The field descriptions are the documentation that `tfx presets schema` prints. Unknown keys are
-refused everywhere; `loading.py` turns pydantic's complaints into ``file:line: key: message``.
+The field descriptions are the documentation that `tfx presets schema` prints. An unknown key is an
+error in every section; `loading` writes pydantic's errors as ``file:line: key: message``.
 """
 
 import re
@@ -10,23 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = [
-    "ALTERNATIVES",
-    "STANDARD_PHENOTYPES",
-    "ClassificationSettings",
-    "DataSettings",
-    "EncodingSettings",
-    "GenerateSettings",
-    "LossSettings",
-    "MaskingSettings",
-    "ModelSettings",
-    "Preset",
-    "SplitSettings",
-    "TrainSettings",
-    "phenotype_of",
-]
-
-#: The five phenotypes of the original systems and their obs columns in the CELLxGENE schema.
+#: The five phenotypes of PolyGene and PerturbGene, and their obs columns in the CELLxGENE schema.
 STANDARD_PHENOTYPES: dict[str, str] = {
     "sex": "sex",
     "tissue": "tissue",
@@ -35,8 +19,8 @@ STANDARD_PHENOTYPES: dict[str, str] = {
     "disease": "disease",
 }
 
-#: Keys of which one at most may be set: a source that gives one takes back the other where a
-#: weaker source had given it, so that `--set train.epochs=3` works on a preset with max_steps.
+#: Keys of which one at most may be set: a source that sets one unsets the other of a weaker source,
+#: so that `--set train.epochs=3` works on a preset with max_steps.
 ALTERNATIVES: tuple[tuple[str, str], ...] = (("train.max_steps", "train.epochs"),)
 
 
@@ -46,7 +30,7 @@ def _one_or_many(value: object) -> object:
 
 def _folder_name(value: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", value):
-        message = "must be letters, digits, '_', '.' or '-', and begin with none of the last two"
+        message = "must be letters, digits, '_', '.' or '-', and must not begin with '.' or '-'"
         raise ValueError(message)
     return value
 
@@ -64,15 +48,15 @@ class _Section(BaseModel):
 
 
 class SplitSettings(_Section):
-    """How cells are dealt to training, validation and test."""
+    """How cells are divided into training, validation and test."""
 
     by: str = Field(
         "donor_id",
-        description="obs column whose values never cross a split; 'cells' splits single cells, "
-        "stratified by phenotype",
+        description="obs column each of whose values is in one split only; 'cells' splits single "
+        "cells, stratified by phenotype",
     )
-    validation: float = Field(0.1, ge=0.0, lt=1.0, description="share of cells for validation")
-    test: float = Field(0.1, ge=0.0, lt=1.0, description="share of cells for test")
+    validation: float = Field(0.1, ge=0.0, lt=1.0, description="fraction of cells for validation")
+    test: float = Field(0.1, ge=0.0, lt=1.0, description="fraction of cells for test")
     seed: int = Field(0, ge=0, description="seed of the split")
 
     @model_validator(mode="after")
@@ -94,22 +78,24 @@ class DataSettings(_Section):
     validation_files: FileList = Field([], description="files used for validation only")
     test_files: FileList = Field([], description="files used for test only")
     vocabulary: str | None = Field(
-        None, description="JSON file with the values of each phenotype; else learnt from training"
+        None,
+        description="JSON file with the values of each phenotype; default: those of training cells",
     )
     genes: int = Field(2432, ge=1, description="size of the gene panel, most variable genes first")
     include_genes: list[str] = Field(
-        [], description="genes that are in the panel whatever their variability"
+        [], description="genes that the panel has, whatever their variability"
     )
     hvg: Literal["auto", "seurat_v3", "seurat", "none"] = Field(
         "auto",
-        description="ranking of genes: seurat_v3 needs counts, seurat takes log values, "
-        "auto picks by what the files hold, none keeps the file's order",
+        description="HVG ranking: seurat_v3 needs counts, seurat needs log values, auto chooses by the "
+        "values in the files, none keeps the order of the file",
     )
     matrix: str = Field(
-        "auto", description="'X', 'raw', 'layers/NAME', or auto: counts first, then log values"
+        "auto",
+        description="'X', 'raw', 'layers/NAME', or auto: counts if the file has them, else log values",
     )
     gene_ids: str = Field(
-        "auto", description="'var_names', a var column, or auto: Ensembl ids where there are any"
+        "auto", description="'var_names', a var column, or auto: Ensembl ids if the file has them"
     )
     join: Literal["intersection", "union"] = Field(
         "intersection",
@@ -120,33 +106,33 @@ class DataSettings(_Section):
     )
     phenotypes: dict[str, str | Literal[False]] = Field(
         {},
-        description="phenotype = obs column. The standard five are looked for under their "
-        "CELLxGENE names; a name given here must exist; false leaves a phenotype out",
+        description="phenotype = obs column. The five standard phenotypes are found by their "
+        "CELLxGENE column names; a column named here must exist; false leaves a phenotype out",
     )
     split: SplitSettings = SplitSettings()
     where: TextList = Field(
         [],
-        description="which cells of the store train and validate, as in "
-        "'sex=female,tissue=lung,spleen' or 'disease!=normal'; several must all hold. The store "
-        "itself holds all cells: another filter needs no new one",
+        description="cells of the store to train and validate on, as in "
+        "'sex=female,tissue=lung,spleen' or 'disease!=normal'; a cell must match all filters. The "
+        "store itself holds all cells: another filter needs no new store",
     )
     store: str | None = Field(
-        None, description="folder of the prepared store; default stores/NAME-HASH"
+        None, description="folder of the prepared store; default: stores/NAME-HASH"
     )
 
 
 class EncodingSettings(_Section):
-    """How expression becomes tokens."""
+    """How expression values become tokens."""
 
     kind: Literal["binary", "binned", "continuous"] = Field(
-        "binned", description="on/off, ordered bins, or the log-normalised value itself"
+        "binned", description="expressed or not, ordered bins, or the log-normalised value itself"
     )
     layout: Literal["ranked", "expressed"] = Field(
-        "ranked", description="every panel gene in panel order, or only the genes above bin 0"
+        "ranked", description="every panel gene in panel order, or only the expressed genes"
     )
     bins: int = Field(10, ge=2, le=256, description="number of bins, bin 0 included")
     threshold: float = Field(
-        0.1, ge=0.0, description="values up to this (log1p per 10k) count as not expressed"
+        0.1, ge=0.0, description="values up to this (log1p per 10,000) count as not expressed"
     )
     maximum: float = Field(9.0, gt=0.0, description="lower edge of the last equal-width bin")
     edges: Literal["equal_width", "quantile", "gene_quantile"] | list[float] | str = Field(
@@ -155,34 +141,36 @@ class EncodingSettings(_Section):
         "the non-zero training values; a list of bins - 1 edges; or a JSON file of edges per gene",
     )
     max_length: int | None = Field(
-        None, ge=1, description="longest sequence; default: what the genes and the header need"
+        None,
+        ge=1,
+        description="longest sequence; default: long enough for all genes and phenotypes",
     )
 
 
 class MaskingSettings(_Section):
-    """What is hidden from the model during training."""
+    """What is masked during training."""
 
     genes: Probability | Literal["uniform"] = Field(
-        0.15, description="share of masked genes, or 'uniform': a new share in (0, 1] per cell"
+        0.15, description="mask rate of genes, or 'uniform': a new rate in (0, 1] for every cell"
     )
     phenotypes: Probability = Field(0.5, description="probability of masking each phenotype")
     drop_phenotypes: Probability = Field(
-        0.0, description="share of the masked phenotypes that are left out of the input altogether"
+        0.0, description="fraction of the masked phenotypes that are removed from the input"
     )
     unspecified: Probability = Field(
         0.1,
-        description="probability of writing [NO_*] for a known phenotype, so that 'not specified' "
-        "is a state the model has seen",
+        description="probability of writing [NO_*] for a known phenotype, so that the model learns "
+        "to work with unspecified phenotypes",
     )
     visible_cells: Probability = Field(
         0.0,
-        description="share of cells that train annotation as it is used: every gene visible, "
-        "every known phenotype masked",
+        description="fraction of cells that train annotation: every gene visible, every known "
+        "phenotype masked",
     )
     unexpressed: Probability = Field(
         0.5,
-        description="expressed layout: share of the masked genes that are unexpressed ones "
-        "swapped in, so that bin 0 is an answer",
+        description="expressed layout: fraction of the masked genes that are genes not expressed in "
+        "the cell, so that the model learns to predict bin 0",
     )
 
 
@@ -249,7 +237,7 @@ class ModelSettings(_Section):
 
 
 class LossSettings(_Section):
-    """What a wrong answer costs."""
+    """The loss."""
 
     kind: Literal["auto", "bce", "label_smoothing", "gaussian", "regression"] = Field(
         "auto",
@@ -271,95 +259,95 @@ class LossSettings(_Section):
     cls_reconstruction: float = Field(
         0.0,
         ge=0.0,
-        description="weight of a loss by which [CLS] alone tells every gene of the cell, so that its "
-        "state is an embedding of the cell",
+        description="weight of a loss for predicting every gene of the cell from [CLS] alone, which "
+        "makes the state of [CLS] an embedding of the cell",
     )
     cls_contrast: float = Field(
         0.0,
         ge=0.0,
-        description="weight of a loss by which [CLS] is alike under two maskings of a cell; every cell "
-        "is computed twice",
+        description="weight of a loss that makes [CLS] similar under two maskings of a cell; every "
+        "cell is computed twice",
     )
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rare phenotype values weigh more, by inverse frequency"
+        "none", description="balanced: weight phenotype values by inverse frequency"
     )
 
 
 class ClassificationSettings(_Section):
-    """What `train.task = "classification"` asks, of [CLS] alone, with every gene visible."""
+    """`train.task = "classification"`: predict one obs column from [CLS], with every gene visible."""
 
     column: str | None = Field(
         None,
         min_length=1,
-        description="what to tell of a cell: an obs column, or a phenotype of [data.phenotypes]",
+        description="what to predict: an obs column, or a phenotype of [data.phenotypes]",
     )
     positive: str | None = Field(
         None,
         min_length=1,
-        description="one value against all others: 'T cell', or 'not T cell'; default: every value "
-        "against every other",
+        description="one-vs-rest for this value: 'T cell', or 'not T cell'; default: all values are "
+        "classes",
     )
     given: TextList = Field(
-        [], description="phenotypes that the model is shown; all others are hidden, as [NO_*]"
+        [], description="phenotypes that the model sees; all others are unspecified ([NO_*])"
     )
     sampling: Literal["natural", "balanced"] = Field(
         "natural",
-        description="balanced: an epoch has as many cells of each value, rare ones repeated (see "
-        "loss.class_weights for the other way to the same end)",
+        description="balanced: an epoch has equally many cells of each value, rare ones repeated "
+        "(loss.class_weights balances by weights instead)",
     )
     encoder: Literal["full", "frozen", "lora"] = Field(
         "full",
-        description="what of the encoder learns: all of it, nothing (the heads alone), or low-rank "
-        "additions to its layers (extra: lora); the last two need model.start_from",
+        description="parts of the encoder that are trained: full: all; frozen: none, only the heads; "
+        "lora: low-rank additions to its layers (extra: lora). The last two need model.start_from",
     )
-    lora_rank: int = Field(8, ge=1, description="rank of the additions")
+    lora_rank: int = Field(8, ge=1, description="rank of the low-rank additions")
     lora_alpha: float = Field(16.0, gt=0.0, description="their weight is lora_alpha / lora_rank")
     mask_genes: Probability = Field(
-        0.0, description="share of genes masked while training, so that none is relied upon alone"
+        0.0, description="mask rate of genes, so that the classifier depends on no single gene"
     )
 
     @model_validator(mode="after")
-    def _hides_what_it_asks(self) -> Self:
+    def _hides_its_column(self) -> Self:
         if self.column is None and (self.positive is not None or self.given):
             message = "positive and given need a column"
             raise ValueError(message)
         if self.column in self.given:
-            message = f"given must not name the column that is asked for ({self.column!r})"
+            message = f"given must not name the column to predict ({self.column!r})"
             raise ValueError(message)
         return self
 
 
 class TrainSettings(_Section):
-    """How long, how fast, where."""
+    """Duration, optimiser, machine, checkpoints."""
 
     task: Literal["masked", "classification"] = Field(
         "masked",
-        description="what the model learns to do: fill in what is masked, or tell one phenotype of "
-        "a cell from [CLS] (then [classification] says which, and [masking] has no say but for "
-        "unspecified: how often what is given is left out)",
+        description="masked: predict masked genes and phenotypes; classification: predict "
+        "classification.column from [CLS], where of [masking] only unspecified is used: how often "
+        "a given phenotype is left out",
     )
     max_steps: int | None = Field(None, ge=1, description="optimiser steps; or give epochs")
     epochs: float | None = Field(None, gt=0.0, description="passes over the training cells")
     batch_size: int = Field(
-        32, ge=1, description="cells per step, over all processes: a multiple of virtual ranks"
+        32, ge=1, description="cells per step over all processes; a multiple of virtual_ranks"
     )
     tokens_per_batch: int | None = Field(
         None,
         ge=1,
-        description="most tokens per step, filled with as many cells as fit, instead of batch_size",
+        description="largest number of tokens per step, filled with cells; used instead of batch_size",
     )
     virtual_ranks: int | None = Field(
         None,
         ge=1,
-        description="streams that the cells of an epoch are dealt to, each giving its share of a "
-        "step; default: one per process. A process that has several adds up their gradients, so "
-        "that a run of 4 virtual ranks is the same run on 4, 2 or 1 processes",
+        description="fixed shards of every batch; default: one per process. A process with several "
+        "adds up their gradients, so that a run of 4 virtual ranks is the same run on 4, 2 or 1 "
+        "processes",
     )
     micro_batches: int = Field(
         1,
         ge=1,
-        description="parts that a process computes one after another, to save memory; the step is "
-        "the same. Doubled by itself where a GPU's memory runs out",
+        description="parts of a batch that a process computes one after another, to save memory; the "
+        "step is the same. tfx doubles it if the memory of a GPU runs out",
     )
     learning_rate: float = Field(5e-4, gt=0.0, description="peak learning rate (AdamW)")
     weight_decay: float = Field(0.01, ge=0.0, description="weight decay (AdamW)")
@@ -369,21 +357,21 @@ class TrainSettings(_Section):
     log_linear_steps: int = Field(
         0,
         ge=0,
-        description="first steps, which train the log-linear part alone: cheap, and the encoder then "
-        "learns what it leaves over",
+        description="number of first steps that train the log-linear part alone, which is quick; the "
+        "encoder then learns the rest",
     )
     log_linear_weight_decay: float = Field(
         0.3, ge=0.0, description="weight decay of the log-linear part's own parameters"
     )
-    warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="share of steps to warm up")
+    warmup_ratio: float = Field(0.1, ge=0.0, lt=1.0, description="fraction of steps for warm-up")
     schedule: Literal["linear", "cosine"] = Field("linear", description="decay after warm-up")
     gradient_clip: float = Field(1.0, gt=0.0, description="largest norm of the gradient")
     ema: float = Field(
         0.0,
         ge=0.0,
         lt=1.0,
-        description="decay of the running average of the weights that is evaluated and saved "
-        "instead of the weights themselves (0.999, say); 0: none",
+        description="decay of the moving average of the weights (for example 0.999), which is then "
+        "evaluated and saved instead of the weights; 0: none",
     )
     patience: int | None = Field(
         None,
@@ -391,26 +379,30 @@ class TrainSettings(_Section):
         description="evaluations without a lower validation loss after which training ends early",
     )
     compile: bool = Field(
-        default=False, description="compile the encoder's layers by torch.compile (CUDA)"
+        default=False, description="compile the encoder's layers with torch.compile (CUDA)"
     )
     max_nonfinite: int = Field(
-        20, ge=1, description="steps in a row without finite loss and gradient that end the run"
+        20,
+        ge=1,
+        description="end the run after so many steps in a row without finite loss and gradient",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
-        [], description="where metrics are copied to, beside the run folder (extra: trackers)"
+        [], description="trackers that receive copies of the metrics (extra: trackers)"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="auto: bf16 on GPUs that have it, else fp32. On a CPU with avx512_bf16 or AMX, "
-        "bf16 is about twice as fast for models of width 256 and more, at losses within seed noise",
+        description="auto: bf16 on GPUs that support it, else fp32. On a CPU with avx512_bf16 or AMX, "
+        "bf16 is about twice as fast for hidden sizes of 256 and more, with losses within seed noise",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: a GPU where there is one, else the CPU"
+        "auto", description="auto: a GPU if the machine has one, else the CPU"
     )
     eval_steps: int = Field(500, ge=1, description="steps between evaluations")
-    eval_cells: int = Field(2000, ge=1, description="most validation cells used while training")
+    eval_cells: int = Field(
+        2000, ge=1, description="largest number of validation cells used during training"
+    )
     save_steps: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+    keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints to keep")
     log_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     seed: int = Field(0, ge=0, description="seed of initial weights, order of cells and masks")
 
@@ -462,7 +454,7 @@ class GenerateSettings(_Section):
 
 
 class Preset(_Section):
-    """A whole preset."""
+    """A preset."""
 
     name: FolderName | None = Field(
         None, description="name of the run, and of its folder; default: the file's name"
@@ -478,20 +470,20 @@ class Preset(_Section):
 
     @model_validator(mode="after")
     def _task_has_its_section(self) -> Self:
-        asks = self.classification.column is not None
-        if self.train.task == "classification" and not asks:
+        has_column = self.classification.column is not None
+        if self.train.task == "classification" and not has_column:
             message = "train.task = 'classification' needs classification.column"
             raise ValueError(message)
-        if asks and self.train.task != "classification":
+        if has_column and self.train.task != "classification":
             message = "classification.column needs train.task = 'classification'"
             raise ValueError(message)
         return self
 
     @model_validator(mode="after")
-    def _asks_for_a_phenotype(self) -> Self:
+    def _classifies_a_phenotype(self) -> Self:
         if self.classified is not None and self.data.phenotypes.get(self.classified) is False:
             message = (
-                f"classification.column asks for {self.classified!r}, which "
+                f"classification.column is {self.classified!r}, which "
                 f"data.phenotypes.{self.classified} = false leaves out"
             )
             raise ValueError(message)
@@ -499,19 +491,19 @@ class Preset(_Section):
 
     @property
     def training_masking(self) -> MaskingSettings:
-        """What is hidden while this preset trains: [masking], or a classifier's few genes."""
+        """What is masked when this preset trains: [masking], or a classifier's genes."""
         if self.classified is None:
             return self.masking
         return MaskingSettings(
             genes=self.classification.mask_genes,
-            phenotypes=0.0,  # the asked one is masked in any case
+            phenotypes=0.0,  # the classified one is masked in any case
             unspecified=self.masking.unspecified,
             unexpressed=0.0,
         )
 
     @property
     def classified(self) -> str | None:
-        """The phenotype that a classification asks for; None for other tasks.
+        """The phenotype that a classification predicts; None for other tasks.
 
         A phenotype's name wins over its obs column; any other obs column is a phenotype of its own
         name (`loading` adds it to ``data.phenotypes``).
@@ -521,15 +513,7 @@ class Preset(_Section):
 
 
 def phenotype_of(column: str, phenotypes: Mapping[str, str | Literal[False]]) -> str:
-    """Return the phenotype that ``column`` names, itself or by its obs column.
-
-    Parameters
-    ----------
-    column
-        A phenotype, or an obs column.
-    phenotypes
-        Of ``data.phenotypes``.
-    """
+    """Return the phenotype that ``column`` names, itself or by its obs column in ``phenotypes``."""
     columns = {**STANDARD_PHENOTYPES, **phenotypes}
     if column in columns:
         return column

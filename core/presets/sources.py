@@ -1,8 +1,7 @@
-"""Where preset values come from: files, the environment, options, `--set`; and what each sets.
+"""The sources of preset values: files, the environment, options, `--set`; and the values of each.
 
-Every source is brought to one form, a list of `Leaf` (key path, value, place) and a list of
-`Problem`. Unknown keys and misplaced tables are found here, where the place is known; whether a
-value is right is asked later, of the value that wins.
+Every source becomes a list of `Leaf` (key path, value) and a list of `Problem`. Unknown keys and
+misplaced tables are found here; values are checked later, once it is known which source wins.
 """
 
 import contextlib
@@ -14,34 +13,26 @@ from enum import IntEnum
 from pathlib import Path, PurePath
 from typing import Any
 
-from core.presets.fields import all_fields, field_at, nearest_hint, section_at
-from core.presets.toml_lines import KeyPath, LineFinder
-from core.presets.toml_text import dotted, printable, read_key, read_value, show_value
+from core.presets.fields import EXTENDS, all_fields, field_at, nearest_hint, section_at
+from core.presets.toml_text import (
+    KeyPath,
+    LineFinder,
+    dotted,
+    printable,
+    read_key,
+    read_value,
+    show_value,
+)
 from core.renamed import REMOVED_PRESET_KEYS, current_key
 
-__all__ = [
-    "EXTENDS",
-    "Leaf",
-    "Level",
-    "Problem",
-    "Source",
-    "read_assignments",
-    "read_environment",
-    "read_file",
-    "read_options",
-    "read_text",
-]
-
-#: The key, above all tables, by which a preset names the one that it changes.
-EXTENDS = "extends"
 _PREFIX = "TFX_"
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_UNSET = ("", "none")  # what takes a value back on the command line, for TOML has no null
+_UNSET = ("", "none")  # unsets a value on the command line, for TOML has no null
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, in which key, what."""
+    """One error: where, in which key, what."""
 
     where: str
     key: str
@@ -55,36 +46,32 @@ class Problem:
         return printable(f"{self.where}: {self.key}: {self.message}")
 
 
+class Level(IntEnum):
+    """Strength of the sources that are not files; files count from 0 in the order given."""
+
+    ENVIRONMENT = 1_000_000
+    OPTIONS = 1_000_001
+    ASSIGNMENTS = 1_000_002
+
+
 @dataclass
 class Source:
-    """All that one file, variable, option or assignment says.
-
-    Attributes
-    ----------
-    name
-        The file, the variable, the option, or the whole assignment.
-    level
-        Its strength; sources of one level cannot overrule each other's alternatives.
-    lines
-        Line numbers, for files.
-    is_broken
-        The file could not be read, so that what it lacks means nothing.
-    extends
-        The preset whose values hold for the keys that this file does not set.
-    renamed
-        Present key -> the older spelling that the source uses.
-    warnings
-        One sentence for every key of an older spelling.
-    """
+    """All values of one file, variable, option or assignment, which ``name`` names in messages."""
 
     name: str
+    #: Strength; sources of one level cannot overrule each other's alternatives.
     level: int
+    #: For files.
     lines: LineFinder | None = None
     leaves: list["Leaf"] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    #: The file could not be read, so that missing keys mean nothing.
     is_broken: bool = False
+    #: The preset whose values apply to the keys that this file does not set.
     extends: str | None = None
+    #: Present key -> the older spelling in the source.
     renamed: dict[KeyPath, KeyPath] = field(default_factory=dict)
+    #: One sentence for every key of an older spelling.
     warnings: list[str] = field(default_factory=list)
 
     def line_of(self, path: KeyPath) -> int:
@@ -96,10 +83,10 @@ class Source:
         return self.lines.comment_after(self.renamed.get(path, path)) if self.lines else ""
 
     def place_of(self, path: KeyPath) -> str:
-        """Return ``file:line`` of a key, or the source's name where there are no lines."""
+        """Return ``file:line`` of a key, or the source's name if it has no lines."""
         return f"{self.name}:{self.line_of(path)}" if self.lines else self.name
 
-    def complain(self, path: KeyPath, message: str) -> None:
+    def add_problem(self, path: KeyPath, message: str) -> None:
         """Add a problem with one key."""
         self.problems.append(self.problem(path, message))
 
@@ -107,7 +94,7 @@ class Source:
         """Make a problem of one key."""
         return Problem(self.place_of(path), dotted(path), message, self.line_of(path))
 
-    def origin_of(self, path: KeyPath) -> str:
+    def provenance_of(self, path: KeyPath) -> str:
         """Name the source of a value in a resolved preset."""
         name = "--set" if self.level == Level.ASSIGNMENTS else self.place_of(path)
         return " ".join(printable(name).split())  # as it will be read back from a comment
@@ -122,16 +109,8 @@ class Leaf:
     source: Source
 
 
-class Level(IntEnum):
-    """Strength of the sources that are not files; files count from 0 in the order given."""
-
-    ENVIRONMENT = 1_000_000
-    OPTIONS = 1_000_001
-    ASSIGNMENTS = 1_000_002
-
-
 def read_file(path: Path, *, level: int) -> Source:
-    """Read a TOML file; one that cannot be read, or is not TOML, is a problem of the source."""
+    """Read a TOML file; if it cannot be read, or is not TOML, the source has a problem."""
     shown = _shown(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")  # editors on Windows add the mark
@@ -157,7 +136,7 @@ def read_text(text: str, *, name: str, level: int) -> Source:
     if isinstance(base, str) and base:
         source.extends = base
     elif base is not None:
-        source.complain((EXTENDS,), f"must be a preset's name or file (got {show_value(base)})")
+        source.add_problem((EXTENDS,), f"must be a preset's name or file (got {show_value(base)})")
     _collect(table, (), source)
     return source
 
@@ -178,34 +157,25 @@ def _syntax_problem(message: str, text: str, file: str) -> Problem:
 
 
 def read_environment(environment: Mapping[str, str]) -> list[Source]:
-    """Read `TFX_TRAIN__BATCH_SIZE=8`; other variables that begin with TFX_ are not for presets."""
+    """Read `TFX_TRAIN__BATCH_SIZE=8`; other variables that begin with TFX_ are ignored."""
     sources = []
     for variable in sorted(environment):
         if not variable.startswith(_PREFIX):
             continue
         rest = variable[len(_PREFIX) :].lower()
         path = tuple(rest.split("__"))
-        if len(path) == 1 and not _is_known(path):
-            meant = _with_double_underscores(rest)
-            if meant is not None:
-                message = f"unknown setting; did you mean {_PREFIX}{'__'.join(meant).upper()}?"
+        if len(path) == 1 and not any(known.path[:1] == path for known in all_fields()):
+            # With single underscores: TFX_TRAIN_SEED.
+            meant = [
+                one.path for one in all_fields() if one.path[1:] and "_".join(one.path) == rest
+            ]
+            if meant:
+                message = f"unknown setting; did you mean {_PREFIX}{'__'.join(meant[0]).upper()}?"
                 sources.append(_broken(variable, Level.ENVIRONMENT, Problem(variable, "", message)))
             continue
         value = _from_text(path, environment[variable])
         sources.append(_single(path, value, Source(variable, Level.ENVIRONMENT)))
     return sources
-
-
-def _is_known(path: tuple[str, ...]) -> bool:
-    return any(known.path[: len(path)] == path for known in all_fields())
-
-
-def _with_double_underscores(name: str) -> tuple[str, ...] | None:
-    """Find the key that a variable with single underscores means: train_seed -> train, seed."""
-    for known in all_fields():
-        if len(known.path) > 1 and "_".join(known.path) == name:
-            return known.path
-    return None
 
 
 def read_options(options: Mapping[str, object], names: Mapping[str, str]) -> list[Source]:
@@ -221,7 +191,7 @@ def read_options(options: Mapping[str, object], names: Mapping[str, str]) -> lis
 
 
 def read_assignments(assignments: Iterable[str]) -> list[Source]:
-    """Read `a.b=c` of `--set`: the value is TOML where it can be, else a string."""
+    """Read `a.b=c` of `--set`: the value is TOML if possible, else a string."""
     sources = []
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -237,7 +207,7 @@ def read_assignments(assignments: Iterable[str]) -> list[Source]:
 
 
 def _single(path: tuple[str, ...], value: object, source: Source) -> Source:
-    """Fill the source that sets a single key."""
+    """Fill a source that sets a single key."""
     table: dict[str, object] = {path[-1]: value}
     for part in reversed(path[:-1]):
         table = {part: table}
@@ -246,7 +216,7 @@ def _single(path: tuple[str, ...], value: object, source: Source) -> Source:
 
 
 def _plain(value: object) -> object:
-    """Bring what an option may hold to what TOML holds."""
+    """Turn an option's value into one that TOML has."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -255,11 +225,11 @@ def _plain(value: object) -> object:
 
 
 def _from_text(path: tuple[str, ...], text: str) -> object:
-    """Read the text of a variable or an assignment as the key wants it.
+    """Read the text of a variable or an assignment as a value of the key.
 
-    A key that takes strings gets the text itself where the TOML value would not do
-    (`name=2024`), one that takes whole numbers gets 1e5 as 100000, and an empty text or `none`
-    takes back the value of a key that may be left out.
+    A key that takes strings gets the text itself if its TOML value does not fit (`name=2024`), one
+    that takes whole numbers gets 1e5 as 100000, and an empty text or `none` unsets a key that may
+    have no value.
     """
     value = read_value(text)
     try:
@@ -277,42 +247,41 @@ def _from_text(path: tuple[str, ...], text: str) -> object:
 
 
 def _collect(table: Mapping[str, object], path: tuple[str, ...], source: Source) -> None:
-    """Walk a table along the schema: fill the leaves, report what the schema has no place for."""
+    """Walk a table along the schema: add the leaves, and a problem for every unknown key."""
     for name, value in table.items():
         written = (*path, name)
         here = current_key(written)
-        if dotted(written) in REMOVED_PRESET_KEYS:
-            why = REMOVED_PRESET_KEYS[dotted(written)]
-            source.warnings.append(
-                f"{source.place_of(written)}: {dotted(written)} is ignored: {why}"
-            )
+        old = dotted(written)
+        if old in REMOVED_PRESET_KEYS:
+            place = source.place_of(written)
+            source.warnings.append(f"{place}: {old} is ignored: {REMOVED_PRESET_KEYS[old]}")
             continue
         if here != written:
             source.renamed[here] = written
             source.warnings.append(
-                f"{source.place_of(here)}: {dotted(written)} is now called {dotted(here)}; "
+                f"{source.place_of(here)}: {old} is now called {dotted(here)}; "
                 "the old name works in this release only"
             )
         try:
             known = field_at(here)
         except KeyError:
             if section_at(here) is None:
-                source.complain(here, f"unknown key; {nearest_hint(here)}")
+                source.add_problem(here, f"unknown key; {nearest_hint(here)}")
                 continue
             known = None
         if known is None or (known.is_table and here == known.path):
             if isinstance(value, Mapping):
                 _collect(value, here, source)
             else:
-                source.complain(here, f"must be a table (got {show_value(value)})")
+                source.add_problem(here, f"must be a table (got {show_value(value)})")
         elif (reason := _unfit(name) or _unfit(value)) is not None:
-            source.complain(here, reason)
+            source.add_problem(here, reason)
         else:
             source.leaves.append(Leaf(here, value, source))
 
 
 def _unfit(value: object) -> str | None:
-    """Say why a value cannot be stored in any preset, if so."""
+    """Say why a value cannot be stored in any preset; None if it can."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "is too large for a 64-bit integer"
     if isinstance(value, str) and not value.isascii():
@@ -326,8 +295,8 @@ def _unfit(value: object) -> str | None:
 
 
 def _shown(path: Path) -> str:
-    """Name a file in messages: relative to the working folder where it lies below it."""
-    with contextlib.suppress(ValueError, OSError):  # not below it, or there is none any more
+    """Name a file in messages: relative to the working folder if it is inside it."""
+    with contextlib.suppress(ValueError, OSError):  # not inside it, or the folder is gone
         if path.is_absolute():
             return str(path.relative_to(Path.cwd()))
     return str(path)

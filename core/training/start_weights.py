@@ -110,7 +110,7 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
         f"{key} = {ours[section][name]!r} ({value!r} there)"
         for key, value in theirs.items()
         for section, _, name in [key.partition(".")]
-        if resolved.origins[key] not in ("default", _ORIGIN) and ours[section][name] != value
+        if resolved.provenance[key] not in ("default", _ORIGIN) and ours[section][name] != value
     ]
     if differing:
         message = (

@@ -12,7 +12,7 @@ from core.training.forecast import forecast_run
 from core.training.run_size import outline_of_store
 from core.training.setup import check_preset
 
-ORIGINALS = {p.name: p.path for p in list_presets() if p.path.parent.name == "published"}
+ORIGINALS = {p.name: p.path for p in list_presets() if p.is_published}
 #: One of each kind, in the order: genes in bins, on or off, one phenotype, tokens of expressed genes,
 #: phenotypes alone, and both kinds of classifier.
 TRAINED = (

@@ -47,13 +47,13 @@ def test_later_sources_win_and_every_value_knows_where_it_came_from(preset_file)
     )
     train = resolved.preset.train
     assert (train.seed, train.batch_size, train.log_steps, train.eval_steps) == (5, 4, 3, 2)
-    origins = resolved.origins
-    assert origins["train.seed"] == "--set"
-    assert origins["train.batch_size"] == "--batch-size"
-    assert origins["train.log_steps"] == "TFX_TRAIN__LOG_STEPS"
-    assert origins["train.eval_steps"] == "o.toml:5"
-    assert origins["data.genes"] == "base.toml:3"
-    assert origins["train.eval_cells"] == "default"
+    provenance = resolved.provenance
+    assert provenance["train.seed"] == "--set"
+    assert provenance["train.batch_size"] == "--batch-size"
+    assert provenance["train.log_steps"] == "TFX_TRAIN__LOG_STEPS"
+    assert provenance["train.eval_steps"] == "o.toml:5"
+    assert provenance["data.genes"] == "base.toml:3"
+    assert provenance["train.eval_cells"] == "default"
 
 
 def test_tables_merge_by_key_and_lists_replace(preset_file):
@@ -118,7 +118,7 @@ def test_a_value_is_taken_back_by_none_or_nothing(preset_file, text):
     path = preset_file(MINIMAL + "[train]\nmax_steps = 10\n")
     resolved = resolve_preset(path, assignments=[f"train.max_steps={text}"])
     assert resolved.preset.train.max_steps is None
-    assert resolved.origins["train.max_steps"] == "default"
+    assert resolved.provenance["train.max_steps"] == "default"
 
 
 def test_a_stronger_source_replaces_the_alternative_of_a_weaker_one(preset_file):
@@ -138,7 +138,7 @@ def test_a_byte_order_mark_and_windows_lines_are_accepted(tmp_path):
     assert resolve_preset(path).preset.data.files == ["builtin:atlas"]
 
 
-def test_the_resolved_preset_round_trips_with_its_origins(preset_file):
+def test_the_resolved_preset_round_trips_with_its_provenance(preset_file):
     path = preset_file(
         'name = "a"\n[data]\nfiles = ["x  # \\"y\\"", "z"]\n'
         '[data.phenotypes]\n"my col" = "c # d"\nage = false\n[train]\nepochs = 2\n',
@@ -345,8 +345,8 @@ def test_a_preset_says_only_what_differs_from_the_one_it_extends(preset_file):
     assert (preset.data.genes, preset.train.seed) == (20, 3)
     assert (preset.train.epochs, preset.train.max_steps) == (2, None), "the stronger alternative"
     assert resolved.name == "c", "a name is not handed down"
-    assert resolved.origins["data.files"] == "a.toml:3"
-    assert resolved.origins["data.genes"] == "b.toml:3"
+    assert resolved.provenance["data.files"] == "a.toml:3"
+    assert resolved.provenance["data.genes"] == "b.toml:3"
     assert ResolvedPreset.from_toml(resolved.to_toml()).preset == preset
     assert resolve_preset(last, assignments=["train.max_steps=7"]).preset.train.epochs is None
 
@@ -433,7 +433,7 @@ def test_a_phenotypes_name_or_column_is_enough(preset_file, column, phenotypes, 
         ),
         (
             '[classification]\ncolumn = "sex"\ngiven = ["sex"]\n[train]\ntask = "classification"\n',
-            "given must not name the column that is asked for",
+            "given must not name the column to predict",
         ),
     ],
 )

@@ -201,7 +201,7 @@ def test_every_option_of_the_page_is_imported(system, name, tmp_path):
     run = of_json(tmp_path, LEAST[system] | beside | {name: value})
     assert run.system == system
     text = write_original(run)
-    origins = resolve_text(text, where=tmp_path / "imported.toml").origins
+    origins = resolve_text(text, where=tmp_path / "imported.toml").provenance
     if not option.ours:
         assert f"#   {name}: {option.note}" in text
     for key in option.ours:

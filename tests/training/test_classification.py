@@ -221,7 +221,7 @@ def test_genes_bins_and_shape_come_from_the_model_it_begins_with(pretrained, tin
         },
     )  # fmt: skip
     resolved = take_shape_of_start(bare)
-    assert resolved.origins["model.layers"] == "model.start_from"
+    assert resolved.provenance["model.layers"] == "model.start_from"
     model = build_model(resolved.preset, tiny_store, name="x")
     start = CellModel.load(pretrained / "model")
     assert model.panel.ids == start.panel.ids

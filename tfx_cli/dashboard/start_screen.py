@@ -128,7 +128,7 @@ class StartScreen(DashboardScreen):
             shown = str(path.relative_to(Path.cwd()))
             self._presets.append(shown)
             options.add_option(Option(Content.assemble((shown, "bold"), "  your file")))
-        bundled = sorted(list_presets(), key=lambda one: one.path.parent.name == "published")
+        bundled = sorted(list_presets(), key=lambda one: one.is_published)
         for summary in bundled:
             self._presets.append(summary.name)
             options.add_option(
