@@ -25,7 +25,7 @@ from core.cells.atlas.simulation import simulate_cells
 from core.errors import ConfigurationError
 from core.evaluation.fidelity_classifiers import tell_generated, weighted_auc
 from core.evaluation.fidelity_genes import correlation_agreement
-from core.generation.cells import generate_cells
+from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
 

@@ -29,9 +29,9 @@ from core.evaluation.fidelity_genes import (
     marginal_agreement,
     within_class_correlations,
 )
-from core.generation.depth import DepthDraw
-from core.generation.plan import CellPlan
-from core.generation.sampler import plan_for, sample_cells
+from core.generation.cell_sizes import CellSizes
+from core.generation.plan import CellPlan, plan_for
+from core.generation.sampler import sample_cells
 from core.model.folder import CellModel
 from core.random_streams import Stream, generator
 
@@ -50,7 +50,7 @@ def read_cells(model, store, split, n_most, seed=0):
 def generate(model, codes, **settings):
     """Draw one cell per row of codes; return the cells and the processor seconds they took."""
     chosen = model.generate.model_copy(update=settings)
-    depth = DepthDraw(model, 0, None) if chosen.genes_per_cell == "sample" else None
+    depth = CellSizes(model.reference, 0, None) if chosen.genes_per_cell == "sample" else None
     plan = plan_for(model, chosen)
     begun, parts = time.process_time(), []
     for first in range(0, len(codes), _BATCH):
@@ -62,7 +62,7 @@ def generate(model, codes, **settings):
             some,
             chosen,
             CellPlan.draw(0, cells, plan, needs_normal=True),
-            wanted_genes=wanted,
+            genes_per_cell=wanted,
         )
         rng = generator(0, first, Stream.DECODING)
         parts.append(model.table.decode(bins, how="sample", rng=rng))

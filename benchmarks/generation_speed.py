@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from core.cells.prepare import prepare_store
-from core.generation.cells import generate_cells
+from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
 from core.presets.loading import resolve_preset
@@ -44,11 +44,11 @@ CASES = (
 _LARGE = """
 import resource, sys
 from pathlib import Path
-from core.generation.cells import CellSource
-from core.generation.cells_file import write_generated
+from core.generation.cell_generator import CellGenerator
+from core.generation.generated_file import write_generated
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
-source = CellSource(CellModel.load(Path(sys.argv[1])), GenerationRequest({}, int(sys.argv[2])))
+source = CellGenerator(CellModel.load(Path(sys.argv[1])), GenerationRequest({}, int(sys.argv[2])))
 write_generated(source, Path(sys.argv[3]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

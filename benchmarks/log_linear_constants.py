@@ -96,7 +96,7 @@ def main():
         print("|---|---|---|---|---|")
         print(f"| real | | | {(real > 0).sum(axis=1).mean():.1f} | {spread(real, classes):.2f} |")
         for share in (1 / 16, 1 / 4, 1 / 2):
-            partial_cells._LAST_SHARE_WITH_LOG_LINEAR = share
+            partial_cells._LAST_FRACTION_WITH_LOG_LINEAR = share
             cells, _ = generate(model, codes)
             r, slope = correlation_agreement(
                 of_real, within_class_correlations(cells[:, genes], classes)

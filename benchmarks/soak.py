@@ -287,7 +287,7 @@ def main() -> int:
     arguments = parser.parse_args()
     # Imported once, before the forks; nothing is computed here.
     import core.evaluation.held_out
-    import core.generation.cells_file
+    import core.generation.generated_file
     import core.training.engine  # noqa: F401
 
     deadline = time.monotonic() + 60 * arguments.minutes

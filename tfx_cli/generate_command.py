@@ -196,29 +196,30 @@ def generate(
     # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity import compare_cells
     from core.files import replace_file
-    from core.generation.cells import BIN_NUMBERS, CellSource
-    from core.generation.cells_file import read_first_cells, write_generated
+    from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
     from core.generation.comparison import (
         MAX_COMPARED,
         check_markers,
+        comparison_png,
         open_training_store,
         read_real_cells,
     )
-    from core.generation.picture import comparison_png
-    from core.generation.request import GenerationRequest, cells_wanted, changed_settings
+    from core.generation.generated_file import read_first_cells, write_generated
+    from core.generation.request import GenerationRequest
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
-    request = GenerationRequest(
-        phenotypes=phenotypes,
-        n_cells=cells_wanted(model, phenotypes, balance) if n_cells is None else n_cells,
+    request = GenerationRequest.for_model(
+        model,
+        phenotypes,
+        n_cells,
+        sampling=changes,
         unspecified=unspecified,
-        settings=changed_settings(model.generate, changes),
         seed=seed,
         library_size=library_size,
         balance=balance,
     )
-    source = CellSource(model, request)
+    source = CellGenerator(model, request)
     for note in source.notes:
         warn(note)
     with show_progress() as listener:
@@ -226,7 +227,7 @@ def generate(
     narrate(f"{output}: {request.n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
     wanted = source.phenotypes.wanted
-    is_comparable = source.provenance()["values"] != BIN_NUMBERS
+    is_comparable = source.values != BIN_NUMBERS
     if not is_comparable:
         warn("bin numbers are not compared with real cells")
     markers = check_markers(model, generated, wanted) if is_comparable else []

@@ -224,30 +224,34 @@ class _Service:
 
     def _generate(self, record: object) -> dict[str, Any]:
         from core.evaluation.fidelity import compare_cells
-        from core.generation.cells import BIN_NUMBERS, CellSource, generate_cells
-        from core.generation.cells_file import discard_partial, read_first_cells, write_generated
-        from core.generation.comparison import MAX_COMPARED
-        from core.generation.counts import log_values
-        from core.generation.profile import profile_cells
-        from core.generation.request import GenerationRequest, cells_wanted, changed_settings
+        from core.generation.cell_generator import BIN_NUMBERS, CellGenerator, generate_cells
+        from core.generation.cell_sizes import log_values
+        from core.generation.comparison import MAX_COMPARED, profile_cells
+        from core.generation.generated_file import (
+            discard_partial,
+            read_first_cells,
+            write_generated,
+        )
+        from core.generation.request import GenerationRequest
 
         served, sampling, old_names = _checked(record)
         output = None if served.output is None else Path(served.output)
         if output is not None:
             check_output(output, (".h5ad",), what="cells", overwrite=served.overwrite)
         model = self._model
-        n_cells = served.cells or cells_wanted(model, served.request, served.balance)
-        request = GenerationRequest(
-            phenotypes=served.request,
-            n_cells=n_cells,
+        request = GenerationRequest.for_model(
+            model,
+            served.request,
+            served.cells,
+            sampling=sampling,
             unspecified=served.unspecified,
-            settings=changed_settings(model.generate, sampling),
             seed=served.seed,
             library_size=served.library_size,
             balance=served.balance,
         )
+        n_cells = request.n_cells
         began = time.monotonic()
-        source = CellSource(model, request)
+        source = CellGenerator(model, request)
         progress = self._progress(served.id)
         if output is None:
             if n_cells > _MOST_IN_MEMORY:
@@ -265,7 +269,7 @@ class _Service:
                 raise
             expression = read_first_cells(output, MAX_COMPARED)
         seconds = time.monotonic() - began
-        are_bins = source.provenance()["values"] == BIN_NUMBERS
+        are_bins = source.values == BIN_NUMBERS
         real = None if are_bins else self._real_cells(source.phenotypes.wanted)
         notes = [*old_names, *source.notes]
         if are_bins:

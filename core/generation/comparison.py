@@ -1,32 +1,78 @@
-"""What generated cells are held against: the marker genes of a request, and matching real cells."""
+"""Generated cells beside real ones: matching real cells, markers, numbers to draw, a picture."""
 
+import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import eigh
 
+from core.cells.genes import GenePanel
 from core.cells.store import SPLITS, Store
 from core.errors import DataError
 from core.model.folder import CellModel
 
-__all__ = [
-    "MAX_COMPARED",
-    "MarkerCheck",
-    "check_markers",
-    "open_training_store",
-    "read_real_cells",
-]
-
-#: Real cells from beyond training are preferred when there are at least this many.
+#: Held-out real cells are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
 #: Most cells of either side that are compared.
 MAX_COMPARED = 5_000
+#: Genes whose means a profile holds, those of highest mean first.
+MAX_GENES = 2_000
+#: Cells of each side whose genes per cell and place in the plane a profile holds.
+MAX_POINTS = 500
+#: Real cells that the plane is fitted to.
+_FITTED_CELLS = 1_000
+#: Genes of largest difference, and values of each, in a profile.
+_TOP_GENES, _TOP_VALUES = 12, 200
+_REAL, _GENERATED = "#0072b2", "#d55e00"  # Okabe and Ito: distinct for any kind of colour vision
+_MOST_DRAWN = 1_000
+_NAMED_GENES = 8
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+def open_training_store(model: CellModel) -> Store | None:
+    """Open the store the model was trained on, if it is still in its place and unchanged."""
+    try:
+        store = Store.open(model.provenance.get("store", ""))
+    except DataError:
+        return None
+    return store if store.manifest.key == model.provenance.get("store_key") else None
+
+
+def read_real_cells(
+    model: CellModel, store: Store, wanted: dict[int, int]
+) -> tuple[sparse.csr_matrix, str] | None:
+    """Read real cells of the requested phenotypes, held-out ones where there are enough.
+
+    Returns
+    -------
+    (cells, genes) as the model sees them (0 and 1 for a binary model), and which cells they are;
+    None where no real cell matches.
+    """
+    matching = np.ones(store.n_cells, dtype=bool)
+    for slot, code in wanted.items():
+        matching &= np.asarray(store.phenotype_codes[:, slot]) == code
+    held_out = np.flatnonzero(matching & (store.split_codes != SPLITS.index("train")))
+    rows, which = held_out, "held-out"
+    if len(held_out) < ENOUGH_HELD_OUT:
+        rows, which = np.flatnonzero(matching), "training and held-out"
+    if len(rows) == 0:
+        return None
+    if len(rows) > MAX_COMPARED:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
+    real = store.read(rows, model.panel)
+    if model.config.kind == "binary":
+        real.data = (real.data >= model.values.edges[0]).astype(np.float32)
+        real.eliminate_zeros()
+    return real, which
 
 
 @dataclass(frozen=True)
 class MarkerCheck:
-    """One gene that sets a requested value apart in the training cells.
+    """One gene that distinguishes a requested value in the training cells.
 
     ``training_mean`` and ``other_mean`` are mean log1p values of training cells with the value and
     over all training cells; ``generated_mean`` that of the generated cells.
@@ -44,12 +90,10 @@ class MarkerCheck:
 def check_markers(
     model: CellModel, generated: sparse.csr_matrix, wanted: dict[int, int], *, n_each: int = 3
 ) -> list[MarkerCheck]:
-    """Look up the genes that most raise and lower each requested value, from the model alone.
+    """Look up the genes that most raise and lower each requested value, from the model's reference.
 
     Parameters
     ----------
-    model
-        Its reference profiles name the genes.
     generated
         (cells, genes).
     wanted
@@ -58,17 +102,15 @@ def check_markers(
         Genes raised, and genes lowered, per phenotype.
     """
     means = np.asarray(generated.mean(axis=0)).ravel()
-    # Not the sparse mean, which multiplies by 1 / n: 1.0000000000000002 is no share of cells.
+    # Not the sparse mean, which multiplies by 1 / n: 1.0000000000000002 is no fraction of cells.
     detection = np.asarray((generated > 0).sum(axis=0)).ravel() / generated.shape[0]
     names = list(model.config.phenotypes)
     starts = np.cumsum([0, *model.config.phenotype_sizes])
     checks: list[MarkerCheck] = []
     for slot, code in wanted.items():
         of_phenotype = model.reference.means[starts[slot] : starts[slot + 1]]
-        sizes = np.array(
-            [model.reference.n_cells({slot: other}) for other in range(len(of_phenotype))],
-            dtype=float,
-        )
+        n_cells = [model.reference.n_cells({slot: other}) for other in range(len(of_phenotype))]
+        sizes = np.array(n_cells, dtype=float)
         overall = (of_phenotype * sizes[:, None]).sum(axis=0) / max(sizes.sum(), 1.0)
         order = np.argsort(of_phenotype[code] - overall)
         value = model.config.phenotypes[names[slot]][code]
@@ -87,45 +129,173 @@ def check_markers(
     return checks
 
 
-def open_training_store(model: CellModel) -> Store | None:
-    """Open the store the model was trained on, if it is still where it was and unchanged."""
-    try:
-        store = Store.open(model.provenance.get("store", ""))
-    except DataError:
-        return None
-    return store if store.manifest.key == model.provenance.get("store_key") else None
+def profile_cells(
+    generated: sparse.csr_matrix, real: sparse.csr_matrix | None, panel: GenePanel
+) -> dict[str, Any]:
+    """Describe generated cells beside real ones by numbers that any screen can draw.
 
-
-def read_real_cells(
-    model: CellModel, store: Store, wanted: dict[int, int]
-) -> tuple[sparse.csr_matrix, str] | None:
-    """Read real cells of the requested phenotypes, held-out ones where there are enough.
+    Parameters
+    ----------
+    generated, real
+        (cells, genes), log1p counts per 10,000 (0 and 1 for binary models), in panel order. Without
+        real cells the real side is null.
 
     Returns
     -------
-    (cells, genes) in the model's own terms (on or off for a binary model), and which cells they
-    are; None where no real cell matches.
+    JSON values of bounded size, by the names of docs/generate-serve.md. Cells beyond the bounds are
+    left out evenly, not at random, so that the same cells give the same profile.
     """
-    matching = np.ones(store.n_cells, dtype=bool)
-    for slot, code in wanted.items():
-        matching &= np.asarray(store.phenotype_codes[:, slot]) == code
-    held_out = np.flatnonzero(matching & (store.split_codes != SPLITS.index("train")))
-    rows, which = held_out, "held-out"
-    if len(held_out) < ENOUGH_HELD_OUT:
-        rows, which = np.flatnonzero(matching), "training and held-out"
-    if len(rows) == 0:
-        return None
-    if len(rows) > MAX_COMPARED:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
-    real = store.read(rows, model.panel)
-    if model.config.kind == "binary":
-        real = _as_binary(real, model.values.edges)
-    return real, which
+    mean_generated = _means(generated)
+    mean_real = None if real is None else _means(real)
+    highest = mean_generated if mean_real is None else np.maximum(mean_real, mean_generated)
+    shown = np.sort(np.argsort(-highest, kind="stable")[:MAX_GENES])
+    profile: dict[str, Any] = {
+        "genes": {
+            "names": [panel.symbols[gene] for gene in shown],
+            "real_mean": None if mean_real is None else _rounded(mean_real[shown]),
+            "generated_mean": _rounded(mean_generated[shown]),
+        },
+        "detected_genes": {
+            "real": None if real is None else _detected(real),
+            "generated": _detected(generated),
+        },
+        "embedding": None,
+        "fidelity": None,
+        "top_genes": [],
+    }
+    if real is None or mean_real is None:
+        return profile
+    fitted, at_real, at_generated, explained = principal_plane(real, generated)
+    profile["embedding"] = {
+        "method": f"PCA of {fitted:,} real cells",
+        "explained": _rounded(explained),
+        "real": [_rounded(point) for point in at_real],
+        "generated": [_rounded(point) for point in at_generated],
+    }
+    difference = mean_generated - mean_real
+    profile["top_genes"] = [
+        {
+            "gene": panel.symbols[gene],
+            "real_mean": round(float(mean_real[gene]), 4),
+            "generated_mean": round(float(mean_generated[gene]), 4),
+            "difference": round(float(difference[gene]), 4),
+            "real_values": _gene_values(real, int(gene)),
+            "generated_values": _gene_values(generated, int(gene)),
+        }
+        for gene in np.argsort(-np.abs(difference), kind="stable")[:_TOP_GENES]
+    ]
+    return profile
 
 
-def _as_binary(expression: sparse.csr_matrix, edges: NDArray[np.float32]) -> sparse.csr_matrix:
-    """On or off, as a binary model sees them."""
-    on = expression.copy()
-    on.data = (on.data >= edges[0]).astype(np.float32)
-    on.eliminate_zeros()
-    return on
+def principal_plane(
+    real: sparse.csr_matrix, generated: sparse.csr_matrix, *, max_points: int = MAX_POINTS
+) -> tuple[int, FloatArray, FloatArray, FloatArray]:
+    """Place cells in the plane of the first two principal components of the real cells.
+
+    Returns
+    -------
+    Number of real cells fitted; (points, 2) of real and of generated cells; the fraction of the real
+    cells' variance along each axis. Where the real cells span less than a plane, the rest is 0.
+    """
+    fitted = real[_evenly(real.shape[0], _FITTED_CELLS)].toarray()
+    centre = fitted.mean(axis=0)
+    centred = fitted.astype(np.float64) - centre
+    # By the cells' inner products: there are fewer cells than genes, and only two axes are needed.
+    products = centred @ centred.T
+    total = max(float(np.trace(products)), 1e-12)
+    first = max(len(products) - 2, 0)
+    power, vectors = eigh(products, subset_by_index=(first, len(products) - 1))
+    power, vectors = power[::-1].clip(min=0), vectors[:, ::-1]
+    axes = np.zeros((2, centred.shape[1]))
+    for axis, strength in enumerate(power):
+        if strength > 1e-9 * total:
+            axes[axis] = vectors[:, axis] @ centred / np.sqrt(strength)
+    at_real, at_generated = (
+        (cells[_evenly(cells.shape[0], max_points)].toarray() - centre) @ axes.T
+        for cells in (real, generated)
+    )
+    return len(fitted), at_real, at_generated, np.pad(power, (0, 2 - len(power))) / total
+
+
+def _evenly(n: int, most: int) -> NDArray[np.int64]:
+    """At most ``most`` of n row numbers, evenly spaced."""
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
+
+
+def _means(cells: sparse.csr_matrix) -> FloatArray:
+    return np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / cells.shape[0]
+
+
+def _detected(cells: sparse.csr_matrix) -> list[int]:
+    some = cells[_evenly(cells.shape[0], MAX_POINTS)]
+    return np.asarray((some > 0).sum(axis=1)).ravel().tolist()
+
+
+def _gene_values(cells: sparse.csr_matrix, gene: int) -> list[float]:
+    some = cells[_evenly(cells.shape[0], _TOP_VALUES)]
+    return _rounded(some[:, [gene]].toarray().ravel())
+
+
+def _rounded(values: FloatArray) -> list[float]:
+    """Four digits: more than a screen shows, and a third of the bytes."""
+    return np.round(values.astype(np.float64), 4).tolist()
+
+
+def comparison_png(
+    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel, *, title: str
+) -> bytes:
+    """Draw gene means, genes per cell and a shared PCA of real and generated cells, as a PNG file.
+
+    Parameters
+    ----------
+    real, generated
+        (cells, genes), log1p counts per 10,000, in panel order.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    means_axes, genes_axes, pca_axes = figure.subplots(1, 3)
+    figure.suptitle(title, fontsize=11).set_parse_math(False)
+
+    x, y = (np.asarray(cells.mean(axis=0)).ravel() for cells in (real, generated))
+    top = float(max(x.max(), y.max(), 1e-6)) * 1.05
+    means_axes.plot([0, top], [0, top], color="grey", linewidth=0.8)
+    means_axes.scatter(x, y, s=9, color=_GENERATED)
+    offset = {"xytext": (3, 3), "textcoords": "offset points"}
+    for gene in np.argsort(-np.abs(x - y))[:_NAMED_GENES]:
+        symbol = panel.symbols[gene]
+        label = means_axes.annotate(symbol, (x[gene], y[gene]), fontsize=7, **offset)
+        label.set_parse_math(False)
+    means_axes.set_xlabel("real: mean log1p per 10k")
+    means_axes.set_ylabel("generated")
+    r = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
+    means_axes.set_title(f"gene means (r = {r:.3f})", fontsize=10)
+
+    counts = [np.diff(sparse.csr_matrix(cells > 0).indptr) for cells in (real, generated)]
+    edges = np.linspace(min(c.min() for c in counts), max(c.max() for c in counts) + 1, 26)
+    outline = {"bins": edges, "density": True, "histtype": "step", "linewidth": 1.6}
+    for n_genes, colour, name in zip(
+        counts, (_REAL, _GENERATED), ("real", "generated"), strict=True
+    ):
+        label = f"{name} ({len(n_genes):,} cells)"
+        genes_axes.hist(n_genes, color=colour, label=label, **outline)
+    genes_axes.legend(fontsize=8)
+    genes_axes.set_xlabel("genes detected per cell")
+    genes_axes.set_yticks([])
+    genes_axes.set_title("genes per cell", fontsize=10)
+
+    _, *places, _ = principal_plane(real, generated, max_points=_MOST_DRAWN)
+    for at, colour, mark in zip(places, (_REAL, _GENERATED), ("o", "x"), strict=True):
+        pca_axes.scatter(
+            at[:, 0], at[:, 1], s=8, color=colour, marker=mark, linewidths=0.7, alpha=0.6
+        )
+    pca_axes.set_xticks([])
+    pca_axes.set_yticks([])
+    pca_axes.set_xlabel("principal component 1 of the real cells")
+    pca_axes.set_ylabel("component 2")
+    pca_axes.set_title("real (dots) and generated (crosses)", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()

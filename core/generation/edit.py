@@ -1,13 +1,13 @@
-"""Real cells with a control token changed: what would they be, were they normal.
+"""Real cells with a control token changed: the same cells, were they normal, say.
 
-Genes are gone through one after another, as in generation, twice at a time: with the cell's own phenotypes
-and its own genes before, and with the phenotypes that are set and the changed genes before. The first tells
-which chance would have made the cell as it is (the place of its bin in the distribution); the second
-distribution, read at the same place, gives the changed bin. A gene whose distribution does not move does not
-move either, and a cell that has what is set already comes out as it went in. (Abduction, action, prediction:
-Pearl's counterfactual, for an autoregressive model.)
+Genes are visited one after another, as in generation, by two models of the cell: one with the cell's own
+phenotypes and its own genes so far, one with the phenotypes that are set and the changed genes so far. The
+first gives the quantile of the cell's bin in its distribution; the second distribution, at the same
+quantile, gives the changed bin. A gene whose distribution does not move keeps its bin, and a cell that has
+the set phenotypes already does not change. (Abduction, action, prediction: Pearl's counterfactual, for an
+autoregressive model.)
 
-Shapes: B cells, G genes of the panel, P of them present in the cells.
+Shapes: B cells, G genes of the panel, n queried genes per cell.
 """
 
 import numpy as np
@@ -23,11 +23,9 @@ from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits
 from core.presets.schema import GenerateSettings
 
-__all__ = ["check_can_edit", "edit_bins"]
-
 
 def check_can_edit(model: CellModel) -> None:
-    """Refuse models that cannot change cells.
+    """Check that a model can change cells.
 
     Raises
     ------
@@ -43,7 +41,7 @@ def check_can_edit(model: CellModel) -> None:
     if model.masking.genes != "uniform":
         message = (
             f"this model was trained with a fixed mask rate ({model.masking.genes}), and changing cells "
-            f"needs one that has seen cells hidden to any degree; train with masking.genes = 'uniform'"
+            f"needs one trained at all mask rates; train with masking.genes = 'uniform'"
         )
         raise ConfigurationError(message)
 
@@ -60,12 +58,10 @@ def edit_bins(
     first_cell: int = 0,
     present: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """Change the phenotypes of cells and let their genes follow.
+    """Change the phenotypes of cells, and their genes with them.
 
     Parameters
     ----------
-    model
-        Of the ranked layout, with bins.
     bins
         (B, G), the cells as they are.
     codes, new_codes
@@ -73,7 +69,7 @@ def edit_bins(
     settings
         Steps.
     seed, first_cell
-        Cell i of a seed comes out the same whatever the cells beside it.
+        Cell i of a seed is the same whatever the cells beside it.
     present
         (G,), genes that the cells have; the others stay hidden and 0.
 
@@ -88,18 +84,18 @@ def edit_bins(
     steps = StepPlan(bins.shape[1], within.sizes)
     plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, state=None)
     unguided = settings.model_copy(update={"guidance": 0.0})
-    was, is_set = (PartialCells(model, of, unguided, plan, None) for of in (codes, new_codes))
+    before, after = (PartialCells(model, of, unguided, plan, None) for of in (codes, new_codes))
     known = torch.from_numpy(bins.astype(np.int64))
     changed = torch.zeros_like(known)
     uniform = torch.from_numpy(plan.uniform)
-    for step in range(len(steps.ends)):
-        for before, after in zip(was.questions(step), is_set.questions(step), strict=True):
-            genes, at, logits = before
+    for step in range(len(steps.sizes)):
+        pairs = zip(before.logits_of_step(step), after.logits_of_step(step), strict=True)
+        for (genes, at, logits), (_, _, new_logits) in pairs:
             old = known.to(genes.device).gather(1, genes)
-            place = _place_of(logits, old, uniform[:, at].to(genes.device), model.config)
-            new = _bin_at(after[2], place, model.config)
-            was.reveal(genes, old)
-            is_set.reveal(genes, new)
+            quantile = _quantile_of(logits, old, uniform[:, at].to(genes.device), model.config)
+            new = _bin_at(new_logits, quantile, model.config)
+            before.reveal(genes, old)
+            after.reveal(genes, new)
             changed.scatter_(1, genes.cpu(), new.cpu())
     return changed.numpy()
 
@@ -111,8 +107,8 @@ def _cumulative(logits: Tensor, config: TfxConfig) -> Tensor:
     return (cumulative / cumulative[:, -1:]).view(*logits.shape[:2], -1)
 
 
-def _place_of(logits: Tensor, bins: Tensor, uniform: Tensor, config: TfxConfig) -> Tensor:
-    """(B, n) place of each bin in its distribution, drawn evenly within the bin."""
+def _quantile_of(logits: Tensor, bins: Tensor, uniform: Tensor, config: TfxConfig) -> Tensor:
+    """(B, n) quantile of each bin in its distribution, drawn evenly within the bin."""
     cumulative = _cumulative(logits, config)
     above = cumulative.gather(-1, bins.unsqueeze(-1)).squeeze(-1)
     below = cumulative.gather(-1, (bins - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -120,7 +116,7 @@ def _place_of(logits: Tensor, bins: Tensor, uniform: Tensor, config: TfxConfig) 
     return below + uniform.double().clamp(1e-6, 1 - 1e-6) * (above - below)
 
 
-def _bin_at(logits: Tensor, place: Tensor, config: TfxConfig) -> Tensor:
-    """(B, n) the bin that stands at a place of the distribution."""
+def _bin_at(logits: Tensor, quantile: Tensor, config: TfxConfig) -> Tensor:
+    """(B, n) the bin at a quantile of the distribution."""
     cumulative = _cumulative(logits, config)
-    return (place.unsqueeze(-1) >= cumulative[..., :-1]).sum(-1)
+    return (quantile.unsqueeze(-1) >= cumulative[..., :-1]).sum(-1)

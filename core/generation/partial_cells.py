@@ -1,10 +1,12 @@
-"""Cells that are being drawn: what is known of each, and what the model says of the rest.
+"""Cells while they are drawn: what is known of each, and the model's logits for the rest.
 
-All genes start hidden; `PartialCells` asks for some, and whoever draws them reveals them. The encoder reads
-the cells as its layout has them (`core.generation.cell_input`), the log-linear part's state follows every gene, and
-how many genes a cell is to express holds the log-odds in place (`core.generation.depth`).
+All genes start hidden; `PartialCells` gives logits for some, and the caller reveals what it draws from
+them. The encoder reads the cells in their layout (`core.generation.encoder_input`), the log-linear part's
+sums follow every gene (`core.generation.log_linear_state`), and where a cell is to express a given number
+of genes, all log-odds of expression are shifted by the amount that brings the expected number there:
+sampling given the sum, in its exponential form.
 
-Shapes: B cells, G genes of the panel, n genes asked for per cell, O outputs per gene.
+Shapes: B cells, G genes of the panel, n queried genes per cell, O outputs per gene.
 """
 
 import math
@@ -16,23 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.encoding.tokens import MASK
-from core.generation.cell_input import ExpressedInput, RankedInput
-from core.generation.class_marginals import draw_from_class_marginals
-from core.generation.depth import expression_log_odds, shift_expression, solve_shift
-from core.generation.log_linear_state import LogLinearState, masked_share
+from core.generation.encoder_input import ExpressedInput, RankedInput
+from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.plan import CellPlan
+from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.gene_outputs import sample_genes
 from core.presets.schema import GenerateSettings
 
-__all__ = ["PartialCells", "shown_phenotypes"]
-
-#: How often the depth of a cell is looked at while its genes are drawn.
+#: How often the shift of a cell is renewed while its genes are drawn.
 _SHIFTS_PER_CELL = 8
-#: Share of the panel that is drawn last, without looking: few genes must not pay for all. A log-linear part, which
-#: follows every gene, carries the depth on by itself: held to the end, depth takes spread and correlations
-#: away (benchmarks/log_linear_constants.md).
-_LAST_SHARE, _LAST_SHARE_WITH_LOG_LINEAR = 1 / 16, 1 / 4
+#: Fraction of the panel that is drawn last, without a new shift: few genes must not make up for all. A
+#: log-linear part follows every gene and holds the number by itself: a shift to the end takes spread and
+#: correlations away (benchmarks/log_linear_constants.md).
+_LAST_FRACTION, _LAST_FRACTION_WITH_LOG_LINEAR = 1 / 16, 1 / 4
+#: The largest shift: beyond it genes would be expressed that the cell's kind does not have.
+_LARGEST_SHIFT = 2.0
+_HALVINGS = 14
+#: Cells of the whole training set that are added to each class.
+_PSEUDO_CELLS = 5.0
 
 
 class PartialCells:
@@ -40,16 +44,14 @@ class PartialCells:
 
     Parameters
     ----------
-    model
-        Of either layout.
     codes
         (B, phenotypes), -1 for [NO_*].
     settings
-        Temperature and guidance.
+        Temperature, guidance, gene steps.
     plan
-        Of these cells: what is drawn in which step, and its chance.
-    wanted_genes
-        (B,) genes that each cell is to express, None: as many as come.
+        Which genes of these cells each step draws, and their random numbers.
+    genes_per_cell
+        (B,) genes that each cell is to express, None: not controlled.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class PartialCells:
         codes: NDArray[np.int32],
         settings: GenerateSettings,
         plan: CellPlan,
-        wanted_genes: NDArray[np.float32] | None,
+        genes_per_cell: NDArray[np.float32] | None,
     ) -> None:
         self._model, self._config, self._settings = model, model.config, settings
         self._network = model.network.eval()
@@ -72,62 +74,59 @@ class PartialCells:
         shape = (self._n_cells, self._n_genes)
         #: Tokens of the values, MASK where hidden; and values of a continuous model.
         self._value = torch.full(shape, MASK, dtype=torch.long, device=device)
-        self._number = torch.zeros(shape, device=device)
+        self._continuous = torch.zeros(shape, device=device)
         self._cells = torch.arange(self._n_cells, device=device).unsqueeze(1)
         self._is_guided = settings.guidance > 0
         self._n_known = 0
-        self._wanted_genes = (
-            None if wanted_genes is None else torch.from_numpy(wanted_genes).to(device)
+        self._genes_per_cell = (
+            None if genes_per_cell is None else torch.from_numpy(genes_per_cell).to(device)
         )
         self._shift = torch.zeros(self._n_cells, device=device)
         self._n_known_at_shift = -1
-        # A Gibbs sweep never hides more than a few.
-        carries_on = self._network.log_linear is not None and not plan.steps.is_gibbs
-        self._last_share = _LAST_SHARE_WITH_LOG_LINEAR if carries_on else _LAST_SHARE
-        self._input: RankedInput | ExpressedInput | None = None  # nothing reads it but an encoder
-        #: (B,) genes that a cell of the expressed layout shows when it is whole.
-        self._whole: Tensor | None = None
+        # A Gibbs sweep never hides more than a few genes.
+        holds_number = self._network.log_linear is not None and not plan.steps.is_gibbs
+        self._last_fraction = _LAST_FRACTION_WITH_LOG_LINEAR if holds_number else _LAST_FRACTION
+        self._input: RankedInput | ExpressedInput | None = None  # only for an encoder
+        #: (B,) genes that a complete cell of the expressed layout shows.
+        self._n_shown: Tensor | None = None
         if model.config.layout == "expressed":
             counts = model.reference.bin_counts
-            n_on = float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
-            self._whole = (
-                torch.full((self._n_cells,), n_on, device=device)
-                if self._wanted_genes is None
-                else self._wanted_genes
+            mean = float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
+            self._n_shown = (
+                torch.full((self._n_cells,), mean, device=device)
+                if self._genes_per_cell is None
+                else self._genes_per_cell
             )
-            self._whole = self._whole.clamp(1, max(self._n_genes - 1, 1))
+            self._n_shown = self._n_shown.clamp(1, max(self._n_genes - 1, 1))
             if self._network.encoder_part is not None:
-                self._input = ExpressedInput(model, codes, self._genes, n_on / self._n_genes)
+                self._input = ExpressedInput(model, codes, self._genes, mean / self._n_genes)
         elif self._network.encoder_part is not None:
             self._input = RankedInput(model, codes, device)
-        self._case = self._case_shift()
+        self._layout_shift = self._shift_of_layout()
         self._states: list[LogLinearState] = []
         if self._network.log_linear is not None:
-            chance = None if plan.state is None else torch.from_numpy(plan.state).to(device)
-            shown = [
-                shown_phenotypes(
-                    model, codes, device, state_chance=chance, n_expressed=self._wanted_genes
-                )
-            ]
+            uniform = None if plan.state is None else torch.from_numpy(plan.state).to(device)
+            sizes = self._genes_per_cell
+            shown = [shown_phenotypes(model, codes, device, uniform=uniform, n_expressed=sizes)]
             if self._is_guided:
                 shown.append(shown_phenotypes(model, np.full_like(codes, -1), device))
             self._states = [
-                LogLinearState(self._network.log_linear, rows, n_expressed=self._whole)
+                LogLinearState(self._network.log_linear, rows, n_expressed=self._n_shown)
                 for rows in shown
             ]
 
     def draw(self, step: int) -> None:
         """Draw the genes of a step."""
-        for genes, at, logits in self.questions(step):
+        for genes, at, logits in self.logits_of_step(step):
             self.reveal(genes, self._sample(logits, self._uniform[:, at], self._normal[:, at]))
 
-    def questions(self, step: int) -> Iterator[tuple[Tensor, slice, Tensor]]:
-        """Ask for the genes of a step, a few at a time; those that are visible are hidden first.
+    def logits_of_step(self, step: int) -> Iterator[tuple[Tensor, slice, Tensor]]:
+        """Give logits for the genes of a step, a few genes at a time; visible ones are hidden first.
 
         Yields
         ------
-        Genes (B, n), which draws of the plan they are, and their logits (B, n, O). What is answered must
-        be revealed before the next are asked for.
+        Genes (B, n), their place among the draws of the plan, and their logits (B, n, O). The caller
+        must `reveal` them before the next are due.
         """
         end, n = self._steps.ends[step], self._steps.sizes[step]
         genes = self._genes[:, end - n : end]
@@ -135,17 +134,17 @@ class PartialCells:
             self._hide(genes)
             self._n_known_at_shift = -1
         parts = self._encoder_logits_of_step(genes)
-        # The log-linear part follows every gene, in panels so large that it would take long, a few at a time.
+        # The log-linear part follows every gene; in large panels, where that takes long, a few at a time.
         at_once = n if not self._states else -(-self._n_genes // self._settings.gene_steps)
         for first in range(0, n, at_once):
             some = slice(first, min(first + at_once, n))
             self._renew_shift_by_log_linear()
             logits = self._logits(genes[:, some], [part[:, some] for part in parts])
-            logits = shift_expression(logits, self._shift + self._case, self._config)
+            logits = shift_expression(logits, self._shift + self._layout_shift, self._config)
             yield genes[:, some], slice(end - n + some.start, end - n + some.stop), logits
 
-    def start_from_marginals(self, codes: NDArray[np.int32]) -> None:
-        """Draw all genes, each on its own, from what training cells of the class had."""
+    def draw_marginals(self, codes: NDArray[np.int32]) -> None:
+        """Draw all genes, each on its own, from the training cells of the class."""
         genes = self._genes[:, : self._n_genes]
         uniform = self._uniform[:, : self._n_genes]
         if self._states:
@@ -158,49 +157,69 @@ class PartialCells:
             drawn = torch.from_numpy(start).to(genes.device).gather(1, genes)
         self.reveal(genes, drawn)
 
-    def values(self) -> NDArray[np.int64] | NDArray[np.float32]:
-        """Return (cells, genes) as drawn."""
+    def reveal(self, genes: Tensor, drawn: Tensor) -> None:
+        """Make (B, n) drawn genes known."""
         if self._config.kind == "continuous":
-            return self._number.cpu().numpy()
+            threshold = float(self._model.values.edges[0])  # below it a gene is not expressed
+            values = torch.where(drawn >= threshold, drawn, torch.zeros_like(drawn))
+            self._continuous.scatter_(1, genes, values)
+            self._value.scatter_(1, genes, self._bin_0)
+        else:
+            self._value.scatter_(1, genes, drawn + self._bin_0)
+        for state in self._states:
+            state.reveal(genes, drawn)
+        self._n_known += genes.shape[1]
+
+    def values(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """Return (cells, genes): bins, or values of a continuous model."""
+        if self._config.kind == "continuous":
+            return self._continuous.cpu().numpy()
         return (self._value - self._bin_0).cpu().numpy()
 
+    def _hide(self, genes: Tensor) -> None:
+        for state in self._states:
+            state.hide(genes, self._value.gather(1, genes) - self._bin_0)
+        self._value.scatter_(1, genes, MASK)
+        self._continuous.scatter_(1, genes, 0.0)
+        self._n_known -= genes.shape[1]
+
     def _encoder_logits(self, genes: Tensor) -> list[Tensor]:
-        """(B, n, O) of the encoder, and of it without phenotypes where there is guidance."""
+        """(B, n, O) of the encoder and, with guidance, of it without phenotypes."""
         part = self._network.encoder_part
         if part is None or self._input is None:
             return []
-        route = self._network.attention_route(ragged=self._whole is not None)
-        share = self._masked_share()
-        most = self._input.most_asked(self._n_genes - self._n_known)
+        route = self._network.attention_route(ragged=self._n_shown is not None)
+        rate = self._mask_rate()
+        most = self._input.most_queried(self._n_genes - self._n_known)
         found = []
         for with_phenotypes in (True, False)[: 2 if self._is_guided else 1]:
-            answers = []
+            logits = []
             for some in torch.split(genes, most, dim=1):
-                asked = self._input.ask(
-                    some, self._value, self._number, share, with_phenotypes=with_phenotypes
+                batch = self._input.query(
+                    some, self._value, self._continuous, rate, with_phenotypes=with_phenotypes
                 )
-                answers.append(part(asked, route)[0].float().view(*some.shape, -1))
-            found.append(torch.cat(answers, dim=1))
+                logits.append(part(batch, route)[0].float().view(*some.shape, -1))
+            found.append(torch.cat(logits, dim=1))
         return found
 
-    def _masked_share(self) -> Tensor:
-        """(B,), as the model saw it in training."""
-        if self._whole is None:
+    def _mask_rate(self) -> Tensor:
+        """(B,), by training's definition of the layout."""
+        if self._n_shown is None:
             return torch.full_like(self._shift, 1 - self._n_known / self._n_genes)
-        return masked_share(self._n_expressed(), self._whole)
+        return mask_rate(self._n_expressed(), self._n_shown)
 
-    def _case_shift(self) -> Tensor:
-        """(B,) shift from training's share of masked genes that are off to that of whole cells."""
-        if self._whole is None:
+    def _shift_of_layout(self) -> Tensor:
+        """(B,) shift from training's fraction of masked genes not expressed to that of whole cells."""
+        if self._n_shown is None:
             return torch.zeros_like(self._shift)
         unexpressed = self._model.masking.unexpressed
-        return torch.log(self._whole / (self._n_genes - self._whole)) - math.log(
+        return torch.log(self._n_shown / (self._n_genes - self._n_shown)) - math.log(
             (1 - unexpressed) / unexpressed
         )
 
     def _encoder_logits_of_step(self, genes: Tensor) -> list[Tensor]:
-        """(B, n, O) as `_encoder_logits`; without a log-linear part the depth needs all hidden genes."""
-        if not self._looks_at_depth() or self._states:
+        """(B, n, O) as `_encoder_logits`; without a log-linear part the shift needs all hidden genes."""
+        if not self._is_controlled() or self._states:
             return self._encoder_logits(genes)
         is_hidden = self._is_hidden()
         hidden = is_hidden.nonzero()[:, 1].view(self._n_cells, -1)
@@ -209,20 +228,18 @@ class PartialCells:
         log_odds.scatter_(1, hidden, expression_log_odds(parts[0], self._config))
         self._renew_shift(log_odds, is_hidden)
         place = torch.zeros_like(is_hidden, dtype=torch.long)
-        place.scatter_(
-            1, hidden, torch.arange(hidden.shape[1], device=genes.device).expand_as(hidden)
-        )
-        at = place.gather(1, genes)
+        numbers = torch.arange(hidden.shape[1], device=genes.device).expand_as(hidden)
+        at = place.scatter_(1, hidden, numbers).gather(1, genes)
         return [part[self._cells, at] for part in parts]
 
-    def _looks_at_depth(self) -> bool:
-        """Tell whether there is a depth to meet, and enough genes hidden still to meet it with."""
+    def _is_controlled(self) -> bool:
+        """Whether a number of genes is to be met, and enough genes are hidden to meet it with."""
         n_hidden = self._n_genes - self._n_known
-        return self._wanted_genes is not None and n_hidden >= self._last_share * self._n_genes
+        return self._genes_per_cell is not None and n_hidden >= self._last_fraction * self._n_genes
 
     def _renew_shift_by_log_linear(self) -> None:
-        """Renew the shift from what the log-linear part expects, now and then."""
-        if not self._looks_at_depth() or not self._states:
+        """Renew the shift from the log-linear part's expectation, a few times per cell."""
+        if not self._is_controlled() or not self._states:
             return
         since = self._n_known - self._n_known_at_shift
         if self._n_known_at_shift >= 0 and 0 <= since < self._n_genes / _SHIFTS_PER_CELL:
@@ -234,20 +251,20 @@ class PartialCells:
         self._renew_shift(log_odds, self._is_hidden())
 
     def _renew_shift(self, log_odds: Tensor, is_hidden: Tensor) -> None:
-        assert self._wanted_genes is not None
+        assert self._genes_per_cell is not None
         self._n_known_at_shift = self._n_known
-        wanted = self._wanted_genes - self._n_expressed()
-        log_odds = log_odds + self._case[:, None]
-        self._shift = solve_shift(log_odds, is_hidden, wanted, self._settings.temperature)
+        missing = self._genes_per_cell - self._n_expressed()
+        log_odds = log_odds + self._layout_shift[:, None]
+        self._shift = solve_shift(log_odds, is_hidden, missing, self._settings.temperature)
 
     def _is_hidden(self) -> Tensor:
-        """(B, genes)."""
+        """(B, G)."""
         return self._value == MASK
 
     def _n_expressed(self) -> Tensor:
         """(B,) genes that were drawn and are expressed."""
         if self._config.kind == "continuous":
-            return (self._number > 0).sum(dim=1)
+            return (self._continuous > 0).sum(dim=1)
         return (self._value > self._bin_0).sum(dim=1)
 
     def _logits(self, genes: Tensor, encoder: Sequence[Tensor]) -> Tensor:
@@ -266,29 +283,14 @@ class PartialCells:
         return (1 + guidance) * branches[0] - guidance * branches[1]
 
     def _sample(self, logits: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
-        return sample_genes(
-            logits.flatten(0, 1), self._config, temperature=self._settings.temperature,
-            uniform=uniform.reshape(-1), normal=normal.reshape(-1),
-        ).view(uniform.shape)  # fmt: skip
-
-    def _hide(self, genes: Tensor) -> None:
-        for state in self._states:
-            state.hide(genes, self._value.gather(1, genes) - self._bin_0)
-        self._value.scatter_(1, genes, MASK)
-        self._number.scatter_(1, genes, 0.0)
-        self._n_known -= genes.shape[1]
-
-    def reveal(self, genes: Tensor, drawn: Tensor) -> None:
-        """Make drawn genes known."""
-        if self._config.kind == "continuous":
-            on = drawn >= float(self._model.values.edges[0])  # below the threshold: not expressed
-            self._number.scatter_(1, genes, torch.where(on, drawn, torch.zeros_like(drawn)))
-            self._value.scatter_(1, genes, self._bin_0)
-        else:
-            self._value.scatter_(1, genes, drawn + self._bin_0)
-        for state in self._states:
-            state.reveal(genes, drawn)
-        self._n_known += genes.shape[1]
+        drawn = sample_genes(
+            logits.flatten(0, 1),
+            self._config,
+            temperature=self._settings.temperature,
+            uniform=uniform.reshape(-1),
+            normal=normal.reshape(-1),
+        )
+        return drawn.view(uniform.shape)
 
 
 def shown_phenotypes(
@@ -296,17 +298,17 @@ def shown_phenotypes(
     codes: NDArray[np.int32],
     device: torch.device,
     *,
-    state_chance: Tensor | None = None,
+    uniform: Tensor | None = None,
     n_expressed: Tensor | None = None,
 ) -> Tensor:
-    """(B, S) one-hot rows of what is shown, as the log-linear part reads it.
+    """(B, S) one-hot rows of the phenotypes shown, as the log-linear part reads them.
 
     Parameters
     ----------
     codes
         (B, phenotypes), -1 where none is shown.
-    state_chance
-        (B,) uniform numbers by which each cell is given a latent cell state; None: it shows none.
+    uniform
+        (B,) random numbers that choose each cell's latent cell state; None: it shows none.
     n_expressed
         (B,) genes that each cell is to express, which its state must fit.
     """
@@ -321,9 +323,107 @@ def shown_phenotypes(
     log_linear = model.network.log_linear
     if log_linear is None or log_linear.n_states == 0:
         return shown
-    if state_chance is None:
+    if uniform is None:
         no_state = torch.zeros(len(codes), dtype=torch.long, device=device)
         states = torch.nn.functional.one_hot(no_state, 1 + log_linear.n_states).to(shown.dtype)
     else:
-        states = log_linear.draw_states(shown, state_chance, n_expressed)
+        states = log_linear.draw_states(shown, uniform, n_expressed)
     return torch.cat([shown, states], dim=1)
+
+
+def expression_log_odds(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (...,) log-odds of expression from (..., O) logits."""
+    if config.kind == "continuous" or logits.shape[-1] == 1:
+        return logits[..., 0]
+    return torch.logsumexp(logits[..., 1 : config.n_bins], dim=-1) - logits[..., 0]
+
+
+def shift_expression(logits: Tensor, shift: Tensor, config: TfxConfig) -> Tensor:
+    """Add (B,) shifts to the log-odds of expression of (B, n, O) logits."""
+    shift = shift.to(logits.dtype)[:, None]
+    shifted = logits.clone()
+    if config.kind == "continuous" or logits.shape[-1] == 1:
+        shifted[..., 0] += shift
+    else:
+        shifted[..., 0] -= shift
+    return shifted
+
+
+def solve_shift(log_odds: Tensor, is_hidden: Tensor, missing: Tensor, temperature: float) -> Tensor:
+    """Find the shift at which the hidden genes are expected to add the missing number.
+
+    Parameters
+    ----------
+    log_odds, is_hidden
+        (B, G).
+    missing
+        (B,) genes still to be expressed.
+
+    Returns
+    -------
+    (B,), at most `_LARGEST_SHIFT` either way.
+    """
+    low = torch.full_like(missing, -_LARGEST_SHIFT, dtype=log_odds.dtype)
+    high = -low
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        expected = torch.sigmoid((log_odds + middle[:, None]) / temperature) * is_hidden
+        is_short = expected.sum(dim=1) < missing
+        low = torch.where(is_short, middle, low)
+        high = torch.where(is_short, high, middle)
+    return 0.5 * (low + high)
+
+
+def draw_from_class_marginals(
+    model: CellModel, codes: NDArray[np.int32], uniform: NDArray[np.float32]
+) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Draw every gene on its own.
+
+    Of a cell's phenotypes, the value that fewest training cells have is the class: it is the most
+    specific, and the sweeps that follow see the others. Expressed genes take a bin as all training
+    cells did.
+
+    Parameters
+    ----------
+    codes
+        (cells, phenotypes), -1 where nothing is specified.
+    uniform
+        (cells, genes) random numbers in [0, 1).
+
+    Returns
+    -------
+    (cells, genes): bins; of a continuous model the gene's mean over the cells that express it.
+    """
+    reference, sizes = model.reference, model.config.phenotype_sizes
+    starts = np.cumsum([0, *sizes])[:-1]
+    counts = reference.bin_counts.astype(float) + 1.0
+    n_expressing = counts[:, 1:].sum(axis=1)
+    overall = n_expressing / counts.sum(axis=1)  # (genes,) fraction of cells that express it
+    overall_mean = (model.table.means[:, 1:] * counts[:, 1:]).sum(axis=1) / n_expressing
+    cumulative = np.cumsum(counts[:, 1:], axis=1) / n_expressing[:, None]
+    n_cells = {
+        (slot, code): reference.n_cells({slot: code})
+        for slot, size in enumerate(sizes)
+        for code in range(size)
+    }
+    drawn = np.empty(uniform.shape, np.float32 if model.config.kind == "continuous" else np.int64)
+    for row in np.unique(codes, axis=0):
+        rows = np.flatnonzero((codes == row).all(axis=1))
+        known = [(slot, int(code)) for slot, code in enumerate(row) if code >= 0]
+        rate, mean = overall, overall_mean
+        if known:
+            slot, code = min(known, key=lambda value: n_cells[value])
+            n, detection = n_cells[slot, code], reference.detection[starts[slot] + code]
+            rate = (n * detection + _PSEUDO_CELLS * overall) / (n + _PSEUDO_CELLS)
+            seen = detection > 0
+            of_class = reference.means[starts[slot] + code] / np.where(seen, detection, 1)
+            mean = np.where(seen, of_class, mean)
+        is_expressed = uniform[rows] < rate
+        if model.config.kind == "continuous":
+            drawn[rows] = np.where(is_expressed, mean, 0)
+            continue
+        # Where the gene is expressed, uniform / rate is uniform again.
+        left = np.where(is_expressed, uniform[rows] / np.maximum(rate, 1e-12), 0.0)
+        bins = (left[..., None] >= cumulative).sum(axis=-1)
+        drawn[rows] = np.where(is_expressed, 1 + bins.clip(max=cumulative.shape[1] - 1), 0)
+    return drawn

@@ -1,11 +1,11 @@
-"""Which genes of a cell are drawn in which step, and all the chance that goes into them.
+"""Which genes of a cell each step draws, and all its random numbers.
 
-Everything is drawn before the first gene, cell by cell from (seed, number of the cell), so that a cell
-does not depend on the batch it is in. Two plans:
+These are drawn before the first gene, cell by cell from (seed, number of the cell), so that a cell does
+not depend on the batch it is in. Two plans:
 
-- unmasking: all genes hidden, revealed in a random order, a few per step;
-- Gibbs sweeps, for models trained at a fixed mask rate: all genes visible from the first step on,
-  then hidden and drawn anew at the rate that the model knows.
+- unmasking: all genes hidden, revealed in a random order of each cell's own, a few per step;
+- Gibbs sweeps, for models trained at a fixed mask rate, which have never seen a mostly hidden cell: all
+  genes visible from the first step on, then hidden and redrawn at the rate that the model knows.
 
 Shapes: B cells, D draws per cell, of all steps one after another.
 """
@@ -17,10 +17,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from core.model.folder import CellModel
 from core.presets.schema import GenerateSettings
 from core.random_streams import Stream, generator
-
-__all__ = ["CellPlan", "StepPlan", "plan_steps"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class StepPlan:
     sizes
         (steps,), genes drawn in each step.
     is_gibbs
-        The first step draws all genes, every other one hides those that it draws anew.
+        The first step draws all genes, every other one hides those that it redraws.
     """
 
     n_genes: int
@@ -46,49 +45,49 @@ class StepPlan:
         """(steps,), draws done after each step."""
         return tuple(np.cumsum(self.sizes).tolist())
 
-    @property
-    def n_draws(self) -> int:
-        """Draws per cell."""
-        return self.ends[-1]
-
 
 def plan_steps(settings: GenerateSettings, n_genes: int, *, fixed_rate: float | None) -> StepPlan:
-    """Divide the genes of a panel among the steps.
-
-    Parameters
-    ----------
-    settings
-        Steps (at most one per gene) and schedule.
-    n_genes
-        Size of the panel.
-    fixed_rate
-        The mask rate of Gibbs sweeps; None for unmasking.
-    """
+    """Divide the genes of a panel among the steps: of Gibbs sweeps at ``fixed_rate``, or of unmasking."""
     if fixed_rate is not None:
         at_once = min(max(round(fixed_rate * n_genes), 1), n_genes)
         sweep = [len(part) for part in np.array_split(np.arange(n_genes), -(-n_genes // at_once))]
         again = [sweep[step % len(sweep)] for step in range(settings.steps)]
         return StepPlan(n_genes, (n_genes, *again), is_gibbs=True)
     steps = min(settings.steps, n_genes)
-    shares = np.arange(1, steps + 1) / steps
+    fractions = np.arange(1, steps + 1) / steps
     if settings.schedule == "cosine":  # few at first, when little is known (MaskGIT)
-        shares = 1 - np.cos(0.5 * math.pi * shares)
-    ends = np.round(n_genes * shares).astype(int)
+        fractions = 1 - np.cos(0.5 * math.pi * fractions)
+    ends = np.round(n_genes * fractions).astype(int)
     # At least one gene per step: early steps of the cosine schedule would have none.
     ends = np.maximum(ends, np.arange(1, steps + 1))
     return StepPlan(n_genes, tuple(np.diff(ends, prepend=0).tolist()))
 
 
+def plan_for(model: CellModel, settings: GenerateSettings) -> StepPlan:
+    """Divide the genes of a model among the steps of the settings."""
+    return plan_steps(settings, model.config.n_genes, fixed_rate=fixed_rate_of(model, settings))
+
+
+def fixed_rate_of(model: CellModel, settings: GenerateSettings) -> float | None:
+    """Return the fraction redrawn per step of Gibbs sweeps, None for unmasking."""
+    rate = model.masking.genes
+    if model.config.layout == "expressed" or settings.method == "unmask":
+        return None
+    if rate == "uniform":
+        return 0.15 if settings.method == "gibbs" else None
+    return max(float(rate), 1e-9)
+
+
 @dataclass(frozen=True)
 class CellPlan:
-    """All the chance that goes into B cells.
+    """All random numbers that go into B cells.
 
     Attributes
     ----------
     steps
         How many draws each step makes.
     genes
-        (B, D), the gene of each draw; within a step none comes twice.
+        (B, D), the gene of each draw, at most once per step.
     uniform, normal
         (B, D), for the value of each draw; normal is (B, 0) where the model needs none.
     state
@@ -104,7 +103,8 @@ class CellPlan:
     @classmethod
     def draw(cls, seed: int, cells: range, steps: StepPlan, *, needs_normal: bool) -> "CellPlan":
         """Draw for the cells numbered ``cells``."""
-        shape = (len(cells), steps.n_draws)
+        n_draws = steps.ends[-1]
+        shape = (len(cells), n_draws)
         genes = np.empty(shape, dtype=np.int64)
         uniform = np.empty(shape, dtype=np.float32)
         normal = np.empty(shape if needs_normal else (len(cells), 0), dtype=np.float32)
@@ -112,9 +112,9 @@ class CellPlan:
         for place, cell in enumerate(cells):
             rng = generator(seed, cell, Stream.GENERATED_CELL)
             genes[place] = _genes_of_cell(steps, rng)
-            uniform[place] = rng.random(steps.n_draws, dtype=np.float32)
+            uniform[place] = rng.random(n_draws, dtype=np.float32)
             if needs_normal:
-                normal[place] = rng.standard_normal(steps.n_draws, dtype=np.float32)
+                normal[place] = rng.standard_normal(n_draws, dtype=np.float32)
             state[place] = rng.random(dtype=np.float32)
         return cls(steps, genes, uniform, normal, state)
 
@@ -123,7 +123,12 @@ def _genes_of_cell(steps: StepPlan, rng: np.random.Generator) -> NDArray[np.int6
     order = rng.permutation(steps.n_genes)
     if not steps.is_gibbs:
         return order
-    # Whole sweeps: every gene is drawn anew once before any is drawn twice.
+    # Whole sweeps: every gene is redrawn once before any is redrawn twice.
     n_again = sum(steps.sizes[1:])
     sweeps = [rng.permutation(steps.n_genes) for _ in range(-(-n_again // steps.n_genes))]
     return np.concatenate([order, np.concatenate(sweeps)[:n_again]])
+
+
+def needs_normal(model: CellModel) -> bool:
+    """Whether the plan of a model's cells must hold normal numbers."""
+    return model.config.kind == "continuous"

@@ -1,8 +1,8 @@
-"""What to generate: phenotype values asked for, how the open ones are filled, how to sample.
+"""What to generate: the requested phenotype values, how the others are filled, how to sample.
 
-Labels become codes here, and each generated cell gets its phenotypes: those asked for, and for the
-open ones either real combinations (drawn as often as training cells had them) or [NO_*]. What a cell
-gets depends on the seed and its number alone.
+Labels become codes here, and each generated cell gets its phenotypes: the requested ones, and for the
+others either real combinations (drawn as often as training cells had them) or [NO_*]. They depend on the
+seed and the number of the cell alone.
 """
 
 import itertools
@@ -24,21 +24,9 @@ from core.presets.schema import GenerateSettings
 from core.presets.validation_errors import invalid_keys
 from core.random_streams import Stream, generator_at
 
-__all__ = [
-    "DEFAULT_CELLS",
-    "FEW_CELLS",
-    "MAX_CELLS",
-    "GenerationRequest",
-    "PhenotypeDraw",
-    "cells_wanted",
-    "changed_settings",
-    "lacking_cells",
-    "resolve_phenotypes",
-]
-
-#: Beyond this a typing error is likelier than a wish: months of work, terabytes of disk.
+#: More is likelier a typing error than a wish: months of work, terabytes of disk.
 MAX_CELLS = 1_000_000_000
-#: Cells of a request that does not say how many.
+#: Cells of a request that gives no number.
 DEFAULT_CELLS = 200
 #: Below this many training cells of a combination its cells are guesswork.
 FEW_CELLS = 20
@@ -53,21 +41,22 @@ class GenerationRequest:
     Attributes
     ----------
     phenotypes
-        Name -> value asked for, as the user wrote it; the token [NO_SEX] leaves sex not specified,
-        whatever becomes of the others.
-    n_cells
-        How many.
+        Name -> requested value, as the user wrote it; [NO_SEX] leaves sex unspecified, whatever
+        ``unspecified`` says of the others.
     balance
-        A phenotype whose rare values are to be filled up, or None: values are drawn by what each lacks of
-        the commonest.
+        A phenotype whose rare values are to be filled up, or None: each value is drawn by the number of
+        training cells by which it trails the commonest.
     unspecified
-        "sample" fills open phenotypes from matching training cells; "none" writes [NO_*].
-    settings
-        How to sample.
+        "sample" fills the other phenotypes from matching training cells; "none" writes [NO_*].
     library_size
-        Counts that every cell is to look like; None: as training cells had.
+        Total counts of every cell; None: drawn from training cells.
     seed
         Cell i of a seed is the same whatever the number of cells or the batch size.
+
+    Raises
+    ------
+    ConfigurationError
+        A number is out of bounds.
     """
 
     phenotypes: Mapping[str, str]
@@ -80,21 +69,53 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not 1 <= self.n_cells <= MAX_CELLS:
+        if self.n_cells < 1:
             message = f"cannot generate {self.n_cells:,} cells; ask for 1 or more"
-            if self.n_cells > MAX_CELLS:
-                disk = self.n_cells * _BYTES_PER_CELL / 1e12
-                message = (
-                    f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,.0f} TB "
-                    f"of disk; ask for at most {MAX_CELLS:,}"
-                )
             raise ConfigurationError(message)
-        if self.library_size is not None and not 0 < self.library_size < math.inf:
+        if self.n_cells > MAX_CELLS:
+            disk = self.n_cells * _BYTES_PER_CELL / 1e12
+            message = (
+                f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,.0f} TB "
+                f"of disk; ask for at most {MAX_CELLS:,}"
+            )
+            raise ConfigurationError(message)
+        if self.library_size is None:
+            return
+        if not 0 < self.library_size < math.inf:
             message = f"library size {self.library_size} must be a number of counts above 0"
             raise ConfigurationError(message)
-        if self.library_size is not None and self.settings.genes_per_cell == "none":
+        if self.settings.genes_per_cell == "none":
             message = "a library size needs genes_per_cell = 'sample'; leave one of them out"
             raise ConfigurationError(message)
+
+    @classmethod
+    def for_model(
+        cls,
+        model: CellModel,
+        phenotypes: Mapping[str, str],
+        n_cells: int | None,
+        *,
+        sampling: Mapping[str, Any],
+        unspecified: Literal["sample", "none"] = "sample",
+        seed: int = 0,
+        library_size: float | None = None,
+        balance: str | None = None,
+    ) -> "GenerationRequest":
+        """Make a request from the model's own settings and those that ``sampling`` changes.
+
+        Without a number of cells it is the one that fills up ``balance``, or 200.
+
+        Raises
+        ------
+        ConfigurationError
+            A sampling setting is not what the preset schema allows, or ``balance`` is impossible.
+        """
+        if n_cells is None:
+            n_cells = DEFAULT_CELLS
+            if balance is not None:
+                n_cells = sum(lacking_cells(model, phenotypes, balance).values())
+        settings = changed_settings(model.generate, sampling)
+        return cls(phenotypes, n_cells, unspecified, settings, seed, library_size, balance)
 
 
 class _GenerateSection(BaseModel):
@@ -147,25 +168,25 @@ def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int
 
 
 def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str) -> dict[str, int]:
-    """Count, for every value of a phenotype, the training cells that it lacks of the commonest.
+    """Return value of a phenotype -> training cells by which it trails the commonest value.
 
-    Values that no training cell has cannot be filled up, and lack none.
+    Values without training cells cannot be filled up, and lack none.
 
     Raises
     ------
     ConfigurationError
         The model has no such phenotype, the request fixes it, or its values are balanced already.
     """
-    wanted = resolve_phenotypes(model.config, phenotypes)
+    requested = resolve_phenotypes(model.config, phenotypes)
     names = list(model.config.phenotypes)
     if balance not in names:
         message = f"this model has no phenotype '{balance}' to balance; {suggest(balance, names)}"
         raise ConfigurationError(message)
     slot = names.index(balance)
-    if slot in wanted:
-        message = f"{balance} cannot be both asked for and balanced; leave one of them out"
+    if slot in requested:
+        message = f"{balance} cannot be both requested and balanced; leave one of them out"
         raise ConfigurationError(message)
-    kept = {other: code for other, code in wanted.items() if code >= 0}
+    kept = {other: code for other, code in requested.items() if code >= 0}
     values = model.config.phenotypes[balance]
     has = [model.reference.n_cells({**kept, slot: code}) for code in range(len(values))]
     lacking = {value: max(has) - n if n else 0 for value, n in zip(values, has, strict=True)}
@@ -177,39 +198,17 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
     return lacking
 
 
-def cells_wanted(model: CellModel, phenotypes: Mapping[str, str], balance: str | None) -> int:
-    """Return the cells of a request that does not say how many: what fills values up, or 200.
-
-    Raises
-    ------
-    ConfigurationError
-        As `lacking_cells`.
-    """
-    return (
-        DEFAULT_CELLS
-        if balance is None
-        else sum(lacking_cells(model, phenotypes, balance).values())
-    )
-
-
 class PhenotypeDraw:
     """The phenotypes that the cells of a request get, in any order and in parts.
-
-    Parameters
-    ----------
-    model
-        Whose training cells the open phenotypes are drawn from.
-    request
-        What is asked for.
 
     Attributes
     ----------
     wanted
-        Slot -> code, of the values asked for.
+        Slot -> code, of the requested values.
     n_training
-        Training cells that have all of it.
+        Training cells that have all of them.
     notes
-        Sentences the user should read: combinations that training had few or none of.
+        Sentences that the user should read: combinations that training had few or none of.
 
     Raises
     ------
@@ -220,20 +219,21 @@ class PhenotypeDraw:
     def __init__(self, model: CellModel, request: GenerationRequest) -> None:
         self._config, self._reference = model.config, model.reference
         self._seed = request.seed
-        asked = resolve_phenotypes(model.config, request.phenotypes)
-        self.wanted = {slot: code for slot, code in asked.items() if code >= 0}
-        self._asked = asked
+        self._requested = resolve_phenotypes(model.config, request.phenotypes)
+        self.wanted = {slot: code for slot, code in self._requested.items() if code >= 0}
         self.n_training = model.reference.n_cells(self.wanted)
         self.notes = self._notes_on_training()
         self._combinations: NDArray[np.int32] | None = None
         if request.balance is not None:
-            self._fill_up(model, request)
-        elif request.unspecified == "sample" and len(asked) < len(self._config.phenotypes):
+            self._fill_up(model, request, request.balance)
+        elif request.unspecified == "sample" and len(self._requested) < len(
+            self._config.phenotypes
+        ):
             matching, given_up = _matching_combinations(self._reference, self.wanted)
             if given_up:
                 names = list(self._config.phenotypes)
                 self.notes.append(
-                    "open phenotypes come from training cells that match all but "
+                    "unspecified phenotypes come from training cells that match all but "
                     + ", ".join(names[slot] for slot in given_up)
                 )
             counts = self._reference.counts[matching]
@@ -246,19 +246,17 @@ class PhenotypeDraw:
         if self._combinations is not None:
             # One uniform number per cell, in order: a part is the same as within the whole.
             rng = generator_at(cells.start, self._seed, Stream.GENERATED_PHENOTYPES)
-            uniform = rng.random(len(cells))
-            drawn = np.searchsorted(self._cumulative, uniform, side="right")
+            drawn = np.searchsorted(self._cumulative, rng.random(len(cells)), side="right")
             codes = self._combinations[drawn.clip(max=len(self._combinations) - 1)].copy()
-        for slot, code in self._asked.items():
+        for slot, code in self._requested.items():
             codes[:, slot] = code
         return codes
 
-    def _fill_up(self, model: CellModel, request: GenerationRequest) -> None:
+    def _fill_up(self, model: CellModel, request: GenerationRequest, balance: str) -> None:
         """Weigh training combinations by what the values of the balanced phenotype lack."""
-        assert request.balance is not None
-        lacking = lacking_cells(model, request.phenotypes, request.balance)
-        slot = list(self._config.phenotypes).index(request.balance)
-        values = self._config.phenotypes[request.balance]
+        lacking = lacking_cells(model, request.phenotypes, balance)
+        slot = list(self._config.phenotypes).index(balance)
+        values = self._config.phenotypes[balance]
         matching = self._reference.matching(self.wanted)
         matching &= self._reference.combinations[:, slot] >= 0
         combinations = self._reference.combinations[matching]
@@ -289,23 +287,21 @@ class PhenotypeDraw:
         if self.n_training > 0:
             have = "cell has" if self.n_training == 1 else "cells have"
             return [f"only {self.n_training} training {have} {described}: {composed}"]
-        pairs = itertools.combinations(self.wanted, 2)
         return [
             f"no training cell has {described}: {composed}",
             *(
                 self._contradiction(one, other)
-                for one, other in pairs
+                for one, other in itertools.combinations(self.wanted, 2)
                 if self._reference.n_cells({slot: self.wanted[slot] for slot in (one, other)}) == 0
             ),
         ]
 
     def _contradiction(self, one: int, other: int) -> str:
-        """Say of two values that never met what the more particular of them came with."""
-        first, second = sorted(
-            (one, other), key=lambda slot: len(self._met(slot, one + other - slot))
-        )
-        met = self._met(first, second)
-        shown = ", ".join(met[:3]) + (", ..." if len(met) > 3 else "")
+        """Name, for two values that never occur together, the partners of the more particular one."""
+        partners = {one: self._partners(one, other), other: self._partners(other, one)}
+        first = min(partners, key=lambda slot: len(partners[slot]))
+        second = one + other - first
+        shown = ", ".join(partners[first][:3]) + (", ..." if len(partners[first]) > 3 else "")
         names = list(self._config.phenotypes)
         value = self._config.phenotypes[names[first]][self.wanted[first]]
         return (
@@ -314,8 +310,8 @@ class PhenotypeDraw:
             f"with {names[second]} {shown or 'unknown'}"
         )
 
-    def _met(self, slot: int, other: int) -> list[str]:
-        """Values of ``other`` beside the wanted value of ``slot`` in training, commonest first."""
+    def _partners(self, slot: int, other: int) -> list[str]:
+        """Values of ``other`` beside the requested value of ``slot`` in training, commonest first."""
         reference = self._reference
         has = reference.combinations[:, slot] == self.wanted[slot]
         codes, counts = reference.combinations[has, other], reference.counts[has]
@@ -331,7 +327,7 @@ class PhenotypeDraw:
 def _matching_combinations(
     reference: Reference, wanted: dict[int, int]
 ) -> tuple[NDArray[np.bool_], list[int]]:
-    """Training combinations that match; if none does, give up the rarest value until some do."""
+    """Training combinations that match; if none does, the rarest values are dropped until some do."""
     kept, given_up = dict(wanted), []
     while not reference.matching(kept).any():
         rarest = min(kept, key=lambda slot: reference.n_cells({slot: kept[slot]}))

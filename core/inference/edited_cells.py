@@ -18,7 +18,7 @@ from scipy import sparse
 
 from core import __version__
 from core.errors import MachineError
-from core.generation.cells import GENERATION_KEY
+from core.generation.cell_generator import GENERATION_KEY
 from core.generation.edit import check_can_edit, edit_bins
 from core.generation.request import FEW_CELLS, resolve_phenotypes
 from core.inference.hints import Hint, read_hint

@@ -12,8 +12,8 @@ from scipy import sparse
 
 from core.cells.reading import CellSource, open_source
 from core.errors import DataError
-from core.generation.cells import BIN_NUMBERS, GENERATION_KEY
-from core.generation.counts import COUNTS, log_values
+from core.generation.cell_generator import BIN_NUMBERS, COUNTS, GENERATION_KEY
+from core.generation.cell_sizes import log_values
 from core.generation.request import resolve_phenotypes
 from core.inference.hints import read_hint
 from core.model.folder import CellModel

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """\
 import resource, sys
-import core.generation.cells_file
+import core.generation.generated_file
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 from tfx_cli import app
 sys.argv = ["tfx", *{arguments!r}]

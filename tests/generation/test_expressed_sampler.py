@@ -6,9 +6,9 @@ import torch
 
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
-from core.generation.cell_input import ExpressedInput
-from core.generation.plan import CellPlan
-from core.generation.sampler import check_can_generate, needs_normal, plan_for, sample_cells
+from core.generation.encoder_input import ExpressedInput
+from core.generation.plan import CellPlan, needs_normal, plan_for
+from core.generation.sampler import check_can_generate, sample_cells
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -41,7 +41,7 @@ def sample(model, *, n_cells=20, first=0, wanted=None, **settings):
     )
     codes = np.zeros((n_cells, 2), np.int32)
     genes = None if wanted is None else np.full(n_cells, wanted, np.float32)
-    return sample_cells(model, codes, chosen, plan, wanted_genes=genes)
+    return sample_cells(model, codes, chosen, plan, genes_per_cell=genes)
 
 
 def known_model(marginals=MARGINALS):
@@ -134,10 +134,10 @@ def test_without_a_depth_cells_are_as_deep_as_training_cells():
 def test_what_is_asked_at_once_shrinks_with_what_is_hidden():
     model = expressed_model()
     order = torch.arange(N_GENES).expand(1, -1)
-    asks = ExpressedInput(model, np.zeros((1, 2), np.int32), order, on_share=0.25)
+    asks = ExpressedInput(model, np.zeros((1, 2), np.int32), order, expressed_fraction=0.25)
     room = model.config.longest_sequence - model.config.tokens.header_length - 1
-    assert asks.most_asked(10_000) == room // 2
-    assert asks.most_asked(0) == min(8, room // 2)
+    assert asks.most_queried(10_000) == room // 2
+    assert asks.most_queried(0) == min(8, room // 2)
 
 
 def test_a_short_sequence_holds_a_part_of_what_is_on():
@@ -149,7 +149,7 @@ def test_a_short_sequence_holds_a_part_of_what_is_on():
 
 
 def test_what_the_layout_cannot_do_is_refused():
-    with pytest.raises(ConfigurationError, match="expressed layout are unmasked"):
+    with pytest.raises(ConfigurationError, match="expressed layout have no Gibbs sweeps"):
         check_can_generate(expressed_model(), GenerateSettings(method="gibbs"))
 
 
@@ -157,11 +157,11 @@ def test_a_model_that_was_never_asked_about_genes_that_are_off_is_refused():
     model = expressed_model()
     assert check_can_generate(model, GenerateSettings()) == []
     model.masking = model.masking.model_copy(update={"unexpressed": 0.0})
-    with pytest.raises(ConfigurationError, match="cannot tell which genes are on"):
+    with pytest.raises(ConfigurationError, match="cannot predict which genes are expressed"):
         check_can_generate(model, GenerateSettings())
 
 
 def test_a_fixed_mask_rate_is_said_to_cost():
     model = expressed_model()
     model.masking = model.masking.model_copy(update={"genes": 0.15})
-    assert "its cells will be poor" in check_can_generate(model, GenerateSettings())[0]
+    assert "unmasking it gives poor cells" in check_can_generate(model, GenerateSettings())[0]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK
-from core.generation.cell_input import ExpressedInput
-from core.generation.log_linear_state import LogLinearState, masked_share
+from core.generation.encoder_input import ExpressedInput
+from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.partial_cells import shown_phenotypes
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model
@@ -92,7 +92,7 @@ def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
     whole = torch.from_numpy(rng.uniform(1, N_GENES, n_cells).astype(np.float32))
     value = torch.full((n_cells, N_GENES), MASK)
     value.scatter_(1, known, bins.gather(1, known) + model.config.tokens.first_bin)
-    share = masked_share((value > model.config.tokens.first_bin).sum(dim=1), whole)
+    share = mask_rate((value > model.config.tokens.first_bin).sum(dim=1), whole)
     with torch.inference_mode():
         state = LogLinearState(
             model.network.log_linear, shown_phenotypes(model, codes, torch.device("cpu")),
@@ -101,7 +101,7 @@ def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
         state.reveal(order, bins.gather(1, order))
         state.hide(asked, bins.gather(1, asked))
         found = state.logits(asked)
-        batch = ExpressedInput(model, codes, order, on_share=0.5).ask(
+        batch = ExpressedInput(model, codes, order, expressed_fraction=0.5).query(
             asked, value, torch.zeros(value.shape), share, with_phenotypes=True
         )
         expected = model.network(batch).gene_logits.view(*asked.shape, -1)

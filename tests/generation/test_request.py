@@ -191,7 +191,7 @@ def test_where_no_training_cell_matches_open_phenotypes_follow_the_commoner_valu
     )  # fmt: skip
     codes, notes = draw_codes(model, ask({"sex": "male", "tissue": "lung"}))
     assert (codes == [1, 0, 0]).all()  # male is rarer than lung: the age is that of lung cells
-    assert notes[2] == "open phenotypes come from training cells that match all but sex"
+    assert notes[2] == "unspecified phenotypes come from training cells that match all but sex"
 
 
 def test_the_phenotypes_of_a_cell_depend_on_the_seed_and_its_number_alone(model):
@@ -233,7 +233,7 @@ def test_balancing_within_a_request_counts_the_cells_of_the_request(model):
     ("wanted", "balance", "message"),
     [
         ({}, "tisue", "no phenotype 'tisue' to balance; did you mean 'tissue'"),
-        ({"tissue": "lung"}, "tissue", "cannot be both asked for and balanced"),
+        ({"tissue": "lung"}, "tissue", "cannot be both requested and balanced"),
         ({"tissue": "lung", "sex": "female"}, "sex", "cannot be both"),
         ({"tissue": "lung"}, "sex", "nothing to fill up"),
     ],

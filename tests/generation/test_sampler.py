@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from core.encoding.tokens import MASK
-from core.generation.class_marginals import draw_from_class_marginals
-from core.generation.plan import CellPlan
-from core.generation.sampler import check_can_generate, plan_for, sample_cells
+from core.generation.partial_cells import draw_from_class_marginals
+from core.generation.plan import CellPlan, plan_for
+from core.generation.sampler import check_can_generate, sample_cells
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -265,7 +265,7 @@ def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_sentence_on_what_it_co
     assert "Gibbs sweeps" in note
     assert "masking.genes = 'uniform'" in note
     (note,) = check_can_generate(model, GenerateSettings(method="unmask"))
-    assert "its cells will be poor" in note
+    assert "unmasking it gives poor cells" in note
 
 
 # ------------------------------------------------------------------------------------ redrawing

@@ -12,8 +12,8 @@ from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError
 from core.generation.edit import edit_bins
 from core.generation.partial_cells import shown_phenotypes
-from core.generation.plan import CellPlan
-from core.generation.sampler import plan_for, sample_cells
+from core.generation.plan import CellPlan, plan_for
+from core.generation.sampler import sample_cells
 from core.model.batch_tensors import BatchTensors
 from core.model.log_linear_fit import fit_log_linear
 from core.model.state_fit import find_states
@@ -149,7 +149,7 @@ def test_states_fit_how_many_genes_a_cell_is_to_express(with_states):
     shares = []
     for wanted in (n_on[own & (kinds == 0)].mean(), n_on[own & (kinds == 1)].mean()):
         shown = shown_phenotypes(
-            model, np.zeros((50, 1), np.int32), torch.device("cpu"), state_chance=chance,
+            model, np.zeros((50, 1), np.int32), torch.device("cpu"), uniform=chance,
             n_expressed=torch.full((50,), float(wanted)),
         )  # fmt: skip
         states_of = shown[:, log_linear.n_phenotypes_shown + 1 :].argmax(dim=1)

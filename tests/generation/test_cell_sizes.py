@@ -1,4 +1,4 @@
-"""Depth: what training cells had, drawn per cell and kept to while genes are drawn."""
+"""Genes per cell and library sizes: drawn from training cells, met by the sampler, used for counts."""
 
 from dataclasses import replace
 
@@ -7,13 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 from core.errors import ConfigurationError, DataError
-from core.generation.cells import CellSource, generate_cells
-from core.generation.depth import DepthDraw, solve_shift
-from core.generation.plan import CellPlan
+from core.generation.cell_generator import COUNTS as COUNT_VALUES
+from core.generation.cell_generator import GENERATION_KEY, CellGenerator, generate_cells
+from core.generation.cell_sizes import CellSizes, log_values, sample_counts
+from core.generation.generated_file import read_first_cells, write_generated
+from core.generation.partial_cells import solve_shift
+from core.generation.plan import CellPlan, plan_for
 from core.generation.request import GenerationRequest
-from core.generation.sampler import plan_for, sample_cells
+from core.generation.sampler import sample_cells
 from core.model.folder import CellModel
 from core.model.reference import SIZE_QUANTILES, size_quantiles
 from core.presets.schema import GenerateSettings
@@ -55,7 +59,9 @@ def test_quantiles_are_those_of_the_cells_of_each_combination():
 
 def test_a_cell_gets_the_depth_of_training_cells_with_its_phenotypes():
     model = with_depth(make_cell_model(), [1, 2, 3, 4, 5], [100, 200, 300, 400, 500])
-    genes, counts = DepthDraw(model, 0, None).draw(range(3), np.array([[0, 0], [0, 1], [1, 1]]))
+    genes, counts = CellSizes(model.reference, 0, None).draw(
+        range(3), np.array([[0, 0], [0, 1], [1, 1]])
+    )
     np.testing.assert_allclose(genes, [1, 2, 3])
     np.testing.assert_allclose(counts, [100, 200, 300])
 
@@ -63,9 +69,9 @@ def test_a_cell_gets_the_depth_of_training_cells_with_its_phenotypes():
 def test_where_few_cells_match_those_that_share_what_matters_most_speak():
     """Only 4 cells are (male, liver); depth hangs on the tissue, of which liver has no other cells."""
     model = with_depth(make_cell_model(), [2, 6, 6, 6, 2])
-    genes, _ = DepthDraw(model, 0, None).draw(range(100), np.tile([[1, 0]], (100, 1)))
+    genes, _ = CellSizes(model.reference, 0, None).draw(range(100), np.tile([[1, 0]], (100, 1)))
     np.testing.assert_allclose(genes, 2)  # male lung: no such cell; lung cells have 2
-    open_ones, _ = DepthDraw(model, 0, None).draw(range(2000), np.full((2000, 2), -1))
+    open_ones, _ = CellSizes(model.reference, 0, None).draw(range(2000), np.full((2000, 2), -1))
     expected = np.average([2, 6, 6, 6, 2], weights=COUNTS)
     assert open_ones.mean() == pytest.approx(expected, abs=0.15)
 
@@ -76,11 +82,11 @@ def test_the_depth_of_a_cell_depends_on_the_seed_and_its_number_alone():
     model = with_reference(model)
     model.reference = with_sizes(model.reference, depth.astype(np.float32))
     codes = np.zeros((50, 2), np.int32)
-    whole = DepthDraw(model, 3, None).draw(range(50), codes)
-    part = DepthDraw(model, 3, None).draw(range(20, 30), codes[20:30])
+    whole = CellSizes(model.reference, 3, None).draw(range(50), codes)
+    part = CellSizes(model.reference, 3, None).draw(range(20, 30), codes[20:30])
     for one, other in zip(whole, part, strict=True):
         np.testing.assert_array_equal(one[20:30], other)
-    assert (DepthDraw(model, 4, None).draw(range(50), codes)[0] != whole[0]).any()
+    assert (CellSizes(model.reference, 4, None).draw(range(50), codes)[0] != whole[0]).any()
 
 
 def test_a_library_size_gives_the_genes_of_training_cells_of_that_rank():
@@ -89,7 +95,9 @@ def test_a_library_size_gives_the_genes_of_training_cells_of_that_rank():
     depth = np.tile(np.stack([7 * ranks, 1000 * ranks]), (5, 1, 1)).astype(np.float32)
     model.reference = with_sizes(model.reference, depth)
     for size in (200.0, 700.0):
-        genes, counts = DepthDraw(model, 0, size).draw(range(5), np.zeros((5, 2), np.int32))
+        genes, counts = CellSizes(model.reference, 0, size).draw(
+            range(5), np.zeros((5, 2), np.int32)
+        )
         np.testing.assert_allclose(genes, 7 * size / 1000, atol=0.1)
         np.testing.assert_allclose(counts, size)
 
@@ -100,7 +108,7 @@ def test_a_library_size_is_refused_where_no_counts_are_known(depth):
     model.reference = with_sizes(model.reference, depth)
     request = GenerationRequest({}, 3, library_size=1000)
     with pytest.raises(ConfigurationError, match="keeps no counts"):
-        CellSource(model, request)
+        CellGenerator(model, request)
 
 
 @pytest.mark.parametrize("size", [0.0, -3.0, float("nan"), float("inf")])
@@ -132,7 +140,7 @@ def test_cells_express_about_as_many_genes_as_they_are_to(kind, settings):
     plan = CellPlan.draw(0, range(1000), plan_for(model, chosen), needs_normal=kind == "continuous")
     codes = np.zeros((1000, 2), np.int32)
     wanted = np.repeat(np.array([2, 5], np.float32), 500)
-    drawn = sample_cells(model, codes, chosen, plan, wanted_genes=wanted)
+    drawn = sample_cells(model, codes, chosen, plan, genes_per_cell=wanted)
     few, many = ((part > 0).sum(axis=1).mean() for part in (drawn[:500], drawn[500:]))
     free = (sample_cells(model, codes, chosen, plan) > 0).sum(axis=1)
     assert few < free.mean() - 0.3 or free.mean() < 2.3
@@ -184,3 +192,83 @@ def test_genes_per_cell_spread_as_in_training_cells_even_where_the_model_knows_n
     settings = model.generate.model_copy(update={"genes_per_cell": "none"})
     free, _ = generate_cells(model, GenerationRequest({}, 400, settings=settings))
     assert (free.X.toarray() > 0).sum(axis=1).std() < 0.7 * real.std()
+
+
+# ------------------------------------------------------------------------------------ counts
+
+
+def counting_model(kind="binned"):
+    return with_depth(make_cell_model(kind), [3, 3, 4, 4, 5], [2_000, 3_000, 4_000, 5_000, 9_000])
+
+
+def count_request(model, n_cells=40, **settings):
+    settings = model.generate.model_copy(update={"decode": "counts", **settings})
+    return GenerationRequest({}, n_cells, settings=settings, seed=3)
+
+
+def test_rounding_by_chance_keeps_the_mean():
+    values = np.log1p(np.array([0, 2.5, 7.25, 100], np.float32) * 1e4 / 5_000).astype(np.float32)
+    rng = np.random.default_rng(0)
+    drawn = np.stack([sample_counts(values, 5_000, rng) for _ in range(4_000)])
+    assert (drawn == np.round(drawn)).all()
+    np.testing.assert_allclose(drawn.mean(axis=0), [0, 2.5, 7.25, 100], atol=0.04)
+
+
+def test_what_is_expressed_has_a_count_however_shallow_the_cell():
+    values = np.array([0.0, 0.1, 0.5], np.float32)
+    assert sample_counts(values, 10, np.random.default_rng(0)).tolist() == [0, 1, 1]
+
+
+@given(
+    st.lists(st.integers(0, 5_000), min_size=1, max_size=30),
+    st.integers(5_001, 200_000),
+    st.integers(0, 2**31),
+)
+def test_counts_of_real_cells_come_back_whole(counts, total, seed):
+    matrix = sparse.csr_matrix(np.array([counts], np.float32))
+    values = log_values(matrix, np.array([total]))
+    np.testing.assert_allclose(
+        values.toarray()[0], np.log1p(np.array(counts) * 1e4 / total), rtol=1e-6
+    )
+    back = sample_counts(values.toarray()[0], total, np.random.default_rng(seed))
+    np.testing.assert_allclose(back, counts, atol=1)  # float32 lies a hair beside the whole number
+
+
+@pytest.mark.parametrize("kind", ["binned", "continuous"])
+def test_cells_of_counts_are_the_same_cells_at_their_library_size(kind):
+    model = counting_model(kind)
+    cells, _ = generate_cells(model, count_request(model))
+    values, _ = generate_cells(model, count_request(model, decode="sample"))
+    counts = cells.X.toarray()
+    assert cells.uns[GENERATION_KEY]["values"] == COUNT_VALUES
+    assert counts.any()
+    assert (counts == np.round(counts)).all()
+    np.testing.assert_array_equal(counts > 0, values.X.toarray() > 0)
+    expected = np.expm1(values.X.toarray()) * cells.obs["library_size"].to_numpy()[:, None] / 1e4
+    assert (np.abs(counts - np.maximum(expected, counts > 0)) <= 1.001).all()
+    few, _ = generate_cells(model, count_request(model, n_cells=7), batch_size=3)
+    np.testing.assert_array_equal(few.X.toarray(), counts[:7])
+
+
+def test_a_file_of_counts_is_read_back_as_values(tmp_path):
+    model = counting_model()
+    request = count_request(model)
+    write_generated(CellGenerator(model, request), tmp_path / "counts.h5ad")
+    cells, _ = generate_cells(model, request)
+    size = cells.obs["library_size"].to_numpy()
+    read = read_first_cells(tmp_path / "counts.h5ad", 30).toarray()
+    expected = np.log1p(cells.X.toarray() * 1e4 / size[:, None])[:30]
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "reason"),
+    [
+        (counting_model("binary"), {}, "a binary model predicts which genes are expressed"),
+        (make_cell_model(), {}, "keeps no counts of its training cells"),
+        (counting_model(), {"genes_per_cell": "none"}, "genes_per_cell = 'none' draws none"),
+    ],
+)
+def test_models_that_know_no_counts_say_so(model, settings, reason):
+    with pytest.raises(ConfigurationError, match=reason):
+        CellGenerator(model, count_request(model, **settings))

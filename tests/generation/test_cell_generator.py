@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 
 from core.errors import ConfigurationError
-from core.generation.cells import GENERATION_KEY, generate_cells
+from core.generation.cell_generator import GENERATION_KEY, generate_cells
 from core.generation.request import GenerationRequest
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -94,7 +94,7 @@ def test_values_within_bins_are_drawn_anew_for_every_cell_and_seed():
 def test_a_binary_model_gives_ones_and_says_so():
     cells, _ = generate(with_reference(make_cell_model("binary")))
     assert set(cells.X.data) == {1.0}
-    assert cells.uns[GENERATION_KEY]["values"] == "on (1) or off (0)"
+    assert cells.uns[GENERATION_KEY]["values"] == "expressed (1) or not expressed (0)"
 
 
 def test_a_continuous_model_gives_values_above_zero_and_no_nan():
@@ -117,7 +117,7 @@ def test_progress_ends_at_the_number_of_cells():
 
 
 def test_an_unfit_model_or_request_is_refused_before_anything_is_drawn():
-    with pytest.raises(ConfigurationError, match="expressed layout are unmasked"):
+    with pytest.raises(ConfigurationError, match="expressed layout have no Gibbs sweeps"):
         generate(make_cell_model(layout="expressed"), settings={"method": "gibbs"})
     with pytest.raises(ConfigurationError, match="knows no sex 'femal'; did you mean 'female'"):
         generate(phenotypes={"sex": "femal"})

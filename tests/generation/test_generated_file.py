@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError, DataError, MachineError
-from core.generation import cells_file
-from core.generation.cells import CellSource, generate_cells
-from core.generation.cells_file import partial_folder, read_first_cells, write_generated
+from core.generation import generated_file
+from core.generation.cell_generator import CellGenerator, generate_cells
+from core.generation.generated_file import partial_folder, read_first_cells, write_generated
 from core.generation.request import GenerationRequest
 from tests.model.examples import make_cell_model
 
@@ -26,14 +26,14 @@ def source_of(model=None, *, n_cells=30, batch_size=4, phenotypes=None, **others
     model = with_reference(make_cell_model()) if model is None else model
     sampling = model.generate.model_copy(update=others.pop("settings", {}))
     request = GenerationRequest(phenotypes or {}, n_cells, settings=sampling, **others)
-    return CellSource(model, request, batch_size=batch_size)
+    return CellGenerator(model, request, batch_size=batch_size)
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     """Call a part done after eight cells, and copy a few values at a time."""
-    monkeypatch.setattr(cells_file, "_PART_CELLS", 8)
-    monkeypatch.setattr(cells_file, "_COPIED_VALUES", 7)
+    monkeypatch.setattr(generated_file, "_PART_CELLS", 8)
+    monkeypatch.setattr(generated_file, "_COPIED_VALUES", 7)
 
 
 class Stop:
@@ -85,7 +85,7 @@ def test_a_model_without_phenotypes_and_cells_without_a_gene_can_be_written(tmp_
 def test_a_file_resumed_at_any_moment_is_the_same_file(tmp_path_factory, kind, stops):
     folder = tmp_path_factory.mktemp("resumed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells_file, "_PART_CELLS", 8)
+        patch.setattr(generated_file, "_PART_CELLS", 8)
         model = with_reference(make_cell_model(kind))
         write_generated(source_of(model), folder / "whole.h5ad")
         for n_cells in stops:
@@ -101,7 +101,7 @@ def test_what_is_done_is_not_made_again_and_a_torn_end_is_cut_off(tmp_path, smal
     output = tmp_path / "cells.h5ad"
     with pytest.raises(KeyboardInterrupt):
         write_generated(source_of(), output, on_progress=Stop(21))
-    assert "16 cells that are done stay in" in caplog.text
+    assert "16 finished cells stay in" in caplog.text
     with (partial_folder(output) / "values.f32").open("ab") as file:
         file.write(b"torn")
     heard = []
@@ -166,8 +166,8 @@ def test_a_fault_while_the_file_is_put_together_leaves_the_old_one_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells_file, "_write_obs", fail)
-        with pytest.raises(MachineError, match=r"No space left.*the same command goes on"):
+        patch.setattr(generated_file, "_write_obs", fail)
+        with pytest.raises(MachineError, match=r"No space left.*the same command resumes"):
             write_generated(source_of(), output)
     assert output.read_bytes() == b"the old file"
     write_generated(source_of(), output, on_progress=Stop(1))  # nothing is left to generate
