@@ -29,7 +29,8 @@ from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
 from core.presets.loading import resolve_preset
-from core.training.setup import build_model
+from core.training.run_cells import RunCells
+from core.training.run_setup import build_model
 
 BASE = Path(__file__).parent.parent / "presets" / "base.toml"
 #: Name, keys of the preset that differ, sampling settings that differ, cells.
@@ -58,7 +59,8 @@ def make_model(changes: dict[str, object], folder: Path) -> CellModel:
     """Build the model of a preset, fitted to few cells; random weights where it would learn."""
     options = {"data.files": ["builtin:atlas?cells=2000&seed=0"], **changes}
     preset = resolve_preset(BASE, options=options).preset
-    model = build_model(preset, prepare_store(preset.data, folder / "store"), name="speed")
+    cells = RunCells.of(preset, prepare_store(preset.data, folder / "store"))
+    model = build_model(preset, cells, name="speed")
     with torch.no_grad():  # a part that answers zero would cost as much, but hide differences
         for parameter in model.network.parameters():
             if not parameter.any():

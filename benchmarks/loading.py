@@ -374,9 +374,10 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     from core.cells.prepare import ensure_store
     from core.presets.loading import resolve_preset
     from core.runlog import RunReader
-    from core.training.batch_source import make_batch_source
     from core.training.engine import train
-    from core.training.setup import build_model
+    from core.training.run_cells import RunCells
+    from core.training.run_setup import build_model
+    from core.training.virtual_ranks import make_batch_source
 
     steps = 30 if quick else 120
     preset = Path(__file__).parents[1] / "presets" / "base.toml"
@@ -389,10 +390,9 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     train(resolved, store, folder / "run")
     first, second = RunReader(folder / "run").metrics("train")[:2]
     torch.set_num_threads(1)
-    model = build_model(resolved.preset, store, name="base")
-    source = make_batch_source(
-        resolved.preset.train, resolved.preset.masking, store, store.rows("train"), model
-    )
+    cells = RunCells.of(resolved.preset, store)
+    model = build_model(resolved.preset, cells, name="base")
+    source = make_batch_source(resolved.preset, cells, model)
     with BatchLoader(source, source.sampler.start, lambda batch: batch) as loader:
         for _ in range(100):
             loader.next()

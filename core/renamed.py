@@ -14,6 +14,7 @@ __all__ = [
     "REMOVED_PRESET_KEYS",
     "current_cursor",
     "current_key",
+    "current_progress",
     "current_section",
     "current_tensors",
     "notes_on_keys",
@@ -43,6 +44,8 @@ PRESET_FOLDERS = {"originals": "published"}
 OPTIONS = {"--depth": "--genes-per-cell"}
 #: Field of a checkpoint's cursor -> its new spelling.
 _CURSOR_FIELDS = {"lanes": "virtual_ranks"}
+#: Field of a checkpoint's progress -> its new spelling.
+_PROGRESS_FIELDS = {"best_figures": "best_metrics"}
 #: Field of a model folder's ``tfx.json`` -> its new spelling.
 _MODEL_FIELDS = {"origin": "provenance"}
 #: Array of a model folder's ``reference.safetensors`` -> the arrays that its second axis became.
@@ -82,6 +85,11 @@ def notes_on_keys(section: str, names: Iterable[str]) -> list[str]:
 def current_cursor(record: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return the cursor of a checkpoint, as an older tfx may have written it, in the present spelling."""
     return {_CURSOR_FIELDS.get(name, name): value for name, value in record.items()}
+
+
+def current_progress(record: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return the progress of a checkpoint, as an older tfx may have written it, in the present spelling."""
+    return {_PROGRESS_FIELDS.get(name, name): value for name, value in record.items()}
 
 
 def current_model_record(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import numpy as np
 from core.cells.atlas.simulation import simulate_cells
 from core.cells.prepare import prepare_store
 from core.presets.loading import resolve_preset
+from core.training import run_setup
+from core.training.run_cells import RunCells
 
 #: 464 training, 67 validation and 69 test cells or so; 720 genes.
 TINY_ATLAS = "builtin:atlas?cells=600&seed=0"
@@ -45,3 +47,9 @@ def expected_log1p(n_cells, *, seed=0, **condition):
     totals = np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1.0)
     scaled = counts.multiply(1e4 / totals[:, None]).tocsr()
     return np.asarray(scaled.log1p().mean(axis=0), dtype=float).ravel()
+
+
+def build_model(preset, store, *, name="example", **options):
+    """Build the untrained model of a preset, as a run would."""
+    run_setup.check_preset(preset)
+    return run_setup.build_model(preset, RunCells.of(preset, store), name=name, **options)

@@ -99,9 +99,8 @@ def train(
     from core.cells.prepare import ensure_store
     from core.published.conversion import check_start_shape, convert_start
     from core.training.engine import train as train_model
-    from core.training.feasibility import check_feasible
     from core.training.processes import leave_processes
-    from core.training.setup import check_preset
+    from core.training.run_setup import check_feasible, check_preset
     from core.training.start_weights import take_shape_of_start
 
     resolved = take_shape_of_start(resolved)
@@ -181,7 +180,7 @@ def _preset_of_run(
     from core.presets.loading import ResolvedPreset
     from core.runlog.reader import RunReader
     from core.runlog.schema import CONFIG_FILE
-    from core.training.resume_rules import check_changes
+    from core.training.checkpoints import check_changes
 
     path = folder / CONFIG_FILE
     try:

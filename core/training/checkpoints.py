@@ -1,10 +1,10 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to resume as if it had never stopped, and the rules of resuming.
 
 A checkpoint is a folder ``checkpoints/step-00000500`` with weights (safetensors), optimiser and
 progress, and ``complete.json`` with the sha256 of each file, written last. It is made under a
 temporary name, flushed to disk and renamed, and never replaced: a process that dies at any moment
-leaves the checkpoints it had. One without its marker, or whose bytes differ, is passed over for the
-one before.
+leaves the checkpoints it had. One without its marker, or whose bytes differ, is skipped for the one
+before. One living process owns a run folder, and most keys of the preset are frozen.
 """
 
 import hashlib
@@ -12,59 +12,85 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.errors import DataError, MachineError
-from core.runlog.schema import CHECKPOINT_MARKER
-
-__all__ = [
-    "checkpoint_name",
-    "discard_checkpoints_after",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "prune_checkpoints",
-    "remove_leftovers",
-    "save_checkpoint",
-]
+from core.errors import ConfigurationError, DataError, MachineError
+from core.presets.loading import ResolvedPreset
+from core.presets.schema import Preset
+from core.runlog.reader import RunReader
+from core.runlog.schema import (
+    CHECKPOINT_MARKER,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    LIVE_STATES,
+    RUN_FILE,
+    STALE_AFTER_SECONDS,
+)
+from core.runlog.settings import dotted_values
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _STATE = "weights.safetensors", "state.pt"
+LOCK_FILE = ".lock"
+#: Keys, and whole sections, that change neither the cells, nor the model, nor the targets.
+CHANGEABLE = frozenset(
+    {
+        "name",
+        "generate",
+        "data.store",  # the same cells in another place; the run checks the store's key
+        "model.attention",
+        "train.compile",
+        "train.device",
+        "train.epochs",
+        "train.eval_steps",
+        "train.gradient_clip",
+        "train.keep_checkpoints",
+        "train.learning_rate",
+        "train.log_steps",
+        "train.max_nonfinite",
+        "train.max_steps",
+        "train.micro_batches",
+        "train.patience",
+        "train.precision",
+        "train.save_steps",
+        "train.schedule",
+        "train.log_linear_learning_rate",
+        "train.log_linear_weight_decay",
+        "train.trackers",
+        "train.warmup_ratio",
+        "train.weight_decay",
+    }
+)
 
 
 def checkpoint_name(step: int) -> str:
-    """Return the name of the checkpoint after so many steps."""
+    """Return the name of the checkpoint after ``step`` steps."""
     return f"step-{step:08d}"
 
 
 def save_checkpoint(
     folder: Path, *, step: int, weights: dict[str, Tensor], state: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step; a whole one of that step is left as it is.
+    """Write the checkpoint of a step into ``checkpoints/``; a whole one of that step is kept.
 
-    Parameters
-    ----------
-    folder
-        The run's ``checkpoints`` folder.
-    step
-        Optimiser steps done.
-    weights
-        Whole tensors on the host.
-    state
-        Optimiser and progress: tensors and plain values only (it is read back without pickle's
-        code execution).
+    ``weights`` are whole tensors on the host; ``state`` holds tensors and plain values only, so that
+    it is read back without pickle's code execution.
 
     Raises
     ------
     MachineError
-        It cannot be written, because the disk is full, say; what was there stays, no part is left.
+        It cannot be written, because the disk is full, say; what was there is kept, no part is left.
     """
     final = folder / checkpoint_name(step)
     if _is_whole(final):
@@ -89,7 +115,7 @@ def save_checkpoint(
     except (OSError, RuntimeError, SafetensorError) as error:  # torch: RuntimeError on a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         if folder.exists() and shutil.disk_usage(folder).free < _bytes(weights):
-            reason = "the disk is full"  # which torch and safetensors say in words of their own
+            reason = "the disk is full"  # torch and safetensors have other words for it
         message = f"checkpoint {final} cannot be written ({reason})"
         raise MachineError(message) from error
     finally:
@@ -105,14 +131,14 @@ def prune_checkpoints(folder: Path, *, keep: int, best: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left unfinished; only the owner of the run may."""
+    """Remove what a killed process left unfinished; only the owner of the run may."""
     for pattern in (".*.partial-*", ".*.old-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def discard_checkpoints_after(folder: Path, step: int) -> None:
-    """Remove checkpoints of later steps: damaged ones, which the run is about to write anew."""
+    """Remove checkpoints of later steps: they are damaged, and the run is about to write them anew."""
     for path in folder.glob("step-*"):
         if path.name > checkpoint_name(step):
             _remove(path)
@@ -121,7 +147,7 @@ def discard_checkpoints_after(folder: Path, step: int) -> None:
 def latest_checkpoint(
     folder: Path, *, on_damage: Callable[[Path], None] = lambda _: None
 ) -> Path | None:
-    """Return the newest checkpoint whose bytes are whole; damaged ones are named and passed over."""
+    """Return the newest checkpoint whose bytes are whole; damaged ones are reported and skipped."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if _is_whole(path):
             return path
@@ -136,7 +162,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     DataError
-        It cannot be read all the same.
+        It cannot be read nevertheless.
     """
     try:
         return load_file(path / _WEIGHTS), torch.load(path / _STATE, weights_only=True)
@@ -145,6 +171,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: the checkpoint cannot be read ({error}); remove it to use the one before"
         )
         raise DataError(message) from error
+
+
+def has_checkpoint(run_folder: Path) -> bool:
+    """Return whether a run has a checkpoint, whole or damaged."""
+    return any((run_folder / CHECKPOINTS_FOLDER).glob("step-*"))
 
 
 def _is_whole(path: Path) -> bool:
@@ -163,7 +194,7 @@ def _bytes(weights: dict[str, Tensor]) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint so that no part of it can be taken for one."""
+    """Remove a checkpoint so that no part of it looks like one."""
     outgoing = path.with_name(f".{path.name}.old-{os.getpid()}")
     try:
         path.rename(outgoing)
@@ -186,3 +217,116 @@ def _flush(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------- what may change on resume
+
+
+def settle_preset(
+    resolved: ResolvedPreset, run_folder: Path, *, n_processes: int
+) -> tuple[ResolvedPreset, dict[str, tuple[Any, Any]]]:
+    """Settle the number of virtual ranks; return the preset, and the changes since the run's own.
+
+    Raises
+    ------
+    ConfigurationError
+        A key changed that is frozen once there is a checkpoint.
+    """
+    path = run_folder / CONFIG_FILE
+    before = None
+    if path.is_file() and has_checkpoint(run_folder):
+        before = ResolvedPreset.from_toml(path.read_text(encoding="utf-8"), where=str(path)).preset
+    if resolved.preset.train.virtual_ranks is None:
+        virtual_ranks = n_processes if before is None else before.train.virtual_ranks
+        resolved = resolved.changed(
+            options={"train.virtual_ranks": virtual_ranks},
+            option_names={"train.virtual_ranks": "number of processes"},
+        )
+    if before is None:
+        return resolved, {}
+    return resolved, check_changes(before, resolved.preset, where=str(run_folder))
+
+
+def preset_differences(before: Preset, after: Preset) -> dict[str, tuple[Any, Any]]:
+    """Return dotted key -> (value before, value after) of the keys that differ."""
+    one, two = dotted_values(before.model_dump()), dotted_values(after.model_dump())
+    return {
+        key: (one.get(key), two.get(key))
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    }
+
+
+def check_changes(before: Preset, after: Preset, *, where: str) -> dict[str, tuple[Any, Any]]:
+    """Return the differences; ConfigurationError lists those of frozen keys with both values."""
+    differences = preset_differences(before, after)
+    frozen = [
+        f"{key} = {old!r}, not {new!r}"
+        for key, (old, new) in differences.items()
+        if not CHANGEABLE.intersection((key, key.partition(".")[0]))
+    ]
+    if frozen:
+        message = (
+            f"{where} cannot resume with another preset: its {'; its '.join(frozen)}; leave that as "
+            f"it is, or train the changed preset as a new run"
+        )
+        raise ConfigurationError(message)
+    return differences
+
+
+# --------------------------------------------------------------- one living process per run folder
+
+
+@contextmanager
+def owned_run(folder: Path) -> Iterator[None]:
+    """Own a run folder, made if absent, while the block runs.
+
+    The lock goes with the process, however it ends. Where a file system does not share locks
+    between machines, a fresh heartbeat of another machine counts as one.
+
+    Raises
+    ------
+    MachineError
+        Another process trains this run, or the folder cannot be made.
+    """
+    existed = folder.exists()
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise MachineError(_locked(folder)) from None
+    except OSError as error:
+        message = f"the run folder '{folder}' cannot be written ({error.strerror or error})"
+        raise MachineError(message) from error
+    try:
+        if existed and _lives_elsewhere(folder):
+            raise MachineError(_locked(folder))
+        yield
+    finally:
+        lock.release()
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    return RunReader(folder).status if (folder / RUN_FILE).exists() else {}
+
+
+def _lives_elsewhere(folder: Path) -> bool:
+    status = _status(folder)
+    age = time.time() - float(status.get("heartbeat", 0.0))
+    return (
+        status.get("state") in LIVE_STATES
+        and status.get("host", socket.gethostname()) != socket.gethostname()
+        and age < STALE_AFTER_SECONDS
+    )
+
+
+def _locked(folder: Path) -> str:
+    status = _status(folder)
+    host, pid = status.get("host", "this machine"), status.get("pid")
+    owner = f"process {pid} on {host}" if pid else "another process"
+    own = " (this one)" if (host, pid) == (socket.gethostname(), os.getpid()) else ""
+    return (
+        f"{folder} is being trained by {owner}{own}; watch it by 'tfx runs show {folder}', or stop "
+        f"that process first"
+    )

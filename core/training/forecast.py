@@ -26,12 +26,11 @@ from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
 from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
-from core.training.feasibility import check_feasible
 from core.training.flops import EncoderFlops, device_peak
 from core.training.machine import Machine, set_up_speed
 from core.training.profiling import StepProfile, activation_bytes, example_batch, profile_step
+from core.training.run_setup import check_feasible, check_preset, make_config
 from core.training.run_size import CellOutline, RunSize
-from core.training.setup import check_preset, make_config
 from core.training.virtual_ranks import virtual_ranks_of_process
 
 #: A step of one cell that would take more seconds is not measured.

@@ -1,7 +1,10 @@
-"""The processes of a run: who is the main one, and what they tell each other.
+"""The processes of a run: what they exchange, and weights as whole tensors however they share them.
 
-Figures of a step travel between hosts, not between GPUs, so that no GPU is waited for. In a run of
-one process nothing travels.
+Numbers about a step travel between hosts, not between GPUs, so that no GPU is waited for. A run of one
+process exchanges nothing. Under FSDP2 every process holds a slice of every parameter (a ``DTensor``);
+checkpoints and model folders hold whole tensors, so that a run may resume with another number of
+processes. `torch.distributed.checkpoint.state_dict` is not used: it fills an optimiser that has not
+taken a step by taking one, and a run stopped at its start would not resume bit for bit.
 """
 
 import gc
@@ -17,23 +20,24 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.errors import ConfigurationError
+from core.renamed import current_tensors
 from core.training.machine import Machine
 
-__all__ = ["Processes", "launched_processes", "leave_processes"]
-
-#: A process that is not heard of for so long is taken for dead: fitting may differ by minutes.
-_PATIENCE = timedelta(minutes=30)
+#: Silence after which a process counts as dead: fitting may differ by minutes.
+_TIMEOUT = timedelta(minutes=30)
+_REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 
 
 def launched_processes() -> int:
-    """Return, before any of them has spoken, how many processes a launcher started; 1 without one."""
+    """Return how many processes a launcher started, before any communication; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leave_processes() -> None:
-    """Part from the other processes of a launcher, at the end of a command that all have come to.
+    """Leave the process group, at the end of a command that all processes have reached.
 
     A process that exits without it may be torn down under threads that still run, and then now and
     then ends as if it had failed (pytorch issue 190489). It cannot train again afterwards.
@@ -46,17 +50,13 @@ def leave_processes() -> None:
 class Processes:
     """All processes of a run, seen from one of them.
 
-    Parameters
-    ----------
-    machine
-        Device and precision of each.
-    unused_parameters
-        Whether some steps leave parameters out (while the log-linear part is trained first).
+    ``unused_parameters`` is whether some steps leave parameters out, as while the log-linear part is
+    trained first.
 
     Raises
     ------
     ConfigurationError
-        They run under a kind of sharing that tfx does not know.
+        accelerate is configured for something else than DDP or FSDP2.
     """
 
     def __init__(self, machine: Machine, *, unused_parameters: bool = False) -> None:
@@ -69,11 +69,12 @@ class Processes:
                 DistributedDataParallelKwargs(
                     broadcast_buffers=False, find_unused_parameters=unused_parameters
                 ),
-                InitProcessGroupKwargs(timeout=_PATIENCE),
+                InitProcessGroupKwargs(timeout=_TIMEOUT),
             ],
         )
         self.index: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
         kind = self.accelerator.distributed_type
         self.is_sharded = kind == DistributedType.FSDP
         if self.is_sharded and not self.accelerator.is_fsdp2:
@@ -84,23 +85,17 @@ class Processes:
             raise ConfigurationError(message)
         self._host = None
         if self.count > 1 and dist.get_backend() != "gloo":
-            self._host = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._host = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run folder and speaks to the user."""
+        """Whether this process writes the run folder and reports to the user."""
         return self.index == 0
 
     @property
     def is_first_of_machine(self) -> bool:
         """Whether this process is the first of those on its machine."""
         return bool(self.accelerator.is_local_main_process)
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        device: torch.device = self.accelerator.device
-        return device
 
     def prepare(
         self, network: nn.Module, optimiser: torch.optim.Optimizer
@@ -110,29 +105,29 @@ class Processes:
         return shared, optimiser
 
     def unwrap(self, network: nn.Module) -> nn.Module:
-        """Return the network within what `prepare` gave."""
+        """Return the network within the first result of `prepare`."""
         own: nn.Module = self.accelerator.unwrap_model(network)
         return own
 
-    def total(self, figures: Sequence[float]) -> list[float]:
-        """Add figures up over all processes; each gets the sums."""
+    def all_reduce(self, numbers: Sequence[float]) -> list[float]:
+        """Return the sums of numbers over all processes."""
         if self.count == 1:
-            return list(figures)
-        sums = torch.tensor(figures, dtype=torch.float64)
+            return list(numbers)
+        sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums, group=self._host)
         return sums.tolist()
 
-    def add_up(self, figures: Tensor) -> Tensor:
-        """Add a tensor on the device up over all processes, in place, without waiting for it."""
+    def all_reduce_on_device(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor on the device over all processes, in place, without waiting for it."""
         if self.count > 1:
-            dist.all_reduce(figures)
-        return figures
+            dist.all_reduce(tensor)
+        return tensor
 
     def any(self, *, flag: bool) -> bool:
-        """Tell whether any process says yes."""
-        return self.total([float(flag)])[0] > 0
+        """Return whether the flag of any process is set."""
+        return self.all_reduce([float(flag)])[0] > 0
 
-    def of_main(self, thing: Any) -> Any:  # noqa: ANN401 (plain values of any kind)
+    def broadcast(self, thing: Any) -> Any:  # noqa: ANN401 (plain values of any kind)
         """Return the main process' plain value of a thing."""
         if self.count == 1:
             return thing
@@ -148,12 +143,67 @@ class Processes:
         dist.all_gather_object(things, thing, group=self._host)
         return things
 
-    def wait(self) -> None:
-        """Wait until all have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier(group=self._host)
 
 
-_REPLICATED = (
-    DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU,
-)  # fmt: skip
+def whole(state: Any) -> Any:  # noqa: ANN401 (dictionaries and lists of tensors and plain values)
+    """Return a state with every tensor whole and on the host; under FSDP2 all processes call it."""
+    if isinstance(state, DTensor):
+        return state.full_tensor().detach().cpu()
+    if isinstance(state, Tensor):
+        return state.detach().cpu()
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(whole(value) for value in state)
+    return state
+
+
+def whole_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights and buffers of a network, whole, contiguous, on the host."""
+    weights: dict[str, Tensor] = whole(network.state_dict())
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network whole weights, under present or older names; each process keeps its own slice.
+
+    Raises
+    ------
+    RuntimeError
+        Names or shapes differ, as ``load_state_dict`` raises it.
+    """
+    own = network.state_dict()
+    network.load_state_dict(
+        {name: _slice(tensor, own.get(name)) for name, tensor in current_tensors(weights).items()}
+    )
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser what ``whole(optimiser.state_dict())`` returned."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    states = {
+        number: _slices(entries, parameters[number]) for number, entries in state["state"].items()
+    }
+    optimiser.load_state_dict({**state, "state": states})
+
+
+def _slices(entries: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Slice the moments of a parameter like the parameter; the count of steps is a number."""
+
+    def is_moment(value: object) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+
+    return {
+        name: _slice(value, parameter) if is_moment(value) else value
+        for name, value in entries.items()
+    }
+
+
+def _slice(tensor: Tensor, own: Tensor | None) -> Tensor:
+    if not isinstance(own, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements)

@@ -1,34 +1,42 @@
-"""What a run tells the outside: its folder, trackers, and the figures of its machine.
+"""The outside of a run: its folder, trackers, and a monitor of its machine.
 
-Only the main process tells; on the others every call does nothing. The first process of every other
-machine watches its own.
+Only the main process writes; in the others every call does nothing. The first process of every
+other machine monitors its own.
 """
 
 import logging
 import os
+import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+import psutil
 import torch
 
+from core.runlog.schema import STATUS_SECONDS
 from core.runlog.writer import RunWriter, SystemLog
-from core.training.system_monitor import MachineReader, SystemMonitor
+from core.training.processes import Processes
+from core.training.run_setup import RunSetup
 from core.training.trackers import Trackers
 
-__all__ = ["RunLog", "open_run_log"]
+logger = logging.getLogger(__name__)
+#: Seconds that the end of a run waits for the monitor.
+_CLOSE_SECONDS = 5.0
 
 
 class RunLog:
-    """The run folder's writer, the trackers and the monitor, or nothing."""
+    """The run folder's writer, the trackers and the monitor; in other processes than the main one, nothing."""
 
     def __init__(
         self,
         writer: RunWriter | None = None,
         trackers: Trackers | None = None,
-        monitor: SystemMonitor | None = None,
+        monitor: "SystemMonitor | None" = None,
     ) -> None:
         self._writer, self._trackers, self._monitor = writer, trackers, monitor
 
@@ -45,77 +53,188 @@ class RunLog:
             self._writer.event(name, **fields)
 
     def status(self, state: str, **fields: object) -> None:
-        """Say how the run stands."""
+        """Write the state of the run."""
         if self._writer is not None:
             self._writer.status(state, **fields)
 
-    def machine(self, **figures: float | None) -> None:
-        """Say how fast training is, for the lines about the machine."""
+    def warn(self, step: int, message: str) -> None:
+        """Log a warning, and write it as an event."""
+        logger.warning("%s", message)
+        self.event("warning", step=step, reason=message)
+
+    def machine(self, **speeds: float | None) -> None:
+        """Set the speed of training, for the lines about the machine."""
         if self._monitor is not None:
-            self._monitor.report(**figures)
+            self._monitor.report(**speeds)
 
 
 @contextmanager
-def open_run_log(
-    folder: Path,
-    *,
-    is_main: bool,
-    is_first_of_machine: bool = True,
-    run: Mapping[str, Any],
-    config: str,
-    settings: Mapping[str, Any],
-    trackers: Sequence[str],
-    device: torch.device,
-) -> Iterator[RunLog]:
+def open_run_log(folder: Path, setup: RunSetup, processes: Processes) -> Iterator[RunLog]:
     """Open the log of a run while the block runs.
-
-    Parameters
-    ----------
-    folder
-        Of the run.
-    is_main
-        Whether this process is the one that tells.
-    is_first_of_machine
-        Whether it is the one that watches its machine.
-    run
-        What identifies the run, for run.json.
-    config
-        The resolved preset, as TOML.
-    settings
-        The preset's values, for the trackers.
-    trackers
-        Names, of ``train.trackers``.
-    device
-        Whose memory and use is watched.
 
     Raises
     ------
     MachineError
         The folder cannot be written.
     """
+    reader = MachineReader(folder, processes.device)
     with ExitStack() as stack:
-        if not is_main:
-            if is_first_of_machine:
+        if not processes.is_main:
+            if processes.is_first_of_machine:
                 system = SystemLog(folder)
                 stack.callback(system.close)
-                stack.enter_context(SystemMonitor(MachineReader(folder, device), system.append))
+                stack.enter_context(SystemMonitor(reader, system.append))
             yield RunLog()
             return
-        writer = stack.enter_context(RunWriter(folder, run=run, config=config))
+        run = setup.describe()
+        writer = stack.enter_context(RunWriter(folder, run=run, config=setup.resolved.to_toml()))
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
         handler = writer.log_handler()
         logging.getLogger("core").addHandler(handler)
         stack.callback(logging.getLogger("core").removeHandler, handler)
-        copies = Trackers.start(
-            trackers,
+        trackers = Trackers.start(
+            setup.preset.train.trackers,
             run_name=folder.name,
             folder=folder,
-            config={**run, "preset": settings},
+            config={**run, "preset": setup.preset.model_dump(mode="json")},
             on_drop=lambda name, reason: writer.event("warning", tracker=name, reason=reason),
         )
-        stack.callback(copies.close)
-        monitor = SystemMonitor(
-            MachineReader(folder, device), writer.system, heartbeat=writer.heartbeat
-        )
+        stack.callback(trackers.close)
+        monitor = SystemMonitor(reader, writer.system, heartbeat=writer.heartbeat)
         stack.enter_context(monitor)
-        yield RunLog(writer, copies, monitor)
+        yield RunLog(writer, trackers, monitor)
+
+
+class MachineReader:
+    """Reads the load of this process, its machine, the disk of ``folder`` and all visible GPUs.
+
+    A field that cannot be read is left out, and not read again: a failing driver call may be slow.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._process = psutil.Process()
+        self._failed: set[str] = set()
+        self._read("cpu_percent", lambda: psutil.cpu_percent(None))  # since the call before
+        self._read("process_cpu_percent", lambda: self._process.cpu_percent(None))
+
+    def read(self) -> dict[str, Any]:
+        """Return what can be read now; docs/run-format.md lists the fields and their units."""
+        fields: dict[str, Callable[[], Any]] = {
+            "cpu_percent": lambda: psutil.cpu_percent(None),
+            "process_cpu_percent": lambda: self._process.cpu_percent(None),
+            "process_memory": lambda: self._process.memory_info().rss,
+            "memory_available": lambda: psutil.virtual_memory().available,
+            "memory_total": lambda: psutil.virtual_memory().total,
+            "disk_free": lambda: shutil.disk_usage(self._folder).free,
+        }
+        if self._device.type == "cuda":
+            fields["gpus"] = self._gpus
+        found = {name: self._read(name, call) for name, call in fields.items()}
+        return {name: value for name, value in found.items() if value not in (None, [])}
+
+    def _gpus(self) -> list[dict[str, Any]]:
+        return [self._gpu(index) for index in range(torch.cuda.device_count())]
+
+    def _gpu(self, index: int) -> dict[str, Any]:
+        def total() -> int:
+            return int(torch.cuda.get_device_properties(index).total_memory)
+
+        def used() -> int:
+            if index == self._own_index:
+                free, all_ = torch.cuda.mem_get_info(index)
+                return int(all_ - free)
+            # mem_get_info would take up memory of a GPU that another process computes on.
+            return int(torch.cuda.device_memory_used(index))
+
+        fields: dict[str, Callable[[], Any]] = {
+            "name": lambda: torch.cuda.get_device_name(index),
+            "utilisation_percent": lambda: torch.cuda.utilization(index),
+            "memory_used": used,
+            "memory_total": total,
+            "temperature": lambda: torch.cuda.temperature(index),
+            "power": lambda: torch.cuda.power_draw(index) / 1000,
+        }
+        if index == self._own_index:
+            fields["memory_peak"] = lambda: torch.cuda.max_memory_allocated(index)
+        found = {name: self._read(f"gpu {index} {name}", call) for name, call in fields.items()}
+        known = {name: value for name, value in found.items() if value is not None}
+        return {"index": index, **known}
+
+    @property
+    def _own_index(self) -> int:
+        return 0 if self._device.index is None else self._device.index
+
+    def _read(self, name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - a JSON value
+        if name in self._failed:
+            return None
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - drivers raise anything; the field is optional
+            self._failed.add(name)
+            logger.debug("%s cannot be read here (%s)", name, error)
+            return None
+
+
+class SystemMonitor:
+    """A thread that logs the machine's load every few seconds, and at the end of its ``with`` block.
+
+    ``log`` (`RunWriter.system`, `SystemLog.append`) takes fields as keywords; ``heartbeat``
+    (`RunWriter.heartbeat`) is called as often, and keeps the run alive in the status file while a
+    step or an evaluation takes long. Nothing that goes wrong here reaches the run.
+    """
+
+    def __init__(
+        self,
+        reader: MachineReader,
+        log: Callable[..., None],
+        *,
+        heartbeat: Callable[[], None] | None = None,
+        seconds: float = STATUS_SECONDS,
+    ) -> None:
+        self._reader, self._log, self._heartbeat = reader, log, heartbeat
+        self._seconds = seconds
+        self._speeds: dict[str, float] = {}
+        self._is_over = threading.Event()
+        self._has_warned = False
+        # A daemon: a driver call that hangs must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name="tfx-system-monitor", daemon=True)
+
+    def report(self, **speeds: float | None) -> None:
+        """Set metrics of training for the next lines: wait, cells_per_second, ...; None removes one."""
+        # The dictionary is replaced, never changed: the thread may be reading it.
+        self._speeds = {
+            name: value for name, value in (self._speeds | speeds).items() if value is not None
+        }
+
+    def _run(self) -> None:
+        is_over = False
+        while not is_over:
+            is_over = self._is_over.wait(self._seconds)
+            if self._heartbeat is not None and not is_over:
+                self._guard(self._heartbeat)
+            self._guard(lambda: self._log(**(self._reader.read() | self._speeds)))
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - the monitor must not end the run
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("the machine cannot be watched (%s); the run goes on", error)
+
+    def __enter__(self) -> Self:
+        """Start watching."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop watching; waits a few seconds at most."""
+        self._is_over.set()
+        self._thread.join(_CLOSE_SECONDS)

@@ -12,11 +12,10 @@ from core.encoding.sampler import BlockSampler
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.presets.schema import Preset, TrainSettings
-from core.training.batch_source import cells_per_virtual_rank
-from core.training.classification import store_of_task
 from core.training.flops import mean_attended_length
 from core.training.optimiser import total_steps
-from core.training.setup import chosen_rows, training_panel
+from core.training.run_cells import RunCells
+from core.training.virtual_ranks import cells_per_virtual_rank
 
 #: Cells whose genes are counted.
 _COUNTED_CELLS = 5_000
@@ -47,18 +46,17 @@ class CellOutline:
 
 def outline_of_store(preset: Preset, store: Store) -> CellOutline:
     """Outline the cells of a store, as `tfx train` would take them."""
-    store = store_of_task(preset, store)
-    training = chosen_rows(preset, store, "train")
-    panel = training_panel(preset, store)
+    cells = RunCells.of(preset, store)
+    store, training = cells.store, cells.training
     rng = np.random.default_rng(0)
     some = np.sort(rng.choice(training, min(len(training), _COUNTED_CELLS), replace=False))
     return CellOutline(
         source=f"store {store.path}",
         n_training=len(training),
-        n_validation=len(chosen_rows(preset, store, "validation")),
-        n_genes=len(panel),
+        n_validation=len(cells.validation),
+        n_genes=len(cells.panel),
         phenotypes={name: list(values) for name, values in store.phenotypes.items()},
-        genes_per_cell=PanelReader(store, panel).count_values(some),
+        genes_per_cell=PanelReader(store, cells.panel).count_values(some),
     )
 
 

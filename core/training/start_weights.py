@@ -1,8 +1,8 @@
-"""`model.start_from`: the weights a run begins with, from our model folders and from other systems.
+"""`model.start_from`: the initial weights of a run, from our model folders and from other systems.
 
 A folder of ours must agree with the preset in everything and gives all weights; a classification
-takes its genes, bins and shape from it, and of its weights those of the same genes, phenotypes and
-values. Models of other systems are converted by the caller's `ConvertWeights`; what it does not
+takes its genes, bins and shape from it, and the weights of genes, phenotypes and values that both
+have. Models of other systems are converted by the caller's `ConvertWeights`; what it does not
 convert keeps its initial weights.
 """
 
@@ -21,36 +21,20 @@ from core.model.folder import CellModel, read_outline
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 
-__all__ = [
-    "ConvertWeights",
-    "check_start",
-    "is_foreign",
-    "own_start",
-    "start_folder",
-    "start_from",
-    "start_genes",
-    "take_shape_of_start",
-]
-
 logger = logging.getLogger(__name__)
 
 #: Folder of another system's model, preset, new model -> tensors of its network, by name:
 #: `core.published.conversion.convert_start`, which the commands pass.
 ConvertWeights = Callable[[Path, Preset, CellModel], Mapping[str, Tensor]]
 
-_ORIGIN = "model.start_from"
+_PROVENANCE = "model.start_from"
 _TABLES = _IDENTITIES, _VALUES, _SUMMARY = (
     "encoder_part.embedding.identity.weight",
     "encoder_part.embedding.value.weight",
     "encoder_part.embedding.summary.weight",
 )
-#: What a classification takes; gene heads have nothing to answer, and its own answers are new.
+#: What a classification takes; gene heads predict nothing, and its phenotype output is new.
 _TAKEN = ("encoder_part.embedding.", "encoder_part.encoder.", "encoder_part.phenotype_transform.")
-
-
-def check_start(preset: Preset) -> None:
-    """Raise ConfigurationError if the folder of ``model.start_from`` does not exist."""
-    start_folder(preset)
 
 
 def is_foreign(folder: Path) -> bool:
@@ -59,7 +43,7 @@ def is_foreign(folder: Path) -> bool:
 
 
 def own_start(preset: Preset) -> CellModel | None:
-    """Return the model of ours that a classification begins with; None where there is none.
+    """Return the model of ours that a classification starts from; None if there is none.
 
     Raises
     ------
@@ -77,12 +61,12 @@ def start_genes(preset: Preset) -> GenePanel | None:
 
 
 def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
-    """Give a classification the encoding and the shape of the model that it begins with.
+    """Give a classification the encoding and the shape of the model that it starts from.
 
     Raises
     ------
     ConfigurationError
-        The preset asks for another one.
+        The preset sets another one.
     """
     folder = _own_folder(resolved.preset)
     if folder is None:
@@ -110,15 +94,15 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
         f"{key} = {ours[section][name]!r} ({value!r} there)"
         for key, value in theirs.items()
         for section, _, name in [key.partition(".")]
-        if resolved.provenance[key] not in ("default", _ORIGIN) and ours[section][name] != value
+        if resolved.provenance[key] not in ("default", _PROVENANCE) and ours[section][name] != value
     ]
     if differing:
         message = (
-            f"model.start_from: {folder} has another shape than the preset asks for: "
+            f"model.start_from: {folder} has another shape than the preset: "
             f"{', '.join(differing)}; leave these keys out, they are taken from there"
         )
         raise ConfigurationError(message)
-    return resolved.changed(options=theirs, option_names=dict.fromkeys(theirs, _ORIGIN))
+    return resolved.changed(options=theirs, option_names=dict.fromkeys(theirs, _PROVENANCE))
 
 
 def _own_folder(preset: Preset) -> Path | None:
@@ -134,22 +118,13 @@ def start_from(
 ) -> None:
     """Give a new model the weights of ``model.start_from``.
 
-    Parameters
-    ----------
-    model
-        As built from the preset; its network is changed.
-    preset
-        Whose ``model.start_from`` is set.
-    start
-        The result of `own_start`.
-    convert
-        Needed for models of other systems.
+    ``start`` is the result of `own_start`; ``convert`` is needed for models of other systems.
 
     Raises
     ------
     ConfigurationError
-        The other model knows other genes, bins or phenotype values, or has another shape; or it is
-        of another system and there is no ``convert``.
+        The other model has other genes, bins, phenotype values or shapes; or it is of another system
+        and there is no ``convert``.
     DataError
         Its folder is damaged or incomplete.
     """
@@ -157,14 +132,14 @@ def start_from(
     assert folder is not None
     if start is not None:
         model.network.load_state_dict(_translated(start, model), strict=False)
-        logger.info("weights to begin with: %s (but its answers)", folder)
+        logger.info("initial weights: %s, without its predictions", folder)
         return
     if not is_foreign(folder):
         _copy(model, folder)
         return
     if convert is None:
         message = (
-            f"model.start_from: {folder} is no model folder of tfx, and nothing converts it here"
+            f"model.start_from: {folder} is no model folder of tfx, and cannot be converted here"
         )
         raise ConfigurationError(message)
     _load(model.network, convert(folder, preset, model))
@@ -190,11 +165,11 @@ def start_folder(preset: Preset) -> Path | None:
 
 def _load(network: TfxModel, tensors: Mapping[str, Tensor]) -> None:
     """Overwrite some of a network's weights."""
-    answer = network.load_state_dict(dict(tensors), strict=False)
-    assert not answer.unexpected_keys, answer.unexpected_keys
-    kept = [name for name in answer.missing_keys if name.startswith("encoder_part.")]
+    loaded = network.load_state_dict(dict(tensors), strict=False)
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    kept = [name for name in loaded.missing_keys if name.startswith("encoder_part.")]
     if kept:
-        logger.info("not in the other model, drawn anew: %s", ", ".join(kept))
+        logger.info("not in the other model, drawn at random: %s", ", ".join(kept))
 
 
 def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
@@ -229,9 +204,9 @@ def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
     if _SUMMARY in own and _SUMMARY in weights:
         n_bins = len(own[_SUMMARY]) // len(model.panel)
         summary = {
-            number * n_bins + level: genes[gene] * n_bins + level
+            number * n_bins + bin_: genes[gene] * n_bins + bin_
             for number, gene in enumerate(model.panel.ids)
-            for level in range(n_bins)
+            for bin_ in range(n_bins)
         }
         tables.append((_SUMMARY, summary))
     for name, rows in tables:
@@ -245,7 +220,7 @@ def _copy(model: CellModel, folder: Path) -> None:
     """Copy the weights of another model of the same panel, vocabularies and shapes."""
     other = CellModel.load(folder)
     if other.panel.hash != model.panel.hash:
-        message = f"model.start_from: {folder} knows other genes than this preset's panel; use the same data.genes and files"
+        message = f"model.start_from: {folder} has other genes than this preset's panel; use the same data.genes and files"
         raise ConfigurationError(message)
     if other.values.kind != model.values.kind or not np.array_equal(
         other.values.edges, model.values.edges
@@ -253,7 +228,7 @@ def _copy(model: CellModel, folder: Path) -> None:
         message = f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
         raise ConfigurationError(message)
     if other.config.phenotypes != model.config.phenotypes:
-        message = f"model.start_from: {folder} knows other phenotype values; give its vocabulary as data.vocabulary"
+        message = f"model.start_from: {folder} has other phenotype values; give its vocabulary as data.vocabulary"
         raise ConfigurationError(message)
     try:
         model.network.load_state_dict(other.network.state_dict())

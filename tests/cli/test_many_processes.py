@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from core.model.encoder import EncoderLayer
 from core.runlog import RunReader
 from core.training.checkpoints import latest_checkpoint
-from core.training.full_state import load_optimiser, load_weights, whole, whole_weights
+from core.training.processes import load_optimiser, load_weights, whole, whole_weights
 from tfx_cli import launch
 
 REPOSITORY = Path(__file__).parents[2]

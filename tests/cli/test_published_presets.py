@@ -9,8 +9,8 @@ from core.cells.builtin import load_builtin
 from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset
 from core.training.forecast import forecast_run
+from core.training.run_setup import check_preset
 from core.training.run_size import outline_of_store
-from core.training.setup import check_preset
 
 ORIGINALS = {p.name: p.path for p in list_presets() if p.is_published}
 #: One of each kind, in the order: genes in bins, on or off, one phenotype, tokens of expressed genes,

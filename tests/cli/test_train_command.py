@@ -124,7 +124,7 @@ def test_a_frozen_key_is_refused_with_the_difference(tfx, tiny_run, tmp_path, op
     result = tfx("-q", "train", "runs/tiny", *option)
     assert (result.code, result.stdout) == (2, "")
     assert (
-        "runs/tiny cannot go on with another preset: its encoding.bins = 6, not 9" in result.stderr
+        "runs/tiny cannot resume with another preset: its encoding.bins = 6, not 9" in result.stderr
     )
 
 

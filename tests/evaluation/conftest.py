@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from core.presets.schema import MaskingSettings
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 #: Leaves nothing to chance, so that batches of any size ask the same questions.
 EVERYTHING = MaskingSettings(genes=1.0, phenotypes=1.0, unexpressed=0.0, unspecified=0.0)

@@ -11,8 +11,7 @@ from core.errors import DataError
 from core.evaluation import held_out
 from core.evaluation.held_out import evaluate_held_out
 from core.presets.schema import LossSettings
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import torch
 from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.predict import predict_phenotypes
 from core.presets.schema import LossSettings, MaskingSettings
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,9 +21,8 @@ from core.generation.sampler import sample_cells
 from core.model.folder import CellModel
 from core.model.reference import SIZE_QUANTILES, size_quantiles
 from core.presets.schema import GenerateSettings
-from core.training.setup import build_model
 from tests.model.examples import make_cell_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 from .examples import COMBINATIONS, COUNTS, known_model, with_reference
 

@@ -20,9 +20,8 @@ from core.generation.comparison import (
     read_real_cells,
 )
 from core.model.reference import Reference
-from core.training.setup import build_model
 from tests.model.examples import N_GENES, make_cell_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 from .examples import COMBINATIONS, COUNTS
 

@@ -13,8 +13,7 @@ from core.errors import ConfigurationError
 from core.presets.loading import resolve_preset
 from core.published.conversion import check_start_shape, convert_start
 from core.training.engine import train
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "start-from-other-models.md"
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
@@ -56,7 +55,7 @@ def test_a_run_begins_with_polygenes_weights(tiny_store, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="core"):
         network = build(tiny_store, tmp_path, model__head="joint").network
     assert f"initial weights: {tmp_path} (PolyGene)" in caplog.text
-    assert "drawn anew" not in caplog.text, "a whole PolyGene leaves nothing to draw"
+    assert "drawn at random" not in caplog.text, "a whole PolyGene leaves nothing to draw"
     layer = network.encoder_part.encoder.layers[1]
     theirs = polygene.bert.encoder.layer[1]
     assert torch.equal(layer.feed_forward_in.weight, theirs.intermediate.dense.weight)
@@ -74,7 +73,7 @@ def test_a_text_model_gives_its_layers_and_the_rest_is_drawn(tiny_store, tmp_pat
     with caplog.at_level(logging.INFO, logger="core"):
         network = build(tiny_store, tmp_path).network
     assert "(a distilbert of text)" in caplog.text
-    drawn = re.search("drawn anew: (.*)", caplog.text)[1]
+    drawn = re.search("drawn at random: (.*)", caplog.text)[1]
     assert "encoder_part.embedding.value.weight" in drawn
     assert "encoder_part.gene_bias.weight" in drawn
     assert "layers" not in drawn

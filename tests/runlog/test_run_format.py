@@ -10,10 +10,10 @@ import torch
 from core.runlog import RunReader, schema
 from core.runlog.schema import metric_info
 from core.training import engine
+from core.training.checkpoints import LOCK_FILE
 from core.training.flops import EncoderFlops
-from core.training.run_lock import LOCK_FILE
-from core.training.system_monitor import MachineReader
-from core.training.tracker_kinds import IDS_FILE, TENSORBOARD_FOLDER, TRACKER_KINDS
+from core.training.run_log import MachineReader
+from core.training.trackers import IDS_FILE, TENSORBOARD_FOLDER, TRACKER_KINDS
 from tests.training.test_engine import short
 
 PAGE = (Path(__file__).parents[2] / "docs" / "run-format.md").read_text(encoding="utf-8")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigurationError
-from core.training.batch_source import make_batch_source
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from core.training.run_cells import RunCells
+from core.training.virtual_ranks import make_batch_source
+from tests.tiny_atlas import build_model, tiny_preset
 
 
 def source_of(store, **options):
     preset = tiny_preset(**options).preset
-    model = build_model(preset, store, name="example")
-    return make_batch_source(preset.train, preset.masking, store, store.rows("train"), model)
+    cells = RunCells.of(preset, store)
+    return make_batch_source(preset, cells, build_model(preset, store))
 
 
 def sizes(source, n=20):

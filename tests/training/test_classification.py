@@ -20,11 +20,11 @@ from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
 from core.presets.schema import MaskingSettings
 from core.runlog import RunReader
-from core.training.classification import balanced_epochs
 from core.training.engine import train
-from core.training.setup import build_model, check_preset
+from core.training.run_cells import RunCells, balanced_epochs
+from core.training.run_setup import check_preset
 from core.training.start_weights import _translated, take_shape_of_start
-from tests.tiny_atlas import TINY_ATLAS, tiny_preset
+from tests.tiny_atlas import TINY_ATLAS, build_model, tiny_preset
 from tests.training.test_engine import assert_same_run, stop_after
 
 VALUES = {"sex": ("f", "m"), "tissue": ("lung", "blood", "skin"), "cell_type": ("a", "b")}
@@ -295,7 +295,8 @@ def test_one_value_against_the_rest_trains_and_answers(tiny_store, tmp_path):
 def test_a_balanced_epoch_has_as_many_cells_of_each_value(tiny_store):
     preset = classifier(of__sampling="balanced").preset
     rows = tiny_store.rows("train")
-    draw = balanced_epochs(preset, tiny_store, rows)
+    cells = RunCells.of(preset, tiny_store)
+    draw = balanced_epochs(preset, cells)
     first, second = draw(0), draw(1)
     codes = np.asarray(tiny_store.phenotype_codes[first, 2])
     counts = np.bincount(codes)
@@ -304,7 +305,7 @@ def test_a_balanced_epoch_has_as_many_cells_of_each_value(tiny_store):
     assert np.all(np.diff(first) >= 0)
     assert np.array_equal(first, draw(0))
     assert not np.array_equal(first, second)
-    assert balanced_epochs(classifier().preset, tiny_store, rows) is None
+    assert balanced_epochs(classifier().preset, cells) is None
 
 
 def test_cells_without_a_label_are_left_out(tiny_store, monkeypatch, tmp_path):

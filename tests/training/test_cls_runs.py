@@ -7,10 +7,10 @@ import torch
 from core.errors import TrainingInterrupted
 from core.model.folder import CellModel
 from core.runlog import RunReader
-from core.training.batch_source import make_batch_source
 from core.training.engine import train
-from core.training.setup import build_model
-from tests.tiny_atlas import tiny_preset
+from core.training.run_cells import RunCells
+from core.training.virtual_ranks import make_batch_source
+from tests.tiny_atlas import build_model, tiny_preset
 from tests.training.test_engine import SHORT, assert_same_run, stop_after
 
 BOTH = {"loss__cls_reconstruction": 1.0, "loss__cls_contrast": 0.1}
@@ -61,10 +61,7 @@ def test_a_step_in_parts_reconstructs_as_one_in_one(tiny_store, tmp_path):
 def test_contrasted_cells_stand_beside_their_other_masking(tiny_store):
     preset = with_cls().preset
     model = build_model(preset, tiny_store, name="x")
-    rows = tiny_store.rows("train")
-    source = make_batch_source(
-        preset.train, preset.masking, tiny_store, rows, model, views=2
-    )  # fmt: skip
+    source = make_batch_source(preset, RunCells.of(preset, tiny_store), model)
     found, batch = source.batch(source.sampler.start)
     assert batch.n_cells == len(found) == 2 * preset.train.batch_size
     assert np.array_equal(found[::2], found[1::2])

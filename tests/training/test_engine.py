@@ -324,7 +324,7 @@ def spoil(monkeypatch, steps):
         parts = masked_loss(*arguments)
         return replace(parts, total=parts.total * float("nan")) if next(done) in steps else parts
 
-    monkeypatch.setattr("core.training.train_step.masked_loss", spoilt)
+    monkeypatch.setattr("core.training.step.masked_loss", spoilt)
 
 
 def test_a_step_without_a_finite_gradient_is_skipped_and_logged(

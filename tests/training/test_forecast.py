@@ -13,13 +13,13 @@ from core.errors import ConfigurationError, MachineError
 from core.model.batch_tensors import BatchTensors
 from core.model.losses import masked_loss
 from core.runlog import RunReader
-from core.training.batch_source import make_batch_source
 from core.training.engine import train
 from core.training.forecast import forecast_run
 from core.training.profiling import StepProfile
+from core.training.run_cells import RunCells
 from core.training.run_size import CellOutline, outline_of_facts, outline_of_store
-from core.training.setup import build_model, chosen_rows
-from tests.tiny_atlas import tiny_preset
+from core.training.virtual_ranks import make_batch_source
+from tests.tiny_atlas import build_model, tiny_preset
 
 
 def forecast_of(store, tmp_path, **options):
@@ -62,15 +62,9 @@ def test_what_the_backward_pass_keeps_is_foreseen(tiny_store, tmp_path, case):
     preset = tiny_preset(**LAYOUTS[case] | {"train__batch_size": 64, "data__genes": 64}).preset
     forecast = forecast_run(preset, outline_of_store(preset, tiny_store), tmp_path / "run")
     model = build_model(preset, tiny_store, name="example")
-    rows = chosen_rows(preset, tiny_store, "train")
-    source = make_batch_source(
-        preset.train,
-        preset.masking,
-        tiny_store,
-        rows,
-        model,
-        virtual_ranks=preset.train.virtual_ranks or 1,
-    )
+    cells = RunCells.of(preset, tiny_store)
+    virtual_ranks = preset.train.virtual_ranks or 1
+    source = make_batch_source(preset, cells, model, virtual_ranks=virtual_ranks)
     batch = BatchTensors.from_arrays(source.batch(source.sampler.start)[1])
     kept: dict[int, int] = {}
     own = {p.data_ptr() for p in model.network.parameters()}

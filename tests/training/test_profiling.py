@@ -11,7 +11,7 @@ from core.model.cell_model import TfxModel
 from core.model.losses import masked_loss
 from core.training.machine import Machine
 from core.training.profiling import activation_bytes, batch_activation_bytes, example_batch
-from core.training.setup import make_config
+from core.training.run_setup import make_config
 from tests.tiny_atlas import tiny_preset
 
 PHENOTYPES = {"sex": ["f", "m"], "cell_type": [str(number) for number in range(20)]}

@@ -18,9 +18,8 @@ from core.model.losses import masked_loss
 from core.presets.schema import Preset
 from core.runlog import RunReader
 from core.training import checkpoints
+from core.training.checkpoints import CHANGEABLE, owned_run, preset_differences
 from core.training.engine import train
-from core.training.resume_rules import CHANGEABLE, preset_differences
-from core.training.run_lock import owned_run
 from tests.training.test_engine import assert_same_run, metrics_of, short, stop_after, weights_of
 
 
@@ -59,7 +58,7 @@ IMPATIENT = {"train__max_steps": 60, "train__eval_steps": 2, "train__learning_ra
 def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_path, monkeypatch):
     """A loss that rises from the second evaluation on."""
     asked = iter(range(100))
-    figures = type("V", (), {"figures": lambda *_, **__: {"loss": 1.0 + next(asked)}})
+    figures = type("V", (), {"metrics": lambda *_, **__: {"loss": 1.0 + next(asked)}})
     monkeypatch.setattr("core.training.engine.Validation", lambda *_: figures())
     result = train(short(**IMPATIENT), tiny_store, tmp_path / "run")
     assert (result.steps, result.best_step) == (8, 2)
@@ -78,7 +77,7 @@ def test_a_loss_that_leaps_is_an_event_with_its_cells(tiny_store, tmp_path, monk
         parts = masked_loss(*arguments)
         return replace(parts, total=parts.total * 10) if next(done) == 40 else parts
 
-    monkeypatch.setattr("core.training.train_step.masked_loss", leaping)
+    monkeypatch.setattr("core.training.step.masked_loss", leaping)
     train(short(train__max_steps=45), tiny_store, tmp_path / "run")
     (spike,) = events_of(tmp_path / "run", "spike")
     assert spike["step"] == 40
@@ -142,7 +141,7 @@ def test_a_run_that_another_process_trains_is_refused(tiny_store, tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "import sys, pathlib, time\n"
-         "from core.training.run_lock import owned_run\n"
+         "from core.training.checkpoints import owned_run\n"
          "with owned_run(pathlib.Path(sys.argv[1])):\n"
          "    print('mine', flush=True)\n"
          "    time.sleep(600)", str(tmp_path / "run")],
@@ -241,7 +240,7 @@ def test_a_last_checkpoint_that_does_not_fit_fails_the_run_until_it_does(
 def test_a_run_that_diverges_from_the_start_says_so(tiny_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "core.training.engine.Validation",
-        lambda *_: type("V", (), {"figures": lambda *_, **__: {"loss": float("nan")}})(),
+        lambda *_: type("V", (), {"metrics": lambda *_, **__: {"loss": float("nan")}})(),
     )
     with pytest.raises(TfxError, match=r"no evaluation of .* had a finite loss: training diverged"):
         train(short(), tiny_store, tmp_path / "run")
@@ -293,7 +292,9 @@ def test_a_frozen_key_is_refused_with_both_values(tiny_store, tmp_path, change, 
     with pytest.raises(TrainingInterrupted):
         train(short(), tiny_store, tmp_path / "run", **stop_after(1))
     before = (tmp_path / "run" / "config.toml").read_bytes()
-    with pytest.raises(ConfigurationError, match="cannot go on with another preset: its ") as error:
+    with pytest.raises(
+        ConfigurationError, match="cannot resume with another preset: its "
+    ) as error:
         train(short(**change), tiny_store, tmp_path / "run")
     assert words in str(error.value)
     assert (tmp_path / "run" / "config.toml").read_bytes() == before

@@ -6,8 +6,9 @@ import torch
 
 from core.errors import ConfigurationError, DataError
 from core.training.optimiser import make_optimiser
-from core.training.setup import build_model, chosen_rows, class_weights
-from tests.tiny_atlas import tiny_preset
+from core.training.run_cells import RunCells
+from core.training.run_setup import class_weights
+from tests.tiny_atlas import build_model, tiny_preset
 
 
 def build(store, **options):
@@ -91,7 +92,7 @@ def test_a_store_without_training_cells_is_refused(tiny_store, monkeypatch):
 
 def test_a_filter_chooses_the_cells_a_model_is_fitted_to(tiny_store):
     preset = tiny_preset(data__where=["sex=female"]).preset
-    rows = chosen_rows(preset, tiny_store, "train")
+    rows = RunCells.of(preset, tiny_store).training
     assert np.array_equal(rows, tiny_store.select("sex=female", split="train"))
     assert 0 < len(rows) < len(tiny_store.rows("train"))
     model = build_model(preset, tiny_store, name="example")
@@ -99,9 +100,8 @@ def test_a_filter_chooses_the_cells_a_model_is_fitted_to(tiny_store):
     assert model.reference.n_cells({0: 1}) == 0
     assert model.provenance["where"] == ["sex=female"]
     assert "where" not in build(tiny_store).provenance
-    assert np.array_equal(
-        chosen_rows(tiny_preset().preset, tiny_store, "validation"), tiny_store.rows("validation")
-    )
+    validation = RunCells.of(tiny_preset().preset, tiny_store).validation
+    assert np.array_equal(validation, tiny_store.rows("validation"))
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,16 @@ def test_a_filter_chooses_the_cells_a_model_is_fitted_to(tiny_store):
         ("validation", r"choose other cells, or set data\.split\.validation = 0"),
     ],
 )
-def test_a_filter_that_leaves_no_cell_is_refused(tiny_store, split, message):
+def test_a_filter_that_leaves_no_cell_is_refused(tiny_store, monkeypatch, split, message):
+    select = type(tiny_store).select
+
+    def select_here(store, cells, *, split):
+        return select(store, cells, split=split) if split == here else store.rows(split)
+
+    here = split
+    monkeypatch.setattr(type(tiny_store), "select", select_here)
     with pytest.raises(DataError, match=message):
-        chosen_rows(tiny_preset(data__where="sex=none").preset, tiny_store, split)
+        RunCells.of(tiny_preset(data__where="sex=none").preset, tiny_store)
 
 
 def test_a_filter_of_unknown_labels_is_refused_before_training(tiny_store):
@@ -134,7 +141,7 @@ def test_start_from_copies_another_models_weights(tiny_store, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data__genes": 31}, "knows other genes than this preset's panel"),
+        ({"data__genes": 31}, "has other genes than this preset's panel"),
         ({"model__hidden_size": 16}, r"has other shapes than the \[model\] section"),
     ],
 )

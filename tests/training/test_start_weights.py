@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from core.errors import ConfigurationError, DataError
-from core.training.setup import build_model, check_preset
-from tests.tiny_atlas import tiny_preset
+from core.training.run_setup import check_preset
+from tests.tiny_atlas import build_model, tiny_preset
 
 
 def build(store, folder, **options):

@@ -11,8 +11,13 @@ from core.presets.schema import TrainSettings
 from core.runlog import RunReader, RunWriter
 from core.training import trackers
 from core.training.engine import train
-from core.training.tracker_kinds import TENSORBOARD_FOLDER, TRACKER_KINDS, flat_settings
-from core.training.trackers import Trackers, check_trackers
+from core.training.trackers import (
+    TENSORBOARD_FOLDER,
+    TRACKER_KINDS,
+    Trackers,
+    check_trackers,
+    flat_settings,
+)
 from tests.training.test_engine import short
 
 
@@ -290,7 +295,10 @@ def test_wandb_without_a_login_is_dropped_and_does_not_ask(tmp_path, monkeypatch
     with start("wandb", tmp_path, drops):
         pass
     assert drops == [
-        ("wandb", "RuntimeError: nobody is logged in; run 'wandb login', or set WANDB_MODE=offline")
+        (
+            "wandb",
+            "RuntimeError: you are not logged in; run 'wandb login', or set WANDB_MODE=offline",
+        )
     ]
 
 
@@ -341,7 +349,7 @@ def test_a_run_goes_on_where_a_tracker_fails(tiny_store, tmp_path, monkeypatch):
     made = {"wandb": Copy(fails_at="log"), "mlflow": Copy()}
     for name, copy in made.items():
         monkeypatch.setitem(trackers.TRACKER_KINDS, name, lambda *_, copy=copy: copy)
-    monkeypatch.setattr("core.training.feasibility.check_trackers", lambda _: None)
+    monkeypatch.setattr("core.training.run_setup.check_trackers", lambda _: None)
     train(short(train__trackers=["wandb", "mlflow"]), tiny_store, tmp_path / "run")
     reader = RunReader(tmp_path / "run")
     assert reader.status["state"] == "finished"

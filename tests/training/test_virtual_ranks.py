@@ -89,7 +89,7 @@ def small_memory(monkeypatch, most_cells):
         seen.append(batch.n_cells)
         return masked_loss(genes, phenotypes, batch, *rest)
 
-    monkeypatch.setattr("core.training.train_step.masked_loss", hungry)
+    monkeypatch.setattr("core.training.step.masked_loss", hungry)
     return seen
 
 
@@ -133,6 +133,6 @@ def test_another_runtime_error_is_not_taken_for_memory(tiny_store, tmp_path, mon
         message = "a bug"
         raise RuntimeError(message)
 
-    monkeypatch.setattr("core.training.train_step.masked_loss", fail)
+    monkeypatch.setattr("core.training.step.masked_loss", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train(short(), tiny_store, tmp_path / "run")

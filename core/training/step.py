@@ -1,6 +1,6 @@
-"""One optimiser step: the virtual ranks of this process, in as many parts as memory wants.
+"""One optimiser step: the virtual ranks of this process, in as many parts as memory allows.
 
-Losses are divided by the answers of the whole step over all processes, so that the gradient is the
+Losses are divided by the targets of the whole step over all processes, so that the gradient is the
 same however cells are dealt. Nothing here waits for the device: whether a step was finite is decided
 there (the fused optimiser leaves its weights alone) and read by the host one step later.
 """
@@ -19,59 +19,48 @@ from torch import Tensor, nn
 from core.errors import MachineError
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_objectives import cell_loss
-from core.model.configuration import TfxConfig
 from core.model.losses import LossCounts, masked_loss
-from core.presets.schema import LossSettings
 from core.random_streams import Stream, torch_seed
 from core.training.processes import Processes
-from core.training.virtual_ranks import StepBatch, VirtualRankBatch, VirtualRankSources
-
-__all__ = ["StepFigures", "StepOutcome", "TrainStep"]
+from core.training.run_setup import RunSetup
+from core.training.virtual_ranks import RankBatch, StepBatch
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StepFigures:
-    """What a step came to, as numbers.
-
-    Attributes
-    ----------
-    loss, gene_loss, phenotype_loss, cls_loss
-        Over all processes.
-    gradient_norm
-        Before clipping.
-    finite
-        Whether the weights were changed.
-    """
+class StepMetrics:
+    """The results of a step, over all processes."""
 
     loss: float
     gene_loss: float
     phenotype_loss: float
     cls_loss: float
+    #: Before clipping.
     gradient_norm: float
+    #: Whether the weights were changed.
     finite: bool
 
 
 class StepOutcome:
-    """A step that the device may still be at."""
+    """A step that the device may still be computing."""
 
-    def __init__(self, step: int, rows: NDArray[np.int64], figures: Tensor) -> None:
+    def __init__(self, step: int, rows: NDArray[np.int64], metrics: Tensor) -> None:
         self.step, self.rows = step, rows
         self._arrived: torch.cuda.Event | None = None
-        self._figures = figures.detach()
-        if figures.is_cuda:
-            self._figures = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-            self._figures.copy_(figures.detach(), non_blocking=True)
+        self._metrics = metrics.detach()
+        if metrics.is_cuda:
+            self._metrics = torch.empty(metrics.shape, dtype=metrics.dtype, pin_memory=True)
+            self._metrics.copy_(metrics.detach(), non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def wait(self) -> StepFigures:
-        """Wait until the device is through with the step, and no longer."""
+    def wait(self) -> StepMetrics:
+        """Wait until the device has finished the step, and no longer."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, genes, phenotypes, cls, norm, failed = self._figures.tolist()
-        return StepFigures(loss, genes, phenotypes, cls, norm, finite=not failed)
+        loss, genes, phenotypes, cls, norm, failed = self._metrics.tolist()
+        return StepMetrics(loss, genes, phenotypes, cls, norm, finite=not failed)
 
 
 class TrainStep:
@@ -79,63 +68,38 @@ class TrainStep:
 
     Parameters
     ----------
-    processes
-        Of the run.
-    network
-        What `Processes.prepare` gave.
-    optimiser
-        Likewise.
-    config, loss, class_weights
-        Of the model, and what a wrong answer costs.
-    gradient_clip
-        Largest norm.
-    seed
-        Of dropout, with the step, the virtual rank and the part.
-    sources
-        Told to cut smaller where memory runs out.
+    network, optimiser
+        Prepared by `Processes.prepare`.
     on_smaller
-        Called with the new number of parts.
+        Called with the new number of parts when memory runs out.
     """
 
     def __init__(
         self,
+        setup: RunSetup,
         processes: Processes,
         network: nn.Module,
         optimiser: Any,  # noqa: ANN401 (accelerate's wrapper of one)
         *,
-        config: TfxConfig,
-        loss: LossSettings,
-        class_weights: Tensor | None,
-        gradient_clip: float,
-        seed: int,
-        sources: VirtualRankSources,
         on_smaller: Callable[[int], None],
     ) -> None:
         self.processes, self.network, self.optimiser = processes, network, optimiser
-        self.config, self.loss, self.class_weights = config, loss, class_weights
-        self.gradient_clip, self.seed = gradient_clip, seed
-        self.sources, self.on_smaller = sources, on_smaller
+        self.config, self.loss = setup.model.config, setup.preset.loss
+        self.train, self.source, self.on_smaller = setup.preset.train, setup.source, on_smaller
+        weights = setup.class_weights
+        self.class_weights = None if weights is None else weights.to(processes.device)
 
     def __call__(
         self, step: int, rows: NDArray[np.int64], batch: StepBatch, counts: LossCounts
     ) -> StepOutcome:
-        """Do one step.
+        """Do one step, counted from 0, on the cells of this process.
 
-        Parameters
-        ----------
-        step
-            Counted from 0.
-        rows
-            Of the cells, for the record.
-        batch
-            This process' share.
-        counts
-            Answers over all processes.
+        ``counts`` are the targets over all processes; ``rows`` are kept for the record.
 
         Raises
         ------
         MachineError
-            A single cell does not fit into memory; or a share does not in one of several processes,
+            A single cell does not fit into memory; or memory ran out in one of several processes,
             whose others cannot be called back.
         """
         self.network.train()
@@ -149,45 +113,41 @@ class TrainStep:
                 reason = str(error).splitlines()[0]
             # Out of the handler, whose traceback holds the tensors of the step.
             self._make_smaller(batch, reason)
-        figures = self.processes.add_up(parts)
+        losses = self.processes.all_reduce_on_device(parts)
         norm = self._clip()
-        failed = ~(torch.isfinite(norm) & torch.isfinite(figures).all())
+        failed = ~(torch.isfinite(norm) & torch.isfinite(losses).all())
         if self.processes.is_sharded:  # the fused kernel takes no flag there: wait for it
             if not failed.item():
                 self.optimiser.step()
         else:
             if self.processes.accelerator.scaler is None:
-                self._fused.found_inf = failed.float()
+                self.optimiser.optimizer.found_inf = failed.float()
             self.optimiser.step()  # fp16: the scaler skips a step itself and lowers its scale
         self.optimiser.zero_grad()
-        return StepOutcome(step, rows, torch.stack([*figures, norm.float(), failed.float()]))
-
-    @property
-    def _fused(self) -> Any:  # noqa: ANN401 (torch's optimiser has no such attribute declared)
-        return self.optimiser.optimizer
+        return StepOutcome(step, rows, torch.stack([*losses, norm.float(), failed.float()]))
 
     def _accumulate(self, step: int, batch: StepBatch, counts: LossCounts) -> Tensor:
-        """Add up the gradients of all parts; return (4,) loss; of genes, of phenotypes, of [CLS]."""
+        """Sum the gradients of all parts; return (4,) loss; of genes, of phenotypes, of [CLS]."""
         parts = [
-            (virtual_rank.virtual_rank, number, part)
-            for virtual_rank in batch.virtual_ranks
-            for number, part in enumerate(self._parts(virtual_rank))
+            (rank.virtual_rank, number, part)
+            for rank in batch.ranks
+            for number, part in enumerate(self._parts(rank))
         ]
-        totals = torch.zeros(4, device=self.processes.device)
+        losses = torch.zeros(4, device=self.processes.device)
         for place, (virtual_rank, number, part) in enumerate(parts):
             is_last = place == len(parts) - 1
-            with self._gathering(now=is_last):
+            with self._reducing(now=is_last):
                 # Dropout is a function of the cells, not of which process computes them.
-                key = (self.seed, step, virtual_rank, number, Stream.DROPOUT)
+                key = (self.train.seed, step, virtual_rank, number, Stream.DROPOUT)
                 torch.manual_seed(torch_seed(*key))
-                totals += self._backward(part, counts)
-        return totals
+                losses += self._backward(part, counts)
+        return losses
 
-    def _parts(self, virtual_rank: VirtualRankBatch) -> list[BatchTensors]:
-        wanted = min(self.sources.n_parts, virtual_rank.arrays.n_cells)
-        if len(virtual_rank.parts) == wanted:
-            return virtual_rank.parts
-        return self.sources.cut(virtual_rank.arrays, wanted)  # made ahead, before memory ran out
+    def _parts(self, rank: RankBatch) -> list[BatchTensors]:
+        wanted = min(self.source.n_parts, rank.arrays.n_cells)
+        if len(rank.parts) == wanted:
+            return rank.parts
+        return self.source.cut(rank.arrays, wanted)  # made ahead, before memory ran out
 
     def _backward(self, part: BatchTensors, counts: LossCounts) -> Tensor:
         tensors = part.to(self.processes.device)
@@ -203,12 +163,12 @@ class TrainStep:
         )
         cls = cell_loss(output.cells, tensors, self.config, self.loss, counts)
         total = parts.total if output.cells is None else parts.total + cls
-        # Processes' gradients are averaged; what the counts want is their sum.
+        # Processes' gradients are averaged; the loss needs their sum.
         self.processes.accelerator.backward(total * self.processes.count)
         return torch.stack([total, parts.genes, parts.phenotypes, cls]).detach()
 
-    def _gathering(self, *, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """Share gradients among processes only with the last part of a step."""
+    def _reducing(self, *, now: bool) -> contextlib.AbstractContextManager[Any]:
+        """Exchange gradients among processes only with the last part of a step."""
         if now or self.processes.count == 1:
             return contextlib.nullcontext()
         context: contextlib.AbstractContextManager[Any] = self.processes.accelerator.no_sync(
@@ -218,11 +178,11 @@ class TrainStep:
 
     def _clip(self) -> Tensor:
         norm = self.processes.accelerator.clip_grad_norm_(
-            self.network.parameters(), self.gradient_clip
+            self.network.parameters(), self.train.gradient_clip
         )
         if norm is None:
             return torch.zeros((), device=self.processes.device)
-        full = getattr(norm, "full_tensor", None)  # FSDP2: a norm of shards
+        full = getattr(norm, "full_tensor", None)  # FSDP2: a norm of slices
         whole: Tensor = full() if full is not None else norm
         return whole
 
@@ -231,22 +191,21 @@ class TrainStep:
         self.optimiser.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        wanted = 2 * self.sources.n_parts
-        largest = max(virtual_rank.arrays.n_cells for virtual_rank in batch.virtual_ranks)
+        wanted = 2 * self.source.n_parts
         if self.processes.count > 1:
             message = (
-                f"a process ran out of memory ({reason}); go on with "
+                f"a process ran out of memory ({reason}); resume with "
                 f"--set train.micro_batches={wanted}, which computes the same steps in more parts"
             )
             raise MachineError(message)
-        if self.sources.n_parts >= largest:
-            longest = max(virtual_rank.arrays.max_length for virtual_rank in batch.virtual_ranks)
+        if self.source.n_parts >= max(rank.arrays.n_cells for rank in batch.ranks):
+            longest = max(rank.arrays.max_length for rank in batch.ranks)
             message = (
                 f"a single cell of {longest} tokens does not fit into memory ({reason}); lower "
                 f"encoding.max_length, data.genes or model.hidden_size"
             )
             raise MachineError(message)
-        self.sources.n_parts = wanted
+        self.source.n_parts = wanted
         logger.warning("memory ran out: steps are computed in %d parts from now on", wanted)
         self.on_smaller(wanted)
 

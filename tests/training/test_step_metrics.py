@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import TfxError
-from core.training.numeric_guards import NonFiniteSteps, SpikeDetector
+from core.training.step_metrics import NonFiniteSteps, SpikeDetector
 
 
 def losses(n=200, seed=0):

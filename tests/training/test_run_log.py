@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from core.runlog import RunReader, RunWriter, SystemLog
-from core.training import system_monitor
-from core.training.system_monitor import MachineReader, SystemMonitor
+from core.training import run_log
+from core.training.run_log import MachineReader, SystemMonitor
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_read_is_left_out_and_not_asked_again(tmp_path, monkeypat
         calls.append(path)
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(system_monitor.shutil, "disk_usage", missing)
+    monkeypatch.setattr(run_log.shutil, "disk_usage", missing)
     reader = MachineReader(tmp_path, CPU)
     for _ in range(2):
         figures = reader.read()

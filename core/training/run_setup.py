@@ -1,0 +1,425 @@
+"""Everything a run needs before its first step, built once: checks, cells, model, batches, machine."""
+
+import logging
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.store import Store
+from core.encoding.tokens import TokenSpace
+from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
+from core.errors import ConfigurationError
+from core.model.attention import AttentionRoute, resolve_attention
+from core.model.cell_model import TfxModel, check_parts
+from core.model.configuration import TfxConfig
+from core.model.folder import CellModel
+from core.model.log_linear_fit import fit_log_linear
+from core.model.losses import LossCounts, loss_kind
+from core.model.reference import Reference, size_quantiles
+from core.model.summary_fit import start_summary
+from core.presets.loading import ResolvedPreset
+from core.presets.schema import Preset
+from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
+from core.training.classification import check_classification, choose_trainable
+from core.training.flops import EncoderFlops, device_peak
+from core.training.machine import Machine, choose_machine
+from core.training.processes import Processes, launched_processes
+from core.training.run_cells import RunCells
+from core.training.start_weights import ConvertWeights, own_start, start_folder, start_from
+from core.training.trackers import check_trackers
+from core.training.virtual_ranks import (
+    StepSource,
+    cells_per_virtual_rank,
+    make_batch_source,
+    virtual_ranks_of_process,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Training cells read to fit edges, values per bin, profiles and log-linear part; a seeded sample beyond.
+MAX_FITTING_CELLS = 50_000
+
+_LOSSES = {
+    "binary": ("bce", "label_smoothing"),
+    "binned": ("label_smoothing", "gaussian"),
+    "continuous": ("regression",),
+}
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """A run that can take its first step."""
+
+    resolved: ResolvedPreset
+    cells: RunCells
+    model: CellModel
+    source: StepSource
+    #: (all phenotype values,), on the host; None for equal weights.
+    class_weights: torch.Tensor | None
+    machine: Machine
+    n_processes: int
+    flops: EncoderFlops
+    #: FLOP/s of all processes' devices together; None if unknown.
+    peak: float | None
+
+    @classmethod
+    def of(
+        cls,
+        resolved: ResolvedPreset,
+        store: Store,
+        machine: Machine,
+        processes: Processes,
+        *,
+        name: str,
+        convert_weights: ConvertWeights | None = None,
+        on_progress: Listener = ignore_progress,
+    ) -> "RunSetup":
+        """Build one process' part of the run called ``name``; see `build_model` for what it raises."""
+        preset = resolved.preset
+        check_preset(preset)
+        cells = RunCells.of(preset, store)
+        model = build_model(
+            preset, cells, name=name, convert_weights=convert_weights, on_progress=on_progress
+        )
+        config = model.config
+        virtual_ranks, n_virtual_ranks = virtual_ranks_of_process(
+            preset.train.virtual_ranks, index=processes.index, count=processes.count
+        )
+        is_cuda = machine.device == "cuda"
+        sources = {
+            virtual_rank: make_batch_source(
+                preset,
+                cells,
+                model,
+                virtual_rank=virtual_rank,
+                virtual_ranks=n_virtual_ranks,
+                bins_on_device=is_cuda,
+            )
+            for virtual_rank in virtual_ranks
+        }
+        weights = class_weights(cells.training_codes, config, preset.loss.class_weights)
+        source = StepSource(
+            sources,
+            count=lambda arrays: LossCounts.of(arrays, config, preset.loss, weights),
+            pin=is_cuda,
+        )
+        part = model.network.encoder_part
+        layers = [] if part is None else list(part.encoder.layers)
+        flops = EncoderFlops(
+            parameters=sum(p.numel() for layer in layers for p in layer.parameters()),
+            layers=len(layers),
+            width=config.hidden_size,
+        )
+        peak = device_peak(processes.device, machine.precision) if layers else None
+        return cls(
+            resolved=resolved,
+            cells=cells,
+            model=model,
+            source=source,
+            class_weights=weights,
+            machine=machine,
+            n_processes=processes.count,
+            flops=flops,
+            peak=None if peak is None else peak * processes.count,
+        )
+
+    @property
+    def preset(self) -> Preset:
+        """The resolved preset's values."""
+        return self.resolved.preset
+
+    def describe(self) -> dict[str, Any]:
+        """Return what identifies the run, for run.json."""
+        store, model, machine = self.cells.store, self.model, self.machine
+        return {
+            "name": self.resolved.name,
+            "store": str(store.path.resolve()),
+            "store_key": store.manifest.key,
+            "parameters": sum(p.numel() for p in model.network.parameters()),
+            "genes": len(model.panel),
+            "phenotypes": {name: list(values) for name, values in model.config.phenotypes.items()},
+            "device": machine.device,
+            "device_name": machine.device_name,
+            "precision": machine.precision,
+            "processes": self.n_processes,
+            "encoder": asdict(self.flops),
+            "peak_flops": self.peak,
+            "simulated": store.truth is not None,
+        }
+
+
+# ------------------------------------------------------------------- checks before any cell is read
+
+
+def check_feasible(
+    preset: Preset, *, processes: int | None = None
+) -> tuple[Machine, AttentionRoute]:
+    """Choose device, precision and attention route; check that the preset can run with them.
+
+    ``processes`` train together; None: as many as a launcher started.
+
+    Raises
+    ------
+    ConfigurationError
+        The virtual ranks cannot share the cells of a step, or the processes the virtual ranks.
+    MachineError
+        The device, the precision, the attention route or a tracker's package is missing.
+    """
+    machine = choose_machine(preset.train)
+    route = resolve_attention(
+        preset.model.attention,
+        device=torch.device(machine.device),
+        dtype=machine.dtype,
+        dropout=preset.model.attention_dropout,
+        ragged=preset.encoding.layout == "expressed",
+    )
+    check_trackers(preset.train.trackers)
+    count = launched_processes() if processes is None else processes
+    _, n_virtual_ranks = virtual_ranks_of_process(preset.train.virtual_ranks, index=0, count=count)
+    cells_per_virtual_rank(preset.train, n_virtual_ranks)
+    return machine, route
+
+
+def check_preset(preset: Preset) -> None:
+    """Check that a preset does not contradict itself.
+
+    Raises
+    ------
+    ConfigurationError
+        The loss does not fit the encoding, the parts of the model exclude each other, or
+        ``model.start_from`` does not exist.
+    """
+    check_parts(
+        kind=preset.encoding.kind,
+        head=preset.model.head,
+        layers=preset.model.layers,
+        log_linear=preset.model.log_linear,
+        layout=preset.encoding.layout,
+        states=preset.model.cell_states,
+    )
+    kind = loss_kind(preset.loss, preset.encoding.kind)
+    fitting = _LOSSES[preset.encoding.kind]
+    if kind not in fitting:
+        message = (
+            f"loss.kind = '{kind}' does not fit encoding.kind = '{preset.encoding.kind}'; "
+            f"use {' or '.join(repr(k) for k in fitting)}, or 'auto'"
+        )
+        raise ConfigurationError(message)
+    is_smoothed_binary = kind == "label_smoothing" and preset.encoding.kind == "binary"
+    if is_smoothed_binary and preset.model.head != "joint":
+        message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
+        raise ConfigurationError(message)
+    check_classification(preset)
+    start_folder(preset)
+
+
+# ------------------------------------------------------------------------------------- the model
+
+
+def build_model(
+    preset: Preset,
+    cells: RunCells,
+    *,
+    name: str,
+    convert_weights: ConvertWeights | None = None,
+    on_progress: Listener = ignore_progress,
+) -> CellModel:
+    """Make the untrained model that a preset describes, fitted to the training cells.
+
+    ``convert_weights`` is needed where ``model.start_from`` names a model of another system.
+
+    Raises
+    ------
+    ConfigurationError
+        The preset contradicts the cells: ``max_length``, ``start_from``.
+    DataError
+        There is no phenotype and no gene to learn from.
+    """
+    store, panel, seed = cells.store, cells.panel, preset.train.seed
+    rows = cells.training
+    if len(rows) > MAX_FITTING_CELLS:
+        rng = generator(seed, Stream.FITTING_CELLS)
+        rows = np.sort(rng.choice(rows, MAX_FITTING_CELLS, replace=False))
+    on_progress(ProgressEvent("reading training cells", 0, len(rows)))
+    expression = store.read(rows, panel)
+    on_progress(ProgressEvent("reading training cells", len(rows), len(rows)))
+    codes = np.asarray(store.phenotype_codes[rows])
+    start = own_start(preset)
+    values = (
+        fit_value_encoder(preset.encoding, expression, panel)
+        if start is None
+        else start.values.take(np.array([start.panel.index_of(gene) for gene in panel.ids]))
+    )
+    table = ValueTable.fit(values, expression)
+    bins = _dense_bins(values, expression)
+    config = make_config(preset, store.phenotypes, n_genes=len(panel), values=values)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = TfxModel(config)
+        network.start()
+    encoder, log_linear = network.encoder_part, network.log_linear
+    if log_linear is not None:
+        fit_log_linear(
+            log_linear,
+            config,
+            table,
+            bins,
+            codes,
+            donors=None if store.donors is None else np.asarray(store.donors[rows]),
+            unexpressed=preset.training_masking.unexpressed,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    elif encoder is not None and config.head == "split" and config.kind != "continuous":
+        _fill_gene_bias(network, bins)
+    # A classifier's [CLS] learns faster without it.
+    if encoder is not None and encoder.embedding.summary is not None and preset.classified is None:
+        start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
+    model = CellModel(
+        network=network,
+        panel=panel,
+        values=values,
+        table=table,
+        reference=_make_reference(cells, rows, config, expression, bins, codes),
+        masking=preset.training_masking,
+        generate=preset.generate,
+        provenance=_provenance(preset, store, name),
+    )
+    if preset.model.start_from is not None:
+        start_from(model, preset, start, convert_weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        choose_trainable(network, preset)
+    return model
+
+
+def make_config(
+    preset: Preset, phenotypes: dict[str, list[str]], *, n_genes: int, values: ValueEncoder
+) -> TfxConfig:
+    """Return the network's configuration."""
+    settings = preset.model
+    n_token_bins = 1 if values.kind == "continuous" else values.n_bins
+    tokens = TokenSpace.build(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
+    has_positive = preset.classification.positive is not None
+    return TfxConfig(
+        phenotype_names=list(phenotypes),
+        phenotype_values=list(phenotypes.values()),
+        n_genes=n_genes,
+        n_bins=values.n_bins,
+        kind=values.kind,
+        layout=preset.encoding.layout,
+        longest_sequence=tokens.resolve_max_length(preset.encoding.max_length),
+        hidden_size=settings.hidden_size,
+        layers=settings.layers,
+        heads=settings.heads,
+        intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
+        dropout=settings.dropout,
+        attention_dropout=settings.attention_dropout,
+        norm=settings.norm,
+        activation=settings.activation,
+        attention=settings.attention,
+        head=settings.head,
+        log_linear=settings.log_linear,
+        log_linear_rank=settings.log_linear_rank,
+        cell_states=settings.cell_states if settings.log_linear else 0,
+        cell_summary=settings.cell_summary,
+        cls_reconstruction=preset.loss.cls_reconstruction > 0 and preset.classified is None,
+        cls_contrast=preset.loss.cls_contrast > 0 and preset.classified is None,
+        classified=preset.classified,
+        given=preset.classification.given,
+        positive=phenotypes[str(preset.classified)][0] if has_positive else None,
+    )
+
+
+def _make_reference(
+    cells: RunCells,
+    rows: NDArray[np.int64],
+    config: TfxConfig,
+    expression: sparse.csr_matrix,
+    bins: NDArray[np.uint8],
+    codes: NDArray[np.int32],
+) -> Reference:
+    """Summarise the training cells; joint counts over all of them, profiles over those read."""
+    combinations, counts = Reference.count(cells.training_codes)
+    expressed = sparse.csr_matrix(bins > 0, dtype=np.float32)
+    means, detection = [], []
+    for slot, size in enumerate(config.phenotype_sizes):
+        for code in range(size):
+            has = codes[:, slot] == code
+            n = max(int(has.sum()), 1)
+            means.append(np.asarray(expression[has].sum(axis=0)).ravel() / n)
+            detection.append(np.asarray(expressed[has].sum(axis=0)).ravel() / n)
+    shape = (sum(config.phenotype_sizes), config.n_genes)
+    store = cells.store
+    is_counted = store.value_kind == "counts"
+    totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
+    bin_counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)
+    return Reference(
+        combinations=combinations,
+        counts=counts,
+        means=np.asarray(means, dtype=np.float32).reshape(shape),
+        detection=np.asarray(detection, dtype=np.float32).reshape(shape),
+        bin_counts=bin_counts.astype(np.int64),
+        genes_per_cell=size_quantiles(combinations, codes, (bins > 0).sum(axis=1)),
+        library_size=size_quantiles(combinations, codes, totals),
+    )
+
+
+def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> torch.Tensor | None:
+    """Return (all phenotype values,) weights by inverse training frequency, mean 1 per phenotype.
+
+    None for equal weights.
+    """
+    if kind == "none":
+        return None
+    parts = []
+    for slot, size in enumerate(config.phenotype_sizes):
+        known = codes[:, slot][codes[:, slot] >= 0]
+        counts = np.bincount(known, minlength=size)
+        weights = len(known) / (size * np.maximum(counts, 1))
+        parts.append(np.where(counts > 0, weights, 0.0))
+    joined = np.concatenate(parts) if parts else np.zeros(0)
+    return torch.from_numpy(joined.astype(np.float32))
+
+
+def _dense_bins(values: ValueEncoder, expression: sparse.csr_matrix) -> NDArray[np.uint8]:
+    """(cells, genes) bins, made in blocks: the dense float matrix never exists whole."""
+    blocks = [
+        values.encode(expression[start : start + 4096].toarray())
+        for start in range(0, expression.shape[0], 4096)
+    ]
+    return np.concatenate(blocks)
+
+
+def _fill_gene_bias(network: TfxModel, bins: NDArray[np.uint8]) -> None:
+    """Start every gene's output at its training marginals."""
+    part = network.encoder_part
+    assert part is not None
+    n_bins = network.config.n_bins
+    counts = np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1) + 1.0
+    logits = np.log(counts / counts.sum(axis=1, keepdims=True))
+    if network.config.kind == "binary":
+        logits = logits[:, 1:] - logits[:, :1]
+    with torch.no_grad():
+        part.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))
+
+
+def _provenance(preset: Preset, store: Store, name: str) -> dict[str, Any]:
+    split = store.report.get("split", {})
+    return {
+        "name": name,
+        "sources": [source.name for source in store.manifest.sources],
+        "simulated": store.truth is not None,
+        "store": str(store.path.resolve()),
+        "store_key": store.manifest.key,
+        "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
+        "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
+        "seed": preset.train.seed,
+        **({"where": preset.data.where} if preset.data.where else {}),
+    }
