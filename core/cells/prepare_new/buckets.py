@@ -1,0 +1,256 @@
+"""Second stage of preparing: one range of keys from all parts, written to its place in the store.
+
+Buckets are written in any order and by any process: each has a stretch of every array to itself. A
+bucket that is done leaves a note, a part that also holds its counts too large for the array and the sums
+of its training cells, from which genes are ranked.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache, reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from core.cells.gene_moments import GeneMoments, moments
+from core.cells.normalisation import rescale_log
+from core.cells.prepare.parts import BUCKETS, Part, in_order, rows_of, write_part
+from core.cells.store import LARGE_COUNT, SPLITS
+from core.errors import MachineError
+
+#: Parts whose stretches are requested from the disk together.
+_PARTS_AHEAD = 64
+#: macOS has no fdatasync.
+_flush = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """A part and where its cells come from."""
+
+    path: str
+    #: Number of the source in the store, and its first cell among those of all sources.
+    source: int
+    first_cell: int
+    #: Factor that brings log values to counts per 10,000; 1 leaves them as they are.
+    log_scale: float
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What all buckets of a store have in common; written once, because every task needs it."""
+
+    #: The store that is being written: arrays of their final size.
+    folder: str
+    #: Folder of ``phenotypes.npy``, ``splits.npy`` and perhaps ``donors.npy``, cells in the order of
+    #: the sources.
+    labels: str
+    #: Whether values are counts.
+    counts: bool
+    #: A divisor of `BUCKETS`.
+    n_buckets: int
+    #: Number of genes, if the counts of training cells are also summed; else 0.
+    sum_genes: int
+    #: In the order of the sources.
+    parts: tuple[PartRecord, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the plan where tasks find it."""
+        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def read(cls, path: Path) -> "MergePlan":
+        """Read the plan of a task."""
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**record | {"parts": tuple(PartRecord(**part) for part in record["parts"])})
+
+
+@dataclass(frozen=True)
+class BucketTask:
+    """One range of keys."""
+
+    #: File of the `MergePlan`, named by its content.
+    plan: Path
+    #: Written when the bucket is done.
+    note: Path
+    number: int
+    #: Where it begins in the store.
+    first_cell: int
+    first_value: int
+
+
+def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
+    """Make an array file of its final size, all zeros, to be written in stretches."""
+    header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with (folder / f"{name}.npy").open("wb") as file:
+        npy.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+
+
+def write_bucket(task: BucketTask) -> None:
+    """Write the cells of a bucket into the store, unless that is done.
+
+    Raises
+    ------
+    MachineError
+        The store cannot be written, or a part is damaged.
+    """
+    if task.note.exists():
+        return
+    plan = MergePlan.read(task.plan)
+    cells, genes, values = _gather(plan, task.number)
+    of_cell = cells["first_cells"] + cells["rows"]
+    labels = {
+        path.stem: np.load(path, mmap_mode="r", allow_pickle=False)[of_cell]
+        for path in sorted(Path(plan.labels).glob("*.npy"))
+    }
+    note: dict[str, NDArray[Any]] = {"at": np.empty(0, np.int64), "counts": np.empty(0, np.uint32)}
+    if plan.sum_genes:
+        sums = _sum_training_cells(
+            cells["lengths"], labels["splits"], genes, values, plan.sum_genes
+        )
+        note |= {"n_cells": np.array([sums.n_cells]), "sums": sums.sums, "squares": sums.squares}
+    if plan.counts:
+        at = np.flatnonzero(values >= LARGE_COUNT)
+        note |= {"at": at + task.first_value, "counts": values[at].astype(np.uint32)}
+        if values.dtype != np.uint16:
+            values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
+    ends = task.first_value + np.cumsum(cells["lengths"])
+    of_values = {"genes": genes, "values": values}
+    of_cells = {
+        "totals": cells["totals"].astype(np.float32),
+        "origins": np.column_stack((cells["sources"], cells["rows"])),
+        **labels,
+    }
+    stretches = {name: (task.first_value, array) for name, array in of_values.items()}
+    stretches["indptr"] = (task.first_cell + 1, ends.astype(np.int64))
+    stretches |= {name: (task.first_cell, array) for name, array in of_cells.items()}
+    try:
+        if len(of_cell):
+            for name, (first, stretch) in stretches.items():
+                _write_stretch(Path(plan.folder) / f"{name}.npy", first, stretch)
+        write_part(task.note, note)
+    except OSError as error:
+        message = (
+            f"{plan.folder}: the store cannot be written ({error.strerror or error}); free some "
+            f"space or mend the folder, then run the same command to go on"
+        )
+        raise MachineError(message) from error
+
+
+def large_counts(notes: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """Positions and counts that values.npy has no room for, from the notes in order of buckets."""
+    at, counts = [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
+    for note in notes:
+        with Part(note) as part:
+            at.append(part.read("at"))
+            counts.append(part.read("counts"))
+    return np.concatenate(at), np.concatenate(counts)
+
+
+def sums_of_training_cells(notes: list[Path]) -> GeneMoments:
+    """Merge the sums of training cells, from the notes of a plan with `sum_genes`."""
+    return reduce(add, map(_read_sums, notes))
+
+
+def _read_sums(note: Path) -> GeneMoments:
+    with Part(note) as part:
+        return GeneMoments(int(part.read("n_cells")[0]), part.read("sums"), part.read("squares"))
+
+
+def _sum_training_cells(
+    lengths: NDArray[np.int64],
+    splits: NDArray[np.int8],
+    genes: NDArray[Any],
+    values: NDArray[Any],
+    n_genes: int,
+) -> GeneMoments:
+    """Sum all cells, and subtract the few of other splits."""
+    sums = moments(genes, values, n_genes, len(lengths))
+    others = np.flatnonzero(splits != SPLITS.index("train"))
+    if not len(others):
+        return sums
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    other_genes = in_order(rows_of(genes, starts), others)
+    other_values = in_order(rows_of(values, starts), others)
+    return sums - moments(other_genes, other_values, n_genes, len(others))
+
+
+def _gather(
+    plan: MergePlan, number: int
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]:
+    """Cells of a bucket in the order of their keys, their genes, and their values."""
+    names = ("keys", "rows", "lengths", "totals", "sources", "first_cells")
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    genes: list[NDArray[Any]] = []
+    values: list[NDArray[Any]] = []
+    for first in range(0, len(plan.parts), _PARTS_AHEAD):
+        records = plan.parts[first : first + _PARTS_AHEAD]
+        _gather_from(records, plan.n_buckets, number, columns, genes, values)
+    if not genes:
+        nothing = {name: np.empty(0, np.int64) for name in names}
+        return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
+    cells = {name: np.concatenate(pieces) for name, pieces in columns.items()}
+    order = np.lexsort((cells["rows"], cells["sources"], cells["keys"]))
+    all_genes = in_order(genes, order)
+    genes.clear()  # large, and not needed while values are put in order
+    return {name: cells[name][order] for name in names}, all_genes, in_order(values, order)
+
+
+def _gather_from(
+    records: Sequence[PartRecord],
+    n_buckets: int,
+    number: int,
+    columns: dict[str, list[NDArray[Any]]],
+    genes: list[NDArray[Any]],
+    values: list[NDArray[Any]],
+) -> None:
+    """Append a bucket's cells from some parts, all of which the disk fetches at once."""
+    step = BUCKETS // n_buckets
+    fences = (number * step, (number + 1) * step + 1)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(Part(Path(record.path))) for record in records]
+        for part in parts:
+            borders = part.read("value_fences", *fences)
+            for name in ("genes", "values"):
+                part.read_ahead(name, int(borders[0]), int(borders[-1]))
+        for record, part in zip(records, parts, strict=True):
+            borders = part.read("cell_fences", *fences)
+            first, last = int(borders[0]), int(borders[-1])
+            if first == last:
+                continue
+            starts = part.read("starts", first, last + 1)
+            columns["keys"].append(part.read("keys", first, last))
+            columns["rows"].append(part.read("rows", first, last))
+            columns["lengths"].append(np.diff(starts))
+            columns["totals"].append(part.read("totals", first, last) * record.log_scale)
+            columns["sources"].append(np.full(last - first, record.source, dtype=np.int64))
+            columns["first_cells"].append(np.full(last - first, record.first_cell, dtype=np.int64))
+            stretch = int(starts[0]), int(starts[-1])
+            genes += rows_of(part.read("genes", *stretch), starts - starts[0])
+            found = part.read("values", *stretch)
+            if record.log_scale != 1.0:
+                found = rescale_log(found.astype(np.float64), record.log_scale).astype(np.float32)
+            values += rows_of(found, starts - starts[0])
+
+
+def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:
+    """Write rows from `first` on into an array file."""
+    with path.open("r+b", buffering=0) as file:
+        npy.read_magic(file)
+        shape, _, dtype = npy.read_array_header_1_0(file)
+        rows = np.ascontiguousarray(stretch, dtype=dtype)
+        at = file.tell() + first * dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
+        while buffer:
+            written = os.pwrite(file.fileno(), buffer, at)
+            buffer, at = buffer[written:], at + written
+        _flush(file.fileno())

@@ -1,0 +1,157 @@
+"""The folder beside a store in which it is prepared: one process at a time, resumable, then gone.
+
+===========================  ===================================================================
+STORE.preparing/lock         held by the process that prepares
+STORE.preparing/parts/       pieces of the first stage, reused by any preparation they fit
+STORE.preparing/KEY/store/   the store itself, moved to STORE when it is whole
+STORE.preparing/KEY/         further files that only this store needs
+===========================  ===================================================================
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from core.cells.manifest import MANIFEST_NAME
+from core.errors import ConfigurationError, MachineError
+from core.progress import Listener, ProgressEvent
+
+_LOCK_SECONDS = 0.5
+
+
+@dataclass
+class PreparationFolder:
+    """Where the store of a key is prepared: `root` is ``STORE.preparing``."""
+
+    root: Path
+    key: str
+    #: Whether the folder outlives a failure: set once there is a piece that a retry can use.
+    keep: bool = False
+
+    @property
+    def parts(self) -> Path:
+        """Pieces of the first stage."""
+        return self.root / "parts"
+
+    @property
+    def of_store(self) -> Path:
+        """What only the store of this key needs."""
+        return self.root / self.key[:16]
+
+    @property
+    def store(self) -> Path:
+        """The store, before it is moved to its name."""
+        return self.of_store / "store"
+
+    def publish(self, destination: Path) -> None:
+        """Move the store to its name, in the place of a store that exists."""
+        for path in self.store.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        old = destination.with_name(f"{destination.name}.old-{os.getpid()}")
+        if destination.exists():
+            destination.rename(old)
+        try:
+            self.store.rename(destination)
+        except BaseException:
+            if old.exists():
+                old.rename(destination)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, overwrite: bool) -> None:
+    """Check that a store may be written to a folder.
+
+    Raises
+    ------
+    ConfigurationError
+        `destination` exists and may not be replaced: `overwrite` is off, or it is no store.
+    """
+    is_store = (destination / MANIFEST_NAME).exists()
+    may_be_replaced = overwrite and is_store
+    if destination.exists() and not may_be_replaced and not _is_empty_folder(destination):
+        todo = "give another folder" if overwrite else "give another folder or overwrite it"
+        what = "a store of other cells or settings" if is_store else "not a store"
+        message = f"{destination}: exists and is {what}; {todo}"
+        raise ConfigurationError(message)
+
+
+@contextmanager
+def open_preparation(
+    destination: Path, key: str, on_progress: Listener
+) -> Iterator[PreparationFolder]:
+    """Hold the folder in which a store is prepared; `publish` inside the block ends it.
+
+    Waits for another process that prepares the same store. After a failure the folder stays if a
+    retry can use something in it; otherwise nothing stays.
+
+    Raises
+    ------
+    MachineError
+        The folder cannot be written.
+    """
+    folder = PreparationFolder(destination.with_name(f"{destination.name}.preparing"), key)
+    made = [parent for parent in destination.parents if not parent.exists()]  # innermost first
+    try:
+        with _locked(folder.root, on_progress):
+            try:
+                folder.keep = any(folder.parts.glob("*.part"))
+                for path in folder.root.iterdir():
+                    if path.is_dir() and path not in {folder.parts, folder.of_store}:
+                        shutil.rmtree(path)  # of a store with other settings
+                folder.parts.mkdir(exist_ok=True)
+                folder.of_store.mkdir(exist_ok=True)
+                yield folder
+            except BaseException:
+                if not folder.keep:
+                    shutil.rmtree(folder.root, ignore_errors=True)
+                    for parent in filter(_is_empty_folder, made):
+                        parent.rmdir()
+                raise
+            shutil.rmtree(folder.root, ignore_errors=True)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise  # not about a file: a fault of ours
+        message = f"{destination}: the store cannot be written ({error.strerror or error})"
+        raise MachineError(message) from error
+
+
+@contextmanager
+def _locked(root: Path, on_progress: Listener) -> Iterator[None]:
+    """Hold the folder's lock, which the system drops when its process ends in any way."""
+    is_announced = False
+    while True:
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / "lock"
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not is_announced:
+                is_announced = True
+                message = (
+                    f"{root}: another process is preparing this store; waiting for it "
+                    f"(Ctrl-C leaves it alone)"
+                )
+                on_progress(ProgressEvent("waiting", message=message))
+            time.sleep(_LOCK_SECONDS)
+            continue
+        except FileNotFoundError:
+            continue  # its holder has finished and removed the folder meanwhile
+        try:
+            if path.exists():  # else the lock is on a file that its last holder has removed
+                yield
+                return
+        finally:
+            lock.release()
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

@@ -1,0 +1,305 @@
+"""First stage of preparing: a range of a source's rows, checked and joined to the store's genes, as a part.
+
+A part is one file that holds its cells in the order of their keys, so any range of keys is one stretch
+of each of its arrays. It appears under its name whole or not at all. Each task depends on its own fields
+alone and writes one file, so tasks run in any order, in any process, on any machine that sees the folder,
+and finished parts are not made again.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.matrix_state import MatrixChoice, MatrixState, check_chunk, row_sums
+from core.cells.reading import CellSource, open_source
+from core.cells.store import gene_index_type
+from core.errors import MachineError
+
+T = TypeVar("T", bound=np.generic)
+
+#: Equal ranges of keys whose borders a part remembers; a power of two.
+BUCKETS = 4_096
+#: Raised whenever the same task would write other bytes: old parts are then not reused.
+_PART_VERSION = 1
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
+#: macOS and Windows have none.
+_advise = getattr(os, "posix_fadvise", None)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Rows [start, stop) of one matrix of a source."""
+
+    #: What `open_source` takes, and the state of the file when the task was planned.
+    source: str
+    fingerprint: str
+    choice: MatrixChoice
+    start: int
+    stop: int
+    #: ``.npy`` file, named by its content: (genes of the source,) int32 column in the store, -1 where
+    #: left out.
+    columns: Path
+    #: Columns of the store.
+    n_genes: int
+    #: Of the order of cells.
+    seed: int
+    #: Where the part goes; tasks of one folder share it among machines.
+    folder: Path
+    #: Rows of a chunk; changes memory, not bytes.
+    rows_at_once: int
+
+    @property
+    def path(self) -> Path:
+        """The part's file, named by everything that its bytes depend on."""
+        matrix, state = self.choice.matrix, str(self.choice.state)
+        record = [_PART_VERSION, self.source, self.fingerprint, matrix, state, self.start, self.stop]
+        record += [self.columns.stem, self.n_genes, self.seed]
+        digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
+        return self.folder / f"{digest[:24]}.part"
+
+
+def write_shard(task: ShardTask) -> None:
+    """Write the part of a task, unless it exists.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or has values that differ in kind from its first cells'; the message
+        names the place.
+    MachineError
+        The part cannot be written.
+    """
+    if task.path.exists():
+        return
+    columns: NDArray[np.int32] = np.load(task.columns)
+    has_them = np.array_equal(columns, np.arange(task.n_genes))
+    source = _opened(task)
+    n_cells = task.stop - task.start
+    lengths = np.zeros(n_cells, dtype=np.int64)
+    totals = np.zeros(n_cells)
+    genes: list[NDArray[Any]] = []
+    values: list[NDArray[Any]] = []
+    at = 0
+    for chunk in source.chunks(
+        task.choice.matrix, task.rows_at_once, start=task.start, stop=task.stop
+    ):
+        check_chunk(chunk, task.choice, source, task.start + at)
+        cells = slice(at, at + chunk.shape[0])
+        at += chunk.shape[0]
+        expression = chunk.data
+        if task.choice.state == MatrixState.LOG1P:
+            expression = np.expm1(expression.astype(np.float64))
+        totals[cells] = row_sums(chunk, expression)
+        taken = chunk if has_them else _take_columns(chunk, columns, task.n_genes)
+        lengths[cells] = np.diff(taken.indptr)
+        genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)
+        values += rows_of(_narrow(taken.data, task.choice.state), taken.indptr)
+    keys = _cell_keys(task.seed, task.source, task.start, task.stop)
+    order = np.argsort(keys, kind="stable")
+    fences = _fences(keys[order])
+    starts = np.concatenate(([0], np.cumsum(lengths[order])))
+    arrays = {
+        "cell_fences": fences,
+        "value_fences": starts[fences],
+        "keys": keys[order],
+        "rows": order + task.start,
+        "starts": starts,
+        "totals": totals[order],
+    }
+    arrays["genes"] = in_order(genes, order)
+    genes.clear()  # large, and not needed while values are put in order
+    arrays["values"] = in_order(values, order)
+    values.clear()
+    try:
+        write_part(task.path, arrays)
+    except OSError as error:
+        message = (
+            f"{task.folder.parent}: a piece of the store cannot be written "
+            f"({error.strerror or error}); free some space or mend the folder, then run the same "
+            f"command to go on"
+        )
+        raise MachineError(message) from error
+
+
+def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write one-dimensional arrays into one file: a JSON header, then their bytes.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; nothing is left of it.
+    """
+    header = {name: [str(array.dtype), len(array)] for name, array in arrays.items()}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Part:
+    """A part, open for reading stretches of its arrays.
+
+    Raises
+    ------
+    MachineError
+        The file is not a whole part: a disk that lost power may keep a name without its bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("rb", buffering=0)
+        try:
+            length = int.from_bytes(self._file.read(_LENGTH_BYTES), "little")
+            header: dict[str, tuple[str, int]] = json.loads(self._file.read(length))
+        except (ValueError, MemoryError):
+            self._file.close()
+            raise MachineError(self._damage()) from None
+        self._places: dict[str, tuple[np.dtype[Any], int, int]] = {}
+        at = _LENGTH_BYTES + length
+        for name, (kind, count) in header.items():
+            dtype = np.dtype(kind)
+            self._places[name] = (dtype, count, at)
+            at += dtype.itemsize * count
+        if os.fstat(self._file.fileno()).st_size != at:
+            self._file.close()
+            raise MachineError(self._damage())
+
+    def __enter__(self) -> Self:
+        """Give the open part."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Entries [start, stop) of an array."""
+        dtype, count, at = self._places[name]
+        values = np.empty((count if stop is None else stop) - start, dtype=dtype)
+        buffer = values.view(np.uint8).data
+        at += start * dtype.itemsize
+        while buffer:
+            got = os.preadv(self._file.fileno(), [buffer], at)
+            if got == 0:
+                raise MachineError(self._damage())
+            buffer, at = buffer[got:], at + got
+        return values
+
+    def read_ahead(self, name: str, start: int, stop: int) -> None:
+        """Ask the system to fetch entries [start, stop) of an array, if it takes advice."""
+        if _advise is None:
+            return
+        dtype, _, at = self._places[name]
+        size = dtype.itemsize
+        with contextlib.suppress(OSError):  # a file system may not take advice
+            _advise(
+                self._file.fileno(),
+                at + start * size,
+                (stop - start) * size,
+                os.POSIX_FADV_WILLNEED,
+            )
+
+    def _damage(self) -> str:
+        return f"{self._path}: a damaged piece of an unfinished store; delete it and prepare again"
+
+
+def rows_of(values: NDArray[T], starts: NDArray[np.integer[Any]]) -> list[NDArray[T]]:
+    """Ragged rows, as views: row i is ``values[starts[i]:starts[i + 1]]``."""
+    return [values[start:stop] for start, stop in itertools.pairwise(starts.tolist())]
+
+
+def in_order(rows: Sequence[NDArray[T]], order: NDArray[np.int64]) -> NDArray[T]:
+    """Join ragged rows, at least one, in another order; types are widened to the widest."""
+    # Row by row: a gather by flat indices takes ten times as long.
+    return np.concatenate([rows[number] for number in order.tolist()])
+
+
+def close_source() -> None:
+    """Close the source of the last task; between tasks of one file it stays open."""
+    global _last
+    if _last is not None:
+        _last[1].close()
+    _last = None
+
+
+_last: tuple[tuple[str, str], CellSource] | None = None
+
+
+def _opened(task: ShardTask) -> CellSource:
+    global _last
+    key = (task.source, task.fingerprint)
+    if _last is None or _last[0] != key:
+        close_source()
+        _last = (key, open_source(task.source))
+    return _last[1]
+
+
+def _take_columns(
+    chunk: sparse.csr_matrix, columns: NDArray[np.int32], n_genes: int
+) -> sparse.csr_matrix:
+    """Give a chunk the store's columns, ascending within each cell."""
+    new = columns[chunk.indices]
+    data, indptr = chunk.data, chunk.indptr
+    kept = new >= 0
+    if not kept.all():
+        indptr = np.concatenate(([0], np.cumsum(kept)))[indptr]
+        data, new = data[kept], new[kept]
+    taken = sparse.csr_matrix((data, new, indptr), shape=(chunk.shape[0], n_genes))
+    taken.sort_indices()  # checks first, and most files need none
+    return taken
+
+
+def _narrow(values: NDArray[np.float32], state: MatrixState) -> NDArray[Any]:
+    if state != MatrixState.COUNTS:
+        return values
+    is_small = values.max(initial=0) <= np.iinfo(np.uint16).max
+    return values.astype(np.uint16 if is_small else np.uint32)
+
+
+def _cell_keys(seed: int, source: str, start: int, stop: int) -> NDArray[np.uint64]:
+    """Keys of a source's rows [start, stop), by which a store's cells are sorted.
+
+    SplitMix64 of the row, from a start of the source's own: a key depends on the seed, the source's
+    name and the row alone, so a source that is added or removed changes no other's keys. Source:
+    Steele, Lea and Flood, Fast splittable pseudorandom number generators (2014).
+    """
+    own = hashlib.sha256(f"{seed}\0{source}".encode()).digest()[:8]
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        state = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        state += np.uint64(int.from_bytes(own, "little"))
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _fences(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """(BUCKETS + 1,) where each equal range of keys begins among ascending keys."""
+    borders = np.arange(1, BUCKETS, dtype=np.uint64) * np.uint64(2**64 // BUCKETS)
+    inner = np.searchsorted(keys, borders, side="left")
+    return np.concatenate(([0], inner, [len(keys)])).astype(np.int64)

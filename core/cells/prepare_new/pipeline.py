@@ -1,0 +1,505 @@
+"""Prepare a store: from the files of a preset to a folder that training reads.
+
+Tables (files, matrices, genes, phenotypes, split) are checked before a cell is read. Then, for any
+number of cells, in bounded memory:
+
+1. `parts` reads ranges of rows and writes each as a part, its cells in random order;
+2. `buckets` takes one range of the random order from all parts and writes it into the store;
+3. `rank_stage` ranks the genes over the training cells, and the files get their checksums.
+
+Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated: after a kill at any
+moment the same call goes on, and the store is the same, byte for byte.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.cells.cell_labels import CellLabels, read_cell_labels
+from core.cells.checks import preflight_with_files, refuse_failures
+from core.cells.file_patterns import BUILTIN_PREFIX
+from core.cells.gene_moments import GeneMoments
+from core.cells.genes import GeneJoin, join_genes
+from core.cells.hvg_ranking import resolve_method
+from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
+from core.cells.manifest import MANIFEST_NAME, checksum
+from core.cells.matrix_state import constant_sum
+from core.cells.normalisation import TARGET_SUM
+from core.cells.prepare.buckets import (
+    BucketTask,
+    MergePlan,
+    PartRecord,
+    large_counts,
+    new_array,
+    sums_of_training_cells,
+    write_bucket,
+)
+from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
+from core.cells.prepare.parts import BUCKETS, Part, ShardTask, close_source, write_shard
+from core.cells.prepare.rank_stage import rank_genes
+from core.cells.prepare.report import describe_store, joint_truth, make_manifest
+from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
+from core.cells.reading import BY_COLUMNS_VALUES
+from core.cells.store import TRUTH_NAME, Store, gene_index_type
+from core.errors import DataError, MachineError
+from core.presets.schema import DataSettings
+from core.progress import Listener, ProgressEvent, ignore_progress
+from core.wording import size
+
+logger = logging.getLogger(__name__)
+
+#: Stored values of a part and of a bucket, at least; see `_piece_values`.
+PART_VALUES = 2**23
+#: Pieces of more than this many grow first, up to four times.
+_MANY_PIECES = 128
+#: Fewer stored values than this are done before a second process has started.
+_ALONE_VALUES = 2**26
+#: Values of the chunks that are read at once. Small ones stay in the processor's cache, and their memory
+#: is used again. Where zeros are stored most of them go at once; pieces that begin in one chunk and end
+#: in another are decompressed twice.
+_CHUNK = 2**18
+_DENSE_CHUNK = 2**24
+_PIECES_CHUNK = 2**21
+#: Types of the store's labels; before, they are as small as their values allow.
+_LABEL_TYPES = {"phenotypes": np.int32, "donors": np.int32, "splits": np.int8}
+
+
+def prepare_store(
+    data: DataSettings,
+    destination: Path,
+    *,
+    overwrite: bool = False,
+    workers: int | None = None,
+    dask: str | None = None,
+    on_progress: Listener = ignore_progress,
+) -> Store:
+    """Read the cells of a preset's data section and write a store.
+
+    A store of the same cells and settings at `destination` is opened and returned; one of others is
+    replaced if `overwrite`. `workers` is a number of processes (by default as the machine and the size
+    of the data suggest), `dask` the address of a scheduler whose workers do the work instead. Reports
+    "checking files", "reading cells", "writing cells", "ranking genes" and "checksums".
+
+    Raises
+    ------
+    ConfigurationError, DataError, MachineError
+        No store appears. Pieces that a second attempt can use stay in ``STORE.preparing``.
+    KeyboardInterrupt
+        Ctrl-C, or SIGTERM if it has no other handler; the same holds.
+    """
+    destination = Path(destination)
+    key = store_key(data)
+    if (existing := _open_matching(destination, key)) is not None:
+        return existing
+    check_destination(destination, overwrite=overwrite)
+    with (
+        _interrupted_by_sigterm(),
+        open_preparation(destination, key, on_progress) as folder,
+    ):
+        # Another process may have made it while this one waited.
+        if (existing := _open_matching(destination, key)) is not None:
+            return existing
+        check_destination(destination, overwrite=overwrite)
+        try:
+            report = _prepare(_Preparation(data, key, folder, on_progress), workers, dask)
+        except KeyboardInterrupt:
+            if folder.keep:
+                logger.warning(
+                    "stopped; what is done stays in %s, and the same command goes on from there",
+                    folder.root,
+                )
+            raise
+        folder.publish(destination)
+    for notice in report["notices"]:
+        logger.info("%s", notice)
+    return Store.open(destination)
+
+
+def ensure_store(
+    data: DataSettings,
+    name: str,
+    *,
+    root: Path = Path("stores"),
+    on_progress: Listener = ignore_progress,
+) -> Store:
+    """Open the store of a preset called `name`, or prepare it at its `store_path`."""
+    return prepare_store(data, store_path(data, name, root=root), on_progress=on_progress)
+
+
+def find_store(data: DataSettings, name: str) -> Store | None:
+    """Open the store of a preset if it exists and was made of these data; never prepare it."""
+    return _open_matching(store_path(data, name), store_key(data))
+
+
+def store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Path:
+    """Folder of a preset's store: ``data.store``, else its name and a hash of all it depends on."""
+    return Path(data.store) if data.store else root / f"{name}-{store_key(data)[:10]}"
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What every stage needs."""
+
+    data: DataSettings
+    key: str
+    folder: PreparationFolder
+    on_progress: Listener
+
+
+def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
+    """Fill the folder's store; return its report."""
+    data, store = job.data, job.folder.store
+    inputs, warnings = _check_first(job)
+    value_kind = common_value_kind(inputs)
+    resolve_method(data.hvg, value_kind)
+    names = [one.name for one in inputs]
+    join = join_genes([one.table for one in inputs], names, data.join)
+    labels = read_cell_labels(
+        data, names, [one.obs for one in inputs], [one.role for one in inputs]
+    )
+    inputs = [replace(one, obs=one.obs.iloc[:0]) for one in inputs]  # read, and large
+    tasks_of_inputs = _plan_parts(job, inputs, join)
+    tasks = [task for tasks in tasks_of_inputs for task in tasks]
+    _check_disk(job.folder, inputs, value_kind, tasks)
+    if workers is None:
+        is_large = sum(one.stored.n_values for one in inputs) > _ALONE_VALUES
+        workers = default_workers() if is_large else 1
+    with open_runner(workers=min(workers, len(tasks)), dask=dask, shared=job.folder.root) as runner:
+        try:
+            _write_parts(job, runner, tasks)
+        finally:
+            close_source()
+        totals = [_read_totals(tasks) for tasks in tasks_of_inputs]
+        scales, scale_notices = [1.0] * len(inputs), []
+        if value_kind == "log1p":
+            scales, scale_notices = _log_scales(inputs, totals)
+        report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
+        del totals
+        _write_labels(job.folder, labels)
+        n_values, sums = _write_store(
+            job, runner, inputs, tasks_of_inputs, scales, len(join.panel), value_kind
+        )
+        truth, truth_notices = joint_truth(inputs)
+        if truth is not None:
+            text = json.dumps(truth, indent=1, ensure_ascii=False) + "\n"
+            (store / TRUTH_NAME).write_text(text, encoding="utf-8")
+        # The ranking reads the store that it belongs to, with its genes still in the files' order.
+        _write_array(store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
+        manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
+        manifest.write(store)
+        ranking = rank_genes(Store.open(store), runner, data.hvg, sums, job.on_progress)
+        _write_array(store, "gene_order", ranking.order)
+        checksums = _checksums(job, runner)
+    report |= {
+        "gene_ranking": ranking.method,
+        "notices": [*labels.notices, *scale_notices, *truth_notices, *ranking.notices],
+        "warnings": warnings,
+    }
+    manifest.model_copy(update={"report": report, "checksums": checksums}).write(store)
+    return report
+
+
+def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
+    """Check tables and first cells; return the files, and warnings for the user."""
+    files, report = preflight_with_files(job.data, on_progress=job.on_progress)
+    # Space on the disk is checked below, where pieces of an earlier attempt count for it.
+    report = report.without("cost")
+    refuse_failures(report)
+    warnings: list[str] = []
+    if not all(one.name.startswith(BUILTIN_PREFIX) for one in files):
+        warnings = [row.sentence for row in report.of_level("warn")]
+    for warning in warnings:
+        logger.warning("%s", warning)
+    cells_before = itertools.accumulate((one.n_cells for one in files), initial=0)
+    return [one.as_input(first) for one, first in zip(files, cells_before, strict=False)], warnings
+
+
+def _plan_parts(
+    job: _Preparation, inputs: Sequence[StoreInput], join: GeneJoin
+) -> list[list[ShardTask]]:
+    """Cut each source into ranges of rows."""
+    part_values = _piece_values(sum(one.stored.n_values for one in inputs))
+    planned = []
+    for one, columns in zip(inputs, join.columns, strict=True):
+        digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
+        path = job.folder.parts / f"{digest}.npy"
+        if not path.exists():
+            _write_array(job.folder.parts, digest, columns)
+        n_values = max(one.stored.n_values, 1)
+        # To read some rows of a matrix stored by columns is to read it all: few large ranges.
+        values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
+        n_parts = -(-one.n_cells // max(one.n_cells * values // n_values, 1))
+        rows_at_once = int(np.clip(one.n_cells * _chunk_values(one.stored) // n_values, 64, 8_192))
+        borders = [one.n_cells * number // n_parts for number in range(n_parts + 1)]
+        planned.append(
+            [
+                ShardTask(
+                    source=one.name,
+                    fingerprint=one.fingerprint,
+                    choice=one.choice,
+                    start=start,
+                    stop=stop,
+                    columns=path,
+                    n_genes=len(join.panel),
+                    seed=job.data.split.seed,
+                    folder=job.folder.parts,
+                    rows_at_once=rows_at_once,
+                )
+                for start, stop in itertools.pairwise(borders)
+            ]
+        )
+    return planned
+
+
+def _piece_values(n_values: int) -> int:
+    """Stored values of a part and of a bucket, in a store of `n_values`.
+
+    Every bucket reads from every part: a few large ones would need memory, many small ones many short
+    reads. As the store grows, first their number grows, then their size to four times, then their
+    number up to `BUCKETS`, then their size again.
+    """
+    of_many = int(np.clip(n_values // _MANY_PIECES, PART_VALUES, 4 * PART_VALUES))
+    return max(of_many, n_values // BUCKETS)
+
+
+def _chunk_values(stored: StoredMatrix) -> int:
+    if not stored.is_sparse:
+        return _DENSE_CHUNK
+    return _PIECES_CHUNK if stored.in_pieces else _CHUNK
+
+
+def _try_shard(task: ShardTask) -> DataError | None:
+    """Write a part; return the error of a file that cannot be read."""
+    try:
+        write_shard(task)
+    except DataError as error:
+        return error
+    return None
+
+
+def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:
+    """Run the first stage; one error at its end names all files that cannot be read."""
+    wanted = {task.path for task in tasks}
+    for path in job.folder.parts.glob("*.part"):
+        if path not in wanted:
+            path.unlink()  # of a file that has changed, or of other settings
+    missing = [task for task in tasks if not task.path.exists()]
+    n_cells = sum(task.stop - task.start for task in tasks)
+    done = n_cells - sum(task.stop - task.start for task in missing)
+    message = ""
+    if done:
+        message = f"going on: {len(tasks) - len(missing)} of {len(tasks)} pieces exist already"
+    job.on_progress(ProgressEvent("reading cells", done, n_cells, message))
+    failed: dict[str, DataError] = {}
+    for number, error in runner.run(_try_shard, missing):
+        task = missing[number]
+        if error is None:
+            job.folder.keep = len(tasks) > 1
+        elif task.source not in failed:
+            failed[task.source] = error
+            logger.warning("%s; the other files are still read", error)
+        done += task.stop - task.start
+        job.on_progress(ProgressEvent("reading cells", done, n_cells))
+    if not failed:
+        return
+    job.folder.keep = any(task.path.exists() for task in tasks if task.source not in failed)
+    kept = " (the work on the other files is kept)" if job.folder.keep else ""
+    raise DataError("; ".join(map(str, failed.values())) + kept)
+
+
+def _read_totals(tasks: Sequence[ShardTask]) -> NDArray[np.float64]:
+    """(cells,) sums over all genes of a source's cells, in the order of its parts."""
+    totals = []
+    for task in tasks:
+        with Part(task.path) as part:
+            totals.append(part.read("totals"))
+    return np.concatenate(totals)
+
+
+def _log_scales(
+    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]]
+) -> tuple[list[float], list[str]]:
+    """Factor for each source that brings log values to counts per 10,000, and notices."""
+    scales: list[float] = []
+    notices: list[str] = []
+    for one, of_cells in zip(inputs, totals, strict=True):
+        where = f"{one.name} ({one.choice.matrix})"
+        total = constant_sum(of_cells)
+        scales.append(1.0)
+        if total is None:
+            notices.append(
+                f"{where}: log values whose cells do not add up to one total (genes were removed "
+                f"after normalisation); they are taken as log1p of counts per 10,000"
+            )
+        elif abs(total / TARGET_SUM - 1) > 0.01:
+            scales[-1] = TARGET_SUM / total
+            notices.append(
+                f"{where}: log values normalised to {total:,.6g} per cell, rescaled to "
+                f"{TARGET_SUM:,.0f}"
+            )
+    return scales, notices
+
+
+def _write_labels(folder: PreparationFolder, labels: CellLabels) -> None:
+    labels_folder = folder.of_store / "labels"
+    labels_folder.mkdir(exist_ok=True)
+    _write_array(labels_folder, "phenotypes", labels.phenotype_codes)
+    _write_array(labels_folder, "splits", labels.split.codes)
+    if labels.donors is not None:
+        _write_array(labels_folder, "donors", labels.donors)
+
+
+def _write_store(
+    job: _Preparation,
+    runner: TaskRunner,
+    inputs: Sequence[StoreInput],
+    tasks_of_inputs: Sequence[Sequence[ShardTask]],
+    scales: Sequence[float],
+    n_genes: int,
+    value_kind: str,
+) -> tuple[int, GeneMoments | None]:
+    """Run the second stage; return the number of stored values, and sums of the training cells."""
+    cells_before = np.zeros(BUCKETS + 1, dtype=np.int64)
+    values_before = np.zeros(BUCKETS + 1, dtype=np.int64)
+    records = []
+    for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True)):
+        for task in tasks:
+            with Part(task.path) as part:
+                cells_before += part.read("cell_fences")
+                values_before += part.read("value_fences")
+            records.append(PartRecord(str(task.path), number, one.first_cell, scales[number]))
+    n_cells, n_values = int(cells_before[-1]), int(values_before[-1])
+    if n_values == 0:
+        message = (
+            f"{inputs[0].name}: every value of the {n_genes} genes the files have in common is "
+            f"zero; check data.matrix and data.join"
+        )
+        raise DataError(message)
+    n_buckets, bucket_values = 1, _piece_values(n_values)
+    while n_buckets < BUCKETS and n_values > n_buckets * bucket_values:
+        n_buckets *= 2
+    labels = job.folder.of_store / "labels"
+    plan = MergePlan(
+        folder=str(job.folder.store),
+        labels=str(labels),
+        counts=value_kind == "counts",
+        n_buckets=n_buckets,
+        sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
+        parts=tuple(records),
+    )
+    digest = hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:16]
+    notes = job.folder.of_store / f"buckets-{digest}"
+    if not notes.exists():
+        _make_arrays(job.folder.store, labels, n_cells, n_values, n_genes, value_kind)
+        notes.mkdir()
+    plan_path = job.folder.of_store / f"plan-{digest}.json"
+    plan.write(plan_path)
+    step = BUCKETS // n_buckets
+    buckets = [
+        BucketTask(
+            plan_path,
+            notes / f"{number:04d}.note",
+            number,
+            int(cells_before[number * step]),
+            int(values_before[number * step]),
+        )
+        for number in range(n_buckets)
+    ]
+    done = 0
+    job.on_progress(ProgressEvent("writing cells", 0, n_cells))
+    for number, _ in runner.run(write_bucket, buckets):
+        done += int(cells_before[(number + 1) * step] - cells_before[number * step])
+        job.on_progress(ProgressEvent("writing cells", done, n_cells))
+    written = [bucket.note for bucket in buckets]
+    large_at, large_values = large_counts(written)
+    _write_array(job.folder.store, "large_at", large_at)
+    _write_array(job.folder.store, "large_values", large_values)
+    return n_values, sums_of_training_cells(written) if plan.sum_genes else None
+
+
+def _make_arrays(
+    folder: Path, labels: Path, n_cells: int, n_values: int, n_genes: int, value_kind: str
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    value_type = np.uint16 if value_kind == "counts" else np.float32
+    new_array(folder, "indptr", (n_cells + 1,), np.int64)
+    new_array(folder, "genes", (n_values,), gene_index_type(n_genes))
+    new_array(folder, "values", (n_values,), value_type)
+    new_array(folder, "totals", (n_cells,), np.float32)
+    new_array(folder, "origins", (n_cells, 2), np.int64)
+    for path in labels.glob("*.npy"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        new_array(folder, path.stem, array.shape, _LABEL_TYPES[path.stem])
+
+
+def _write_array(folder: Path, name: str, array: NDArray[Any]) -> None:
+    np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
+    paths = sorted(path for path in job.folder.store.iterdir() if path.name != MANIFEST_NAME)
+    sums = {}
+    job.on_progress(ProgressEvent("checksums", 0, len(paths)))
+    for done, (number, digest) in enumerate(runner.run(checksum, paths), start=1):
+        sums[paths[number].name] = digest
+        job.on_progress(ProgressEvent("checksums", done, len(paths)))
+    return dict(sorted(sums.items()))
+
+
+def _check_disk(
+    folder: PreparationFolder,
+    inputs: Sequence[StoreInput],
+    value_kind: str,
+    tasks: Sequence[ShardTask],
+) -> None:
+    """Check, before the first cell is read, that the disk has space for parts and store together."""
+    value_bytes = 4 if value_kind == "counts" else 6
+    known = sum(one.stored.n_values for one in inputs if one.stored.is_sparse)
+    needed = 2 * known * value_bytes
+    existing = sum(task.path.stat().st_size for task in tasks if task.path.exists())
+    free = shutil.disk_usage(folder.root).free
+    if free + existing < needed:
+        message = (
+            f"{folder.root.parent}: preparing needs {size(needed)} (half of it for pieces that are "
+            f"removed at the end) but the disk has {size(free)} free; free some space or give "
+            f"another folder"
+        )
+        raise MachineError(message)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: unhandled, it would leave a half-written store."""
+    unhandled = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not unhandled or threading.current_thread() is not threading.main_thread():
+        yield  # another's handler stays, and only the main thread may set one
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _open_matching(destination: Path, key: str) -> Store | None:
+    if not (destination / MANIFEST_NAME).exists():
+        return None
+    try:
+        store = Store.open(destination)
+    except DataError as error:
+        logger.warning("%s; it is not reused", error)
+        return None
+    return store if store.manifest.key == key else None
