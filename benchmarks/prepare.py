@@ -39,10 +39,10 @@ THIN_VALUES = 13
 #: `tfx` with pieces of another size: their size is memory, and grows up to 1.6 million cells.
 OTHER_PIECES = """
 import sys
-from core.cells import prepare
+from core.cells.prepare import pipeline
 from tfx_cli.app import main
 if __name__ == "__main__":
-    prepare.PART_VALUES = int(sys.argv.pop(1))
+    pipeline.PART_VALUES = int(sys.argv.pop(1))
     main()
 """
 #: Shards that anndata writes at most: more of them take as long each.

@@ -120,10 +120,9 @@ def prepare(
 
 
 def _store_of(resolved: "ResolvedPreset") -> Path:
-    from core.cells.prepare import default_store_path
+    from core.cells.prepare import store_path
 
-    data = resolved.preset.data
-    return Path(data.store) if data.store else default_store_path(data, resolved.name)
+    return store_path(resolved.preset.data, resolved.name)
 
 
 def _verify(store: Path, *, as_json: bool) -> None:

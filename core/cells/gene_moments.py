@@ -1,9 +1,9 @@
 """Sums over cells that the ranking of genes needs: taken chunk by chunk, merged by ``+``.
 
 Every sum can be pickled and sent from one process to another. Sums of counts are whole numbers, and
-float64 adds those exactly (below 2**53, nine billion cells of a count of 1,000): they are the same
-however the cells were divided and merged. Sums of other values (counts per 10,000, log values)
-are the same only where the chunks are: cut them at fixed places and merge them in their order.
+float64 adds those exactly (below 2**53, nine billion cells of a count of 1,000): they are the same for
+any division of the cells. Sums of other values (counts per 10,000, log values) are the same only for
+the same chunks: cut them at fixed places and merge them in their order.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,6 @@ from scipy import sparse
 
 from core.cells.normalisation import count_scales, log_normalise
 from core.cells.store import StoredCells
-
-__all__ = [
-    "ClipLimits",
-    "ClippedMoments",
-    "ClippedPass",
-    "GeneMoments",
-    "GenePass",
-    "MomentsPass",
-    "SumOverCells",
-    "clipped_moments",
-    "moments",
-]
 
 FloatArray = NDArray[np.float64]
 ValueKind = Literal["counts", "log1p"]
@@ -43,17 +31,10 @@ _BLOCK = 2**17
 
 @dataclass(frozen=True)
 class GeneMoments:
-    """First and second moments of some cells, before division.
-
-    Attributes
-    ----------
-    n_cells
-        Cells summed.
-    sums, squares
-        (genes,), float64, sum of the values and of their squares.
-    """
+    """First and second moments of some cells, before division."""
 
     n_cells: int
+    #: (genes,), sums of the values and of their squares.
     sums: FloatArray
     squares: FloatArray
 
@@ -64,7 +45,7 @@ class GeneMoments:
         )
 
     def __sub__(self, other: "GeneMoments") -> "GeneMoments":
-        """Leave some of the cells out; exact where values are whole numbers."""
+        """Leave some of the cells out; exact if values are whole numbers."""
         return GeneMoments(
             self.n_cells - other.n_cells, self.sums - other.sums, self.squares - other.squares
         )
@@ -83,34 +64,21 @@ class GeneMoments:
 
 @dataclass(frozen=True)
 class ClipLimits:
-    """Where seurat_v3 clips the counts of each gene.
+    """Where seurat_v3 clips the counts of each gene."""
 
-    Attributes
-    ----------
-    deviations
-        (genes,), standard deviation that a gene of this mean is expected to have; 1 for a gene
-        that does not vary.
-    limits
-        (genes,), mean + deviation x square root of the number of cells.
-    """
-
+    #: (genes,), standard deviation expected at the gene's mean; 1 for a gene that does not vary.
     deviations: FloatArray
+    #: (genes,), mean + deviation x square root of the number of cells.
     limits: FloatArray
 
 
 @dataclass(frozen=True)
 class ClippedMoments:
-    """What lies above the limits: the few values that clipping changes.
+    """Sums of the few values above the limits, which clipping changes."""
 
-    Attributes
-    ----------
-    n_values
-        (genes,), float64, number of values above the gene's limit.
-    sums, squares
-        (genes,), float64, sum of these values and of their squares, unclipped.
-    """
-
+    #: (genes,), number of values above the gene's limit.
     n_values: FloatArray
+    #: (genes,), sums of these values and of their squares, unclipped.
     sums: FloatArray
     squares: FloatArray
 
@@ -124,23 +92,13 @@ class ClippedMoments:
 def moments(
     genes: NDArray[np.integer[Any]], values: NDArray[Any], n_genes: int, n_cells: int
 ) -> GeneMoments:
-    """Sum one chunk of cells.
-
-    Parameters
-    ----------
-    genes, values
-        (values,), column and value of each non-zero entry, in any order.
-    n_genes
-        Number of columns.
-    n_cells
-        Cells of the chunk, those without values included.
-    """
+    """Sum one chunk of cells, given column and value of each non-zero entry, in any order."""
     sums, squares = np.zeros(n_genes), np.zeros(n_genes)
     once = np.ones(1)
     for start in range(0, len(values), _BLOCK):
         block = values[start : start + _BLOCK].astype(np.float64)
         columns = genes[start : start + _BLOCK].astype(np.int32)
-        # One row that names a gene as often as there are values: its product sums them in order,
+        # One row that names a gene once for each of its values: its product sums them in order,
         # as np.bincount does, in half the time.
         row = sparse.csr_matrix((block, columns, [0, len(block)]), shape=(1, n_genes))
         sums += np.asarray(row.T @ once)
@@ -152,7 +110,7 @@ def moments(
 def clipped_moments(
     genes: NDArray[np.integer[Any]], values: NDArray[Any], limits: ClipLimits
 ) -> ClippedMoments:
-    """Sum the counts above the limits in one chunk of cells; parameters as in `moments`."""
+    """Sum the counts above the limits in one chunk of cells; arguments as for `moments`."""
     n_genes = len(limits.limits)
     above = limits.limits
     if np.issubdtype(values.dtype, np.integer):  # comparing small integers takes half the time
@@ -172,12 +130,7 @@ def clipped_moments(
 
 
 class GenePass(Protocol[SumsT_co]):
-    """One pass over the training cells; picklable, so that processes can share the cells."""
-
-    @property
-    def values(self) -> Values:
-        """What is summed."""
-        ...
+    """One pass over the training cells; picklable, so that processes can divide the cells."""
 
     def sum_chunk(self, cells: StoredCells, value_kind: ValueKind, n_genes: int) -> SumsT_co:
         """Sum one chunk of cells as the store holds them; sums of chunks are merged by ``+``."""
@@ -220,12 +173,7 @@ class ClippedPass:
 
     limits: ClipLimits
 
-    @property
-    def values(self) -> Values:
-        """Counts as stored."""
-        return "stored"
-
     def sum_chunk(self, cells: StoredCells, value_kind: ValueKind, n_genes: int) -> ClippedMoments:
-        """See `GenePass`; the arguments but the cells are not needed."""
+        """See `GenePass`; only the cells are needed."""
         del value_kind, n_genes
         return clipped_moments(cells.genes, cells.values, self.limits)

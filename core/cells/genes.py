@@ -1,4 +1,4 @@
-"""Genes: their ids and symbols, the ordered panel a model knows, and where a file keeps them.
+"""Genes: their ids and symbols, the ordered panel of a model, where a file keeps them, and their join.
 
 A gene is joined across files by its id, never by its position. An Ensembl id is compared without
 its version ("ENSG00000229807.13" and "ENSG00000229807" are one gene).
@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["GenePanel", "GeneTable", "choose_gene_ids", "describe_ids", "strip_version"]
 
 #: Ensembl stable gene ids: "ENS", a species code of none or more letters, "G", digits, a version.
 #: (Fly, worm and yeast ids of Ensembl follow their own model-organism databases.)
@@ -29,33 +28,45 @@ _NUMBER = re.compile(r"\d+")
 
 #: var columns that hold Ensembl ids, most specific first; the names in CELLxGENE, Cell Ranger
 #: (scanpy's ``read_10x_h5``), scvi-tools and the common loaders.
-_ID_COLUMNS = (
-    "ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "gene_ids", "gene_id",
-    "feature_id", "feature_ids", "ENSEMBL", "id", "ids",
-)  # fmt: skip
-_SYMBOL_COLUMNS = (
-    "feature_name", "gene_name", "gene_names", "gene_symbol", "gene_symbols", "symbol", "symbols",
-    "hgnc_symbol", "gene_short_name", "gene", "name",
-)  # fmt: skip
+_ID_COLUMNS = [
+    "ensembl_id",
+    "ensembl_ids",
+    "ensembl",
+    "ensembl_gene_id",
+    "gene_ids",
+    "gene_id",
+    "feature_id",
+    "feature_ids",
+    "ENSEMBL",
+    "id",
+    "ids",
+]
+_SYMBOL_COLUMNS = [
+    "feature_name",
+    "gene_name",
+    "gene_names",
+    "gene_symbol",
+    "gene_symbols",
+    "symbol",
+    "symbols",
+    "hgnc_symbol",
+    "gene_short_name",
+    "gene",
+    "name",
+]
 
-#: A column counts as Ensembl ids when at least this share of it looks so (files carry a few
+#: A column counts as Ensembl ids when at least this fraction of it looks so (files carry a few
 #: spike-ins or transgenes).
 _MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
 class GenePanel:
-    """Genes in a fixed order.
+    """Genes in a fixed order."""
 
-    Attributes
-    ----------
-    ids
-        (genes,), unique.
-    symbols
-        (genes,), equal to the id where no symbol is known; not necessarily unique.
-    """
-
+    #: (genes,), unique.
     ids: tuple[str, ...]
+    #: (genes,), the id for a gene without a known symbol; not necessarily unique.
     symbols: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -83,15 +94,15 @@ class GenePanel:
     def index_of(self, name: str) -> int | None:
         """Position of a gene by id (with or without version) or symbol; None if absent.
 
-        A symbol that several genes share stands for the first of them.
+        A symbol that several genes have means the first of them.
         """
         index = self._positions.get(name)
         return self._positions.get(strip_version(name)) if index is None else index
 
-    def nearest(self, name: str, *, n: int = 3) -> list[str]:
-        """Known ids and symbols that look most like `name`, best first."""
+    def nearest(self, name: str) -> list[str]:
+        """Up to three known ids and symbols that look most like `name`, best first."""
         by_folded = {known.casefold(): known for known in reversed(self._positions)}
-        found = difflib.get_close_matches(name.casefold(), by_folded, n=n, cutoff=0.6)
+        found = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)
         return [by_folded[folded] for folded in found]
 
     def take(self, positions: Sequence[int] | np.ndarray) -> "GenePanel":
@@ -125,7 +136,7 @@ def strip_version(gene_id: str) -> str:
 
 
 def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable:
-    """Find the ids and symbols of a file's genes.
+    """Find the ids (without version, unique) and symbols of a file's genes.
 
     Parameters
     ----------
@@ -136,10 +147,6 @@ def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable
         else symbols from var_names (unless these are mere numbers) or a column.
     where
         The file and matrix, for messages.
-
-    Returns
-    -------
-    Ids without version, unique; symbols; and the source in words.
 
     Raises
     ------
@@ -174,49 +181,46 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     elif gene_ids in var.columns:
         names, source = _texts(var[gene_ids]), f"var column '{gene_ids}'"
     else:
-        close = difflib.get_close_matches(gene_ids, [str(name) for name in var.columns], n=3)
+        columns = [str(name) for name in var.columns]
+        near = (difflib.get_close_matches(gene_ids, columns, n=3) or columns)[:5]
+        hint = f"did you mean {', '.join(map(repr, near))}? Or " if near else ""
         message = (
             f"{where}: data.gene_ids names the var column '{gene_ids}', which does not exist; "
-            f"{_or_list(close or [str(name) for name in var.columns])}use 'var_names' or 'auto'"
+            f"{hint}use 'var_names' or 'auto'"
         )
         raise DataError(message)
-    _refuse_missing(names, source, where)
+    if "" in names:
+        message = (
+            f"{where}: {names.count('')} of {len(names)} genes have no name in {source} (the first "
+            f"is gene {names.index('')}); fill it or set data.gene_ids to another column"
+        )
+        raise DataError(message)
     ids = [strip_version(name) for name in names]
-    _refuse_duplicates(ids, source, where)
+    if len(set(ids)) < len(ids):
+        repeated = [name for name, count in Counter(ids).items() if count > 1]
+        shown = ", ".join(repeated[:3]) + (", ..." if len(repeated) > 3 else "")
+        message = (
+            f"{where}: {len(repeated)} gene ids in {source} occur more than once ({shown}); sum or "
+            f"drop the duplicates, or set data.gene_ids to a column of unique ids"
+        )
+        raise DataError(message)
     n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
     return GeneTable(tuple(ids), tuple(_choose_symbols(var, ids)), source, n_versioned)
 
 
-def describe_ids(ids: Sequence[str]) -> str:
-    """Say in a few words what a file's gene ids look like, for messages about joining."""
-    return _describe_ids(tuple(ids))
-
-
-@lru_cache(maxsize=8)
-def _describe_ids(ids: tuple[str, ...]) -> str:
-    if _share_ensembl(ids) >= _MOSTLY:
-        kind = "Ensembl ids"
-    elif all(_NUMBER.fullmatch(name) for name in ids):
-        kind = "numbers"
-    else:
-        kind = "symbols or other names"
-    examples = ", ".join(ids[:3])
-    return f"{kind} ({examples}{', ...' if len(ids) > 3 else ''})"
-
-
 def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], str]:
     index = _texts(var.index)
-    if _share_ensembl(index) >= _MOSTLY:
+    if _is_ensembl(index):
         return index, "var_names"
-    for column in _present(var, _ID_COLUMNS):
+    for column in filter(var.columns.__contains__, _ID_COLUMNS):
         values = _texts(var[column])
-        if _share_ensembl(values) >= _MOSTLY:
+        if _is_ensembl(values):
             return values, f"var column '{column}'"
-    if not all(_NUMBER.fullmatch(name) for name in index):
+    if not all(map(_NUMBER.fullmatch, index)):
         return index, "var_names"
-    for column in _present(var, _SYMBOL_COLUMNS):
+    for column in filter(var.columns.__contains__, _SYMBOL_COLUMNS):
         values = _texts(var[column])
-        if not all(_NUMBER.fullmatch(name) for name in values):
+        if not all(map(_NUMBER.fullmatch, values)):
             return values, f"var column '{column}'"
     columns = ", ".join(map(str, var.columns)) or "none"
     message = (
@@ -227,40 +231,14 @@ def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], s
 
 
 def _choose_symbols(var: "pd.DataFrame", ids: list[str]) -> list[str]:
-    """Symbols from a var column, or from var_names where ids came from a column; else the ids."""
-    if _share_ensembl(ids) < _MOSTLY:
+    """Symbols from a var column, or from var_names if ids came from a column; else the ids."""
+    if not _is_ensembl(ids):
         return ids
-    candidates = [_texts(var[column]) for column in _present(var, _SYMBOL_COLUMNS)]
-    candidates.append(_texts(var.index))
-    for values in candidates:
-        if _share_ensembl(values) < _MOSTLY and not all(map(_NUMBER.fullmatch, values)):
+    candidates = [_texts(var[name]) for name in _SYMBOL_COLUMNS if name in var.columns]
+    for values in [*candidates, _texts(var.index)]:
+        if not _is_ensembl(values) and not all(map(_NUMBER.fullmatch, values)):
             return [value or gene_id for value, gene_id in zip(values, ids, strict=True)]
     return ids
-
-
-def _refuse_missing(names: list[str], source: str, where: str) -> None:
-    if "" in names:
-        message = (
-            f"{where}: {names.count('')} of {len(names)} genes have no name in {source} (the first "
-            f"is gene {names.index('')}); fill it or set data.gene_ids to another column"
-        )
-        raise DataError(message)
-
-
-def _refuse_duplicates(ids: list[str], source: str, where: str) -> None:
-    if len(set(ids)) == len(ids):
-        return
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
-    shown = ", ".join(repeated[:3]) + (", ..." if len(repeated) > 3 else "")
-    message = (
-        f"{where}: {len(repeated)} gene ids in {source} occur more than once ({shown}); sum or drop "
-        f"the duplicates, or set data.gene_ids to a column of unique ids"
-    )
-    raise DataError(message)
-
-
-def _present(var: "pd.DataFrame", wanted: tuple[str, ...]) -> list[str]:
-    return [column for column in wanted if column in var.columns]
 
 
 def _texts(values: "pd.Index[str] | pd.Series[str]") -> list[str]:
@@ -269,9 +247,76 @@ def _texts(values: "pd.Index[str] | pd.Series[str]") -> list[str]:
     return ["" if gone else str(value).strip() for value, gone in zip(values, missing, strict=True)]
 
 
-def _share_ensembl(names: Sequence[str]) -> float:
-    return sum(_ENSEMBL.fullmatch(name) is not None for name in names) / max(len(names), 1)
+def _is_ensembl(names: Sequence[str]) -> bool:
+    found = sum(_ENSEMBL.fullmatch(name) is not None for name in names)
+    return found >= _MOSTLY * max(len(names), 1)
 
 
-def _or_list(names: list[str]) -> str:
-    return f"did you mean {', '.join(repr(name) for name in names[:5])}? Or " if names else ""
+def describe_ids(ids: Sequence[str]) -> str:
+    """Describe in a few words what a file's gene ids look like, for messages about joining."""
+    return _describe_ids(tuple(ids))
+
+
+@lru_cache(maxsize=8)
+def _describe_ids(ids: tuple[str, ...]) -> str:
+    if _is_ensembl(ids):
+        kind = "Ensembl ids"
+    elif all(map(_NUMBER.fullmatch, ids)):
+        kind = "numbers"
+    else:
+        kind = "symbols or other names"
+    return f"{kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+
+
+@dataclass(frozen=True)
+class GeneJoin:
+    """The genes of a store and where each file's columns go."""
+
+    #: In the order of the first file; with "union", then the genes each later file adds.
+    panel: GenePanel
+    #: For each file (genes of the file,): column in `panel`, -1 where the gene is left out.
+    columns: list[NDArray[np.int32]]
+
+
+def join_genes(
+    tables: Sequence[GeneTable], names: Sequence[str], how: Literal["intersection", "union"]
+) -> GeneJoin:
+    """Join the genes of files by id.
+
+    Raises
+    ------
+    DataError
+        The files share no gene; the message shows what the ids of each look like.
+    """
+    # Shards of one dataset come with one and the same table.
+    different = list({id(table): table for table in tables}.values())
+    shared = set(different[0].ids).intersection(*(table.ids for table in different[1:]))
+    # A union is checked too: files of two naming schemes would hold every gene twice.
+    if not (_all_overlap(different) if how == "union" else shared):
+        looks = {describe_ids(table.ids): name for table, name in zip(tables, names, strict=True)}
+        listed = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
+        message = (
+            f"the {len(tables)} files share no gene ({listed}); set data.gene_ids to a column of "
+            f"the same kind of ids in all of them"
+        )
+        raise DataError(message)
+    symbols: dict[str, str] = {}
+    for table in different:
+        for gene, symbol in zip(table.ids, table.symbols, strict=True):
+            if how == "union" or gene in shared:
+                known = symbols.setdefault(gene, symbol)
+                if known == gene:  # a later file may know the symbol
+                    symbols[gene] = symbol
+    panel = GenePanel(tuple(symbols), tuple(symbols.values()))
+    place = {gene: column for column, gene in enumerate(panel.ids)}
+    columns = {
+        id(table): np.array([place.get(gene, -1) for gene in table.ids], dtype=np.int32)
+        for table in different
+    }
+    return GeneJoin(panel, [columns[id(table)] for table in tables])
+
+
+def _all_overlap(tables: Sequence[GeneTable]) -> bool:
+    """Whether every file shares a gene with another."""
+    n_files = Counter(gene for table in tables for gene in table.ids)
+    return len(tables) == 1 or all(any(n_files[gene] > 1 for gene in table.ids) for table in tables)

@@ -117,7 +117,7 @@ def open_source(spec: str | Path) -> CellSource:
 def fingerprint(spec: str) -> str:
     """Tell a source from a changed one: a file's size and time of change, a built-in's version."""
     if spec.startswith(BUILTIN_PREFIX):
-        return "+".join(f"{name}-{_version(name)}" for name in ("transformerics", "scanpy"))
+        return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
     _refuse_unfit_path(Path(spec))
     stat = Path(spec).stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
@@ -445,7 +445,8 @@ def _key(matrix: str) -> str:
     return "raw/X" if matrix == "raw" else matrix
 
 
-def _version(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, or "unknown"."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from core.cells.builtin import load_builtin
-from core.cells.prepare import _piece_values, default_store_path, ensure_store, prepare_store
-from core.cells.random_order import BUCKETS
+from core.cells.prepare import ensure_store, prepare_store, store_path
+from core.cells.prepare.parts import BUCKETS
+from core.cells.prepare.pipeline import _piece_values
 from core.errors import ConfigurationError, DataError, ExitCode, MachineError
 
 from .examples import (
@@ -280,17 +281,17 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
 
 def test_the_default_path_follows_files_and_settings(tmp_path):
     path = write(make_adata(), tmp_path)
-    first = default_store_path(settings(path), "blood", root=tmp_path / "stores")
+    first = store_path(settings(path), "blood", root=tmp_path / "stores")
     assert first.parent == tmp_path / "stores"
     assert first.name.startswith("blood-")
-    assert first == default_store_path(settings(path, genes=3), "blood", root=tmp_path / "stores")
-    assert first.name != default_store_path(settings(path, hvg="none"), "blood").name
+    assert first == store_path(settings(path, genes=3), "blood", root=tmp_path / "stores")
+    assert first.name != store_path(settings(path, hvg="none"), "blood").name
     store = ensure_store(settings(path), "blood", root=tmp_path / "stores")
     assert store.path == first
     named = settings(path, store=str(tmp_path / "here"))
     assert ensure_store(named, "blood").path == tmp_path / "here"
     write(make_adata(61), tmp_path)
-    assert first.name != default_store_path(settings(path), "blood").name
+    assert first.name != store_path(settings(path), "blood").name
 
 
 @pytest.mark.parametrize("n_values", [1, 10**8, 2 * 10**9, 3 * 10**10, 133 * 10**9])
@@ -379,7 +380,7 @@ def test_an_interrupted_overwrite_keeps_the_old_store(tmp_path):
 def test_a_full_disk_is_told_before_writing(tmp_path, monkeypatch):
     path = write(make_adata(), tmp_path)
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("core.cells.prepare.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("core.cells.prepare.pipeline.shutil.disk_usage", lambda _: usage)
     refuse(tmp_path, settings(path), MachineError, "the disk has", "free some space")
 
 

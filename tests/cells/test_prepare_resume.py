@@ -20,10 +20,9 @@ import pytest
 import scanpy as sc
 from scipy import sparse
 
-from core.cells import prepare
 from core.cells.manifest import verify_store
-from core.cells.merge_stage import sums_of_training_cells
-from core.cells.prepare import prepare_store
+from core.cells.prepare import pipeline, prepare_store
+from core.cells.prepare.buckets import sums_of_training_cells
 from core.cells.store import Store
 from core.errors import DataError, MachineError
 
@@ -35,7 +34,7 @@ PART_VALUES = 1_000
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(prepare, "PART_VALUES", PART_VALUES)
+    monkeypatch.setattr(pipeline, "PART_VALUES", PART_VALUES)
 
 
 def write_shards(folder, n_files=3, n_cells=120):
@@ -92,7 +91,7 @@ def test_genes_are_ranked_over_the_training_cells_of_all_pieces(tmp_path, monkey
         assert len(notes) > 4
         return merged[0]
 
-    monkeypatch.setattr(prepare, "sums_of_training_cells", keep)
+    monkeypatch.setattr(pipeline, "sums_of_training_cells", keep)
     store = prepare_store(settings(files), tmp_path / "store")
     counts = np.concatenate([anndata.read_h5ad(file).X.toarray() for file in files])
     cell = store.origins[:, 0] * 120 + store.origins[:, 1]
@@ -119,7 +118,7 @@ def test_pieces_and_processes_change_no_byte(tmp_path, monkeypatch, log):
     files = [write(shard, tmp_path, f"{number}.h5ad") for number, shard in enumerate(shards)]
     prepare_store(settings(files), tmp_path / "alone", workers=1)
     prepare_store(settings(files), tmp_path / "together", workers=2)
-    monkeypatch.setattr(prepare, "PART_VALUES", 10**6)
+    monkeypatch.setattr(pipeline, "PART_VALUES", 10**6)
     prepare_store(settings(files), tmp_path / "whole")
     assert digest(tmp_path / "alone") == digest(tmp_path / "together") == digest(tmp_path / "whole")
 
@@ -151,7 +150,7 @@ def test_a_stopped_preparation_goes_on_and_ends_in_the_same_store(tmp_path, stag
             seen.update({path.name: path.stat().st_mtime_ns for path in folder.glob("*.part")})
 
     prepare_store(data, tmp_path / "store", on_progress=listen)
-    assert any("pieces are there already" in event.message for event in events)
+    assert any("pieces exist already" in event.message for event in events)
     assert {name: seen[name] for name in parts} == parts  # none was written again
     assert digest(tmp_path / "store") == digest(tmp_path / "whole")
     assert not (tmp_path / "store.preparing").exists()
@@ -283,11 +282,11 @@ def test_counts_above_65535_survive_the_pieces(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from core.cells import prepare
+from core.cells.prepare import pipeline
 from core.presets.schema import DataSettings
-prepare.PART_VALUES = {part_values}
+pipeline.PART_VALUES = {part_values}
 data = DataSettings.model_validate({{"files": sys.argv[2:]}})
-prepare.prepare_store(
+pipeline.prepare_store(
     data, Path(sys.argv[1]), workers=2, on_progress=lambda event: print(event.stage, flush=True)
 )
 """

@@ -8,8 +8,7 @@ import numpy as np
 
 from core.cells.checks.report import CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
-from core.cells.gene_join import GeneJoin, join_genes
-from core.cells.genes import GenePanel, describe_ids
+from core.cells.genes import GeneJoin, GenePanel, describe_ids, join_genes
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage, some_of

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from core.cells.checks.report import CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
+from core.cells.hvg_ranking import resolve_method
 from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.normalisation import TARGET_SUM
-from core.cells.variable_genes import resolve_method
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, some_of

@@ -20,8 +20,7 @@ from core.cells.checks.phenotype_rows import check_phenotypes
 from core.cells.checks.report import CheckReport, CheckRow, fault_row
 from core.cells.checks.summary import FileSummary
 from core.cells.checks.survey import Depth, survey_files
-from core.cells.gene_join import GeneJoin
-from core.cells.genes import GenePanel
+from core.cells.genes import GeneJoin, GenePanel
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ignore_progress

@@ -20,7 +20,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         finally:
             close_source()
         totals = [_read_totals(tasks) for tasks in tasks_of_inputs]
-        scales, scale_notices = [1.0] * len(inputs), []
-        if value_kind == "log1p":
-            scales, scale_notices = _log_scales(inputs, totals)
+        scales, scale_notices = _log_scales(inputs, totals, value_kind)
         report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
         del totals
         _write_labels(job.folder, labels)
@@ -264,7 +262,7 @@ def _plan_parts(
 
 
 def _piece_values(n_values: int) -> int:
-    """Stored values of a part and of a bucket, in a store of `n_values`.
+    """Return the stored values of a part and of a bucket, in a store of `n_values`.
 
     Every bucket reads from every part: a few large ones would need memory, many small ones many short
     reads. As the store grows, first their number grows, then their size to four times, then their
@@ -329,22 +327,23 @@ def _read_totals(tasks: Sequence[ShardTask]) -> NDArray[np.float64]:
 
 
 def _log_scales(
-    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]]
+    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]], value_kind: str
 ) -> tuple[list[float], list[str]]:
     """Factor for each source that brings log values to counts per 10,000, and notices."""
-    scales: list[float] = []
+    scales = [1.0] * len(inputs)
     notices: list[str] = []
-    for one, of_cells in zip(inputs, totals, strict=True):
+    if value_kind == "counts":
+        return scales, notices
+    for number, (one, of_cells) in enumerate(zip(inputs, totals, strict=True)):
         where = f"{one.name} ({one.choice.matrix})"
         total = constant_sum(of_cells)
-        scales.append(1.0)
         if total is None:
             notices.append(
                 f"{where}: log values whose cells do not add up to one total (genes were removed "
                 f"after normalisation); they are taken as log1p of counts per 10,000"
             )
         elif abs(total / TARGET_SUM - 1) > 0.01:
-            scales[-1] = TARGET_SUM / total
+            scales[number] = TARGET_SUM / total
             notices.append(
                 f"{where}: log values normalised to {total:,.6g} per cell, rescaled to "
                 f"{TARGET_SUM:,.0f}"
@@ -399,13 +398,13 @@ def _write_store(
         sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
     )
-    digest = hashlib.sha256(json.dumps(asdict(plan)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
     notes = job.folder.of_store / f"buckets-{digest}"
     if not notes.exists():
         _make_arrays(job.folder.store, labels, n_cells, n_values, n_genes, value_kind)
         notes.mkdir()
     plan_path = job.folder.of_store / f"plan-{digest}.json"
-    plan.write(plan_path)
+    plan_path.write_text(plan.to_json(), encoding="utf-8")
     step = BUCKETS // n_buckets
     buckets = [
         BucketTask(

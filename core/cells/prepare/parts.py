@@ -64,7 +64,15 @@ class ShardTask:
     def path(self) -> Path:
         """The part's file, named by everything that its bytes depend on."""
         matrix, state = self.choice.matrix, str(self.choice.state)
-        record = [_PART_VERSION, self.source, self.fingerprint, matrix, state, self.start, self.stop]
+        record = [
+            _PART_VERSION,
+            self.source,
+            self.fingerprint,
+            matrix,
+            state,
+            self.start,
+            self.stop,
+        ]
         record += [self.columns.stem, self.n_genes, self.seed]
         digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.part"

@@ -1,14 +1,13 @@
-"""Genes from most to least variable, as scanpy ranks them, over training cells of any number.
+"""HVG ranking: genes from most to least variable, as scanpy ranks them, over any number of cells.
 
 Only sums over cells enter (`gene_moments`), so the cells are read in chunks and by any number of
-processes: `rank_in_passes` says which sums it needs, its caller reads the cells. seurat_v3 takes
-two passes over the counts, seurat one over counts per 10,000. The order is scanpy's, of all cells,
-but for genes whose scores differ by rounding.
+processes: `rank_in_passes` requests sums, its caller reads the cells. seurat_v3 takes two passes over
+the counts, seurat one over counts per 10,000. The order is scanpy's, of all cells, but for genes whose
+scores differ by rounding.
 """
 
 import logging
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,23 +26,9 @@ from core.cells.gene_moments import (
 )
 from core.errors import DataError
 
-__all__ = [
-    "N_PASSES",
-    "CannotRankError",
-    "GeneRanking",
-    "clip_limits",
-    "rank_by_dispersion",
-    "rank_by_v3",
-    "rank_by_variance",
-    "rank_in_passes",
-    "resolve_method",
-]
-
 logger = logging.getLogger(__name__)
 
 Method = Literal["seurat_v3", "seurat", "none"]
-#: Passes over the cells that each method makes; falling back to the variance takes one more.
-N_PASSES: Mapping[Method, int] = {"seurat_v3": 2, "seurat": 1, "none": 0}
 
 #: skmisc's loess at scanpy's span of 0.3 kills the process below four genes and fails below 14.
 _FEWEST_FOR_LOESS = 10
@@ -54,37 +39,28 @@ _MEAN_BINS = 20
 
 
 class CannotRankError(ValueError):
-    """A method needs more cells, or more genes that differ; the message says what is missing."""
+    """A method needs more cells, or more genes that differ; the message names what is missing."""
 
 
 @dataclass(frozen=True)
 class GeneRanking:
-    """An order of genes.
+    """An order of genes."""
 
-    Attributes
-    ----------
-    order
-        (genes,), int32, columns from most to least variable; genes never seen come last.
-    method
-        How it was found: "seurat_v3", "seurat", "variance" (the fallback) or "none".
-    notices
-        Sentences the user should read.
-    """
-
+    #: (genes,), columns from most to least variable; genes never seen come last.
     order: NDArray[np.int32]
+    #: "seurat_v3", "seurat", "variance" (the fallback) or "none".
     method: str
+    #: Sentences the user should read.
     notices: list[str]
 
 
 def resolve_method(wanted: str, value_kind: str) -> Method:
-    """Settle "auto", and refuse seurat_v3 where there are no counts.
+    """Settle ``data.hvg`` = "auto" for a kind of values ("counts" or "log1p").
 
-    Parameters
-    ----------
-    wanted
-        ``data.hvg``.
-    value_kind
-        "counts" or "log1p".
+    Raises
+    ------
+    DataError
+        seurat_v3 is wanted, but there are no counts.
     """
     if wanted == "seurat_v3" and value_kind != "counts":
         message = (
@@ -101,20 +77,11 @@ def resolve_method(wanted: str, value_kind: str) -> Method:
 def rank_in_passes(
     sum_over_cells: SumOverCells, *, wanted: str, value_kind: ValueKind, n_genes: int
 ) -> GeneRanking:
-    """Rank genes by their variability, whoever reads the cells.
+    """Rank genes by their variability; `sum_over_cells` reads the training cells.
 
-    Parameters
-    ----------
-    sum_over_cells
-        Runs one pass over the training cells: ``one_pass.sum_chunk(cells, value_kind, n_genes)``
-        for each chunk, in whatever process, merged by ``+`` in the order of the chunks. The result
-        is the same for the same chunks; that of counts does not even depend on them.
-    wanted
-        ``data.hvg``: "auto", "seurat_v3", "seurat" or "none" (the order of the columns).
-    value_kind
-        What the chunks hold.
-    n_genes
-        Number of columns.
+    It runs one pass, ``one_pass.sum_chunk(cells, value_kind, n_genes)`` for each chunk in any process,
+    merged by ``+`` in the order of the chunks. The result is the same for the same chunks; that of
+    counts is the same for any chunks. `wanted` is ``data.hvg``; "none" keeps the order of the columns.
 
     Raises
     ------
@@ -142,25 +109,19 @@ def rank_in_passes(
             f"{sums.n_cells} training cells x {n_genes} genes ({error})"
         )
     logger.warning("%s", notice)
-    return rank_by_variance(sum_over_cells(MomentsPass("log1p")), [notice])
+    sums = sum_over_cells(MomentsPass("log1p"))
+    return GeneRanking(_order(sums.variances, sums), "variance", [notice])
 
 
 def clip_limits(sums: GeneMoments) -> ClipLimits:
-    """Fit the standard deviation that a gene has at its mean (seurat_v3, first step).
+    """Fit the standard deviation that a gene has at its mean count (seurat_v3, first step).
 
-    Parameters
-    ----------
-    sums
-        Moments of counts.
+    As scanpy: loess of log10 variance on log10 mean over the genes that vary, span 0.3, degree 2.
 
     Raises
     ------
     CannotRankError
         Too few genes vary, or the local regression fails on them.
-
-    Notes
-    -----
-    As scanpy: loess of log10 variance on log10 mean over the genes that vary, span 0.3, degree 2.
     """
     from skmisc.loess import loess  # type: ignore[import-untyped]
 
@@ -174,7 +135,7 @@ def clip_limits(sums: GeneMoments) -> ClipLimits:
     )
     try:
         with warnings.catch_warnings():
-            # On few cells loess warns in ways that say nothing to the user of a preset.
+            # On few cells loess warns in ways that do not help the user of a preset.
             warnings.simplefilter("ignore")
             fit.fit()
     except ValueError as error:
@@ -187,13 +148,6 @@ def clip_limits(sums: GeneMoments) -> ClipLimits:
 
 def rank_by_v3(sums: GeneMoments, limits: ClipLimits, clipped: ClippedMoments) -> GeneRanking:
     """Rank genes by the variance of standardised, clipped counts, as Seurat v3 and scanpy do.
-
-    Parameters
-    ----------
-    sums, clipped
-        Moments of the counts, and of those above the limits, over the same cells.
-    limits
-        From `clip_limits`.
 
     Raises
     ------
@@ -210,12 +164,7 @@ def rank_by_v3(sums: GeneMoments, limits: ClipLimits, clipped: ClippedMoments) -
 
 
 def rank_by_dispersion(sums: GeneMoments) -> GeneRanking:
-    """Rank genes by dispersion within 20 bins of the mean, as scanpy's "seurat" does.
-
-    Parameters
-    ----------
-    sums
-        Moments of counts per 10,000.
+    """Rank genes by dispersion of counts per 10,000 in 20 bins of the mean, as scanpy's "seurat".
 
     Raises
     ------
@@ -230,18 +179,13 @@ def rank_by_dispersion(sums: GeneMoments) -> GeneRanking:
     table["bin"] = pd.cut(np.log1p(means), bins=_MEAN_BINS, labels=False)
     of_bin = table.groupby("bin")["dispersion"]
     centres, widths = of_bin.transform("mean").to_numpy(), of_bin.transform("std").to_numpy()
-    # scanpy: where a bin has one gene, that gene's normalised dispersion is 1.
+    # scanpy: the normalised dispersion of a gene alone in its bin is 1.
     alone = np.isnan(widths)
     widths = np.where(alone, centres, widths)
     centres = np.where(alone, 0.0, centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = (dispersions - centres) / widths
     return GeneRanking(_order(scores, sums), "seurat", [])
-
-
-def rank_by_variance(sums: GeneMoments, notices: list[str]) -> GeneRanking:
-    """Rank genes by the variance of the values summed; `notices` say why."""
-    return GeneRanking(_order(sums.variances, sums), "variance", notices)
 
 
 def _order(scores: NDArray[np.float64], sums: GeneMoments) -> NDArray[np.int32]:

@@ -9,9 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.cells import prepare
-from core.cells.prepare import prepare_store
-from core.cells.task_runners import default_workers, open_runner
+from core.cells.prepare import pipeline, prepare_store
+from core.cells.prepare.runners import default_workers, open_runner
 from core.errors import DataError, MachineError
 
 from .examples import settings
@@ -80,7 +79,7 @@ def cluster():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_dask_cluster_makes_the_same_store_byte_for_byte(tmp_path, monkeypatch, cluster):
-    monkeypatch.setattr(prepare, "PART_VALUES", 1_000)
+    monkeypatch.setattr(pipeline, "PART_VALUES", 1_000)
     data = settings(write_shards(tmp_path))
     prepare_store(data, tmp_path / "here")
     prepare_store(data, tmp_path / "there", dask=cluster.scheduler_address)
@@ -90,7 +89,7 @@ def test_a_dask_cluster_makes_the_same_store_byte_for_byte(tmp_path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_dask_workers_that_do_not_see_the_folder_are_told(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr("core.cells.task_runners._sees", lambda path: False)  # as if elsewhere
+    monkeypatch.setattr("core.cells.prepare.runners._sees", lambda path: False)  # as if elsewhere
     with (
         pytest.raises(MachineError, match="2 of 2 Dask workers do not see this folder"),
         open_runner(workers=1, dask=cluster.scheduler_address, shared=tmp_path),
@@ -103,7 +102,7 @@ def test_workers_end_with_their_parent_however_it_ends(tmp_path):
     code = """
 import os, signal, sys, time
 from pathlib import Path
-from core.cells.task_runners import open_runner
+from core.cells.prepare.runners import open_runner
 def note(path):
     Path(path, str(os.getpid())).touch()
     time.sleep(0.2)

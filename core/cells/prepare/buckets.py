@@ -61,16 +61,9 @@ class MergePlan:
     #: In the order of the sources.
     parts: tuple[PartRecord, ...]
 
-    def write(self, path: Path) -> None:
-        """Write the plan where tasks find it."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    @lru_cache(maxsize=1)
-    def read(cls, path: Path) -> "MergePlan":
-        """Read the plan of a task."""
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**record | {"parts": tuple(PartRecord(**part) for part in record["parts"])})
+    def to_json(self) -> str:
+        """Return the plan as the text of a file."""
+        return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def write_bucket(task: BucketTask) -> None:
     """
     if task.note.exists():
         return
-    plan = MergePlan.read(task.plan)
+    plan = _read_plan(task.plan)
     cells, genes, values = _gather(plan, task.number)
     of_cell = cells["first_cells"] + cells["rows"]
     labels = {
@@ -182,6 +175,12 @@ def _sum_training_cells(
     other_genes = in_order(rows_of(genes, starts), others)
     other_values = in_order(rows_of(values, starts), others)
     return sums - moments(other_genes, other_values, n_genes, len(others))
+
+
+@lru_cache(maxsize=1)
+def _read_plan(path: Path) -> MergePlan:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return MergePlan(**record | {"parts": tuple(PartRecord(**part) for part in record["parts"])})
 
 
 def _gather(
