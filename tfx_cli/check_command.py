@@ -17,7 +17,8 @@ from tfx_cli.progress import show_progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from core.cells.checks import CheckReport, CheckRow
+    from core.cells.checks.report import CheckReport, CheckRow
+    from core.cells.genes import GenePanel
 
 #: Rows of one check and level that the table shows; --json lists all.
 _MOST_ALIKE = 5
@@ -59,19 +60,28 @@ def check(
     """
     resolved = resolve_sources(sources, config, assign)
     # anndata, scanpy and pandas, 2 to 3 s: only after the preset has proved right.
-    from core.cells.checks import check_data, read_model_genes
+    from core.cells.checks.check import check_data
 
-    panel = None if model is None else read_model_genes(existing_run(model) or Path(model))
+    panel = None if model is None else _genes_of(model)
     with show_progress() as listener:
         report = check_data(
             resolved.preset.data,
-            depth="quick" if quick else "full",
+            scope="quick" if quick else "full",
             model_genes=panel,
             on_progress=listener,
         )
     print_result("check", report.to_dict(), as_json=as_json, text=lambda: _tables(report))
     if report.level == "fail" or (strict and report.level == "warn"):
         raise typer.Exit(ExitCode.DATA)
+
+
+def _genes_of(model: str) -> "GenePanel":
+    from core.model.folder_records import read_genes  # transformers and torch, 2 s
+    from core.runlog.schema import MODEL_FOLDER
+
+    folder = existing_run(model) or Path(model)
+    of_run = folder / MODEL_FOLDER
+    return read_genes(of_run if of_run.is_dir() else folder)
 
 
 def _tables(report: "CheckReport") -> Iterator["RenderableType"]:

@@ -64,8 +64,7 @@ def _steps_done(folder: Path) -> int:
 
 def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
     """Read the store if there is one, else the tables of the files."""
-    from core.cells.checks.preflight import preflight
-    from core.cells.checks.report import refuse_failures
+    from core.cells.checks.check import check_data
     from core.cells.prepare import find_store
     from core.training.run_size import outline_of_facts, outline_of_store
 
@@ -74,8 +73,8 @@ def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
     if store is not None:
         return outline_of_store(preset, store)
     with show_progress() as listener:
-        report = preflight(preset.data, on_progress=listener)
-    refuse_failures(report)
+        report = check_data(preset.data, scope="tables", on_progress=listener)
+    report.raise_failures()
     return outline_of_facts(preset, report.facts)
 
 

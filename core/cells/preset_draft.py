@@ -9,8 +9,8 @@ from contextlib import closing
 
 import pandas as pd
 
-from core.cells.checks import CheckReport, preflight
-from core.cells.checks.report import refuse_failures
+from core.cells.checks.check import check_data
+from core.cells.checks.report import CheckReport
 from core.cells.file_patterns import expand_files
 from core.cells.obs_columns import FoundColumn, ObsColumns, find_columns
 from core.cells.reading import open_source
@@ -53,7 +53,7 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
     while True:
         phenotypes = [one for one in columns.phenotypes if one.name not in refused]
         settings = _settings(files, phenotypes, columns, refused, split_by)
-        report = preflight(settings, on_progress=on_progress)
+        report = check_data(settings, scope="tables", on_progress=on_progress)
         faults = {
             row.subject or _phenotype_of(row.finding, phenotypes): row.finding
             for row in report.of_level("fail")
@@ -63,7 +63,7 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
         if not new:
             break
         refused |= new
-    refuse_failures(report)
+    report.raise_failures()
     return _facts(files, paths, columns, refused, report)
 
 

@@ -61,7 +61,7 @@ def outline_of_store(preset: Preset, store: Store) -> CellOutline:
 
 
 def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
-    """Outline cells that are not prepared, from the facts of `core.cells.checks.preflight.preflight`.
+    """Outline cells that are not prepared, from the facts of `core.cells.checks.check.check_data`.
 
     Raises
     ------

@@ -1,12 +1,12 @@
 """Running the checks on small cells and picking the rows of one check."""
 
-from core.cells.checks import check_data
+from core.cells.checks.check import check_data
 
 from .examples import settings, write
 
 
 def check(files, **others):
-    names = ("depth", "model_genes", "destination", "on_progress")
+    names = ("scope", "model_genes", "on_progress")
     options = {name: others.pop(name) for name in names if name in others}
     return check_data(settings(files, **others), **options)
 

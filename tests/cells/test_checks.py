@@ -1,20 +1,13 @@
-"""The checks together: reports, and what prepare and train ask first."""
+"""The checks together: reports, and what prepare and train check first."""
 
 import json
 
 import pandas as pd
 import pytest
 
-from core.cells.checks import (
-    FAMILIES,
-    CheckReport,
-    CheckRow,
-    check_data,
-    preflight,
-    read_model_genes,
-    refuse_failures,
-)
+from core.cells.checks.check import check_data
 from core.cells.checks.label_table import make_label_table
+from core.cells.checks.report import CheckReport, CheckRow
 from core.cells.checks.survey import survey_files
 from core.cells.prepare import prepare_store
 from core.errors import ConfigurationError, DataError
@@ -29,11 +22,11 @@ def test_the_worst_row_is_the_level_of_a_report():
     assert [CheckReport.of(rows[:n], {}).level for n in range(4)] == ["ok", "ok", "fail", "fail"]
 
 
-def test_rows_stand_in_the_order_of_families(tmp_path):
+def test_rows_are_in_the_order_of_families(tmp_path):
     report = check(write(make_adata(), tmp_path))
-    order = [FAMILIES.index(row.family) for row in report.rows]
+    order = [CheckReport.FAMILIES.index(row.family) for row in report.rows]
     assert order == sorted(order)
-    assert set(order) == set(range(len(FAMILIES)))
+    assert set(order) == set(range(len(CheckReport.FAMILIES)))
 
 
 def test_a_report_is_plain_data(tmp_path):
@@ -44,13 +37,13 @@ def test_a_report_is_plain_data(tmp_path):
     assert sum(document["facts"]["split"].values()) == 60
 
 
-def test_failures_are_refused_together_and_warnings_are_not():
+def test_failures_are_one_error_and_warnings_are_none():
     warning = CheckRow("warn", "cells", "empty cells", "some", "drop them")
-    refuse_failures(CheckReport.of([warning], {}))
+    CheckReport.of([warning], {}).raise_failures()
     failures = [CheckRow("fail", "genes", "x", f"fault {n}", "mend it") for n in range(25)]
-    with pytest.raises(DataError) as refusal:
-        refuse_failures(CheckReport.of([warning, *failures], {}))
-    lines = str(refusal.value).splitlines()
+    with pytest.raises(DataError) as raised:
+        CheckReport.of([warning, *failures], {}).raise_failures()
+    lines = str(raised.value).splitlines()
     assert lines[0] == "fault 0; mend it"
     assert lines[-1] == "and 5 more; 'tfx check' lists all"
     assert len(lines) == 21
@@ -66,29 +59,29 @@ def test_failures_are_refused_together_and_warnings_are_not():
         lambda adata: adata.obs.drop(columns="sex", inplace=True),
     ],
 )
-def test_preflight_refuses_in_the_words_of_prepare(tmp_path, spoil):
+def test_failures_have_the_words_of_prepare(tmp_path, spoil):
     adata = make_adata()
     spoilt = spoil(adata)
     file = write(adata if spoilt is None else spoilt, tmp_path)
     data = settings(file, phenotypes={"sex": "sex"})
     with pytest.raises(DataError) as expected:
         prepare_store(data, tmp_path / "store")
-    with pytest.raises(DataError) as refusal:
-        refuse_failures(preflight(data))
-    assert str(refusal.value) == str(expected.value)
+    with pytest.raises(DataError) as raised:
+        check_data(data, scope="tables").raise_failures()
+    assert str(raised.value) == str(expected.value)
 
 
-def test_preflight_reads_tables_only(tmp_path):
+def test_scope_tables_reads_no_values(tmp_path):
     adata = make_adata(n_cells=1_000)
     adata.X.data[-1] = 0.5  # what only prepare will find
-    report = preflight(settings(write(adata, tmp_path)))
+    report = check(write(adata, tmp_path), scope="tables")
     assert report.level != "fail"
     assert report.facts["files"][0]["cells_read"] == 0
     assert report.facts["estimate"]["n_values"] == adata.X.nnz
     assert not rows_of(report, "empty genes")
 
 
-def test_progress_is_told_by_file_and_by_cell(tmp_path):
+def test_progress_counts_files_and_cells(tmp_path):
     events = []
     files = [write(make_adata(seed=n), tmp_path, f"{n}.h5ad") for n in range(2)]
     check(files, on_progress=events.append)
@@ -121,22 +114,6 @@ def test_the_label_table_counts_as_pandas_does(tmp_path):
     crossed = table.cross(table.phenotypes["sex"], table.donors)
     assert (crossed == pd.crosstab(joined["sex"], joined["donor_id"]).to_numpy()).all()
     assert len(table.cells) == len(joined.assign(file=[0] * 60 + [1] * 50).drop_duplicates())
-
-
-def test_model_genes_are_read_from_a_model_folder_or_a_run(tmp_path):
-    folder = tmp_path / "run" / "model"
-    folder.mkdir(parents=True)
-    (folder / "genes.json").write_text('{"ids": ["A", "B"], "symbols": ["a", "b"]}')
-    for place in (folder, tmp_path / "run"):
-        assert read_model_genes(place).ids == ("A", "B")
-    (folder / "genes.json").write_text('{"ids": ["A", "A"], "symbols": ["a", "b"]}')
-    with pytest.raises(DataError, match="do not fit together"):
-        read_model_genes(folder)
-    (folder / "genes.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_model_genes(folder)
-    with pytest.raises(DataError, match="not a model folder"):
-        read_model_genes(tmp_path)
 
 
 def test_the_built_in_atlas_is_fit():

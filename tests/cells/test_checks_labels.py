@@ -35,19 +35,19 @@ def test_coverage_names_what_is_known_and_what_is_left_out(tmp_path):
     adata = with_obs(tissue="lung", disease=None)
     rows = rows_of(check_adata(adata, tmp_path), "coverage")
     assert {row.level for row in rows} == {"ok"}
-    told = findings(rows)
-    assert "known of every cell: sex (2 labels), cell_type (3 labels), age (3 labels)" in told
-    assert "one value only: tissue ('lung')" in told
-    assert "no such obs columns: disease ('disease')" in told
+    text = findings(rows)
+    assert "known for every cell: sex (2 labels), cell_type (3 labels), age (3 labels)" in text
+    assert "one value only: tissue ('lung')" in text
+    assert "no such obs columns: disease ('disease')" in text
 
 
 @pytest.mark.parametrize(("n_unknown", "level"), [(30, "ok"), (90, "warn")])
-def test_a_phenotype_of_few_known_cells_is_warned_of(tmp_path, n_unknown, level):
+def test_a_phenotype_known_for_few_cells_is_warned_of(tmp_path, n_unknown, level):
     tissue = np.array(["lung", "liver"] * 60, dtype=object)
     tissue[:n_unknown] = "unknown"
     (row,) = of_subject(check_adata(with_obs(tissue=tissue), tmp_path), "coverage", "tissue")
     assert row.level == level
-    assert f"known of {100 - 100 * n_unknown // 120} % of cells" in row.finding
+    assert f"known for {100 - 100 * n_unknown // 120} % of cells" in row.finding
 
 
 def test_a_column_of_another_name_is_suggested(tmp_path):
@@ -66,7 +66,7 @@ def test_a_column_that_one_file_lacks_is_warned_of(tmp_path):
     second = write(with_obs(sex=None, gender="f"), tmp_path, "second.h5ad")
     (row,) = of_subject(check([first, second]), "coverage", "sex")
     assert row.level == "warn"
-    assert f"known of 50 % of cells; no column 'sex' in {second}" in row.finding
+    assert f"known for 50 % of cells; no column 'sex' in {second}" in row.finding
     assert row.fix == f"rename 'gender' to 'sex' in {second}"
 
 
@@ -107,20 +107,20 @@ def test_a_users_own_phenotype_is_checked_like_the_others(tmp_path):
 def test_labels_that_name_single_cells_are_no_phenotype(tmp_path):
     adata = with_obs(tissue=[f"place {number}" for number in range(120)])
     (row,) = rows_of(check_adata(adata, tmp_path), "coverage", "warn")
-    assert "names single things" in row.finding
+    assert "identifies single cells" in row.finding
 
 
 def test_cells_without_any_phenotype_are_warned_of(tmp_path):
     names = ("sex", "tissue", "cell_type", "development_stage", "disease")
     adata = with_obs(**dict.fromkeys(names))
     (row,) = rows_of(check_adata(adata, tmp_path), "coverage", "warn")
-    assert "no phenotype is known" in row.finding
+    assert "no cell has a known phenotype" in row.finding
 
 
 # -- spelling, rare labels, combinations
 
 
-def test_two_spellings_in_two_files_are_told_with_their_file(tmp_path):
+def test_two_spellings_in_two_files_are_listed_with_their_file(tmp_path):
     first = write(with_obs(), tmp_path, "first.h5ad")
     second = with_obs()
     second.obs["cell_type"] = second.obs["cell_type"].str.replace("T cell", "T_cells")
@@ -166,7 +166,7 @@ def test_rare_combinations_are_warned_of_when_they_hold_many_cells(tmp_path):
     assert "male + B cell (10)" in row.finding
 
 
-def test_a_label_of_held_out_cells_alone_is_told(tmp_path):
+def test_a_label_of_held_out_cells_alone_is_warned_of(tmp_path):
     train = write(with_obs(), tmp_path, "train.h5ad")
     held_out = with_obs()
     held_out.obs["tissue"] = "kidney"
@@ -181,7 +181,7 @@ def test_a_label_of_held_out_cells_alone_is_told(tmp_path):
 # -- donors
 
 
-def test_cells_without_donors_are_warned_of_unless_meant(tmp_path):
+def test_cells_without_donors_are_warned_of_unless_intended(tmp_path):
     adata = with_obs(donor_id=None)
     row = only_row(check_adata(adata, tmp_path), "split")
     assert (row.level, "no obs column 'donor_id'" in row.finding) == ("warn", True)
@@ -253,7 +253,7 @@ def test_a_phenotype_that_one_file_carries_is_confounded_with_it(tmp_path):
     assert not of_subject(check([lung, liver, both]), "confounding", "tissue")
 
 
-def test_a_phenotype_that_the_assay_tells_is_confounded_with_it(tmp_path):
+def test_a_phenotype_that_the_assay_determines_is_confounded_with_it(tmp_path):
     adata = with_obs(assay=["10x 3' v2", "Smart-seq2"] * 60)
     adata.obs["tissue"] = np.where(adata.obs["assay"] == "Smart-seq2", "lung", "liver")
     adata.obs["donor_id"] = [f"D{number // 10}" for number in range(120)]

@@ -1,4 +1,4 @@
-"""Checks of files, matrices, genes and the depth of cells."""
+"""Checks of files, matrices, genes, cells and cost."""
 
 import shutil
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from core.cells.checks.cell_rows import few_genes, looks_like_doublet
+from core.cells.checks.value_rows import few_genes, looks_like_doublet
 from core.cells.genes import GenePanel
 from core.cells.prepare import prepare_store
 
@@ -166,11 +166,11 @@ def test_counts_above_two_bytes_are_noted(tmp_path):
 def test_quick_looks_at_the_start_the_middle_and_the_end(tmp_path):
     adata = make_adata(n_cells=9_000, n_genes=10)
     file = write(adata, tmp_path)
-    report = check(file, depth="quick")
+    report = check(file, scope="quick")
     assert report.facts["files"][0]["cells_read"] == 3 * 2_048
-    assert "6,144 of 9,000 cells" in only_row(report, "every value").finding
+    assert "6,144 of 9,000 cells were read" in only_row(report, "every value").finding
     adata.X[8_999, 0] = 0.5
-    assert check(write(adata, tmp_path), depth="quick").level == "fail"
+    assert check(write(adata, tmp_path), scope="quick").level == "fail"
 
 
 # -- genes
@@ -190,7 +190,7 @@ def test_duplicated_genes_fail_as_prepare_refuses_them(tmp_path):
     assert "occur more than once (ENSG00000000000)" in row.finding
 
 
-def test_versions_of_ensembl_ids_are_dropped_and_told(tmp_path):
+def test_dropped_versions_of_ensembl_ids_are_reported(tmp_path):
     versioned = renamed(make_adata(), [f"{gene}.{n}" for n, gene in enumerate(ensembl(40))])
     assert "versions dropped" in only_row(check_adata(versioned, tmp_path), "gene ids").finding
     plain = only_row(check_adata(make_adata(), tmp_path), "gene ids").finding
@@ -223,7 +223,7 @@ def test_genes_in_another_order_are_joined_by_id(tmp_path):
     assert second in row.finding
 
 
-def test_genes_without_counts_are_told_and_warned_of_where_they_fill_the_panel(tmp_path):
+def test_genes_without_counts_are_warned_of_where_they_fill_the_panel(tmp_path):
     assert (
         "each of 40 genes" in only_row(check_adata(make_adata(), tmp_path), "empty genes").finding
     )
@@ -253,7 +253,7 @@ def test_an_included_gene_must_exist(tmp_path):
 @pytest.mark.parametrize(
     ("n_shared", "level"), [(40, "ok"), (36, "ok"), (30, "warn"), (20, "warn"), (19, "fail")]
 )
-def test_the_share_of_a_models_genes_decides(tmp_path, n_shared, level):
+def test_the_fraction_of_a_models_genes_decides(tmp_path, n_shared, level):
     genes = tuple(ensembl(40, first=40 - n_shared))
     row = only_row(
         check_adata(make_adata(), tmp_path, model_genes=GenePanel(genes, genes)), "model genes"
@@ -284,15 +284,15 @@ def test_empty_cells_are_counted(tmp_path):
     assert "3 of 60 cells (5.0 %)" in row.finding
 
 
-def test_cells_of_few_genes_lie_below_a_fifth_of_the_median_or_200():
+def test_cells_of_few_genes_are_below_a_fifth_of_the_median_or_200():
     genes = np.array([0, 10, 100, 100, 100, 100, 19, 20], dtype=np.int32)
-    thin, floor = few_genes(genes)
-    assert floor == 20
-    assert np.flatnonzero(thin).tolist() == [1, 6]
+    poor, limit = few_genes(genes)
+    assert limit == 20
+    assert np.flatnonzero(poor).tolist() == [1, 6]
     assert few_genes(np.full(10, 5_000, dtype=np.int32))[1] == 200
 
 
-def test_thin_cells_are_warned_of_when_they_are_many(tmp_path):
+def test_cells_of_few_genes_are_warned_of_when_they_are_many(tmp_path):
     counts = np.ones((100, 60), dtype=np.float32)
     adata = make_adata(n_cells=100, n_genes=60)
     for n_thin, level in ((4, "ok"), (10, "warn")):
@@ -302,16 +302,16 @@ def test_thin_cells_are_warned_of_when_they_are_many(tmp_path):
         assert only_row(check_adata(adata, tmp_path), "few genes").level == level
 
 
-def test_doublets_stand_out_from_their_donor_in_counts_and_genes():
+def test_doublets_have_more_counts_and_genes_than_their_donor():
     rng = np.random.default_rng(0)
     totals = rng.lognormal(7, 0.1, 400).astype(np.float32)
     genes = (totals**0.8).astype(np.int32)
     donors = np.repeat([0, 1], 200)
-    totals[donors == 1] *= 4  # a deeper donor is no doublet
+    totals[donors == 1] *= 4  # a donor of larger libraries is not a doublet
     genes[donors == 1] *= 3
     totals[:10] *= 3
     genes[:10] *= 3
-    totals[20:30] *= 3  # deep, yet of few genes
+    totals[20:30] *= 3  # many counts, yet few genes
     found = looks_like_doublet(totals, genes, donors)
     assert np.flatnonzero(found).tolist() == list(range(10))
     assert not looks_like_doublet(
@@ -328,7 +328,7 @@ def test_small_groups_are_compared_with_the_whole_file():
     assert np.flatnonzero(looks_like_doublet(totals, genes, donors)).tolist() == list(range(10))
 
 
-def test_doublet_like_depth_is_warned_of_when_it_is_common(tmp_path):
+def test_doublet_like_cells_are_warned_of_when_they_are_many(tmp_path):
     rng = np.random.default_rng(0)
     counts = rng.poisson(3, size=(200, 400)) * (rng.random((200, 400)) < 0.2)
     adata = make_adata(n_cells=200, n_genes=400, n_donors=4)
@@ -336,9 +336,9 @@ def test_doublet_like_depth_is_warned_of_when_it_is_common(tmp_path):
         deep = counts.copy()
         deep[:n_deep] += rng.poisson(4, size=(n_deep, 400))
         adata.X = sparse.csr_matrix(deep.astype(np.float32))
-        assert only_row(check_adata(adata, tmp_path), "doublet-like depth").level == level
-    logs = only_row(check_adata(logged_adata(), tmp_path), "doublet-like depth")
-    assert "not judged" in logs.finding
+        assert only_row(check_adata(adata, tmp_path), "doublet-like cells").level == level
+    logs = only_row(check_adata(logged_adata(), tmp_path), "doublet-like cells")
+    assert "not checked" in logs.finding
 
 
 # -- cost
@@ -366,8 +366,8 @@ def test_the_estimate_is_near_the_size_of_the_store(tmp_path):
 
 def test_a_full_disk_fails(tmp_path, monkeypatch):
     file = write(make_adata(), tmp_path)
-    assert only_row(check(file, destination=tmp_path / "a" / "b"), "disk").level == "ok"
+    assert only_row(check(file, store=str(tmp_path / "a" / "b")), "disk").level == "ok"
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1_000))
-    row = only_row(check(file, destination=tmp_path / "a" / "b"), "disk")
+    row = only_row(check(file, store=str(tmp_path / "a" / "b")), "disk")
     assert row.level == "fail"
-    assert "1.0 kB free" in row.finding
+    assert "1 kB free" in row.finding

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.cells.checks import check_data
+from core.cells.checks.check import check_data
 from core.cells.preset_draft import look_at_files
 from core.cells.reading import open_source
 from core.errors import DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.cells.checks.preflight import preflight
+from core.cells.checks.check import check_data
 from core.errors import ConfigurationError, MachineError
 from core.model.batch_tensors import BatchTensors
 from core.model.losses import masked_loss
@@ -114,7 +114,7 @@ def test_what_is_done_is_not_forecast_again(tiny_store, tmp_path):
 
 def test_the_tables_of_the_files_tell_what_the_store_does(tiny_store, tmp_path):
     preset = tiny_preset().preset
-    guessed = outline_of_facts(preset, preflight(preset.data).facts)
+    guessed = outline_of_facts(preset, check_data(preset.data, scope="tables").facts)
     known = outline_of_store(preset, tiny_store)
     assert (guessed.n_training, guessed.n_validation) == (known.n_training, known.n_validation)
     assert guessed.n_genes == known.n_genes

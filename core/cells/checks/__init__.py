@@ -1,29 +1,5 @@
-"""Checks of cells before compute is spent: `tfx check`, and what prepare and train ask first."""
+"""Checks of cells before compute is spent: `tfx check`, and what prepare and train check first.
 
-from core.cells.checks.model_genes import read_model_genes
-from core.cells.checks.preflight import check_data, preflight, preflight_with_files
-from core.cells.checks.report import (
-    FAMILIES,
-    CheckReport,
-    CheckRow,
-    Family,
-    Level,
-    fault_row,
-    refuse_failures,
-)
-from core.cells.checks.survey import Depth
-
-__all__ = [
-    "FAMILIES",
-    "CheckReport",
-    "CheckRow",
-    "Depth",
-    "Family",
-    "Level",
-    "check_data",
-    "fault_row",
-    "preflight",
-    "preflight_with_files",
-    "read_model_genes",
-    "refuse_failures",
-]
+`survey` reads the files; `check` puts together the families of checks, which are functions from
+what was read to rows: `value_rows`, `gene_rows`, `phenotype_rows`, `donor_rows`, `cost_rows`.
+"""

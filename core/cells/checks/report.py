@@ -1,25 +1,22 @@
-"""What a check found: rows of ok, warn or fail, and the facts behind them."""
+"""Rows about cells, and the report they make."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from core.errors import DataError, TfxError
 from core.findings import Finding, FindingsReport, Level
 
-__all__ = ["FAMILIES", "CheckReport", "CheckRow", "Family", "Level", "fault_row", "refuse_failures"]
+if TYPE_CHECKING:
+    from core.cells.checks.survey import FileSummary
 
 Family = Literal["files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"]
-#: In the order of a report.
-FAMILIES: tuple[Family, ...] = (
-    "files", "matrix", "genes", "cells", "phenotypes", "donors", "cost",
-)  # fmt: skip
-#: Failures that one error message spells out.
-_MOST_TOLD = 20
+#: Failures that one error message lists.
+_MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
 class CheckRow(Finding):
-    """One finding about cells, as listed in docs/check.md; "fail": prepare or train refuse."""
+    """One finding about cells, as listed in docs/check.md; "fail": prepare and train stop."""
 
     #: The file or phenotype; "" for all.
     subject: str = ""
@@ -30,37 +27,62 @@ class CheckRow(Finding):
         return f"{self.finding}; {self.fix}" if self.fix else self.finding
 
 
+class Rows(list[CheckRow]):
+    """The rows of one family of checks, as they are found."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self._family = family
+
+    def ok(self, check: str, finding: str, *, subject: str = "") -> None:
+        """Add a row about what is as it should be."""
+        self.append(CheckRow("ok", self._family, check, finding, "", subject))
+
+    def warn(self, check: str, finding: str, fix: str, subject: str = "") -> None:
+        """Add a row about what may make results worse."""
+        self.append(CheckRow("warn", self._family, check, finding, fix, subject))
+
+    def fail(self, check: str, finding: str, fix: str, subject: str = "") -> None:
+        """Add a row about what stops prepare and train."""
+        self.append(CheckRow("fail", self._family, check, finding, fix, subject))
+
+    def has(self, check: str, level: Level) -> bool:
+        """Whether a check has found something of this level."""
+        return any((row.check, row.level) == (check, level) for row in self)
+
+
+@dataclass(frozen=True)
 class CheckReport(FindingsReport[CheckRow]):
     """All findings about the cells of a preset; facts are files, cells, genes, splits, estimates."""
 
-    FAMILIES: ClassVar[tuple[str, ...]] = FAMILIES
+    #: What was read of each file.
+    files: tuple["FileSummary", ...] = ()
+
+    FAMILIES: ClassVar[tuple[Family, ...]] = (
+        *("files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"),
+    )
 
     def without(self, family: Family) -> "CheckReport":
-        """Leave a family of checks out."""
-        return CheckReport(tuple(row for row in self.rows if row.family != family), self.facts)
+        """Leave out a family of checks."""
+        return replace(self, rows=tuple(row for row in self.rows if row.family != family))
+
+    def raise_failures(self) -> None:
+        """Stop if a check failed.
+
+        Raises
+        ------
+        DataError
+            A row is "fail"; the message lists all of them, one per line.
+        """
+        failures = self.of_level("fail")
+        lines = [row.sentence for row in failures[:_MOST_LISTED]]
+        if len(failures) > _MOST_LISTED:
+            lines.append(f"and {len(failures) - _MOST_LISTED} more; 'tfx check' lists all")
+        if lines:
+            raise DataError("\n".join(lines))
 
 
-def fault_row(family: Family, check: str, error: TfxError | str, *, subject: str = "") -> CheckRow:
-    """Make a row of what `tfx prepare` refuses, in its words.
-
-    Its messages end with what to do, behind the last semicolon.
-    """
+def fault_row(family: Family, check: str, error: TfxError, *, subject: str = "") -> CheckRow:
+    """Make a failure of an error of `tfx prepare`, whose message ends with "; " and the fix."""
     finding, _, fix = str(error).rpartition("; ")
     return CheckRow("fail", family, check, finding or fix, fix if finding else "", subject)
-
-
-def refuse_failures(report: CheckReport) -> None:
-    """Refuse cells that failed a check.
-
-    Raises
-    ------
-    DataError
-        A row is "fail"; the message lists all of them, one per line.
-    """
-    failures = report.of_level("fail")
-    if not failures:
-        return
-    lines = [row.sentence for row in failures[:_MOST_TOLD]]
-    if len(failures) > _MOST_TOLD:
-        lines.append(f"and {len(failures) - _MOST_TOLD} more; 'tfx check' lists all")
-    raise DataError("\n".join(lines))

@@ -1,9 +1,9 @@
 """Labels that are probably one label, written in two ways.
 
 Names of cells are short and alike on purpose ("CD4 T cell", "CD8 T cell"; "stage 1", "stage 2";
-"alpha cell", "beta cell"), so a mere edit distance would flag half of an ontology. Two rules are
-left: names that differ in nothing but form (case, blanks, underscores, hyphens, a plural), and a
-rare name one slip of the keyboard from a frequent one, within a word of five letters or more.
+"alpha cell", "beta cell"), so an edit distance alone would flag half of an ontology. Two rules
+remain: names that differ only in form (case, blanks, underscores, hyphens, a plural), and a rare
+name one typing error away from a frequent one, within a word of five letters or more.
 """
 
 import re
@@ -12,27 +12,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Variant", "find_variants", "is_one_slip"]
-
 _GAPS = re.compile(r"(?:[\s_]|(?<=\w)-(?=\w))+")
 #: "cells", not "mass", "virus" or "pelvis".
 _PLURAL = re.compile(r"\b([^\W\d_]{2,}[^\W\d_sui])s\b")
-#: A slip is looked for in words of at least so many letters ...
+#: Typing errors are searched in words of at least this many letters ...
 _SHORTEST = 5
-#: ... and of labels that have at most this share of the cells of the label they resemble.
+#: ... and in labels with at most this fraction of the cells of the label that they resemble.
 _RARE = 0.05
-#: More labels than this are names of things, not kinds: comparing all pairs takes seconds.
+#: More labels than this are identifiers, not groups: comparing all pairs takes seconds.
 _MOST_LABELS = 2_000
 #: One letter apart, and yet two things.
 _DIFFERENT = (
-    ("micro", "macro"), ("inferior", "interior"), ("ileum", "ilium"), ("ileal", "ilial"),
-    ("perineal", "peroneal"), ("mucous", "mucus"), ("colonic", "clonic"), ("adduct", "abduct"),
-)  # fmt: skip
+    *(("micro", "macro"), ("inferior", "interior"), ("ileum", "ilium"), ("ileal", "ilial")),
+    *(("perineal", "peroneal"), ("mucous", "mucus"), ("colonic", "clonic"), ("adduct", "abduct")),
+)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Two spellings; `kind` says whether form alone differs, or a slip."""
+    """Two spellings of one label, and whether they differ in form or by a typing error."""
 
     rare: str
     common: str
@@ -40,17 +38,7 @@ class Variant:
 
 
 def find_variants(counts: Mapping[str, int]) -> list[Variant]:
-    """Find labels that are probably one.
-
-    Parameters
-    ----------
-    counts
-        Label -> cells.
-
-    Returns
-    -------
-    Pairs, the rarer spelling first, in the order of the labels.
-    """
+    """Find pairs of labels (label -> cells) that are probably one, in the order of the labels."""
     variants: list[Variant] = []
     same: dict[str, list[str]] = defaultdict(list)
     for label in counts:
@@ -82,16 +70,16 @@ def _slips(counts: Mapping[str, int], labels: list[str]) -> list[Variant]:
 
 
 def _one_word_slips(first: list[str], second: list[str]) -> bool:
-    """Whether all words are equal but one, and that one by a slip."""
+    """Whether all words are equal except for one typing error in one of them."""
     different = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
     return len(different) == 1 and is_one_slip(*different[0])
 
 
 def is_one_slip(first: str, second: str) -> bool:
-    """Whether two words are one slip apart: a letter lost, added, changed, or two swapped.
+    """Whether two words are one typing error apart: a letter lost, added or changed, or two swapped.
 
-    Words of digits or fewer than five letters, a changed first letter, a change of the last letter
-    of an index ("groupA", "groupB") and known pairs ("microglia", "macroglia") are no slips.
+    Digits, words of fewer than five letters, a changed first letter, a changed index letter
+    ("groupA", "groupB") and known pairs ("microglia", "macroglia") do not count.
     """
     a, b = first.casefold(), second.casefold()
     if a == b or not (a.isalpha() and b.isalpha()):
@@ -100,7 +88,7 @@ def is_one_slip(first: str, second: str) -> bool:
         return False
     if len(a) == len(b) and a[:-1] == b[:-1] and (first[-1].isupper() or second[-1].isupper()):
         return False
-    if any(_swaps(a, b, pair) or _swaps(b, a, pair) for pair in _DIFFERENT):
+    if any(_swaps(a, b, *pair) or _swaps(b, a, *pair) for pair in _DIFFERENT):
         return False
     start = next(i for i in range(len(a) + 1) if a[i : i + 1] != b[i : i + 1])
     if len(a) == len(b):
@@ -110,8 +98,8 @@ def is_one_slip(first: str, second: str) -> bool:
     return longer[start + 1 :] == shorter[start:]
 
 
-def _swaps(first: str, second: str, pair: tuple[str, str]) -> bool:
-    return pair[0] in first and first.replace(*pair) == second
+def _swaps(first: str, second: str, old: str, new: str) -> bool:
+    return old in first and first.replace(old, new) == second
 
 
 def _words(label: str) -> list[str]:
@@ -119,6 +107,6 @@ def _words(label: str) -> list[str]:
 
 
 def _form(label: str) -> str:
-    """Fold what does not change the meaning."""
+    """Remove differences that do not change the meaning."""
     spaced = _GAPS.sub(" ", label.strip()).casefold()
     return _PLURAL.sub(r"\1", spaced)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
-from core.cells.checks import preflight_with_files, refuse_failures
+from core.cells.checks.check import check_data
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_moments import GeneMoments
 from core.cells.genes import GeneJoin, join_genes
@@ -211,10 +211,11 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
 
 def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
     """Check tables and first cells; return the files, and warnings for the user."""
-    files, report = preflight_with_files(job.data, on_progress=job.on_progress)
+    report = check_data(job.data, scope="tables", on_progress=job.on_progress)
     # Space on the disk is checked below, where pieces of an earlier attempt count for it.
     report = report.without("cost")
-    refuse_failures(report)
+    report.raise_failures()
+    files = report.files
     warnings: list[str] = []
     if not all(one.name.startswith(BUILTIN_PREFIX) for one in files):
         warnings = [row.sentence for row in report.of_level("warn")]
