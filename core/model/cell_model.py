@@ -1,7 +1,9 @@
-"""The model of cells: parts whose logits are summed, in transformers' clothes.
+"""The model of cells: parts whose logits are summed, as a model of the transformers library.
 
-`TfxModel` takes a `BatchTensors` and answers its masked positions. Saving and loading weights is
-transformers' own (safetensors, ``AutoModel``); the self-contained folder around it is `folder`.
+`TfxModel` takes a `BatchTensors` and returns logits at its masked positions. Saving and loading weights
+is transformers' own (safetensors, ``AutoModel``); `folder` makes the self-contained folder around it.
+
+Shapes: M masked genes, K masked phenotypes, O outputs per gene, V values of all phenotypes.
 """
 
 import logging
@@ -17,63 +19,23 @@ from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
 from core.model.cell_objectives import ClsOutputs
-from core.model.configuration import TfxConfig
+from core.model.configuration import TfxConfig, check_parts
 from core.model.encoder import EncoderPart, initialise
 from core.model.log_linear import LogLinear
-
-__all__ = ["CellOutput", "TfxModel", "check_parts"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CellOutput:
-    """Logits at the masked positions.
+    """Logits at the masked positions."""
 
-    Attributes
-    ----------
-    gene_logits
-        (M, outputs per gene); joint head: (M, bins + all phenotype values).
-    phenotype_logits
-        (K, all phenotype values), -inf outside the slot's own values; joint head: with the bins in
-        front, nothing excluded.
-    cells
-        What the heads of [CLS] say; None but in training with such heads.
-    """
-
+    #: (M, O); joint head: (M, bins + V).
     gene_logits: Tensor
+    #: (K, V), -inf outside the slot's own values; joint head: (K, bins + V), nothing excluded.
     phenotype_logits: Tensor
+    #: Outputs of the heads of [CLS]; None but in training with such heads.
     cells: ClsOutputs | None = None
-
-
-def check_parts(
-    *, kind: str, head: str, layers: int, log_linear: bool, layout: str, states: int
-) -> None:
-    """Refuse parts of a model that exclude each other.
-
-    Raises
-    ------
-    ConfigurationError
-        The message says which, and what to change.
-    """
-    if head == "joint" and kind == "continuous":
-        message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
-        raise ConfigurationError(message)
-    if log_linear and (kind == "continuous" or head == "joint"):
-        message = (
-            "model.log_linear needs bins and a split head; set encoding.kind = 'binned' or "
-            "'binary' and model.head = 'split', or model.log_linear = false"
-        )
-        raise ConfigurationError(message)
-    if states and layout == "expressed":
-        message = (
-            "model.cell_states tells a cell's state by the whole panel, which encoding.layout = "
-            "'expressed' does not show; set it to 0, or the layout to 'ranked'"
-        )
-        raise ConfigurationError(message)
-    if layers == 0 and not log_linear:
-        message = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"
-        raise ConfigurationError(message)
 
 
 class TfxModel(PreTrainedModel):  # type: ignore[misc]
@@ -85,10 +47,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: TfxConfig) -> None:
         super().__init__(config)
-        check_parts(
-            kind=config.kind, head=config.head, layers=config.layers, log_linear=config.log_linear,
-            layout=config.layout, states=config.cell_states,
-        )  # fmt: skip
+        check_parts(config, kind=config.kind, layout=config.layout)
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.log_linear = LogLinear(config) if config.log_linear else None
         #: Leave the encoder out, while the log-linear part is trained first.
@@ -128,31 +87,24 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         return self._route
 
     def forward(self, batch: BatchTensors) -> CellOutput:
-        """Answer the masked positions of a batch."""
-        genes: list[Tensor] = []
-        phenotypes: list[Tensor] = []
-        states = None
+        """Predict the masked positions of a batch."""
+        parts, cls_outputs = [], None
         if self.encoder_part is not None and not (self.log_linear_only and self.log_linear):
             route = self.attention_route(ragged=self._ragged)
-            gene_logits, phenotype_logits, states = self.encoder_part(batch, route)
-            genes.append(gene_logits.float())
-            phenotypes.append(phenotype_logits.float())
+            genes, phenotypes, cls_outputs = self.encoder_part(batch, route)
+            parts.append((genes.float(), phenotypes.float()))
         if self.log_linear is not None:
-            gene_logits, phenotype_logits = self.log_linear(batch)
-            genes.append(gene_logits.float())
-            phenotypes.append(phenotype_logits.float())
-        return CellOutput(sum(genes[1:], genes[0]), self._own_values(phenotypes, batch), states)
+            genes, phenotypes = self.log_linear(batch)
+            parts.append((genes.float(), phenotypes.float()))
+        genes, phenotypes = parts[0] if len(parts) == 1 else map(torch.add, *parts)
+        if self.config.head != "joint":
+            foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
+            phenotypes = phenotypes.masked_fill(foreign, float("-inf"))
+        return CellOutput(genes, phenotypes, cls_outputs)
 
     @property
     def _ragged(self) -> bool:
-        return self.config.layout == "expressed"
-
-    def _own_values(self, parts: list[Tensor], batch: BatchTensors) -> Tensor:
-        logits = sum(parts[1:], parts[0])
-        if self.config.head == "joint":
-            return logits
-        foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
-        return logits.masked_fill(foreign, float("-inf"))
+        return bool(self.config.layout == "expressed")
 
     def phenotype_probabilities(self, logits: Tensor, slot: int) -> Tensor:
         """Return (K, values of the phenotype) probabilities from one slot's logits (K, ...)."""
@@ -165,12 +117,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     ) -> Tensor:
         """Return (cells, hidden size): the last hidden state at one place of each cell.
 
-        Parameters
-        ----------
-        batch
-            The cells.
-        position
-            "cls", the number of a phenotype's slot, or "mean": over all tokens of the cell.
+        ``position`` is "cls", the slot of a phenotype, or "mean": over all tokens of the cell.
 
         Raises
         ------

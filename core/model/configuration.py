@@ -1,106 +1,98 @@
-"""The configuration of a model: everything its shapes depend on, in transformers' form."""
+"""The configuration of a model: everything its shapes depend on, in transformers' form.
 
-from collections.abc import Sequence
-from typing import Any, Literal
+`ModelRecord` is the one list of its fields: the model section of a preset, and the facts that the data
+decide.
+"""
 
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 from transformers import PretrainedConfig
 
 from core.encoding.tokens import TokenSpace
+from core.errors import ConfigurationError
+from core.presets.schema import ModelSettings
 
-__all__ = ["TfxConfig"]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+#: Largest integer of a configuration: more would only exhaust the memory.
+_LARGEST = 10**8
+#: Fields that configurations of earlier releases may lack.
+_ADDED_LATER = {
+    "start_from", "cell_states", "cell_summary", "cls_reconstruction", "cls_contrast", "classified",
+    "given", "positive",
+}  # fmt: skip
+
+
+class ModelRecord(ModelSettings):
+    """The fields of ``config.json`` with their types and ranges; transformers' own keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model_type: Literal["tfx"] = "tfx"
+    #: In header order.
+    phenotype_names: list[Name] = Field(default_factory=list)
+    phenotype_values: list[list[Name]] = Field(default_factory=list)
+    #: Size of the panel.
+    n_genes: int = Field(1, ge=1)
+    #: Bins of a gene; binary and continuous 2: not expressed and expressed.
+    n_bins: int = Field(2, ge=2, le=256)
+    kind: Literal["binary", "binned", "continuous"] = "binned"
+    layout: Literal["ranked", "expressed"] = "ranked"
+    #: Tokens of the longest cell (transformers keeps ``max_length`` for text generation).
+    longest_sequence: int = Field(4, ge=1)
+    #: Whether the model has the heads of `core.model.cell_objectives`.
+    cls_reconstruction: bool = False
+    cls_contrast: bool = False
+    #: Of a classifier: the phenotype that it predicts at [CLS], those that it is shown, and the value
+    #: that it separates from the rest, if there is one.
+    classified: Name | None = None
+    given: list[Name] = Field(default_factory=list)
+    positive: Name | None = None
+
+    @field_validator("*")
+    @classmethod
+    def _no_absurd_size(cls, value: object) -> object:
+        if isinstance(value, int) and value > _LARGEST:
+            message = f"must be at most {_LARGEST:,}"
+            raise ValueError(message)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        problem = ""
+        if len(self.phenotype_names) != len(self.phenotype_values):
+            problem = "phenotype_names and phenotype_values differ in number"
+        elif len(set(self.phenotype_names)) != len(self.phenotype_names):
+            problem = "a phenotype occurs twice"
+        elif any(len(set(values)) != len(values) for values in self.phenotype_values):
+            problem = "a value of a phenotype occurs twice"
+        elif not all(self.phenotype_values):
+            problem = "a phenotype has no values"
+        elif {*self.given, *filter(None, [self.classified])} - set(self.phenotype_names):
+            problem = "a classifier's phenotype is none of the phenotypes"
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+_FIELDS = ModelRecord.model_fields.keys() - {"start_from", "model_type"}
+#: Fields that every ``config.json`` has.
+REQUIRED_FIELDS = ModelRecord.model_fields.keys() - _ADDED_LATER
 
 
 class TfxConfig(PretrainedConfig):  # type: ignore[misc]
-    """Shapes and options of a `TfxModel`; saved as ``config.json``.
-
-    Parameters
-    ----------
-    phenotype_names, phenotype_values
-        In header order.
-    n_genes, n_bins
-        Size of the panel; bins of a gene (binary 2; continuous 2: off and on).
-    kind, layout
-        Encoding of values and choice of genes.
-    longest_sequence
-        Tokens of the longest cell (transformers keeps ``max_length`` for text generation).
-    hidden_size, layers, heads, intermediate_size, dropout, attention_dropout, norm, activation
-        The encoder; BERT's own arrangement by default (post-norm, GELU).
-    attention
-        Wanted attention route, resolved when the model runs.
-    head
-        "split" or "joint".
-    log_linear, log_linear_rank, cell_states
-        Whether the classical answer is part of the model, the rank of its gene-gene term, and how
-        many latent states of cells it knows.
-    cell_summary
-        Whether [CLS] begins with a sum over the visible genes.
-    cls_reconstruction, cls_contrast
-        Whether the model has the heads by which [CLS] learns (`core.model.cell_objectives`).
-    classified, given, positive
-        Of a classifier: the phenotype that it tells from [CLS], those that it is shown, and the one
-        value that it tells from the rest, if there is one. None and empty for masked models.
-    """
+    """Shapes and options of a `TfxModel`, the fields of `ModelRecord`; saved as ``config.json``."""
 
     model_type = "tfx"
 
-    def __init__(
-        self,
-        phenotype_names: Sequence[str] = (),
-        phenotype_values: Sequence[Sequence[str]] = (),
-        n_genes: int = 1,
-        n_bins: int = 2,
-        kind: Literal["binary", "binned", "continuous"] = "binned",
-        layout: Literal["ranked", "expressed"] = "ranked",
-        longest_sequence: int = 4,
-        hidden_size: int = 256,
-        layers: int = 4,
-        heads: int = 4,
-        intermediate_size: int = 1024,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.0,
-        norm: str = "post",
-        activation: str = "gelu",
-        attention: str = "auto",
-        head: str = "split",
-        log_linear: bool = False,  # noqa: FBT001, FBT002 - transformers rebuilds it by keyword
-        log_linear_rank: int = 32,
-        cell_states: int = 0,
-        cell_summary: bool = False,  # noqa: FBT001, FBT002
-        cls_reconstruction: bool = False,  # noqa: FBT001, FBT002
-        cls_contrast: bool = False,  # noqa: FBT001, FBT002
-        classified: str | None = None,
-        given: Sequence[str] = (),
-        positive: str | None = None,
-        **kwargs: Any,  # noqa: ANN401 - whatever transformers keeps in config.json
-    ) -> None:
-        # Two lists, not a mapping: transformers sorts the keys of what it saves.
-        self.phenotype_names = list(phenotype_names)
-        self.phenotype_values = [list(values) for values in phenotype_values]
-        self.n_genes = n_genes
-        self.n_bins = n_bins
-        self.kind = kind
-        self.layout = layout
-        self.longest_sequence = longest_sequence
-        self.hidden_size = hidden_size
-        self.layers = layers
-        self.heads = heads
-        self.intermediate_size = intermediate_size
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
-        self.norm = norm
-        self.activation = activation
-        self.attention = attention
-        self.head = head
-        self.log_linear = log_linear
-        self.log_linear_rank = log_linear_rank
-        self.cell_states = cell_states
-        self.cell_summary = cell_summary
-        self.cls_reconstruction = cls_reconstruction
-        self.cls_contrast = cls_contrast
-        self.classified = classified
-        self.given = list(given)
-        self.positive = positive
-        super().__init__(**kwargs)
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - and what transformers keeps in config.json
+        own = {name: settings.pop(name) for name in _FIELDS & settings.keys()}
+        record = ModelRecord(**own)
+        # phenotype_names and phenotype_values are lists: transformers sorts the keys of mappings.
+        for name in _FIELDS:
+            setattr(self, name, getattr(record, name))
+        self.intermediate_size = record.intermediate_size or 4 * record.hidden_size
+        super().__init__(**settings)
 
     @property
     def phenotypes(self) -> dict[str, list[str]]:
@@ -109,29 +101,60 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
 
     @property
     def tokens(self) -> TokenSpace:
-        """The identities and values of the model."""
-        n_bins = 1 if self.kind == "continuous" else self.n_bins
+        """The token ids and values of the model."""
         return TokenSpace.build(
-            self.phenotypes, self.n_genes, n_bins,
-            layout=self.layout, classified=self.classified, given=self.given,
-        )  # fmt: skip
+            self.phenotypes,
+            self.n_genes,
+            1 if self.kind == "continuous" else self.n_bins,
+            layout=self.layout,
+            classified=self.classified,
+            given=self.given,
+        )
 
     @property
     def predicted(self) -> dict[str, int]:
-        """The phenotypes that the model can be asked for -> their slots: all, or a classifier's one."""
+        """The phenotypes that the model predicts -> their slots: all, or a classifier's one."""
         slots = {name: slot for slot, name in enumerate(self.phenotype_names)}
         return slots if self.classified is None else {self.classified: slots[self.classified]}
 
     @property
     def n_gene_outputs(self) -> int:
-        """Numbers the gene head gives per masked gene.
+        """Outputs of the gene head per masked gene.
 
-        Binary 1 (logit of "on"), binned one per bin, continuous 3 (logit of "on"; mean and log
-        standard deviation of the value where on).
+        Binary 1 (logit of "expressed"), binned one per bin, continuous 3 (logit of "expressed"; mean and
+        log standard deviation of the value where expressed).
         """
-        return {"binary": 1, "binned": self.n_bins, "continuous": 3}[self.kind]
+        return {"binary": 1, "binned": int(self.n_bins), "continuous": 3}[self.kind]
 
     @property
     def phenotype_sizes(self) -> list[int]:
         """Number of values of each phenotype, in header order."""
         return [len(values) for values in self.phenotype_values]
+
+
+def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) -> None:
+    """Check that no part of a model excludes another.
+
+    Raises
+    ------
+    ConfigurationError
+        The message says which one does, and what to change.
+    """
+    if settings.head == "joint" and kind == "continuous":
+        message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
+        raise ConfigurationError(message)
+    if settings.log_linear and (kind == "continuous" or settings.head == "joint"):
+        message = (
+            "model.log_linear needs bins and a split head; set encoding.kind = 'binned' or "
+            "'binary' and model.head = 'split', or model.log_linear = false"
+        )
+        raise ConfigurationError(message)
+    if settings.cell_states and layout == "expressed":
+        message = (
+            "model.cell_states derives a cell's state from the whole panel, which encoding.layout = "
+            "'expressed' does not show; set it to 0, or the layout to 'ranked'"
+        )
+        raise ConfigurationError(message)
+    if settings.layers == 0 and not settings.log_linear:
+        message = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"
+        raise ConfigurationError(message)

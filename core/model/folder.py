@@ -14,12 +14,14 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
@@ -32,19 +34,18 @@ from core.errors import DataError, MachineError
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig
-from core.model.folder_records import (
+from core.model.folder_checks import (
     FORMAT_VERSION,
+    check_arrays,
+    check_weights,
     read_config,
     read_genes,
     read_json,
     read_record,
 )
-from core.model.folder_shapes import check_arrays, check_weights
 from core.model.reference import Reference, current_reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 from core.renamed import current_tensors
-
-__all__ = ["FORMAT_VERSION", "CellModel", "put_back_model", "read_outline"]
 
 _CHECKED = (
     "model.safetensors", "config.json", "genes.json", "encoding.json", "encoding.safetensors",
@@ -54,33 +55,19 @@ _CHECKED = (
 
 @dataclass
 class CellModel:
-    """A network with everything needed to use it on cells.
-
-    Attributes
-    ----------
-    network
-        The weights.
-    panel
-        Genes, in the order of the network.
-    values, table
-        Bins, and what values look like within them.
-    reference
-        What the training cells were.
-    masking
-        How it was trained: a fixed-rate model makes a poor generator.
-    generate
-        Defaults of generation.
-    provenance
-        Facts for the card and for provenance: data, splits, step, figures, versions.
-    """
+    """A network with everything needed to use it on cells."""
 
     network: TfxModel
+    #: Genes, in the order of the network.
     panel: GenePanel
     values: ValueEncoder
     table: ValueTable
     reference: Reference
+    #: How it was trained: a fixed-rate model makes a poor generator.
     masking: MaskingSettings
+    #: Defaults of generation.
     generate: GenerateSettings
+    #: Facts for the card: data, splits, step, metrics, versions.
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,19 +79,13 @@ class CellModel:
     @property
     def batches(self) -> BatchEncoder:
         """An encoder of cells into this model's batches."""
-        return BatchEncoder(
-            self.config.tokens, self.values, max_length=self.config.longest_sequence
-        )
+        config = self.config
+        return BatchEncoder(config.tokens, self.values, max_length=config.longest_sequence)
 
     def save(self, folder: Path, *, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write the folder, replacing an older one only when the new one is complete.
 
-        Parameters
-        ----------
-        folder
-            Where to.
-        weights
-            Whole weights and buffers, where the network holds shards of them.
+        ``weights`` are whole weights and buffers, where the network holds shards of them.
 
         Raises
         ------
@@ -136,41 +117,21 @@ class CellModel:
         save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
         self.config.architectures = [type(self.network).__name__]
         self.config.save_pretrained(folder)
-        _write_json(
-            folder / "genes.json",
-            {"ids": list(self.panel.ids), "symbols": list(self.panel.symbols)},
-        )
-        _write_json(
-            folder / "encoding.json", {"kind": self.values.kind, "n_bins": self.values.n_bins}
-        )
-        save_file(
-            {
-                "edges": np.ascontiguousarray(self.values.edges),
-                "quantiles": np.ascontiguousarray(self.table.quantiles),
-                "means": np.ascontiguousarray(self.table.means),
-            },
-            folder / "encoding.safetensors",
-        )
-        reference = self.reference
-        save_file(
-            {
-                "combinations": np.ascontiguousarray(reference.combinations),
-                "counts": np.ascontiguousarray(reference.counts),
-                "means": np.ascontiguousarray(reference.means),
-                "detection": np.ascontiguousarray(reference.detection),
-                "bin_counts": np.ascontiguousarray(reference.bin_counts),
-                **{
-                    name: np.ascontiguousarray(quantiles)
-                    for name in ("genes_per_cell", "library_size")
-                    if (quantiles := getattr(reference, name)) is not None
-                },
-            },
-            folder / "reference.safetensors",
-        )
-        (folder / "README.md").write_text(
-            model_card(self.config, self.panel, reference, self.masking, self.provenance),
-            encoding="utf-8",
-        )
+        genes = {"ids": list(self.panel.ids), "symbols": list(self.panel.symbols)}
+        _write_json(folder / "genes.json", genes)
+        encoding = {"kind": self.values.kind, "n_bins": self.values.n_bins}
+        _write_json(folder / "encoding.json", encoding)
+        arrays = {
+            "edges": self.values.edges,
+            "quantiles": self.table.quantiles,
+            "means": self.table.means,
+        }
+        _save_arrays(arrays, folder / "encoding.safetensors")
+        names = [one.name for one in fields(Reference)]
+        arrays = {name: getattr(self.reference, name) for name in names}
+        _save_arrays(arrays, folder / "reference.safetensors")
+        card = model_card(self.config, self.panel, self.reference, self.masking, self.provenance)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         _write_json(
             folder / "tfx.json",
             {
@@ -203,24 +164,32 @@ class CellModel:
                 raise DataError(message)
         config = read_config(folder)
         panel = read_genes(folder)
-        check_weights(folder / "model.safetensors", config)
+        weights = folder / "model.safetensors"
+        check_weights(weights, config)
         try:
             kind = read_json(folder / "encoding.json", folder).get("kind")
-            arrays = load_file(folder / "encoding.safetensors")
+            encoding = load_file(folder / "encoding.safetensors")
             reference = current_reference(load_file(folder / "reference.safetensors"))
             check_arrays(
-                folder, config,
-                n_genes=len(panel), kind=str(kind), encoding=arrays, reference=reference,
-            )  # fmt: skip
+                folder,
+                config,
+                n_genes=len(panel),
+                kind=kind,
+                encoding=encoding,
+                reference=reference,
+            )
             # Not from_pretrained: it draws a progress bar of its own.
             network = TfxModel(config)
-            network.load_state_dict(current_tensors(load_tensors(folder / "model.safetensors")))
-            _refuse_nonfinite(network, folder)
+            network.load_state_dict(current_tensors(load_tensors(weights)))
+            for name, tensor in network.state_dict().items():
+                if not torch.isfinite(tensor).all():
+                    message = f"{folder}: the weights '{name}' hold NaN or infinity; train the model again"
+                    raise DataError(message)
             return cls(
                 network=network.to(device).eval(),
                 panel=panel,
-                values=ValueEncoder(config.kind, arrays["edges"]),
-                table=ValueTable(arrays["quantiles"], arrays["means"]),
+                values=ValueEncoder(config.kind, encoding["edges"]),
+                table=ValueTable(encoding["quantiles"], encoding["means"]),
                 reference=Reference(**reference),
                 masking=record.masking,
                 generate=record.generate,
@@ -229,13 +198,6 @@ class CellModel:
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
-
-
-def _refuse_nonfinite(network: TfxModel, folder: Path) -> None:
-    for name, tensor in network.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            message = f"{folder}: the weights '{name}' hold NaN or infinity; train the model again"
-            raise DataError(message)
 
 
 def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
@@ -251,7 +213,7 @@ def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
 
 
 def put_back_model(folder: Path) -> None:
-    """Put the older model folder back where a process was killed between taking it away and the new one."""
+    """Put the older model folder back if a process was killed after moving it away."""
     outgoing = sorted(folder.parent.glob(f".{folder.name}.old-*"))
     if outgoing and not folder.exists():
         outgoing[-1].rename(folder)
@@ -259,6 +221,12 @@ def put_back_model(folder: Path) -> None:
 
 def _write_json(path: Path, record: object) -> None:
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_arrays(arrays: Mapping[str, NDArray[Any] | None], path: Path) -> None:
+    """Save the arrays that are there."""
+    present = {name: np.ascontiguousarray(one) for name, one in arrays.items() if one is not None}
+    save_file(present, path)
 
 
 def _sha256(path: Path) -> str:

@@ -15,8 +15,8 @@ from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
 from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
-from core.model.cell_model import TfxModel, check_parts
-from core.model.configuration import TfxConfig
+from core.model.cell_model import TfxModel
+from core.model.configuration import TfxConfig, check_parts
 from core.model.folder import CellModel
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
@@ -195,14 +195,7 @@ def check_preset(preset: Preset) -> None:
         The loss does not fit the encoding, the parts of the model exclude each other, or
         ``model.start_from`` does not exist.
     """
-    check_parts(
-        kind=preset.encoding.kind,
-        head=preset.model.head,
-        layers=preset.model.layers,
-        log_linear=preset.model.log_linear,
-        layout=preset.encoding.layout,
-        states=preset.model.cell_states,
-    )
+    check_parts(preset.model, kind=preset.encoding.kind, layout=preset.encoding.layout)
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]
     if kind not in fitting:
@@ -303,11 +296,12 @@ def make_config(
     preset: Preset, phenotypes: dict[str, list[str]], *, n_genes: int, values: ValueEncoder
 ) -> TfxConfig:
     """Return the network's configuration."""
-    settings = preset.model
     n_token_bins = 1 if values.kind == "continuous" else values.n_bins
     tokens = TokenSpace.build(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
-    has_positive = preset.classification.positive is not None
+    is_masked, has_positive = preset.classified is None, preset.classification.positive is not None
     return TfxConfig(
+        **preset.model.model_dump(exclude={"start_from", "cell_states"}),
+        cell_states=preset.model.cell_states if preset.model.log_linear else 0,
         phenotype_names=list(phenotypes),
         phenotype_values=list(phenotypes.values()),
         n_genes=n_genes,
@@ -315,24 +309,10 @@ def make_config(
         kind=values.kind,
         layout=preset.encoding.layout,
         longest_sequence=tokens.resolve_max_length(preset.encoding.max_length),
-        hidden_size=settings.hidden_size,
-        layers=settings.layers,
-        heads=settings.heads,
-        intermediate_size=settings.intermediate_size or 4 * settings.hidden_size,
-        dropout=settings.dropout,
-        attention_dropout=settings.attention_dropout,
-        norm=settings.norm,
-        activation=settings.activation,
-        attention=settings.attention,
-        head=settings.head,
-        log_linear=settings.log_linear,
-        log_linear_rank=settings.log_linear_rank,
-        cell_states=settings.cell_states if settings.log_linear else 0,
-        cell_summary=settings.cell_summary,
-        cls_reconstruction=preset.loss.cls_reconstruction > 0 and preset.classified is None,
-        cls_contrast=preset.loss.cls_contrast > 0 and preset.classified is None,
+        cls_reconstruction=preset.loss.cls_reconstruction > 0 and is_masked,
+        cls_contrast=preset.loss.cls_contrast > 0 and is_masked,
         classified=preset.classified,
-        given=preset.classification.given,
+        given=list(preset.classification.given),
         positive=phenotypes[str(preset.classified)][0] if has_positive else None,
     )
 

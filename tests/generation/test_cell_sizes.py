@@ -171,7 +171,7 @@ def test_depths_travel_in_the_model_folder_and_older_folders_do_without(tmp_path
     falling[0, 3] = -1
     model.reference = replace(model.reference, genes_per_cell=falling)
     model.save(tmp_path / "bad")
-    with pytest.raises(DataError, match="quantiles of 'genes_per_cell' decrease"):
+    with pytest.raises(DataError, match="numbers of 'genes_per_cell' decrease"):
         CellModel.load(tmp_path / "bad")
 
 

@@ -153,7 +153,7 @@ CASES = {
     "a model of terabytes": (
         json_of("config.json", hidden_size=999_999, heads=3), "config.json makes it"),
     "a model of half the memory": (json_of("config.json", n_genes=9_999_999), "config.json makes"),
-    "a width of no heads": (json_of("config.json", heads=5), "no multiple of heads"),
+    "a width of no heads": (json_of("config.json", heads=5), "be a multiple of heads"),
     "no heads": (json_of("config.json", heads=0), "heads: "),
     "a negative size": (json_of("config.json", hidden_size=-12), "hidden_size: "),
     "a number as text": (json_of("config.json", hidden_size="12"), "hidden_size: "),
@@ -201,9 +201,9 @@ CASES = {
         arrays_of(REFERENCE, setting("means", lambda a: a[:, :3])), "'means' is 5 x 3"),
     "no counts": (arrays_of(REFERENCE, dropping("counts")), "'counts' is not there"),
     "a code that there is not": (
-        arrays_of(REFERENCE, setting("combinations", lambda a: a + 1000)), "a value that there is"),
+        arrays_of(REFERENCE, setting("combinations", lambda a: a + 1000)), "a value that the model"),
     "a code below none": (
-        arrays_of(REFERENCE, setting("combinations", lambda a: a - 1000)), "a value that there is"),
+        arrays_of(REFERENCE, setting("combinations", lambda a: a - 1000)), "a value that the model"),
     "fewer than no cells": (arrays_of(REFERENCE, setting("counts", lambda a: -a)), "below zero"),
     "an array too many": (
         arrays_of(REFERENCE, lambda arrays: arrays.update(x=np.zeros(1, np.float32))),
@@ -214,8 +214,8 @@ RECORD_CASES = {
     "a record that is a list": (text_of("tfx.json", "[]"), "expected a JSON object"),
     "a record too deep": (text_of("tfx.json", DEEP), "nested too deeply"),
     "a provenance that is a list": (json_of("tfx.json", provenance=[]), "provenance: "),
-    "a step that is text": (json_of("tfx.json", origin__step="seven"), "step: "),
-    "sources that are no list": (json_of("tfx.json", origin__sources=3), "sources: "),
+    "a step that is text": (json_of("tfx.json", provenance__step="seven"), "step: "),
+    "sources that are no list": (json_of("tfx.json", provenance__sources=3), "sources: "),
     "checksums that are a list": (json_of("tfx.json", sha256=[]), "sha256: "),
     "a mask rate beyond one": (json_of("tfx.json", masking__genes=7), "masking.genes"),
     "no steps of generation": (json_of("tfx.json", generate__steps=0), "generate.steps: "),

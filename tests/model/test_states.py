@@ -168,5 +168,5 @@ def test_real_cells_that_are_edited_are_given_none(with_states, monkeypatch):
 
 
 def test_cells_of_the_expressed_layout_have_none():
-    with pytest.raises(ConfigurationError, match=r"model\.cell_states tells"):
+    with pytest.raises(ConfigurationError, match=r"model\.cell_states derives"):
         make_network(layout="expressed", log_linear=True, cell_states=3)
