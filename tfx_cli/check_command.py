@@ -76,7 +76,7 @@ def check(
 
 
 def _genes_of(model: str) -> "GenePanel":
-    from core.model.folder_records import read_genes  # transformers and torch, 2 s
+    from core.model.folder_checks import read_genes  # transformers and torch, 2 s
     from core.runlog.schema import MODEL_FOLDER
 
     folder = existing_run(model) or Path(model)
