@@ -147,7 +147,7 @@ def import_command(
     from core.files import replace_file
     from core.presets.loading import resolve_text
     from core.published.commands import read_arguments, read_file
-    from core.published.to_preset import write_original
+    from core.published.to_preset import to_preset
 
     words = list(context.args)
     is_file = source is not None and not words
@@ -161,7 +161,7 @@ def import_command(
         if is_file
         else read_arguments([*([str(source)] if source is not None else []), *words])
     )
-    text = write_original(run)
+    text = to_preset(run)
     resolved = resolve_text(text, where=output or Path("imported.toml"))
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def train(
     # torch, transformers, accelerate and scanpy, 3 to 5 s: only after the preset has proved right.
     from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
-    from core.published.conversion import check_start_shape, convert_start
+    from core.published.weights import check_start_shape, convert_start
     from core.training.engine import train as train_model
     from core.training.processes import leave_processes
     from core.training.run_setup import check_feasible, check_preset

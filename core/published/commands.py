@@ -1,50 +1,45 @@
-"""Read what a run of PolyGene or PerturbGene was told: a JSON configuration, a script, a command line."""
+"""Reading the options of a run of PolyGene or PerturbGene: a JSON file, a script, a command line."""
 
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError, DataError
-from core.published.options import OPTIONS, OriginalOption, System, find_option
+from core.published.options import OPTIONS, PublishedOption, System, find_option
 from core.wording import did_you_mean
 
-__all__ = ["OriginalRun", "read_arguments", "read_file"]
-
 _TASKS = ("mlm", "cls")
-#: Options that PolyGene has not, of which every run of PerturbGene has some.
+#: Options that PolyGene does not have; every run of PerturbGene has some of them.
 _PERTURBGENES = {"bin_edges", "bin_edges_path", "num_top_genes", "vocab_path", "gene_mask_prob"}
 _FROM_FILE = re.compile(r"\$\(\s*(?:<|cat)\s*([^)\s]+)\s*\)")
 _PROGRAM = re.compile(r"\.py$|(^|\.)main$")
 
 
 @dataclass(frozen=True)
-class OriginalRun:
-    """What a run was told.
-
-    Attributes
-    ----------
-    system
-        Whose options these are.
-    options
-        Name as in `core.published.options` -> value: text, a list of texts, True for an
-        option that takes nothing; of JSON, whatever stood there.
-    task
-        "mlm", "cls" or "inference".
-    where
-        The file, or "the command line".
-    """
+class PublishedRun:
+    """The options of a run."""
 
     system: System
+    #: Name as in `OPTIONS` -> value: text, a list of texts, True for an option without values; of
+    #: JSON, any value.
     options: dict[str, Any]
+    #: "mlm", "cls" or "inference".
     task: str
+    #: The file, or "the command line".
     where: str
 
+    def __post_init__(self) -> None:
+        """Check that the run has options."""
+        if not self.options:
+            message = f"{self.where}: there are no options to import"
+            raise ConfigurationError(message)
 
-def read_file(path: Path) -> OriginalRun:
+
+def read_file(path: Path) -> PublishedRun:
     """Read a JSON configuration or a shell script.
 
     Raises
@@ -62,23 +57,28 @@ def read_file(path: Path) -> OriginalRun:
         raise DataError(message) from error
     if text.lstrip().startswith("{"):
         return _read_json(text, str(path))
-    commands = list(_commands(text))
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    commands = [
+        line
+        for line in "\n".join(lines).replace("\\\n", " ").splitlines()
+        if " --" in line and any(_PROGRAM.search(word) for word in line.split())
+    ]
     if len(commands) != 1:
         message = (
             f"{path} holds {len(commands) or 'no'} command{'s' * (len(commands) > 1)} with options; "
-            f"give a JSON configuration, or a script of one command (others behind '#')"
+            f"give a JSON configuration, or a script of one command (others after '#')"
         )
         raise ConfigurationError(message)
-    return read_arguments(_split(commands[0], str(path), path.parent), where=str(path))
+    return read_arguments(_split(commands[0], path), where=str(path))
 
 
-def read_arguments(arguments: Sequence[str], *, where: str = "the command line") -> OriginalRun:
-    """Read the words of a command line; what launches the program may stand in front.
+def read_arguments(arguments: Sequence[str], *, where: str = "the command line") -> PublishedRun:
+    """Read the words of a command line; the program and its launcher may come first.
 
     Raises
     ------
     ConfigurationError
-        An option is unknown, lacks its value, or there is none.
+        An option is unknown or lacks its value, or the command line has none.
     """
     words = list(arguments)
     names = {word.partition("=")[0].lstrip("-") for word in words if word.startswith("--")}
@@ -94,32 +94,22 @@ def read_arguments(arguments: Sequence[str], *, where: str = "the command line")
             continue  # variables, the launcher, the program
         name, equals, inline = word.partition("=")
         option = _known(system, name, where)
-        taken = [inline] if equals else []
-        while at < len(words) and not words[at].startswith("--") and _wants_more(option, taken):
-            if words[at] in _TASKS and taken and option.takes == "many":
+        values = [inline] if equals else []
+        most = {"nothing": 0, "one": 1}.get(option.takes, len(words))
+        while at < len(words) and not words[at].startswith("--") and len(values) < most:
+            if words[at] in _TASKS and values and option.takes == "many":
                 break
-            taken.append(words[at])
+            values.append(words[at])
             at += 1
-        options[option.name] = _value(option, taken, where)
-    return _checked(OriginalRun(system, options, task, where))
+        if option.takes == "one" and not values:
+            message = f"{where}: --{option.name} lacks its value"
+            raise ConfigurationError(message)
+        is_flag = option.takes == "nothing"
+        options[option.name] = is_flag or (values if option.takes == "many" else values[0])
+    return PublishedRun(system, options, task, where)
 
 
-def _wants_more(option: OriginalOption, taken: Sequence[str]) -> bool:
-    return option.takes == "many" or (option.takes == "one" and not taken)
-
-
-def _value(option: OriginalOption, taken: list[str], where: str) -> object:
-    if option.takes == "nothing":
-        return True
-    if not taken:
-        if option.takes == "many":
-            return []
-        message = f"{where}: --{option.name} lacks its value"
-        raise ConfigurationError(message)
-    return taken if option.takes == "many" else taken[0]
-
-
-def _read_json(text: str, where: str) -> OriginalRun:
+def _read_json(text: str, where: str) -> PublishedRun:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -127,7 +117,7 @@ def _read_json(text: str, where: str) -> OriginalRun:
             f"{where} is not valid JSON ({error}); give a configuration of PolyGene or PerturbGene"
         )
         raise ConfigurationError(message) from error
-    record = record.get("metadata", record)  # PerturbGene's static evaluation sets carry theirs
+    record = record.get("metadata", record)  # of PerturbGene's static evaluation sets
     if not isinstance(record, dict):
         message = f"{where}: expected an object of options"
         raise ConfigurationError(message)
@@ -142,48 +132,34 @@ def _read_json(text: str, where: str) -> OriginalRun:
         option = _known(system, name, where)
         if value is not None and not (value is False and option.takes == "nothing"):
             options[option.name] = value
-    return _checked(OriginalRun(system, options, task, where))
+    return PublishedRun(system, options, task, where)
 
 
-def _known(system: System, name: str, where: str) -> OriginalOption:
+def _known(system: System, name: str, where: str) -> PublishedOption:
     option = find_option(system, name)
     if option is not None:
         return option
     bare = name.lstrip("-")
     hint = did_you_mean(bare, [one.name for one in OPTIONS[system]])
-    message = f"{where}: {bare!r} is no option of {system}" + (f"; {hint}" if hint else "")
+    message = f"{where}: {bare!r} is not an option of {system}" + (f"; {hint}" if hint else "")
     raise ConfigurationError(message)
 
 
-def _checked(run: OriginalRun) -> OriginalRun:
-    if not run.options:
-        message = f"{run.where}: there are no options to import"
-        raise ConfigurationError(message)
-    return run
-
-
-def _commands(script: str) -> Iterator[str]:
-    """Give the commands of a script that start a program with options, a line each."""
-    kept = [line for line in script.splitlines() if not line.lstrip().startswith("#")]
-    for command in "\n".join(kept).replace("\\\n", " ").splitlines():
-        if " --" in command and any(_PROGRAM.search(word) for word in command.split()):
-            yield command
-
-
-def _split(command: str, where: str, folder: Path) -> list[str]:
-    """Split a command into words as a shell does, with files that it takes words from."""
+def _split(command: str, script: Path) -> list[str]:
+    """Split a command into words as a shell does, with the words of files that it names."""
 
     def of_file(match: re.Match[str]) -> str:
-        for path in (Path(match[1]), folder / match[1], folder / Path(match[1]).name):
+        named = Path(match[1])
+        for path in (named, script.parent / named, script.parent / named.name):
             if path.is_file():
                 return path.read_text(encoding="utf-8")
         message = (
-            f"{where}: takes words from {match[1]}, which is not there; put it beside the script"
+            f"{script}: takes words from {named}, which does not exist; put it beside the script"
         )
         raise ConfigurationError(message)
 
     try:
         return shlex.split(_FROM_FILE.sub(of_file, command))
     except ValueError as error:
-        message = f"{where}: the command line does not end ({error})"
+        message = f"{script}: the command line does not end ({error})"
         raise ConfigurationError(message) from error

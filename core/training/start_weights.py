@@ -24,7 +24,7 @@ from core.presets.schema import Preset
 logger = logging.getLogger(__name__)
 
 #: Folder of another system's model, preset, new model -> tensors of its network, by name:
-#: `core.published.conversion.convert_start`, which the commands pass.
+#: `core.published.weights.convert_start`, which the commands pass.
 ConvertWeights = Callable[[Path, Preset, CellModel], Mapping[str, Tensor]]
 
 _PROVENANCE = "model.start_from"

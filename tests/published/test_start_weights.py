@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBe
 from core.cells.prepare import prepare_store
 from core.errors import ConfigurationError
 from core.presets.loading import resolve_preset
-from core.published.conversion import check_start_shape, convert_start
+from core.published.weights import check_start_shape, convert_start
 from core.training.engine import train
 from tests.tiny_atlas import build_model, tiny_preset
 

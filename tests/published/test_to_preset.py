@@ -1,4 +1,4 @@
-"""Runs of the originals as presets: every option is read, converted, and in the documented table."""
+"""Runs of PolyGene and PerturbGene as presets: every option is read, converted, and in the documented table."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset, resolve_text
 from core.published.commands import read_arguments, read_file
 from core.published.options import OPTIONS
-from core.published.to_preset import write_original
+from core.published.to_preset import to_preset
 
 PAGE = Path(__file__).parents[2] / "docs" / "published-models.md"
 POLYGENE = {
@@ -71,7 +71,7 @@ BESIDE = {
 
 
 def imported(run):
-    return resolve_text(write_original(run), where=Path("imported.toml")).preset
+    return resolve_text(to_preset(run), where=Path("imported.toml")).preset
 
 
 def of_json(tmp_path, record):
@@ -200,7 +200,7 @@ def test_every_option_of_the_page_is_imported(system, name, tmp_path):
     beside = {} if (system, name) == ("PerturbGene", "save_steps") else BESIDE.get(name, {})
     run = of_json(tmp_path, LEAST[system] | beside | {name: value})
     assert run.system == system
-    text = write_original(run)
+    text = to_preset(run)
     origins = resolve_text(text, where=tmp_path / "imported.toml").provenance
     if not option.ours:
         assert f"#   {name}: {option.note}" in text
@@ -215,7 +215,7 @@ def test_every_option_of_the_page_is_imported(system, name, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--bin_edge", "3"], "'bin_edge' is no option of PolyGene"),
+        (["--bin_edge", "3"], "'bin_edge' is not an option of PolyGene"),
         (["--num_top_genes", "9", "--bin_edgs", "3"], "did you mean 'bin_edges'?"),
         (["--num_top_genes", "--max_length", "9"], "--num_top_genes lacks its value"),
         (["--num_top_genes", "many", "--train_data_paths", "a"], "must be a whole number"),

@@ -17,8 +17,8 @@ from transformers import (
 
 from core.cells.genes import GenePanel
 from core.errors import ConfigurationError, DataError
-from core.published.conversion import check_start_shape, convert
 from core.published.foreign_model import read_foreign_model, read_shape
+from core.published.weights import check_start_shape, convert
 from core.training.start_weights import is_foreign
 from tests.model.examples import N_GENES, make_batch, make_network
 from tests.tiny_atlas import tiny_preset
