@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 from textual.app import App, ComposeResult
 
+import tfx_cli.dashboard
 from core.files import write_json
 from core.runlog.json_lines import to_line
 from tfx_cli.dashboard.curve import CurveSeries, CurveView
@@ -57,6 +58,8 @@ def write_run(folder, n_lines, *, now, state="running"):
 
 
 class OneCurve(App[None]):
+    CSS_PATH = Path(tfx_cli.dashboard.__file__).with_name("styles.tcss")
+
     def __init__(self, n_points):
         super().__init__()
         x = np.arange(n_points, dtype=float)

@@ -42,6 +42,8 @@ REMOVED_PRESET_KEYS = {
 PRESET_FOLDERS = {"originals": "published"}
 #: Option -> its new spelling.
 OPTIONS = {"--depth": "--genes-per-cell"}
+#: Id of a key of the dashboard, in the user's keys.toml -> its new spelling.
+KEY_IDS = {"generate.depth": "generate.gene-counts"}
 #: Field of a checkpoint's cursor -> its new spelling.
 _CURSOR_FIELDS = {"lanes": "virtual_ranks"}
 #: Field of a checkpoint's progress -> its new spelling.

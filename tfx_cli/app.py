@@ -1,7 +1,7 @@
 """The `tfx` command: its options, its table of commands, its entry point.
 
 Every command has a module of its own, imported when that command runs. This module and what it
-imports stay light: `tfx --help` answers in under 0.3 s, most of it Typer and rich.
+imports stay light: `tfx --help` takes under 0.3 s, most of it Typer and rich.
 """
 
 import contextlib

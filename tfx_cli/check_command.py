@@ -28,18 +28,10 @@ def check(
     sources: Sources,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            metavar="RUN",
-            help="A run, by name or folder, or a model folder: also check which of its genes the "
-            "cells have.",
-        ),
+        typer.Option("--model", metavar="RUN", help="Also check the genes of this run's model."),
     ] = None,
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="Read some thousand cells of each file instead of every value."
-        ),
+        bool, typer.Option("--quick", help="Read some thousand cells of each file only.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 on warnings too.")] = False,
     config: ConfigFiles = None,
@@ -50,8 +42,7 @@ def check(
 
     Values and their kind, gene ids and overlap, empty and doublet-like cells, coverage and
     spelling of labels, donors and phenotypes that they confound, disk and time. Every value is
-    read once and nothing is written. Exits with 4 if a row says fail. docs/check.md explains each
-    row.
+    read once and nothing is written. Exits with 4 if a row fails. docs/check.md explains each row.
 
     Examples
     --------

@@ -1,5 +1,6 @@
 """`tfx dashboard`: watch runs and generate cells in the terminal."""
 
+import functools
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from tfx_cli.dashboard.workspace import WorkspaceView
 
-_HEADLESS = "Without a terminal"
+_headless = functools.partial(typer.Option, rich_help_panel="Without a terminal")
 
 
 def dashboard(
@@ -34,48 +35,21 @@ def dashboard(
     theme: Annotated[
         Literal["dark", "light", "colour-blind"], typer.Option("--theme", help="Colours.")
     ] = "dark",
-    once: Annotated[
-        bool, typer.Option("--once", help="Draw one frame and exit.", rich_help_panel=_HEADLESS)
-    ] = False,
+    once: Annotated[bool, _headless("--once", help="Draw one frame and exit.")] = False,
     svg: Annotated[
-        Path | None,
-        typer.Option(
-            "--svg",
-            metavar="FILE",
-            help="With --once: the file of the frame.",
-            rich_help_panel=_HEADLESS,
-        ),
+        Path | None, _headless("--svg", metavar="FILE", help="With --once: the file of the frame.")
     ] = None,
     frame: Annotated[
-        str,
-        typer.Option(
-            "--size",
-            metavar="COLUMNSxROWS",
-            help="With --once --svg: the size of the frame.",
-            rich_help_panel=_HEADLESS,
-        ),
+        str, _headless("--size", metavar="COLUMNSxROWS", help="With --svg: the size of the frame.")
     ] = "120x40",
     keys: Annotated[
         str,
-        typer.Option(
-            "--keys",
-            metavar="KEY,KEY",
-            help="With --once --svg: keys to press before, as '2' or 'g,right,g'; waits for cells "
-            "that they generate.",
-            rich_help_panel=_HEADLESS,
-        ),
+        _headless("--keys", help="With --svg: keys to press before it, as '2' or 'g,right,g'."),
     ] = "",
     web: Annotated[
-        bool,
-        typer.Option(
-            "--web",
-            help="Serve it to a browser on 127.0.0.1 (extra: web).",
-            rich_help_panel=_HEADLESS,
-        ),
+        bool, _headless("--web", help="Serve it to a browser on 127.0.0.1 (extra: web).")
     ] = False,
-    port: Annotated[
-        int, typer.Option("--port", min=1, max=65535, help="With --web.", rich_help_panel=_HEADLESS)
-    ] = 8000,
+    port: Annotated[int, _headless("--port", min=1, max=65535, help="With --web.")] = 8000,
     as_json: JsonOutput = False,
 ) -> None:
     """Watch, start, stop and resume runs, pick control tokens and see the generated cells.
@@ -150,23 +124,20 @@ def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
     from tfx_cli.dashboard.workspace import Workspace
 
     view = Workspace(root).poll([] if run is None else [str(run)])
-    opened = {
-        path: {
-            "figures": {
-                split: {name: table.last(name) for name in table.columns}
-                for split, table in one.curves.items()
-            },
-            "events": list(one.events[-10:]),
-            "bad_lines": one.bad_lines,
+    opened = {}
+    for path, one in view.open_runs.items():
+        metrics = {
+            split: {name: table.last(name) for name in table.columns}
+            for split, table in one.curves.items()
         }
-        for path, one in view.open_runs.items()
-    }
-    record = {
+        record = {"metrics": metrics, "events": one.events[-10:], "bad_lines": one.bad_lines}
+        opened[path] = record | {"figures": metrics}  # the name before 0.2
+    data = {
         "runs": [asdict(row) for row in view.rows],
         "unreadable": [asdict(one) for one in view.unreadable],
         "open": opened,
     }
-    print_result("dashboard", record, as_json=as_json, text=lambda: _table(view))
+    print_result("dashboard", data, as_json=as_json, text=lambda: _table(view))
 
 
 def _table(view: "WorkspaceView") -> "Table | str":

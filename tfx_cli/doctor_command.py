@@ -13,7 +13,7 @@ def doctor(as_json: JsonOutput = False) -> None:
 
     Python and packages, torch against driver, attention kernels by a real call each, memory,
     the disk of runs/, terminal, open files, optional packages. Leaves nothing behind and needs no
-    network. Exits with 3 if a row says fail.
+    network. Exits with 3 if a row fails.
 
     Examples
     --------

@@ -13,12 +13,12 @@ _PRESET_PANEL = "Preset"
 _PHENOTYPE_PANEL = "Phenotypes"
 
 
-def preset_option(key: str, name: str, **settings: Any) -> Any:  # noqa: ANN401 - Typer's
+def preset_option(key: str, *names: str, **settings: Any) -> Any:  # noqa: ANN401 - Typer's
     """Return an option that mirrors a preset key: the schema gives its help and checks its value."""
     section, _, field_name = key.partition(".")
     settings_of = Preset.model_fields[section].annotation
     text = str(settings_of.model_fields[field_name].description)  # type: ignore[union-attr]
-    return typer.Option(name, help=f"{text[:1].upper()}{text[1:]} ({key}).", **settings)
+    return typer.Option(*names, help=f"{text[:1].upper()}{text[1:]} ({key}).", **settings)
 
 
 Sources = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfx_cli.arguments import resolve_sources
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources
+from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources, preset_option
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
 
@@ -25,12 +25,7 @@ def prepare(
     sources: Sources,
     store: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="STORE",
-            help="Folder of the store; default: data.store of the preset, else stores/NAME-HASH.",
-        ),
+        preset_option("data.store", "--output", "-o", metavar="STORE"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a store of other cells or settings.")
@@ -38,26 +33,15 @@ def prepare(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers",
-            metavar="N",
-            min=1,
-            help="Processes; default: one for small data, else one per core, four at most.",
+            "--workers", min=1, help="Processes; default: one to four, by size and cores."
         ),
     ] = None,
     dask: Annotated[
         str | None,
-        typer.Option(
-            "--dask",
-            metavar="ADDRESS",
-            help="Use the workers of this Dask scheduler, as in tcp://host:8786.",
-        ),
+        typer.Option("--dask", metavar="ADDRESS", help="Use this Dask scheduler: tcp://host:8786."),
     ] = None,
     verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Compare the store (also given by its folder) with its checksums; write nothing.",
-        ),
+        bool, typer.Option("--verify", help="Only compare a store with its checksums.")
     ] = False,
     config: ConfigFiles = None,
     assign: Assignments = None,

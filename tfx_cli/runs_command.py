@@ -46,19 +46,11 @@ def list_command(
     ] = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(
-            "--state",
-            metavar="STATE",
-            help="Only runs that are starting, running, finished, stopped, failed, stale, crashed "
-            "or unknown; can be repeated.",
-        ),
+        typer.Option("--state", help="Only runs in this state, as in stale; can be repeated."),
     ] = None,
-    sort: Annotated[
-        SortKey,
-        typer.Option(
-            "--sort", help="Newest (started), best (loss, accuracy) or furthest (step) first."
-        ),
-    ] = "started",
+    sort: Annotated[SortKey, typer.Option("--sort", help="Newest, best or furthest first.")] = (
+        "started"
+    ),
     as_json: JsonOutput = False,
 ) -> None:
     """List runs: progress, losses, and whether they still train.
@@ -210,13 +202,7 @@ def compare_command(
 def export_command(
     run: RunArgument = None,
     output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="A file that ends in .csv, .json, .jsonl or .parquet; - for stdout.",
-        ),
+        str, typer.Option("--output", "-o", metavar="FILE", help="File to write; - for stdout.")
     ] = "-",
     form: Annotated[
         Literal["wide", "long"],

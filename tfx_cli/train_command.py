@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
 from tfx_cli.arguments import bundled_presets, existing_run, new_run_folder
-from tfx_cli.launch import is_main_process, launch, stop_on_signals
+from tfx_cli.launch import LAUNCHER, is_main_process, launch, stop_on_signals
 from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, preset_option
 from tfx_cli.output import make_table, narrate, print_result
 from tfx_cli.progress import show_progress
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
     from core.training.engine import TrainResult
-
-#: Preset keys that have an option of their own.
-_OPTION_NAMES = {"train.max_steps": "--steps", "train.device": "--device"}
 
 
 def train(
@@ -46,18 +43,12 @@ def train(
     processes: Annotated[
         int | None,
         typer.Option(
-            "--processes",
-            metavar="N",
-            min=1,
-            help="Train in N processes of this machine: one per GPU. On several machines: "
-            "accelerate launch -m tfx_cli train ...",
+            "--processes", metavar="N", min=1, help="Processes: one per GPU of this machine."
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Forecast size, memory, time and files of the run; write nothing."
-        ),
+        typer.Option("--dry-run", help="Forecast size, memory, time and files; write nothing."),
     ] = False,
     config: ConfigFiles = None,
     assign: Assignments = None,
@@ -68,7 +59,8 @@ def train(
     Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
     with the weights of the lowest validation loss. Ctrl-C saves a checkpoint and leaves with exit
     code 75; 'tfx train runs/NAME' continues from there, also with more --steps or another --set
-    train.learning_rate; cells, model and losses of a run are frozen.
+    train.learning_rate; cells, model and losses of a run are frozen. On several machines use
+    'accelerate launch -m tfx_cli train ...'.
 
     Examples
     --------
@@ -84,14 +76,20 @@ def train(
     if folder is not None and run:
         message = f"{folder} continues under its own name; omit --run, or train a preset"
         raise ConfigurationError(message)
-    options: dict[str, object] = {"train.max_steps": steps, "train.device": device}
-    resolved = (
-        _preset_of_run(folder, config or (), assign or (), options)
-        if folder is not None
-        else _new_preset(target, config or (), assign or (), options)
-    )
-    if processes is not None and processes > 1 and not dry_run:
-        raise typer.Exit(launch(_without_processes(sys.argv[1:]), processes))
+    from core.presets.loading import resolve_preset
+
+    changes: dict[str, Any] = {
+        "overlays": config or (),
+        "options": {"train.max_steps": steps, "train.device": device},
+        "option_names": {"train.max_steps": "--steps", "train.device": "--device"},
+        "assignments": assign or (),
+    }
+    if folder is None:
+        resolved = resolve_preset(Path(target), environment=os.environ, **changes)
+    else:
+        resolved = _changed_preset(folder, changes)
+    if (processes or 1) > 1 and not dry_run and LAUNCHER not in os.environ:
+        raise typer.Exit(launch(sys.argv[1:], processes or 1))
     if folder is None:
         new_run_folder(resolved.name, run)  # a taken name fails before the cells are prepared
     # torch, transformers, accelerate and scanpy, 3 to 5 s: only after the preset has proved right.
@@ -144,38 +142,16 @@ def train(
         raise TrainingInterrupted(stopped)
     if not result.is_main:
         return
+    names = ("run", "model", "steps", "best_step", "validation")
     print_result(
         "train",
-        {
-            "run": result.run,
-            "model": result.model,
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "validation": result.validation,
-        },
+        {name: getattr(result, name) for name in names},
         as_json=as_json,
         text=lambda: _summary(result, is_classifier=resolved.preset.classified is not None),
     )
 
 
-def _new_preset(
-    target: str, config: Sequence[Path], assign: Sequence[str], options: dict[str, object]
-) -> "ResolvedPreset":
-    from core.presets.loading import resolve_preset
-
-    return resolve_preset(
-        Path(target),
-        overlays=config,
-        environment=os.environ,
-        options=options,
-        option_names=_OPTION_NAMES,
-        assignments=assign,
-    )
-
-
-def _preset_of_run(
-    folder: Path, config: Sequence[Path], assign: Sequence[str], options: dict[str, object]
-) -> "ResolvedPreset":
+def _changed_preset(folder: Path, changes: Mapping[str, Any]) -> "ResolvedPreset":
     """Read the preset of a run, with the changes of the command line."""
     from core.presets.loading import ResolvedPreset
     from core.runlog.reader import RunReader
@@ -189,36 +165,17 @@ def _preset_of_run(
         message = f"{path} cannot be read ({error.strerror}): this run cannot continue; train its preset again"
         raise ConfigurationError(message) from error
     own = ResolvedPreset.from_toml(text, where=str(path))
-    resolved = own.changed(
-        overlays=config, options=options, option_names=_OPTION_NAMES, assignments=assign
-    )
-    changes = check_changes(own.preset, resolved.preset, where=str(folder))
+    resolved = own.changed(**changes)
+    has_changes = bool(check_changes(own.preset, resolved.preset, where=str(folder)))
     status = RunReader(folder).status
     steps, done = resolved.preset.train.max_steps, status.get("step")
-    has_ended = status.get("state") == "finished"
-    if has_ended and changes and steps is not None and isinstance(done, int) and steps <= done:
+    if status.get("state") == "finished" and not has_changes:
+        message = f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or train its preset again"
+        raise ConfigurationError(message)
+    if status.get("state") == "finished" and isinstance(done, int) and (steps or done + 1) <= done:
         message = f"{folder} has done {done:,} steps already; give it more than {steps:,}"
         raise ConfigurationError(message)
-    if not changes and has_ended:
-        message = (
-            f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or "
-            f"train its preset again"
-        )
-        raise ConfigurationError(message)
     return resolved
-
-
-def _without_processes(arguments: list[str]) -> list[str]:
-    """Return the arguments of `tfx` without --processes and its number."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and not argument.startswith("--processes="):
-            skip = argument == "--processes"
-            if not skip:
-                kept.append(argument)
-        else:
-            skip = False
-    return kept
 
 
 def _store_of_run(folder: Path) -> "Store":
@@ -235,17 +192,12 @@ def _store_of_run(folder: Path) -> "Store":
 
 def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator["RenderableType"]:
     yield f"{result.run}: {result.steps:,} steps; the model folder holds step {result.best_step:,}"
-    rows = [
-        [name.removeprefix("acc/"), f"{value:.3f}"]
-        for name, value in result.validation.items()
-        if name.startswith("acc/")
-    ]
-    if rows:
+    accuracies = {name: one for name, one in result.validation.items() if name.startswith("acc/")}
+    if accuracies:
+        rows = [[name.removeprefix("acc/"), f"{one:.3f}"] for name, one in accuracies.items()]
         yield ""
         yield make_table(["validation: mask accuracy", ""], rows)
+    use = "predict new.h5ad -o labelled.h5ad" if is_classifier else "generate -n 1000 -o cells.h5ad"
     yield ""
     yield f"next: tfx eval {result.run}"
-    if is_classifier:
-        yield f"      tfx predict new.h5ad -o labelled.h5ad --run {result.run}"
-        return
-    yield f"      tfx generate --run {result.run} -n 1000 -o cells.h5ad"
+    yield f"      tfx {use} --run {result.run}"

@@ -42,7 +42,7 @@ def test_the_figures_as_json(tfx, base):
     assert document["schema"] == "tfx.dashboard/1"
     assert {run["name"] for run in document["runs"]} == {"base", "other"}
     assert document["unreadable"][0]["name"] == "foreign"
-    assert document["open"]["runs/base"]["figures"]["validation"]["acc/sex"] == pytest.approx(0.7)
+    assert document["open"]["runs/base"]["metrics"]["validation"]["acc/sex"] == pytest.approx(0.7)
 
 
 def test_once_without_a_form_is_a_table(tfx, base):

@@ -159,16 +159,18 @@ def test_a_run_killed_at_random_moments_ends_as_if_never_killed(tmp_path):
 # ---------------------------------------------------------------------------------- launching
 
 
-@pytest.mark.parametrize("way", [["--processes", "2"], ["--processes=2"]])
-def test_the_number_of_processes_is_not_handed_on(tfx, tiny_preset_file, monkeypatch, way):
+def test_only_the_launcher_starts_processes(tfx, tiny_preset_file, monkeypatch):
     launched = []
     monkeypatch.setattr(
         "tfx_cli.train_command.launch", lambda *arguments: launched.append(arguments) or 7
     )
-    arguments = ["train", str(tiny_preset_file), *way, "--steps", "3"]
+    arguments = ["train", str(tiny_preset_file), "--processes", "2", "--steps", "3"]
     monkeypatch.setattr(sys, "argv", ["tfx", *arguments])
     assert tfx(*arguments).code == 7
-    assert launched == [(["train", str(tiny_preset_file), "--steps", "3"], 2)]
+    assert launched == [(arguments, 2)]
+    monkeypatch.setenv(launch.LAUNCHER, str(os.getppid()))
+    result = tfx(*arguments, "--set", "train.batch_size=31")
+    assert (result.code, len(launched)) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,14 @@ from tests.dashboard import run_states
 from tests.dashboard.conftest import settled, text_of
 from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
 from tfx_cli.dashboard.base_screen import DashboardScreen
-from tfx_cli.dashboard.confirm_screen import ConfirmScreen
 from tfx_cli.dashboard.curve import SMOOTHING, CurveView
+from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
-from tfx_cli.dashboard.help_screen import HelpScreen
 from tfx_cli.dashboard.keymap import KEYS, RESERVED_KEYS, bindings_of, read_key_overrides
 from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen, run_colours
 from tfx_cli.dashboard.start_screen import StartScreen, check_preset_values
-from tfx_cli.dashboard.token_row import NOT_SPECIFIED, SAMPLED, TokenRow
+from tfx_cli.dashboard.token_row import SAMPLED, UNSPECIFIED, TokenRow
 
 
 def drive(app, flow, size=(120, 40)):
@@ -73,8 +72,10 @@ def test_ids_are_unique_and_every_action_exists():
 def test_keys_can_be_changed_and_wrong_ones_are_refused(tmp_path):
     path = tmp_path / "keys.toml"
     environment = {"TFX_KEYS": str(path)}
-    path.write_text('quit = "Q"\n[run]\nlog-axis = "l,L"\n')
-    assert read_key_overrides(environment) == {"quit": "Q", "run.log-axis": "l,L"}
+    path.write_text('quit = "Q"\n[run]\nlog-axis = "l,L"\n[generate]\ndepth = "d"\n')  # an old id
+    assert read_key_overrides(environment) == {
+        "quit": "Q", "run.log-axis": "l,L", "generate.gene-counts": "d",
+    }  # fmt: skip
     for text, message in (
         ('"run.log-axs" = "l"', "there is no key 'run.log-axs'; did you mean 'run.log-axis'"),
         ('quit = "ctrl+b"', r"ctrl\+b belongs to the terminal or tmux"),
@@ -101,7 +102,7 @@ def test_a_key_of_the_user_works_and_the_help_tells_it(runs, open_app, tmp_path,
         assert app.screen.query_one("#loss", CurveView).window.is_log
         await pilot.press("question_mark")
         await pilot.pause()
-        assert isinstance(app.screen, HelpScreen)
+        assert isinstance(app.screen, HelpDialog)
         assert re.search(r"│ +l +Log axis +run\.log-axis", text_of(app))
 
     drive(app, flow)
@@ -303,7 +304,7 @@ def test_reference_marks_stand_for_the_chosen_phenotype(runs, open_app):
         await settled(app, pilot)
         marks = app.screen.query_one("#accuracy", CurveView).marks
         assert [(mark.name, mark.y) for mark in marks] == [
-            ("majority", 0.36), ("logistic regression", 0.85),
+            ("majority", 0.36), ("logistic_regression", 0.85),
         ]  # fmt: skip
 
     drive(app, flow)
@@ -339,7 +340,7 @@ def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
     async def flow(pilot):
         await pilot.press("t")
         await pilot.pause()
-        assert isinstance(app.screen, ConfirmScreen)
+        assert isinstance(app.screen, ConfirmDialog)
         assert "was not started by this dashboard (process 4321)" in text_of(app)
         await pilot.press("enter")  # the answer that has the focus is no
         await pilot.pause()
@@ -358,7 +359,7 @@ def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
     [
         ("finished", "t", "this run is not running"),
         ("running", "t", "the run is on node-7: stop it there by 'kill -TERM 4321'"),
-        ("running", "u", "this run is going on"),
+        ("running", "u", "this run is still training"),
         ("finished", "u", "finished; for more steps: tfx train runs/mine --steps N"),
     ],
 )
@@ -433,8 +434,8 @@ def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
         sex, tissue, cell_type = app.screen.query(TokenRow)
         assert sex.choice == SAMPLED
         await pilot.press("right")
-        assert sex.choice == NOT_SPECIFIED
-        assert "not specified [NO_SEX]" in text_of(app)
+        assert sex.choice == UNSPECIFIED
+        assert "unspecified [NO_SEX]" in text_of(app)
         await pilot.press("right")
         assert sex.value == "female"
         assert cell_type.counts == {"B cell": 500, "T cell [naive]": 40}
@@ -469,7 +470,7 @@ def test_a_request_says_what_the_picker_says_and_so_does_its_command(runs, open_
         assert (request["steps"], request["guidance"], request["seed"]) == (16, 0.5, 0)
         await pilot.press("g")
         assert len(sent) == 1  # one at a time
-        app.screen.take_event({"event": "cells", "id": 1, "cells": 50, "profile": {}})
+        app.screen.take_event("runs/mine", {"event": "cells", "id": 1, "cells": 50, "profile": {}})
         await pilot.press("c")
         assert shlex.split(app.clipboard)[:8] == [
             "tfx", "generate", "--run", "runs/mine", "--sex", "female", "--tissue", "[NO_TISSUE]",
@@ -502,11 +503,11 @@ def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
     async def flow(pilot):
         await pilot.press("g", "right", "right", "g")
         event = {"event": "cells", "cells": 200}
-        app.screen.take_event({**event, "id": 1, "profile": run_states.profile()})
+        app.screen.take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
         await pilot.press("f")
         assert sent[-1]["request"] == {"sex": "male"}
         assert sent[-1]["seed"] == sent[0]["seed"]
-        app.screen.take_event({**event, "id": 2, "profile": run_states.profile(0.7)})
+        app.screen.take_event("runs/mine", {**event, "id": 2, "profile": run_states.profile(0.7)})
         await pilot.pause()
         table = app.screen.query_one("#moved-table")
         first = [str(cell) for cell in table.get_row_at(0)]
@@ -523,10 +524,10 @@ def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
 
     async def flow(pilot):
         await pilot.press("g", "g")
-        app.screen.take_event({"event": "cells", "id": 7, "cells": 1, "profile": {}})
+        app.screen.take_event("runs/mine", {"event": "cells", "id": 7, "cells": 1, "profile": {}})
         assert app.screen.is_busy
         await pilot.press("k")
-        app.screen.take_event({"event": "cancelled", "id": 1})
+        app.screen.take_event("runs/mine", {"event": "cancelled", "id": 1})
         await pilot.pause()
         assert not app.screen.is_busy
         assert "cancelled" in text_of(app)
@@ -546,9 +547,8 @@ def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkey
         await pilot.press("g")
         made = Path(sent[0]["output"])
         made.write_bytes(b"cells")
-        app.screen.take_event(
-            {"event": "cells", "id": 1, "cells": 1, "output": str(made), "profile": {}}
-        )
+        event = {"event": "cells", "id": 1, "cells": 1, "output": str(made), "profile": {}}
+        app.screen.take_event("runs/mine", event)
         await pilot.press("w")
         await pilot.pause()
         box = app.screen.query_one("Input")
@@ -592,13 +592,13 @@ def test_a_run_without_a_model_says_so(runs, open_app):
 
 def test_a_preset_is_checked_as_it_is_changed():
     good = check_preset_values("base", "train.max_steps=7 data.genes=64")
-    assert (good.ok, good.name) == (True, "base")
+    assert (good.is_valid, good.name) == (True, "base")
     assert any(line.split() == ["train.max_steps", "7"] for line in good.lines)
     bad = check_preset_values("base", "train.max_step=7")
-    assert not bad.ok
+    assert not bad.is_valid
     assert "did you mean" in " ".join(bad.lines)
-    assert not check_preset_values("base", "data.genes='3").ok
-    assert not check_preset_values("no-such-preset", "").ok
+    assert not check_preset_values("base", "data.genes='3").is_valid
+    assert not check_preset_values("no-such-preset", "").is_valid
 
 
 def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigurationError
-from tfx_cli.dashboard.generator_process import GeneratorProcess
-from tfx_cli.dashboard.training_process import (
+from tfx_cli.dashboard.processes import (
+    GeneratorProcess,
     Launch,
     TrainingProcesses,
     process_to_stop,
@@ -130,9 +130,9 @@ def test_the_process_of_a_run_of_this_machine_can_be_asked_to_stop():
     [
         ({"host": "node-7", "pid": 77}, "the run is on node-7: stop it there by 'kill -TERM 77'"),
         ({"host": socket.gethostname(), "pid": 2**22 + 1}, "is gone; resume the run with u"),
-        ({"host": socket.gethostname(), "pid": True}, "does not say which process"),
-        ({"host": socket.gethostname(), "pid": -1}, "does not say which process"),
-        ({}, "does not say which process"),
+        ({"host": socket.gethostname(), "pid": True}, "has not recorded its process"),
+        ({"host": socket.gethostname(), "pid": -1}, "has not recorded its process"),
+        ({}, "has not recorded its process"),
     ],
 )
 def test_a_run_that_cannot_be_stopped_from_here_says_why(status, message):

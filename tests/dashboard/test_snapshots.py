@@ -183,7 +183,7 @@ def test_generating_in_every_state(state, runs, open_app, matches, monkeypatch):
             if state != "idle":
                 await pilot.press("g")
             for event in GENERATING[state]:
-                app.screen.take_event(event)
+                app.screen.take_event("runs/mine", event)
             await at_all_sizes(app, pilot, matches, f"generate-{state}")
 
     asyncio.run(look())
@@ -203,7 +203,7 @@ def test_panes_of_generated_cells(pane, runs, open_app, matches, monkeypatch):
                 await pilot.press("g")
                 event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
                          "profile": run_states.profile(shift)}  # fmt: skip
-                app.screen.take_event(event)
+                app.screen.take_event("runs/mine", event)
             await pilot.press(pane)
             await at_all_sizes(app, pilot, matches, f"cells-{pane}")
 

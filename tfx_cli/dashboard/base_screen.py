@@ -1,24 +1,17 @@
-"""What all screens share: a bar on top, a body, a footer, and a sentence where there is no room."""
+"""Common parts of all screens: top bar, body, footer, panes, and a notice in a too small window."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from textual.app import ComposeResult
 from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Static, TabbedContent, TabPane
 
 from tfx_cli.dashboard.workspace import WorkspaceView
 
-if TYPE_CHECKING:
-    from tfx_cli.dashboard.app import DashboardApp
-
-__all__ = ["STATE_STYLES", "DashboardScreen", "state_content"]
-
-_WIDTHS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (180, "-wide")]
-_HEIGHTS = [(0, "-flat"), (16, "-low"), (32, "-tall")]
-#: Style and sign of each state: a sign, a word, and only then a colour.
+#: Sign and style of each state: a sign, a word, and only then a colour.
 STATE_STYLES = {
     "starting": ("◌", "$success"),
     "running": ("●", "$success"),
@@ -29,7 +22,6 @@ STATE_STYLES = {
     "crashed": ("✖", "$error"),
     "unknown": ("?", "$secondary"),
     "unreadable": ("!", "$error"),
-    "paused": ("‖", "$warning"),
 }
 
 
@@ -40,43 +32,14 @@ def state_content(state: str) -> Content:
 
 
 class DashboardScreen(Screen[None]):
-    """A screen of the dashboard.
+    """A screen of the dashboard: subclasses give `make_body` and show new data in `update_view`."""
 
-    Subclasses give `make_body`, and take what is new from disk in `update_view`.
-    """
-
-    HORIZONTAL_BREAKPOINTS = _WIDTHS
-    VERTICAL_BREAKPOINTS = _HEIGHTS
+    HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (180, "-wide")]  # noqa: RUF012 - as textual declares them
+    VERTICAL_BREAKPOINTS = [(0, "-flat"), (16, "-low"), (32, "-tall")]  # noqa: RUF012
     #: For the help.
     NAME = ""
-
-    DEFAULT_CSS = """
-    DashboardScreen { overflow: hidden; background: $background; }
-    DashboardScreen .bar { height: 1; background: $panel; padding: 0 1; width: 1fr;
-        text-wrap: nowrap; text-overflow: ellipsis; }
-    DashboardScreen .no-room { display: none; height: 1fr; width: 1fr;
-        content-align: center middle; text-align: center; }
-    DashboardScreen .body { height: 1fr; }
-    DashboardScreen TabbedContent { height: 1fr; }
-    DashboardScreen ContentSwitcher { height: 1fr; }
-    DashboardScreen TabPane { padding: 0; height: 1fr; }
-    DashboardScreen Tabs { height: 1; }
-    DashboardScreen Tabs Tab { height: 1; padding: 0 2 0 0; }
-    DashboardScreen Tabs Underline { display: none; }
-    DashboardScreen Tabs #tabs-list { height: 1; min-height: 1; }
-    DashboardScreen.-tiny .body, DashboardScreen.-flat .body { display: none; }
-    DashboardScreen.-tiny Footer, DashboardScreen.-flat Footer { display: none; }
-    DashboardScreen.-tiny .bar, DashboardScreen.-flat .bar { display: none; }
-    DashboardScreen.-tiny .no-room, DashboardScreen.-flat .no-room { display: block; }
-    """
-
-    @property
-    def dashboard(self) -> "DashboardApp":
-        """The application."""
-        from tfx_cli.dashboard.app import DashboardApp
-
-        assert isinstance(self.app, DashboardApp)
-        return self.app
+    #: Set by the application while the user keeps the view as it is.
+    is_paused = False
 
     def compose(self) -> ComposeResult:
         """Lay out bar, body and footer."""
@@ -95,19 +58,58 @@ class DashboardScreen(Screen[None]):
 
     @property
     def is_laid_out(self) -> bool:
-        """Whether the widgets are there: not before they are composed, nor while it closes."""
+        """Whether the widgets exist: not before they are composed, nor while the screen closes."""
         return bool(self.query(".bar")) and bool(self.query(".body"))
 
-    def set_bar(self, content: Content) -> None:
-        """Show a line on top, with the state of the view."""
-        marks = []
-        if self.dashboard.is_paused:
-            marks.append((" ‖ view paused ", "$warning"))  # first: the end may be cut off
-        self.query_one(".bar", Static).update(Content.assemble(*marks, content))
+    def set_bar(self, *parts: Any) -> None:  # noqa: ANN401 - of Content.assemble
+        """Show a line on top, with a mark while the view is paused."""
+        marks = [(" ‖ view paused ", "$warning")] if self.is_paused else []
+        # The mark is first: the end may be cut off.
+        self.query_one(".bar", Static).update(Content.assemble(*marks, *parts))
 
     def update_view(self, view: WorkspaceView) -> None:
-        """Take what is new; called twice a second or so, and not while the view is paused."""
+        """Show new data; called about twice a second, but not while the view is paused."""
 
     def open_runs(self) -> list[str]:
         """Return the paths of the runs whose curves this screen needs."""
         return []
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether cells are being generated for this screen."""
+        return False
+
+    def take_event(self, run: str, event: Mapping[str, Any]) -> None:
+        """Take an event of the process that holds the model of a run."""
+
+
+class Panes(TabbedContent):
+    """Tabbed panes that change by a tab or a key only; focus does not move them.
+
+    textual activates the pane in which a widget takes the focus. A widget takes a requested focus
+    a little later: on a busy machine after the user has moved to another pane.
+    """
+
+    def __init__(self, *, initial: str, **settings: Any) -> None:  # noqa: ANN401 - textual's own
+        super().__init__(initial=initial, **settings)
+        self._has_begun = False
+        self._wanted: str | None = None
+
+    def choose(self, name: str) -> None:
+        """Activate a pane."""
+        if self._has_begun:
+            self.active = name
+        else:  # the first pane is still being activated and would return
+            self._wanted = name
+
+    def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
+        """Activate the pane that was chosen while the first one was being activated."""
+        self._has_begun = True
+        if self._wanted is not None:
+            event.stop()
+            self.active, self._wanted = self._wanted, None
+
+    def on_tab_pane_focused(self, event: TabPane.Focused) -> None:
+        """Keep the active pane."""
+        event.prevent_default()
+        event.stop()

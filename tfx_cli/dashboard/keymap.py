@@ -1,11 +1,9 @@
-"""Every key of the dashboard in one table, which drives dispatch, footer, help and overrides.
+"""All keys of the dashboard in one table: dispatch, footer, help and the user's own keys.
 
-A user's own keys: `~/.config/tfx/keys.toml` (or the file in TFX_KEYS), `id = "key"` or
-`id = "key,key"` with the ids that the help shows. Keys that terminal multiplexers take (ctrl+a,
-ctrl+b, ctrl+s, ctrl+o) are not ours to give.
+A user's own keys are in `~/.config/tfx/keys.toml` (or the file in TFX_KEYS): `id = "key"` or
+`id = "key,key"` with the ids that the help shows.
 """
 
-import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,39 +13,29 @@ from pathlib import Path
 from textual.binding import Binding, BindingType
 
 from core.errors import ConfigurationError
+from core.renamed import KEY_IDS
 from core.runlog.settings import dotted_values
+from core.wording import did_you_mean
 
-__all__ = ["KEYS", "RESERVED_KEYS", "Key", "bindings_of", "read_key_overrides"]
-
-#: tmux, screen, flow control, and the terminal's own.
+#: Keys of tmux, screen, flow control and the terminal.
 RESERVED_KEYS = frozenset({"ctrl+a", "ctrl+b", "ctrl+s", "ctrl+o", "ctrl+q", "ctrl+z", "ctrl+c"})
 
 
 @dataclass(frozen=True)
 class Key:
-    """One thing a key does.
+    """An action and its keys."""
 
-    Attributes
-    ----------
-    id
-        For overrides: ``run.log-axis``.
-    screen
-        Where it works: runs, run, generate, start, or everywhere.
-    keys
-        Comma-separated, as textual names them.
-    action
-        The action's method, with its arguments.
-    label
-        In the footer and the help.
-    in_footer
-        At most six of a screen are.
-    """
-
+    #: For the user's own keys: ``run.log-axis``.
     id: str
+    #: runs, run, generate, start, or everywhere.
     screen: str
+    #: Comma-separated, as textual names them.
     keys: str
+    #: The action's method, with its arguments.
     action: str
+    #: In the footer and the help.
     label: str
+    #: At most six of a screen are.
     in_footer: bool = False
 
 
@@ -82,7 +70,7 @@ KEYS: tuple[Key, ...] = (
     Key("run.stop", "run", "t", "stop", "Stop (saves)", in_footer=True),
     Key("run.resume", "run", "u", "resume", "Resume", in_footer=True),
     Key("run.generate", "run", "g", "generate", "Generate", in_footer=True),
-    Key("run.copy", "run", "c", "copy", "Copy the figures of this pane"),
+    Key("run.copy", "run", "c", "copy", "Copy the metrics of this pane"),
     # generate
     Key("generate.go", "generate", "g", "go", "Generate", in_footer=True),
     Key("generate.cancel", "generate", "k", "cancel", "Cancel", in_footer=True),
@@ -92,7 +80,7 @@ KEYS: tuple[Key, ...] = (
     Key("generate.genes", "generate", "1", "pane('genes')", "Genes"),
     Key("generate.means", "generate", "2", "pane('means')", "Means"),
     Key("generate.cells", "generate", "3", "pane('cells')", "Cells"),
-    Key("generate.depth", "generate", "4", "pane('depth')", "Genes per cell"),
+    Key("generate.gene-counts", "generate", "4", "pane('gene-counts')", "Genes per cell"),
     Key("generate.moved", "generate", "5", "pane('moved')", "Moved genes"),
     # new run
     Key("start.go", "start", "f5,ctrl+g", "go", "Start", in_footer=True),
@@ -100,7 +88,7 @@ KEYS: tuple[Key, ...] = (
 
 
 def bindings_of(screen: str) -> list[BindingType]:
-    """Return textual's bindings of a screen, those of everywhere included."""
+    """Return textual's bindings of a screen, including those of all screens."""
     return [
         Binding(key.keys, key.action, key.label, id=key.id, show=key.in_footer, tooltip=key.label)
         for key in KEYS
@@ -114,7 +102,7 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
     Raises
     ------
     ConfigurationError
-        The file cannot be read, names no key of ours, or gives one that terminals keep.
+        The file cannot be read, has an unknown id, or uses a key of the terminal.
     """
     named = environment.get("TFX_KEYS")
     path = Path(named) if named else Path.home() / ".config" / "tfx" / "keys.toml"
@@ -129,12 +117,12 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
         message = f"{path}: the keys cannot be read ({error})"
         raise ConfigurationError(message) from error
     known = {key.id for key in KEYS}
-    flat = dotted_values(found)  # ``[run] log-axis`` and ``"run.log-axis"`` alike
+    # ``[run] log-axis`` and ``"run.log-axis"`` alike.
+    flat = {KEY_IDS.get(name, name): keys for name, keys in dotted_values(found).items()}
     for name, keys in flat.items():
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            message = f"{path}: there is no key '{name}'{hint}"
+            hint = did_you_mean(name, sorted(known))
+            message = f"{path}: there is no key '{name}'{hint and f'; {hint}'}"
             raise ConfigurationError(message)
         if not isinstance(keys, str) or not keys.strip():
             message = f'{path}: {name} must be a key such as "j" or "ctrl+d,j"'

@@ -1,4 +1,4 @@
-"""One frame of the dashboard without a terminal, as SVG: for pages, mails and this project's README."""
+"""One frame of the dashboard as SVG, drawn without a terminal."""
 
 import asyncio
 import re
@@ -10,19 +10,11 @@ from textual.pilot import Pilot
 from core.errors import ConfigurationError, MachineError
 from tfx_cli.dashboard.app import DashboardApp
 
-__all__ = ["frame_size", "frame_svg"]
-
 _LONGEST_WAIT = 600.0
 
 
 def frame_size(text: str) -> tuple[int, int]:
-    """Read a size such as ``120x40``.
-
-    Raises
-    ------
-    ConfigurationError
-        It is none, or beyond what a terminal may be.
-    """
+    """Read a size such as ``120x40``; raise ConfigurationError for any other text or size."""
     match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", text)
     if match is None or not (20 <= int(match[1]) <= 400 and 5 <= int(match[2]) <= 200):
         message = f"--size {text}: columns x rows, as 120x40, of 20x5 to 400x200"
@@ -33,21 +25,12 @@ def frame_size(text: str) -> tuple[int, int]:
 def frame_svg(
     root: Path, run: Path | None, *, size: tuple[int, int], keys: Sequence[str], theme: str
 ) -> str:
-    """Draw the dashboard once.
-
-    Parameters
-    ----------
-    root, run
-        As for `DashboardApp`.
-    size
-        Columns and rows.
-    keys
-        Pressed one after another; after each what it started is waited for.
+    """Draw the dashboard once, after pressing ``keys`` and waiting for what each one starts.
 
     Raises
     ------
     MachineError
-        The dashboard failed.
+        The dashboard could not draw.
     """
     app = DashboardApp(root, run=run, refresh=20.0, theme=theme)
     drawn: list[str] = []
@@ -72,7 +55,7 @@ def frame_svg(
 
 
 def _without_web_fonts(svg: str) -> str:
-    """Let the viewer's own monospaced font do: a picture must not ask the network for one."""
+    """Use the viewer's own monospaced font: a picture must not load one from the network."""
     svg = re.sub(r"@font-face\s*{[^}]*}", "", svg)
     return re.sub(r"Fira Code,?", "Menlo, DejaVu Sans Mono, Consolas,", svg)
 

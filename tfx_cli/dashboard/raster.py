@@ -1,27 +1,13 @@
-"""Curves and points as braille, by numpy: what a million points look like in a few thousand cells.
+"""Curves and points as braille, by numpy.
 
-A terminal cell holds 2 x 4 dots. Of all points that fall into a column of dots only the lowest, the
-highest and a moving mean matter, so that a redraw costs one pass over the points and no Python per
-point.
+A terminal cell has 2 x 4 dots. Of all points in a column of dots only the lowest, the highest and
+a moving mean are drawn, so that a redraw of a million points is one pass of numpy over them.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = [
-    "BLANK",
-    "Columns",
-    "column_extremes",
-    "dots_to_codes",
-    "draw_line",
-    "draw_points",
-    "draw_range",
-    "moving_mean",
-    "nice_ticks",
-    "sample_line",
-]
 
 #: The braille cell without dots.
 BLANK = 0x2800
@@ -31,8 +17,7 @@ _MANY_POINTS = 8
 _BITS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], dtype=np.uint16)
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """The lowest and highest value in each column of dots; NaN in a column without finite ones."""
 
     low: NDArray[np.float64]
@@ -42,16 +27,9 @@ class Columns:
 def column_extremes(
     x: NDArray[np.float64], y: NDArray[np.float64], x_range: tuple[float, float], n_columns: int
 ) -> Columns:
-    """Return the extremes of a curve in each column of dots.
+    """Return the extremes of a curve, (points,) x ascending and y, in each column of dots.
 
-    Parameters
-    ----------
-    x, y
-        (points,), x ascending. What is not finite in y counts as absent.
-    x_range
-        First and last x of the picture, the first smaller.
-    n_columns
-        Columns of dots.
+    ``x_range`` is the first and last x of the picture, the first smaller.
     """
     low = np.full(n_columns, np.nan)
     high = np.full(n_columns, np.nan)
@@ -63,7 +41,7 @@ def column_extremes(
     ends = np.append(starts[1:], last - first)
     filled = np.flatnonzero(ends > starts)
     shown = y[first:last]
-    # fmin and fmax pass over NaN: one of them must not blank a whole column.
+    # fmin and fmax ignore NaN: one must not blank a whole column.
     low[filled] = np.fmin.reduceat(shown, starts[filled])
     high[filled] = np.fmax.reduceat(shown, starts[filled])
     if np.isinf(low).any() or np.isinf(high).any():  # rare: once more, without them
@@ -76,16 +54,9 @@ def column_extremes(
 def moving_mean(
     x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64], width: float
 ) -> NDArray[np.float64]:
-    """Return the mean of the finite values within ``width / 2`` of each place; NaN where none is.
+    """Return the mean of the finite values within ``width / 2`` of each place; NaN without any.
 
-    Parameters
-    ----------
-    x, y
-        (points,), x ascending.
-    at
-        (places,), ascending.
-    width
-        In units of x; 0 takes the values at exactly these places.
+    (points,) x ascending and y; (places,) ascending. A ``width`` of 0 takes values at these places.
     """
     finite = np.isfinite(y)
     sums = np.concatenate(([0.0], np.cumsum(np.where(finite, y, 0.0))))
@@ -100,10 +71,10 @@ def moving_mean(
 def sample_line(
     x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64], width: float
 ) -> NDArray[np.float64]:
-    """Return the heights of a curve at some places: its moving mean, joined up between points.
+    """Return the heights of a curve at ascending places: its moving mean, joined between points.
 
-    Beyond its ends, and between two points of which one is not finite, a curve has no height. Where
-    many points fall between two places, the mean is that of whole columns, in one pass.
+    A curve has no height beyond its ends, nor between two points of which one is not finite. With
+    many points between two places, the mean is that of whole columns, in one pass.
     """
     if len(x) == 0:
         return np.full(len(at), np.nan)
@@ -150,7 +121,7 @@ def _column_means(
 def _rows(
     values: NDArray[np.float64], y_range: tuple[float, float], n_rows: int
 ) -> NDArray[np.float64]:
-    """Place values on rows of dots, 0 at the top; NaN stays, what lies outside goes beyond."""
+    """Place values on rows of dots, 0 at the top; NaN stays, values outside get rows outside."""
     span = y_range[1] - y_range[0]
     with np.errstate(invalid="ignore", over="ignore"):
         return np.rint((y_range[1] - values) / span * (n_rows - 1))
@@ -159,12 +130,7 @@ def _rows(
 def draw_range(
     columns: Columns, y_range: tuple[float, float], shape: tuple[int, int]
 ) -> NDArray[np.bool_]:
-    """Set the dots between the extremes of each column.
-
-    Returns
-    -------
-    (rows, columns of dots).
-    """
+    """Return (rows, columns) of dots: those between the extremes of each column."""
     n_rows, n_columns = shape
     top, bottom = (_rows(v, y_range, n_rows) for v in (columns.high, columns.low))
     rows = np.arange(n_rows)[:, None]
@@ -177,16 +143,11 @@ def draw_range(
 def draw_line(
     heights: NDArray[np.float64], y_range: tuple[float, float], n_rows: int
 ) -> NDArray[np.bool_]:
-    """Set the dots of a line that has one height per column, each joined to the one before.
-
-    Returns
-    -------
-    (rows, columns of dots).
-    """
+    """Return (rows, columns) of dots: a line of one height per column, each joined to the last."""
     place = _rows(heights, y_range, n_rows)
     before = np.concatenate(([np.nan], place[:-1]))
     before = np.where(np.isnan(before), place, before)
-    # Half of the way up or down belongs to each of two neighbours; a lone one is a dot.
+    # Half of the way up or down belongs to each of two neighbours; a single one is a dot.
     toward = np.where(place > before, before + 1, np.where(place < before, before - 1, place))
     rows = np.arange(n_rows)[:, None]
     with np.errstate(invalid="ignore"):
@@ -203,39 +164,28 @@ def draw_points(
     y_range: tuple[float, float],
     shape: tuple[int, int],
 ) -> NDArray[np.bool_]:
-    """Set one dot per point; what lies outside the picture is left out.
-
-    Returns
-    -------
-    (rows, columns of dots).
-    """
+    """Return (rows, columns) of dots: one per point; points outside the picture are left out."""
     n_rows, n_columns = shape
     dots = np.zeros(shape, dtype=bool)
-    inside = (
-        np.isfinite(x) & np.isfinite(y)
-        & (x >= x_range[0]) & (x <= x_range[1]) & (y >= y_range[0]) & (y <= y_range[1])
-    )  # fmt: skip
+    # False for NaN, too.
+    inside = (x >= x_range[0]) & (x <= x_range[1]) & (y >= y_range[0]) & (y <= y_range[1])
     column = (x[inside] - x_range[0]) / (x_range[1] - x_range[0]) * (n_columns - 1)
     dots[_rows(y[inside], y_range, n_rows).astype(int), np.rint(column).astype(int)] = True
     return dots
 
 
 def dots_to_codes(dots: NDArray[np.bool_]) -> NDArray[np.uint16]:
-    """Turn dots into braille characters.
-
-    Parameters
-    ----------
-    dots
-        (4 x height, 2 x width).
-
-    Returns
-    -------
-    (height, width), code points.
-    """
+    """Turn (4 x height, 2 x width) dots into (height, width) code points of braille characters."""
     height, width = dots.shape[0] // 4, dots.shape[1] // 2
     cells = dots.reshape(height, 4, width, 2)
     codes = (cells * _BITS[None, :, None, :]).sum(axis=(1, 3), dtype=np.uint16)
     return codes + np.uint16(BLANK)
+
+
+def row_of(value: float, y_range: tuple[float, float], n_rows: int) -> int:
+    """Return the row of a value among rows of characters, 0 at the top."""
+    fraction = (y_range[1] - value) / (y_range[1] - y_range[0])
+    return int(np.clip(np.floor(fraction * (n_rows - 0.001)), 0, n_rows - 1))
 
 
 def nice_ticks(low: float, high: float, n_most: int) -> list[float]:

@@ -1,7 +1,6 @@
-"""One run: curves, accuracy per phenotype, machine, log and preset, and the keys that steer it."""
+"""One run: curves, accuracy per phenotype, machine, log and preset, and the keys that control it."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -11,61 +10,43 @@ from textual.content import Content
 from textual.widgets import DataTable, Static, TabPane
 
 from core.errors import ExitCode
-from core.runlog.overview import RunRow
 from core.runlog.schema import LIVE_STATES
 from tfx_cli.dashboard import run_texts
-from tfx_cli.dashboard.base_screen import DashboardScreen, state_content
+from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, state_content
 from tfx_cli.dashboard.curve import SMOOTHING, CurveSeries, CurveView, CurveWindow, ReferenceMark
 from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.panes import Panes
-from tfx_cli.dashboard.workspace import CurveTable, RunView, WorkspaceView
+from tfx_cli.dashboard.messages import CloseScreen, OpenGenerate, ResumeRun, StopRun
+from tfx_cli.dashboard.processes import TrainingProcesses
+from tfx_cli.dashboard.workspace import RunView, WorkspaceView
 from tfx_cli.formatting import ago, duration
-
-__all__ = ["RunScreen"]
 
 #: Panels of the machine pane: id, title, metrics of training with their names.
 _MACHINE_PANELS = (
-    ("speed", "speed, cells/s", (("cells_per_second", "cells/s"),)),
-    ("gradient", "gradient norm", (("grad_norm", "norm"),)),
-    ("rate", "learning rate", (("lr", "rate"),)),
-    ("shares", "shares of time", (("mfu", "MFU"), ("wait", "waiting"))),
+    ("speed", "speed, cells/s", {"cells_per_second": "cells/s"}),
+    ("gradient", "gradient norm", {"grad_norm": "norm"}),
+    ("rate", "learning rate", {"lr": "rate"}),
+    ("fractions", "fractions of time", {"mfu": "MFU", "wait": "waiting"}),
 )
+#: Widget of each pane that gets the focus.
+_FOCUS = {
+    "curves": "#loss",
+    "phenotypes": "#phenotype-table",
+    "machine": "#speed",
+    "log": "#log-lines",
+    "preset": "#preset-table",
+}
 
 
 class RunScreen(DashboardScreen):
-    """Watch one run.
-
-    Parameters
-    ----------
-    path
-        The run folder; it may not be there yet, while a run that was just started prepares cells.
-    """
+    """Watch one run; its folder may be missing while a run that was just started prepares cells."""
 
     NAME = "run"
     BINDINGS = bindings_of("run")
-    DEFAULT_CSS = """
-    RunScreen #curves-pane { layout: vertical; height: 1fr; }
-    RunScreen #numbers { height: auto; max-height: 7; padding: 0 1; background: $background; }
-    RunScreen.-normal #curve-grid, RunScreen.-wide #curve-grid { layout: horizontal; }
-    RunScreen #curve-grid { layout: vertical; height: 1fr; }
-    RunScreen #loss { height: 1fr; width: 1fr; }
-    RunScreen #accuracy { height: 1fr; width: 1fr; }
-    RunScreen.-normal #accuracy, RunScreen.-wide #accuracy { margin-left: 1; }
-    RunScreen.-narrow #accuracy { margin-top: 0; }
-    RunScreen #phenotype-table { height: auto; max-height: 50%; background: $background; }
-    RunScreen #confusion { height: 1fr; padding: 1 1; background: $background; }
-    RunScreen #machine-grid { grid-size: 2 2; grid-gutter: 1; height: 1fr; }
-    RunScreen #machine-facts { height: auto; max-height: 6; padding: 0 1; background: $background; }
-    RunScreen #events, RunScreen #log-lines { height: 1fr; width: 1fr; background: $background;
-        padding: 0 1; }
-    RunScreen #log-pane { layout: vertical; height: 1fr; }
-    RunScreen.-wide #log-pane { layout: horizontal; }
-    RunScreen #preset-table { height: 1fr; background: $background; }
-    """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, training: TrainingProcesses) -> None:
         super().__init__()
         self.path = path
+        self._training = training
         self._view: RunView | None = None
         self._now = time.time()
         self._window = CurveWindow()
@@ -73,15 +54,12 @@ class RunScreen(DashboardScreen):
         self._shown_settings: object = None
 
     def make_body(self) -> ComposeResult:
-        """Lay out the panes."""
         with Panes(initial="curves", classes="body", id="panes"):
             with TabPane("1 Curves", id="curves"), Vertical(id="curves-pane"):
                 with Container(id="curve-grid"):
                     yield CurveView("loss", id="loss", empty="waiting for the first steps")
-                    yield CurveView(
-                        "mask accuracy", limits=(0.0, 1.0), id="accuracy",
-                        empty="waiting for the first evaluation",
-                    )  # fmt: skip
+                    empty = "waiting for the first evaluation"
+                    yield CurveView("mask accuracy", limits=(0.0, 1.0), id="accuracy", empty=empty)
                 yield Static("", id="numbers", markup=False)
             with TabPane("2 Phenotypes", id="phenotypes"), Vertical():
                 yield DataTable(id="phenotype-table", cursor_type="row", zebra_stripes=True)
@@ -101,7 +79,6 @@ class RunScreen(DashboardScreen):
                 yield DataTable(id="preset-table", cursor_type="row", zebra_stripes=True)
 
     def on_mount(self) -> None:
-        """Name the columns."""
         self.query_one("#phenotype-table", DataTable).add_columns(*run_texts.PHENOTYPE_COLUMNS)
         self.query_one("#preset-table", DataTable).add_columns("key", "value", "from")
         self.query_one("#loss").focus()
@@ -116,11 +93,10 @@ class RunScreen(DashboardScreen):
         self._now = view.now
         self._view = view.open_runs.get(self.path)
         if self._view is not None and self._view.row.state in (*LIVE_STATES, "stale"):
-            self.dashboard.training.forget_launch(self.path)
+            self._training.forget_launch(self.path)
         self._show()
 
     def on_resize(self) -> None:
-        """Fit texts to the new width."""
         self.call_after_refresh(self._show)
 
     # -- drawing
@@ -132,48 +108,59 @@ class RunScreen(DashboardScreen):
         if view is None:
             self._show_launch()
             return
-        self._show_bar(view.row, view)
+        self._show_bar(view)
         self._show_curves(view)
-        pane = self.query_one("#panes", Panes).active
+        pane = self._pane
         if pane == "phenotypes":
             self._show_phenotypes(view)
         elif pane == "machine":
-            self._show_machine(view)
+            for name, _, metrics in _MACHINE_PANELS:
+                panel = self._curves(name)
+                panel.show(_series(view, metrics))
+                is_log = self._window.is_log and name != "fractions"
+                panel.look(replace(self._window, is_log=is_log))
+            self._write("machine-facts", run_texts.machine_content(view, now=self._now))
         elif pane == "log":
-            self.query_one("#event-lines", Static).update(
-                run_texts.events_content(view.events, now=self._now)
-            )
-            self.query_one("#log-text", Static).update(Content("\n".join(view.log[-300:])))
-        elif pane == "preset":
-            self._show_preset(view)
+            self._write("event-lines", run_texts.events_content(view.events, now=self._now))
+            self._write("log-text", Content("\n".join(view.log[-300:])))
+        elif pane == "preset" and self._shown_settings is not view.settings:
+            self._shown_settings = view.settings
+            table = self.query_one("#preset-table", DataTable)
+            table.clear()
+            table.add_rows(run_texts.setting_rows(view.settings))
+
+    @property
+    def _pane(self) -> str:
+        return self.query_one("#panes", Panes).active
+
+    def _curves(self, name: str) -> CurveView:
+        return self.query_one(f"#{name}", CurveView)
+
+    def _write(self, name: str, content: Content) -> None:
+        self.query_one(f"#{name}", Static).update(content)
 
     def _show_launch(self) -> None:
-        """Show a run whose folder is not there yet."""
-        launch = self.dashboard.training.launch_of(self.path)
+        """Show a run whose folder is missing."""
+        launch = self._training.launch_of(self.path)
         if launch is None:
-            self.set_bar(Content.assemble((self.path, "bold"), "  reading..."))
+            self.set_bar((self.path, "bold"), "  reading...")
             return
         code = launch.process.poll()
-        lines = launch.last_lines(12)
         if code is None:
-            state, hint = "starting", "cells are being prepared where they are not yet"
+            state, hint = "starting", "cells are being prepared if there is no store of them yet"
         elif code in (ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED):
-            state, hint = "stopped", "before its first step; esc, then n starts it anew"
+            state, hint = "stopped", "before its first step; esc, then n starts it again"
         else:
             state, hint = "failed", f"tfx train ended with exit code {code}"
-        self.set_bar(Content.assemble((self.path, "bold"), "  ", state_content(state), f"  {hint}"))
-        self.query_one("#numbers", Static).update(Content("\n".join(lines[-7:])))
+        self.set_bar((self.path, "bold"), "  ", state_content(state), f"  {hint}")
+        self._write("numbers", Content("\n".join(launch.last_lines(7))))
 
-    def _show_bar(self, row: RunRow, view: RunView) -> None:
-        parts: list[Content | str | tuple[str, str]] = [
-            (row.name, "bold"),
-            "  ",
-            state_content(row.state),
-        ]
+    def _show_bar(self, view: RunView) -> None:
+        row, error = view.row, view.status.get("error")
+        parts: list[object] = [(row.name, "bold"), "  ", state_content(row.state)]
         if row.step is not None:
             parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
-        # What wants a look stands before what a narrow window may cut off.
-        error = view.status.get("error")
+        # Faults are first: a narrow window cuts off the end.
         if row.state == "failed" and isinstance(error, str):
             parts.append((f"  {error}", "$error"))
         if view.nonfinite:
@@ -181,102 +168,65 @@ class RunScreen(DashboardScreen):
         if view.bad_lines:
             parts.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
         if row.total and row.step is not None and row.state != "finished":
-            share = min(row.step / row.total, 1.0)
-            parts += ["  ", run_texts.bar(share, 10), f" {share:.0%}"]
+            fraction = min(row.step / row.total, 1.0)
+            parts += ["  ", run_texts.bar(fraction, 10), f" {fraction:.0%}"]
         if row.eta is not None and row.state in LIVE_STATES:
             parts.append(f"  {duration(row.eta)} left")
         if row.last_data is not None:
             parts.append(f"  data {ago(row.last_data, now=max(self._now, row.last_data))}")
-        self.set_bar(Content.assemble(*parts))
+        self.set_bar(*parts)
 
     def _show_curves(self, view: RunView) -> None:
-        losses = []
-        for place, (split, table) in enumerate(view.curves.items()):
-            if "loss" in table.columns:
-                losses.append(
-                    CurveSeries(split, table.steps, table.columns["loss"], place, split == "train")
-                )
-        scale = ", log" if self._window.is_log else ""
-        smoothing = SMOOTHING[self._window.smoothing % len(SMOOTHING)]
-        note = (
-            f" (mean of {smoothing:.0%} of the width)"
-            if smoothing and self.size.width >= 100
-            else ""
-        )
-        self.query_one("#loss", CurveView).show(
-            losses, title=f"loss{scale}{note}", domain=view.steps
-        )
-        accuracies, marks = self._accuracies(view)
-        self.query_one("#accuracy", CurveView).show(accuracies, marks, domain=view.steps)
-        for panel in (self.query_one("#loss", CurveView), self.query_one("#accuracy", CurveView)):
-            panel.look(self._window if panel.id == "loss" else replace(self._window, is_log=False))
-        self.query_one("#numbers", Static).update(
-            run_texts.numbers_content(view, width=self.size.width - 2)
-        )
-
-    def _accuracies(self, view: RunView) -> tuple[list[CurveSeries], list[ReferenceMark]]:
-        table = view.validation
-        names = view.phenotypes
-        series = [
+        losses = [
+            CurveSeries(split, table.steps, table.columns["loss"], place, split == "train")
+            for place, (split, table) in enumerate(view.curves.items())
+            if "loss" in table.columns
+        ]
+        title = "loss, log" if self._window.is_log else "loss"
+        smoothed = self._window.smoothed_fraction
+        if smoothed and self.size.width >= 100:
+            title += f" (mean of {smoothed:.0%} of the width)"
+        loss, accuracy = self._curves("loss"), self._curves("accuracy")
+        loss.show(losses, title=title, domain=view.steps)
+        loss.look(self._window)
+        table, names = view.validation, [*view.phenotypes, "genes"]
+        accuracies = [
             CurveSeries(name, table.steps, table.columns[f"acc/{name}"], place)
             for place, name in enumerate(names)
+            if f"acc/{name}" in table.columns
         ]
-        if "acc/genes" in table.columns:
-            values = table.columns["acc/genes"]
-            series.append(CurveSeries("genes", table.steps, values, len(names)))
-        chosen = self._phenotype if self._phenotype in names else None
         marks = []
-        if chosen is not None:
-            references = run_texts.reference_accuracies(view, chosen)
-            marks = [
-                ReferenceMark(name, value, names.index(chosen))
-                for name, value in references.items()
-            ]
-        return series, marks
+        if self._phenotype in view.phenotypes:
+            baselines = run_texts.baseline_accuracies(view, self._phenotype)
+            place = names.index(self._phenotype)
+            marks = [ReferenceMark(name, value, place) for name, value in baselines.items()]
+        accuracy.show(accuracies, marks, domain=view.steps)
+        accuracy.look(replace(self._window, is_log=False))
+        self._write("numbers", run_texts.numbers_content(view, width=self.size.width - 2))
 
     def _show_phenotypes(self, view: RunView) -> None:
         table = self.query_one("#phenotype-table", DataTable)
-        rows = run_texts.phenotype_rows(view)
-        keys = [key for key, _ in rows]
+        rows = dict(run_texts.phenotype_rows(view))
+        keys = list(rows)
         if keys != [str(key.value) for key in table.rows]:
             table.clear()
-            for key, cells in rows:
+            for key, cells in rows.items():
                 table.add_row(*cells, key=key)
         else:
-            for key, cells in rows:
+            for key, cells in rows.items():
                 for column, cell in zip(table.ordered_columns, cells, strict=True):
                     table.update_cell(key, column.key, cell, update_width=True)
-        chosen = keys[table.cursor_row] if keys and table.cursor_row < len(keys) else None
-        self._phenotype = chosen
-        self.query_one("#confusion", Static).update(
-            run_texts.confusion_content(view, chosen, width=self.size.width - 4)
-        )
+        self._show_confusion(keys[table.cursor_row] if table.cursor_row < len(keys) else None)
+
+    def _show_confusion(self, phenotype: str | None) -> None:
+        assert self._view is not None
+        self._phenotype = phenotype
+        width = self.size.width - 4
+        self._write("confusion", run_texts.confusion_content(self._view, phenotype, width=width))
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """Show the confusion matrix of the phenotype under the cursor."""
         if event.data_table.id == "phenotype-table" and self._view is not None:
-            self._phenotype = str(event.row_key.value)
-            self.query_one("#confusion", Static).update(
-                run_texts.confusion_content(self._view, self._phenotype, width=self.size.width - 4)
-            )
-
-    def _show_machine(self, view: RunView) -> None:
-        for name, _, metrics in _MACHINE_PANELS:
-            panel = self.query_one(f"#{name}", CurveView)
-            panel.show(list(_series(view.train, metrics)))
-            panel.look(replace(self._window, is_log=self._window.is_log and name != "shares"))
-        self.query_one("#machine-facts", Static).update(
-            run_texts.machine_content(view, now=self._now)
-        )
-
-    def _show_preset(self, view: RunView) -> None:
-        if self._shown_settings is view.settings:
-            return
-        self._shown_settings = view.settings
-        table = self.query_one("#preset-table", DataTable)
-        table.clear()
-        for row in run_texts.setting_rows(view.settings):
-            table.add_row(*row)
+            self._show_confusion(str(event.row_key.value))
 
     # -- the window of the curves
 
@@ -285,84 +235,63 @@ class RunScreen(DashboardScreen):
         self._show()
 
     def on_curve_view_moved(self, event: CurveView.Moved) -> None:
-        """Move all panels together."""
         self._look(replace(event.window, is_log=self._window.is_log))
 
-    def _panel(self) -> CurveView:
-        return self.query_one("#loss", CurveView)
-
     def action_log_axis(self) -> None:
-        """Switch between linear and logarithmic heights."""
         self._look(replace(self._window, is_log=not self._window.is_log))
 
     def action_smoothing(self) -> None:
-        """Smooth more, and after the most not at all."""
         smoothing = (self._window.smoothing + 1) % len(SMOOTHING)
         self._look(replace(self._window, smoothing=smoothing))
 
     def action_crosshair(self) -> None:
-        """Read values out at one step."""
-        self._look(self._panel().with_crosshair())
+        self._look(self._curves("loss").with_crosshair())
 
     def action_zoom(self, factor: float) -> None:
-        """Zoom in or out."""
-        self._look(self._panel().zoomed(factor))
+        self._look(self._curves("loss").zoomed(factor))
 
-    def action_shift(self, share: float) -> None:
-        """Move the crosshair or the zoomed range."""
-        self._look(self._panel().shifted(share))
+    def action_shift(self, fraction: float) -> None:
+        self._look(self._curves("loss").shifted(fraction))
 
     def action_reset(self) -> None:
-        """See everything."""
         self._look(replace(self._window, zoom=None, crosshair=None))
 
     # -- panes
 
     def action_pane(self, name: str) -> None:
-        """Switch to a pane."""
         self.query_one("#panes", Panes).choose(name)
 
     def on_tabbed_content_tab_activated(self) -> None:
-        """Fill the pane that came up, and let keys reach it."""
-        targets = {
-            "curves": "#loss", "phenotypes": "#phenotype-table", "machine": "#speed",
-            "log": "#log-lines", "preset": "#preset-table",
-        }  # fmt: skip
+        """Fill the active pane and give it the focus."""
         self._show()
-        target = targets.get(self.query_one("#panes", Panes).active)  # events may come late
-        if target is not None:
-            self.query_one(target).focus()
+        if self._pane in _FOCUS:  # the event may come late
+            self.query_one(_FOCUS[self._pane]).focus()
 
     def action_copy(self) -> None:
-        """Copy the figures of this pane as text."""
-        if self._view is None:
-            return
-        pane = self.query_one("#panes", Panes).active
-        text = run_texts.plain_text(self._view, pane, now=self._now)
-        self.app.copy_to_clipboard(text)
-        self.notify(f"{len(text.splitlines())} lines copied", markup=False)
+        if self._view is not None:
+            text = run_texts.plain_text(self._view, self._pane, now=self._now)
+            self.app.copy_to_clipboard(text)
+            self.notify(f"{len(text.splitlines())} lines copied", markup=False)
 
-    # -- steering
+    # -- control
 
     def action_stop(self) -> None:
-        """Ask the run to save a checkpoint and end."""
-        self.dashboard.stop_run(self.path, self._view)
+        self.post_message(StopRun(self.path))
 
     def action_resume(self) -> None:
-        """Go on with a run that stopped."""
-        self.dashboard.resume_run(self.path, self._view)
+        self.post_message(ResumeRun(self.path))
 
     def action_generate(self) -> None:
-        """Pick control tokens of this run's model."""
-        self.dashboard.open_generate(self.path)
+        self.post_message(OpenGenerate(self.path))
 
     def action_back(self) -> None:
-        """Back to the list of runs."""
-        self.dashboard.close_run()
+        self.post_message(CloseScreen())
 
 
-def _series(table: CurveTable, metrics: Iterable[tuple[str, str]]) -> Iterable[CurveSeries]:
-    for place, (metric, name) in enumerate(metrics):
-        values = table.columns.get(metric)
-        if values is not None and np.isfinite(values).any():
-            yield CurveSeries(name, table.steps, values, place, is_noisy=True)
+def _series(view: RunView, metrics: dict[str, str]) -> list[CurveSeries]:
+    table = view.train
+    return [
+        CurveSeries(name, table.steps, table.columns[metric], place, is_noisy=True)
+        for place, (metric, name) in enumerate(metrics.items())
+        if np.isfinite(table.columns.get(metric, np.empty(0))).any()
+    ]

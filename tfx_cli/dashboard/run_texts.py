@@ -1,4 +1,4 @@
-"""What the run screen says in text: numbers, tables, events, the machine. No widgets, no maths."""
+"""Text of the run screen: numbers, tables, events, the machine. No widgets, no maths."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,50 +19,39 @@ from tfx_cli.formatting import (
     short_count,
     shortened,
 )
+from tfx_cli.runs_tables import PRECISIONS
 
-__all__ = [
-    "PHENOTYPE_COLUMNS",
-    "bar",
-    "confusion_content",
-    "events_content",
-    "machine_content",
-    "numbers_content",
-    "phenotype_rows",
-    "plain_text",
-    "reference_accuracies",
-    "setting_rows",
-]
-
-PHENOTYPE_COLUMNS = (
-    "phenotype", "mask accuracy", "best", "majority", "test", "LR", "test F1",
-)  # fmt: skip
+PHENOTYPE_COLUMNS = ("phenotype", "mask accuracy", "best", "majority", "test", "LR", "test F1")
 _EVENT_STYLES = {
-    "nonfinite": "$error", "spike": "$warning", "warning": "$warning", "signal": "$warning",
-    "resume": "$success", "start": "$success", "end": "$primary",
-}  # fmt: skip
+    "nonfinite": "$error",
+    "spike": "$warning",
+    "warning": "$warning",
+    "signal": "$warning",
+    "resume": "$success",
+    "start": "$success",
+    "end": "$primary",
+}
+_EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite", "rows", "cells"})
+#: Baselines of a report of `tfx eval`, and their short names.
+_BASELINES = {"majority": "majority", "logistic_regression": "LR"}
 _SHADES = " ░▒▓█"
 _LONGEST = 22
 
 
-def bar(share: float, width: int) -> Content:
-    """Draw a share as a bar."""
-    full = round(min(max(share, 0.0), 1.0) * width)
+def bar(fraction: float, width: int) -> Content:
+    """Draw a fraction as a bar."""
+    full = round(min(max(fraction, 0.0), 1.0) * width)
     return Content.assemble(("█" * full, "$primary"), ("░" * (width - full), "$secondary"))
 
 
-def reference_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
-    """Return what simple methods reach for a phenotype, where a run or its evaluation tells."""
-    found = {}
+def baseline_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
+    """Return the accuracies of simple baselines, by method, from the run or its evaluation."""
     methods = _methods(view, phenotype)
+    found = {name: _score(methods.get(name), "accuracy") for name in _BASELINES}
     majority = view.validation.last(f"baseline/{phenotype}")
-    if majority is None:
-        majority = _figure(methods.get("majority"), "accuracy")
     if majority is not None:
         found["majority"] = majority
-    logistic = _figure(methods.get("logistic_regression"), "accuracy")
-    if logistic is not None:
-        found["logistic regression"] = logistic
-    return found
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _methods(view: RunView, phenotype: str) -> Mapping[str, Any]:
@@ -71,53 +60,50 @@ def _methods(view: RunView, phenotype: str) -> Mapping[str, Any]:
     return methods if isinstance(methods, dict) else {}
 
 
-def _figure(scores: object, name: str) -> float | None:
+def _score(scores: object, name: str) -> float | None:
     return finite_number(scores.get(name)) if isinstance(scores, dict) else None
 
 
 def numbers_content(view: RunView, *, width: int) -> Content:
-    """Write the latest figures: losses and speed in one line, then each phenotype's accuracy."""
+    """Write the latest metrics: losses and speed in one line, then each phenotype's accuracy."""
     train, validation = view.train, view.validation
-    first = []
+    lowest = validation.best("loss", lowest=True)
+    parts: list[str] = []
     for label, table, name in (
         ("train loss", train, "loss"),
         ("validation loss", validation, "loss"),
+        ("lowest", None, ""),
         ("lr", train, "lr"),
         ("cells/s", train, "cells_per_second"),
         ("tokens/s", train, "tokens_per_second"),
         ("MFU", train, "mfu"),
         ("waiting", train, "wait"),
     ):
-        value = table.last(name)
-        if value is not None:
+        if table is None:
+            parts += [] if lowest is None else [f"lowest {lowest:.4f}"]
+        elif (value := table.last(name)) is not None:
             shown = short_count(value) if name.endswith("per_second") else metric_value(name, value)
-            first.append(f"{label} {shown}")
-    lines = [_fit(first, width)]
-    lowest = validation.best("loss", lowest=True)
-    if lowest is not None:
-        lines[0] = _fit([*first[:2], f"lowest {lowest:.4f}", *first[2:]], width)
-    cells: list[Content] = []
+            parts.append(f"{label} {shown}")
     longest = max((len(name) for name in view.phenotypes), default=0)
+    cells: list[Content] = []
     for name in view.phenotypes:
-        value = validation.last(f"acc/{name}")
-        references = reference_accuracies(view, name)
-        parts: list[str | Content] = [f"{name:{longest}} "]
-        parts += [bar(value or 0.0, 12), " -.---" if value is None else f" {value:.3f}"]
-        if references:
-            known = ", ".join(
-                f"{'LR' if key == 'logistic regression' else key} {one:.3f}"
-                for key, one in references.items()
-            )
-            parts.append(
-                f" ({known})" if width >= 98 else f" ({references[next(iter(references))]:.3f})"
-            )
-        cells.append(Content.assemble(*parts))
-    genes, guess = validation.last("acc/genes"), validation.last("acc/genes_baseline")
+        known = baseline_accuracies(view, name)
+        note = ", ".join(f"{_BASELINES[key]} {one:.3f}" for key, one in known.items())
+        if width < 98:  # the first number alone
+            note = f"{next(iter(known.values())):.3f}" if known else ""
+        cells.append(_accuracy(f"{name:{longest}}", validation.last(f"acc/{name}"), note))
+    genes, commonest = validation.last("acc/genes"), validation.last("acc/genes_baseline")
     if genes is not None:
-        text = f"{'genes':{longest}} "
-        note = "" if guess is None else f" (commonest bin {guess:.3f})"
-        cells.append(Content.assemble(text, bar(genes, 12), f" {genes:.3f}{note}"))
-    return Content("\n").join([Content(lines[0]), *_columns(cells, width)])
+        note = "" if commonest is None else f"commonest bin {commonest:.3f}"
+        cells.append(_accuracy(f"{'genes':{longest}}", genes, note))
+    return Content("\n").join([Content(_fit(parts, width)), *_columns(cells, width)])
+
+
+def _accuracy(label: str, value: float | None, note: str) -> Content:
+    shown = "-.---" if value is None else f"{value:.3f}"
+    return Content.assemble(
+        f"{label} ", bar(value or 0.0, 12), f" {shown}{f' ({note})' if note else ''}"
+    )
 
 
 def _columns(cells: Sequence[Content], width: int) -> list[Content]:
@@ -127,11 +113,8 @@ def _columns(cells: Sequence[Content], width: int) -> list[Content]:
     widest = max(cell.cell_length for cell in cells) + 3
     n_columns = max(min(width // widest, 3), 1)
     n_rows = -(-len(cells) // n_columns)
-    rows = []
-    for row in range(n_rows):
-        parts = [cells[place] for place in range(row, len(cells), n_rows)]
-        rows.append(Content("").join([part.pad_right(widest - part.cell_length) for part in parts]))
-    return rows
+    padded = [cell.pad_right(widest - cell.cell_length) for cell in cells]
+    return [Content("").join(padded[row::n_rows]) for row in range(n_rows)]
 
 
 def _fit(parts: Iterable[str], width: int) -> str:
@@ -148,112 +131,108 @@ def phenotype_rows(view: RunView) -> list[tuple[str, list[Text]]]:
     """Return phenotype -> a row of `PHENOTYPE_COLUMNS`."""
     rows = []
     for name in view.phenotypes:
-        methods = _methods(view, name)
-        references = reference_accuracies(view, name)
-        test = _figure(methods.get("model"), "accuracy")
-        logistic = references.get("logistic regression")
-        loses = test is not None and logistic is not None and test < logistic
-        figures = [
+        model = _methods(view, name).get("model")
+        baselines = baseline_accuracies(view, name)
+        test, logistic = _score(model, "accuracy"), baselines.get("logistic_regression")
+        values = [
             view.validation.last(f"acc/{name}"),
             view.validation.best(f"acc/{name}", lowest=False),
-            references.get("majority"), test, logistic,
-            _figure(methods.get("model"), "macro_f1"),
-        ]  # fmt: skip
-        cells = [Text("" if one is None else f"{one:.3f}", justify="right") for one in figures]
-        if loses:
+            baselines.get("majority"),
+            test,
+            logistic,
+            _score(model, "macro_f1"),
+        ]
+        cells = [Text("" if one is None else f"{one:.3f}", justify="right") for one in values]
+        if test is not None and logistic is not None and test < logistic:
             cells[3].append(" loses")
         rows.append((name, [Text(name), *cells]))
     return rows
 
 
 def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Content:
-    """Draw the confusion matrix of the last evaluation: true values down, answers across."""
+    """Draw the confusion matrix of the last evaluation: true values down, predictions across."""
     if phenotype is None:
         return Content("no evaluation of phenotypes yet")
     scores = _methods(view, phenotype).get("model")
     if not isinstance(scores, dict) or not scores.get("confusion"):
-        return Content(f"'tfx eval {view.row.path}' shows what {phenotype} is confused with")
+        return Content(f"'tfx eval {view.row.path}' writes the confusion matrix of {phenotype}")
     matrix, values = scores["confusion"], [str(value) for value in scores["values"]]
-    used = [
-        place for place in range(len(values))
-        if sum(matrix[place]) or sum(row[place] for row in matrix)
-    ]  # fmt: skip
+    predicted = [sum(column) for column in zip(*matrix, strict=True)]
+    used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
     fits = max((width - _LONGEST - 10) // 5, 2)
     note = ""
     if len(used) > fits:
         used = sorted(sorted(used, key=lambda place: -sum(matrix[place]))[:fits])
         note = f" (the {fits} commonest of {len(values)} values)"
-    lines = [
-        Content(f"{phenotype}: answers in per cent of the true value's cells{note}"),
-        Content(""),
+    letters = [
+        chr(ord("a") + order) if order < 26 else f"{order + 1}" for order in range(len(used))
     ]
-    heads = "".join(f"{_letter(order):>5}" for order in range(len(used)))
-    lines.append(Content(f"{'true value':{_LONGEST + 3}} {'cells':>5}{heads}"))
-    for order, place in enumerate(used):
+    heads = "".join(f"{letter:>5}" for letter in letters)
+    lines = [
+        Content(f"{phenotype}: predictions in per cent of the true value's cells{note}"),
+        Content(""),
+        Content(f"{'true value':{_LONGEST + 3}} {'cells':>5}{heads}"),
+    ]
+    for letter, place in zip(letters, used, strict=True):
         total = sum(matrix[place])
         name = shortened(values[place], _LONGEST)
-        parts: list[str | Content] = [f"{_letter(order):>2} {name:{_LONGEST}} {total:>5}"]
+        parts: list[str | Content] = [f"{letter:>2} {name:{_LONGEST}} {total:>5}"]
         for column in used:
-            share = matrix[place][column] / total if total else 0.0
-            shade = _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
-            text = f" {shade}{round(100 * share):>3}" if share >= 0.005 else "    ·"
-            style = "bold $success" if column == place else "$error" if share >= 0.1 else ""
+            fraction = matrix[place][column] / total if total else 0.0
+            shade = _SHADES[min(int(fraction * len(_SHADES)), len(_SHADES) - 1)]
+            text = f" {shade}{round(100 * fraction):>3}" if fraction >= 0.005 else "    ·"
+            style = "bold $success" if column == place else "$error" if fraction >= 0.1 else ""
             parts.append(Content.styled(text, style) if style else text)
         lines.append(Content.assemble(*parts))
     return Content("\n").join(lines)
-
-
-def _letter(place: int) -> str:
-    return chr(ord("a") + place) if place < 26 else f"{place + 1}"
 
 
 def events_content(events: Sequence[EventRecord], *, now: float) -> Content:
     """Write the last events, newest first."""
     lines = []
     for event in reversed(events[-200:]):
-        name = str(event.get("event", ""))
-        step = number_in(event, "step")
+        name, step = str(event.get("event", "")), number_in(event, "step")
         details = ", ".join(
-            f"{key} {_detail(key, value)}"
+            f"{key} {metric_value(key, value) if isinstance(value, float) else value}"
             for key, value in event.items()
-            if key not in ("event", "t", "step", "nonfinite", "rows", "cells") and value is not None
+            if key not in _EVENT_KEYS and value is not None
         )
-        when = ago(number_in(event, "t"), now=max(now, number_in(event, "t") or now))
         where = "" if step is None else f"step {step:,.0f}"
+        text = f"{ago_of(event, now=now):>12}  {name:10}"
         style = _EVENT_STYLES.get(name, "")
-        text = f"{when:>12}  {name:10}"
         lines.append(Content.assemble((text, style) if style else text, f" {where:14} {details}"))
     return Content("\n").join(lines) if lines else Content("no events yet")
 
 
-def _detail(key: str, value: object) -> str:
-    return metric_value(key, value) if isinstance(value, float) else str(value)
+def ago_of(record: Mapping[str, Any], *, now: float) -> str:
+    """Write how long ago a record was written; a machine whose clock is ahead wrote it now."""
+    moment = number_in(record, "t")
+    return ago(moment, now=max(now, moment or now))
 
 
 def machine_content(view: RunView, *, now: float) -> Content:
-    """Write what each machine of the run said last."""
-    lines: list[str] = []
+    """Write the last state of each machine of the run."""
+    run = view.run
+    precision = str(run.get("precision") or "")
     facts = [
-        str(view.run.get("device_name") or view.run.get("device") or ""),
-        f"{view.run.get('processes') or 1} process(es)",
-        {"no": "fp32"}.get(str(view.run.get("precision")), str(view.run.get("precision") or "")),
+        str(run.get("device_name") or run.get("device") or ""),
+        f"{run.get('processes') or 1} process(es)",
+        PRECISIONS.get(precision, precision),
     ]
-    lines.append(", ".join(fact for fact in facts if fact))
+    lines = [", ".join(fact for fact in facts if fact)]
     for host, records in view.machines.items():
-        line = records[-1]
-        moment = number_in(line, "t")
-        lines.append(f"{host}: {machine_text(line)}  {ago(moment, now=max(now, moment or now))}")
-        gpus = gpus_of(line)
+        line, gpus = records[-1], gpus_of(records[-1])
+        lines.append(f"{host}: {machine_text(line)}  {ago_of(line, now=now)}")
         lines += [f"  {name} {text}" for name, text in gpus]
         if not gpus:
-            lines[-1] = f"{lines[-1]}  (no GPU)"
+            lines[-1] += "  (no GPU)"
     if not view.machines:
-        lines.append("the machine has not said anything yet")
+        lines.append("no data of the machine yet")
     return Content("\n").join([Content(line) for line in lines])
 
 
 def setting_rows(settings: Sequence[Setting]) -> list[tuple[Text, Text, Text]]:
-    """Return the preset as rows, what somebody chose before what nobody did."""
+    """Return the preset as rows, chosen values before defaults."""
     ordered = sorted(settings, key=lambda one: one.provenance == "default")
     return [
         (
@@ -266,13 +245,10 @@ def setting_rows(settings: Sequence[Setting]) -> list[tuple[Text, Text, Text]]:
 
 
 def plain_text(view: RunView, pane: str, *, now: float) -> str:
-    """Write the figures of a pane as plain text, for the clipboard."""
+    """Write the metrics of a pane as plain text, for the clipboard."""
     if pane == "phenotypes":
-        rows = [
-            PHENOTYPE_COLUMNS,
-            *([str(cell) for cell in cells] for _, cells in phenotype_rows(view)),
-        ]
-        return "\n".join("\t".join(row) for row in rows)
+        rows = [[str(cell) for cell in cells] for _, cells in phenotype_rows(view)]
+        return "\n".join("\t".join(row) for row in [PHENOTYPE_COLUMNS, *rows])
     if pane == "machine":
         return machine_content(view, now=now).plain
     if pane == "log":
@@ -282,12 +258,10 @@ def plain_text(view: RunView, pane: str, *, now: float) -> str:
     lines = [f"run\t{view.row.path}", f"state\t{view.row.state}", f"step\t{view.row.step}"]
     for split, table in view.curves.items():
         for name in table.columns:
-            value = table.last(name)
-            if value is not None:
+            if (value := table.last(name)) is not None:
                 unit = metric_info(name).unit
-                lines.append(
-                    f"{split} {name}\t{metric_value(name, value)}{f' {unit}' if unit else ''}"
-                )
+                shown = f"{metric_value(name, value)}{f' {unit}' if unit else ''}"
+                lines.append(f"{split} {name}\t{shown}")
     if view.row.started:
         lines.append(f"started\t{date(view.row.started)}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """One line per phenotype: the control token of the cells to generate."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
@@ -10,39 +11,18 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from tfx_cli.formatting import shortened
+from tfx_cli.formatting import count_of, shortened
 
-__all__ = ["NOT_SPECIFIED", "SAMPLED", "TokenRow", "choice_text"]
-
-#: Choices beside the values.
-SAMPLED, NOT_SPECIFIED = -1, -2
-
-
-def choice_text(name: str, choice: int, values: Sequence[str]) -> str:
-    """Write a choice in words."""
-    if choice == SAMPLED:
-        return "sample from real cells"
-    return f"not specified [NO_{name.upper()}]" if choice == NOT_SPECIFIED else values[choice]
+#: Choices beside the values: drawn from real cells, and the token [NO_*].
+SAMPLED, UNSPECIFIED = -1, -2
 
 
 class TokenRow(Widget, can_focus=True):
-    """A control token: left and right go through the values, enter or a click lists them.
+    """A control token: left and right step through the values, enter or a click lists them.
 
-    Parameters
-    ----------
-    name
-        The phenotype.
-    values
-        Its values.
-    label_width
-        Columns for the name, the same in all rows.
+    ``label_width`` is the width of the names in all rows.
     """
 
-    DEFAULT_CSS = """
-    TokenRow { height: 1; width: 1fr; padding: 0 1; }
-    TokenRow:focus { background: $panel; text-style: bold; }
-    TokenRow:hover { background: $panel; }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "step(-1)", "Value before", show=False),
         Binding("right", "step(1)", "Next value", show=False),
@@ -56,12 +36,11 @@ class TokenRow(Widget, can_focus=True):
     class Changed(Message):
         """Another value was chosen."""
 
-    class Asked(Message):
-        """The list of values is wanted."""
+    @dataclass
+    class ListRequested(Message):
+        """The user wants the list of values."""
 
-        def __init__(self, row: "TokenRow") -> None:
-            super().__init__()
-            self.row = row
+        row: "TokenRow"
 
     def __init__(self, name: str, values: Sequence[str], *, label_width: int) -> None:
         super().__init__(classes="token")
@@ -71,42 +50,52 @@ class TokenRow(Widget, can_focus=True):
 
     @property
     def value(self) -> str | None:
-        """The value asked for; None where the phenotype is left open."""
+        """The chosen value; None where cells are sampled or the phenotype is unspecified."""
         return self.values[self.choice] if self.choice >= 0 else None
+
+    @property
+    def no_token(self) -> str:
+        """The control token of an unspecified phenotype."""
+        return f"[NO_{self.phenotype.upper()}]"
+
+    def text_of(self, choice: int) -> str:
+        """Write a choice in words."""
+        if choice == SAMPLED:
+            return "sample from real cells"
+        return f"unspecified {self.no_token}" if choice == UNSPECIFIED else self.values[choice]
+
+    def options(self) -> list[tuple[int, str, str]]:
+        """Return all choices: number, text, and how many real cells have the value."""
+        options = [(choice, self.text_of(choice), "") for choice in (SAMPLED, UNSPECIFIED)]
+        counts = [f"{self.counts.get(value, 0):,} real cells" for value in self.values]
+        return options + list(zip(range(len(counts)), self.values, counts, strict=True))
 
     def render(self) -> Content:
         """Write name, choice and how many real cells have it."""
-        label = shortened(self.phenotype, self.label_width)
-        text = choice_text(self.phenotype, self.choice, self.values)
         note = ""
         if self.value is not None:
-            count = self.counts.get(self.value, 0)
-            note = f"{count:,} real cell{'' if count == 1 else 's'}"
+            note = count_of(self.counts.get(self.value, 0), "real cell")
         room = max(self.size.width - self.label_width - len(note) - 7, 8)
-        shown = shortened(text, room)
+        shown = shortened(self.text_of(self.choice), room)
         style = "$primary" if self.choice >= 0 else "$secondary"
-        left = f"{label:{self.label_width}}  "
-        content = Content.assemble((left, "$secondary"), "‹ ", (shown, style), " ›")
+        label = f"{shortened(self.phenotype, self.label_width):{self.label_width}}  "
+        content = Content.assemble((label, "$secondary"), "‹ ", (shown, style), " ›")
         gap = max(self.size.width - content.cell_length - len(note), 1)
         return Content.assemble(
             content, " " * gap, (note, "$warning" if note.startswith("0 ") else "$secondary")
         )
 
     def watch_choice(self) -> None:
-        """Tell the screen."""
         self.post_message(self.Changed())
 
     def action_step(self, by: int) -> None:
-        """Go to the value before or after: sampled, not specified, then the values."""
-        order = [SAMPLED, NOT_SPECIFIED, *range(len(self.values))]
+        order = [SAMPLED, UNSPECIFIED, *range(len(self.values))]
         self.choice = order[(order.index(self.choice) + by) % len(order)]
 
     def action_choose(self) -> None:
-        """Ask for the list."""
-        self.post_message(self.Asked(self))
+        self.post_message(self.ListRequested(self))
 
     def on_click(self, event: events.Click) -> None:
-        """List the values."""
         event.stop()
         self.focus()
         self.action_choose()

@@ -1,8 +1,8 @@
-"""What the dashboard knows of a folder of runs: read in a thread, handed over as values.
+"""A folder of runs at one moment: read in a thread, handed to the screens as values.
 
-A run that nobody looks at costs its status file and, now and then, its last lines; of an open run
-what was added is read. Nothing is written, nothing is assumed: a file may be torn, foreign, gone
-again, or written by a machine with another clock.
+Of a run that is not open only its status file and, now and then, its last lines are read; of an
+open run, the added lines. Nothing is written, nothing is assumed: a file may be torn, foreign,
+deleted, or written by a machine with another clock.
 """
 
 import contextlib
@@ -38,9 +38,7 @@ from core.runlog.schema import (
 )
 from core.runlog.settings import Setting, read_settings
 
-__all__ = ["CurveTable", "RunView", "UnreadableRun", "Workspace", "WorkspaceView"]
-
-#: Seconds between looks at the figures of a run that is not open, per megabyte of its metrics.
+#: Seconds between reads of the metrics of a run that is not open, per megabyte of them.
 _SECONDS_PER_MEGABYTE = 0.5
 _MOST_MACHINE_LINES = 2_000
 _MOST_EVENTS = 2_000
@@ -49,22 +47,16 @@ _LOG_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class CurveTable:
-    """The curves of one split at one moment.
+    """The curves of one split at one moment."""
 
-    Attributes
-    ----------
-    steps
-        (lines,), float64, ascending.
-    columns
-        Metric -> (lines,), NaN where absent or not finite.
-    """
-
+    #: (lines,), ascending.
     steps: NDArray[np.float64]
+    #: Metric -> (lines,), NaN where absent or not finite.
     columns: Mapping[str, NDArray[np.float64]]
 
     @classmethod
     def of(cls, curves: SplitCurves) -> "CurveTable":
-        """Copy what has been read so far."""
+        """Copy the lines read so far."""
         steps = np.array(curves.steps, dtype=np.float64)
         columns = {name: np.array(values) for name, values in curves.columns.items()}
         if np.any(np.diff(steps) < 0):  # a foreign file
@@ -75,18 +67,17 @@ class CurveTable:
 
     def last(self, name: str) -> float | None:
         """Return the newest finite value of a metric."""
-        values = self.columns.get(name)
-        if values is None:
-            return None
-        known = values[np.isfinite(values)]
+        known = self._finite(name)
         return float(known[-1]) if len(known) else None
 
     def best(self, name: str, *, lowest: bool) -> float | None:
         """Return the lowest or the highest finite value of a metric."""
-        values = self.columns.get(name)
-        if values is None or not np.isfinite(values).any():
-            return None
-        return float(np.nanmin(values) if lowest else np.nanmax(values))
+        known = self._finite(name)
+        return float(known.min() if lowest else known.max()) if len(known) else None
+
+    def _finite(self, name: str) -> NDArray[np.float64]:
+        values = self.columns.get(name, np.empty(0))
+        return values[np.isfinite(values)]
 
 
 _NO_CURVES = CurveTable(np.empty(0), {})
@@ -94,41 +85,23 @@ _NO_CURVES = CurveTable(np.empty(0), {})
 
 @dataclass(frozen=True)
 class RunView:
-    """An open run at one moment.
-
-    Attributes
-    ----------
-    row
-        As in the list of runs.
-    run, status
-        run.json and status.json.
-    curves
-        Split -> curves.
-    events
-        The last events, oldest first.
-    machines
-        Host -> its last lines, oldest first.
-    log
-        The last lines of log.txt.
-    settings
-        The resolved preset.
-    evaluation
-        report.json of `tfx eval`, where there is one.
-    bad_lines
-        Lines that could not be read.
-    nonfinite
-        Steps whose loss was not finite, as far as events tell.
-    """
+    """An open run at one moment."""
 
     row: RunRow
+    #: run.json and status.json.
     run: Mapping[str, Any]
     status: Mapping[str, Any]
+    #: Split -> curves.
     curves: Mapping[str, CurveTable]
+    #: The last events, the last lines of each host, and those of log.txt; the oldest first.
     events: tuple[EventRecord, ...]
     machines: Mapping[str, tuple[Mapping[str, Any], ...]]
     log: tuple[str, ...]
+    #: The resolved preset.
     settings: tuple[Setting, ...]
+    #: report.json of `tfx eval`, if there is one.
     evaluation: Mapping[str, Any] | None
+    #: Lines that could not be read.
     bad_lines: int
 
     @property
@@ -151,12 +124,12 @@ class RunView:
 
     @property
     def nonfinite(self) -> int:
-        """How many events tell of a step that was not finite."""
+        """Number of recorded steps whose loss was not finite."""
         return sum(event.get("event") == "nonfinite" for event in self.events)
 
     @property
     def phenotypes(self) -> list[str]:
-        """The phenotypes with an accuracy, in the order they were written."""
+        """The phenotypes with an accuracy, in the order of the file."""
         return list(phenotype_accuracies(dict.fromkeys(self.validation.columns, 0.0)))
 
 
@@ -171,29 +144,20 @@ class UnreadableRun:
 
 @dataclass(frozen=True)
 class WorkspaceView:
-    """A folder of runs at one moment.
+    """A folder of runs at one moment."""
 
-    Attributes
-    ----------
-    rows
-        The runs, newest first.
-    unreadable
-        Folders with a run.json that says nothing usable.
-    open_runs
-        Path -> view, of the runs that were asked for.
-    now
-        Seconds since 1970, at reading.
-    """
-
+    #: Newest first.
     rows: tuple[RunRow, ...]
     unreadable: tuple[UnreadableRun, ...]
+    #: Path -> view of the requested runs.
     open_runs: Mapping[str, RunView]
+    #: Seconds since 1970, at reading.
     now: float
 
 
 @dataclass
 class _Pulse:
-    """When a heartbeat was last seen to move, by our own clock."""
+    """When a heartbeat last changed, by our own clock."""
 
     heartbeat: float | None = None
     moved_at: float | None = None
@@ -201,15 +165,7 @@ class _Pulse:
 
 
 class Workspace:
-    """Runs on disk: the runs in a folder, or one run.
-
-    Parameters
-    ----------
-    root
-        A folder of runs, or a run folder.
-    clock, monotonic
-        Seconds since 1970; seconds that never jump. For tests.
-    """
+    """The runs of a folder, or one run folder; tests give their own clocks."""
 
     def __init__(
         self,
@@ -223,17 +179,11 @@ class Workspace:
         self._monotonic = monotonic
         self._readers: dict[Path, RunReader] = {}
         self._feeds: dict[Path, _RunFeed] = {}
-        self._figures: dict[Path, tuple[tuple[int, int], float, LatestMetrics]] = {}
+        self._metrics: dict[Path, tuple[tuple[int, int], float, LatestMetrics]] = {}
         self._pulses: dict[Path, _Pulse] = {}
 
     def poll(self, open_runs: Collection[str] = ()) -> WorkspaceView:
-        """Look at the disk.
-
-        Parameters
-        ----------
-        open_runs
-            Paths of the runs whose curves are wanted.
-        """
+        """Read the disk; ``open_runs`` are the paths of the runs whose curves are needed."""
         now = self._clock()
         rows, unreadable = [], []
         for folder in self._folders():
@@ -243,7 +193,7 @@ class Workspace:
             except TfxError as error:
                 unreadable.append(UnreadableRun(folder.name, str(folder), str(error)))
                 continue
-            rows.append(run_row(summary, self._figures_of(folder)))
+            rows.append(run_row(summary, self._metrics_of(folder)))
         rows.sort(key=lambda row: (-row.started, row.name))
         by_path = {row.path: row for row in rows}
         wanted = [path for path in open_runs if path in by_path]
@@ -269,26 +219,26 @@ class Workspace:
             self._feeds[folder] = _RunFeed(self._reader(folder))
         return self._feeds[folder]
 
-    def _figures_of(self, folder: Path) -> LatestMetrics:
-        """Read the last figures of a run, the less often the longer its history is."""
+    def _metrics_of(self, folder: Path) -> LatestMetrics:
+        """Read the last metrics of a run; the longer its history, the more rarely."""
         try:
             status = (folder / METRICS_FILE).stat()
         except OSError:
             return LatestMetrics()
         stamp, moment = (status.st_size, status.st_mtime_ns), self._monotonic()
-        known = self._figures.get(folder)
+        known = self._metrics.get(folder)
         pause = _SECONDS_PER_MEGABYTE * status.st_size / 1e6
         if known is not None and (known[0] == stamp or moment - known[1] < pause):
             return known[2]
-        figures = read_latest_metrics(folder)
-        self._figures[folder] = (stamp, moment, figures)
-        return figures
+        metrics = read_latest_metrics(folder)
+        self._metrics[folder] = (stamp, moment, metrics)
+        return metrics
 
     def _alive(self, folder: Path, summary: RunSummary) -> RunSummary:
-        """Judge by our own clock whether a run still lives, once its heartbeat has been watched.
+        """Decide by our own clock whether a run lives, once its heartbeat has been watched.
 
-        Its machine's clock may be minutes off: a heartbeat that moves is alive whatever it says,
-        and one from the future that stands still is not.
+        Its machine's clock may be minutes off: a heartbeat that changes is alive whatever its time,
+        and one from the future that does not change is not.
         """
         moment = self._monotonic()
         pulse = self._pulses.setdefault(folder, _Pulse(summary.heartbeat, None, moment))
@@ -306,7 +256,7 @@ class Workspace:
 
 
 class _RunFeed:
-    """An open run, of which what was added is read."""
+    """An open run, of which added lines are read."""
 
     def __init__(self, reader: RunReader) -> None:
         self._folder = reader.folder

@@ -1,0 +1,184 @@
+"""Dialogs over a screen: a choice, a confirmation, a file name, the help."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Button, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+_Answer = TypeVar("_Answer")
+_KEY_NAMES = {
+    "question_mark": "?",
+    "escape": "esc",
+    "plus": "+",
+    "equals_sign": "=",
+    "minus": "-",
+    "slash": "/",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+}
+
+
+class _Dialog(ModalScreen[_Answer | None]):
+    """A dialog that escape closes without an answer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
+
+
+class ChoiceDialog(_Dialog[int]):
+    """Choose one of several options, (number, text, note) each, with a filter."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "cursor_down", "Next", show=False),
+        Binding("up", "cursor_up", "Before", show=False),
+    ]
+
+    def __init__(
+        self, title: str, options: Sequence[tuple[int, str, str]], *, chosen: int | None = None
+    ) -> None:
+        super().__init__()
+        self._title = title
+        self._options = options
+        self._chosen = chosen
+        self._shown: list[int] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(self._title, markup=False)
+            yield Input(placeholder="type to filter", compact=True)
+            yield OptionList(markup=False)
+
+    def on_mount(self) -> None:
+        self._fill("")
+        if self._chosen in self._shown:
+            self.query_one(OptionList).highlighted = self._shown.index(self._chosen)
+        self.query_one(Input).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._fill(event.value.strip().lower())
+
+    def _fill(self, part: str) -> None:
+        options = self.query_one(OptionList)
+        options.clear_options()
+        found = [one for one in self._options if part in one[1].lower()]
+        self._shown = [number for number, _, _ in found]
+        widest = min(max((len(text) for _, text, _ in found), default=0), 50)
+        for _, text, note in found:
+            label = Content.assemble(f"{text:{widest}}   ", (note, "$secondary"))
+            options.add_option(Option(label))
+        if found:
+            options.highlighted = 0
+
+    def on_input_submitted(self) -> None:
+        place = self.query_one(OptionList).highlighted
+        if place is not None and place < len(self._shown):
+            self.dismiss(self._shown[place])
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._shown[event.option_index])
+
+    def action_cursor_down(self) -> None:
+        self.query_one(OptionList).action_cursor_down()
+
+    def action_cursor_up(self) -> None:
+        self.query_one(OptionList).action_cursor_up()
+
+
+class ConfirmDialog(_Dialog[bool]):
+    """Confirm an action that cannot be undone; ``yes`` names it in a word or two."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "dismiss(True)", "Yes"),
+        Binding("n", "leave", "No"),
+    ]
+
+    def __init__(self, question: str, yes: str) -> None:
+        super().__init__()
+        self._question = question
+        self._yes = yes
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(self._question, markup=False)
+            with Horizontal():
+                yield Button(f"{self._yes} (y)", id="yes", compact=True, variant="warning")
+                yield Button("No (n)", id="no", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#no").focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        self.dismiss(event.button.id == "yes")
+
+
+class SaveDialog(_Dialog[str]):
+    """Give the name of an .h5ad file that does not exist yet."""
+
+    def __init__(self, title: str, name: str) -> None:
+        super().__init__()
+        self._title = title
+        self._name = name
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(f"{self._title} (enter saves, esc leaves)", markup=False)
+            yield Input(self._name, compact=True)
+            yield Static("", id="error", markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        error = Content.styled(_file_error(event.value.strip()) or " ", "$error")
+        self.query_one("#error", Static).update(error)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        text = event.value.strip()
+        if not _file_error(text):
+            self.dismiss(text)
+
+
+def _file_error(text: str) -> str:
+    path = Path(text).expanduser()
+    if path.suffix != ".h5ad":
+        return "the name must end in .h5ad"
+    if path.exists():
+        return f"{path} exists; choose another name"
+    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
+
+
+class HelpDialog(_Dialog[None]):
+    """Keys of a screen: (keys as textual names them, what they do, id for the user's own keys)."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,question_mark", "leave", "Close")]
+
+    def __init__(self, screen_name: str, rows: Sequence[tuple[str, str, str]]) -> None:
+        super().__init__()
+        self._screen_name = screen_name
+        self._rows = rows
+
+    def compose(self) -> ComposeResult:
+        lines = [Content.styled(f"keys: {self._screen_name}", "bold"), Content("")]
+        for keys, label, name in self._rows:
+            shown = " ".join(_KEY_NAMES.get(key, key) for key in keys.split(","))
+            lines.append(
+                Content.assemble((f"{shown:10}", "$primary"), f" {label:42}", (name, "$secondary"))
+            )
+        lines += [
+            Content(""),
+            Content("ctrl+p  all commands by name       mouse: rows, tabs, curves (wheel zooms)"),
+            Content('your own keys: ~/.config/tfx/keys.toml, as  "run.log-axis" = "l"'),
+        ]
+        with VerticalScroll():
+            yield Static(Content("\n").join(lines), markup=False)

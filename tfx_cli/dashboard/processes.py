@@ -1,0 +1,281 @@
+"""Processes that the dashboard starts: `tfx train`, and one `tfx generate --serve` with a model.
+
+The dashboard never trains or generates in its own process: loading torch takes seconds, and a
+model may take all memory. A training runs in a session of its own, so that a closed window does
+not end it.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigurationError, ExitCode, MachineError
+from tfx_cli.arguments import RUNS
+
+_TFX = (sys.executable, "-m", "tfx_cli")
+_TAIL_BYTES = 8192
+#: Characters that progress bars and terminals leave in a log.
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+#: Exit codes of a training that did not fail; None: it runs.
+_NO_FAILURE = (None, ExitCode.DONE, ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED)
+#: A profile of 2,000 genes has some hundred kilobytes.
+_LONGEST_LINE = 64 * 2**20
+_GRACE = 3.0  # seconds
+
+
+# -- training
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A `tfx train` that was started here: its run folder, its process, and the log of its output."""
+
+    path: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def last_lines(self, n_lines: int) -> list[str]:
+        """Return the last lines of its output."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return []
+        lines = [_CONTROL.sub("", line).rstrip() for line in text.splitlines()]
+        return [line for line in lines if line][-n_lines:]
+
+    def error(self) -> str:
+        """Return the error it ended with, or its last line."""
+        lines = self.last_lines(40)
+        starts = [place for place, line in enumerate(lines) if line.startswith("Error:")]
+        return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
+
+
+class TrainingProcesses:
+    """The trainings that this dashboard started."""
+
+    def __init__(self) -> None:
+        self._launches: dict[str, Launch] = {}
+        self._started: dict[str, Launch] = {}
+        self._folder = Path(tempfile.mkdtemp(prefix="tfx-dashboard-"))
+
+    def start(self, preset: str, name: str, assignments: Sequence[str], root: Path) -> Launch:
+        """Train a preset as the run ``root / name``.
+
+        Raises
+        ------
+        ConfigurationError
+            The run exists, or `tfx train` does not write to this folder.
+        MachineError
+            The process cannot be started.
+        """
+        if root.name != RUNS.name:
+            message = f"tfx train writes to a folder '{RUNS}', not to '{root}'; start 'tfx dashboard' in the folder of your presets"
+            raise ConfigurationError(message)
+        path = root / name
+        if path.exists():
+            message = f"{path} exists; choose another name"
+            raise ConfigurationError(message)
+        options = [part for one in assignments for part in ("--set", one)]
+        return self._launch(str(path), [preset, "--run", name, *options], root.parent)
+
+    def resume(self, path: str, root: Path) -> Launch:
+        """Continue a run that stopped."""
+        return self._launch(path, [str(Path(path).absolute())], root.parent)
+
+    def _launch(self, path: str, arguments: Sequence[str], folder: Path) -> Launch:
+        log = self._folder / f"{Path(path).name}.log"
+        try:
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [*_TFX, "train", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=folder,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            message = f"tfx train cannot be started ({error.strerror})"
+            raise MachineError(message) from error
+        launch = Launch(path, process, log)
+        self._launches[path] = self._started[path] = launch
+        return launch
+
+    def launch_of(self, path: str) -> Launch | None:
+        """Return the launch of a run that has not written its folder yet."""
+        return self._launches.get(path)
+
+    def forget_launch(self, path: str) -> None:
+        """Note that a run writes its folder, which from now on has more to show than the process."""
+        self._launches.pop(path, None)
+
+    def started_here(self, path: str) -> bool:
+        """Return whether this dashboard started the process of a run, and it still runs."""
+        launch = self._started.get(path)
+        return launch is not None and launch.process.poll() is None
+
+    def running(self) -> list[str]:
+        """Return the runs that were started here and still train."""
+        return [path for path in self._started if self.started_here(path)]
+
+    def failed(self) -> list[Launch]:
+        """Return the launches that ended with an error since the last call."""
+        ended = [one for one in self._started.values() if one.process.poll() not in _NO_FAILURE]
+        for one in ended:
+            del self._started[one.path]
+        return ended
+
+    def close(self) -> None:
+        """Remove the logs if every training has ended; trainings are not stopped."""
+        if not self.running():
+            for log in self._folder.glob("*.log"):
+                log.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+
+
+def process_to_stop(status: Mapping[str, Any]) -> int:
+    """Return the process of a run, to send a signal to.
+
+    Raises
+    ------
+    ConfigurationError
+        The run is on another machine, or its process is gone or belongs to another user.
+    """
+    host, pid = status.get("host"), status.get("pid")
+    if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 1:
+        message = "the run has not recorded its process"
+        raise ConfigurationError(message)
+    if host != socket.gethostname():
+        message = f"the run is on {host}: stop it there by 'kill -TERM {pid}', or end its job"
+        raise ConfigurationError(message)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        message = f"process {pid} of the run is gone; resume the run with u"
+        raise ConfigurationError(message) from None
+    except PermissionError:
+        message = f"process {pid} of the run belongs to another user"
+        raise ConfigurationError(message) from None
+    return pid
+
+
+def send_stop(pid: int) -> None:
+    """Make a training save a checkpoint and end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+# -- generating
+
+
+class GeneratorProcess:
+    """A process with one loaded model, which reads and writes JSON lines (docs/generate-serve.md).
+
+    ``on_event`` receives every event, a dictionary with "event"; {"event": "exit", "message": ...}
+    is the last. ``command`` replaces the command in tests.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        command: tuple[str, ...] | None = None,
+    ) -> None:
+        self.model = model
+        self._on_event = on_event
+        self._command = command or (*_TFX, "generate", "--serve", "--run", model)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._last_lines: list[str] = []
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.returncode is None
+
+    async def send(self, record: Mapping[str, Any]) -> None:
+        """Send one record; the process is started where it does not run."""
+        if not self.is_running:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE,
+                start_new_session=True,  # Ctrl-C in the terminal does not reach it
+            )
+            self._reading = asyncio.create_task(self._read(self._process))
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            self._process.stdin.write(json.dumps(record).encode() + b"\n")
+            await self._process.stdin.drain()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        if self._process is not None and self.is_running:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+
+    async def stop(self) -> None:
+        """End the process: SIGTERM, and SIGKILL after some seconds."""
+        process = self._process
+        if process is None:
+            return
+        if self.is_running:
+            self.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _GRACE)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        if self._reading is not None:
+            await self._reading
+        self._process = self._reading = None
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        narration = asyncio.create_task(self._keep_lines(process.stderr))
+        try:
+            async for line in process.stdout:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and isinstance(event.get("event"), str):
+                        self._on_event(event)
+        except ValueError:  # a line beyond the limit
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        code = await process.wait()
+        await narration
+        message = "" if code in (0, -signal.SIGTERM) else self._end(code)
+        self._on_event({"event": "exit", "code": code, "message": message})
+
+    async def _keep_lines(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ValueError):
+            async for line in stream:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._last_lines = [*self._last_lines[-20:], text]
+
+    def _end(self, code: int) -> str:
+        errors = [line for line in self._last_lines if line.startswith("Error:")]
+        last = (errors or [line for line in self._last_lines if line] or [""])[-1]
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        detail = f": {last.removeprefix('Error: ')}" if last else ""
+        return f"the generating process {how}{detail}"
