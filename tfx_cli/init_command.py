@@ -16,7 +16,7 @@ from tfx_cli.progress import show_progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from core.presets.draft import DraftFacts, Sizes
+    from core.cells.preset_draft import DraftFacts, Sizes
 
 
 def init(
@@ -47,8 +47,7 @@ def init(
     """
     check_output(output, (".toml",), what="presets", overwrite=None)
     # anndata, scanpy, pandas and torch, 3 s: only after the place has proved right.
-    from core.cells.preset_draft import look_at_files
-    from core.presets.draft import choose_sizes, save_draft, write_draft
+    from core.cells.preset_draft import choose_sizes, look_at_files, save_draft, write_draft
     from core.training.machine import choose_device
 
     chosen = choose_device(device, where="--device")

@@ -1,59 +1,187 @@
-"""From a user's files to the facts of a first preset: what `tfx init` writes down.
+"""The preset that `tfx init` writes for a user's files, with a comment on every choice.
 
-A draft is held against the checks that `tfx train` asks first; what they refuse for one phenotype
-alone is left out with the reason, all else is refused here too.
+`look_at_files` finds out what the cells are, `choose_sizes` what trains well on them, and
+`write_draft` makes TOML of both. The choices are those of our own presets, which annotate and
+generate.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-
-import pandas as pd
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from core.cells.checks.check import check_data
 from core.cells.checks.report import CheckReport
 from core.cells.file_patterns import expand_files
 from core.cells.obs_columns import FoundColumn, ObsColumns, find_columns
 from core.cells.reading import open_source
-from core.presets.draft import ColumnNote, DraftFacts
+from core.errors import ConfigurationError
+from core.files import replace_file
+from core.presets.loading import ResolvedPreset
 from core.presets.schema import DataSettings
+from core.presets.toml_text import printable, write_key, write_value
 from core.progress import Listener, ProgressEvent, ignore_progress
 
-__all__ = ["look_at_files"]
+Device = Literal["cpu", "cuda", "mps"]
 
-#: Labels that a note names.
-_NAMED = 4
-#: Warnings that the head of a preset lists.
-_MOST_WARNINGS = 8
-#: These are for `tfx check`, which reads every value.
-_NOT_TOLD = ("cost",)
+#: Labels in a note, and warnings at the top of a preset.
+_MOST_LABELS, _MOST_WARNINGS = 4, 8
+#: Column of the comments.
+_WIDTH = 28
+#: With fewer cells the log-linear part learns nearly all that a large network could.
+_FEW_CELLS = 2_000
+_MANY_CELLS = 50_000
+#: A panel smaller by a lower factor than this saves nothing.
+_NEARLY_ALL = 1.5
+
+#: What does not depend on the cells, except for sizes.
+_TEMPLATE = """\
+[encoding]
+kind = "binned"
+layout = "ranked" # every gene of the panel, in its order
+bins = 8
+edges = "gene_quantile" # the bins of each gene hold equally many cells
+threshold = 0.0 # bin 0: not expressed
+
+[masking]
+genes = "uniform" # mask rates from one gene to all, for generation; 0.15: as in BERT
+phenotypes = 0.5
+visible_cells = 0.4 # fraction of cells that train annotation: all genes visible
+
+[model] # sized for these cells and {machine}
+layers = {layers}
+hidden_size = {hidden_size}
+heads = {heads}
+dropout = {dropout}
+log_linear = true # the classical part, to whose logits the encoder's are added
+log_linear_rank = {log_linear_rank}
+cell_states = {cell_states} # subtypes that no label names; 0: none
+cell_summary = true # for tfx embed: [CLS] begins with principal components
+
+[loss]
+smoothing = 0.0
+weighting = "rate" # the likelihood bound, for masking.genes = 'uniform'
+
+[train]
+max_steps = {max_steps}
+log_linear_steps = {log_linear_steps} # first steps, which train the log-linear part alone, quickly
+batch_size = {batch_size}
+learning_rate = {learning_rate}
+log_linear_weight_decay = {log_linear_weight_decay}
+warmup_ratio = 0.05
+schedule = "cosine"
+eval_steps = {eval_steps}
+eval_cells = 600
+save_steps = {eval_steps}
+
+[generate]
+steps = 64
+"""
+
+
+@dataclass(frozen=True)
+class ColumnNote:
+    """A phenotype of the draft, or an obs column that could be one, with a note on its labels."""
+
+    phenotype: str
+    column: str
+    note: str
+
+
+@dataclass(frozen=True)
+class DraftFacts:
+    """What the user's files hold."""
+
+    #: As the user named them, and their number after expansion.
+    files: Sequence[str]
+    n_files: int
+    n_cells: int
+    #: Genes that all files have.
+    n_genes: int
+    #: "X", "raw" or "layers/NAME"; "auto" if the files differ.
+    matrix: str
+    #: "counts" or "log1p values".
+    values: str
+    #: Where the gene ids are, in words.
+    gene_ids: str
+    #: What the model learns, and uses as control tokens.
+    phenotypes: Sequence[ColumnNote]
+    #: obs column of the donors, or "cells"; and why.
+    split_by: str
+    split_note: str
+    #: Standard phenotypes that cannot be learnt (one value only, for instance).
+    left_out: Sequence[ColumnNote] = ()
+    #: Standard phenotypes whose column some files lack.
+    partial: Sequence[str] = ()
+    #: Columns that could be phenotypes, for the user to uncomment.
+    further: Sequence[ColumnNote] = ()
+    #: Warnings of `tfx check`, one sentence each.
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of model and training, named as in a preset; ``genes`` are those of the panel."""
+
+    genes: int
+    layers: int
+    hidden_size: int
+    heads: int
+    dropout: float
+    log_linear_rank: int
+    cell_states: int
+    log_linear_steps: int
+    log_linear_weight_decay: float
+    batch_size: int
+    max_steps: int
+    learning_rate: float
+
+
+#: As in presets/pbmc68k.toml.
+_FEW = Sizes(256, 1, 48, 4, 0.2, 24, 0, 0, 1.0, 64, 600, 5e-4)
+#: As in presets/base.toml, but with cell states and more steps of the log-linear part
+#: (benchmarks/log_linear_constants.md).
+_CPU = Sizes(256, 2, 64, 4, 0.1, 48, 64, 6000, 0.3, 32, 7000, 1e-3)
+_CPU_MANY = dataclasses.replace(_CPU, max_steps=10_000)
+_GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 2000, 0.3, 64, 10_000, 5e-4)
+_GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 2000, 0.3, 128, 30_000, 3e-4)
 
 
 def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progress) -> DraftFacts:
-    """Look at tables and first values of h5ad files: seconds, whatever their size.
+    """Look at tables and first values of h5ad files, which takes seconds, whatever their size.
 
-    Parameters
-    ----------
-    files
-        Paths, globs, brace patterns, built-in datasets.
-    on_progress
-        Hears "reading labels" and "checking files".
+    ``files`` are paths, globs, brace patterns or built-in data sets. If `tfx train` would stop
+    because of one phenotype, the draft leaves it out with the reason. Progress stages are "reading
+    labels" and "checking files".
 
     Raises
     ------
     ConfigurationError
-        A file is listed twice, or there is no such built-in dataset.
+        A file is listed twice, or there is no such built-in data set.
     DataError
-        `tfx train` would refuse the files; the message lists why.
+        `tfx train` would stop for another reason; the message lists all.
     """
     paths = expand_files(files)
-    tables = _read_tables(paths, on_progress)
+    tables = []
+    for done, path in enumerate(paths):
+        on_progress(ProgressEvent("reading labels", done, len(paths)))
+        with closing(open_source(path)) as source:
+            tables.append(source.obs)
+    on_progress(ProgressEvent("reading labels", len(paths), len(paths)))
     columns = find_columns(tables)
-    split_by = "cells" if columns.donors is None else columns.donors.column
-    refused: dict[str, str] = {}
+    unfit: dict[str, str] = {}
     while True:
-        phenotypes = [one for one in columns.phenotypes if one.name not in refused]
-        settings = _settings(files, phenotypes, columns, refused, split_by)
-        report = check_data(settings, scope="tables", on_progress=on_progress)
+        phenotypes = [one for one in columns.phenotypes if one.name not in unfit]
+        mapped: dict[str, str | bool] = {one.name: one.column for one in phenotypes}
+        mapped |= dict.fromkeys([*(one.name for one in columns.single), *unfit], False)
+        by = "cells" if columns.donors is None else columns.donors.column
+        settings = {"files": list(files), "phenotypes": mapped, "split": {"by": by}}
+        report = check_data(
+            DataSettings.model_validate(settings), scope="tables", on_progress=on_progress
+        )
         faults = {
             row.subject or _phenotype_of(row.finding, phenotypes): row.finding
             for row in report.of_level("fail")
@@ -62,103 +190,182 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
         new = {one.name: faults[one.name] for one in phenotypes if one.name in faults}
         if not new:
             break
-        refused |= new
+        unfit |= new
     report.raise_failures()
-    return _facts(files, paths, columns, refused, report)
-
-
-def _read_tables(paths: Sequence[str], on_progress: Listener) -> list[pd.DataFrame]:
-    tables = []
-    for done, path in enumerate(paths):
-        on_progress(ProgressEvent("reading labels", done, len(paths)))
-        with closing(open_source(path)) as source:
-            tables.append(source.obs)
-    on_progress(ProgressEvent("reading labels", len(paths), len(paths)))
-    return tables
-
-
-def _settings(
-    files: Sequence[str],
-    phenotypes: Sequence[FoundColumn],
-    columns: ObsColumns,
-    refused: dict[str, str],
-    split_by: str,
-) -> DataSettings:
-    mapped: dict[str, str | bool] = {one.name: one.column for one in phenotypes}
-    mapped |= dict.fromkeys([*(one.name for one in columns.single), *refused], False)
-    return DataSettings.model_validate(
-        {"files": list(files), "phenotypes": mapped, "split": {"by": split_by}}
-    )
+    return _facts(files, len(paths), columns, unfit, report)
 
 
 def _phenotype_of(finding: str, phenotypes: Sequence[FoundColumn]) -> str:
-    """Name the phenotype that a fault is about: its message says data.phenotypes.NAME."""
+    """Return the phenotype of an error whose message has data.phenotypes.NAME."""
     named = [one.name for one in phenotypes if f"data.phenotypes.{one.name} " in finding]
     return max(named, key=len, default="")
 
 
 def _facts(
     files: Sequence[str],
-    paths: Sequence[str],
+    n_files: int,
     columns: ObsColumns,
-    refused: dict[str, str],
+    unfit: dict[str, str],
     report: CheckReport,
 ) -> DraftFacts:
     facts = report.facts
-    matrices = {one["matrix"] for one in facts["files"]}
-    warnings = [row.finding for row in report.of_level("warn") if row.family not in _NOT_TOLD]
+    # Costs are for `tfx check`, which reads every value.
+    warnings = [row.finding for row in report.without("cost").of_level("warn")]
     if len(warnings) > _MOST_WARNINGS:
         warnings[_MOST_WARNINGS - 1 :] = [f"and {len(warnings) - _MOST_WARNINGS + 1} more"]
-    donors = columns.donors
-    left_out = [ColumnNote(one.name, one.column, _only_value(one)) for one in columns.single]
-    left_out += [
-        ColumnNote(one.name, one.column, f"obs column {one.column!r}: {_reason(refused[one.name])}")
+
+    def described(found: Sequence[FoundColumn]) -> list[ColumnNote]:
+        return [ColumnNote(one.name, one.column, _note(one, facts["cells"])) for one in found]
+
+    reasons = [(one, _why_single(one)) for one in columns.single]
+    # The reason without its place, which is the line of the preset.
+    reasons += [
+        (one, f": {unfit[one.name].partition(') ')[2] or unfit[one.name]}")
         for one in columns.phenotypes
-        if one.name in refused
+        if one.name in unfit
     ]
+    matrices = {one["matrix"] for one in facts["files"]}
+    donors = columns.donors
+    split_note = (
+        "no column with three donors or more: single cells are split, scores may be too optimistic"
+    )
     return DraftFacts(
         files=files,
-        n_files=len(paths),
+        n_files=n_files,
         n_cells=facts["cells"],
         n_genes=facts["genes"],
         matrix=matrices.pop() if len(matrices) == 1 else "auto",
         values="counts" if facts["values"] == "counts" else "log1p values",
         gene_ids=" or ".join(dict.fromkeys(one["gene_ids"] for one in facts["files"])),
-        phenotypes=[
-            ColumnNote(one.name, one.column, _note(one, facts["cells"]))
-            for one in columns.phenotypes
-            if one.name not in refused
+        phenotypes=described([one for one in columns.phenotypes if one.name not in unfit]),
+        left_out=[
+            ColumnNote(one.name, one.column, f"obs column {one.column!r}{reason}")
+            for one, reason in reasons
         ],
-        left_out=left_out,
         partial=columns.partial,
-        further=[
-            ColumnNote(one.name, one.column, _note(one, facts["cells"])) for one in columns.further
-        ],
+        further=described(columns.further),
         split_by="cells" if donors is None else donors.column,
-        split_note="no column of three donors or more: single cells are dealt, scores may flatter"
+        split_note=split_note
         if donors is None
-        else f"{len(donors.values):,} donors: none crosses a split",
+        else f"{len(donors.values):,} donors, each in one split",
         warnings=warnings,
     )
 
 
 def _note(found: FoundColumn, n_cells: int) -> str:
-    named = "; ".join(_short(value) for value in found.values[:_NAMED])  # labels have commas
-    more = "; ..." if len(found.values) > _NAMED else ""
-    known = "" if found.n_known == n_cells else f", known of {found.n_known:,} cells"
+    named = "; ".join(_short(value) for value in found.values[:_MOST_LABELS])  # labels have commas
+    more = "; ..." if len(found.values) > _MOST_LABELS else ""
+    known = "" if found.n_known == n_cells else f", known for {found.n_known:,} cells"
     return f"{len(found.values):,} values{known}: {named}{more}"
 
 
-def _only_value(found: FoundColumn) -> str:
-    if not found.values:
-        return f"obs column {found.column!r} says nothing of any cell"
-    return f"obs column {found.column!r} holds one value only, {_short(found.values[0])}"
-
-
-def _reason(finding: str) -> str:
-    """Cut the place off a refusal: the preset's line is the place."""
-    return finding.partition(") ")[2] or finding
+def _why_single(found: FoundColumn) -> str:
+    return (
+        f" has one value only, {_short(found.values[0])}" if found.values else " has no known label"
+    )
 
 
 def _short(value: str) -> str:
     return value if len(value) <= 40 else f"{value[:37]}..."
+
+
+def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
+    """Choose what trains on these cells in minutes on a CPU, or in about an hour on a GPU."""
+    if n_cells < _FEW_CELLS:
+        sizes = _FEW
+    elif device == "cpu":
+        sizes = _CPU if n_cells < _MANY_CELLS else _CPU_MANY
+    else:
+        sizes = _GPU if n_cells < _MANY_CELLS else _GPU_MANY
+    n_training = max(int(0.8 * n_cells), 1)
+    # The largest power of two that leaves four batches, 1 at least.
+    largest_batch = 1 << max((n_training // 4).bit_length() - 1, 0)
+    return dataclasses.replace(
+        sizes,
+        genes=sizes.genes if n_genes > _NEARLY_ALL * sizes.genes else n_genes,
+        log_linear_rank=min(sizes.log_linear_rank, n_genes),
+        batch_size=min(sizes.batch_size, largest_batch),
+    )
+
+
+def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -> str:
+    """Write the preset as TOML; texts of the user are quoted, or made printable in comments.
+
+    ``path`` is where it will be saved, for the commands at its top; ``device`` is what the sizes
+    were chosen for.
+    """
+    fixed = _TEMPLATE.format(
+        machine="a CPU" if device == "cpu" else "a GPU",
+        eval_steps=max(sizes.max_steps // 6 // 100 * 100, 100),
+        **dataclasses.asdict(sizes),
+    )
+    aligned = [_line(*line.partition(" # ")[::2]) for line in fixed.splitlines()]
+    return "\n".join([*_head(facts, path), *_data(facts, sizes), *aligned, ""])
+
+
+def save_draft(text: str, path: Path) -> None:
+    """Write a draft to a new file, after checking that it is a valid preset.
+
+    Raises
+    ------
+    ConfigurationError
+        The file exists by now, or the text is not a preset.
+    """
+    ResolvedPreset.from_toml(text, where=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        message = f"{path} exists; choose another name"
+        raise ConfigurationError(message)
+    replace_file(path, text)
+
+
+def _head(facts: DraftFacts, path: str) -> Iterator[str]:
+    cells = f"{facts.n_cells:,} cells x {facts.n_genes:,} genes, {facts.values}"
+    shown = shlex.quote(path)
+    lines = [
+        f" Written by 'tfx init' for {facts.n_files:,} file{'s' * (facts.n_files != 1)}: {cells}.",
+        " Change what you like; 'tfx presets schema' explains every key.",
+        "",
+        f"   tfx train {shown} --dry-run      memory and time",
+        f"   tfx train {shown}",
+        "   tfx eval",
+        "   tfx generate -n 1000 -o cells.h5ad",
+    ]
+    if facts.warnings:
+        lines += ["", " Warnings ('tfx check' has more):"]
+        lines += [f" - {warning}" for warning in facts.warnings]
+    yield from (f"#{printable(line)}" for line in lines)
+    yield ""
+
+
+def _data(facts: DraftFacts, sizes: Sizes) -> Iterator[str]:
+    yield "[data]"
+    yield f"files = {write_value(list(facts.files))}"
+    matrix = "in every file" if facts.matrix != "auto" else "the files have different matrices"
+    yield _setting("matrix", facts.matrix, f"{facts.values}, {matrix}")
+    yield _setting("genes", sizes.genes, f"of {facts.n_genes:,}, most variable first")
+    yield f"# gene ids: {printable(facts.gene_ids)}"
+    yield ""
+    yield _line("[data.phenotypes]", "phenotype = obs column")
+    yield from (_setting(one.phenotype, one.column, one.note) for one in facts.phenotypes)
+    yield from (_setting(one.phenotype, value=False, note=one.note) for one in facts.left_out)
+    for name in facts.partial:
+        text = f"{name}: some files have no such column; their cells get [NO_{name.upper()}]"
+        yield f"# {printable(text)}"
+    if facts.further:
+        yield "# these columns could be phenotypes too:"
+        yield from (f"# {_setting(one.phenotype, one.column, one.note)}" for one in facts.further)
+    yield ""
+    yield "[data.split]"
+    yield _setting("by", facts.split_by, facts.split_note)
+    yield "validation = 0.1"
+    yield "test = 0.1"
+    yield ""
+
+
+def _setting(key: str, value: object, note: str) -> str:
+    return _line(f"{write_key(key)} = {write_value(value)}", note)
+
+
+def _line(setting: str, note: str) -> str:
+    return f"{setting:<{_WIDTH - 1}} # {printable(note)}" if note else setting

@@ -1,4 +1,4 @@
-"""Whatever obs holds, `tfx init` makes a preset of it that says what it says."""
+"""Whatever obs holds, `tfx init` makes a valid preset with its columns."""
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.cells.obs_columns import find_columns
+from core.cells.preset_draft import ColumnNote, DraftFacts, choose_sizes, write_draft
 from core.presets import ResolvedPreset
-from core.presets.draft import ColumnNote, DraftFacts, choose_sizes, write_draft
 
 N_CELLS = 40
 NAMES = st.sampled_from(
