@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from core.cells.phenotypes import (
     MISSING,
+    CodedPhenotype,
     Labels,
     PhenotypeColumn,
+    code_phenotype,
     count_codes,
     group_age_labels,
+    load_vocabulary,
     read_labels,
     requested_phenotypes,
     suggest,
+    vocabulary_entry,
 )
 from core.cells.splits import (
     DONOR_SEARCH,
@@ -29,45 +33,31 @@ from core.cells.splits import (
     TRAIN,
     VALIDATION,
     SplitPlan,
-    held_out_shares,
     phenotype_distances,
     split_by_donor,
     split_stratified,
 )
-from core.cells.vocabulary import CodedPhenotype, code_phenotype, load_vocabulary, vocabulary_entry
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.random_streams import Stream, generator
 
-__all__ = ["CellLabels", "read_cell_labels"]
-
-_ROLE_CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-_NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
+Codes = NDArray[np.signedinteger]
+_CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 @dataclass(frozen=True)
 class CellLabels:
-    """What obs says about every cell, cells in the order of the files.
+    """Labels of all cells from obs, cells in the order of the files."""
 
-    Attributes
-    ----------
-    phenotypes
-        Name -> values, in header order.
-    phenotype_codes
-        (cells, phenotypes), in the smallest type that holds them.
-    split
-        See `SplitPlan`.
-    donors, donor_names
-        (cells,) codes and their names; None without a donor column.
-    phenotype_report, left_out, split_report, notices
-        For the store's report.
-    """
-
+    #: Name -> values, in header order.
     phenotypes: dict[str, list[str]]
-    phenotype_codes: NDArray[np.signedinteger]
+    #: (cells, phenotypes), in the smallest type that holds them.
+    phenotype_codes: Codes
     split: SplitPlan
-    donors: NDArray[np.signedinteger] | None
+    #: (cells,) codes and their names; None without a donor column.
+    donors: Codes | None
     donor_names: list[str] | None
+    #: For the store's report, as the fields below.
     phenotype_report: dict[str, Any]
     left_out: dict[str, str]
     split_report: dict[str, Any]
@@ -82,12 +72,7 @@ def read_cell_labels(
 ) -> CellLabels:
     """Read phenotypes and donors, split the cells, and give every label its code.
 
-    Parameters
-    ----------
-    data
-        The preset's data section.
-    names, tables, roles
-        Of each file: name, obs table, and the split it was given to ("all" to be dealt).
+    `roles` are the splits that the preset gives the files to; the cells of "all" are divided.
 
     Raises
     ------
@@ -106,20 +91,8 @@ def read_cell_labels(
         grouped = phenotype.name == "age" and data.age_groups == "decade"
         found[phenotype.name] = group_age_labels(per_file) if grouped else per_file
     donors, donor_names = _read_donors(data, names, tables)
-    strata = [
-        code_phenotype(found[phenotype.name], n_cells, np.ones(sum(n_cells), bool)).codes
-        for phenotype in columns
-    ]
+    strata = [code_phenotype(found[phenotype.name], n_cells, None).codes for phenotype in columns]
     split = _split(data, roles, n_cells, donors, strata)
-    distances = phenotype_distances(split.codes, strata)
-    imbalance = {
-        _NAMES[code]: {
-            phenotype.name: round(distance, 4)
-            for phenotype, distance in zip(columns, of_split, strict=True)
-        }
-        for code, of_split in distances.items()
-        if code != TRAIN
-    }
     in_training = split.codes == TRAIN
     if not in_training.any():
         message = (
@@ -157,19 +130,22 @@ def read_cell_labels(
             raise DataError(message)
         left_out[phenotype.name] = reason
     notices = [*split.notices, *_shared_donors(roles, n_cells, donors, donor_names)]
-    unknown = [key for key in given if not _is_requested(key, columns)]
+    requested = {name for one in columns for name in (one.name, one.column)}
+    unknown = [key for key in given if key not in requested]
     if unknown:
         notices.append(f"{data.vocabulary}: {', '.join(unknown)} are no phenotypes of this preset")
     return CellLabels(
         phenotypes={name: result.values for name, result in coded.items()},
-        phenotype_codes=_stack([result.codes for result in coded.values()], sum(n_cells)),
+        phenotype_codes=np.column_stack(
+            [np.empty((sum(n_cells), 0), dtype=np.int8), *(one.codes for one in coded.values())]
+        ),
         split=split,
         donors=donors,
         donor_names=donor_names,
         phenotype_report={name: _describe(result, in_training) for name, result in coded.items()},
         left_out=left_out,
         split_report=_describe_split(split, data, donors, donor_names)
-        | _describe_imbalance(imbalance, coded),
+        | _describe_imbalance(split.codes, columns, strata, coded),
         notices=notices,
     )
 
@@ -178,26 +154,27 @@ def _split(
     data: DataSettings,
     roles: Sequence[str],
     n_cells: Sequence[int],
-    donors: NDArray[np.signedinteger] | None,
-    strata: Sequence[NDArray[np.signedinteger]],
+    donors: Codes | None,
+    strata: Sequence[Codes],
 ) -> SplitPlan:
-    """Give files their role, and deal the cells of the others to the splits that have no file."""
-    of_files = np.array([_ROLE_CODES.get(role, TRAIN) for role in roles], dtype=np.int8)
+    """Give files their role, and divide the cells of the others among the splits without a file."""
+    of_files = np.array([_CODES.get(role, TRAIN) for role in roles], dtype=np.int8)
     codes = np.repeat(of_files, n_cells)
     dealt = _cells_of(roles, n_cells, {"all"})
-    shares = {
-        split: share
-        for split, share in held_out_shares(data.split).items()
-        if _NAMES[split] not in roles
+    wanted = {"test": data.split.test, "validation": data.split.validation}  # test first
+    fractions = {
+        _CODES[name]: fraction
+        for name, fraction in wanted.items()
+        if fraction > 0 and name not in roles
     }
-    if not dealt.any() or not shares:
+    if not dealt.any() or not fractions:
         return SplitPlan(codes, "files")
     rng = generator(data.split.seed, Stream.SPLIT)
     by_cell = data.split.by == "cells"
     notices: list[str] = []
     if donors is not None and not by_cell:
         by_donor = split_by_donor(
-            donors[dealt], shares, rng, phenotypes=[part[dealt] for part in strata]
+            donors[dealt], fractions, rng, phenotypes=[part[dealt] for part in strata]
         )
         if by_donor is not None:
             codes[dealt] = by_donor
@@ -215,14 +192,16 @@ def _split(
             f"there is no obs column '{data.split.by}'; single cells are split, stratified by "
             f"phenotype, so scores may flatter"
         )
-    codes[dealt] = split_stratified([part[dealt] for part in strata], int(dealt.sum()), shares, rng)
+    codes[dealt] = split_stratified(
+        [part[dealt] for part in strata], int(dealt.sum()), fractions, rng
+    )
     return SplitPlan(codes, "stratified", notices)
 
 
 def _read_donors(
     data: DataSettings, names: Sequence[str], tables: Sequence[pd.DataFrame]
-) -> tuple[NDArray[np.signedinteger] | None, list[str] | None]:
-    """Codes and names of donors over all files; a donor name means one donor wherever it stands."""
+) -> tuple[Codes | None, list[str] | None]:
+    """Codes and names of donors over all files; a donor name means one donor in all files."""
     if data.split.by == "cells":
         return None, None
     column = PhenotypeColumn("donor", data.split.by, explicit=False)
@@ -239,7 +218,7 @@ def _read_donors(
                 )
                 raise DataError(message)
     n_cells = [len(table) for table in tables]
-    coded = code_phenotype(files, n_cells, np.ones(sum(n_cells), bool))
+    coded = code_phenotype(files, n_cells, None)
     if not coded.values:
         return None, None
     return coded.codes, coded.values
@@ -248,10 +227,10 @@ def _read_donors(
 def _shared_donors(
     roles: Sequence[str],
     n_cells: Sequence[int],
-    donors: NDArray[np.signedinteger] | None,
+    donors: Codes | None,
     donor_names: list[str] | None,
 ) -> list[str]:
-    """Say if a file that is held out holds donors of the files that train."""
+    """Notices of held-out files with donors of the files that train."""
     if donors is None or donor_names is None:
         return []
     training = set(np.unique(donors[_cells_of(roles, n_cells, {"all", "train"})]).tolist())
@@ -282,16 +261,6 @@ def _why_unfit(phenotype: PhenotypeColumn, result: CodedPhenotype) -> str:
     return f"has one value only in the training cells, '{result.values[0]}'{note}"
 
 
-def _is_requested(key: str, columns: Sequence[PhenotypeColumn]) -> bool:
-    return any(key in (phenotype.name, phenotype.column) for phenotype in columns)
-
-
-def _stack(columns: list[NDArray[np.signedinteger]], n_cells: int) -> NDArray[np.signedinteger]:
-    if not columns:
-        return np.empty((n_cells, 0), dtype=np.int8)
-    return np.column_stack(columns)
-
-
 def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[str, Any]:
     counts = count_codes(result.codes[in_training], len(result.values))
     return {
@@ -308,7 +277,7 @@ def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[st
 def _describe_split(
     split: SplitPlan,
     data: DataSettings,
-    donors: NDArray[np.signedinteger] | None,
+    donors: Codes | None,
     donor_names: list[str] | None,
 ) -> dict[str, Any]:
     described: dict[str, Any] = {
@@ -316,36 +285,47 @@ def _describe_split(
         "by": data.split.by if split.method == "donor" else None,
         "search": DONOR_SEARCH if split.method == "donor" else None,
         "seed": data.split.seed,
-        "cells": {name: int(np.sum(split.codes == code)) for code, name in _NAMES.items()},
+        "cells": {name: int(np.sum(split.codes == code)) for name, code in _CODES.items()},
     }
     if donors is not None and donor_names is not None:
-        per_split = {
-            name: np.unique(donors[(split.codes == code) & (donors >= 0)])
-            for code, name in _NAMES.items()
-        }
         described["donors"] = {
-            name: [donor_names[donor] for donor in members] for name, members in per_split.items()
+            name: [
+                donor_names[donor]
+                for donor in np.unique(donors[(split.codes == code) & (donors >= 0)])
+            ]
+            for name, code in _CODES.items()
         }
     return described
 
 
 def _describe_imbalance(
-    imbalance: dict[str, dict[str, float]], phenotypes: Collection[str]
+    codes: NDArray[np.int8],
+    columns: Sequence[PhenotypeColumn],
+    strata: Sequence[Codes],
+    phenotypes: Collection[str],
 ) -> dict[str, Any]:
-    """Say how far the phenotypes of held-out cells are from those of all, and the worst case.
+    """Distances of the phenotypes of held-out cells from those of all cells, and the worst case.
 
-    The part of the split's cells that would need another label; phenotypes left out of the store
-    are not told.
+    A distance is the fraction of the split's cells that would need another label; phenotypes left out
+    of the store have none.
     """
-    told = {
-        split: {name: part for name, part in parts.items() if name in phenotypes}
-        for split, parts in imbalance.items()
+    distances = phenotype_distances(codes, strata)
+    imbalance = {
+        name: {
+            one.name: round(distance, 4)
+            for one, distance in zip(columns, distances[code], strict=True)
+            if one.name in phenotypes
+        }
+        for name, code in _CODES.items()
+        if code != TRAIN and code in distances
     }
-    cases = [(part, split, name) for split, parts in told.items() for name, part in parts.items()]
-    if not cases:
-        return {"imbalance": told, "worst_imbalance": None}
-    part, split, name = max(cases)
-    return {
-        "imbalance": told,
-        "worst_imbalance": {"split": split, "phenotype": name, "distance": part},
-    }
+    cases = [
+        (distance, split, name)
+        for split, of_split in imbalance.items()
+        for name, distance in of_split.items()
+    ]
+    worst = None
+    if cases:
+        distance, split, name = max(cases)
+        worst = {"split": split, "phenotype": name, "distance": distance}
+    return {"imbalance": imbalance, "worst_imbalance": worst}

@@ -1,51 +1,85 @@
-"""Phenotypes of cells: which obs columns they stand in, and what their labels are.
+"""Phenotypes of cells: their obs columns, their labels, and the vocabularies that give labels codes.
 
-A label that says nothing ("unknown", "na", NaN) is missing: code -1, later the token `[NO_...]`.
-Which values a model knows belongs to `vocabulary`.
+A label without information ("unknown", "na", NaN) is missing: code -1, later the token `[NO_...]`. A
+vocabulary is learnt from training cells alone, or given as a JSON file in our own or the published form:
+`{"cell_type": ["[T_cell]", "[B_cell]"], "sex": ["female", "male"]}`.
 """
 
 import difflib
+import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from core.cells.ages import group_ages
 from core.errors import DataError
 from core.presets.schema import STANDARD_PHENOTYPES, DataSettings
-
-__all__ = [
-    "MISSING",
-    "Labels",
-    "PhenotypeColumn",
-    "group_age_labels",
-    "is_missing",
-    "label_token",
-    "match_label",
-    "nearest",
-    "read_labels",
-    "requested_phenotypes",
-    "suggest",
-]
 
 #: Code of a missing label.
 MISSING = -1
 #: Cells counted at a time.
 _BLOCK_CELLS = 2**20
-#: What authors write where they do not know, case folded.
-_MISSING_LABELS = frozenset({
-    "", "-", "--", "?", "<na>", "na", "n/a", "#n/a", "nan", "none", "null", "missing", "unknown",
-    "unspecified", "not specified", "unassigned", "not available", "not applicable",
-    "not collected", "not provided", "not reported", "not determined",
-})  # fmt: skip
+#: What authors write for an unknown label, case folded.
+_MISSING_LABELS = frozenset(
+    [
+        "",
+        "-",
+        "--",
+        "?",
+        "<na>",
+        "na",
+        "n/a",
+        "#n/a",
+        "nan",
+        "none",
+        "null",
+        "missing",
+        "unknown",
+        "unspecified",
+        "not specified",
+        "unassigned",
+        "not available",
+        "not applicable",
+        "not collected",
+        "not provided",
+        "not reported",
+        "not determined",
+    ]
+)
 #: A numeric column with more values than this is a measurement, not a phenotype. (Ages in years,
 #: clusters and plate numbers stay below.)
 _MOST_NUMERIC_VALUES = 200
 _SPACES = re.compile(r"[\s_]+")
+_NOT_SPECIFIED = re.compile(r"\[?NO_[A-Z0-9_]+\]?")
+
+#: "73", "73.0", "73y", "73 years", "73-year-old stage", "80 year-old and over human stage".
+_YEARS = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:(?:years?|yrs?|yo|y)\b.*)?", re.IGNORECASE)
+#: After birth only: "10th week post-fertilization" is a stage of its own.
+_YOUNGER = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(month|week|day)s?[\s-]*old\b.*", re.IGNORECASE)
+_PER_YEAR = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
+_ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+]
+#: CELLxGENE: "fifth decade human stage" is the years 40 to 49.
+_DECADE = re.compile(rf"({'|'.join(_ORDINALS)}) decade\b.*", re.IGNORECASE)
+_FIRST_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_OLDEST = 130.0
 
 
 @dataclass(frozen=True)
@@ -59,26 +93,37 @@ class PhenotypeColumn:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of the cells of one file.
+    """Labels of the cells of one file."""
 
-    Attributes
-    ----------
-    codes
-        (cells,), index into `values` or `MISSING`, in the smallest type that holds them: there
-        may be many millions.
-    values
-        Distinct labels in sorted order.
-    missing
-        What stood where the label is missing ("unknown", "nan") -> number of cells.
-    """
-
+    #: (cells,), index into `values` or `MISSING`, in the smallest type that holds them: there may be
+    #: many millions.
     codes: NDArray[np.signedinteger]
+    #: Distinct labels in sorted order.
     values: tuple[str, ...]
+    #: Text of a missing label ("unknown", "nan") -> number of cells.
     missing: dict[str, int]
 
 
+@dataclass(frozen=True)
+class CodedPhenotype:
+    """A phenotype of all cells in the model's codes."""
+
+    #: (cells,), index into `values` or `MISSING`, as of `Labels`.
+    codes: NDArray[np.signedinteger]
+    #: In the order of the codes.
+    values: list[str]
+    #: Text of a missing label -> cells.
+    missing: dict[str, int]
+    #: Labels outside the vocabulary -> cells: outside the given file, or, of a learnt vocabulary, found
+    #: only in validation or test cells.
+    unmapped: dict[str, int]
+
+
+# Labels of a file -----------------------------------------------------------------------------------
+
+
 def requested_phenotypes(data: DataSettings) -> list[PhenotypeColumn]:
-    """Phenotypes a preset asks for, in header order: the standard five, then the user's own."""
+    """Phenotypes of a preset in header order: the standard five, then the user's own."""
     columns: dict[str, str | bool] = {**STANDARD_PHENOTYPES, **data.phenotypes}
     return [
         PhenotypeColumn(name, column, explicit=name in data.phenotypes)
@@ -88,20 +133,10 @@ def requested_phenotypes(data: DataSettings) -> list[PhenotypeColumn]:
 
 
 def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) -> Labels | None:
-    """Read a phenotype's labels from an obs table.
+    """Read a phenotype's labels from an obs table; None if a column the preset does not name is absent.
 
-    Parameters
-    ----------
-    obs
-        (cells, columns); ``attrs["columns"]`` may list columns that it leaves out.
-    phenotype
-        What to read.
-    where
-        The file, for messages.
-
-    Returns
-    -------
-    The labels; None if a column that the preset does not name is absent.
+    ``obs.attrs["columns"]`` may list columns that the table leaves out; `where` is the file, for
+    messages.
 
     Raises
     ------
@@ -137,7 +172,13 @@ def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
     """Put the ages of all files into decades, deciding on the labels of all of them together."""
     values = sorted({value for labels in files if labels for value in labels.values})
     groups = dict(zip(values, group_ages(values), strict=True))
-    return [None if labels is None else _regroup(labels, groups) for labels in files]
+    grouped: list[Labels | None] = []
+    for labels in files:
+        if labels is not None:
+            found = _to_labels(labels.codes, [groups[value] for value in labels.values])
+            labels = Labels(found.codes, found.values, labels.missing)
+        grouped.append(labels)
+    return grouped
 
 
 def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
@@ -148,7 +189,7 @@ def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
 
 
 def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int64]:
-    """Count the cells of each code below `n_codes`, unknown ones left out; (n_codes,)."""
+    """(n_codes,) number of cells of each code; missing labels are left out."""
     counts = np.zeros(n_codes + 1, dtype=np.int64)
     for first in range(0, len(codes), _BLOCK_CELLS):  # bincount makes its own int64 copy
         block = codes[first : first + _BLOCK_CELLS] + np.int64(1)
@@ -156,8 +197,44 @@ def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int
     return counts[1:]
 
 
+def is_missing(label: str) -> bool:
+    """Whether a label is one of those that mean "not known"."""
+    return label.strip().casefold() in _MISSING_LABELS
+
+
+def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
+    """Merge equal texts and set those that mean "not known" aside."""
+    counts = count_codes(codes, len(texts))
+    missing: dict[str, int] = {}
+    if n_empty := int(np.sum(codes < 0)):
+        missing["nan"] = n_empty
+    known: set[str] = set()
+    for text, count in zip(texts, counts, strict=True):
+        if count and is_missing(text):
+            missing[text] = missing.get(text, 0) + int(count)
+        elif count:
+            known.add(text)
+    values = sorted(known)
+    place = {value: code for code, value in enumerate(values)}
+    kind = code_type(len(values))
+    recode = np.array([place.get(text, MISSING) for text in texts] + [MISSING], dtype=kind)
+    return Labels(recode[codes], tuple(values), missing)
+
+
+def _text(value: object) -> str:
+    """Write a label as text: whole numbers without ".0", no surrounding blanks."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode(errors="replace").strip()
+    return str(value).strip()
+
+
+# Spelling -------------------------------------------------------------------------------------------
+
+
 def label_token(label: str) -> str:
-    """Spell a label as the originals do: "T cell" -> "[T_cell]"."""
+    """Spell a label as a control token: "T cell" -> "[T_cell]"."""
     return f"[{_SPACES.sub('_', label.strip())}]"
 
 
@@ -165,7 +242,7 @@ def match_label(label: str, values: Iterable[str]) -> str | None:
     """Find the value that a label means.
 
     The same text wins; else the same token ("[T_cell]", "T_cell", "T cell"); else the same token
-    whatever the case, where only one value has it.
+    in any case, if only one value has it.
     """
     values = list(values)
     if label in values:
@@ -178,16 +255,16 @@ def match_label(label: str, values: Iterable[str]) -> str | None:
     return None
 
 
-def nearest(label: str, values: Iterable[str], *, n: int = 3) -> list[str]:
-    """Values that look most like a label, best first, for messages."""
+def nearest(label: str, values: Iterable[str]) -> list[str]:
+    """Up to three values that look most like a label, best first, for messages."""
     folded: dict[str, str] = {}
     for value in values:
         folded.setdefault(_bare(value).casefold(), value)
     wanted = _bare(label).casefold()
-    close = difflib.get_close_matches(wanted, folded, n=n, cutoff=0.5)
+    close = difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)
     # A part of the name ("T cell" for "regulatory T cell") scores low by edit distance.
     parts = [name for name in folded if wanted and (wanted in name or name in wanted)]
-    return [folded[name] for name in dict.fromkeys([*close, *parts])][:n]
+    return [folded[name] for name in dict.fromkeys([*close, *parts])][:3]
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -199,48 +276,174 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "it has " + (", ".join(known[:20]) or "none") + (", ..." if len(known) > 20 else "")
 
 
-def _regroup(labels: Labels, groups: dict[str, str]) -> Labels:
-    regrouped = _to_labels(labels.codes, [groups[value] for value in labels.values])
-    return Labels(regrouped.codes, regrouped.values, labels.missing)
-
-
-def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
-    """Merge equal texts and set those that say nothing aside."""
-    counts = count_codes(codes, len(texts))
-    missing: dict[str, int] = {}
-    if n_empty := int(np.sum(codes < 0)):
-        missing["nan"] = n_empty
-    known: set[str] = set()
-    for text, count in zip(texts, counts, strict=True):
-        if is_missing(text):
-            if count:
-                missing[text] = missing.get(text, 0) + int(count)
-        elif count:
-            known.add(text)
-    values = sorted(known)
-    place = {value: code for code, value in enumerate(values)}
-    kind = code_type(len(values))
-    recode = np.array([place.get(text, MISSING) for text in texts] + [MISSING], dtype=kind)
-    return Labels(recode[codes], tuple(values), missing)
-
-
-def is_missing(label: str) -> bool:
-    """Whether a label says that nothing is known."""
-    return label.strip().casefold() in _MISSING_LABELS
-
-
-def _text(value: object) -> str:
-    """Write a label as text: whole numbers without ".0", no surrounding blanks."""
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    if isinstance(value, bytes):
-        return value.decode(errors="replace").strip()
-    return str(value).strip()
-
-
 def _bare(label: str) -> str:
     """Strip the brackets of a label's token."""
     text = label.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     return _SPACES.sub("_", text)
+
+
+# Ages -----------------------------------------------------------------------------------------------
+
+
+def parse_years(label: str) -> float | None:
+    """Age in years that a label gives, or None.
+
+    Months, weeks and days after birth are parts of a year; a decade gives its first year.
+    """
+    text = label.strip().replace("_", " ")
+    years: float | None = None
+    if match := _YEARS.fullmatch(text):
+        years = float(match[1])
+    elif match := _YOUNGER.fullmatch(text):
+        years = float(match[1]) / _PER_YEAR[match[2].lower()]
+    elif match := _DECADE.fullmatch(text):
+        years = 10.0 * _ORDINALS.index(match[1].lower())
+    return years if years is not None and years <= _OLDEST else None
+
+
+def group_ages(labels: Sequence[str]) -> list[str]:
+    """Decade ("70-79") of each label that gives an age; other labels stay as they are.
+
+    If no label gives its age in years (a mouse file in weeks), all stay.
+    """
+    if not any(_YEARS.fullmatch(label.strip().replace("_", " ")) for label in labels):
+        return list(labels)
+    grouped = []
+    for label in labels:
+        years = parse_years(label)
+        start = 0 if years is None else int(years // 10) * 10
+        grouped.append(label if years is None else f"{start}-{start + 9}")
+    return grouped
+
+
+def age_sort_key(label: str) -> tuple[float, str]:
+    """Sort by age: years given, else the first number ("30-39"), else last by name."""
+    years = parse_years(label)
+    if years is None:
+        number = _FIRST_NUMBER.search(label)
+        years = float(number[0]) if number else math.inf
+    return years, label
+
+
+# Vocabularies ---------------------------------------------------------------------------------------
+
+
+def load_vocabulary(path: Path) -> dict[str, list[str]]:
+    """Read a vocabulary file: phenotype name or obs column -> values as written there.
+
+    Raises
+    ------
+    DataError
+        The file is missing, not JSON, or not lists of names by phenotype; or values repeat.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"{path}: no such file; data.vocabulary must name a JSON file of phenotype values"
+        raise DataError(message) from None
+    except OSError as error:
+        message = f"{path}: cannot be read ({error.strerror}); check data.vocabulary"
+        raise DataError(message) from error
+    except ValueError as error:
+        message = f"{path}: not valid JSON ({error}); correct the vocabulary"
+        raise DataError(message) from error
+    well_formed = isinstance(record, dict) and all(
+        isinstance(values, list) and all(isinstance(value, str) for value in values)
+        for values in record.values()
+    )
+    if not well_formed:
+        message = f'{path}: a vocabulary has the form {{"cell_type": ["T cell", ...], ...}}'
+        raise DataError(message)
+    for name, values in record.items():
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        if repeated:
+            message = f"{path}: '{name}' lists {repeated[0]!r} more than once; keep it once"
+            raise DataError(message)
+    return {str(name): list(values) for name, values in record.items()}
+
+
+def vocabulary_entry(
+    vocabulary: dict[str, list[str]], phenotype: PhenotypeColumn
+) -> list[str] | None:
+    """Values that a file gives for a phenotype, by its name or by its obs column."""
+    return vocabulary.get(phenotype.name, vocabulary.get(phenotype.column))
+
+
+def code_phenotype(
+    files: Sequence[Labels | None],
+    n_cells: Sequence[int],
+    in_training: NDArray[np.bool_] | None,
+    *,
+    given: Sequence[str] | None = None,
+    ages: bool = False,
+    decades: bool = False,
+) -> CodedPhenotype:
+    """Give every cell the code of its label, files and cells in their order.
+
+    Parameters
+    ----------
+    files, n_cells
+        Of each file: its labels, None if it lacks the column, and its cells.
+    in_training
+        (cells of all files,); None to learn from all cells.
+    given
+        Values of a vocabulary file, whose order is kept, in the spelling of the cells if they have the
+        value; None to learn them, sorted.
+    ages, decades
+        Whether values are ages (numeric order), and grouped.
+    """
+    found = sorted({value for labels in files if labels for value in labels.values})
+    place = {value: index for index, value in enumerate(found)}
+    missing: Counter[str] = Counter()
+    parts = []
+    for labels, n in zip(files, n_cells, strict=True):
+        if labels is None:
+            parts.append(np.full(n, MISSING, dtype=code_type(len(found))))
+            missing["(no such column)"] += n
+            continue
+        missing.update(labels.missing)
+        places = [place[value] for value in labels.values] + [MISSING]
+        recode = np.array(places, dtype=code_type(len(found)))
+        parts.append(recode[labels.codes])
+    codes = np.concatenate(parts)
+    per_label = count_codes(codes, len(found))
+    if given is None:
+        trained = codes if in_training is None else codes[in_training]
+        counts = count_codes(trained, len(found))
+        known = [value for value, count in zip(found, counts, strict=True) if count]
+        values = sorted(known, key=age_sort_key) if ages else known
+        meaning = {value: value for value in values}
+    else:
+        values, meaning = _adopt(_usable(given, decades=decades), found)
+    code_of = {value: code for code, value in enumerate(values)}
+    final = [code_of[meaning[value]] if value in meaning else MISSING for value in found]
+    unmapped = {
+        value: int(count)
+        for value, count in zip(found, per_label, strict=True)
+        if value not in meaning
+    }
+    new_code: NDArray[np.signedinteger] = np.array([*final, MISSING], code_type(len(values)))
+    return CodedPhenotype(new_code[codes], values, dict(sorted(missing.items())), unmapped)
+
+
+def _usable(given: Sequence[str], *, decades: bool) -> list[str]:
+    """Values of a file without those that mean "not specified" and without brackets, ages grouped."""
+    plain = [
+        value[1:-1].replace("_", " ") if value.startswith("[") and value.endswith("]") else value
+        for value in given
+        if not _NOT_SPECIFIED.fullmatch(value) and not is_missing(value)
+    ]
+    return list(dict.fromkeys(group_ages(plain) if decades else plain))
+
+
+def _adopt(given: list[str], found: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Spell given values as the cells do, and map the cells' labels to them."""
+    meaning: dict[str, str] = {}
+    spelling: dict[str, str] = {}
+    for label in found:
+        value = match_label(label, given)
+        if value is not None:
+            meaning[label] = spelling.setdefault(value, label)
+    return [spelling.get(value, value) for value in given], meaning

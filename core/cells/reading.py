@@ -1,21 +1,21 @@
 """Sources of cells: an h5ad file, an AnnData object, or a built-in dataset, read in row chunks.
 
-A source says which matrices it has ("X", "raw", "layers/NAME") and hands out any of them as CSR
-chunks. What the values mean belongs to `matrix_state`.
+A source names its matrices ("X", "raw", "layers/NAME") and gives any of them as CSR chunks. What the
+values mean belongs to `matrix_state`.
 """
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from core.cells.file_patterns import BUILTIN_PREFIX
-from core.cells.rows_of_matrix import StoredRows, rows_of_columns, to_csr
 from core.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,118 +23,37 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-__all__ = ["TRUTH_KEY", "AnnDataSource", "CellSource", "H5adSource", "fingerprint", "open_source"]
-
 #: Values of a matrix stored by columns that are kept in memory.
 BY_COLUMNS_VALUES = 2**25
+#: Values of such a matrix that are looked at together.
+_BLOCK_VALUES = 2**22
 #: Where simulated data keep their truth, as a JSON string.
 TRUTH_KEY = "tfx_truth"
 
 
-class CellSource(Protocol):
-    """Cells of one origin.
+@dataclass(frozen=True)
+class StoredMatrix:
+    """How a matrix is stored."""
 
-    Attributes
-    ----------
-    name
-        As the preset names it.
-    n_cells
-        Rows of every matrix.
-    obs
-        (cells, columns).
-    """
-
-    @property
-    def name(self) -> str:
-        """As the preset names it."""
-
-    @property
-    def n_cells(self) -> int:
-        """Rows of every matrix."""
-
-    @property
-    def obs(self) -> "pd.DataFrame":
-        """(cells, columns)."""
-
-    @property
-    def truth(self) -> str | None:
-        """Known truth of simulated cells, a JSON string."""
-
-    def matrices(self) -> list[str]:
-        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
-
-    def var(self, matrix: str) -> "pd.DataFrame":
-        """(genes, columns) of a matrix."""
-
-    def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
-        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
-
-    def stored_values(self, matrix: str) -> int:
-        """Count the stored values of a matrix: non-zero ones where it is sparse."""
-
-    def is_sparse(self, matrix: str) -> bool:
-        """Whether only non-zero values of a matrix are stored."""
-
-    def is_by_columns(self, matrix: str) -> bool:
-        """Whether a matrix is stored by genes (CSC), so that a range of rows means reading it all."""
-
-    def is_in_pieces(self, matrix: str) -> bool:
-        """Whether values are stored in pieces: one that is read in part is decompressed whole."""
-
-    def chunks(
-        self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
-    ) -> Iterator[sparse.csr_matrix]:
-        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
-
-    def release(self) -> None:
-        """Drop what was turned in memory; reading on turns it again."""
-
-    def close(self) -> None:
-        """Release files and memory."""
-
-
-def open_source(spec: str | Path) -> CellSource:
-    """Open an h5ad file or a built-in dataset.
-
-    Parameters
-    ----------
-    spec
-        A path, or "builtin:NAME".
-
-    Raises
-    ------
-    DataError
-        The file is missing, a folder, unreadable, truncated, or not an h5ad.
-    """
-    name = str(spec)
-    if name.startswith(BUILTIN_PREFIX):
-        from core.cells.builtin import load_builtin  # builds on this package; scanpy's 2 s
-
-        return AnnDataSource(load_builtin(name), name)
-    return _open_h5ad(Path(name))
-
-
-def fingerprint(spec: str) -> str:
-    """Tell a source from a changed one: a file's size and time of change, a built-in's version."""
-    if spec.startswith(BUILTIN_PREFIX):
-        return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
-    _refuse_unfit_path(Path(spec))
-    stat = Path(spec).stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    #: Stored values; of a dense matrix with its zeros.
+    n_values: int
+    #: Whether only the non-zero ones are stored.
+    is_sparse: bool = False
+    #: Whether it is stored by genes (CSC), so that a range of rows means reading all of it.
+    by_columns: bool = False
+    #: Whether it is stored in pieces: one that is read in part is decompressed whole.
+    in_pieces: bool = False
 
 
 class AnnDataSource:
     """Cells of an AnnData object, in memory or backed."""
 
     def __init__(self, adata: "AnnData", name: str) -> None:
+        #: As the preset names it.
         self.name = name
+        self.n_cells = int(adata.n_obs)
         self._adata = adata
         self._converted: dict[str, Any] = {}
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return int(self._adata.n_obs)
 
     @property
     def obs(self) -> "pd.DataFrame":
@@ -149,7 +68,7 @@ class AnnDataSource:
         return None if truth is None else str(truth)
 
     def matrices(self) -> list[str]:
-        """Names of the matrices the object has."""
+        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
         names = [] if self._adata.X is None else ["X"]
         names += [f"layers/{name}" for name in sorted(self._adata.layers)]
         return names + ([] if self._adata.raw is None else ["raw"])
@@ -165,22 +84,11 @@ class AnnDataSource:
         table.attrs["columns"] = [str(name) for name in self.obs.columns]
         return table
 
-    def stored_values(self, matrix: str) -> int:
-        """Count the stored values of a matrix."""
+    def stored(self, matrix: str) -> StoredMatrix:
+        """How a matrix is stored; one by columns is transposed once, in memory."""
         values = self._matrix(matrix)
-        return int(values.nnz if hasattr(values, "nnz") else np.prod(values.shape))
-
-    def is_sparse(self, matrix: str) -> bool:
-        """Whether only non-zero values of a matrix are stored."""
-        return hasattr(self._matrix(matrix), "format")
-
-    def is_by_columns(self, matrix: str) -> bool:
-        """Whether a matrix is stored by genes; one in memory is turned once."""
-        return False
-
-    def is_in_pieces(self, matrix: str) -> bool:
-        """Whether values are stored in pieces: not in memory."""
-        return False
+        n_values = values.nnz if hasattr(values, "nnz") else np.prod(values.shape)
+        return StoredMatrix(int(n_values), is_sparse=hasattr(values, "format"))
 
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
@@ -194,14 +102,14 @@ class AnnDataSource:
                 values = self._converted[matrix] = sparse.csr_matrix(stored.tocsr())
         end = self.n_cells if stop is None else min(stop, self.n_cells)
         for first in range(start, end, rows_per_chunk):
-            yield to_csr(values[first : min(first + rows_per_chunk, end)])
+            yield _to_csr(values[first : min(first + rows_per_chunk, end)])
 
     def release(self) -> None:
-        """Drop what was turned in memory; reading on turns it again."""
+        """Drop transposed matrices; further reading makes them again."""
         self._converted.clear()
 
     def close(self) -> None:
-        """Drop what was turned; the object itself is its owner's."""
+        """Drop transposed matrices; the object itself is its owner's."""
         self.release()
 
     def _matrix(self, matrix: str) -> Any:  # noqa: ANN401 (any of AnnData's matrix types)
@@ -213,9 +121,9 @@ class AnnDataSource:
 
 
 class H5adSource:
-    """Cells of an h5ad file; only the chunk asked for is in memory.
+    """Cells of an h5ad file, with the methods of `AnnDataSource`; one chunk is in memory.
 
-    Of a matrix stored by columns (CSC), the rows asked for are: all its values pass by for them.
+    Of a matrix stored by columns (CSC), the requested rows are in memory: all its values are read.
     """
 
     def __init__(self, path: Path, file: "h5py.File") -> None:
@@ -243,7 +151,7 @@ class H5adSource:
         return str(self._element(key)) if key in self._file else None
 
     def matrices(self) -> list[str]:
-        """Names of the matrices the file has."""
+        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
         with _readable(self._path, "X"):
             layers = sorted(self._file["layers"]) if "layers" in self._file else []
             names = ["X", *(f"layers/{name}" for name in layers), "raw"]
@@ -263,57 +171,47 @@ class H5adSource:
         with _readable(self._path, "obs"):
             present = [str(name) for name in self._file["obs"].attrs["column-order"]]
         table = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
-        for name in present:
-            if name not in names:
-                continue
+        for name in filter(names.__contains__, present):
             with _readable(self._path, f"obs/{name}"):
                 column = self._element(f"obs/{name}")
+                is_text = pd.api.types.is_object_dtype(column)
+                is_text = is_text or pd.api.types.is_string_dtype(column)
                 # Text of every cell is many times its codes.
-                is_text = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(
-                    column
-                )
                 table[name] = pd.Categorical(column) if is_text else column
         table.attrs["columns"] = present
         return table
 
-    def stored_values(self, matrix: str) -> int:
-        """Count the stored values of a matrix."""
+    def stored(self, matrix: str) -> StoredMatrix:
+        """How a matrix is stored."""
         with _readable(self._path, _key(matrix)):
             stored = self._file[_key(matrix)]
-            return int(np.prod(stored.shape) if _is_dense(stored) else stored["data"].shape[0])
-
-    def is_sparse(self, matrix: str) -> bool:
-        """Whether only non-zero values of a matrix are stored."""
-        with _readable(self._path, _key(matrix)):
-            return not _is_dense(self._file[_key(matrix)])
-
-    def is_by_columns(self, matrix: str) -> bool:
-        """Whether a matrix is stored by genes (CSC)."""
-        with _readable(self._path, _key(matrix)):
-            stored = self._file[_key(matrix)]
-            return not _is_dense(stored) and stored.attrs.get("encoding-type") == "csc_matrix"
-
-    def is_in_pieces(self, matrix: str) -> bool:
-        """Whether values are stored in pieces, as compressed ones are."""
-        with _readable(self._path, _key(matrix)):
-            stored = self._file[_key(matrix)]
-            return (stored if _is_dense(stored) else stored["data"]).chunks is not None
+            is_dense = _is_dense(stored)
+            values = stored if is_dense else stored["data"]
+            return StoredMatrix(
+                n_values=int(np.prod(values.shape)),
+                is_sparse=not is_dense,
+                by_columns=not is_dense and stored.attrs.get("encoding-type") == "csc_matrix",
+                in_pieces=values.chunks is not None,
+            )
 
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
         """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
-        self._refuse_other_shape(matrix)
+        self._check_shape(matrix)
         end = self.n_cells if stop is None else min(stop, self.n_cells)
-        at_once = self._rows_at_once(matrix)
+        how = self.stored(matrix)
+        at_once = max(self.n_cells, 1)
+        if how.by_columns:
+            at_once = max(self.n_cells * BY_COLUMNS_VALUES // max(how.n_values, 1), 1)
         for begin in range(start, end, at_once):
             until = min(begin + at_once, end)
             with _readable(self._path, _key(matrix)):
-                values, first_row = self._rows(matrix, begin, until)
+                values, first_row = self._rows(matrix, how, begin, until)
             for first in range(begin, until, rows_per_chunk):
                 with _readable(self._path, _key(matrix)):
                     last = min(first + rows_per_chunk, until)
-                    chunk = to_csr(values[first - first_row : last - first_row], own=True)
+                    chunk = _to_csr(values[first - first_row : last - first_row], own=True)
                 yield chunk
 
     def release(self) -> None:
@@ -323,8 +221,8 @@ class H5adSource:
         """Close the file."""
         self._file.close()
 
-    def _refuse_other_shape(self, matrix: str) -> None:
-        """Refuse a matrix that is not one of these cells and genes."""
+    def _check_shape(self, matrix: str) -> None:
+        """Check that a matrix is one of these cells and genes."""
         with _readable(self._path, _key(matrix)):
             stored = self._file[_key(matrix)]
             shape = stored.shape if _is_dense(stored) else tuple(stored.attrs["shape"])
@@ -336,19 +234,14 @@ class H5adSource:
                 )
                 raise DataError(message)
 
-    def _rows_at_once(self, matrix: str) -> int:
-        if not self.is_by_columns(matrix):
-            return max(self.n_cells, 1)
-        return max(self.n_cells * BY_COLUMNS_VALUES // max(self.stored_values(matrix), 1), 1)
-
-    def _rows(self, matrix: str, start: int, stop: int) -> tuple[Any, int]:
-        """Something to slice rows [start, stop) from, and which row its first one is."""
+    def _rows(self, matrix: str, how: StoredMatrix, start: int, stop: int) -> tuple[Any, int]:
+        """Something to slice rows [start, stop) from, and the number of its first row."""
         stored = self._file[_key(matrix)]
-        if _is_dense(stored):
+        if not how.is_sparse:
             return stored, 0
-        if self.is_by_columns(matrix):
-            return rows_of_columns(stored, start, stop), start
-        return StoredRows(stored), 0
+        if how.by_columns:
+            return _rows_of_columns(stored, start, stop), start
+        return _StoredRows(stored), 0
 
     def _table(self, key: str) -> "pd.DataFrame":
         import pandas as pd
@@ -366,14 +259,106 @@ class H5adSource:
             return read_elem(self._file[key])
 
 
-def _is_dense(stored: "h5py.Dataset | h5py.Group") -> bool:
-    return not hasattr(stored, "keys")
+CellSource = AnnDataSource | H5adSource
+
+
+def open_source(spec: str | Path) -> CellSource:
+    """Open an h5ad file by its path, or a built-in dataset ("builtin:NAME").
+
+    Raises
+    ------
+    DataError
+        The file is missing, a folder, unreadable, truncated, or not an h5ad.
+    """
+    name = str(spec)
+    if name.startswith(BUILTIN_PREFIX):
+        from core.cells.builtin import load_builtin  # builds on this package; scanpy's 2 s
+
+        return AnnDataSource(load_builtin(name), name)
+    return _open_h5ad(Path(name))
+
+
+def fingerprint(spec: str) -> str:
+    """State of a source: a file's size and time of change, a built-in dataset's version."""
+    if spec.startswith(BUILTIN_PREFIX):
+        return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
+    _check_path(Path(spec))
+    stat = Path(spec).stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, or "unknown"."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _to_csr(
+    rows: Any,  # noqa: ANN401 (any of AnnData's matrix types)
+    *,
+    own: bool = False,
+) -> sparse.csr_matrix:
+    """Turn rows of any kind into float32 CSR: columns ascending, no duplicates, no zeros.
+
+    Rows that no other object holds (`own`) may be changed in place.
+    """
+    dense_or_sparse: Any = rows if sparse.issparse(rows) else np.atleast_2d(np.asarray(rows))
+    matrix = sparse.csr_matrix(dense_or_sparse, dtype=np.float32, copy=not own)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+class _StoredRows:
+    """Rows of a CSR matrix in a file; only `indptr` and the rows that are sliced are read."""
+
+    def __init__(self, stored: "h5py.Group") -> None:
+        self._data, self._genes = stored["data"], stored["indices"]
+        # Unsigned numbers would hide a row that ends before it begins.
+        self._indptr = stored["indptr"][:].astype(np.int64, copy=False)
+        self._n_genes = int(stored.attrs["shape"][1])
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        """(rows, genes), as stored."""
+        borders = self._indptr[rows.start : rows.stop + 1]
+        if (np.diff(borders) < 0).any():
+            message = "rows that end before they begin"
+            raise ValueError(message)
+        values = slice(int(borders[0]), int(borders[-1]))
+        genes = self._genes[values]
+        if len(genes) and (genes.min() < 0 or genes.max() >= self._n_genes):
+            message = f"a gene outside the {self._n_genes:,} of var"
+            raise ValueError(message)
+        shape = (len(borders) - 1, self._n_genes)
+        return sparse.csr_matrix((self._data[values], genes, borders - borders[0]), shape=shape)
+
+
+def _rows_of_columns(stored: "h5py.Group", start: int, stop: int) -> sparse.csr_matrix:
+    """Rows [start, stop) of a matrix stored by columns, a block of values in memory at a time."""
+    n_genes = int(stored.attrs["shape"][1])
+    indptr = stored["indptr"][:]
+    rows, genes, data = [], [], []
+    n_values = int(indptr[-1])
+    for first in range(0, n_values, _BLOCK_VALUES):
+        last = min(first + _BLOCK_VALUES, n_values)
+        row = stored["indices"][first:last]
+        kept = np.flatnonzero((row >= start) & (row < stop))
+        rows.append((row[kept] - start).astype(np.int32))
+        column = np.searchsorted(indptr, first + kept, side="right") - 1
+        genes.append(column.astype(np.int32))
+        data.append(stored["data"][first:last][kept])
+    if not rows:
+        return sparse.csr_matrix(np.zeros((stop - start, n_genes), dtype=np.float32))
+    places = (np.concatenate(rows), np.concatenate(genes))
+    return sparse.csr_matrix((np.concatenate(data), places), shape=(stop - start, n_genes))
 
 
 def _open_h5ad(path: Path) -> CellSource:
     import h5py
 
-    _refuse_unfit_path(path)
+    _check_path(path)
     try:
         is_hdf5 = h5py.is_hdf5(path)
         with path.open("rb"):
@@ -390,28 +375,24 @@ def _open_h5ad(path: Path) -> CellSource:
         raise DataError(message) from error
     try:
         with _readable(path, "obs"):
-            return _source_of(path, file)
+            if "obs" not in file or "var" not in file:
+                message = (
+                    f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
+                )
+                raise DataError(message)
+            if isinstance(file["obs"], h5py.Group):
+                return H5adSource(path, file)
+            # Written before anndata 0.7: its own reader knows those layouts.
+            file.close()
+            import anndata
+
+            return AnnDataSource(anndata.read_h5ad(path), str(path))
     except DataError:
         file.close()
         raise
 
 
-def _source_of(path: Path, file: "h5py.File") -> CellSource:
-    import h5py
-
-    if "obs" not in file or "var" not in file:
-        message = f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
-        raise DataError(message)
-    if not isinstance(file["obs"], h5py.Group):
-        # Written before anndata 0.7: its own reader knows those layouts.
-        file.close()
-        import anndata
-
-        return AnnDataSource(anndata.read_h5ad(path), str(path))
-    return H5adSource(path, file)
-
-
-def _refuse_unfit_path(path: Path) -> None:
+def _check_path(path: Path) -> None:
     if not path.exists():
         message = f"{path}: no such file; check the path"
         raise DataError(message)
@@ -435,6 +416,10 @@ def _readable(path: Path, key: str) -> Iterator[None]:
         raise DataError(message) from error
 
 
+def _is_dense(stored: "h5py.Dataset | h5py.Group") -> bool:
+    return not hasattr(stored, "keys")
+
+
 def _holds_matrix(stored: "h5py.Dataset | h5py.Group | None") -> bool:
     if stored is None or stored.attrs.get("encoding-type") == "null":
         return False
@@ -443,14 +428,6 @@ def _holds_matrix(stored: "h5py.Dataset | h5py.Group | None") -> bool:
 
 def _key(matrix: str) -> str:
     return "raw/X" if matrix == "raw" else matrix
-
-
-def version_of(distribution: str) -> str:
-    """Version of an installed distribution, or "unknown"."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _first_line(error: BaseException) -> str:

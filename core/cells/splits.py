@@ -12,21 +12,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.phenotypes import count_codes
-from core.presets.schema import SplitSettings
 
-__all__ = [
-    "DONOR_SEARCH",
-    "TEST",
-    "TRAIN",
-    "VALIDATION",
-    "SplitPlan",
-    "phenotype_distances",
-    "split_by_donor",
-    "split_stratified",
-]
-
+Codes = NDArray[np.signedinteger]
 TRAIN, VALIDATION, TEST = 0, 1, 2
-#: How far a donor may carry a held-out split past its share (as a part of that share).
+#: How far a donor may carry a held-out split past its fraction (relative to that fraction).
 _OVERSHOOT = 0.25
 #: Random deals of donors among which the best balanced is taken.
 _DRAWS = 500
@@ -37,9 +26,9 @@ _WORK = 2**31
 _BLOCK_CELLS = 2**20
 #: Numbers held at once by a block of draws, 64 MB of float64.
 _BLOCK_VALUES = 2**23
-#: What a split that misses its share by its whole size costs, in the unit of the phenotypes'
+#: What a split that misses its fraction by its whole size costs, in the unit of the phenotypes'
 #: distance: a split a quarter too large weighs as 5 % of its cells with other labels.
-_SHARE_WEIGHT = 0.2
+_FRACTION_WEIGHT = 0.2
 #: What it costs, in the same unit, if training loses all values of a phenotype that have one donor
 #: each. A part, not a number: of a phenotype that is nearly the donor itself any deal loses many.
 _ALONE_WEIGHT = 0.1
@@ -53,71 +42,58 @@ DONOR_SEARCH = (
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The split of every cell.
+    """The split of every cell."""
 
-    Attributes
-    ----------
-    codes
-        (cells,), int8: `TRAIN`, `VALIDATION` or `TEST`.
-    method
-        "donor", "stratified" or "files", for the report.
-    notices
-        Sentences the user should read.
-    """
-
+    #: (cells,): `TRAIN`, `VALIDATION` or `TEST`.
     codes: NDArray[np.int8]
+    #: "donor", "stratified" or "files", for the report.
     method: str
+    #: Sentences the user should read.
     notices: list[str] = field(default_factory=list)
 
 
-def held_out_shares(settings: SplitSettings) -> dict[int, float]:
-    """Shares of the splits that are dealt at all, test first."""
-    shares = {TEST: settings.test, VALIDATION: settings.validation}
-    return {split: share for split, share in shares.items() if share > 0}
-
-
 def split_by_donor(
-    donors: NDArray[np.signedinteger],
-    shares: Mapping[int, float],
+    donors: Codes,
+    fractions: Mapping[int, float],
     rng: np.random.Generator,
     *,
-    phenotypes: Sequence[NDArray[np.signedinteger]] = (),
+    phenotypes: Sequence[Codes] = (),
 ) -> NDArray[np.int8] | None:
-    """Deal whole donors to splits, so that each split has the mixture of phenotypes of the whole.
+    """Divide whole donors among splits, so that each split has the mixture of phenotypes of the whole.
 
     Parameters
     ----------
     donors
         (cells,), donor codes; cells of unknown donor (-1) train.
-    shares
-        Split -> share of the cells, for the held-out splits.
+    fractions
+        Held-out split -> fraction of the cells.
     rng
-        Source of the donors' order.
+        Draws the donors' order.
     phenotypes
-        Codes (cells,) of each phenotype, -1 unknown. They serve to balance the splits and for
-        nothing else: no result of any model is looked at.
+        Codes (cells,) of each phenotype, -1 unknown. They only balance the splits: no result of any
+        model is looked at.
 
     Returns
     -------
-    (cells,) split codes, near the shares; every split has a donor. None if there are fewer donors
+    (cells,) split codes, near the fractions; every split has a donor. None if there are fewer donors
     than splits.
 
     Notes
     -----
-    Of 500 random deals that come near the shares (fewer only where donors x phenotype values are
+    Of 500 random deals that come near the fractions (fewer only if donors x phenotype values are
     many millions) the best is taken: first, training loses the fewest phenotype values that more
     than one donor has; then the worst held-out split is nearest to the whole, counting the mean
-    over phenotypes of the total-variation distance, the relative error of its share, and the part
+    over phenotypes of the total-variation distance, the relative error of its fraction, and the part
     that training loses of each phenotype's values that a single donor has. What training still
     lacks of the former is moved there as far as every split keeps a donor.
     """
     cell_donor, n_donors = _close_ranks(donors)
-    if n_donors < len(shares) + 1:
+    if n_donors < len(fractions) + 1:
         return None
     sizes = _count(cell_donor)
     table = _LabelTable.count(cell_donor, n_donors, phenotypes)
-    splits = np.array(list(shares), dtype=np.int8)
-    targets = np.array(list(shares.values())) * len(donors)
+    splits = np.array(list(fractions), dtype=np.int8)
+    targets = np.array(list(fractions.values())) * len(donors)
     work = (table.by_donor.nnz + 8 * n_donors) * len(splits)
     n_draws = int(np.clip(_WORK // work, 16, _DRAWS))
     per_block = int(np.clip(_BLOCK_VALUES // max(n_donors, len(table.whole)), 1, n_draws))
@@ -137,22 +113,13 @@ def split_by_donor(
 
 
 def phenotype_distances(
-    codes: NDArray[np.int8], phenotypes: Sequence[NDArray[np.signedinteger]]
+    codes: NDArray[np.int8], phenotypes: Sequence[Codes]
 ) -> dict[int, list[float]]:
-    """Measure how far each split's mixture of phenotypes is from that of all cells.
+    """Measure how far the mixture of phenotypes of each split with cells is from that of all cells.
 
-    Parameters
-    ----------
-    codes
-        (cells,), split codes.
-    phenotypes
-        Codes (cells,) of each phenotype, -1 unknown.
-
-    Returns
-    -------
-    Split that has cells -> total-variation distance of each phenotype, in [0, 1]: the part of the
-    split's cells that would need another label. 1 where the split has no known label; 0 where no
-    cell has one.
+    Of (cells,) split codes and codes of each phenotype, the total-variation distance of each phenotype,
+    in [0, 1]: the part of the split's cells that would need another label. 1 if the split has no known
+    label; 0 if no cell has one.
     """
     distances: dict[int, list[float]] = {}
     for split in (TRAIN, VALIDATION, TEST):
@@ -162,7 +129,7 @@ def phenotype_distances(
     return distances
 
 
-def _total_variation(labels: NDArray[np.signedinteger], inside: NDArray[np.bool_]) -> float:
+def _total_variation(labels: Codes, inside: NDArray[np.bool_]) -> float:
     known = labels >= 0
     if not known.any():
         return 0.0
@@ -174,49 +141,40 @@ def _total_variation(labels: NDArray[np.signedinteger], inside: NDArray[np.bool_
 
 
 def _close_ranks(
-    codes: NDArray[np.signedinteger],
-) -> tuple[NDArray[np.signedinteger], int]:
+    codes: Codes,
+) -> tuple[Codes, int]:
     """Renumber codes so that each below their number occurs; -1 stays. Return both."""
     occurs = _count(codes) > 0
     place = np.append(np.cumsum(occurs) - 1, -1)  # index -1 is the unknown code
     return place.astype(codes.dtype)[codes], int(occurs.sum())
 
 
-def _count(codes: NDArray[np.signedinteger]) -> NDArray[np.int64]:
+def _count(codes: Codes) -> NDArray[np.int64]:
     """Cells of each code; unknown ones left out."""
     return count_codes(codes, int(codes.max(initial=-1)) + 1)
 
 
 @dataclass(frozen=True)
 class _LabelTable:
-    """Cells per donor and phenotype value, the values of all phenotypes one below the other.
+    """Cells per donor and phenotype value, the values of all phenotypes one below the other."""
 
-    Attributes
-    ----------
-    by_donor
-        (values, donors), cells; donors known only.
-    whole
-        (values,), cells of all donors, the unknown one included; 1 or more.
-    starts
-        (phenotypes,), first value of each phenotype; those of fewer than two values left out.
-    phenotype
-        (values,), phenotype of each value.
-    shared
-        (values,), whether more than one donor has the value.
-    """
-
+    #: (values, donors), cells; known donors only.
     by_donor: sparse.csr_matrix
+    #: (values,), cells of all donors, the unknown one included; 1 or more.
     whole: NDArray[np.int64]
+    #: (phenotypes,), first value of each phenotype; those of fewer than two values are left out.
     starts: NDArray[np.int64]
+    #: (values,), phenotype of each value.
     phenotype: NDArray[np.int64]
+    #: (values,), whether more than one donor has the value.
     shared: NDArray[np.bool_]
 
     @classmethod
     def count(
         cls,
-        donors: NDArray[np.signedinteger],
+        donors: Codes,
         n_donors: int,
-        phenotypes: Sequence[NDArray[np.signedinteger]],
+        phenotypes: Sequence[Codes],
     ) -> "_LabelTable":
         parts: list[sparse.csr_matrix] = []
         for labels in phenotypes:
@@ -257,19 +215,10 @@ def _deal(
     n_draws: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int8]:
-    """Deal donors in random order, many times at once.
+    """Deal donors of (donors,) cells in random order to (held-out splits,) targets, many times at once.
 
-    Parameters
-    ----------
-    sizes
-        (donors,), cells.
-    targets
-        (held-out splits,), cells wanted.
-
-    Returns
-    -------
-    (draws, donors), index of the held-out split, or their number for training. Every split has a
-    donor.
+    Returns (draws, donors), index of the held-out split, or their number for training. Every split
+    has a donor.
     """
     n_donors, n_splits = len(sizes), len(targets)
     order = np.argsort(rng.random((n_draws, n_donors)), axis=1)
@@ -294,7 +243,7 @@ def _deal(
             n_empty[takes & first] -= 1
             undealt &= ~takes
     for split in range(n_splits):
-        # Every donor is larger than the share: any may be it, the judgement knows the sizes.
+        # Every donor is larger than the target: any may be it, `_judge` knows the sizes.
         for draw in np.flatnonzero(cells[split] == 0):
             free = order[draw][deals[draw, order[draw]] == n_splits]
             deals[draw, free[0]] = split
@@ -307,15 +256,10 @@ def _judge(
     targets: NDArray[np.float64],
     table: _LabelTable,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Count the shared values that training lacks, and measure the distance from the whole.
-
-    Returns
-    -------
-    Twice (draws,), smaller is better.
-    """
+    """(draws,) shared values that training lacks, and (draws,) distance from the whole."""
     n_phenotypes = max(len(table.starts), 1)
     whole = table.whole[:, None]
-    shares = whole / table.sum_phenotypes(whole.astype(np.float64))[table.phenotype]
+    expected = whole / table.sum_phenotypes(whole.astype(np.float64))[table.phenotype]
     trained = np.broadcast_to(whole, (len(whole), len(deals))).astype(np.float64)
     worst = np.zeros(len(deals))
     for split, target in enumerate(targets):
@@ -324,10 +268,10 @@ def _judge(
         trained -= held_out
         known = table.sum_phenotypes(held_out)
         part = held_out / np.maximum(known, 1)[table.phenotype]
-        distances = table.sum_phenotypes(np.abs(part - shares)) / 2
+        distances = table.sum_phenotypes(np.abs(part - expected)) / 2
         distances[known == 0] = 1
         off = np.abs((sizes @ members) / target - 1)
-        worst = np.maximum(worst, distances.sum(axis=0) / n_phenotypes + _SHARE_WEIGHT * off)
+        worst = np.maximum(worst, distances.sum(axis=0) / n_phenotypes + _FRACTION_WEIGHT * off)
     lacking = (trained == 0).astype(np.float64)
     alone = (~table.shared[:, None]).astype(np.float64)
     lost_alone = table.sum_phenotypes(lacking * alone) / np.maximum(table.sum_phenotypes(alone), 1)
@@ -354,32 +298,20 @@ def _return_lost_values(
 
 
 def split_stratified(
-    phenotypes: Sequence[NDArray[np.signedinteger]],
+    phenotypes: Sequence[Codes],
     n_cells: int,
-    shares: Mapping[int, float],
+    fractions: Mapping[int, float],
     rng: np.random.Generator,
 ) -> NDArray[np.int8]:
-    """Deal single cells to splits so that each holds the same mixture of phenotypes.
+    """Divide single cells among splits so that each holds the same mixture of phenotypes.
 
-    Parameters
-    ----------
-    phenotypes
-        Codes (cells,) of each phenotype.
-    n_cells
-        Number of cells.
-    shares
-        Split -> share of the cells, for the held-out splits.
-    rng
-        Source of the order within equal cells.
-
-    Returns
-    -------
-    (cells,) split codes. Every label that occurs stays in training.
+    Given (cells,) codes of each phenotype and the fraction of each held-out split, returns (cells,)
+    split codes. Every label that occurs stays in training.
 
     Notes
     -----
     Cells are sorted by their phenotypes, the finest first, and every k-th is held out: groups of
-    equal cells get their share, groups too small for it share one with their neighbours.
+    equal cells get their fraction, groups too small for it have one in common with their neighbours.
     """
     finest_first = sorted(phenotypes, key=lambda codes: -len(np.unique(codes)))
     shuffled = rng.permutation(n_cells)
@@ -388,22 +320,22 @@ def split_stratified(
     codes = np.full(n_cells, TRAIN, dtype=np.int8)
     remaining = order
     left = 1.0
-    for split, share in shares.items():
-        held_out = _every_kth(len(remaining), share / left, rng)
+    for split, fraction in fractions.items():
+        held_out = _every_kth(len(remaining), fraction / left, rng)
         codes[remaining[held_out]] = split
         remaining = remaining[~held_out]
-        left -= share
+        left -= fraction
     for labels in phenotypes:
         _keep_labels_in_training(codes, labels)
     return codes
 
 
-def _every_kth(n: int, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    steps = np.floor(np.arange(n + 1) * share + rng.random())
+def _every_kth(n: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    steps = np.floor(np.arange(n + 1) * fraction + rng.random())
     return np.diff(steps) > 0
 
 
-def _keep_labels_in_training(codes: NDArray[np.int8], labels: NDArray[np.signedinteger]) -> None:
+def _keep_labels_in_training(codes: NDArray[np.int8], labels: Codes) -> None:
     trained = set(np.unique(labels[codes == TRAIN]).tolist())
     for label in np.unique(labels[labels >= 0]).tolist():
         if label not in trained:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from core.cells.ages import parse_years
+from core.cells.phenotypes import parse_years
 
 __all__ = ["mean_years_off", "years_of"]
 

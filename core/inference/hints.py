@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.ages import group_ages
-from core.cells.phenotypes import PhenotypeColumn, match_label, nearest, read_labels, suggest
+from core.cells.phenotypes import (
+    PhenotypeColumn,
+    group_ages,
+    match_label,
+    nearest,
+    read_labels,
+    suggest,
+)
 from core.cells.reading import CellSource
 from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig

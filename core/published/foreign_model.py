@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.cells.genes import GenePanel, strip_version
-from core.cells.vocabulary import load_vocabulary
+from core.cells.phenotypes import load_vocabulary
 from core.errors import ConfigurationError, DataError
 
 _GENES_FILE = "genes.txt"

@@ -63,7 +63,7 @@ def test_compressed_values_are_read(tmp_path, store):
     adata.X = store(COUNTS)
     adata.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
     source = open_source(tmp_path / "cells.h5ad")
-    assert source.is_in_pieces("X")
+    assert source.stored("X").in_pieces
     assert np.array_equal(whole(source, "X", rows=2), COUNTS)
     assert np.array_equal(whole(source, "X", rows=1_000), COUNTS)
     some = sparse.vstack(list(source.chunks("X", 4, start=3, stop=18))).toarray()

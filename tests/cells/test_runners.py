@@ -40,14 +40,11 @@ def test_results_come_with_their_numbers_and_in_order(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_refusal_ends_a_run_or_is_handed_over(tmp_path, workers):
+def test_an_error_of_a_task_ends_the_run(tmp_path, workers):
     with open_runner(workers=workers, dask=None, shared=tmp_path) as runner:
         with pytest.raises(DataError, match="three is refused"):
             list(runner.run(square, [1, 2, 3, 4]))
-        outcomes = dict(runner.try_all(square, [1, 2, 3, 4]))
-    assert [str(outcomes[number]) for number in range(4)] == [
-        "None", "None", "three is refused", "None",
-    ]  # fmt: skip
+        assert dict(runner.run(square, [4])) == {0: 16}
 
 
 def die(_):

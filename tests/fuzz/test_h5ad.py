@@ -41,7 +41,7 @@ def read_everything(path):
             for matrix in source.matrices():
                 with contextlib.suppress(DataError):
                     source.var(matrix)
-                    source.stored_values(matrix)
+                    source.stored(matrix)
                     for chunk in source.chunks(matrix, 7):
                         assert chunk.shape[0] <= 7
             source.obs_columns(["sex", "age_years"])

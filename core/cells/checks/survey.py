@@ -17,7 +17,7 @@ from scipy import sparse
 from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.file_patterns import BUILTIN_PREFIX, expand_files, refuse_overlap
 from core.cells.genes import GeneTable, choose_gene_ids
-from core.cells.inputs import Role, StoredMatrix, StoreInput
+from core.cells.inputs import Role, StoreInput
 from core.cells.matrix_state import (
     Inspection,
     MatrixChoice,
@@ -28,7 +28,7 @@ from core.cells.matrix_state import (
     row_sums,
 )
 from core.cells.phenotypes import Labels, PhenotypeColumn, read_labels, requested_phenotypes
-from core.cells.reading import CellSource, fingerprint, open_source
+from core.cells.reading import CellSource, StoredMatrix, fingerprint, open_source
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent
@@ -220,7 +220,7 @@ def _read_tables(
         one.n_cells = source.n_cells
         with one.catching("matrix", "values"):
             choice = choose_matrix(source, data.matrix)
-            one.stored = StoredMatrix.of(source, choice.matrix)
+            one.stored = source.stored(choice.matrix)
             one.choice = choice
         if not matrices:
             return

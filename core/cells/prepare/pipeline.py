@@ -33,7 +33,7 @@ from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_moments import GeneMoments
 from core.cells.genes import GeneJoin, join_genes
 from core.cells.hvg_ranking import resolve_method
-from core.cells.inputs import StoredMatrix, StoreInput, common_value_kind, store_key
+from core.cells.inputs import StoreInput, common_value_kind, store_key
 from core.cells.manifest import MANIFEST_NAME, checksum
 from core.cells.matrix_state import constant_sum
 from core.cells.normalisation import TARGET_SUM
@@ -51,7 +51,7 @@ from core.cells.prepare.parts import BUCKETS, Part, ShardTask, close_source, wri
 from core.cells.prepare.rank_stage import rank_genes
 from core.cells.prepare.report import describe_store, joint_truth, make_manifest
 from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
-from core.cells.reading import BY_COLUMNS_VALUES
+from core.cells.reading import BY_COLUMNS_VALUES, StoredMatrix
 from core.cells.store import TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
 from core.presets.schema import DataSettings
