@@ -7,7 +7,7 @@ from typing import Any
 
 from core.evaluation.report_tables import label_of
 from core.files import replace_file
-from core.model.card import put_test_figures
+from core.model.card import put_test_metrics
 
 __all__ = ["card_figures", "write_card_figures"]
 
@@ -49,7 +49,7 @@ def write_card_figures(folder: Path, report: Mapping[str, Any]) -> None:
     path = folder / "README.md"
     try:
         card = path.read_text(encoding="utf-8")
-        changed = put_test_figures(card, card_figures(report))
+        changed = put_test_metrics(card, card_figures(report))
         if changed != card:
             replace_file(path, changed)
     except (OSError, UnicodeDecodeError) as error:

@@ -18,9 +18,6 @@ from core.errors import MachineError
 from core.model.attention_cpu import attend_per_cell
 from core.model.batch_tensors import CellBounds
 
-__all__ = ["AttentionRoute", "resolve_attention"]
-
-
 Attend = Callable[[Tensor, Tensor, Tensor, CellBounds, float], Tensor]
 
 
@@ -74,18 +71,15 @@ def _attend_padded(
         parts.append(attended[bucket.query_exists])
         tokens.append(bucket.query_tokens)
     if not parts:
-        return q.clone()  # no query: nothing to compute, but the graph goes on
+        return q.clone()  # no query, but the graph continues
     return torch.empty_like(q).index_copy(0, torch.cat(tokens), torch.cat(parts))
 
 
 def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only, torch >= 2.10
 
-    assert dropout == 0.0, "refused by resolve_attention"
-    out = varlen_attn(
-        q.contiguous(), k.contiguous(), v.contiguous(),
-        bounds.cu_queries, bounds.cu_keys, bounds.max_queries, bounds.max_keys,
-    )  # fmt: skip
+    assert dropout == 0.0, "checked by resolve_attention"
+    out = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *_packed(bounds))
     assert isinstance(out, Tensor)
     return out
 
@@ -93,13 +87,14 @@ def _attend_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout:
 def _attend_flash(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # an extra, compiled for CUDA
 
-    out = flash_attn_varlen_func(
-        q.contiguous(), k.contiguous(), v.contiguous(),
-        bounds.cu_queries, bounds.cu_keys, bounds.max_queries, bounds.max_keys,
-        dropout_p=dropout,
-    )  # fmt: skip
+    packed = [x.contiguous() for x in (q, k, v)]
+    out = flash_attn_varlen_func(*packed, *_packed(bounds), dropout_p=dropout)
     assert isinstance(out, Tensor)
     return out
+
+
+def _packed(bounds: CellBounds) -> tuple[Tensor, Tensor, int, int]:
+    return bounds.cu_queries, bounds.cu_keys, bounds.max_queries, bounds.max_keys
 
 
 _ROUTES: dict[str, Attend] = {
@@ -116,28 +111,20 @@ def resolve_attention(
 ) -> AttentionRoute:
     """Choose the attention kernel for a device and precision.
 
-    Parameters
-    ----------
-    wanted
-        "auto", or a route by name: "varlen", "flash", "sdpa", "cpu", "eager".
-    device, dtype
-        Where and in what precision attention runs.
-    dropout
-        Attention dropout while training.
-    ragged
-        Whether cells differ in length.
+    ``wanted`` is "auto" or a route by name; ``dropout`` is that of attention in training, and ``ragged``
+    says whether cells differ in length.
 
     Raises
     ------
     MachineError
-        A route was asked for by name and cannot run here.
+        A route that was requested by name cannot run here.
     """
     if wanted != "auto":
         lacks = _why_not(wanted, device, dtype, dropout)
         if lacks:
             message = f"model.attention = '{wanted}' cannot run here: {lacks}; use 'auto'"
             raise MachineError(message)
-        return AttentionRoute(wanted, "asked for", _ROUTES[wanted])
+        return AttentionRoute(wanted, "requested", _ROUTES[wanted])
     if device.type == "cpu":
         lacks = _why_not("cpu", device, dtype, dropout)
         name, reason = ("sdpa", lacks) if lacks else ("cpu", "packed cells on a CPU")
@@ -152,22 +139,12 @@ def resolve_attention(
 
 def _why_not(name: str, device: torch.device, dtype: torch.dtype, dropout: float) -> str:
     """Return why a route cannot run, or ""."""
-    if name == "cpu":
-        return _why_no_cpu(device, dropout)
-    if name in ("varlen", "flash"):
-        return _why_no_packed_kernel(name, device, dtype, dropout)
-    return ""
-
-
-def _why_no_cpu(device: torch.device, dropout: float) -> str:
-    if device.type != "cpu":
+    if name == "cpu" and device.type != "cpu":
         return f"the per-cell route is for CPUs (this is {device.type})"
-    return "the per-cell route has no attention dropout" if dropout > 0 else ""
-
-
-def _why_no_packed_kernel(
-    name: str, device: torch.device, dtype: torch.dtype, dropout: float
-) -> str:
+    if name == "cpu":
+        return "the per-cell route has no attention dropout" if dropout > 0 else ""
+    if name not in ("varlen", "flash"):
+        return ""
     if device.type != "cuda":
         return f"variable-length attention needs a CUDA device (this is {device.type})"
     if dtype not in (torch.bfloat16, torch.float16):

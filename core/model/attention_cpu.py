@@ -16,8 +16,6 @@ from torch import Tensor
 
 from core.model.batch_tensors import CellBounds
 
-__all__ = ["KEPT_BYTES", "attend_per_cell"]
-
 #: Bytes of attention weights that one layer may keep for its backward pass.
 KEPT_BYTES = 256 * 2**20
 #: Bytes of scores made at a time: with their products about what a core's cache holds.
@@ -25,46 +23,24 @@ _BLOCK_BYTES = 2 * 2**20
 
 
 def attend_per_cell(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, dropout: float) -> Tensor:
-    """Attend within each cell of packed tokens.
+    """Attend within each cell of packed tokens: (queries, heads, width).
 
-    Parameters
-    ----------
-    q
-        (queries, heads, width).
-    k, v
-        (T, heads, width).
-    bounds
-        Of queries and keys.
-    dropout
-        Must be 0: `resolve_attention` refuses this route otherwise.
-
-    Returns
-    -------
-    (queries, heads, width).
+    ``q`` is (queries, heads, width), ``k`` and ``v`` (T, heads, width).
     """
-    assert dropout == 0.0, "refused by resolve_attention"
+    assert dropout == 0.0, "checked by resolve_attention"
     attended: Tensor = _PerCell.apply(q, k, v, bounds)  # type: ignore[no-untyped-call]
     return attended
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Scores that are made at a time.
-
-    Attributes
-    ----------
-    n_cells
-        Cells of equal shape with all their heads, or one cell.
-    heads, queries, keys
-        Where they stand among all.
-    continues
-        Whether these heads of the keys had queries in the block before.
-    """
+    """Scores that are made at a time: of cells of equal shape with all their heads, or of one cell."""
 
     n_cells: int
     heads: slice
     queries: slice
     keys: slice
+    #: Whether these heads of the keys had queries in the block before.
     continues: bool = False
 
     @property
@@ -76,7 +52,7 @@ class _Block:
         return n_heads * self.n_cells, n_queries // self.n_cells, n_keys // self.n_cells
 
     def part_of(self, scratch: Tensor) -> Tensor:
-        """As much of it as the scores need."""
+        """Return the part of it that the scores need."""
         return scratch[: math.prod(self.shape)].view(self.shape)
 
     def take(self, x: Tensor, span: slice) -> Tensor:
@@ -85,7 +61,7 @@ class _Block:
         return part if self.n_cells == 1 else part.reshape(len(part) * self.n_cells, -1, x.shape[2])
 
     def put(self, a: Tensor, b: Tensor, out: Tensor, span: slice, scale: float = 1.0) -> None:
-        """Put the product of a and b to its place among (heads, tokens, width)."""
+        """Put the product of a and b into its place in (heads, tokens, width)."""
         place = out[self.heads, span]
         if self.n_cells > 1:
             product = place.new_empty(len(a), a.shape[1], b.shape[2])
@@ -129,7 +105,7 @@ def _blocks(bounds: CellBounds, n_heads: int, element_bytes: int) -> list[_Block
 
 
 def _even(n: int, most: int) -> int:
-    """Size of equal parts of n, at most so large."""
+    """Size of equal parts of n, at most ``most``."""
     return -(-n // -(-n // most))
 
 
@@ -140,7 +116,7 @@ class _PerCell(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds) -> Tensor:  # noqa: ANN401
         ctx.scale = 1 / math.sqrt(q.shape[2])
         ctx.blocks = _blocks(bounds, q.shape[1], q.element_size())
-        ctx.has_unasked_keys = bool((np.diff(bounds.queries) == 0).any())
+        ctx.has_unused_keys = bool((np.diff(bounds.queries) == 0).any())
         q, k, v = (x.transpose(0, 1).contiguous() for x in (q, k, v))  # (heads, tokens, width)
         out = torch.empty_like(q)
         scores, spare = _scratch(ctx.blocks, q), _scratch(ctx.blocks, q)
@@ -163,35 +139,36 @@ class _PerCell(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
         q, k, v, *kept = ctx.saved_tensors
         gradient = gradient.transpose(0, 1).contiguous()
-        empty = torch.zeros_like if ctx.has_unasked_keys else torch.empty_like
+        empty = torch.zeros_like if ctx.has_unused_keys else torch.empty_like
         dq, dk, dv = torch.empty_like(q), empty(k), empty(v)
         scores, spare = _scratch(ctx.blocks, q), _scratch(ctx.blocks, q)
         with torch.autocast("cpu", enabled=False):
-            for number, block in enumerate(ctx.blocks):
-                if number < len(kept):
-                    weights = kept[number]
+            for index, block in enumerate(ctx.blocks):
+                if index < len(kept):
+                    weights = kept[index]
                 else:
                     weights = block.part_of(spare)
                     _weigh(block, q, k, ctx.scale, block.part_of(scores), weights)
-                asked, given = block.take(q, block.queries), block.take(gradient, block.queries)
+                queries = block.take(q, block.queries)
+                above = block.take(gradient, block.queries)
                 dscores = block.part_of(scores)
-                torch.bmm(given, block.take(v, block.keys).transpose(1, 2), out=dscores)
+                torch.bmm(above, block.take(v, block.keys).transpose(1, 2), out=dscores)
                 torch._softmax_backward_data(dscores, weights, -1, q.dtype, grad_input=dscores)
                 block.put(dscores, block.take(k, block.keys), dq, block.queries, ctx.scale)
-                block.put(dscores.transpose(1, 2), asked, dk, block.keys, ctx.scale)
-                block.put(weights.transpose(1, 2), given, dv, block.keys)
+                block.put(dscores.transpose(1, 2), queries, dk, block.keys, ctx.scale)
+                block.put(weights.transpose(1, 2), above, dv, block.keys)
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None
 
 
 def _scratch(blocks: list[_Block], like: Tensor) -> Tensor:
-    """Room for the scores of any block."""
+    """Memory for the scores of any block."""
     return like.new_empty(max((math.prod(block.shape) for block in blocks), default=0))
 
 
 def _weigh(
     block: _Block, q: Tensor, k: Tensor, scale: float, scores: Tensor, weights: Tensor
 ) -> None:
-    """Make the attention weights of a block; the scores are only room to work in."""
+    """Make the attention weights of a block; ``scores`` is working memory."""
     keys = block.take(k, block.keys).transpose(1, 2)
     _product(block.take(q, block.queries), keys, scale, scores)
     torch.softmax(scores, dim=-1, out=weights)

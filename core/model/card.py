@@ -1,23 +1,19 @@
 """The model card that every model folder carries as README.md, generated from the run's facts.
 
-`tfx eval` adds the figures of the test cells, beside baselines, where the card keeps a place for them.
+`tfx eval` adds the metrics of the test cells, beside baselines, at a place that the card keeps for them.
 """
 
 import re
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-
 from core.cells.genes import GenePanel
 from core.model.configuration import TfxConfig
 from core.model.reference import Reference
 from core.presets.schema import MaskingSettings
 
-__all__ = ["model_card", "put_test_figures"]
-
 _BEGIN, _END = "<!-- test figures -->", "<!-- end of test figures -->"
-_NO_FIGURES = "None yet: `tfx eval` writes them here, beside those of simple baselines."
+_NO_METRICS = "None yet: `tfx eval` writes them here, beside those of simple baselines."
 #: Values of a phenotype that the card names, and genes.
 _MOST_VALUES, _MOST_GENES = 12, 8
 
@@ -29,15 +25,7 @@ def model_card(
     masking: MaskingSettings,
     provenance: dict[str, Any],
 ) -> str:
-    """Return the card as Markdown, with the front matter that model hubs read.
-
-    Parameters
-    ----------
-    config, panel, reference, masking
-        Of the model.
-    provenance
-        Facts of the run: name, sources, split, step, validation figures, licence.
-    """
+    """Return the card as Markdown, with the front matter that model hubs read."""
     parts = [
         "---\nlibrary_name: transformerics\ntags:\n- single-cell\n- transcriptomics\n---",
         f"# {provenance.get('name') or 'A tfx model'}",
@@ -50,25 +38,17 @@ def model_card(
     if config.phenotypes:
         parts += ["## Phenotypes", _phenotypes(config, reference)]
     parts += ["## Model", _model(config, masking, provenance)]
-    if figures := _validation(config, reference, provenance.get("validation") or {}):
-        parts += ["## Validation figures", figures]
-    parts += ["## Test figures", f"{_BEGIN}\n{_NO_FIGURES}\n{_END}"]
+    if metrics := _validation(config, reference, provenance.get("validation") or {}):
+        parts += ["## Validation metrics", metrics]
+    parts += ["## Test metrics", f"{_BEGIN}\n{_NO_METRICS}\n{_END}"]
     parts += ["## Limits", _limits(config), "## Licence", _licence(provenance)]
     return "\n\n".join(parts) + "\n"
 
 
-def put_test_figures(card: str, figures: str) -> str:
-    """Return the card with other test figures; one without a place for them as it was.
-
-    Parameters
-    ----------
-    card
-        The card's text.
-    figures
-        Markdown.
-    """
+def put_test_metrics(card: str, metrics: str) -> str:
+    """Return the card with other test metrics, in Markdown; unchanged if it has no place for them."""
     place = re.compile(rf"{re.escape(_BEGIN)}\n.*?{re.escape(_END)}", re.DOTALL)
-    return place.sub(lambda _: f"{_BEGIN}\n{figures}\n{_END}", card, count=1)
+    return place.sub(lambda _: f"{_BEGIN}\n{metrics}\n{_END}", card, count=1)
 
 
 def _what(config: TfxConfig) -> str:
@@ -90,7 +70,7 @@ def _use(config: TfxConfig) -> str:
 def _data(
     config: TfxConfig, panel: GenePanel, reference: Reference, provenance: dict[str, Any]
 ) -> str:
-    # Names alone: the folders they lie in are nobody else's business.
+    # Names alone: the folders are private.
     lines = [f"- source: {PurePath(name).name}" for name in provenance.get("sources", [])]
     genes = ", ".join(panel.symbols[:_MOST_GENES]) + ", ..." * (len(panel) > _MOST_GENES)
     split = {"donor": "whole donors", "stratified": "single cells, stratified"}
@@ -109,29 +89,20 @@ def _data(
 def _phenotypes(config: TfxConfig, reference: Reference) -> str:
     lines = ["Values and their training cells:", ""]
     for slot, (name, values) in enumerate(config.phenotypes.items()):
-        counts = _value_counts(reference, slot, len(values))
+        counts = reference.value_counts(slot, len(values))
         shown = [
-            f"{value} ({count:,})"
-            for value, count in zip(values[:_MOST_VALUES], counts, strict=False)
+            f"{value} ({n:,})" for value, n in zip(values[:_MOST_VALUES], counts, strict=False)
         ]
         more = f", and {len(values) - _MOST_VALUES:,} more" if len(values) > _MOST_VALUES else ""
         lines.append(f"- **{name}** ({len(values):,}): {', '.join(shown)}{more}")
     return "\n".join(lines)
 
 
-def _value_counts(reference: Reference, slot: int, n_values: int) -> list[int]:
-    """Training cells of each value of a phenotype."""
-    codes = reference.combinations[:, slot]
-    known = codes >= 0
-    counts = np.bincount(codes[known], weights=reference.counts[known], minlength=n_values)
-    return [int(count) for count in counts]
-
-
 def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, Any]) -> str:
     hidden = f"- masked genes: {masking.genes}; masked phenotypes: {masking.phenotypes}"
     if config.classified is not None:
         given = ", ".join(config.given) or "none"
-        hidden = f"- asked: {config.classified}; shown, where known: {given}; all others hidden"
+        hidden = f"- predicted: {config.classified}; shown, where known: {given}; all others hidden"
     lines = [
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
         f"log-linear part: {'yes' if config.log_linear else 'no'}",
@@ -145,17 +116,17 @@ def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, An
     return "\n".join(lines)
 
 
-def _validation(config: TfxConfig, reference: Reference, figures: dict[str, Any]) -> str:
-    """Figures while training: masked genes and phenotypes of validation cells."""
-    known = {name: value for name, value in figures.items() if value is not None}
+def _validation(config: TfxConfig, reference: Reference, metrics: dict[str, Any]) -> str:
+    """Metrics while training: masked genes and phenotypes of validation cells."""
+    known = {name: value for name, value in metrics.items() if value is not None}
     commonest = {"acc/genes": known.pop("acc/genes_baseline", None)}
     for slot, (name, values) in enumerate(config.phenotypes.items()):
-        counts = _value_counts(reference, slot, len(values))
+        counts = reference.value_counts(slot, len(values))
         if sum(counts):
             commonest[f"acc/{name}"] = max(counts) / sum(counts)
     if not known:
         return ""
-    lines = ["| figure | model | always the most common |", "|---|---|---|"]
+    lines = ["| metric | model | always the most common |", "|---|---|---|"]
     for name, value in known.items():
         beside = commonest.get(name)
         lines.append(f"| {name} | {value:.4f} | {'' if beside is None else f'{beside:.4f}'} |")
@@ -163,19 +134,18 @@ def _validation(config: TfxConfig, reference: Reference, figures: dict[str, Any]
 
 
 def _limits(config: TfxConfig) -> str:
+    generated = [
+        "- Generated cells are synthetic. They may resemble training cells: do not call them "
+        "anonymous."
+    ]
     lines = [
-        "- Labels it has not seen are unknown to it; cells of other tissues or assays than the "
-        "training data's are outside what it knows.",
-        "- What sets few donors apart looks like the phenotypes that they differ in: see the notes of "
+        "- Labels that were not in the training data are unknown to the model; cells of other tissues or "
+        "assays are outside its knowledge.",
+        "- Differences between few donors look like the phenotypes in which they differ: see the notes of "
         "`tfx eval`.",
+        *(generated if config.classified is None else []),
         "- Not for decisions about patients.",
     ]
-    if config.classified is None:
-        lines.insert(
-            2,
-            "- Generated cells are synthetic. They may resemble training cells: do not call them "
-            "anonymous.",
-        )
     return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
-"""What the gene outputs mean: the most likely value, the expected value, a draw.
+"""From gene logits to predictions: the most likely value, the expected value, a draw.
 
-Shapes: M masked genes. Binary and binned models answer with bins, continuous ones with log1p
-counts per 10,000.
+Binary and binned models predict bins, continuous ones log1p counts per 10,000. Shapes: M masked genes.
 """
 
 import torch
@@ -9,8 +8,6 @@ from torch import Tensor
 
 from core.model.configuration import TfxConfig
 from core.model.losses import LOG_DEVIATION_BOUNDS
-
-__all__ = ["expected_values", "predict_genes", "sample_genes"]
 
 
 def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
@@ -26,22 +23,16 @@ def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
 def predict_genes(logits: Tensor, config: TfxConfig) -> Tensor:
     """Return (M,): the most likely bin (int64), or the expected value of a continuous model."""
     if config.kind == "continuous":
-        on_logit, mean, _ = logits.float().unbind(-1)
-        return torch.sigmoid(on_logit) * mean
+        expressed_logit, mean, _ = logits.float().unbind(-1)
+        return torch.sigmoid(expressed_logit) * mean
     return bin_logits(logits, config).argmax(-1)
 
 
 def expected_values(logits: Tensor, config: TfxConfig, means: Tensor) -> Tensor:
-    """Return (M,) expected values: log1p counts per 10,000, of binary models too.
+    """Return (M,) expected values, log1p counts per 10,000, of binary models too.
 
-    Parameters
-    ----------
-    logits
-        (M, outputs).
-    config
-        The model's.
-    means
-        (M, bins), mean training value of each bin of each gene; not used by continuous models.
+    ``means`` (M, bins) is the mean training value of each bin of each gene; continuous models do not
+    use it.
     """
     if config.kind == "continuous":
         return predict_genes(logits, config).clamp(min=0.0)
@@ -51,29 +42,25 @@ def expected_values(logits: Tensor, config: TfxConfig, means: Tensor) -> Tensor:
 def sample_genes(
     logits: Tensor, config: TfxConfig, *, temperature: float, uniform: Tensor, normal: Tensor
 ) -> Tensor:
-    """Draw a value for each masked gene.
+    """Draw a value for each masked gene: (M,) bins (int64), or values >= 0 of a continuous model.
 
     Parameters
     ----------
     logits
         (M, outputs).
-    config
-        The model's.
     temperature
         1 draws from the model; lower ones sharpen.
     uniform, normal
-        (M,), the chance to use: uniform in [0, 1) and standard normal. The caller owns them, so
-        that a cell's draws do not depend on its batch.
-
-    Returns
-    -------
-    (M,): bins (int64), or values >= 0 of a continuous model.
+        (M,), uniform in [0, 1) and standard normal numbers, from the caller, so that a cell's draws do
+        not depend on its batch.
     """
     if config.kind == "continuous":
-        on_logit, mean, log_deviation = logits.float().unbind(-1)
-        on = uniform < torch.sigmoid(on_logit / temperature)
+        expressed_logit, mean, log_deviation = logits.float().unbind(-1)
+        expressed = uniform < torch.sigmoid(expressed_logit / temperature)
         deviation = torch.exp(log_deviation.clamp(*LOG_DEVIATION_BOUNDS)) * temperature
-        return torch.where(on, (mean + deviation * normal).clamp(min=0.0), torch.zeros_like(mean))
+        return torch.where(
+            expressed, (mean + deviation * normal).clamp(min=0.0), torch.zeros_like(mean)
+        )
     # By the inverse distribution function in float32 (float32 Gumbel draws lose diversity).
     probability = torch.softmax(bin_logits(logits, config) / temperature, dim=-1)
     cumulative = probability.cumsum(-1)

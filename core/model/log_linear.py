@@ -1,19 +1,18 @@
-"""The log-linear part: the classical answer inside the model, to which the encoder adds.
+"""The log-linear part of the model, to whose logits the encoder's are added.
 
-Terms that are each the field's strong simple baseline:
+Its terms are each the field's strong simple baseline:
 
-- class log-odds: what each gene's bin owes to the phenotypes shown, an additive (main-effects)
-  multinomial regression fitted before training and frozen, weighted by the masked share: with all
-  genes hidden it is the whole answer, with many visible the genes themselves tell more;
-- latent cell states: a phenotype that no label names, a grouping of the training cells within their kinds
-  (`core.model.state_fit`), told by all genes of a cell. Half of the training cells show theirs,
-  questions about real cells never do, and a cell to be generated is first given one;
-- gene pairs: every visible (gene, bin) votes with a vector of rank r for every (gene, bin), a
-  low-rank table of all pairwise effects; at rank 0 there are none, and genes are what their class
-  says;
+- class log-odds: main effects of the phenotypes shown on each gene's bin, an additive multinomial
+  regression fitted before training and frozen, weighted by the mask rate: with all genes masked they are
+  the whole prediction, with many visible the genes themselves say more;
+- latent cell states: a phenotype that no label names, groups of the training cells within their types
+  (`core.model.log_linear_fit`), derived from all genes of a cell. Half of the training cells show theirs,
+  real cells in use never do, and a generated cell is first given one;
+- couplings: every visible (gene, bin) adds a vector of rank r to the logits of every (gene, bin), a
+  low-rank table of all pairwise effects; rank 0 has none;
 - phenotype scores: logistic regression from standardised gene values to each phenotype and a small
-  network for what it leaves over, both fitted before training and frozen; learnt is what the other
-  phenotypes shown imply.
+  network for the residual, both fitted before training and frozen; the implications of the other
+  phenotypes shown are learnt.
 
 Measured in the notes on generation: with a variable mask rate this beats a Gaussian copula where
 plain encoders lost. Learning the class table instead of freezing it overfits.
@@ -32,31 +31,29 @@ from torch.nn import functional
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 
-__all__ = ["MAX_CLASS_TABLE", "LogLinear"]
-
 #: Entries of the class table above which it would rival the network in size.
 MAX_CLASS_TABLE = 200_000_000
-#: Share of the training cells that show their latent cell state.
+#: Fraction of the training cells that show their latent cell state.
 _STATES_SHOWN = 0.5
-#: Hidden units of the correction to the phenotype scores (figures in phenotype_fit).
+#: Hidden units of the correction to the phenotype scores (metrics in phenotype_fit).
 _CORRECTION_WIDTH = 256
 
 
-class _Seen(NamedTuple):
-    """What the tokens of a batch show, (T,) each: cell, gene and bin, and whether it is a visible gene."""
+class _Visible(NamedTuple):
+    """The tokens of a batch, (T,) each: cell, gene and bin, and whether it is a visible gene."""
 
     cell: Tensor
     gene: Tensor
-    level: Tensor
+    bin: Tensor
     is_visible: Tensor
 
-    def bin_of(self, n_bins: int) -> Tensor:
+    def row(self, n_bins: int) -> Tensor:
         """(T,), rows of a table of all (gene, bin)."""
-        return self.gene * n_bins + self.level
+        return self.gene * n_bins + self.bin
 
 
 class LogLinear(nn.Module):
-    """Class log-odds, low-rank gene pairs and linear phenotype scores."""
+    """Class log-odds, low-rank couplings and linear phenotype scores."""
 
     class_table: Tensor
     gene_prior: Tensor
@@ -80,9 +77,8 @@ class LogLinear(nn.Module):
         self.n_phenotypes_shown = n_values + tokens.n_phenotypes
         n_shown = self.n_phenotypes_shown + (self.n_states + 1 if self.n_states else 0)
         rank = config.log_linear_rank
-        self.n_genes, self.n_outputs, self.n_bins, self.n_shown = (
-            n_genes, n_outputs, n_bins, n_shown,
-        )  # fmt: skip
+        self.n_genes, self.n_outputs = n_genes, n_outputs
+        self.n_bins, self.n_shown = n_bins, n_shown
         self.first_gene = tokens.first_gene
         self.first_slot = tokens.first_slot
         self.first_bin = tokens.first_bin
@@ -105,10 +101,10 @@ class LogLinear(nn.Module):
             torch.as_tensor(tokens.not_specified - self.first_shown, dtype=torch.long),
         )
         # Learnt.
-        self.class_scale = _scale_of_share()
+        self.class_scale = _scale_of_rate()
         self.couplings = nn.Embedding(n_genes * n_bins, rank) if rank else None
-        self.share_scale = _scale_of_share() if rank else None
-        # A model without phenotypes has none of the parts that speak of them.
+        self.share_scale = _scale_of_rate() if rank else None
+        # A model without phenotypes has none of the parts about them.
         self.class_gate = nn.Linear(n_shown, rank, bias=False) if rank and n_shown else None
         self.mix = (
             nn.Sequential(nn.Linear(rank, 2 * rank), nn.GELU(), nn.Linear(2 * rank, rank))
@@ -116,7 +112,7 @@ class LogLinear(nn.Module):
             else None
         )
         self.effects = nn.Linear(rank, n_genes * n_outputs, bias=False) if rank else None
-        self.score_scale = _scale_of_share()
+        self.score_scale = _scale_of_rate()
         self.phenotype_correction = (
             nn.Sequential(
                 nn.Linear(n_genes, _CORRECTION_WIDTH),
@@ -149,21 +145,20 @@ class LogLinear(nn.Module):
 
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
         """Return gene logits (M, O) and phenotype logits (K, V)."""
-        cell_of_token = batch.cell_of_token
-        shown_BS = self._shown(batch, cell_of_token)
         gene = (batch.token_id - self.first_gene).clamp(min=0)
-        level = batch.value - self.first_bin
-        is_visible = (batch.token_id >= self.first_gene) & (level >= 0)
-        seen = _Seen(cell_of_token, gene, level.clamp(0, self.n_bins - 1), is_visible)
+        bins = batch.value - self.first_bin
+        is_visible = (batch.token_id >= self.first_gene) & (bins >= 0)
+        visible = _Visible(batch.cell_of_token, gene, bins.clamp(0, self.n_bins - 1), is_visible)
+        shown_BS = self._shown(batch)
         with_state_BS = shown_BS
         if self.n_states:
-            with_state_BS = torch.cat([shown_BS, self._states(batch, seen)], dim=1)
+            with_state_BS = torch.cat([shown_BS, self._states(batch, visible)], dim=1)
         return (
-            self._genes(batch, seen, with_state_BS),
-            self._phenotypes(batch, seen, shown_BS),
+            self._genes(batch, visible, with_state_BS),
+            self._phenotypes(batch, visible, shown_BS),
         )
 
-    def _shown(self, batch: BatchTensors, cell_of_token: Tensor) -> Tensor:
+    def _shown(self, batch: BatchTensors) -> Tensor:
         """(B, S without states) one-hot of the phenotypes shown; a masked one counts as not specified."""
         n_shown = self.n_phenotypes_shown
         if n_shown == 0:
@@ -174,20 +169,19 @@ class LogLinear(nn.Module):
         at = batch.value - self.first_shown
         at = torch.where(at < 0, self.slot_not_specified[slot], at).clamp(0, n_shown - 1)
         shown = torch.zeros(batch.n_cells * n_shown, device=at.device)
-        return shown.index_add(0, cell_of_token * n_shown + at, is_slot.float()).view(
-            batch.n_cells, n_shown
-        )
+        shown = shown.index_add(0, batch.cell_of_token * n_shown + at, is_slot.float())
+        return shown.view(batch.n_cells, n_shown)
 
-    def _states(self, batch: BatchTensors, seen: _Seen) -> Tensor:
-        """(B, 1 + states) one-hot of the state shown: while training, that of every second cell or so."""
-        at = torch.zeros(batch.n_cells, dtype=torch.long, device=seen.gene.device)
+    def _states(self, batch: BatchTensors, visible: _Visible) -> Tensor:
+        """(B, 1 + states) one-hot of the state shown: in training that of about every second cell."""
+        at = torch.zeros(batch.n_cells, dtype=torch.long, device=visible.gene.device)
         if self.training and len(batch.gene):
-            told_TK = self.state_scores[seen.bin_of(self.n_bins)] * seen.is_visible.unsqueeze(-1)
+            rows = self.state_scores[visible.row(self.n_bins)] * visible.is_visible.unsqueeze(-1)
             scores_BK = self.state_offset.repeat(batch.n_cells, 1)
-            scores_BK = scores_BK.index_add(0, seen.cell, told_TK)
-            # The state is that of the whole cell: what is masked has its say through the answers.
-            answers = batch.gene.long() * self.n_bins + batch.gene_target.long()
-            scores_BK = scores_BK.index_add(0, batch.gene_cell.long(), self.state_scores[answers])
+            scores_BK = scores_BK.index_add(0, visible.cell, rows)
+            # The state is that of the whole cell: masked genes count by their targets.
+            targets = batch.gene.long() * self.n_bins + batch.gene_target.long()
+            scores_BK = scores_BK.index_add(0, batch.gene_cell.long(), self.state_scores[targets])
             is_shown = torch.rand(batch.n_cells, device=at.device) < _STATES_SHOWN
             at = torch.where(is_shown, 1 + scores_BK.argmax(dim=1), at)
         return functional.one_hot(at, 1 + self.n_states).to(self.class_table.dtype)
@@ -197,68 +191,61 @@ class LogLinear(nn.Module):
     ) -> Tensor:
         """Draw the states of cells to be generated: (B, 1 + states) one-hot.
 
-        Parameters
-        ----------
-        shown_BS
-            (B, S without states), the phenotypes shown.
-        chance
-            (B,), uniform numbers.
-        n_expressed
-            (B,), genes that each cell is to express; None: as many as come.
+        ``shown_BS`` (B, S without states) are the phenotypes shown, ``chance`` (B,) uniform numbers, and
+        ``n_expressed`` (B,) the genes that each cell is to express, if that is requested.
         """
         odds = self.state_bias + shown_BS @ self.state_prior
         if n_expressed is not None:
             middle, spread = self.state_depth
-            depth = torch.log1p(n_expressed).unsqueeze(1)
-            odds = odds - 0.5 * ((depth - middle) / spread) ** 2 - spread.log()
+            distance = (torch.log1p(n_expressed).unsqueeze(1) - middle) / spread
+            odds = odds - 0.5 * distance**2 - spread.log()
         below = torch.softmax(odds, dim=1).cumsum(dim=1)
         at = (below < chance.unsqueeze(1)).sum(dim=1).clamp(max=self.n_states - 1)
         return functional.one_hot(1 + at, 1 + self.n_states).to(shown_BS.dtype)
 
-    def _genes(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
+    def _genes(self, batch: BatchTensors, visible: _Visible, shown_BS: Tensor) -> Tensor:
         if len(batch.gene) == 0:
             return self.class_table.new_zeros(0, self.n_outputs)
-        share = batch.mask_rate.unsqueeze(-1)  # (B, 1)
-        weight = share + torch.sigmoid(self.class_scale(share)) * (1 - share)
+        rate = batch.mask_rate.unsqueeze(-1)  # (B, 1)
+        weight = rate + torch.sigmoid(self.class_scale(rate)) * (1 - rate)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table)
         if self.couplings is not None:
-            logits = logits + self._pairs(batch, seen, shown_BS)
+            logits = logits + self._coupled(batch, visible, shown_BS)
         return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
 
-    def _pairs(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
-        """(B, genes x outputs): what the visible genes say of all genes."""
+    def _coupled(self, batch: BatchTensors, visible: _Visible, shown_BS: Tensor) -> Tensor:
+        """(B, genes x outputs): effects of the visible genes on all genes."""
         assert self.couplings is not None
         assert self.share_scale is not None
         assert self.mix is not None
         assert self.effects is not None
-        couplings_Tr = self.couplings(seen.bin_of(self.n_bins)) * seen.is_visible.unsqueeze(-1)
-        sums = torch.zeros(batch.n_cells, couplings_Tr.shape[1], device=couplings_Tr.device)
-        sums = sums.index_add(0, seen.cell, couplings_Tr.float())
-        n_visible = torch.zeros(batch.n_cells, device=sums.device).index_add(
-            0, seen.cell, seen.is_visible.float()
-        )
+        rows_Tr = self.couplings(visible.row(self.n_bins)) * visible.is_visible.unsqueeze(-1)
+        sums = torch.zeros(batch.n_cells, rows_Tr.shape[1], device=rows_Tr.device)
+        sums = sums.index_add(0, visible.cell, rows_Tr.float())
+        n_visible = torch.zeros(batch.n_cells, device=sums.device)
+        n_visible = n_visible.index_add(0, visible.cell, visible.is_visible.float())
         hidden_Br = sums / torch.sqrt(n_visible + 8).unsqueeze(-1)
         hidden_Br = hidden_Br * (1 + self.share_scale(batch.mask_rate.unsqueeze(-1)))
         if self.class_gate is not None:
             hidden_Br = hidden_Br * (1 + self.class_gate(shown_BS))
-        told: Tensor = self.effects(hidden_Br + self.mix(hidden_Br))
-        return told
+        effects: Tensor = self.effects(hidden_Br + self.mix(hidden_Br))
+        return effects
 
-    def _phenotypes(self, batch: BatchTensors, seen: _Seen, shown_BS: Tensor) -> Tensor:
+    def _phenotypes(self, batch: BatchTensors, visible: _Visible, shown_BS: Tensor) -> Tensor:
         if self.phenotype_correction is None or self.phenotype_pairs is None:
             return shown_BS.new_zeros(0, 0)
-        standardised = self.bin_values[seen.gene, seen.level] * seen.is_visible
+        standardised = self.bin_values[visible.gene, visible.bin] * visible.is_visible
         values_BG = torch.zeros(batch.n_cells * self.n_genes, device=standardised.device)
-        values_BG = values_BG.index_add(0, seen.cell * self.n_genes + seen.gene, standardised)
+        values_BG = values_BG.index_add(0, visible.cell * self.n_genes + visible.gene, standardised)
         values_BG = values_BG.view(batch.n_cells, self.n_genes)
-        share = batch.mask_rate.unsqueeze(-1)
-        fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(share))
+        rate = batch.mask_rate.unsqueeze(-1)
+        fitted_BV = (values_BG @ self.score_weight.T) * (1 + self.score_scale(rate))
         # With nothing visible the prior; with everything visible the regression's own intercept.
-        level_BV = share * self.phenotype_prior + (1 - share) * self.score_bias
-        fitted_BV = fitted_BV + (1 - share) * self.phenotype_correction(values_BG)
-        return (level_BV + fitted_BV + self.phenotype_pairs(shown_BS))[batch.phenotype_cell]
+        bias_BV = rate * self.phenotype_prior + (1 - rate) * self.score_bias
+        fitted_BV = fitted_BV + (1 - rate) * self.phenotype_correction(values_BG)
+        return (bias_BV + fitted_BV + self.phenotype_pairs(shown_BS))[batch.phenotype_cell]
 
 
-def _scale_of_share() -> nn.Sequential:
-    """Make what gives a number for every masked share."""
+def _scale_of_rate() -> nn.Sequential:
+    """Make a small network from the mask rate to one factor."""
     return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))

@@ -1,13 +1,15 @@
-"""Fit the frozen tables of the log-linear part from training cells, and begin its gene pairs, before training.
+"""Fit the log-linear part to training cells before training: its frozen tables, and where couplings begin.
 
 The class table is an additive multinomial regression of every gene's bin on the phenotypes shown,
-fitted for all genes at once by mini-batches. Main effects only: what "female" and "lung" do adds
-up, so combinations that no training cell has still get an answer.
+fitted for all genes at once by mini-batches. Main effects only: the effects of "female" and "lung" add
+up, so combinations that no training cell has get a prediction too.
+
+Shapes: C training cells, G genes, N bins, K latent cell states.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +22,26 @@ from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.log_linear import MAX_CLASS_TABLE, LogLinear
 from core.model.phenotype_fit import fit_phenotype_scores
-from core.model.state_fit import find_states
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-
-__all__ = ["fit_log_linear"]
 
 _STEPS = 400
 _BATCH = 512
 _LEARNING_RATE = 0.05
-#: Chance that a phenotype is hidden while fitting, so that [NO_*] gets an answer of its own.
+#: Chance that a phenotype is hidden while fitting, so that [NO_*] gets effects of its own.
 _HIDE = 0.15
 #: Weight of the ridge penalty, in cells: an effect backed by few cells is drawn to zero.
 _RIDGE = 2.0
-#: Share of the rank that begins at the factor model.
+#: Fraction of the rank that begins at the factor model.
 _BEGUN = 0.25
+#: Cells beyond which a sample is grouped into latent states.
+_MOST_CELLS = 20_000
+#: Fewest cells of a state.
+_FEWEST_CELLS = 20
+#: Cells of all types that count for each type's fractions of bins.
+_PSEUDO_CELLS = 5
+#: Components of a type's cells by which they are grouped.
+_COMPONENTS = 10
 
 
 def fit_log_linear(
@@ -49,14 +56,10 @@ def fit_log_linear(
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Fill the log-linear part's frozen tables.
+    """Fill the log-linear part's frozen tables, and begin its couplings, in place.
 
     Parameters
     ----------
-    log_linear
-        Changed in place.
-    config
-        The model's.
     table
         Mean value of each gene's bins.
     bins
@@ -66,9 +69,8 @@ def fit_log_linear(
     donors
         (cells,), or None: cross-validation of the phenotype scores keeps donors whole.
     unexpressed
-        In the expressed layout: share of the masked genes that are off (`masking.unexpressed`).
-    seed
-        Of the mini-batches.
+        In the expressed layout: fraction of the masked genes that are not expressed
+        (`masking.unexpressed`).
 
     Raises
     ------
@@ -93,47 +95,44 @@ def fit_log_linear(
     shown = _shown_codes(log_linear, codes, states)
     effects = _fit_class_effects(log_linear, config, prior, bins, shown, seed, on_progress)
     if config.layout == "expressed" and 0 < unexpressed < 1:
-        prior = _gene_prior(config, _as_asked(counts, unexpressed))
+        prior = _gene_prior(config, _as_masked(counts, unexpressed))
     log_linear.gene_prior.copy_(prior.reshape(-1))
     log_linear.class_table.copy_(effects)
     if log_linear.couplings is not None and log_linear.n_outputs == config.n_bins:
         # A single output has no slope per bin.
-        _start_gene_pairs(log_linear, config, bins, shown)
+        _start_couplings(log_linear, config, bins, shown)
 
 
-def _as_asked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
-    """(genes, bins) counts with bin 0 as rare as it is among the masked genes of the expressed layout."""
-    off, on = counts[:, 0].sum(), counts[:, 1:].sum()
-    asked = counts.astype(np.float64)
-    asked[:, 0] *= unexpressed / (1 - unexpressed) * on / max(off, 1)
-    return asked
+def _as_masked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
+    """(genes, bins) counts with bin 0 as rare as among the masked genes of the expressed layout."""
+    absent, expressed = counts[:, 0].sum(), counts[:, 1:].sum()
+    masked = counts.astype(np.float64)
+    masked[:, 0] *= unexpressed / (1 - unexpressed) * expressed / max(absent, 1)
+    return masked
 
 
 def _gene_prior(config: TfxConfig, counts: NDArray[np.integer | np.floating]) -> Tensor:
     """(genes, outputs) log marginals of the bins (binary: log-odds), one pseudo-count per bin."""
-    log_share = np.log((counts + 1) / (counts + 1).sum(axis=1, keepdims=True))
+    log_fraction = np.log((counts + 1) / (counts + 1).sum(axis=1, keepdims=True))
     if config.kind == "binary":
-        log_share = log_share[:, 1:] - log_share[:, :1]
-    return torch.from_numpy(log_share.astype(np.float32))
+        log_fraction = log_fraction[:, 1:] - log_fraction[:, :1]
+    return torch.from_numpy(log_fraction.astype(np.float32))
 
 
 def _fill_bin_values(log_linear: LogLinear, table: ValueTable, counts: NDArray[np.int64]) -> None:
     """Standardise each gene's bin means over training cells: the input of the linear scores."""
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    mean = (share * table.means).sum(axis=1, keepdims=True)
-    variance = (share * (table.means - mean) ** 2).sum(axis=1, keepdims=True)
-    deviation = np.sqrt(variance)
-    standard = np.divide(
-        table.means - mean, deviation, out=np.zeros_like(table.means, dtype=float),
-        where=deviation > 1e-6,
-    )  # fmt: skip
+    fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    mean = (fraction * table.means).sum(axis=1, keepdims=True)
+    deviation = np.sqrt((fraction * (table.means - mean) ** 2).sum(axis=1, keepdims=True))
+    standard = np.zeros_like(table.means, dtype=float)
+    np.divide(table.means - mean, deviation, out=standard, where=deviation > 1e-6)
     log_linear.bin_values.copy_(torch.from_numpy(np.clip(standard, -10, 10).astype(np.float32)))
 
 
 def _shown_codes(
     log_linear: LogLinear, codes: NDArray[np.int32], states: NDArray[np.int64] | None
 ) -> NDArray[np.int64]:
-    """(cells, phenotypes, and states where there are any): which of the S values each cell shows."""
+    """(cells, phenotypes, and states if there are any): which of the values to show each cell has."""
     at = log_linear.slot_not_specified.numpy() + 1 + codes.astype(np.int64)
     if states is None:
         return at
@@ -153,15 +152,14 @@ def _fill_states(
     counts = np.bincount(states, minlength=n_found)
     log_linear.state_bias.fill_(-1e9)
     log_linear.state_bias[:n_found] = torch.from_numpy(np.log((counts + 0.1) / len(states))).float()
-    depth = np.log1p((bins > 0).sum(axis=1))
+    genes_per_cell = np.log1p((bins > 0).sum(axis=1))
     for state in range(n_found):
-        own = depth[states == state] if counts[state] > 1 else depth
+        own = genes_per_cell[states == state] if counts[state] > 1 else genes_per_cell
         log_linear.state_depth[0, state] = own.mean()
         log_linear.state_depth[1, state] = max(own.std(), 0.05)
     if log_linear.n_phenotypes_shown:
-        log_linear.state_prior[:, :n_found] = _fit_state_prior(
-            log_linear, codes, states, n_found, seed
-        )
+        prior = _fit_state_prior(log_linear, codes, states, n_found, seed)
+        log_linear.state_prior[:, :n_found] = prior
     return states
 
 
@@ -201,18 +199,18 @@ def _mini_batches(
         yield rng.integers(n_cells, size=min(_BATCH, n_cells)), optimiser
 
 
-def _start_gene_pairs(
+def _start_couplings(
     log_linear: LogLinear, config: TfxConfig, bins: NDArray[np.uint8], shown: NDArray[np.int64]
 ) -> None:
-    """Begin the gene pairs at the factor model of the residual correlations, in closed form.
+    """Begin the couplings at the factor model of the residual correlations, in closed form.
 
     Probabilistic PCA (Tipping and Bishop 1999) of the standardised bin values, phenotypes regressed
-    out: with loadings L, noise s2 and a share of genes visible, the factors are about
-    L' z / (share d + s2), and a gene's bin has the log-odds slope value / (1 - communality). Only
+    out: with loadings L, noise s2 and a fraction of genes visible, the factors are about
+    L' z / (fraction d + s2), and a gene's bin has the log-odds slope value / (1 - communality). Only
     directions above the edge of pure noise (Marchenko and Pastur 1967) are used, and of these the
-    strongest, a quarter of the rank. The others begin at random, without effect: they are for what is
-    not linear in the values, and a rank full of linear factors does not learn it
-    (benchmarks/log_linear_constants.md). Without any, training spends its first hundreds of steps on getting here.
+    strongest, a quarter of the rank. The others begin at random, without effect, for effects that are
+    not linear in the values: a rank full of linear factors does not learn those
+    (benchmarks/log_linear_constants.md). Without any, training takes hundreds of steps to get here.
     """
     assert log_linear.couplings is not None
     assert log_linear.effects is not None
@@ -236,8 +234,8 @@ def _start_gene_pairs(
     loadings = axes[:, :rank] * np.sqrt(strength)
     left = np.maximum(covariance.diagonal() - (loadings**2).sum(axis=1), 0.2)
     if config.layout == "expressed":
-        share = np.stack([(bins == level).mean(axis=0) for level in range(table.shape[1])], axis=1)
-        couplings = _couplings_of_expressed(table, share, loadings, strength, noise)
+        fraction = np.stack([(bins == one).mean(axis=0) for one in range(table.shape[1])], axis=1)
+        couplings = _couplings_of_expressed(table, fraction, loadings, strength, noise)
     else:
         scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
         couplings = table[:, :, None] * (loadings * scale)[:, None]
@@ -254,37 +252,37 @@ def _start_gene_pairs(
 
 def _couplings_of_expressed(
     table: NDArray[np.float32],
-    share: NDArray[np.float64],
+    fraction: NDArray[np.float64],
     loadings: NDArray[np.float64],
     strength: NDArray[np.float64],
     noise: float,
 ) -> NDArray[np.float64]:
-    """Return (genes, bins, rank) votes where only genes that are on are seen.
+    """Return (genes, bins, rank) couplings where only expressed genes are visible.
 
-    A gene that is not seen is off, or hidden: of half the genes that are on, as votes are made for. Its
-    share of being off has already had its say, so a gene that is seen takes it back; and all votes give
-    up alike what all genes that are not seen would say together.
+    A gene that is not visible is not expressed, or masked, as half of the expressed genes are on average.
+    Its chance of being not expressed counts already, so a visible gene subtracts it; and all couplings
+    share equally what all genes that are not visible would add together.
 
     Parameters
     ----------
     table
         (genes, bins) standardised values.
-    share
-        (genes, bins) shares of training cells.
+    fraction
+        (genes, bins) fractions of training cells.
     loadings, strength, noise
         Of the factor model: (genes, rank), (rank,) and its variance.
     """
-    seen, on, off = 0.5, 1 - share[:, 0], share[:, 0]
-    is_off = seen * off / (1 - seen * on)
-    couplings = table - is_off[:, None] * table[:, :1]
-    told = (
-        seen * (share[:, 1:] * table[:, 1:] ** 2).sum(axis=1)
-        + (1 - seen * on) * (is_off * table[:, 0]) ** 2
+    visible, expressed, absent = 0.5, 1 - fraction[:, 0], fraction[:, 0]
+    is_absent = visible * absent / (1 - visible * expressed)
+    couplings = table - is_absent[:, None] * table[:, :1]
+    power = (
+        visible * (fraction[:, 1:] * table[:, 1:] ** 2).sum(axis=1)
+        + (1 - visible * expressed) * (is_absent * table[:, 0]) ** 2
     )
-    told = (loadings**2 * told[:, None]).sum(axis=0) / (loadings**2).sum(axis=0)
-    n_on = max(float(on.sum()), 1.0)
-    scale = loadings * (np.sqrt(seen * n_on + 8) / (told * strength + noise))
-    together = (table[:, 0] * (off + is_off * on)) @ scale / n_on
+    power = (loadings**2 * power[:, None]).sum(axis=0) / (loadings**2).sum(axis=0)
+    n_expressed = max(float(expressed.sum()), 1.0)
+    scale = loadings * (np.sqrt(visible * n_expressed + 8) / (power * strength + noise))
+    together = (table[:, 0] * (absent + is_absent * expressed)) @ scale / n_expressed
     scaled: NDArray[np.float64] = couplings[:, :, None] * scale[:, None] + together
     return scaled
 
@@ -341,3 +339,102 @@ def _fit_class_effects(
             on_progress(ProgressEvent("fitting class log-odds", step, _STEPS))
     on_progress(ProgressEvent("fitting class log-odds", _STEPS, _STEPS))
     return effects.detach()
+
+
+class StateScores(NamedTuple):
+    """A cell's state is the one with the highest sum."""
+
+    #: (G, N, K), what each gene's bin adds.
+    table: NDArray[np.float32]
+    #: (K,), what the sums begin with.
+    offset: NDArray[np.float32]
+
+    def states(self, bins: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(cells,), the state of each of (cells, G)."""
+        scores = np.tile(self.offset.astype(np.float64), (len(bins), 1))
+        for gene in range(bins.shape[1]):
+            scores += self.table[gene, bins[:, gene]]
+        return scores.argmax(axis=1)
+
+
+def find_states(
+    bins: NDArray[np.uint8],
+    values: NDArray[np.floating],
+    codes: NDArray[np.int32],
+    n_states: int,
+    *,
+    seed: int,
+) -> StateScores:
+    """Group training cells into latent states.
+
+    Cells of one type are of several kinds that no label names: naive and memory, stressed or dividing.
+    Genes vary together because of them, in ways that couplings, linear in the visible genes, follow only
+    in part. So the cells of each type are grouped by k-means in the strongest components of their genes,
+    standardised within the type: there lies the variation that types do not explain. A cell's state is a
+    sum over its genes: the log-likelihood of its type, and nearness to the centre.
+
+    Parameters
+    ----------
+    bins
+        (C, G).
+    values
+        (G, N), a value for every bin of every gene.
+    codes
+        (C, phenotypes), -1 where missing.
+    n_states
+        The most states, shared among the types by their numbers of cells; a state has 20 cells or more.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+
+    rng = generator(seed, Stream.STATE_CELLS)
+    if len(bins) > _MOST_CELLS:
+        rows = np.sort(rng.choice(len(bins), _MOST_CELLS, replace=False))
+        bins, codes = bins[rows], codes[rows]
+    n_genes, n_bins = values.shape
+    cells = np.take_along_axis(values, bins.T.astype(np.int64), axis=1).T.astype(np.float64)
+    types = _main_phenotype(cells, codes)
+    overall = np.stack([(bins == one).mean(axis=0) for one in range(n_bins)], axis=1)
+    tables, offsets = [], []
+    for cell_type in np.unique(types):
+        own = np.flatnonzero(types == cell_type)
+        counts = np.stack([(bins[own] == one).sum(axis=0) for one in range(n_bins)], axis=1)
+        of_type = np.log((counts + _PSEUDO_CELLS * overall + 1e-3) / (len(own) + _PSEUDO_CELLS))
+        centre, spread = cells[own].mean(axis=0), cells[own].std(axis=0) + 1e-2
+        standard = (cells[own] - centre) / spread
+        n_groups = min(round(n_states * len(own) / len(bins)), len(own) // _FEWEST_CELLS)
+        at_centre = np.zeros((1, n_genes))
+        if n_groups > 1:
+            n_components = min(_COMPONENTS, *standard.shape)
+            components = PCA(n_components, random_state=seed).fit(standard)
+            places = components.transform(standard)
+            group = KMeans(n_groups, n_init=4, random_state=seed).fit_predict(places)
+            large = np.flatnonzero(np.bincount(group) >= _FEWEST_CELLS)
+            if len(large) > 1:
+                at_centre = np.stack(
+                    [places[group == one].mean(axis=0) @ components.components_ for one in large]
+                )
+        for place in at_centre:
+            pull = place / spread
+            tables.append(of_type + (values - centre[:, None]) * pull[:, None])
+            offsets.append(np.log(len(own) / len(bins)) - 0.5 * (place**2).sum())
+    return StateScores(
+        np.stack(tables[:n_states], axis=2).astype(np.float32),
+        np.array(offsets[:n_states], dtype=np.float32),
+    )
+
+
+def _main_phenotype(values: NDArray[np.floating], codes: NDArray[np.int32]) -> NDArray[np.integer]:
+    """(C,) codes of the phenotype between whose values the genes differ most."""
+    best, most = np.zeros(len(values), dtype=np.int32), 0.0
+    for column in codes.T:
+        present, group = np.unique(column, return_inverse=True)
+        if len(present) < 2:
+            continue
+        sizes = np.bincount(group)
+        sums = np.zeros((len(present), values.shape[1]))
+        np.add.at(sums, group, values)
+        between = (sums**2 / sizes[:, None]).sum() - (values.sum(axis=0) ** 2).sum() / len(values)
+        if between > most:
+            best, most = column, float(between)
+    return best

@@ -1,7 +1,8 @@
-"""What the training cells were, in brief: joint phenotype counts and mean profiles.
+"""A summary of the training cells: joint phenotype counts, mean profiles, and sizes of cells.
 
-It travels in the model folder, so that generation can draw the phenotypes a request leaves open
-from real combinations, and say how many real cells a request had, without the store.
+It is part of the model folder, so that generation can draw unspecified phenotypes from real
+combinations, and report how many real cells match a request, without the store. No torch here: the
+dashboard reads `ControlTokens`.
 """
 
 import json
@@ -23,30 +24,21 @@ SIZE_QUANTILES = 32
 
 @dataclass(frozen=True)
 class Reference:
-    """Joint phenotype counts and per-value mean profiles of the training cells.
+    """Joint phenotype counts and per-value mean profiles of the training cells."""
 
-    Attributes
-    ----------
-    combinations
-        (combinations, phenotypes), int32 codes that occur, -1 where missing.
-    counts
-        (combinations,), int64 training cells of each.
-    means, detection
-        (all phenotype values, genes), float32: mean log1p counts per 10,000, and share of cells
-        above the encoding's threshold, over the training cells with that value.
-    bin_counts
-        (genes, bins), int64 training cells in each bin of each gene.
-    genes_per_cell, library_size
-        (combinations, `SIZE_QUANTILES`), float32, ascending: quantiles of the panel genes above bin 0
-        and of the library sizes of each combination's cells (library size 0 where cells came as log
-        values); None in models saved before they were kept.
-    """
-
+    #: (combinations, phenotypes), int32 codes that occur, -1 where missing.
     combinations: NDArray[np.int32]
+    #: (combinations,), int64 training cells of each.
     counts: NDArray[np.int64]
+    #: (all phenotype values, genes), float32: mean log1p counts per 10,000, and fraction of cells above
+    #: bin 0, over the training cells with that value.
     means: NDArray[np.float32]
     detection: NDArray[np.float32]
+    #: (genes, bins), int64 training cells in each bin of each gene.
     bin_counts: NDArray[np.int64]
+    #: (combinations, `SIZE_QUANTILES`), float32, ascending: quantiles of the panel genes above bin 0 and
+    #: of the library sizes of each combination's cells (library size 0 where cells came as log values);
+    #: None in models saved before they were kept.
     genes_per_cell: NDArray[np.float32] | None = None
     library_size: NDArray[np.float32] | None = None
 
@@ -59,7 +51,7 @@ class Reference:
         return combinations.astype(np.int32), counts.astype(np.int64)
 
     def matching(self, wanted: dict[int, int]) -> NDArray[np.bool_]:
-        """Mark, as (combinations,), those with code ``wanted[slot]`` in every slot named."""
+        """Return (combinations,), True for those with code ``wanted[slot]`` in every slot named."""
         match = np.ones(len(self.counts), dtype=bool)
         for slot, code in wanted.items():
             match &= self.combinations[:, slot] == code
@@ -68,6 +60,15 @@ class Reference:
     def n_cells(self, wanted: dict[int, int]) -> int:
         """Training cells with the wanted codes."""
         return int(self.counts[self.matching(wanted)].sum())
+
+    def value_counts(
+        self, slot: int, n_values: int, wanted: dict[int, int] | None = None
+    ) -> list[int]:
+        """Training cells of each value of a phenotype, among those with the wanted codes."""
+        chosen = self.matching(wanted or {}) & (self.combinations[:, slot] >= 0)
+        codes, counts = self.combinations[chosen, slot], self.counts[chosen]
+        totals: list[int] = np.bincount(codes, counts, n_values).astype(int).tolist()
+        return totals
 
 
 def size_quantiles(
@@ -104,34 +105,20 @@ def current_reference(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]
 
 @dataclass(frozen=True)
 class ControlTokens:
-    """The phenotypes of a model and how many training cells had what.
+    """The phenotypes of a model and their training cells, read without the weights or their checksums."""
 
-    Attributes
-    ----------
-    phenotypes
-        Name -> values, in the order of the model's slots and codes.
-    reference
-        Combinations of training cells and how many had each; without profiles.
-    generate
-        The model's own settings of generation (steps, temperature, guidance, ...).
-    is_simulated
-        Whether the training cells were simulated.
-    """
-
+    #: Name -> values, in the order of the model's slots and codes.
     phenotypes: dict[str, tuple[str, ...]]
+    #: Combinations of training cells and their counts; without profiles.
     reference: Reference
+    #: The model's own settings of generation (steps, temperature, guidance, ...).
     generate: dict[str, Any]
+    #: Whether the training cells were simulated.
     is_simulated: bool
 
     @classmethod
     def read(cls, folder: Path) -> "ControlTokens":
-        """Read a model folder.
-
-        Raises
-        ------
-        DataError
-            It is not there, or holds something else.
-        """
+        """Read a model folder; a `DataError` if it is missing or something else."""
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
@@ -159,17 +146,16 @@ class ControlTokens:
         if combinations.ndim != 2 or combinations.shape != (len(counts), len(phenotypes)):
             message = f"{folder}: reference.safetensors and config.json do not fit each other"
             raise DataError(message)
-        nothing = np.empty((0, 0), np.float32)
-        reference = Reference(
-            combinations.astype(np.int32),
-            counts.astype(np.int64),
-            nothing,
-            nothing,
-            np.empty((0, 0), np.int64),
-        )
+        nothing = np.empty((0, 0))
         return cls(
             phenotypes=phenotypes,
-            reference=reference,
+            reference=Reference(
+                combinations.astype(np.int32),
+                counts.astype(np.int64),
+                nothing.astype(np.float32),
+                nothing.astype(np.float32),
+                nothing.astype(np.int64),
+            ),
             generate=generate,
             is_simulated=bool(provenance.get("simulated")),
         )
@@ -180,18 +166,14 @@ class ControlTokens:
         return self.reference.n_cells({})
 
     def count(self, wanted: Mapping[str, str]) -> int:
-        """Return how many training cells had all the wanted values, which the model knows."""
+        """Return the number of training cells with all the wanted values, which the model knows."""
         return self.reference.n_cells(self._codes(wanted))
 
     def counts_of(self, name: str, wanted: Mapping[str, str] | None = None) -> dict[str, int]:
-        """Return value -> training cells of a phenotype, among those that had the wanted values."""
-        slot = list(self.phenotypes).index(name)
-        values = self.phenotypes[name]
-        chosen = self.reference.matching(self._codes(wanted or {}))
-        codes, counts = self.reference.combinations[chosen, slot], self.reference.counts[chosen]
-        known = codes >= 0
-        totals = np.bincount(codes[known], weights=counts[known], minlength=len(values))
-        return dict(zip(values, totals.astype(int).tolist(), strict=True))
+        """Return value -> training cells of a phenotype, among those with the wanted values."""
+        slot, values = list(self.phenotypes).index(name), self.phenotypes[name]
+        counts = self.reference.value_counts(slot, len(values), self._codes(wanted or {}))
+        return dict(zip(values, counts, strict=True))
 
     def _codes(self, wanted: Mapping[str, str]) -> dict[int, int]:
         slots = list(self.phenotypes)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from core.evaluation.card_figures import card_figures, write_card_figures
-from core.model.card import model_card, put_test_figures
+from core.model.card import model_card, put_test_metrics
 
 from .examples import make_cell_model
 
@@ -52,7 +52,7 @@ def test_validation_figures_stand_beside_the_most_common_answer():
     model = make_cell_model()
     codes, counts = model.reference.combinations[:, 0], model.reference.counts
     known = np.array([counts[codes == code].sum() for code in (0, 1)])
-    text = section(card_of(model), "Validation figures")
+    text = section(card_of(model), "Validation metrics")
     assert "| acc/genes | 0.8000 | 0.7000 |" in text
     assert f"| acc/sex | 0.9000 | {known.max() / known.sum():.4f} |" in text
     assert "genes_baseline" not in text
@@ -62,7 +62,7 @@ def test_validation_figures_stand_beside_the_most_common_answer():
 def test_a_card_without_figures_or_phenotypes_is_one_all_the_same():
     card = card_of(make_cell_model(phenotypes={}), validation={})
     assert "## Phenotypes" not in card
-    assert "## Validation figures" not in card
+    assert "## Validation metrics" not in card
     assert "not anonymous" not in card
     assert "do not call them anonymous" in section(card, "Limits")
 
@@ -89,11 +89,11 @@ REPORT = {
 def test_test_figures_take_the_place_of_those_before(tmp_path):
     make_cell_model().save(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "None yet: `tfx eval` writes them here" in section(card, "Test figures")
+    assert "None yet: `tfx eval` writes them here" in section(card, "Test metrics")
     write_card_figures(tmp_path / "model", REPORT)
     write_card_figures(tmp_path / "model", REPORT)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    text = section(card, "Test figures")
+    text = section(card, "Test metrics")
     assert "1,200 test cells (split by donor)" in text
     assert text.count("| sex | 0.900 / 0.800 |  |") == 1
     assert "- sex: the model loses" in text
@@ -101,7 +101,7 @@ def test_test_figures_take_the_place_of_those_before(tmp_path):
 
 
 def test_a_card_that_somebody_rewrote_is_left_alone():
-    assert put_test_figures("# mine\n", card_figures(REPORT)) == "# mine\n"
+    assert put_test_metrics("# mine\n", card_figures(REPORT)) == "# mine\n"
 
 
 def test_a_model_folder_that_is_gone_is_no_fault(tmp_path):

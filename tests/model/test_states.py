@@ -15,8 +15,7 @@ from core.generation.partial_cells import shown_phenotypes
 from core.generation.plan import CellPlan, plan_for
 from core.generation.sampler import sample_cells
 from core.model.batch_tensors import BatchTensors
-from core.model.log_linear_fit import fit_log_linear
-from core.model.state_fit import find_states
+from core.model.log_linear_fit import find_states, fit_log_linear
 from tests.model.examples import make_cell_model, make_network
 
 N_GENES, N_BINS = 12, 4
