@@ -42,7 +42,7 @@ from core.training.start_weights import ConvertWeights, take_shape_of_start
 from core.training.state import TrainingState
 from core.training.step import TrainStep
 from core.training.step_metrics import StepRecorder
-from core.training.validation import Validation, describe_accuracies
+from core.training.validation import describe_accuracies, validation_metrics
 from core.training.virtual_ranks import StepBatch, StepSize
 
 
@@ -185,7 +185,6 @@ class _Loop:
         self.should_stop, self.on_progress = should_stop, on_progress
         self.recorder = StepRecorder(setup, processes, log, folder)
         self.state = TrainingState(setup, processes, self.recorder.window)
-        self.validation = Validation(setup)
         self.do_step = TrainStep(
             setup,
             processes,
@@ -298,7 +297,9 @@ class _Loop:
         progress = self.state.progress
         self.recorder.settle()
         with self.state.averaged():
-            metrics = self.processes.broadcast(self.validation.metrics(check_stop=self._check_stop))
+            metrics = self.processes.broadcast(
+                validation_metrics(self.setup, check_stop=self._check_stop)
+            )
             progress.evaluated = self.step
             if metrics:
                 self.log.metrics(self.step, "validation", metrics)

@@ -9,9 +9,11 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from core.model.cell_model import TfxModel
 from core.training.machine import DTYPES, Precision
 
 #: Side of the square product that is timed; three fp32 matrices of it take 25 MB.
@@ -27,6 +29,14 @@ class EncoderFlops:
     layers: int
     #: d, the hidden size.
     width: int
+
+    @classmethod
+    def of(cls, network: TfxModel) -> "EncoderFlops":
+        """Count the layers of a network; none without an encoder."""
+        part = network.encoder_part
+        layers = [] if part is None else list(part.encoder.layers)
+        parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+        return cls(parameters, len(layers), network.config.hidden_size)
 
     def per_token(self, attended_length: float) -> float:
         """Return 6 P + 12 · layers · d · L̄, the FLOPs of one token in one training step."""
@@ -51,8 +61,7 @@ def mean_attended_length(lengths: Iterable[int]) -> float:
     return sum(length * length for length in lengths) / n_tokens if n_tokens else 0.0
 
 
-@dataclass(frozen=True)
-class _Peak:
+class _Peak(NamedTuple):
     """Dense TFLOP/s of a GPU; products in bf16 or fp16 accumulate in fp32."""
 
     pattern: str

@@ -92,12 +92,7 @@ class RunForecast:
 
 
 def forecast_run(
-    preset: Preset,
-    cells: CellOutline,
-    folder: Path,
-    *,
-    processes: int = 1,
-    done: int = 0,
+    preset: Preset, cells: CellOutline, folder: Path, *, processes: int = 1, done: int = 0
 ) -> RunForecast:
     """Forecast the run of a preset in ``folder``, which need not exist.
 
@@ -205,8 +200,7 @@ class _Run:
             self.log_linear_steps = max(of_run - done, 0)
 
     def operations(self) -> dict[str, float]:
-        flops = EncoderFlops(self.outline.layers, self.config.layers, self.config.hidden_size)
-        token = flops.per_token(self.size.attended_length)
+        token = self.outline.flops.per_token(self.size.attended_length)
         step = token * self.size.tokens
         return {
             "token": token,
@@ -325,8 +319,7 @@ class _NetworkOutline:
     """The network, counted in parameters."""
 
     parts: dict[str, int]
-    #: Of the encoder's layers: the P of the operations' formula.
-    layers: int
+    flops: EncoderFlops
     #: Parameters that training changes.
     trained: int
     #: Numbers fitted before training (the log-linear part's), which are saved too.
@@ -340,23 +333,22 @@ class _NetworkOutline:
             network = TfxModel(config)
             network.start()  # which freezes some
 
-        def count(*modules: torch.nn.Module) -> int:
-            return sum(p.numel() for module in modules for p in module.parameters())
+        def count(module: torch.nn.Module) -> int:
+            return sum(p.numel() for p in module.parameters())
 
         encoder, log_linear = network.encoder_part, network.log_linear
-        parts, layers = {}, 0
+        parts = {}
         if encoder is not None:
             parts = {
                 "embeddings": count(encoder.embedding),
                 "encoder layers": count(encoder.encoder),
             }
             parts["heads"] = count(encoder) - sum(parts.values())
-            layers = count(*encoder.encoder.layers)
         if log_linear is not None:
             parts["log_linear"] = count(log_linear)
         return cls(
             parts={name: number for name, number in parts.items() if number},
-            layers=layers,
+            flops=EncoderFlops.of(network),
             trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
             tables=sum(b.numel() for b in network.buffers()),
             has_both=encoder is not None and log_linear is not None,

@@ -97,18 +97,6 @@ class Processes:
         """Whether this process is the first of those on its machine."""
         return bool(self.accelerator.is_local_main_process)
 
-    def prepare(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer
-    ) -> tuple[nn.Module, Any]:
-        """Share a network among the processes: (what to call in a step, accelerate's optimiser)."""
-        shared, optimiser = self.accelerator.prepare(network, optimiser)
-        return shared, optimiser
-
-    def unwrap(self, network: nn.Module) -> nn.Module:
-        """Return the network within the first result of `prepare`."""
-        own: nn.Module = self.accelerator.unwrap_model(network)
-        return own
-
     def all_reduce(self, numbers: Sequence[float]) -> list[float]:
         """Return the sums of numbers over all processes."""
         if self.count == 1:

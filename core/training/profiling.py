@@ -98,11 +98,7 @@ def activation_bytes(
 
 
 def batch_activation_bytes(
-    config: TfxConfig,
-    loss: LossSettings,
-    machine: Machine,
-    route: AttentionRoute,
-    batch: CellBatch,
+    config: TfxConfig, loss: LossSettings, machine: Machine, route: AttentionRoute, batch: CellBatch
 ) -> int:
     """Return the bytes that a batch's backward pass needs, weights not counted.
 

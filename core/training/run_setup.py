@@ -109,14 +109,8 @@ class RunSetup:
             count=lambda arrays: LossCounts.of(arrays, config, preset.loss, weights),
             pin=is_cuda,
         )
-        part = model.network.encoder_part
-        layers = [] if part is None else list(part.encoder.layers)
-        flops = EncoderFlops(
-            parameters=sum(p.numel() for layer in layers for p in layer.parameters()),
-            layers=len(layers),
-            width=config.hidden_size,
-        )
-        peak = device_peak(processes.device, machine.precision) if layers else None
+        flops = EncoderFlops.of(model.network)
+        peak = device_peak(processes.device, machine.precision) if flops.layers else None
         return cls(
             resolved=resolved,
             cells=cells,

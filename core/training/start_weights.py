@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 ConvertWeights = Callable[[Path, Preset, CellModel], Mapping[str, Tensor]]
 
 _PROVENANCE = "model.start_from"
+#: Preset keys that a classification takes from the model, whose configuration calls them alike.
+_SHAPE = (
+    *("encoding.kind", "encoding.layout", "model.layers", "model.hidden_size", "model.heads"),
+    *("model.intermediate_size", "model.norm", "model.activation"),
+)
 _TABLES = _IDENTITIES, _VALUES, _SUMMARY = (
     "encoder_part.embedding.identity.weight",
     "encoder_part.embedding.value.weight",
@@ -72,17 +77,8 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
     if folder is None:
         return resolved
     config, panel = read_outline(folder)
-    theirs: dict[str, Any] = {
-        "data.genes": len(panel),
-        "encoding.kind": config.kind,
-        "encoding.layout": config.layout,
-        "model.layers": config.layers,
-        "model.hidden_size": config.hidden_size,
-        "model.heads": config.heads,
-        "model.intermediate_size": config.intermediate_size,
-        "model.norm": config.norm,
-        "model.activation": config.activation,
-    }
+    theirs: dict[str, Any] = {"data.genes": len(panel)}
+    theirs |= {key: getattr(config, key.partition(".")[2]) for key in _SHAPE}
     if config.cell_summary:  # one that has none may get one
         theirs["model.cell_summary"] = True
     if config.kind == "binned":

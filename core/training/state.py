@@ -21,13 +21,7 @@ from core.training.optimiser import (
     make_optimiser,
     total_steps,
 )
-from core.training.processes import (
-    Processes,
-    load_optimiser,
-    load_weights,
-    whole,
-    whole_weights,
-)
+from core.training.processes import Processes, load_optimiser, load_weights, whole, whole_weights
 from core.training.run_setup import RunSetup
 from core.training.step_metrics import StepWindow
 
@@ -73,8 +67,9 @@ class TrainingState:
         if settings.compile:
             _compile(model, setup.machine)
         #: What to call in a step, and accelerate's optimiser.
-        self.network, self.optimiser = processes.prepare(model, optimiser)
-        self.own_network = processes.unwrap(self.network)
+        self.network, self.optimiser = processes.accelerator.prepare(model, optimiser)
+        #: The network itself, whatever shares it among the processes.
+        self.own_network: TfxModel = processes.accelerator.unwrap_model(self.network)
         self.average = WeightAverage(self.own_network, settings.ema) if settings.ema else None
 
     @property

@@ -8,7 +8,6 @@ there (the fused optimiser leaves its weights alone) and read by the host one st
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +27,8 @@ from core.training.virtual_ranks import RankBatch, StepBatch
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StepMetrics:
-    """The results of a step, over all processes."""
-
-    loss: float
-    gene_loss: float
-    phenotype_loss: float
-    cls_loss: float
-    #: Before clipping.
-    gradient_norm: float
-    #: Whether the weights were changed.
-    finite: bool
+#: The results of a step, over all processes; the norm before clipping.
+STEP_METRICS = ("loss", "gene_loss", "phenotype_loss", "cls_loss", "gradient_norm")
 
 
 class StepOutcome:
@@ -55,12 +44,12 @@ class StepOutcome:
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def wait(self) -> StepMetrics:
-        """Wait until the device has finished the step, and no longer."""
+    def wait(self) -> tuple[dict[str, float], bool]:
+        """Wait for the device; return `STEP_METRICS` by name, and whether the weights were changed."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss, genes, phenotypes, cls, norm, failed = self._metrics.tolist()
-        return StepMetrics(loss, genes, phenotypes, cls, norm, finite=not failed)
+        *numbers, failed = self._metrics.tolist()
+        return dict(zip(STEP_METRICS, numbers, strict=True)), not failed
 
 
 class TrainStep:
@@ -69,7 +58,7 @@ class TrainStep:
     Parameters
     ----------
     network, optimiser
-        Prepared by `Processes.prepare`.
+        As accelerate shares them among the processes.
     on_smaller
         Called with the new number of parts when memory runs out.
     """

@@ -4,9 +4,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from core.training.checkpoints import checkpoint_name
 from core.training.processes import Processes
 from core.training.run_log import RunLog
 from core.training.run_setup import RunSetup
-from core.training.step import StepMetrics, StepOutcome
+from core.training.step import STEP_METRICS, StepOutcome
 from core.training.virtual_ranks import StepSize
 
 logger = logging.getLogger(__name__)
@@ -28,41 +26,19 @@ logger = logging.getLogger(__name__)
 _CELLS_IN_EVENT = 4096
 
 
-@dataclass
-class _Sums:
-    """Part of a checkpoint, by these names."""
-
-    n_steps: int = 0
-    loss: float = 0.0
-    gene_loss: float = 0.0
-    phenotype_loss: float = 0.0
-    cls_loss: float = 0.0
-    gradient_norm: float = 0.0
-
-
-@dataclass(frozen=True)
-class WindowMetrics:
-    """Averages over the steps of a window."""
-
-    metrics: dict[str, float]
-    seconds_per_step: float
-    #: Tokens that a token attends to, on average over tokens.
-    attended_length: float
-
-
 class StepWindow:
     """Collects steps; `close` returns their averages and starts anew."""
 
     def __init__(self) -> None:
-        self.load(asdict(_Sums()))
+        self.load({})
 
-    def state(self) -> dict[str, Any]:
-        """Return the sums so far, for a checkpoint: plain numbers."""
-        return asdict(self._sums)
+    def state(self) -> dict[str, float]:
+        """Return the sums so far, for a checkpoint."""
+        return dict(self._sums)
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, float]) -> None:
         """Continue from the result of `state`; speeds are of the steps since."""
-        self._sums = _Sums(**state)
+        self._sums = {"n_steps": 0, **dict.fromkeys(STEP_METRICS, 0.0), **state}
         self._began = time.perf_counter()
         self._sizes: list[StepSize] = []
         self._waited = 0.0
@@ -72,57 +48,31 @@ class StepWindow:
         self._sizes.append(size)
         self._waited += waited_seconds
 
-    def add(self, metrics: StepMetrics) -> None:
+    def add(self, metrics: dict[str, float]) -> None:
         """Add the results of a step."""
-        sums = self._sums
-        sums.n_steps += 1
-        sums.loss += metrics.loss
-        sums.gene_loss += metrics.gene_loss
-        sums.phenotype_loss += metrics.phenotype_loss
-        sums.cls_loss += metrics.cls_loss
-        sums.gradient_norm += metrics.gradient_norm
+        self._sums["n_steps"] += 1
+        for name, value in metrics.items():
+            self._sums[name] += value
 
-    def close(self) -> WindowMetrics:
-        """Return the averages of the window and start a new one."""
+    def close(self) -> tuple[dict[str, float], float, float]:
+        """Return metrics by name, seconds per step, and L̄ of `core.training.flops`."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         sums, sizes = self._sums, self._sizes
-        n = max(sums.n_steps, 1)
+        n = max(sums["n_steps"], 1)
         n_tokens = sum(size.n_tokens for size in sizes)
-        window = WindowMetrics(
-            metrics={
-                "loss": sums.loss / n,
-                "loss/genes": sums.gene_loss / n,
-                "loss/phenotypes": sums.phenotype_loss / n,
-                **({"loss/cls": sums.cls_loss / n} if sums.cls_loss else {}),
-                "grad_norm": sums.gradient_norm / n,
-                "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
-                "tokens_per_second": n_tokens / seconds,
-                "wait": self._waited / seconds,
-            },
-            seconds_per_step=seconds / max(len(sizes), 1),
-            attended_length=sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0),
-        )
-        self.load(asdict(_Sums()))
-        return window
-
-
-class NonFiniteSteps:
-    """Counts steps in a row whose loss or gradient is not finite; ends the run at ``train.max_nonfinite``."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.in_a_row = 0
-
-    def note(self, step: int, *, finite: bool) -> None:
-        """Count a step; raise TfxError at the limit."""
-        self.in_a_row = 0 if finite else self.in_a_row + 1
-        if self.in_a_row >= self._limit:
-            message = (
-                f"loss or gradient was not finite for {self._limit} steps in a row (step {step}); "
-                f"lower train.learning_rate or use train.precision = 'fp32', by --set when the run "
-                f"is resumed"
-            )
-            raise TfxError(message)
+        metrics = {
+            "loss": sums["loss"] / n,
+            "loss/genes": sums["gene_loss"] / n,
+            "loss/phenotypes": sums["phenotype_loss"] / n,
+            **({"loss/cls": sums["cls_loss"] / n} if sums["cls_loss"] else {}),
+            "grad_norm": sums["gradient_norm"] / n,
+            "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
+            "tokens_per_second": n_tokens / seconds,
+            "wait": self._waited / seconds,
+        }
+        attended_length = sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0)
+        self.load({})
+        return metrics, seconds / max(len(sizes), 1), attended_length
 
 
 class SpikeDetector:
@@ -161,7 +111,7 @@ class StepRecorder:
     def __init__(self, setup: RunSetup, processes: Processes, log: RunLog, folder: Path) -> None:
         self.setup, self.processes, self.log, self.folder = setup, processes, log, folder
         self.window = StepWindow()
-        self._non_finite = NonFiniteSteps(setup.preset.train.max_nonfinite)
+        self._non_finite_in_a_row = 0
         self._spikes = SpikeDetector()
         self._under_way: deque[StepOutcome] = deque()
 
@@ -180,21 +130,33 @@ class StepRecorder:
         """
         while len(self._under_way) > all_but:
             outcome = self._under_way.popleft()
-            metrics = outcome.wait()
+            metrics, is_finite = outcome.wait()
             self.window.add(metrics)
             step = outcome.step + 1
-            if not metrics.finite:
+            if not is_finite:
+                self._non_finite_in_a_row += 1
                 self._log_non_finite(step, outcome.rows)
-            elif (median := self._spikes.median_if_spike(metrics.loss)) is not None:
+                continue
+            self._non_finite_in_a_row = 0
+            median = self._spikes.median_if_spike(metrics["loss"])
+            if median is not None:
                 rows = outcome.rows[:_CELLS_IN_EVENT].tolist()
-                self.log.event("spike", step=step, loss=metrics.loss, median=median, rows=rows)
-            self._non_finite.note(step, finite=metrics.finite)
+                self.log.event("spike", step=step, loss=metrics["loss"], median=median, rows=rows)
 
     def _log_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
-        """Log a step that was skipped, and write down which cells it had."""
+        """Log a step that was skipped, and which cells it had; TfxError after too many in a row."""
         rows = np.concatenate(self.processes.gather(rows))
-        if not self.processes.is_main:
-            return
+        if self.processes.is_main:
+            self._write_non_finite(step, rows)
+        limit = self.setup.preset.train.max_nonfinite
+        if self._non_finite_in_a_row >= limit:
+            message = (
+                f"loss or gradient was not finite for {limit} steps in a row (step {step}); lower "
+                f"train.learning_rate or use train.precision = 'fp32', by --set when you resume the run"
+            )
+            raise TfxError(message)
+
+    def _write_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
         name = f"{NONFINITE_FOLDER}/{checkpoint_name(step)}.csv"
         logger.warning("step %d skipped: its loss or gradient is not finite (%s)", step, name)
         self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist(), cells=name)
@@ -215,18 +177,18 @@ class StepRecorder:
 
     def log_window(self, step: int, total: int, *, rate: float, cursor: Cursor) -> None:
         """Log the averages of the window after ``step`` of ``total``."""
-        window, setup = self.window.close(), self.setup
-        epoch = cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch)
-        metrics = window.metrics | {"lr": rate, "epoch": epoch}
+        setup = self.setup
+        metrics, seconds_per_step, attended_length = self.window.close()
+        metrics["lr"] = rate
+        metrics["epoch"] = cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch)
         mfu = setup.flops.utilisation(
             tokens_per_second=metrics["tokens_per_second"],
-            attended_length=window.attended_length,
+            attended_length=attended_length,
             peak=setup.peak,
         )
         if mfu is not None and not setup.model.network.log_linear_only:
             metrics["mfu"] = mfu
         self.log.metrics(step, "train", metrics)
-        eta = window.seconds_per_step * (total - step)
-        self.log.status("running", step=step, eta=round(eta, 1))
+        self.log.status("running", step=step, eta=round(seconds_per_step * (total - step), 1))
         speeds = ("cells_per_second", "tokens_per_second", "wait", "mfu")
         self.log.machine(**{name: metrics.get(name) for name in speeds})

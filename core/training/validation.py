@@ -12,57 +12,49 @@ from core.random_streams import Stream, generator
 from core.training.run_setup import RunSetup
 
 
-class Validation:
-    """Scores the model of a run on the same cells under the same masks every time.
+def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], None]) -> dict[str, float]:
+    """Score the model of a run: the same cells, at most ``train.eval_cells``, and masks every time.
 
-    At most ``train.eval_cells`` validation cells are taken.
+    Returns metrics by name; none if there are no cells. ``check_stop`` is called between batches; an
+    exception that it raises ends the evaluation.
     """
+    model, store, preset = setup.model, setup.cells.store, setup.preset
+    rows = setup.cells.validation
+    if len(rows) == 0:
+        return {}
+    if len(rows) > preset.train.eval_cells:
+        rng = generator(preset.train.seed, Stream.VALIDATION_CELLS)
+        rows = np.sort(rng.choice(rows, preset.train.eval_cells, replace=False))
 
-    def __init__(self, setup: RunSetup) -> None:
-        self.setup, self.rows = setup, setup.cells.validation
-        settings = setup.preset.train
-        if len(self.rows) > settings.eval_cells:
-            rng = generator(settings.seed, Stream.VALIDATION_CELLS)
-            self.rows = np.sort(rng.choice(self.rows, settings.eval_cells, replace=False))
+    def on_progress(_: ProgressEvent) -> None:
+        check_stop()
 
-    def metrics(self, *, check_stop: Callable[[], None]) -> dict[str, float]:
-        """Return metrics by name; none if there are no cells.
-
-        ``check_stop`` is called between batches; an exception that it raises ends the evaluation.
-        """
-        if len(self.rows) == 0:
-            return {}
-
-        def on_progress(_: ProgressEvent) -> None:
-            check_stop()
-
-        model, store, preset = self.setup.model, self.setup.cells.store, self.setup.preset
-        weights = self.setup.class_weights
-        device = next(model.network.parameters()).device
-        masked = evaluate_masked(
-            model,
-            store,
-            self.rows,
-            preset.loss,
-            seed=preset.train.seed,
-            class_weights=None if weights is None else weights.to(device),
-            on_progress=on_progress,
-        )
-        metrics = {"loss": masked.loss, "loss/phenotypes": masked.phenotype_loss}
-        if model.config.classified is None:
-            metrics |= {
-                "loss/genes": masked.gene_loss,
-                "acc/genes": masked.gene_accuracy,
-                "acc/genes_baseline": masked.gene_baseline,
-            }
-        predicted = predict_phenotypes(model, store, self.rows, on_progress=on_progress)
-        for name, slot in model.config.predicted.items():
-            truth = np.asarray(store.phenotype_codes[self.rows, slot])
-            scores = score_phenotype(truth, predicted[name].argmax(axis=1), store.phenotypes[name])
-            if scores.n_cells:
-                metrics[f"acc/{name}"] = scores.accuracy
-                metrics[f"f1/{name}"] = scores.macro_f1
-        return metrics
+    weights = setup.class_weights
+    device = next(model.network.parameters()).device
+    masked = evaluate_masked(
+        model,
+        store,
+        rows,
+        preset.loss,
+        seed=preset.train.seed,
+        class_weights=None if weights is None else weights.to(device),
+        on_progress=on_progress,
+    )
+    metrics = {"loss": masked.loss, "loss/phenotypes": masked.phenotype_loss}
+    if model.config.classified is None:
+        metrics |= {
+            "loss/genes": masked.gene_loss,
+            "acc/genes": masked.gene_accuracy,
+            "acc/genes_baseline": masked.gene_baseline,
+        }
+    predicted = predict_phenotypes(model, store, rows, on_progress=on_progress)
+    for name, slot in model.config.predicted.items():
+        truth = np.asarray(store.phenotype_codes[rows, slot])
+        scores = score_phenotype(truth, predicted[name].argmax(axis=1), store.phenotypes[name])
+        if scores.n_cells:
+            metrics[f"acc/{name}"] = scores.accuracy
+            metrics[f"f1/{name}"] = scores.macro_f1
+    return metrics
 
 
 def describe_accuracies(metrics: dict[str, float]) -> str:

@@ -58,8 +58,9 @@ IMPATIENT = {"train__max_steps": 60, "train__eval_steps": 2, "train__learning_ra
 def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_path, monkeypatch):
     """A loss that rises from the second evaluation on."""
     asked = iter(range(100))
-    figures = type("V", (), {"metrics": lambda *_, **__: {"loss": 1.0 + next(asked)}})
-    monkeypatch.setattr("core.training.engine.Validation", lambda *_: figures())
+    monkeypatch.setattr(
+        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": 1.0 + next(asked)}
+    )
     result = train(short(**IMPATIENT), tiny_store, tmp_path / "run")
     assert (result.steps, result.best_step) == (8, 2)
     assert [e["step"] for e in events_of(tmp_path / "run", "early_stop")] == [8]
@@ -239,8 +240,7 @@ def test_a_last_checkpoint_that_does_not_fit_fails_the_run_until_it_does(
 
 def test_a_run_that_diverges_from_the_start_says_so(tiny_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "core.training.engine.Validation",
-        lambda *_: type("V", (), {"metrics": lambda *_, **__: {"loss": float("nan")}})(),
+        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": float("nan")}
     )
     with pytest.raises(TfxError, match=r"no evaluation of .* had a finite loss: training diverged"):
         train(short(), tiny_store, tmp_path / "run")
