@@ -23,8 +23,8 @@ import numpy as np
 from core.cells.atlas.biology import atlas_biology
 from core.cells.atlas.simulation import simulate_cells
 from core.errors import ConfigurationError
-from core.evaluation.fidelity_classifiers import tell_generated, weighted_auc
-from core.evaluation.fidelity_genes import correlation_agreement
+from core.evaluation.fidelity.classifiers import probability_generated, weighted_auc
+from core.evaluation.fidelity.genes import correlation_agreement
 from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
@@ -71,7 +71,7 @@ def score(model: CellModel, request: dict[str, str], overall: np.ndarray, n: int
     for name, cells in [*sides.items(), *(("all but one value", one) for one in without)]:
         r, slope = correlation_agreement(real.mean(axis=0) - overall, cells.mean(axis=0) - overall)
         ones = np.ones((1, n))
-        told = tell_generated(real, cells, seed=0, n_trees=TREES)
+        told = probability_generated(real, cells, seed=0, n_trees=TREES)
         figures = {"r": r, "slope": slope, "auc": float(weighted_auc(*told, ones, ones)[0])}
         # Of the cells that match all but one value, the best choice of that value is told.
         if name not in found or figures["auc"] < found[name]["auc"]:

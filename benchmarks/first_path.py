@@ -46,9 +46,9 @@ def measure(name: str, preset: Path, settings: list[str]) -> dict:
     return {
         "dataset": name,
         "simulated": evaluated["facts"]["simulated"],
-        "split": evaluated["facts"]["split by"],
-        "test_cells": evaluated["facts"]["cells"],
-        "genes": evaluated["facts"]["genes"],
+        "split": evaluated["facts"]["split_by"],
+        "test_cells": evaluated["facts"]["n_cells"],
+        "genes": evaluated["facts"]["n_genes"],
         "train_seconds": round(trained["seconds"]),
         "generate_seconds": round(generated["seconds"], 1),
         "phenotypes": {

@@ -147,19 +147,21 @@ def train(run: str, settings: dict[str, object]) -> float:
 
 def judge(run: str, cells: str, classes: str, options: argparse.Namespace) -> dict:
     """Judge as `tfx eval --generated` does, with fewer divisions of the real cells if quick."""
+    from core.evaluation.report.records import report_record
     from core.generation.comparison import open_training_store
     from core.inference.evaluate_generated import evaluate_generated
     from core.model.folder import CellModel
 
     model = CellModel.load(Path("runs") / run / "model")
-    return evaluate_generated(
+    report, _ = evaluate_generated(
         model,
         [cells],
         store=open_training_store(model),
         classes=classes.split(",") if classes else (),
         n_seeds=options.divisions or (1 if options.quick else 3),
         with_scvi=options.scvi,
-    )[0]
+    )
+    return report_record(report)
 
 
 def _setting(key: str, value: object) -> str:
@@ -170,12 +172,12 @@ def show(dataset: str, models: dict[str, list[dict]]) -> None:
     """Print the table of a dataset as Markdown: all baselines beside the models."""
     any_report = next(iter(models.values()))[0]["report"]
     facts = any_report["facts"]
-    matched = facts["matched cells on a side"]
-    print(f"\n**{dataset}**: {facts['genes']} genes, {facts['training cells']} training cells, "
-          f"{facts['real cells']}, {matched} matched by {facts['classes']}\n")  # fmt: skip
-    print(f"| method | {' | '.join(COLUMNS)} | genes per cell (sd) | won |")
+    matched = facts["matched_cells_per_side"]
+    print(f"\n**{dataset}**: {facts['n_genes']} genes, {facts['training_cells']} training cells, "
+          f"{facts['real_cells']}, {matched} matched by {facts['classes']}\n")  # fmt: skip
+    print(f"| method | {' | '.join(COLUMNS)} | genes per cell (sd) | met |")
     print("|---" * (len(COLUMNS) + 3) + "|")
-    beside = {"real (floor)": "real", "training cells": "training", "copula": "copula",
+    beside = {"real (reference)": "real", "training cells": "training", "copula": "copula",
               "independent genes": "independent", "scVI": "scvi"}  # fmt: skip
     for name, key in beside.items():
         if key in any_report["scores"]:
@@ -199,13 +201,13 @@ def _row(name: str, reports: list[dict], method: str) -> str:
     for key, digits in COLUMNS.values():
         value = _mean(reports, method, key)
         text = "-" if value is None else f"{value:.{digits}f}"
-        lost = [report["marks"][method][key]["won"] is False for report in reports]
+        lost = [report["marks"][method][key]["met"] is False for report in reports]
         is_lost = method == "generated" and statistics.mean(lost) > 0.5
         cells.append(f"**{text}**" if is_lost else text)
     mean, sd = _mean(reports, method, "genes_mean"), _mean(reports, method, "genes_sd")
     marks = [report["marks"][method].values() for report in reports]
-    n_won = statistics.mean(sum(mark["won"] is True for mark in of_one) for of_one in marks)
-    n_told = sum(mark["won"] is not None for mark in marks[0])
+    n_won = statistics.mean(sum(mark["met"] is True for mark in of_one) for of_one in marks)
+    n_told = sum(mark["met"] is not None for mark in marks[0])
     return f"| {name} | {' | '.join(cells)} | {mean:.1f} ({sd:.1f}) | {n_won:.3g} of {n_told} |"
 
 

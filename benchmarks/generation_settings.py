@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from core.cells.store import Store
-from core.evaluation.fidelity_classifiers import tell_generated
-from core.evaluation.fidelity_genes import (
+from core.evaluation.fidelity.classifiers import probability_generated
+from core.evaluation.fidelity.genes import (
     correlation_agreement,
     correlation_genes,
     detected_genes,
@@ -76,7 +76,7 @@ def compare(real, real_classes, cells, classes):
         within_class_correlations(real[:, genes], real_classes),
         within_class_correlations(cells[:, genes], classes),
     )
-    told = np.concatenate(tell_generated(real, cells, seed=0, n_trees=_TREES))
+    told = np.concatenate(probability_generated(real, cells, seed=0, n_trees=_TREES))
     truth = np.repeat([0, 1], [len(real), len(cells)])
     from sklearn.metrics import roc_auc_score
 

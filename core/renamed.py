@@ -15,6 +15,7 @@ __all__ = [
     "current_cursor",
     "current_key",
     "current_progress",
+    "current_report",
     "current_section",
     "current_tensors",
     "notes_on_keys",
@@ -54,6 +55,64 @@ _MODEL_FIELDS = {"origin": "provenance"}
 REFERENCE_ARRAYS = {"depth": ("genes_per_cell", "library_size")}
 #: Beginning of a tensor's name -> its new spelling; the longer beginning first.
 _TENSORS = {"skeleton.votes.": "log_linear.couplings.", "skeleton.": "log_linear."}
+
+#: Field of an evaluation's report.json ("*" is any name) -> its new spelling. Fields of lists count as
+#: fields of what holds the list.
+_REPORT_FIELDS = {
+    "facts.split by": "split_by",
+    "facts.trained where": "trained_where",
+    "facts.cells": "n_cells",
+    "facts.genes": "n_genes",
+    "facts.genes missing": "n_genes_missing",
+    "facts.training cells of the baselines": "n_cells_of_baselines",
+    "phenotypes.*.*.mean_years_off": "mae_years",
+    "phenotypes.*.*.over_donors": "donors",
+    "phenotypes.*.*.over_donors.donors": "n_donors",
+    "phenotypes.*.*.over_donors.donors of 10 cells or more": "n_scored",
+    "phenotypes.*.*.over_donors.each.cells": "n_cells",
+    "phenotypes.*.*.calibration.error": "ece",
+    "phenotypes.*.*.calibration.curve.cells": "n_cells",
+    "phenotypes.*.*.intervals.lead of the model": "model_minus_method",
+    "phenotypes.*.*.intervals.units": "n_units",
+    "conditions.cells": "n_cells",
+    "conditions.phenotypes.*.*.mean_years_off": "mae_years",
+    "conditions.phenotypes.*.*.intervals.lead of the model": "model_minus_method",
+    "conditions.phenotypes.*.*.intervals.units": "n_units",
+    "genes.masked genes": "n_masked",
+    "genes.accuracy of each gene's most common bin": "baseline_accuracy",
+    "gene_rates.cells": "n_cells",
+    "gene_rates.rates.rate": "mask_rate",
+    "gene_rates.rates.hidden_genes": "n_masked",
+    "gene_rates.rates.mean_off": "mean_absolute_error",
+    "gene_rates.rates.marginal.mean_off": "mean_absolute_error",
+    "gene_rates.rates.bins.genes": "n_masked",
+    "gene_rates.best.times_hidden": "n_masked",
+    "gene_rates.worst.times_hidden": "n_masked",
+}
+_REPORT_PATTERNS = {tuple(old.split(".")): new for old, new in _REPORT_FIELDS.items()}
+
+
+def current_report(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of an evaluation, as an older tfx may have written it, in the present spelling."""
+
+    def current(value: object, path: tuple[str, ...]) -> Any:  # noqa: ANN401 (any JSON value)
+        if isinstance(value, list):
+            return [current(item, path) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            _current_field((*path, name)): current(item, (*path, name))
+            for name, item in value.items()
+        }
+
+    return {_current_field((name,)): current(item, (name,)) for name, item in record.items()}
+
+
+def _current_field(path: tuple[str, ...]) -> str:
+    for old, new in _REPORT_PATTERNS.items():
+        if len(old) == len(path) and all(a in ("*", b) for a, b in zip(old, path, strict=True)):
+            return new
+    return path[-1]
 
 
 def current_key(path: tuple[str, ...]) -> tuple[str, ...]:

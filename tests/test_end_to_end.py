@@ -72,7 +72,7 @@ def lung(atlas_run):
 def test_the_model_knows_cells_about_as_well_as_logistic_regression(atlas_run):
     """The strict comparison is that of the whole preset; this one is a tenth as long."""
     report = tfx(atlas_run[0], "eval")
-    assert report["facts"]["cells"] > 300
+    assert report["facts"]["n_cells"] > 300
     for phenotype in ("sex", "tissue", "cell_type"):
         methods = report["phenotypes"][phenotype]
         model, baseline, majority = (

@@ -1,14 +1,17 @@
 """A confusion matrix of few values as a heat map for the terminal; plain numbers where piped."""
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfx_cli.formatting import shortened
 from tfx_cli.output import make_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import RenderableType
     from rich.text import Text
+
+    from core.evaluation.report.records import PhenotypeScores
 
 __all__ = ["confusion_text"]
 
@@ -19,20 +22,17 @@ _LONGEST_NAME = 24
 _COLOURS = ((0, 34, 78), (124, 123, 120), (254, 232, 56))
 
 
-def confusion_text(phenotype: str, scores: Mapping[str, Any]) -> "Iterator[RenderableType]":
+def confusion_text(phenotype: str, scores: "PhenotypeScores") -> "Iterator[RenderableType]":
     """Draw the model's confusion matrix: rows are true values, in per cent of their cells.
 
     Nothing is drawn where more than `MOST_VALUES` values occur, or nothing is confused.
-
-    Parameters
-    ----------
-    scores
-        Figures of the model, with "values" and "confusion".
     """
-    matrix, values = scores["confusion"], scores["values"]
+    matrix, values = scores.confusion, scores.values
+    if matrix is None or values is None:
+        return
     n_true = [sum(row) for row in matrix]
-    n_told = [sum(column) for column in zip(*matrix, strict=True)]
-    seen = [i for i in range(len(values)) if n_true[i] or n_told[i]]
+    n_predicted = [sum(column) for column in zip(*matrix, strict=True)]
+    seen = [i for i in range(len(values)) if n_true[i] or n_predicted[i]]
     is_confused = any(matrix[i][j] for i in seen for j in seen if i != j)
     if len(seen) > MOST_VALUES or not is_confused:
         return
@@ -46,7 +46,7 @@ def confusion_text(phenotype: str, scores: Mapping[str, Any]) -> "Iterator[Rende
         ]
         for i, letter, name in zip(seen, letters, names, strict=True)
     ]
-    yield f"{phenotype}: answers (columns) in per cent of the true value's cells"
+    yield f"{phenotype}: predictions (columns) in per cent of the true value's cells"
     right = range(1, len(seen) + 2)
     yield make_table(["true value", "cells", *letters], rows, right=right)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from core.cells.store import Store
-    from core.evaluation.report_tables import ReportTable
+    from core.evaluation.report.records import EvaluationReport, GeneRow
+    from core.evaluation.report.tables import ReportTable
     from core.model.folder import CellModel
 
 __all__ = ["evaluate"]
@@ -101,9 +102,9 @@ def evaluate(
     """Score a model on held-out cells, or on files it has never seen, beside simple baselines.
 
     All genes are visible and all phenotypes hidden. The baselines see the same training cells,
-    genes and split. The report (report.html, .json and .md, each confusion matrix as picture and CSV)
-    goes to the run's folder; docs/evaluation.md says what each figure means. Figures of all test cells
-    go into the model card, too. With --generated, cells that tfx generate made are judged instead
+    genes and split. The report (report.html and report.json, each confusion matrix as picture and CSV)
+    goes to the run's folder; docs/evaluation.md explains each score. The scores of all test cells go
+    into the model card, too. With --generated, cells of tfx generate are judged instead
     (docs/fidelity.md).
 
     Examples
@@ -149,15 +150,15 @@ def evaluate(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the run has been found.
     from core.evaluation.baselines import BASELINE_SETS
-    from core.evaluation.card_figures import write_card_figures
-    from core.evaluation.reports import REPORT_VERSION, write_evaluation_report
+    from core.evaluation.report.records import EVALUATION_VERSION, report_record
+    from core.evaluation.report.writing import write_evaluation, write_into_card
     from core.generation.comparison import open_training_store
     from core.model.folder import CellModel
     from core.training.machine import choose_device
 
     model = CellModel.load(folder, device=choose_device(device, where="--device"))
     store = open_training_store(model)
-    report: dict[str, Any]
+    gene_rows: list[GeneRow] = []
     if files:
         report = _score_files(
             model, store, folder.parent, files,
@@ -166,20 +167,23 @@ def evaluate(
         )  # fmt: skip
         target = output or report_folder(folder.parent, files[0])
     else:
-        report = _score_held_out(
+        report, gene_rows = _score_held_out(
             model, store, folder.parent, split or "test", where,
             baselines=BASELINE_SETS[baselines], max_cells=max_cells,
         )  # fmt: skip
         target = output or folder.parent / "eval"
-    written = write_evaluation_report(target, report)
+    written = write_evaluation(target, report, gene_rows)
     if not files and not where and (split or "test") == "test" and max_cells is None:
-        write_card_figures(folder, report)
+        write_into_card(folder, report)
     narrate(
         f"report: {', '.join(str(path) for path in written[:2])} and {len(written) - 2} more files"
     )
-    report.pop("gene_table", None)  # a row per gene: genes.csv
     print_result(
-        "eval", report, as_json=as_json, text=lambda: _tables(report), version=REPORT_VERSION
+        "eval",
+        report_record(report),
+        as_json=as_json,
+        text=lambda: _tables(report),
+        version=EVALUATION_VERSION,
     )
 
 
@@ -217,7 +221,7 @@ def _score_held_out(
     *,
     baselines: Sequence[str],
     max_cells: int | None,
-) -> dict[str, Any]:
+) -> "tuple[EvaluationReport, list[GeneRow]]":
     from core.cells.cell_filter import CellFilter
     from core.evaluation.held_out import evaluate_held_out
 
@@ -251,7 +255,7 @@ def _score_files(
     max_cells: int | None,
     matrix: str,
     gene_ids: str,
-) -> dict[str, Any]:
+) -> "EvaluationReport":
     from core.cells.cell_filter import CellFilter
     from core.inference.evaluate_files import evaluate_files
     from core.runlog.schema import CONFIG_FILE
@@ -278,68 +282,46 @@ def _score_files(
         )
 
 
-def _tables(report: Mapping[str, Any]) -> Iterator["RenderableType"]:
-    from core.evaluation.report_tables import phenotype_tables
+def _tables(report: "EvaluationReport") -> Iterator["RenderableType"]:
+    from core.evaluation.report.tables import headline_table, phenotype_tables
 
-    facts = report["facts"]
-    simulated = ", simulated" if facts["simulated"] else ""
+    facts = report.facts
+    simulated = ", simulated" if facts.simulated else ""
     how = (
-        f"split by {facts['split by']}"
-        if "split by" in facts
-        else f"{facts['genes missing']:,} of them missing"
+        f"split by {facts.split_by}"
+        if facts.n_genes_missing is None
+        else f"{facts.n_genes_missing:,} of them missing"
     )
-    yield (
-        f"{report['title']}: {facts['cells']:,} cells, {facts['genes']:,} genes{simulated} ({how})"
-    )
-    if report["phenotypes"]:
+    yield f"{report.title}: {facts.n_cells:,} cells, {facts.n_genes:,} genes{simulated} ({how})"
+    if report.phenotypes:
         yield ""
-        yield from _headline(report["phenotypes"])
+        yield from _section(headline_table(report))
     for table in list(phenotype_tables(report))[1:]:
         yield ""
         yield from _section(table)
-    for name, of_phenotype in report["phenotypes"].items():
-        for number, part in enumerate(confusion_text(name, of_phenotype["model"])):
+    for name, methods in report.phenotypes.items():
+        for number, part in enumerate(confusion_text(name, methods["model"])):
             if number == 0:
                 yield ""
             yield part
-    if "genes" in report:
-        yield from _genes(report)
-    if report["notes"]:
+    yield from _genes(report)
+    if report.notes:
         yield ""
-        yield from (f"- {note}" for note in report["notes"])
+        yield from (f"- {note}" for note in report.notes)
 
 
-def _headline(phenotypes: Mapping[str, Any]) -> Iterator["RenderableType"]:
-    from core.evaluation.report_tables import label_of, score_pair
+def _genes(report: "EvaluationReport") -> Iterator["RenderableType"]:
+    from core.evaluation.report.tables import gene_tables, masked_gene_rows
 
-    yield "accuracy / macro-F1, all genes visible, all phenotypes hidden"
-    # A phenotype without a training label has no baselines.
-    methods = list(dict.fromkeys(method for of_one in phenotypes.values() for method in of_one))
-    rows = [
-        [
-            name,
-            f"{of_one['model']['n_cells']:,}",
-            *(score_pair(of_one.get(method)) for method in methods),
-        ]
-        for name, of_one in phenotypes.items()
-    ]
-    yield make_table(["phenotype", "cells", *map(label_of, methods)], rows)
-
-
-def _genes(report: Mapping[str, Any]) -> Iterator["RenderableType"]:
-    from core.evaluation.report_tables import gene_tables
-
-    yield ""
-    yield "masked genes: " + ", ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.3f}"
-        for name, value in report["genes"].items()
-    )
-    by_rate = next(gene_tables(report))
-    yield ""
-    yield from _section(by_rate)
-    for which in ("best", "worst"):
-        if genes := report["gene_rates"][which]:
-            yield f"told {which}: {', '.join(gene['symbol'] for gene in genes)}"
+    if report.genes is not None:
+        yield ""
+        yield ", ".join(f"{name} {value}" for name, value in masked_gene_rows(report))
+    if report.gene_rates is not None:
+        yield ""
+        yield from _section(next(gene_tables(report)))
+        for which in ("best", "worst"):
+            if rows := getattr(report.gene_rates, which):
+                yield f"{which} predicted: {', '.join(row.symbol for row in rows)}"
 
 
 def _section(table: "ReportTable") -> Iterator["RenderableType"]:

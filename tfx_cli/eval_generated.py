@@ -1,8 +1,8 @@
 """`tfx eval --generated`: generated cells beside real ones, the copula and independent genes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfx_cli.arguments import check_output_folder, model_folder, preset_of, report_folder
 from tfx_cli.output import make_table, narrate, print_result
@@ -10,6 +10,8 @@ from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from core.evaluation.report.records import FidelityReport
 
 __all__ = ["evaluate_generated_cells"]
 
@@ -34,7 +36,8 @@ def evaluate_generated_cells(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the run has been found.
     from core.cells.cell_filter import CellFilter
-    from core.evaluation.fidelity_report import FIDELITY_VERSION, write_fidelity_report
+    from core.evaluation.fidelity.report import write_fidelity_report
+    from core.evaluation.report.records import FIDELITY_VERSION, report_record
     from core.generation.comparison import open_training_store
     from core.inference.evaluate_generated import evaluate_generated
     from core.model.folder import CellModel
@@ -67,25 +70,29 @@ def evaluate_generated_cells(
     written = write_fidelity_report(target, report, pictures)
     narrate(f"report: {' and '.join(str(path) for path in written)}")
     print_result(
-        "fidelity", report, as_json=as_json, text=lambda: _tables(report), version=FIDELITY_VERSION
+        "fidelity",
+        report_record(report),
+        as_json=as_json,
+        text=lambda: _tables(report),
+        version=FIDELITY_VERSION,
     )
 
 
-def _tables(report: Mapping[str, Any]) -> "Iterator[RenderableType]":
+def _tables(report: "FidelityReport") -> "Iterator[RenderableType]":
     from rich.text import Text
 
-    from core.evaluation.fidelity_tables import fidelity_tables
+    from core.evaluation.fidelity.report import measure_table
 
-    facts = report["facts"]
+    facts = report.facts
     yield (
-        f"{report['title']}: {facts['generated cells']:,} cells beside {facts['real cells']}; "
-        f"{facts['matched cells on a side']} matched by {facts['classes']}; {facts['seeds']} seeds"
+        f"{report.title}: {facts.n_cells_generated:,} cells beside {facts.real_cells}; "
+        f"{facts.matched_cells_per_side} matched by {facts.classes}; {facts.n_seeds} seeds"
     )
     yield ""
-    table = next(fidelity_tables(report, intervals=False))
-    styles = {"won": "green", "LOST": "bold red"}
+    table = measure_table(report, intervals=False)
+    styles = {"met": "green", "NOT MET": "bold red"}
     rows = [[*row[:-1], Text(row[-1], style=styles.get(row[-1], ""))] for row in table.rows]
     yield make_table(table.header, rows, right=range(1, len(table.header) - 2))
     yield ""
-    yield from (f"- {sentence}" for sentence in report["verdict"])
-    yield from (f"- note: {note}" for note in report["notes"])
+    yield from (f"- {sentence}" for sentence in report.verdict)
+    yield from (f"- note: {note}" for note in report.notes)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from core.evaluation.fidelity import FidelitySummary
+    from core.evaluation.fidelity.summary import FidelitySummary
     from core.generation.comparison import MarkerCheck
 
 #: Sampling settings that apply to changed cells (--from), too.
@@ -194,7 +194,7 @@ def generate(
         raise ConfigurationError(message)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
-    from core.evaluation.fidelity import compare_cells
+    from core.evaluation.fidelity.summary import compare_cells
     from core.files import replace_file
     from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
     from core.generation.comparison import (

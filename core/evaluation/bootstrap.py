@@ -1,59 +1,28 @@
 """Bootstrap intervals of phenotype scores: how far other donors, or cells, might have moved them.
 
-Cells of a donor resemble each other, so where donors are known whole donors are drawn with
-replacement: drawing cells would make intervals several times too narrow. All methods are scored on
-the same draws, so that the lead of one over another has an interval too.
+Cells of a donor resemble each other, so whole donors are drawn with replacement where donors are known:
+drawing cells would make the intervals several times too narrow. All methods are scored on the same draws,
+so that the difference of two methods has an interval too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from core.evaluation.report.records import BootstrapIntervals, Intervals
 from core.random_streams import Stream, generator
-
-__all__ = ["Interval", "ScoreIntervals", "bootstrap_scores"]
 
 N_RESAMPLES = 1000
 #: Bounds of a 95 % interval, in percent.
 _BOUNDS = (2.5, 97.5)
 #: Weights held at a time: 8 million int64 are 64 MB.
 _MOST_WEIGHTS = 8_000_000
-_MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class ScoreIntervals:
-    """95 % percentile intervals of one method.
-
-    Attributes
-    ----------
-    scores
-        Of accuracy, balanced accuracy and macro-F1.
-    lead
-        Of what the first method has more of each; None for the first method itself.
-    resampled
-        What was drawn.
-    n_units
-        How many of these there are.
-    """
-
-    scores: dict[str, Interval]
-    lead: dict[str, Interval] | None
-    resampled: Literal["donors", "cells"]
-    n_units: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        record: dict[str, Any] = {name: list(bounds) for name, bounds in self.scores.items()}
-        if self.lead is not None:
-            record["lead of the model"] = {k: list(bounds) for k, bounds in self.lead.items()}
-        return record | {"resampled": self.resampled, "units": self.n_units}
+#: (units, values) cells of each true value; and per method, those predicted rightly and those predicted.
+_Tables = tuple[sparse.csr_matrix, list[sparse.csr_matrix], list[sparse.csr_matrix]]
 
 
 def bootstrap_scores(
@@ -63,23 +32,18 @@ def bootstrap_scores(
     *,
     donors: ArrayLike | None = None,
     seed: int,
-    n_resamples: int = N_RESAMPLES,
-) -> dict[str, ScoreIntervals]:
-    """Resample the scored cells and score every method on each draw.
+) -> dict[str, BootstrapIntervals]:
+    """Resample the labelled cells and score every method on each draw.
 
     Parameters
     ----------
     true_codes
         (cells,), -1 where missing: left out.
     predicted
-        Method -> (cells,) codes.
-    n_values
-        Values of the phenotype.
+        Method -> (cells,) codes; the first is the model.
     donors
-        (cells,) codes, -1 where not known (these cells count as one donor more); cells are drawn
-        where it is None or there is one donor alone.
-    seed
-        The same seed gives the same draws.
+        (cells,) codes, -1 where not known (these cells count as one more donor); cells are drawn
+        if it is None or there is one donor only.
 
     Returns
     -------
@@ -90,88 +54,79 @@ def bootstrap_scores(
     if not len(labelled):
         return {}
     true = true[labelled]
-    answers = np.stack([np.asarray(codes)[labelled] for codes in predicted.values()])
-    units, counts, resampled = _units(
-        true, answers, None if donors is None else np.asarray(donors)[labelled]
-    )
-    n_units = int(counts.sum()) if resampled == "cells" else len(counts)
-    shares = counts / counts.sum() if resampled == "cells" else np.full(n_units, 1 / n_units)
-    # A unit of outcomes stands for one cell of its kind; a donor for all its cells.
-    rows, at = np.unique(units, return_index=True) if resampled == "cells" else (units, None)
-    chosen = slice(None) if at is None else at
-    tables = _tables(rows, true[chosen], answers[:, chosen], len(counts), n_values)
-
+    codes = np.stack([np.asarray(of_method)[labelled] for of_method in predicted.values()])
+    resampled: Literal["donors", "cells"] = "cells"
+    if donors is not None:
+        names, units, counts = np.unique(
+            np.asarray(donors)[labelled], return_inverse=True, return_counts=True
+        )
+        resampled = "donors" if len(names) > 1 else "cells"
+    if resampled == "donors":
+        n_units = len(counts)
+        probabilities = np.full(n_units, 1 / n_units)
+        tables = _tables(units.ravel(), true, codes, n_units, n_values)
+    else:
+        # Cells with the same truth and the same predictions make one unit, which stands for one of them:
+        # to draw counts of units is the same as to draw cells, and much less work.
+        outcomes, counts = np.unique(np.vstack([true, codes]), axis=1, return_counts=True)
+        n_units = int(counts.sum())
+        probabilities = counts / n_units
+        places = np.arange(len(counts))
+        tables = _tables(places, outcomes[0], outcomes[1:], len(counts), n_values)
     rng = generator(seed, Stream.BOOTSTRAP)
     step = max(1, _MOST_WEIGHTS // len(counts))
     parts = []
-    for start in range(0, n_resamples, step):
-        size = min(step, n_resamples - start)
-        weights = rng.multinomial(n_units, shares, size=size).astype(np.float64)
+    for start in range(0, N_RESAMPLES, step):
+        size = min(step, N_RESAMPLES - start)
+        weights = rng.multinomial(n_units, probabilities, size=size).astype(np.float64)
         parts.append(_scores(weights, *tables))
     drawn = np.concatenate(parts, axis=1)  # (methods, resamples, measures)
     intervals = {}
     for number, name in enumerate(predicted):
-        lead = None if number == 0 else _bounds(drawn[0] - drawn[number])
-        intervals[name] = ScoreIntervals(_bounds(drawn[number]), lead, resampled, n_units)
+        difference = _intervals(drawn[0] - drawn[number]) if number else None
+        own = vars(_intervals(drawn[number]))
+        intervals[name] = BootstrapIntervals(
+            **own, resampled=resampled, n_units=n_units, model_minus_method=difference
+        )
     return intervals
-
-
-def _units(
-    true: NDArray[np.int64], answers: NDArray[np.int64], donors: NDArray[np.int64] | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Literal["donors", "cells"]]:
-    """(cells,) unit of each cell, and cells of each unit.
-
-    Where cells are drawn, those with the same truth and the same answers make one unit: drawing
-    counts of units is the same as drawing cells, and much less work.
-    """
-    if donors is not None:
-        names, units, counts = np.unique(donors, return_inverse=True, return_counts=True)
-        if len(names) > 1:
-            return units.ravel(), counts, "donors"
-    outcomes = np.vstack([true, answers])
-    _, units, counts = np.unique(outcomes, axis=1, return_inverse=True, return_counts=True)
-    return units.ravel(), counts, "cells"
 
 
 def _tables(
     units: NDArray[np.int64],
     true: NDArray[np.int64],
-    answers: NDArray[np.int64],
+    codes: NDArray[np.int64],
     n_units: int,
     n_values: int,
-) -> tuple[sparse.csr_matrix, list[sparse.csr_matrix], list[sparse.csr_matrix]]:
-    """(units, values) cells of each true value; and per method, those hit and those answered."""
-
+) -> _Tables:
     def count(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> sparse.csr_matrix:
-        ones = np.ones(len(rows))
-        return sparse.csr_matrix((ones, (rows, columns)), shape=(n_units, n_values))
+        return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(n_units, n_values))
 
-    hits, answered = [], []
-    for codes in answers:
-        is_hit, is_told = codes == true, codes >= 0
-        hits.append(count(units[is_hit], true[is_hit]))
-        answered.append(count(units[is_told], codes[is_told]))
-    return count(units, true), hits, answered
+    is_right, is_predicted = codes == true, codes >= 0
+    return (
+        count(units, true),
+        [count(units[right], true[right]) for right in is_right],
+        [count(units[known], one[known]) for one, known in zip(codes, is_predicted, strict=True)],
+    )
 
 
 def _scores(
     weights: NDArray[np.float64],
     true: sparse.csr_matrix,
-    hits: list[sparse.csr_matrix],
-    answered: list[sparse.csr_matrix],
+    right: list[sparse.csr_matrix],
+    predicted: list[sparse.csr_matrix],
 ) -> NDArray[np.float64]:
-    """(methods, resamples, measures)."""
+    """(methods, resamples, measures): accuracy, balanced accuracy, macro-F1."""
     n_true = np.asarray(weights @ true)
     present = n_true > 0
     n_present = present.sum(axis=1)
     scores = []
-    for of_method, predicted in zip(hits, answered, strict=True):
-        n_hit, n_predicted = np.asarray(weights @ of_method), np.asarray(weights @ predicted)
-        recall = np.divide(n_hit, n_true, out=np.zeros_like(n_hit), where=present)
-        f1 = np.divide(2 * n_hit, n_true + n_predicted, out=np.zeros_like(n_hit), where=present)
+    for of_method, of_predicted in zip(right, predicted, strict=True):
+        n_right, n_predicted = np.asarray(weights @ of_method), np.asarray(weights @ of_predicted)
+        recall = np.divide(n_right, n_true, out=np.zeros_like(n_right), where=present)
+        f1 = np.divide(2 * n_right, n_true + n_predicted, out=np.zeros_like(n_right), where=present)
         scores.append(
             [
-                n_hit.sum(axis=1) / n_true.sum(axis=1),
+                n_right.sum(axis=1) / n_true.sum(axis=1),
                 recall.sum(axis=1) / n_present,
                 f1.sum(axis=1) / n_present,
             ]
@@ -179,8 +134,6 @@ def _scores(
     return np.array(scores).transpose(0, 2, 1)
 
 
-def _bounds(drawn: NDArray[np.float64]) -> dict[str, Interval]:
-    low, high = np.percentile(drawn, _BOUNDS, axis=0)
-    return {
-        name: (float(low[number]), float(high[number])) for number, name in enumerate(_MEASURES)
-    }
+def _intervals(drawn: NDArray[np.float64]) -> Intervals:
+    low, high = np.percentile(drawn, _BOUNDS, axis=0).tolist()
+    return Intervals(*zip(low, high, strict=True))

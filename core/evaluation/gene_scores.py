@@ -1,11 +1,13 @@
-"""How well hidden genes are told: likelihood, accuracy and ordinal error, gene by gene, bin by bin.
+"""How well masked genes are predicted: likelihood, accuracy and ordinal error, by gene and by bin.
 
-The likelihood is that of the model's own distribution, whatever loss it was trained with, so models
-can be compared. Beside it stands the gene's marginal: its shares of training cells per bin.
+The likelihood is that of the model's own distribution, whatever loss it was trained with, so models can
+be compared. It is compared with the gene's marginal: its fractions of training cells per bin, which look
+at no other gene.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,75 +15,72 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from core.evaluation.gene_marginal import GeneMarginal
-from core.model.configuration import TfxConfig
+from core.cells.genes import GenePanel
+from core.evaluation.report.records import BinAccuracy, GeneMeans, GeneRates, GeneRow, RateScores
 from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits, predict_genes
 from core.model.losses import hurdle_regression
 
-__all__ = ["GeneScores"]
+#: A gene that was masked less often has a mean that means little.
+LEAST_MASKED = 20
+_N_LISTED = 10
 
 FloatArray = NDArray[np.float64]
 
 
-@dataclass
-class GeneScores:
-    """Sums over the hidden genes of one mask rate.
+class _Sums:
+    """(genes,) sums over masked genes: negative log-likelihood (nats), right predictions, errors.
 
-    Attributes
-    ----------
-    rate
-        Share of genes that was hidden.
-    config
-        The model's.
-    marginal
-        What the training cells say of each gene; None where that is no answer to the question
-        (continuous values; the expressed layout, which mostly asks about expressed genes).
-    n_asked, nll, n_right, off
-        (genes,): hidden genes, and their sums of negative log-likelihood (nats), of right answers,
-        and of the distance of answer and truth: in bins, of continuous models in log1p units.
-        Right is the right bin, of continuous models whether the gene is on.
-    marginal_nll, marginal_right, marginal_off
-        (genes,), the same of the marginal.
-    confusion
-        (bins, bins), row = true; of continuous models off and on.
+    An error is a distance in bins, of continuous models in log1p units.
     """
 
-    rate: float
-    config: TfxConfig
-    marginal: GeneMarginal | None
-    n_asked: NDArray[np.int64] = field(init=False)
-    nll: FloatArray = field(init=False)
-    n_right: FloatArray = field(init=False)
-    off: FloatArray = field(init=False)
-    marginal_nll: FloatArray = field(init=False)
-    marginal_right: FloatArray = field(init=False)
-    marginal_off: FloatArray = field(init=False)
-    confusion: NDArray[np.int64] = field(init=False)
+    def __init__(self, n_genes: int) -> None:
+        self.nll, self.n_right, self.error = np.zeros((3, n_genes))
 
-    def __post_init__(self) -> None:
-        """Begin at zero."""
-        n_genes, n_bins = self.config.n_genes, self._n_bins
-        self.n_asked = np.zeros(n_genes, dtype=np.int64)
-        for name in ("nll", "n_right", "off", "marginal_nll", "marginal_right", "marginal_off"):
-            setattr(self, name, np.zeros(n_genes))
+    def add(
+        self,
+        genes: NDArray[np.integer[Any]],
+        nll: NDArray[Any],
+        right: NDArray[np.bool_],
+        error: NDArray[Any],
+    ) -> None:
+        """Add (M,) values of masked genes."""
+        for sums, weights in ((self.nll, nll), (self.n_right, right), (self.error, error)):
+            sums += np.bincount(genes, weights=weights, minlength=len(sums))
+
+    def means(self, n_masked: int) -> GeneMeans:
+        """Means over all masked genes; NaN if there are none."""
+        sums = (self.nll, self.n_right, self.error)
+        return GeneMeans(*(float(of.sum() / n_masked) if n_masked else math.nan for of in sums))
+
+
+class GeneScores:
+    """Scores of the masked genes of one mask rate, by gene.
+
+    A right prediction is the right bin, of continuous models whether the gene is expressed.
+    """
+
+    def __init__(self, model: CellModel, rate: float) -> None:
+        config = self._config = model.config
+        self.rate = rate
+        self.n_masked = np.zeros(config.n_genes, dtype=np.int64)
+        self.model = _Sums(config.n_genes)
+        # The marginal does not predict continuous values, nor which gene the expressed layout masks.
+        self.marginal = None
+        if config.kind != "continuous" and config.layout == "ranked":
+            self.marginal = _Sums(config.n_genes)
+            counts = model.reference.bin_counts
+            smooth = counts + 1 / counts.shape[1]  # one more cell, so that no bin is impossible
+            self._marginal_nll = -np.log(smooth / smooth.sum(axis=1, keepdims=True))
+            self._common = counts.argmax(axis=1)
+        n_bins = 2 if config.kind == "continuous" else config.n_bins
+        #: (bins, bins), row = true; of continuous models not expressed and expressed.
         self.confusion = np.zeros((n_bins, n_bins), dtype=np.int64)
-
-    @classmethod
-    def of(cls, model: CellModel, rate: float) -> "GeneScores":
-        """Return scores without a gene yet."""
-        is_fair = model.config.kind != "continuous" and model.config.layout == "ranked"
-        counts = model.reference.bin_counts
-        return cls(rate, model.config, GeneMarginal.of(counts) if is_fair else None)
-
-    @property
-    def _n_bins(self) -> int:
-        return 2 if self.config.kind == "continuous" else self.config.n_bins
 
     def add(
         self, logits: torch.Tensor, genes: NDArray[np.integer[Any]], targets: torch.Tensor
     ) -> None:
-        """Add the answers of a batch.
+        """Add the predictions of a batch.
 
         Parameters
         ----------
@@ -92,68 +91,84 @@ class GeneScores:
         targets
             (M,), bins, or log1p values of continuous models.
         """
-        n_genes = self.config.n_genes
-        if self.config.kind == "continuous":
+        if self._config.kind == "continuous":
             nll = hurdle_regression(logits, targets)
-            off = (predict_genes(logits, self.config) - targets).abs()
-            truth, said = (targets > 0).long(), (logits[:, 0] > 0).long()
+            error = (predict_genes(logits, self._config) - targets).abs()
+            truth, best = (targets > 0).long(), (logits[:, 0] > 0).long()
         else:
             truth = targets.long()
-            nll = functional.cross_entropy(bin_logits(logits, self.config), truth, reduction="none")
-            said = predict_genes(logits, self.config)
-            off = (said - truth).abs()
-        true, answer = truth.cpu().numpy(), said.cpu().numpy()
-
-        def total(weights: NDArray[Any]) -> FloatArray:
-            sums = np.bincount(genes, weights=weights, minlength=n_genes)
-            return sums.astype(np.float64)
-
-        self.n_asked += np.bincount(genes, minlength=n_genes)
-        self.nll += total(nll.double().cpu().numpy())
-        self.n_right += total(true == answer)
-        self.off += total(off.double().cpu().numpy())
-        pairs = true * self._n_bins + answer
-        self.confusion += np.bincount(pairs, minlength=self._n_bins**2).reshape(
-            self.confusion.shape
+            nll = functional.cross_entropy(
+                bin_logits(logits, self._config), truth, reduction="none"
+            )
+            best = predict_genes(logits, self._config)
+            error = (best - truth).abs()
+        true, predicted = truth.cpu().numpy(), best.cpu().numpy()
+        self.n_masked += np.bincount(genes, minlength=len(self.n_masked))
+        self.model.add(
+            genes, nll.double().cpu().numpy(), true == predicted, error.double().cpu().numpy()
         )
+        np.add.at(self.confusion, (true, predicted), 1)
         if self.marginal is not None:
-            self.marginal_nll += total(self.marginal.nll[genes, true])
-            self.marginal_right += total(self.marginal.common[genes] == true)
-            self.marginal_off += total(np.abs(self.marginal.common[genes] - true))
+            common = self._common[genes]
+            self.marginal.add(
+                genes, self._marginal_nll[genes, true], common == true, np.abs(common - true)
+            )
 
-    def mean(self, sums: FloatArray) -> float:
-        """Return the mean over all hidden genes; NaN where none was hidden."""
-        n_asked = int(self.n_asked.sum())
-        return float(sums.sum() / n_asked) if n_asked else math.nan
+    def means(self) -> RateScores:
+        """Summarise all masked genes."""
+        n_masked = int(self.n_masked.sum())
+        n_true, n_right = self.confusion.sum(axis=1).tolist(), np.diag(self.confusion).tolist()
+        return RateScores(
+            **asdict(self.model.means(n_masked)),
+            mask_rate=self.rate,
+            n_masked=n_masked,
+            marginal=None if self.marginal is None else self.marginal.means(n_masked),
+            bins=tuple(
+                BinAccuracy(number, n, right / n if n else math.nan)
+                for number, (n, right) in enumerate(zip(n_true, n_right, strict=True))
+            ),
+            confusion=self.confusion.tolist(),
+        )
 
-    def each(self, sums: FloatArray) -> FloatArray:
-        """Return (genes,) means of each gene; NaN where it was never hidden."""
-        nothing = np.full(sums.shape, np.nan)
-        return np.divide(sums, self.n_asked, out=nothing, where=self.n_asked > 0)
+    def row(self, gene: int, panel: GenePanel) -> GeneRow:
+        """Summarise one gene, which must have been masked."""
+        n = int(self.n_masked[gene])
+        nll = float(self.model.nll[gene]) / n
+        marginal = math.nan if self.marginal is None else float(self.marginal.nll[gene]) / n
+        return GeneRow(
+            panel.ids[gene],
+            panel.symbols[gene],
+            mask_rate=self.rate,
+            n_masked=n,
+            nll=nll,
+            marginal_nll=marginal,
+            gain=marginal - nll,
+            accuracy=float(self.model.n_right[gene]) / n,
+            mean_absolute_error=float(self.model.error[gene]) / n,
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        record: dict[str, Any] = {
-            "rate": self.rate,
-            "hidden_genes": int(self.n_asked.sum()),
-            "nll": self.mean(self.nll),
-            "accuracy": self.mean(self.n_right),
-            "mean_off": self.mean(self.off),
-        }
-        if self.marginal is not None:
-            record["marginal"] = {
-                "nll": self.mean(self.marginal_nll),
-                "accuracy": self.mean(self.marginal_right),
-                "mean_off": self.mean(self.marginal_off),
-            }
-        n_true = self.confusion.sum(axis=1)
-        record["bins"] = [
-            {
-                "bin": number,
-                "genes": int(n),
-                "accuracy": float(self.confusion[number, number] / n) if n else None,
-            }
-            for number, n in enumerate(n_true)
-        ]
-        record["confusion"] = self.confusion.tolist()
-        return record
+
+def report_genes(
+    scores: Sequence[GeneScores], panel: GenePanel, n_cells: int
+) -> tuple[GeneRates, list[GeneRow]]:
+    """Summarise the scores of several mask rates, ascending.
+
+    Returns
+    -------
+    Means by rate, with the genes that are predicted best and worst at the middle rate: by the gain over the
+    gene's marginal, or by the likelihood if there is no marginal. And a row per gene and rate.
+    """
+    rows = [
+        one.row(gene, panel) for gene in range(len(panel)) for one in scores if one.n_masked[gene]
+    ]
+    middle = scores[len(scores) // 2]
+    judged = [row for row in rows if row.mask_rate == middle.rate and row.n_masked >= LEAST_MASKED]
+    ranked = sorted(judged, key=lambda row: row.nll if middle.marginal is None else -row.gain)
+    n_listed = min(_N_LISTED, len(ranked) // 2)
+    rates = GeneRates(
+        n_cells=n_cells,
+        rates=tuple(one.means() for one in scores),
+        best=tuple(ranked[:n_listed]),
+        worst=tuple(ranked[::-1][:n_listed]),
+    )
+    return rates, rows

@@ -1,31 +1,49 @@
-"""The honest figures of a model: held-out cells, every phenotype, baselines on the same cells.
+"""The evaluation of a model: held-out cells, every phenotype, baselines on the same cells and genes.
 
-All genes visible, all phenotypes hidden: the model says what each cell is. Beside it stand the
-baselines, fitted on the same training cells and the same genes.
+In the headline condition all genes are visible and all phenotypes masked. Other conditions cost as much
+as the headline, so they are scored on a seeded sample, with the headline's condition on the same cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.cells.cell_filter import CellFilter
-from core.cells.store import OneVsRest, Split, Store
+from core.cells.store import Split, Store
 from core.errors import DataError
-from core.evaluation.baselines import QUICK_BASELINES
-from core.evaluation.conditions import evaluate_conditions
-from core.evaluation.masked_evaluation import evaluate_masked
-from core.evaluation.phenotype_section import KnownCells, report_phenotypes
-from core.evaluation.predict import predict_phenotypes
+from core.evaluation.baselines import QUICK_BASELINES, predict_by_baseline, score_two_genes
+from core.evaluation.gene_scores import report_genes
+from core.evaluation.known_cells import KnownCells, baseline_cells, store_of_task
+from core.evaluation.masked_evaluation import MASK_RATES, evaluate_at_rate, evaluate_masked
+from core.evaluation.metrics import score_methods
+from core.evaluation.predict import Probabilities, predict_given_others, predict_phenotypes
+from core.evaluation.report.records import (
+    Conditions,
+    EvaluationFacts,
+    EvaluationReport,
+    GeneRates,
+    GeneRow,
+    MaskedGenes,
+    PhenotypeScores,
+    Scores,
+    TwoGeneScores,
+)
+from core.evaluation.review_notes import (
+    review_donors,
+    review_labels,
+    review_scores,
+    review_two_genes,
+)
+from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
-from core.progress import Listener, ignore_progress
+from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
-__all__ = ["evaluate_held_out"]
-
-#: Training cells the baselines are fitted on at most; a seeded sample beyond.
-MAX_BASELINE_CELLS = 50_000
+MAX_CONDITION_CELLS = 2_000
 
 
 def evaluate_held_out(
@@ -40,15 +58,13 @@ def evaluate_held_out(
     baselines: Sequence[str] = QUICK_BASELINES,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
-) -> dict[str, Any]:
-    """Score a model on a split it was not trained on.
+) -> tuple[EvaluationReport, list[GeneRow]]:
+    """Score a model on a split that it was not trained on.
 
     Parameters
     ----------
     model, store
-        The store must be the one the model was trained on, so that the split is honest.
-    split
-        "test", or "validation" while a model is still being chosen.
+        The store must be the one that the model was trained on, so that the split is held out.
     loss
         The loss to report on masked genes.
     where
@@ -57,24 +73,81 @@ def evaluate_held_out(
         Filter that the model was trained with (``data.where``); the baselines learn from the same
         training cells.
     max_cells
-        Score a seeded sample of at most so many cells.
+        Score a seeded sample of at most this number of cells.
     baselines
-        Those of `core.evaluation.baselines.ALL_BASELINES` to stand beside the model.
+        Some of `core.evaluation.baselines.ALL_BASELINES`.
     seed
         Of samples, masks and bootstrap draws.
 
     Returns
     -------
-    A report for `core.evaluation.reports.write_evaluation_report`.
+    The report, and a row per gene and mask rate.
 
     Raises
     ------
     DataError
         The split has no cells, or none that match.
     """
-    asked = model.config.predicted
-    if model.config.classified is not None and model.config.positive is not None:
-        store = OneVsRest(store, model.config.classified, model.config.positive)
+    store = store_of_task(model, store)
+    rng = generator(seed, Stream.EVALUATED_CELLS)
+    rows = _chosen_rows(store, split, where, max_cells, rng)
+    training = baseline_cells(model, store, trained_where, rng)
+    probabilities = predict_phenotypes(model, store, rows, seed=seed, on_progress=on_progress)
+    scored = KnownCells.of_store(model, store, rows)
+    compared = compare_methods(
+        model.config, probabilities, scored, training,
+        baselines=baselines, donor_names=store.donor_names or (), symbols=model.panel.symbols,
+        seed=seed, on_progress=on_progress,
+    )  # fmt: skip
+    conditions, gene_rates, gene_rows = evaluate_conditions(
+        model, store, rows, probabilities, seed=seed, on_progress=on_progress
+    )
+    genes = None
+    if model.config.classified is None:  # a classifier predicts no gene
+        masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
+        genes = MaskedGenes(
+            masked.n_genes, masked.gene_accuracy, masked.gene_baseline, masked.gene_loss
+        )
+    unlabelled = [
+        f"{name}: no {split} cell has a label; not scored"
+        for name in model.config.predicted
+        if name not in compared.phenotypes
+    ]
+    name = model.provenance.get("name", "model")
+    report = EvaluationReport(
+        title=f"{name} on {split} cells" + (f" where {where}" if where else ""),
+        facts=EvaluationFacts(
+            model=model.provenance.get("name"),
+            step=model.provenance.get("step"),
+            data=", ".join(source.name for source in store.manifest.sources),
+            simulated=store.truth is not None,
+            split=split,
+            split_by=store.report.get("split", {}).get("method"),
+            where=str(where) if where else None,
+            trained_where=str(trained_where) if trained_where else None,
+            n_cells=len(rows),
+            baselines=baseline_names(baselines),
+            n_cells_of_baselines=len(training),
+            n_genes=len(model.panel),
+            seed=seed,
+        ),
+        phenotypes=compared.phenotypes,
+        two_genes=compared.two_genes,
+        conditions=conditions,
+        genes=genes,
+        gene_rates=gene_rates,
+        notes=(*unlabelled, *compared.notes),
+    )
+    return report, gene_rows
+
+
+def _chosen_rows(
+    store: Store,
+    split: Split,
+    where: CellFilter | None,
+    max_cells: int | None,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
     rows = store.rows(split)
     if len(rows) == 0:
         message = (
@@ -87,75 +160,155 @@ def evaluate_held_out(
         if len(rows) == 0:
             message = (
                 f"{store.path}: no {split} cell matches {where.where} {where} "
-                f"({where.describe_no_match(store.labels, of_split)}); ask for other cells"
+                f"({where.describe_no_match(store.labels, of_split)}); choose other cells"
             )
             raise DataError(message)
-    rng = generator(seed, Stream.EVALUATED_CELLS)
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
-    train_rows = (
-        store.select(trained_where, split="train") if trained_where else store.rows("train")
-    )
-    if len(train_rows) > MAX_BASELINE_CELLS:
-        train_rows = np.sort(rng.choice(train_rows, MAX_BASELINE_CELLS, replace=False))
+    return rows
 
-    probabilities = predict_phenotypes(model, store, rows, seed=seed, on_progress=on_progress)
-    slots = list(asked.values())
-    scored = KnownCells.of_store(store, rows, model.panel).of_slots(slots)
-    notes = [
-        f"{name}: no {split} cell has a label; not scored"
-        for slot, name in enumerate(asked)
-        if not (scored.codes[:, slot] >= 0).any()
-    ]
-    section = report_phenotypes(
-        {name: store.phenotypes[name] for name in asked},
-        probabilities,
-        scored,
-        KnownCells.of_store(store, train_rows, model.panel).of_slots(slots),
-        baselines=baselines,
-        donor_names=store.donor_names or (),
-        symbols=model.panel.symbols,
-        seed=seed,
-        on_progress=on_progress,
-    )
-    report_split = store.report.get("split", {})
-    conditions = evaluate_conditions(
-        model, store, rows, probabilities, seed=seed, on_progress=on_progress
-    )
-    genes: dict[str, Any] = {}
-    if model.config.classified is None:  # a classifier is asked for no gene
-        masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
-        genes = {
-            "genes": {
-                "masked genes": masked.n_genes,
-                "accuracy": masked.gene_accuracy,
-                "accuracy of each gene's most common bin": masked.gene_baseline,
-                "loss": masked.gene_loss,
-            },
-            "gene_rates": conditions.genes,
-            "gene_table": conditions.gene_table,
-        }
-    return {
-        "title": f"{model.provenance.get('name', 'model')} on {split} cells"
-        + (f" where {where}" if where else ""),
-        "facts": {
-            "model": model.provenance.get("name"),
-            "step": model.provenance.get("step"),
-            "data": ", ".join(source.name for source in store.manifest.sources),
-            "simulated": store.truth is not None,
-            "split": split,
-            "split by": report_split.get("method"),
-            **({"where": str(where)} if where else {}),
-            **({"trained where": str(trained_where)} if trained_where else {}),
-            "cells": len(rows),
-            "baselines": ", ".join(method.replace("_", " ") for method in baselines) or "none",
-            "training cells of the baselines": len(train_rows),
-            "genes": len(model.panel),
-            "seed": seed,
+
+def baseline_names(baselines: Sequence[str]) -> str:
+    """List the baselines of a report."""
+    return ", ".join(method.replace("_", " ") for method in baselines) or "none"
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """Scores of the model and the baselines for every phenotype with a scored label."""
+
+    phenotypes: Scores
+    two_genes: dict[str, TwoGeneScores]
+    notes: list[str]
+
+
+def compare_methods(
+    config: TfxConfig,
+    probabilities: Probabilities,
+    scored: KnownCells,
+    training: KnownCells | None,
+    *,
+    baselines: Sequence[str],
+    donor_names: Sequence[str],
+    symbols: Sequence[str],
+    seed: int,
+    on_progress: Listener = ignore_progress,
+) -> MethodComparison:
+    """Score the model's predictions and the baselines', phenotype by phenotype.
+
+    Parameters
+    ----------
+    probabilities
+        Phenotype -> (scored cells, values), the model's.
+    training
+        Cells of the same genes as ``scored``; None: there are no baselines.
+    donor_names
+        Names of the donors' codes, of both sides.
+    symbols
+        Of the genes.
+    """
+    phenotypes: Scores = {}
+    two_genes: dict[str, TwoGeneScores] = {}
+    notes: list[str] = []
+    predicted = config.predicted
+    for number, (name, slot) in enumerate(predicted.items()):
+        truth, values = scored.codes[:, slot], config.phenotypes[name]
+        if not (truth >= 0).any():
+            continue
+        on_progress(ProgressEvent("fitting baselines", number, len(predicted)))
+        methods: dict[str, NDArray[np.floating[Any]]] = {"model": probabilities[name]}
+        if training is not None and (training.codes[:, slot] >= 0).any():
+            for method in baselines:
+                methods[method] = predict_by_baseline(
+                    method, training.expression, training.codes[:, slot], scored.expression,
+                    len(values), seed=seed,
+                )  # fmt: skip
+        phenotypes[name] = score_methods(
+            name, values, truth, methods, donors=scored.donors, donor_names=donor_names, seed=seed
+        )
+        notes += review_scores(name, phenotypes[name])
+        if training is None:
+            continue
+        known = training.codes[:, slot]
+        notes += review_labels(name, values, truth, known)
+        found = score_two_genes(training.expression, known, scored.expression, truth, symbols)
+        if found is not None:
+            two_genes[name] = found
+            notes += review_two_genes(name, phenotypes[name]["model"], found)
+    on_progress(ProgressEvent("fitting baselines", len(predicted), len(predicted)))
+    nothing = np.zeros(0, dtype=np.int64)
+    notes += review_donors(
+        nothing if training is None else training.donors,
+        scored.donors,
+        len(donor_names),
+        {name: config.phenotypes[name] for name in phenotypes},
+        {
+            name: nothing if training is None else training.codes[:, predicted[name]]
+            for name in phenotypes
         },
-        "phenotypes": section.phenotypes,
-        "two_genes": section.two_genes,
-        "conditions": conditions.phenotypes,
-        **genes,
-        "notes": notes + section.notes,
-    }
+        {name: scored.codes[:, predicted[name]] for name in phenotypes},
+    )
+    return MethodComparison(phenotypes, two_genes, notes)
+
+
+def evaluate_conditions(
+    model: CellModel,
+    store: Store,
+    rows: NDArray[np.int64],
+    headline: Mapping[str, NDArray[np.float32]],
+    *,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> tuple[Conditions, GeneRates | None, list[GeneRow]]:
+    """Score a model with other phenotypes given, and with genes masked.
+
+    Parameters
+    ----------
+    rows
+        The cells of the headline; a sample of at most `MAX_CONDITION_CELLS` is scored.
+    headline
+        phenotype -> (cells of ``rows``, values) probabilities with all genes visible.
+
+    Returns
+    -------
+    Scores by condition; masked genes by rate (None for a classifier); a row per gene and rate.
+    """
+    chosen = np.arange(len(rows))
+    if len(rows) > MAX_CONDITION_CELLS:
+        rng = generator(seed, Stream.CONDITION_CELLS)
+        chosen = np.sort(rng.choice(chosen, MAX_CONDITION_CELLS, replace=False))
+    some = rows[chosen]
+    predicted = {"hidden": {name: of_name[chosen] for name, of_name in headline.items()}}
+    given = predict_given_others(model, store, some, seed=seed, on_progress=on_progress)
+    if given:
+        predicted["given"] = given
+    of_genes = []
+    for rate in MASK_RATES:
+        predicted[f"masked_{rate}"], genes = evaluate_at_rate(
+            model, store, some, rate, seed=seed, on_progress=on_progress
+        )
+        of_genes.append(genes)
+    codes = np.asarray(store.phenotype_codes[some])
+    donors = None if store.donors is None else np.asarray(store.donors[some])
+    phenotypes: Scores = {}
+    for name, slot in model.config.predicted.items():
+        if (codes[:, slot] >= 0).any():
+            scores = score_methods(
+                name,
+                store.phenotypes[name],
+                codes[:, slot],
+                {condition: of_all[name] for condition, of_all in predicted.items()},
+                donors=donors,
+                donor_names=store.donor_names or (),
+                seed=seed,
+            )
+            phenotypes[name] = {condition: _brief(one) for condition, one in scores.items()}
+    conditions = Conditions(len(some), phenotypes)
+    if model.config.classified is not None:
+        return conditions, None, []
+    return conditions, *report_genes(of_genes, model.panel, len(some))
+
+
+def _brief(scores: PhenotypeScores) -> PhenotypeScores:
+    """Leave out what the report has for the headline alone."""
+    return replace(scores, values=None, confusion=None, calibration=None, donors=None)

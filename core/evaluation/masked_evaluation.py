@@ -160,7 +160,7 @@ def evaluate_at_rate(
             yield from _batches_at_rate(model, store, some, rate, seed, rng)
 
     parts: list[Probabilities] = []
-    genes = GeneScores.of(model, rate)
+    genes = GeneScores(model, rate)
     has_genes = model.config.classified is None
     alternates = has_genes and model.config.layout != "ranked"  # phenotypes, genes, phenotypes, ...
     for number, prediction in enumerate(predict(model, batches())):

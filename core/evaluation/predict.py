@@ -22,6 +22,8 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
 BATCH_SIZE = 64
+#: Tokens of a batch of cells of a file, on a CPU and on a GPU.
+_TOKENS = {"cpu": 2**14, "cuda": 2**17}
 
 Probabilities = dict[str, NDArray[np.float32]]
 
@@ -43,6 +45,13 @@ def predict(model: CellModel, batches: Iterable[CellBatch]) -> Iterator[Predicti
     for cells in batches:
         batch = BatchTensors.from_arrays(cells, device)
         yield Prediction(cells, batch, network(batch))
+
+
+def batch_cells(model: CellModel) -> int:
+    """Return how many cells of a file fit a batch on the model's device, however long they are."""
+    device = next(model.network.parameters()).device
+    tokens = _TOKENS.get(device.type, _TOKENS["cpu"])
+    return max(tokens // model.config.longest_sequence, 1)
 
 
 def phenotype_probabilities(model: CellModel, prediction: Prediction) -> Probabilities:

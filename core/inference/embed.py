@@ -96,9 +96,7 @@ def embed_cells(
     network = model.network
     device = next(network.parameters()).device
     network.eval()
-    blocks = encoded_blocks(
-        model, cells, hints, device=device, stage="embedding cells", on_progress=on_progress
-    )
+    blocks = encoded_blocks(model, cells, hints, stage="embedding cells", on_progress=on_progress)
     for span, arrays in blocks:
         batch = BatchTensors.from_arrays(arrays, device)
         write(span, network.cell_embeddings(batch, position).float().cpu().numpy())

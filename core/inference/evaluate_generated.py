@@ -1,15 +1,14 @@
-"""Generated cells held against real ones that training has not seen, by the whole protocol.
+"""Comparison of generated cells with held-out real ones, by the whole fidelity protocol.
 
 The real cells are the held-out ones of the store that the model was trained on, or those of files; the
-baselines learn from the training cells of the store. Where the generated cells were asked to have some
-phenotypes, only real cells that have them count. Which cells are of one class is said by one or several
-phenotypes, by default the cell type.
+baselines learn from the training cells of the store. If some phenotypes were requested of the generated
+cells, only real cells that have them count. One or several phenotypes, by default the cell type, make the
+classes of cells.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,56 +18,31 @@ from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.phenotypes import suggest
 from core.cells.store import Store
-from core.encoding.values import ValueTable, fit_value_encoder
+from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
-from core.evaluation.condition_likelihood import condition_likelihood
-from core.evaluation.fidelity_judge import LabelledCells
-from core.evaluation.fidelity_pictures import fidelity_pictures
-from core.evaluation.fidelity_protocol import Draw, run_protocol
-from core.evaluation.fidelity_verdict import mark_methods, verdict
-from core.evaluation.rebalancing import compare_rebalancing
-from core.evaluation.scvi_baseline import ScviBaseline, check_scvi
-from core.files import plain_json
+from core.evaluation.fidelity.judge import LabelledCells
+from core.evaluation.fidelity.likelihood import condition_likelihood
+from core.evaluation.fidelity.pictures import fidelity_pictures
+from core.evaluation.fidelity.protocol import Draw, run_protocol
+from core.evaluation.fidelity.rebalancing import compare_rebalancing
+from core.evaluation.fidelity.scvi_baseline import ScviBaseline, check_scvi
+from core.evaluation.fidelity.verdict import mark_methods, verdict
+from core.evaluation.known_cells import KnownCells
+from core.evaluation.report.records import FidelityFacts, FidelityReport
 from core.inference.generated_cells import GeneratedCells, read_generated
-from core.inference.labelled_files import read_labelled
+from core.inference.labelled_files import read_labelled, trained_on
 from core.model.folder import CellModel
 from core.presets.schema import EncodingSettings
 from core.progress import Listener, ignore_progress
 
-__all__ = ["evaluate_generated"]
-
 #: The baselines' bins: not expressed, and nine of equal counts per gene.
 _BASELINE_BINS = 10
-#: Training cells read at most.
-_MOST_TRAINING = 20_000
-#: Held-out cells read at most.
-_MOST_REAL = 20_000
+#: Training cells, and held-out cells, read at most: an even sample.
+_MOST_CELLS = 20_000
 #: Genes scored at most: the copula needs the square of their number.
 _MOST_GENES = 2_000
 
-Codes = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Cells of one origin.
-
-    Attributes
-    ----------
-    expression, codes
-        (cells, panel genes), (cells, phenotypes).
-    donors, stored
-        (cells,), donors, and rows of the store; None where not known.
-    """
-
-    expression: sparse.csr_matrix
-    codes: Codes
-    donors: NDArray[np.int64] | None = None
-    stored: NDArray[np.int64] | None = None
-
-    def take(self, rows: NDArray[Any]) -> "_Cells":
-        donors, stored = (None if one is None else one[rows] for one in (self.donors, self.stored))
-        return _Cells(self.expression[rows], self.codes[rows], donors, stored)
+Codes = NDArray[np.int64]
 
 
 def evaluate_generated(
@@ -89,7 +63,7 @@ def evaluate_generated(
     matrix: str = "auto",
     gene_ids: str = "auto",
     on_progress: Listener = ignore_progress,
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+) -> tuple[FidelityReport, dict[str, bytes]]:
     """Score generated cells beside real cells, independent genes and the Gaussian copula.
 
     Parameters
@@ -97,25 +71,25 @@ def evaluate_generated(
     model
         The model that generated them.
     files
-        What `tfx generate` wrote; several files are scored as one set of cells.
+        Files of `tfx generate`; several files are scored as one set of cells.
     store
-        What the model was trained on; None: no baselines, and `real_files` are needed.
+        The store that the model was trained on; None: no baselines, and `real_files` are needed.
     real_files
-        Real cells to compare with instead of the held-out cells of the store.
+        Real cells to compare with, instead of the held-out cells of the store.
     labels, donor_column, matrix, gene_ids
-        How to read these, as in `core.inference.evaluate_files`.
+        How to read these: `core.inference.labelled_files.read_labelled`.
     trained_where
-        The cells of the store that the model was trained for.
+        The cells of the store that the model was trained on.
     classes
-        Phenotypes that say which cells are of one class; default the cell type.
+        Phenotypes that make the classes; default the cell type.
     max_cells, n_seeds, n_trees, n_resamples
-        See `core.evaluation.fidelity_protocol.run_protocol`.
+        See `core.evaluation.fidelity.protocol.run_protocol`.
     with_scvi
-        With scVI beside them, trained on the same cells; needs counts and scvi-tools.
+        Also compare with scVI, trained on the same cells; needs counts and scvi-tools.
 
     Returns
     -------
-    A report for `core.evaluation.fidelity_report`, in plain JSON values, and its pictures by heading.
+    The report, and its pictures by heading.
 
     Raises
     ------
@@ -124,98 +98,99 @@ def evaluate_generated(
     ConfigurationError
         The model has no such phenotype.
     MachineError
-        scvi-tools is asked for and not installed.
+        scVI is requested and scvi-tools is not installed.
     """
     if with_scvi:
         check_scvi()
+    provenance = model.provenance
     generated = read_generated(model, files)
     notes = list(generated.notes)
-    training = None if store is None else _stored(model, store, trained_where, "train")
+    training = None if store is None else _training_cells(model, store, trained_where)
+    missing = np.zeros(len(model.panel), dtype=bool)
     if real_files:
-        real, missing = _real_files(
+        real, missing = _cells_of_files(
             model, real_files, labels, donor_column, matrix=matrix, gene_ids=gene_ids
         )
-        beside = f"cells of {', '.join(Path(one).name for one in real_files)}"
-        notes += _same_files(model, real_files)
+        source = f"cells of {', '.join(Path(one).name for one in real_files)}"
+        notes += [
+            f"the model was trained on {file}, so these real cells are not held out"
+            for file in trained_on(model, real_files)
+        ]
     elif store is not None:
-        real = _stored(model, store, trained_where, "held-out")
-        missing = np.zeros(len(model.panel), dtype=bool)
-        beside = "held-out cells" + (" of unseen donors" if real.donors is not None else "")
+        real = _held_out_cells(model, store, trained_where)
+        source = "held-out cells" + (" of held-out donors" if real.donors is not None else "")
     else:
         message = (
-            f"the store that the model was trained on ({model.provenance.get('store')}) is gone or "
+            f"the store that the model was trained on ({provenance.get('store')}) is gone or "
             f"changed: prepare it again, or name files of real cells before --generated"
         )
         raise DataError(message)
-    names = _class_names(model, generated, classes)
-    matching = None if training is None else _meets(training.codes, generated.requests)
-    asked = _meets(real.codes, generated.requests)
-    if not asked.any():
+    names = _class_phenotypes(model, generated, classes)
+    requested = _describe(model, generated.requests)
+    meets = _meets(real.codes, generated.requests)
+    if not meets.any():
         message = (
-            f"none of the {len(asked):,} {beside} has the phenotypes that were asked for "
-            f"({_describe(model, generated.requests)}); name files of such cells before --generated"
+            f"none of the {len(meets):,} {source} has the phenotypes that were requested "
+            f"({requested}); name files of such cells before --generated"
         )
         raise DataError(message)
-    real = real.take(np.flatnonzero(asked))
-    genes, gene_note = _genes(model, real.expression, missing)
-    notes += gene_note
-    own = _Cells(generated.expression, generated.codes)
+    real = real.take(np.flatnonzero(meets))
+    genes, gene_notes = _scored_genes(model, real.expression, missing)
+    notes += gene_notes
+    made = KnownCells(generated.expression, generated.codes)
     slots = [model.config.phenotype_names.index(name) for name in names]
-    class_names, (of_generated, of_real, *of_training) = _classes(
-        model, slots, [one for one in (own, real, training) if one is not None]
+    class_names, (of_made, of_real, *of_training) = _classes(
+        model, slots, [one for one in (made, real, training) if one is not None]
     )
-    for side, codes in (("generated", of_generated), ("real", of_real)):
+    for side, codes in (("generated", of_made), ("real", of_real)):
         n_without = int((codes < 0).sum())
         if n_without:
             notes.append(f"{n_without:,} {side} cells have no {' and '.join(names)}; not scored")
 
-    def label(cells: _Cells, codes: NDArray[np.int64]) -> LabelledCells:
+    def label(cells: KnownCells, codes: Codes) -> LabelledCells:
         known = codes >= 0
         values = cells.expression[known][:, genes].toarray().astype(np.float32)
-        return LabelledCells(_in_models_terms(model, values, genes), codes[known])
+        return LabelledCells(_as_model_values(model, values, genes), codes[known])
 
-    labelled_training = None
+    labelled_real, labelled_made = label(real, of_real), label(made, of_made)
+    labelled_training = matching = None
     if training is not None:
         labelled_training = label(training, of_training[0])
-        assert matching is not None
-        matching = matching[of_training[0] >= 0]
-        n_matching = int(matching.sum())
-        if n_matching == 0:
+        matching = _meets(training.codes, generated.requests)[of_training[0] >= 0]
+        if not matching.any():
             notes.append(
-                "no training cell has what was asked for, so the copula and independent genes, which "
-                "only repeat what they have seen, have nothing to draw from"
+                "no training cell has the requested phenotypes, so there is no copula and there are no "
+                "independent genes: these draw from training cells alone"
             )
     else:
         notes.append(
-            "the cells the model was trained on are gone or changed: no baselines, and nothing on "
-            "copies or on cells being of the class that was asked for"
+            "the cells that the model was trained on are gone or changed: no baselines, and no measures "
+            "of copies or of the requested class"
         )
-    labelled_real = label(real, of_real)
-    bins_from = labelled_real if labelled_training is None else labelled_training
     panel = model.panel.take(genes)
-    encoder, table = _baseline_bins(model, bins_from, panel)
+    encoder, table = _baseline_bins(
+        model, labelled_real if labelled_training is None else labelled_training, panel
+    )
     others: dict[str, Draw] = {}
     if with_scvi:
         draw = None
         if training is not None and store is not None and matching is not None:
             known = np.flatnonzero(of_training[0] >= 0)[matching]
-            draw = _scvi(
-                model, store, training.take(known), of_training[0][known], genes, on_progress
-            )
+            rows, learnt = training.take(known).rows, of_training[0][known]
+            assert rows is not None
+            draw = _scvi(model, store, rows, learnt, genes, on_progress)
         if draw is None:
-            notes.append(
-                "scVI is left out: it learns from counts of the training cells, of which there are none"
-            )
+            notes.append("scVI is left out: it learns from counts of training cells, and has none")
         else:
             others["scvi"] = draw
     result = run_protocol(
         labelled_real,
-        label(own, of_generated),
+        labelled_made,
         labelled_training,
         encoder,
         table,
         len(class_names),
-        donors=None if real.donors is None else real.donors[of_real >= 0],
+        donors=None if real.donors is None else real.donors[of_real >= 0].astype(np.int64),
         matching=matching,
         others=others,
         max_cells=max_cells,
@@ -224,105 +199,80 @@ def evaluate_generated(
         n_resamples=n_resamples,
         on_progress=on_progress,
     )
-    rebalanced = {}
-    if labelled_training is not None:
+    rebalanced, likelihood = {}, None
+    if training is not None and labelled_training is not None:
         rebalanced = compare_rebalancing(
-            labelled_training, labelled_real, label(own, of_generated), encoder, table,
-            len(class_names),
-        )  # fmt: skip
-    likelihood = None
-    if training is not None:
-        likelihood = condition_likelihood(
-            model, real.expression, real.codes, of_real, training.expression, of_training[0],
-            slots=slots, genes=genes,
-        )  # fmt: skip
-    if model.provenance.get("simulated"):
-        notes.append(
-            "the model was trained on simulated cells: the figures say nothing about real biology"
+            labelled_training, labelled_real, labelled_made, encoder, table, len(class_names)
         )
-    marks = mark_methods(result)
-    report = {
-        "title": f"Cells generated by {model.provenance.get('name', 'the model')}",
-        "facts": {
-            "files": ", ".join(files),
-            "generated cells": generated.n_cells,
-            "asked for": _describe(model, generated.requests),
-            "model": model.provenance.get("name"),
-            "step": model.provenance.get("step"),
-            "simulated": bool(model.provenance.get("simulated")),
-            "real cells": f"{len(labelled_real):,} {beside}",
-            "training cells": "gone" if training is None else len(of_training[0]),
-            "classes": " and ".join(names) or "one: the model has no phenotypes",
-            "matched cells on a side": ", ".join(f"{n:,}" for n in result.n_cells),
-            "genes": len(genes),
-            "seeds": n_seeds,
-            "trees": n_trees,
-        },
-        "verdict": verdict(result, marks) + ([] if likelihood is None else [likelihood.sentence()]),
-        "scores": result.scores,
-        "marks": marks,
-        "limits": result.limits,
-        "class_cells": {class_names[code]: n for code, n in result.class_cells.items()},
-        "likelihood": likelihood,
-        "rebalancing": rebalanced,
-        "notes": notes,
-    }
-    return plain_json(report), fidelity_pictures(result.shown, panel.symbols, class_names)
+        likelihood = condition_likelihood(
+            model, real, of_real, training, of_training[0], slots=slots, genes=genes
+        )
+    if provenance.get("simulated"):
+        notes.append(
+            "the model was trained on simulated cells: the scores mean nothing for real biology"
+        )
+    marks = mark_methods(result.scores, result.limits)
+    sentences = verdict(result.scores, marks, min(result.n_cells))
+    report = FidelityReport(
+        title=f"Cells generated by {provenance.get('name', 'the model')}",
+        facts=FidelityFacts(
+            files=", ".join(files),
+            n_cells_generated=generated.n_cells,
+            requested=requested,
+            model=provenance.get("name"),
+            step=provenance.get("step"),
+            simulated=bool(provenance.get("simulated")),
+            real_cells=f"{len(labelled_real):,} {source}",
+            training_cells="gone" if training is None else str(len(training)),
+            classes=" and ".join(names) or "one: the model has no phenotypes",
+            matched_cells_per_side=", ".join(f"{n:,}" for n in result.n_cells),
+            n_genes=len(genes),
+            n_seeds=n_seeds,
+            n_trees=n_trees,
+        ),
+        verdict=(*sentences, *([] if likelihood is None else [likelihood.sentence()])),
+        scores=result.scores,
+        marks=marks,
+        limits=result.limits,
+        class_cells={class_names[code]: n for code, n in result.class_cells.items()},
+        likelihood=likelihood,
+        rebalancing=rebalanced,
+        notes=tuple(notes),
+    )
+    return report, fidelity_pictures(result.shown, panel.symbols, class_names)
 
 
-def _stored(model: CellModel, store: Store, where: CellFilter | None, which: str) -> _Cells:
-    """Read training cells, or those of the other splits, an even sample of at most 20,000."""
-    if which == "train":
-        rows, most = store.rows("train"), _MOST_TRAINING
-    else:
-        rows = np.sort(np.concatenate([store.rows("validation"), store.rows("test")]))
-        most = _MOST_REAL
-        if len(rows) == 0:
-            message = (
-                f"{store.path}: no cell was held out of training; set data.split.test above 0 and "
-                f"train again, or name files of real cells before --generated"
-            )
-            raise DataError(message)
-    if where:
-        rows = rows[store.where(where)[rows]]
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
-    # Cells stand in random order, so an even sample is a random one.
-    names = list(store.phenotypes)
-    codes = np.full((len(rows), len(model.config.phenotypes)), -1, dtype=np.int32)
-    for slot, (name, values) in enumerate(model.config.phenotypes.items()):
-        if name in names:
-            place = {value: code for code, value in enumerate(values)}
-            to_model = [place.get(value, -1) for value in store.phenotypes[name]]
-            stored = np.asarray(store.phenotype_codes[rows, names.index(name)])
-            codes[:, slot] = np.array([*to_model, -1])[stored]
-    donors = None
-    if store.donors is not None and store.report.get("split", {}).get("method") != "cells":
-        donors = np.asarray(store.donors[rows]).astype(np.int64)
-    return _Cells(store.read(rows, model.panel), codes, donors, rows)
+# --------------------------------------------------------------------------------------- the cells
 
 
-def _scvi(
-    model: CellModel,
-    store: Store,
-    cells: _Cells,
-    classes: NDArray[np.int64],
-    genes: NDArray[np.int64],
-    on_progress: Listener,
-) -> Draw | None:
-    """Train scVI on the counts of training cells; None where there are none."""
-    if store.value_kind != "counts" or cells.stored is None or len(cells.stored) == 0:
-        return None
-    counts = sparse.csr_matrix(store.read_counts(cells.stored, model.panel)[:, genes])
-    totals = store.totals[cells.stored].astype(np.float64)
-    scvi = ScviBaseline(counts, totals, classes, on_progress=on_progress)
-
-    def draw(classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-        return _in_models_terms(model, scvi.draw(classes, rng), genes)
-
-    return draw
+def _training_cells(model: CellModel, store: Store, where: CellFilter | None) -> KnownCells:
+    rows = _even_sample(_matching_rows(store, store.rows("train"), where))
+    return KnownCells.of_store(model, store, rows)
 
 
-def _real_files(
+def _held_out_cells(model: CellModel, store: Store, where: CellFilter | None) -> KnownCells:
+    rows = np.sort(np.concatenate([store.rows("validation"), store.rows("test")]))
+    if len(rows) == 0:
+        message = (
+            f"{store.path}: no cell was held out of training; set data.split.test above 0 and "
+            f"train again, or name files of real cells before --generated"
+        )
+        raise DataError(message)
+    cells = KnownCells.of_store(model, store, _even_sample(_matching_rows(store, rows, where)))
+    is_by_donor = store.report.get("split", {}).get("method") != "cells"
+    return cells if is_by_donor else replace(cells, donors=None)
+
+
+def _matching_rows(store: Store, rows: Codes, where: CellFilter | None) -> Codes:
+    return rows[store.where(where)[rows]] if where else rows
+
+
+def _even_sample(rows: Codes) -> Codes:
+    """At most 20,000: the cells of a store are in random order, so an even sample is a random one."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_CELLS)).astype(np.int64)]
+
+
+def _cells_of_files(
     model: CellModel,
     files: Sequence[str],
     labels: Sequence[str],
@@ -330,37 +280,30 @@ def _real_files(
     *,
     matrix: str,
     gene_ids: str,
-) -> tuple[_Cells, NDArray[np.bool_]]:
+) -> tuple[KnownCells, NDArray[np.bool_]]:
     """Read files of real cells; and (panel genes,), which a file lacks."""
-    known = [
+    read = [
         read_labelled(
-            model, file, labels=labels, donor_column=donor_column, most=_MOST_REAL,
-            matrix=matrix, gene_ids=gene_ids,
+            model, file, phenotypes=model.config.phenotypes,
+            choose=lambda codes: np.arange(0, len(codes), max(1, -(-len(codes) // _MOST_CELLS))),
+            labels=labels, donor_column=donor_column, matrix=matrix, gene_ids=gene_ids,
         )
         for file in files
     ]  # fmt: skip
-    donors = np.concatenate([one.donors for one in known])
+    donors = np.concatenate([one.donors for one in read])
     names, codes = np.unique(donors.astype(str), return_inverse=True)
-    cells = _Cells(
-        sparse.csr_matrix(sparse.vstack([one.expression for one in known])),
-        np.concatenate([one.codes for one in known]),
+    cells = KnownCells(
+        sparse.csr_matrix(sparse.vstack([one.expression for one in read])),
+        np.concatenate([one.codes for one in read]),
         codes.astype(np.int64) if len(names) > 1 else None,
     )
-    return cells, np.any([one.missing for one in known], axis=0)
+    return cells, np.any([one.missing for one in read], axis=0)
 
 
-def _same_files(model: CellModel, files: Sequence[str]) -> list[str]:
-    """Say which of the files the model was trained on."""
-    sources = [str(one) for one in model.provenance.get("sources", [])]
-    resolved = {Path(one).resolve() for one in sources if not one.startswith("builtin:")}
-    return [
-        f"{file} is what the model was trained on, so these real cells are not unseen"
-        for file in files
-        if file in sources or Path(file).resolve() in resolved
-    ]
+# ------------------------------------------------------------------------------- classes, requests
 
 
-def _class_names(
+def _class_phenotypes(
     model: CellModel, generated: GeneratedCells, wanted: Sequence[str]
 ) -> tuple[str, ...]:
     """Return the phenotypes that make the classes."""
@@ -372,17 +315,15 @@ def _class_names(
     if wanted:
         return tuple(dict.fromkeys(wanted))
     labelled = [name for slot, name in enumerate(names) if (generated.codes[:, slot] >= 0).any()]
-    if "cell_type" in labelled:
-        return ("cell_type",)
-    return tuple(labelled[:1])
+    return ("cell_type",) if "cell_type" in labelled else tuple(labelled[:1])
 
 
 def _classes(
-    model: CellModel, slots: Sequence[int], sides: Sequence[_Cells]
-) -> tuple[list[str], list[NDArray[np.int64]]]:
+    model: CellModel, slots: Sequence[int], sides: Sequence[KnownCells]
+) -> tuple[list[str], list[Codes]]:
     """Code -> name of each class, and (cells,) codes of every side; -1 where a label is missing."""
     if not slots:
-        return ["all cells"], [np.zeros(len(one.codes), dtype=np.int64) for one in sides]
+        return ["all cells"], [np.zeros(len(one), dtype=np.int64) for one in sides]
     chosen = np.concatenate([one.codes[:, slots] for one in sides])
     known = (chosen >= 0).all(axis=1)
     combinations, inverse = np.unique(chosen[known], axis=0, return_inverse=True)
@@ -393,17 +334,14 @@ def _classes(
         ", ".join(values[slot][code] for slot, code in zip(slots, row, strict=True))
         for row in combinations
     ]
-    return names, np.split(codes, np.cumsum([len(one.codes) for one in sides])[:-1])
+    return names, np.split(codes, np.cumsum([len(one) for one in sides])[:-1])
 
 
-def _meets(codes: Codes, requests: Sequence[dict[int, int]]) -> NDArray[np.bool_]:
-    """(cells,), which have what was asked for in at least one file."""
+def _meets(codes: NDArray[np.integer], requests: Sequence[dict[int, int]]) -> NDArray[np.bool_]:
+    """(cells,), which have the phenotypes that at least one file requests."""
     met = np.zeros(len(codes), dtype=bool)
     for request in requests:
-        of_file = np.ones(len(codes), dtype=bool)
-        for slot, code in request.items():
-            of_file &= codes[:, slot] == code
-        met |= of_file
+        met |= np.all([codes[:, slot] == code for slot, code in request.items()], axis=0)
     return met
 
 
@@ -416,26 +354,31 @@ def _describe(model: CellModel, requests: Sequence[dict[int, int]]) -> str:
     return "; ".join(dict.fromkeys(text or "all cells" for text in texts))
 
 
-def _genes(
+# -------------------------------------------------------------------------- genes, values, baselines
+
+
+def _scored_genes(
     model: CellModel, real: sparse.csr_matrix, missing: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Columns of the panel that are scored, in panel order, and what was left out."""
+) -> tuple[Codes, list[str]]:
+    """Columns of the panel that are scored, in panel order, and notes on the others."""
+    from sklearn.utils.sparsefuncs import mean_variance_axis  # 500 ms
+
     genes, notes = np.flatnonzero(~missing), []
     if missing.any():
         notes.append(f"{int(missing.sum()):,} genes of the model are not in the files; not scored")
     if len(genes) > _MOST_GENES:
-        wide = real[:, genes].astype(np.float64)
-        mean = np.asarray(wide.mean(axis=0)).ravel()
-        variance = np.asarray(wide.multiply(wide).mean(axis=0)).ravel() - mean**2
+        variance = mean_variance_axis(sparse.csr_matrix(real[:, genes], dtype=np.float64), axis=0)[
+            1
+        ]
         genes = np.sort(genes[np.argsort(-variance, kind="stable")[:_MOST_GENES]])
         notes.append(f"the {_MOST_GENES:,} most variable of {len(model.panel):,} genes are scored")
     return genes.astype(np.int64), notes
 
 
-def _in_models_terms(
-    model: CellModel, values: NDArray[np.float32], genes: NDArray[np.int64]
+def _as_model_values(
+    model: CellModel, values: NDArray[np.float32], genes: Codes
 ) -> NDArray[np.float32]:
-    """On or off for a binary model, whose generated cells are so already."""
+    """Turn values into 0 and 1 for a binary model, as its generated cells are."""
     if model.config.kind != "binary":
         return values
     edges = model.values.edges[..., 0]
@@ -443,12 +386,35 @@ def _in_models_terms(
     return (values >= np.minimum(edge, 1)).astype(np.float32)
 
 
-def _baseline_bins(model: CellModel, cells: LabelledCells, panel: GenePanel) -> tuple[Any, Any]:
-    """Return the baselines' bins and the training values within each."""
+def _baseline_bins(
+    model: CellModel, cells: LabelledCells, panel: GenePanel
+) -> tuple[ValueEncoder, ValueTable]:
+    """Return the baselines' bins and the training values in each."""
     kind = "binary" if model.config.kind == "binary" else "binned"
     settings = EncodingSettings(
         kind=kind, bins=_BASELINE_BINS, edges="gene_quantile", threshold=0.0
-    )  # fmt: skip
+    )
     expression = sparse.csr_matrix(cells.values)
     encoder = fit_value_encoder(settings, expression, panel)
     return encoder, ValueTable.fit(encoder, expression)
+
+
+def _scvi(
+    model: CellModel,
+    store: Store,
+    rows: Codes,
+    classes: Codes,
+    genes: Codes,
+    on_progress: Listener,
+) -> Draw | None:
+    """Train scVI on the counts of training cells; None if there are none."""
+    if store.value_kind != "counts" or len(rows) == 0:
+        return None
+    counts = sparse.csr_matrix(store.read_counts(rows, model.panel)[:, genes])
+    totals = store.totals[rows].astype(np.float64)
+    scvi = ScviBaseline(counts, totals, classes, on_progress=on_progress)
+
+    def draw(classes: Codes, rng: np.random.Generator) -> NDArray[np.float32]:
+        return _as_model_values(model, scvi.draw(classes, rng), genes)
+
+    return draw

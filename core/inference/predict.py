@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError
-from core.evaluation.predict import phenotype_probabilities, predict
+from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
 from core.inference.hints import Hint
 from core.inference.query_cells import QueryCells
 from core.model.folder import CellModel
@@ -17,9 +16,6 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
 __all__ = ["PhenotypeAnswers", "encoded_blocks", "predict_phenotypes_of"]
-
-#: Tokens of a batch, on a CPU and on a GPU.
-_TOKENS = {"cpu": 2**14, "cuda": 2**17}
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,6 @@ def encoded_blocks(
     cells: QueryCells,
     hints: Sequence[Hint] = (),
     *,
-    device: torch.device,
     stage: str,
     on_progress: Listener = ignore_progress,
 ) -> Iterator[tuple[slice, CellBatch]]:
@@ -73,7 +68,7 @@ def encoded_blocks(
     config, encoder = model.config, model.batches
     names = list(config.phenotypes)
     hidden = [name for name in names if name not in {hint.name for hint in hints}]
-    size = max(_TOKENS.get(device.type, _TOKENS["cpu"]) // config.longest_sequence, 1)
+    size = batch_cells(model)
     on_progress(ProgressEvent(stage, 0, cells.n_cells))
     for first, expression in cells.blocks(size):
         span = slice(first, first + expression.shape[0])
@@ -105,7 +100,6 @@ def predict_phenotypes_of(
     if not names:
         message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
         raise ConfigurationError(message)
-    device = next(model.network.parameters()).device
     codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
     sure = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
     spans: list[slice] = []
@@ -113,7 +107,7 @@ def predict_phenotypes_of(
     def batches() -> Iterator[CellBatch]:
         stage = "predicting phenotypes"
         for span, batch in encoded_blocks(
-            model, cells, hints, device=device, stage=stage, on_progress=on_progress
+            model, cells, hints, stage=stage, on_progress=on_progress
         ):
             spans.append(span)
             yield batch

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from core.evaluation.masked_evaluation import evaluate_masked
-from core.evaluation.phenotype_metrics import score_phenotype
+from core.evaluation.metrics import score_phenotype
 from core.evaluation.predict import predict_phenotypes
 from core.progress import ProgressEvent
 from core.random_streams import Stream, generator

@@ -35,10 +35,10 @@ def test_a_new_file_is_scored_beside_baselines_of_the_training_cells(tfx, new, t
     result = tfx("eval", "tiny", "new.h5ad", "--json")
     assert result.code == 0, result.stderr
     document = result.json
-    assert document["schema"] == "tfx.eval/2"
+    assert document["schema"] == "tfx.eval/3"
     facts = document["facts"]
-    assert (facts["data"], facts["cells"], facts["genes missing"]) == ("new.h5ad", 200, 0)
-    assert facts["training cells of the baselines"] > 400
+    assert (facts["data"], facts["n_cells"], facts["n_genes_missing"]) == ("new.h5ad", 200, 0)
+    assert facts["n_cells_of_baselines"] > 400
     assert list(document["phenotypes"]) == ["sex", "tissue", "cell_type", "age", "disease"]
     for methods in document["phenotypes"].values():
         assert list(methods) == ["model", "logistic_regression", "marginal", "majority"]
@@ -85,7 +85,7 @@ def test_genes_that_the_file_lacks_are_masked_and_kept_from_the_baselines(tfx, n
     cells[:, ~cells.var_names.isin(lost)].copy().write_h5ad("few.h5ad")
     result = tfx("eval", "tiny", "few.h5ad", "--json")
     assert result.code == 0, result.stderr
-    assert result.json["facts"]["genes missing"] == len(lost)
+    assert result.json["facts"]["n_genes_missing"] == len(lost)
     assert not set(result.json["two_genes"]["sex"]["genes"]) & set(lost)
     first = tfx("eval", "tiny", "few.h5ad").stdout.splitlines()[0]
     assert first == f"tiny on few.h5ad: 200 cells, {len(panel)} genes ({len(lost)} of them missing)"
@@ -136,7 +136,8 @@ def test_donors_that_were_trained_on_are_said(tfx, tiny_run):
         "eval", "tiny", "builtin:atlas?cells=600&seed=0", "--baselines", "none", "--json"
     ).json
     assert any(
-        "have cells in training, so the figures may flatter" in note for note in document["notes"]
+        "have cells in training, so the scores may be too high" in note
+        for note in document["notes"]
     )
     assert (tiny_run / "eval-atlas_cells_600_seed_0" / "report.json").is_file()
 
@@ -145,7 +146,7 @@ def test_a_sample_is_the_same_every_time(tfx, new):
     one, two = (tfx("eval", "tiny", "new.h5ad", "--max-cells", 50, "--baselines", "none", "--json")
                 for _ in range(2))  # fmt: skip
     assert one.stdout == two.stdout
-    assert one.json["facts"]["cells"] == 50
+    assert one.json["facts"]["n_cells"] == 50
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -167,10 +168,10 @@ def test_a_sample_is_the_same_every_time(tfx, new):
         (
             ["tiny", "new.h5ad", "--label", "organ=tissue"],
             2,
-            "--label organ=tissue: the model does not tell a phenotype 'organ'",
+            "--label organ=tissue: the model does not know a phenotype 'organ'",
         ),
         (["tiny", "new.h5ad", "--label", "tissue=orgn"], 4, "'orgn', which does not exist"),
-        (["tiny", "blank.h5ad"], 4, "say where the labels are by --label NAME=COLUMN"),
+        (["tiny", "blank.h5ad"], 4, "name the columns by --label NAME=COLUMN"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tfx, new, tiny_run, arguments, code, words):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.evaluation.bootstrap import bootstrap_scores
-from core.evaluation.phenotype_metrics import score_phenotype
+from core.evaluation.metrics import score_phenotype
 
 VALUES = ["a", "b", "c"]
 
@@ -39,7 +39,7 @@ def test_intervals_agree_with_plain_resampling(by_donor):
     for number, name in enumerate(predicted):
         for measure, of_measure in enumerate(("accuracy", "balanced_accuracy", "macro_f1")):
             np.testing.assert_allclose(
-                found[name].scores[of_measure], expected[:, number, measure], atol=0.02
+                getattr(found[name], of_measure), expected[:, number, measure], atol=0.02
             )
     assert found["model"].resampled == ("donors" if by_donor else "cells")
     assert found["model"].n_units == (12 if by_donor else 400)
@@ -49,21 +49,19 @@ def test_donors_that_differ_widen_the_interval():
     true = np.zeros(1000, dtype=int)
     donors = np.repeat(np.arange(10), 100)
     predicted = {"model": np.where(donors < 5, 0, 1)}  # right on half of the donors
-    by_cell = bootstrap_scores(true, predicted, 2, seed=0)["model"].scores["accuracy"]
-    by_donor = bootstrap_scores(true, predicted, 2, donors=donors, seed=0)["model"].scores[
-        "accuracy"
-    ]
+    by_cell = bootstrap_scores(true, predicted, 2, seed=0)["model"].accuracy
+    by_donor = bootstrap_scores(true, predicted, 2, donors=donors, seed=0)["model"].accuracy
     assert by_cell[1] - by_cell[0] < 0.07
     assert by_donor[1] - by_donor[0] > 0.4
 
 
-def test_the_lead_of_the_model_is_over_the_same_draws():
+def test_the_difference_from_the_model_is_over_the_same_draws():
     true, predicted = answers()
     predicted["twin"] = predicted["model"].copy()
     found = bootstrap_scores(true, predicted, 3, seed=0)
-    assert found["model"].lead is None
-    assert found["twin"].lead["accuracy"] == (0.0, 0.0)
-    low, high = found["other"].lead["accuracy"]
+    assert found["model"].model_minus_method is None
+    assert found["twin"].model_minus_method.accuracy == (0.0, 0.0)
+    low, high = found["other"].model_minus_method.accuracy
     assert 0.05 < low < high < 0.4
 
 
@@ -71,16 +69,16 @@ def test_one_donor_alone_is_no_reason_for_certainty():
     true, predicted = answers()
     found = bootstrap_scores(true, predicted, 3, donors=np.zeros(400, int), seed=0)["model"]
     assert found.resampled == "cells"
-    assert found.scores["accuracy"][0] < found.scores["accuracy"][1]
+    assert found.accuracy[0] < found.accuracy[1]
 
 
-def test_missing_labels_and_missing_answers():
+def test_missing_labels_and_missing_predictions():
     true, predicted = answers()
     true = np.append(true, [-1] * 50)
     longer = {name: np.append(codes, [-1] * 50) for name, codes in predicted.items()}
     assert bootstrap_scores(true, longer, 3, seed=0) == bootstrap_scores(*_labelled(), 3, seed=0)
     none = bootstrap_scores([0, 1], {"model": [-1, -1]}, 2, seed=0)["model"]
-    assert none.scores["accuracy"] == (0.0, 0.0)
+    assert none.accuracy == (0.0, 0.0)
     assert bootstrap_scores([-1], {"model": [0]}, 2, seed=0) == {}
 
 

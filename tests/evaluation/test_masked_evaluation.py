@@ -1,10 +1,15 @@
-"""A model held against cells with known answers: figures against figures computed plainly."""
+"""Masked losses and accuracies, and predictions of phenotypes, against plain computations."""
 
 import numpy as np
 import pytest
 import torch
 
-from core.evaluation.masked_evaluation import evaluate_masked
+from core.evaluation.masked_evaluation import (
+    _batches_at_rate,
+    draw_static_mask,
+    evaluate_at_rate,
+    evaluate_masked,
+)
 from core.evaluation.predict import predict_phenotypes
 from core.presets.schema import LossSettings, MaskingSettings
 from tests.tiny_atlas import build_model, tiny_preset
@@ -15,9 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("weighting", ["mean", "rate"])
 @pytest.mark.parametrize("kind", ["binary", "binned", "continuous"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_the_figures_do_not_depend_on_the_batches(
-    tiny_store, rows, models, kind, layout, weighting
-):
+def test_the_scores_do_not_depend_on_the_batches(tiny_store, rows, models, kind, layout, weighting):
     """45 cells in batches of 64, or of 7 with 3 left over."""
     loss = LossSettings(weighting=weighting, phenotype_weight=0.5)
     one, two = (
@@ -57,7 +60,7 @@ def test_the_baseline_is_the_genes_most_common_training_bin(tiny_store, rows, mo
 
 
 def test_a_model_that_knows_only_the_marginals_scores_as_the_baseline(tiny_store, rows):
-    """An untrained encoder beside gene biases at the training marginals answers the common bin."""
+    """An untrained encoder beside gene biases at the training marginals predicts the common bin."""
     model = build_model(tiny_preset().preset, tiny_store, name="example")
     with torch.no_grad():
         model.network.encoder_part.gene_output.weight.zero_()
@@ -137,3 +140,89 @@ def test_progress_ends_at_the_number_of_cells(tiny_store, rows, models):
         models(), tiny_store, rows, LossSettings(), batch_size=20, on_progress=events.append
     )
     assert [(event.done, event.total) for event in events] == [(20, 45), (40, 45), (45, 45)]
+
+
+# ------------------------------------------------------------------------------------- mask rates
+
+
+def test_a_mask_follows_from_seed_rate_and_row_alone():
+    rows = np.array([3, 17, 40])
+    mask = draw_static_mask(rows, 50, 0.5, seed=0)
+    assert mask.sum(axis=1).tolist() == [25, 25, 25]
+    assert (draw_static_mask(rows[[2, 0]], 50, 0.5, seed=0) == mask[[2, 0]]).all()
+    assert (mask[0] != mask[1]).any()
+    assert (draw_static_mask(rows, 50, 0.5, seed=1) != mask).any()
+
+
+def test_every_gene_is_masked_equally_often():
+    mask = draw_static_mask(np.arange(4000), 20, 0.15, seed=0)
+    assert mask.sum(axis=1).tolist() == [3] * 4000
+    np.testing.assert_allclose(mask.mean(axis=0), 0.15, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["binary", "binned", "continuous"])
+def test_scores_at_a_rate_do_not_depend_on_the_batches(tiny_store, rows, models, kind):
+    one, two = (
+        evaluate_at_rate(models(kind), tiny_store, rows, 0.5, batch_size=size) for size in (64, 7)
+    )
+    for name, predicted in one[0].items():
+        np.testing.assert_allclose(two[0][name], predicted, atol=1e-5)
+    np.testing.assert_allclose(two[1].model.nll, one[1].model.nll, rtol=1e-4, atol=1e-5)
+    assert (two[1].confusion == one[1].confusion).all()
+
+
+@pytest.mark.parametrize("layout", ["ranked", "expressed"])
+def test_the_same_seed_gives_the_same_scores_at_a_rate(tiny_store, rows, models, layout):
+    model = models(layout=layout)
+    one, same, other = (
+        evaluate_at_rate(model, tiny_store, rows, 0.5, seed=seed) for seed in (0, 0, 1)
+    )
+    for name, predicted in one[0].items():
+        assert (predicted == same[0][name]).all()
+        assert predicted.shape == (len(rows), len(tiny_store.phenotypes[name]))
+        np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
+    assert (one[1].model.nll == same[1].model.nll).all()
+    assert (one[1].model.nll != other[1].model.nll).any()
+
+
+def test_the_right_genes_are_masked_and_scored(tiny_store, rows, models):
+    model = models()
+    _, genes = evaluate_at_rate(model, tiny_store, rows, 0.9)
+    mask = draw_static_mask(rows, len(model.panel), 0.9, seed=0)
+    assert (genes.n_masked == mask.sum(axis=0)).all()
+    bins = model.values.encode(tiny_store.read(rows, model.panel).toarray())
+    counts = np.bincount(bins[mask], minlength=model.config.n_bins)
+    assert (genes.confusion.sum(axis=1) == counts).all()
+
+
+def test_in_the_expressed_layout_masked_genes_are_no_tokens(tiny_store, rows, models):
+    model = models(layout="expressed")
+    rng = np.random.default_rng(0)
+    of_phenotypes, of_genes = _batches_at_rate(model, tiny_store, rows, 0.5, 0, rng)
+    mask = draw_static_mask(rows, len(model.panel), 0.5, seed=0)
+    first = model.config.tokens.first_gene
+    for cell in range(len(rows)):
+        start, end = of_phenotypes.cu_seqlens[cell : cell + 2]
+        identity = of_phenotypes.token_id[start:end].astype(int) - first
+        shown = identity[(identity >= 0) & (identity < len(model.panel))]
+        assert not mask[cell, shown].any()
+    assert len(of_phenotypes.gene) == 0
+    assert len(of_genes.gene) > 0
+
+
+def test_predictions_at_a_rate_do_not_see_the_labels(tiny_store, rows, models, monkeypatch):
+    before, _ = evaluate_at_rate(models(), tiny_store, rows, 0.5)
+    blind = np.full_like(np.asarray(tiny_store.phenotype_codes), -1)
+    monkeypatch.setattr(tiny_store, "phenotype_codes", blind)
+    after, _ = evaluate_at_rate(models(), tiny_store, rows, 0.5)
+    for name, predicted in before.items():
+        assert (after[name] == predicted).all()
+
+
+def test_a_mask_rate_does_not_draw_from_the_global_generator(tiny_store, rows, models):
+    model = models()
+    model.network.train()
+    before = torch.get_rng_state()
+    evaluate_at_rate(model, tiny_store, rows, 0.15)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.network.training

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from core.evaluation.card_figures import card_figures, write_card_figures
+from core.evaluation.report.records import EvaluationFacts, EvaluationReport, PhenotypeScores
+from core.evaluation.report.writing import card_text, write_into_card
 from core.model.card import model_card, put_test_metrics
 
 from .examples import make_cell_model
@@ -74,36 +75,38 @@ def test_simulated_cells_and_a_licence_are_said():
     assert section(card_of(model, licence="CC BY 4.0"), "Licence").strip() == "CC BY 4.0"
 
 
-REPORT = {
-    "facts": {"cells": 1200, "split by": "donor"},
-    "phenotypes": {
-        "sex": {
-            "model": {"accuracy": 0.9, "macro_f1": 0.8},
-            "logistic_regression": {"accuracy": 0.95, "macro_f1": None},
-        }
+REPORT = EvaluationReport(
+    facts=EvaluationFacts(n_cells=1200, split_by="donor"),
+    phenotypes={
+        "sex": {"model": PhenotypeScores(accuracy=0.9, macro_f1=0.8)},
+        "age": {
+            "model": PhenotypeScores(accuracy=0.5, macro_f1=0.4),
+            "logistic_regression": PhenotypeScores(accuracy=0.6, macro_f1=0.55),
+        },
     },
-    "notes": ["sex: the model loses"],
-}
+    notes=("age: the model scores lower",),
+)
 
 
 def test_test_figures_take_the_place_of_those_before(tmp_path):
     make_cell_model().save(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "None yet: `tfx eval` writes them here" in section(card, "Test metrics")
-    write_card_figures(tmp_path / "model", REPORT)
-    write_card_figures(tmp_path / "model", REPORT)
+    write_into_card(tmp_path / "model", REPORT)
+    write_into_card(tmp_path / "model", REPORT)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     text = section(card, "Test metrics")
     assert "1,200 test cells (split by donor)" in text
     assert text.count("| sex | 0.900 / 0.800 |  |") == 1
-    assert "- sex: the model loses" in text
+    assert "| age | 0.500 / 0.400 | 0.600 / 0.550 |" in text
+    assert "- age: the model scores lower" in text
     assert card.count("## Limits") == 1
 
 
 def test_a_card_that_somebody_rewrote_is_left_alone():
-    assert put_test_metrics("# mine\n", card_figures(REPORT)) == "# mine\n"
+    assert put_test_metrics("# mine\n", card_text(REPORT)) == "# mine\n"
 
 
 def test_a_model_folder_that_is_gone_is_no_fault(tmp_path):
-    write_card_figures(tmp_path / "nowhere", REPORT)
+    write_into_card(tmp_path / "nowhere", REPORT)
     assert not list(tmp_path.iterdir())

@@ -138,14 +138,14 @@ def test_a_classifier_learns_from_scratch_and_is_scored_beside_baselines(tiny_st
     assert result.validation["f1/sex"] > 0.9
     assert set(result.validation) == {"loss", "loss/phenotypes", "acc/sex", "f1/sex"}
     model = CellModel.load(result.model)
-    report = evaluate_held_out(
-        model, tiny_store, "test", loss=preset.preset.loss,
-        baselines=("majority", "nearest_neighbours"),
-    )  # fmt: skip
-    assert list(report["phenotypes"]) == ["sex"]
-    assert set(report["phenotypes"]["sex"]) == {"model", "majority", "nearest_neighbours"}
-    assert "genes" not in report
-    assert report["phenotypes"]["sex"]["model"]["accuracy"] > 0.8
+    methods = ("majority", "nearest_neighbours")
+    report, gene_rows = evaluate_held_out(
+        model, tiny_store, "test", loss=preset.preset.loss, baselines=methods
+    )
+    assert list(report.phenotypes) == ["sex"]
+    assert set(report.phenotypes["sex"]) == {"model", *methods}
+    assert (report.genes, report.gene_rates, gene_rows) == (None, None, [])
+    assert report.phenotypes["sex"]["model"].accuracy > 0.8
 
 
 def encoder_weights(folder):
@@ -282,10 +282,10 @@ def test_one_value_against_the_rest_trains_and_answers(tiny_store, tmp_path):
     model = CellModel.load(result.model)
     told = predict_phenotypes(model, tiny_store, tiny_store.rows("test")[:5])
     assert {name: part.shape for name, part in told.items()} == {"tissue": (5, 2)}
-    report = evaluate_held_out(
+    report, _ = evaluate_held_out(
         model, tiny_store, "test", loss=preset.preset.loss, baselines=("majority",)
     )
-    assert report["phenotypes"]["tissue"]["model"]["values"] == ["lung", "not lung"]
+    assert report.phenotypes["tissue"]["model"].values == ("lung", "not lung")
     card = (result.model / "README.md").read_text(encoding="utf-8")
     assert "A classifier of single cells by tissue (lung or not lung)" in card
     assert "asked: tissue; shown, where known: none" in card

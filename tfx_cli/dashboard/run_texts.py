@@ -6,6 +6,7 @@ from typing import Any
 from rich.text import Text
 from textual.content import Content
 
+from core.evaluation.report.records import PhenotypeScores
 from core.runlog.json_lines import finite_number, number_in
 from core.runlog.schema import EventRecord, metric_info
 from core.runlog.settings import Setting
@@ -54,14 +55,12 @@ def baseline_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _methods(view: RunView, phenotype: str) -> Mapping[str, Any]:
-    phenotypes = (view.evaluation or {}).get("phenotypes")
-    methods = phenotypes.get(phenotype) if isinstance(phenotypes, dict) else None
-    return methods if isinstance(methods, dict) else {}
+def _methods(view: RunView, phenotype: str) -> Mapping[str, PhenotypeScores]:
+    return {} if view.evaluation is None else view.evaluation.phenotypes.get(phenotype, {})
 
 
-def _score(scores: object, name: str) -> float | None:
-    return finite_number(scores.get(name)) if isinstance(scores, dict) else None
+def _score(scores: PhenotypeScores | None, name: str) -> float | None:
+    return None if scores is None else finite_number(getattr(scores, name))
 
 
 def numbers_content(view: RunView, *, width: int) -> Content:
@@ -154,9 +153,9 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
     if phenotype is None:
         return Content("no evaluation of phenotypes yet")
     scores = _methods(view, phenotype).get("model")
-    if not isinstance(scores, dict) or not scores.get("confusion"):
+    if scores is None or not scores.confusion or not scores.values:
         return Content(f"'tfx eval {view.row.path}' writes the confusion matrix of {phenotype}")
-    matrix, values = scores["confusion"], [str(value) for value in scores["values"]]
+    matrix, values = scores.confusion, scores.values
     predicted = [sum(column) for column in zip(*matrix, strict=True)]
     used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
     fits = max((width - _LONGEST - 10) // 5, 2)

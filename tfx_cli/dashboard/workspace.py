@@ -6,7 +6,6 @@ deleted, or written by a machine with another clock.
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import TfxError
+from core.evaluation.report.records import EvaluationReport, read_evaluation_file
 from core.runlog.history import (
     LatestMetrics,
     RunCurves,
@@ -100,7 +100,7 @@ class RunView:
     #: The resolved preset.
     settings: tuple[Setting, ...]
     #: report.json of `tfx eval`, if there is one.
-    evaluation: Mapping[str, Any] | None
+    evaluation: EvaluationReport | None
     #: Lines that could not be read.
     bad_lines: int
 
@@ -266,7 +266,7 @@ class _RunFeed:
         self._tables: dict[str, CurveTable] = {}
         self._events = RecordTail(reader.folder / EVENTS_FILE, most=_MOST_EVENTS)
         self._machines: dict[str, RecordTail] = {}
-        self._evaluation: tuple[int, dict[str, Any] | None] = (0, None)
+        self._evaluation: tuple[int, EvaluationReport | None] = (0, None)
         self._settings: tuple[Setting, ...] = ()
 
     def poll(self, row: RunRow) -> RunView:
@@ -293,15 +293,19 @@ class _RunFeed:
             bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in tails),
         )
 
-    def _read_evaluation(self) -> dict[str, Any] | None:
+    def _read_evaluation(self) -> EvaluationReport | None:
+        """Read the report if it has changed; a file that is no report counts as none."""
         path = self._folder / "eval" / "report.json"
         try:
             stamp = path.stat().st_mtime_ns
-            if stamp != self._evaluation[0]:
-                report = json.loads(path.read_bytes())
-                self._evaluation = (stamp, report if isinstance(report, dict) else None)
-        except (OSError, ValueError, RecursionError):
+        except OSError:
             self._evaluation = (0, None)
+            return None
+        if stamp != self._evaluation[0]:
+            report = None
+            with contextlib.suppress(OSError, ValueError, RecursionError):
+                report = read_evaluation_file(path)
+            self._evaluation = (stamp, report)
         return self._evaluation[1]
 
 

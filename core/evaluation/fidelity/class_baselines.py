@@ -1,0 +1,137 @@
+"""Two simple generators that a model must beat: independent genes, and a Gaussian copula.
+
+Both draw cells of given classes (a cell type, a combination of phenotypes) from the training cells of the
+class, and cannot draw classes without training cells. They work in bins, bin 0 being "not expressed";
+`core.encoding.values` makes bins of values and values of bins.
+
+The copula follows the idea of scDesign2 (Sun et al. 2021, doi:10.1186/s13059-021-02367-2) and scDesign3
+(Song et al. 2024, doi:10.1038/s41587-023-01772-1): marginals per gene and class, joined by a Gaussian
+dependence. Here the marginals are fractions of bins, and the dependence is shrunk to that of all classes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.errors import DataError
+
+#: Least weight of the pooled correlation in that of a class, and cells at which it is a half.
+_LEAST_SHRINKAGE, _HALF_SHRUNK = 0.3, 50
+#: Classes of no more cells have no correlation of their own.
+_FEW_CELLS = 5
+#: Weight of the identity, which makes every correlation matrix positive definite.
+_IDENTITY = 0.05
+
+FloatArray = NDArray[np.float64]
+Bins = NDArray[np.uint8]
+Codes = NDArray[np.integer[Any]]
+
+
+class ClassBaselines:
+    """Independent genes and the Gaussian copula, fitted to the same training cells.
+
+    Parameters
+    ----------
+    bins
+        (cells, genes), bins of training cells.
+    classes
+        (cells,), codes; cells without a class (-1) are not learnt from.
+    n_bins
+        Number of bins.
+    rng
+        Breaks ties of equal bins when ranks become normal scores.
+    """
+
+    def __init__(self, bins: Bins, classes: Codes, n_bins: int, rng: np.random.Generator) -> None:
+        labelled = classes >= 0
+        bins, classes = bins[labelled], classes[labelled]
+        if not len(bins):
+            message = "no training cell has a class; there is nothing for the baselines to learn"
+            raise DataError(message)
+        overall = bin_counts(bins, n_bins) / len(bins)
+        self._cumulative: dict[int, FloatArray] = {}
+        self._own: dict[int, NDArray[np.float32]] = {}
+        #: Class -> training cells.
+        self.n_cells: dict[int, int] = {}
+        products = np.zeros((bins.shape[1], bins.shape[1]))
+        for code in np.unique(classes).tolist():
+            of_class = bins[classes == code]
+            n = self.n_cells[code] = len(of_class)
+            self._cumulative[code] = np.cumsum(class_fractions(of_class, overall), axis=1)
+            scores = normal_scores(of_class, rng)
+            products += scores.T @ scores
+            if n > _FEW_CELLS:
+                self._own[code] = _as_correlations(scores.T @ scores).astype(np.float32)
+        self._pooled = _as_correlations(products)
+
+    def independent(self, classes: Codes, rng: np.random.Generator) -> Bins:
+        """(cells, genes) bins of new cells of ``classes``, with every gene drawn on its own."""
+        drawn = np.empty((len(classes), len(self._pooled)), dtype=np.uint8)
+        for code, rows in self._rows(classes):
+            drawn[rows] = self._invert(code, rng.random((len(rows), drawn.shape[1])))
+        return drawn
+
+    def copula(self, classes: Codes, rng: np.random.Generator) -> Bins:
+        """(cells, genes) bins of new cells whose genes depend on each other as in their class."""
+        from scipy.stats import norm  # 200 ms
+
+        drawn = np.empty((len(classes), len(self._pooled)), dtype=np.uint8)
+        for code, rows in self._rows(classes):
+            factor = np.linalg.cholesky(self.correlations(code))
+            normal = rng.standard_normal((len(rows), drawn.shape[1])) @ factor.T
+            drawn[rows] = self._invert(code, norm.cdf(normal))
+        return drawn
+
+    def correlations(self, code: int) -> FloatArray:
+        """(genes, genes) correlations of the normal scores of a class, shrunk; 1 on the diagonal."""
+        pooled_weight = max(_LEAST_SHRINKAGE, _HALF_SHRUNK / (self.n_cells[code] + _HALF_SHRUNK))
+        mixed = self._pooled
+        if code in self._own:
+            mixed = (1 - pooled_weight) * self._own[code] + pooled_weight * self._pooled
+        mixed = (1 - _IDENTITY) * mixed
+        np.fill_diagonal(mixed, 1.0)
+        return mixed
+
+    def _rows(self, classes: Codes) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        for code in np.unique(classes).tolist():
+            if code not in self.n_cells:
+                message = f"no training cell has class {code}; leave its cells out"
+                raise DataError(message)
+            yield code, np.flatnonzero(classes == code)
+
+    def _invert(self, code: int, uniform: FloatArray) -> Bins:
+        """(cells, genes) bins at which the class's distribution passes the uniform numbers."""
+        bins = np.zeros(uniform.shape, dtype=np.uint8)
+        for cumulative in self._cumulative[code].T[:-1]:
+            bins += uniform >= cumulative
+        return bins
+
+
+def normal_scores(bins: Bins, rng: np.random.Generator) -> FloatArray:
+    """(cells, genes), ranks of cells as standard normal scores, gene by gene; ties are random."""
+    from scipy.stats import norm  # 200 ms
+
+    order = np.lexsort((rng.random(bins.shape), bins), axis=0)
+    ranks = np.empty(bins.shape, dtype=np.int64)
+    np.put_along_axis(ranks, order, np.arange(len(bins))[:, None], axis=0)
+    scores: FloatArray = norm.ppf((ranks + 0.5) / len(bins))
+    return scores
+
+
+def bin_counts(bins: Bins, n_bins: int) -> FloatArray:
+    """(genes, bins), cells in each bin."""
+    return np.stack([(bins == number).sum(axis=0) for number in range(n_bins)], axis=1) * 1.0
+
+
+def class_fractions(of_class: Bins, overall: FloatArray) -> FloatArray:
+    """(genes, bins), counts of a class's cells plus the ``overall`` fractions of all cells, over n + 1."""
+    return (bin_counts(of_class, overall.shape[1]) + overall) / (len(of_class) + 1)
+
+
+def _as_correlations(products: FloatArray) -> FloatArray:
+    """Scale products of centred scores to 1 on the diagonal."""
+    scale = 1 / np.sqrt(np.maximum(np.diag(products), 1e-12))
+    scaled: FloatArray = products * scale[:, None] * scale
+    return scaled

@@ -1,0 +1,148 @@
+"""The short report on generated cells: whether genes, cells and correlations look real.
+
+The measures are meant for a sample of one condition; over mixed cell types the correlations mostly reflect
+that types differ.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.genes import GenePanel
+from core.errors import DataError
+from core.evaluation.fidelity.genes import (
+    choose_variable_genes,
+    correlation_agreement,
+    pearson,
+    within_class_correlations,
+)
+
+_MIN_CELLS, _MIN_GENES = 3, 3
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GeneComparison:
+    """One gene on both sides: mean log1p value and fraction of cells that express it."""
+
+    gene: str
+    real_mean: float
+    generated_mean: float
+    difference: float
+    real_detection: float
+    generated_detection: float
+
+
+@dataclass(frozen=True)
+class FidelitySummary:
+    """How generated cells compare with real ones; NaN where a measure is undefined."""
+
+    n_real: int
+    n_generated: int
+    n_genes: int
+    #: Pearson correlation of the genes' means.
+    gene_mean_r: float
+    #: Mean over genes of the absolute difference of detection rates.
+    detection_mae: float
+    genes_per_cell_real_mean: float
+    genes_per_cell_real_sd: float
+    genes_per_cell_generated_mean: float
+    genes_per_cell_generated_sd: float
+    #: Agreement of the gene-gene correlations of `n_correlation_genes` genes: their Pearson correlation, and
+    #: the slope of generated on real through the origin (1 is ideal, 0 independent genes).
+    correlation_r: float
+    correlation_slope: float
+    n_correlation_genes: int
+    #: Genes of highest real mean, and of largest absolute difference.
+    top_genes: tuple[GeneComparison, ...]
+    furthest_genes: tuple[GeneComparison, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; what is not a number becomes None."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+def compare_cells(
+    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel, *, n_top: int = 15
+) -> FidelitySummary:
+    """Compare generated with real cells of the same condition.
+
+    Parameters
+    ----------
+    real, generated
+        (cells, genes), log1p counts per 10,000, columns in panel order; the numbers of cells may differ.
+    n_top
+        Length of the gene tables.
+
+    Raises
+    ------
+    DataError
+        A side has no cells, or another number of genes than the panel.
+    """
+    for side, matrix in (("real", real), ("generated", generated)):
+        if matrix.shape[1] != len(panel):
+            message = (
+                f"the {side} cells have {matrix.shape[1]} genes, the panel {len(panel)}; "
+                "read them with the model's panel"
+            )
+            raise DataError(message)
+        if matrix.shape[0] == 0:
+            message = f"there are no {side} cells to compare; widen the request"
+            raise DataError(message)
+    real_mean, generated_mean = _means(real), _means(generated)
+    expressed = [sparse.csr_matrix((side > 0).astype(np.float64)) for side in (real, generated)]
+    real_detection, generated_detection = map(_means, expressed)
+    real_genes, generated_genes = (np.asarray(one.sum(axis=1)).ravel() for one in expressed)
+    wide = real.astype(np.float64)
+    variance = _means(sparse.csr_matrix(wide.multiply(wide))) - real_mean**2
+    columns = choose_variable_genes(variance, real_detection)
+    r = slope = math.nan
+    if len(columns) >= _MIN_GENES and min(real.shape[0], generated.shape[0]) >= _MIN_CELLS:
+        r, slope = correlation_agreement(
+            *(
+                within_class_correlations(side[:, columns].toarray(), np.zeros(side.shape[0], int))
+                for side in (real, generated)
+            )
+        )
+
+    def compare(gene: int) -> GeneComparison:
+        return GeneComparison(
+            gene=panel.symbols[gene],
+            real_mean=float(real_mean[gene]),
+            generated_mean=float(generated_mean[gene]),
+            difference=float(generated_mean[gene] - real_mean[gene]),
+            real_detection=float(real_detection[gene]),
+            generated_detection=float(generated_detection[gene]),
+        )
+
+    highest = np.argsort(-real_mean, kind="stable")[:n_top]
+    furthest = np.argsort(-np.abs(generated_mean - real_mean), kind="stable")[:n_top]
+    return FidelitySummary(
+        n_real=real.shape[0],
+        n_generated=generated.shape[0],
+        n_genes=len(panel),
+        gene_mean_r=pearson(real_mean, generated_mean),
+        detection_mae=float(np.abs(real_detection - generated_detection).mean()),
+        genes_per_cell_real_mean=float(real_genes.mean()),
+        genes_per_cell_real_sd=float(real_genes.std()),
+        genes_per_cell_generated_mean=float(generated_genes.mean()),
+        genes_per_cell_generated_sd=float(generated_genes.std()),
+        correlation_r=r,
+        correlation_slope=slope,
+        n_correlation_genes=len(columns),
+        top_genes=tuple(compare(int(gene)) for gene in highest),
+        furthest_genes=tuple(compare(int(gene)) for gene in furthest),
+    )
+
+
+def _means(matrix: sparse.csr_matrix) -> FloatArray:
+    """(genes,) means over cells, summed in float64."""
+    return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() / matrix.shape[0]

@@ -1,0 +1,187 @@
+"""Write reports: report.html and report.json, and of an evaluation the tables and confusion matrices.
+
+Each file is written whole or not at all; report.json is the last: where it is, the report is complete.
+"""
+
+import csv
+import io
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from core.evaluation.report.page import Picture, Section, render_page
+from core.evaluation.report.pictures import (
+    confusion_png,
+    donor_accuracy_png,
+    gene_likelihood_png,
+    reliability_png,
+)
+from core.evaluation.report.records import (
+    EvaluationReport,
+    FidelityReport,
+    GeneRow,
+    report_record,
+)
+from core.evaluation.report.tables import (
+    ReportTable,
+    gene_tables,
+    label_of,
+    masked_gene_rows,
+    phenotype_tables,
+)
+from core.files import replace_file
+from core.model.card import put_test_metrics
+
+_LOG = logging.getLogger(__name__)
+
+
+def write_evaluation(
+    folder: Path, report: EvaluationReport, gene_rows: Sequence[GeneRow] = ()
+) -> list[Path]:
+    """Write the report of `tfx eval` into a folder, which is made if it is missing.
+
+    Returns
+    -------
+    report.html, report.json, then genes.csv, and confusion_PHENOTYPE.csv and .png of each phenotype.
+    """
+    files: dict[str, bytes] = {}
+    if gene_rows:
+        header = [one.name for one in fields(GeneRow)]
+        files["genes.csv"] = _csv([header, *([_rounded(v) for v in astuple(r)] for r in gene_rows)])
+    confusions: dict[str, bytes] = {}
+    stems: list[str] = []
+    for phenotype, methods in report.phenotypes.items():
+        scores = methods.get("model")
+        if scores is None or not scores.n_cells or not scores.confusion or not scores.values:
+            continue
+        stems.append(_file_stem(phenotype, stems))
+        title = f"{phenotype} (model)"
+        confusions[phenotype] = confusion_png(scores.confusion, scores.values, title=title)
+        table = [[v, *row] for v, row in zip(scores.values, scores.confusion, strict=True)]
+        files[f"{stems[-1]}.csv"] = _csv([["true \\ predicted", *scores.values], *table])
+        files[f"{stems[-1]}.png"] = confusions[phenotype]
+    page = render_page(report, list(evaluation_sections(report, confusions, gene_rows)))
+    return write_report(folder, report, page, files)
+
+
+def write_report(
+    folder: Path,
+    report: EvaluationReport | FidelityReport,
+    page: str,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> list[Path]:
+    """Write a report, its page and its other files; return the paths, page and report first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(report_record(report), indent=2, allow_nan=False, ensure_ascii=False)
+    for name, content in files.items():
+        replace_file(folder / name, content)
+    replace_file(folder / "report.html", page)
+    replace_file(folder / "report.json", record + "\n")
+    return [folder / name for name in ("report.html", "report.json", *files)]
+
+
+def evaluation_sections(
+    report: EvaluationReport, confusions: Mapping[str, bytes], gene_rows: Sequence[GeneRow]
+) -> Iterator[Section]:
+    """Give the sections of the page of `tfx eval`; ``confusions``: phenotype -> PNG."""
+    models = {
+        name: methods["model"] for name, methods in report.phenotypes.items() if "model" in methods
+    }
+    pictures = []
+    curves = {
+        name: scores.calibration.curve
+        for name, scores in models.items()
+        if scores.calibration is not None and scores.calibration.curve
+    }
+    if curves:
+        note = "On the grey line, predictions are right as often as their confidence promises."
+        pictures.append(
+            Picture(reliability_png(curves), "Reliability curves", title="Reliability", note=note)
+        )
+    donors = {
+        name: scores.donors.each
+        for name, scores in models.items()
+        if scores.donors is not None and scores.donors.each
+    }
+    if donors:
+        note = "A dot is a donor, the line the median."
+        picture = donor_accuracy_png(donors)
+        pictures.append(Picture(picture, "Accuracy of each donor", title="Donors", note=note))
+    titles = ["Confusion matrices"] + [""] * len(confusions)
+    pictures += [
+        Picture(png, f"Confusion matrix of {name}", title=title)
+        for (name, png), title in zip(confusions.items(), titles, strict=False)
+    ]
+    yield Section("Phenotypes", [*phenotype_tables(report), *pictures])
+    genes: list[ReportTable | Picture] = []
+    if report.genes is not None:
+        rows = masked_gene_rows(report)
+        genes.append(ReportTable("Masked as in training", "", ["", "value"], rows))
+    genes += gene_tables(report)
+    if gene_rows and report.gene_rates is not None:
+        png = gene_likelihood_png(report.gene_rates.rates, gene_rows)
+        text = "Likelihood of masked genes by mask rate, and gene by gene"
+        genes.insert(2, Picture(png, text))
+    yield Section("Genes", genes)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _rounded(value: object) -> object:
+    """Five digits; an undefined number is empty."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else round(value, 5)
+
+
+def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
+    """Return a safe file name, without its ending, that no other phenotype has."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", phenotype).strip("_") or "phenotype"
+    name, number = f"confusion_{stem}", 2
+    while name.casefold() in {other.casefold() for other in taken}:
+        name, number = f"confusion_{stem}_{number}", number + 1
+    return name
+
+
+# ----------------------------------------------------------------------------------- the model card
+
+
+def card_text(report: EvaluationReport) -> str:
+    """Return accuracy and macro-F1 of every phenotype and method on test cells, as Markdown."""
+    methods = list(dict.fromkeys(one for scores in report.phenotypes.values() for one in scores))
+    lines = [
+        f"{report.facts.n_cells:,} test cells (split by {report.facts.split_by or 'unknown'}), all "
+        f"genes visible, all phenotypes masked; accuracy / macro-F1:",
+        "",
+        "| phenotype | " + " | ".join(label_of(method) for method in methods) + " |",
+        "|---" * (len(methods) + 1) + "|",
+    ]
+    for name, of_one in report.phenotypes.items():
+        pairs = [
+            f"{one.accuracy:.3f} / {one.macro_f1:.3f}" if one is not None else ""
+            for one in map(of_one.get, methods)
+        ]
+        lines.append(f"| {name} | " + " | ".join(pairs) + " |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in report.notes)]).rstrip()
+
+
+def write_into_card(folder: Path, report: EvaluationReport) -> None:
+    """Write the scores into the card of a model folder, unless the folder cannot be written to."""
+    path = folder / "README.md"
+    try:
+        card = path.read_text(encoding="utf-8")
+        changed = put_test_metrics(card, card_text(report))
+        if changed != card:
+            replace_file(path, changed)
+    except (OSError, UnicodeDecodeError) as error:
+        _LOG.info("the model card %s is left as it was (%s)", path, error)
