@@ -82,7 +82,7 @@ def make_encoder(
     n_genes: int, *, kind: type[BatchEncoder] = BatchEncoder, longest: int = MAX_LENGTH
 ) -> BatchEncoder:
     """Make the encoder that all ways but the originals' share."""
-    tokens = TokenSpace.build(PHENOTYPES, n_genes, len(EDGES) + 1, layout="expressed")
+    tokens = TokenSpace(PHENOTYPES, n_genes, len(EDGES) + 1, layout="expressed")
     return kind(tokens, ValueEncoder("binned", EDGES), max_length=longest)
 
 

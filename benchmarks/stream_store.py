@@ -24,9 +24,7 @@ EDGES = np.linspace(0.1, 9, 9, dtype=np.float32)
 
 def main() -> None:
     store = Store.open(Path(sys.argv[1]))
-    tokens = TokenSpace.build(
-        store.phenotypes, len(store.genes), len(EDGES) + 1, layout="expressed"
-    )
+    tokens = TokenSpace(store.phenotypes, len(store.genes), len(EDGES) + 1, layout="expressed")
     encoder = BatchEncoder(tokens, ValueEncoder("binned", EDGES), max_length=2_048)
     reader = PanelReader(store, store.panel(len(store.genes)))
     sampler = BlockSampler(np.arange(store.n_cells), seed=0, batch_size=128)

@@ -41,7 +41,7 @@ class _Encoded(NamedTuple):
 
     def mask(self, at: NDArray[np.int64], first_bin: int) -> NDArray[Any]:
         """Mask flat places, in place, and return their targets."""
-        if self.thresholds is not None:  # the device reads the targets, and masks
+        if self.thresholds is not None:  # the device makes the targets, and masks
             return np.zeros(len(at), dtype=np.uint8)
         value = self.value.ravel()
         target: NDArray[Any] = value.take(at) - value.dtype.type(first_bin)
@@ -162,7 +162,7 @@ class BatchEncoder:
         states: NDArray[np.int8],
         mask: NDArray[np.bool_],
     ) -> CellBatch:
-        """Encode every panel gene of every cell, masked exactly where ``states`` and ``mask`` say so.
+        """Encode every panel gene of every cell, masked exactly at ``states`` and ``mask``.
 
         Parameters
         ----------
@@ -308,11 +308,11 @@ class BatchEncoder:
             first, dtype = self.tokens.first_bin, self.tokens.value_type
             return _Encoded(count_bins.bins(cells.values, cells.indptr, first=first, dtype=dtype))
         values = cells.log_values
-        bins = self.values.encode_flat(values, self._genes_with_edges(cells))
+        bins = self.values.encode(values, self._genes_with_edges(cells))
         return self._tokens_of(bins, values)
 
     def _tokens_of(self, bins: NDArray[np.uint8], values: NDArray[np.float32]) -> _Encoded:
-        """Turn bins into tokens; in a continuous model one token says that a number follows."""
+        """Turn bins into tokens; in a continuous model one token announces a number."""
         first, dtype = self.tokens.first_bin, self.tokens.value_type
         if self.continuous:
             token = np.full(bins.shape, first, dtype=dtype)

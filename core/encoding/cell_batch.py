@@ -172,7 +172,7 @@ def _join(
     last: int,
 ) -> NDArray[Any]:
     """Join, for each cell, what it keeps of its header, its body and the ``last`` token."""
-    # The end of a cell stands before the next one's header: one piece fewer per cell.
+    # The end of a cell precedes the next one's header: one piece fewer per cell.
     pieces = np.empty((len(headers), headers.shape[1] + 1), dtype=dtype)
     pieces[:, 0] = last
     pieces[:, 1:] = headers

@@ -30,7 +30,7 @@ class TokenSpace:
     """The token ids and values of one model."""
 
     #: Name -> values, in header order.
-    phenotypes: dict[str, tuple[str, ...]]
+    phenotypes: Mapping[str, Sequence[str]]
     #: Size of the panel.
     n_genes: int
     #: Bins of a gene, bin 0 included; continuous: 1, the token "a number follows".
@@ -39,7 +39,7 @@ class TokenSpace:
     #: The phenotype that a classifier predicts at [CLS]; None: every masked position predicts itself.
     classified: str | None = None
     #: Phenotypes that a classifier is shown.
-    given: tuple[str, ...] = ()
+    given: Sequence[str] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -104,10 +104,6 @@ class TokenSpace:
         """Tokens of a sequence with every panel gene: N + 3 + the phenotypes in the header."""
         return self.header_length + self.n_genes + 1
 
-    def control_token(self, phenotype: str, code: int) -> str:
-        """Return how a token is written: ``[NO_SEX]`` for -1, ``[female]`` for a value."""
-        return f"[NO_{phenotype.upper()}]" if code < 0 else f"[{self.phenotypes[phenotype][code]}]"
-
     def resolve_max_length(self, wanted: int | None) -> int:
         """Check a preset's ``max_length`` against the header in use; None: what the panel needs.
 
@@ -133,18 +129,3 @@ class TokenSpace:
             )
             raise ConfigurationError(message)
         return wanted
-
-    @classmethod
-    def build(
-        cls,
-        phenotypes: Mapping[str, Sequence[str]],
-        n_genes: int,
-        n_bins: int,
-        *,
-        layout: Literal["ranked", "expressed"],
-        classified: str | None = None,
-        given: Sequence[str] = (),
-    ) -> "TokenSpace":
-        """Make a token space from a store's vocabularies."""
-        values = {name: tuple(v) for name, v in phenotypes.items()}
-        return cls(values, n_genes, n_bins, layout, classified, tuple(given))

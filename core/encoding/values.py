@@ -40,22 +40,18 @@ class ValueEncoder:
         """Number of bins, bin 0 ("not expressed") included."""
         return int(self.edges.shape[-1]) + 1
 
-    def encode(self, values: FloatArray) -> NDArray[np.uint8]:
-        """Assign bins to whole cells, (cells, genes) log1p counts per 10,000.
+    def encode(
+        self, values: FloatArray, genes: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.uint8]:
+        """Assign bins to whole cells, (cells, genes), or to single values, (values,) of the genes (values,).
 
         One comparison per edge, added up, is about 30 times faster than ``np.searchsorted`` here.
         """
         bins = np.zeros(values.shape, dtype=np.uint8)
-        for edge in self.edges.T:  # a scalar, or (genes,), which broadcasts over cells
-            bins += values >= edge
-        return bins
-
-    def encode_flat(self, values: FloatArray, genes: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-        """Assign bins to single values: (values,) of the genes (values,)."""
-        bins = np.zeros(values.shape, dtype=np.uint8)
         reached = np.empty(values.shape, dtype=bool)
         for edge in self._edge_rows:
-            np.greater_equal(values, edge if edge.ndim == 0 else edge.take(genes), out=reached)
+            own = edge if genes is None or edge.ndim == 0 else edge.take(genes)
+            np.greater_equal(values, own, out=reached)
             bins += reached.view(np.uint8)
         return bins
 
@@ -126,6 +122,11 @@ def fit_value_encoder(
             raise ConfigurationError(message)
     edges[edges <= 0] = np.nextafter(np.float32(0), np.float32(1))  # a zero is never expressed
     return ValueEncoder("binned", edges)
+
+
+def bin_counts(bins: NDArray[np.uint8], n_bins: int) -> NDArray[np.int64]:
+    """Count the cells in each bin of each gene: (genes, bins) from (cells, genes)."""
+    return np.stack([(bins == one).sum(axis=0) for one in range(n_bins)], axis=1)
 
 
 def _quantile_edges(
@@ -224,7 +225,7 @@ class ValueTable:
         n_bins = encoder.n_bins
         genes = training.indices.astype(np.int64)
         values = training.data.astype(np.float32)
-        bins = encoder.encode_flat(values, genes)
+        bins = encoder.encode(values, genes)
         group = genes * n_bins + bins
         order = np.lexsort((values, group))
         group, values = group[order], values[order]

@@ -26,7 +26,6 @@ _MAX_PADDING = 0.125
 class LengthBucket:
     """Cells of nearly one length, padded to the longest of them."""
 
-    n_cells: int
     #: (cells, longest), place of each in the packed array; a padded one names the cell's first.
     queries: Tensor
     keys: Tensor
@@ -117,7 +116,6 @@ class CellBounds:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
         return LengthBucket(
-            n_cells=len(cells),
             queries=move(queries),
             keys=move(keys),
             key_mask=None if key_exists.all() else move(key_exists[:, None, None, :]),

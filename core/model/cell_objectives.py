@@ -1,6 +1,6 @@
 """Optional objectives of [CLS]: to represent the whole cell, and to look the same under two maskings of it.
 
-Masked training has no target at [CLS], so that its state says little of the cell. Two objectives change
+Masked training has no target at [CLS], so that its state represents little of the cell. Two objectives change
 that, in training alone:
 
 - reconstruction: the last state of [CLS] alone predicts every gene of the cell, visible and masked: an

@@ -17,10 +17,8 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 #: Largest integer of a configuration: more would only exhaust the memory.
 _LARGEST = 10**8
 #: Fields that configurations of earlier releases may lack.
-_ADDED_LATER = {
-    "start_from", "cell_states", "cell_summary", "cls_reconstruction", "cls_contrast", "classified",
-    "given", "positive",
-}  # fmt: skip
+_ADDED_LATER = {"cell_states", "cell_summary", "cls_reconstruction", "cls_contrast"}
+_ADDED_LATER |= {"classified", "given", "positive", "start_from"}
 
 
 class ModelRecord(ModelSettings):
@@ -102,7 +100,7 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
     @property
     def tokens(self) -> TokenSpace:
         """The token ids and values of the model."""
-        return TokenSpace.build(
+        return TokenSpace(
             self.phenotypes,
             self.n_genes,
             1 if self.kind == "continuous" else self.n_bins,
@@ -138,7 +136,7 @@ def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) 
     Raises
     ------
     ConfigurationError
-        The message says which one does, and what to change.
+        Two parts exclude each other; the message names what to change.
     """
     if settings.head == "joint" and kind == "continuous":
         message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"

@@ -18,6 +18,7 @@ from core.model.cell_objectives import CellHeads, ClsOutputs, outputs_with_cls
 from core.model.configuration import TfxConfig
 
 _NORM_EPSILON = 1e-12  # BERT's
+_DEVIATION = 0.02  # of its initial weights
 
 
 class CellEmbedding(nn.Module):
@@ -172,15 +173,15 @@ class Encoder(nn.Module):
         return self.final_norm(last(hidden_TD, outputs.bounds, route, outputs.position))
 
 
-def initialise(module: nn.Module, *, deviation: float = 0.02) -> None:
-    """Draw BERT's initial weights: normal with sd 0.02, biases zero, norms one."""
+def initialise(module: nn.Module) -> None:
+    """Draw BERT's initial weights: normal, biases zero, norms one."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=deviation)
+            nn.init.normal_(part.weight, std=_DEVIATION)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=deviation)
+            nn.init.normal_(part.weight, std=_DEVIATION)
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)

@@ -47,10 +47,8 @@ from core.model.reference import Reference, current_reference
 from core.presets.schema import GenerateSettings, MaskingSettings
 from core.renamed import current_tensors
 
-_CHECKED = (
-    "model.safetensors", "config.json", "genes.json", "encoding.json", "encoding.safetensors",
-    "reference.safetensors",
-)  # fmt: skip
+_JSON_FILES = ("config.json", "genes.json", "encoding.json")
+_CHECKED = ("model.safetensors", *_JSON_FILES, "encoding.safetensors", "reference.safetensors")
 
 
 @dataclass

@@ -4,7 +4,7 @@ Its terms are each the field's strong simple baseline:
 
 - class log-odds: main effects of the phenotypes shown on each gene's bin, an additive multinomial
   regression fitted before training and frozen, weighted by the mask rate: with all genes masked they are
-  the whole prediction, with many visible the genes themselves say more;
+  the whole prediction, with many visible genes those count more;
 - latent cell states: a phenotype that no label names, groups of the training cells within their types
   (`core.model.log_linear_fit`), derived from all genes of a cell. Half of the training cells show theirs,
   real cells in use never do, and a generated cell is first given one;

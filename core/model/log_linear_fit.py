@@ -8,7 +8,7 @@ Shapes: C training cells, G genes, N bins, K latent cell states.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from core.encoding.values import ValueTable
+from core.encoding.values import ValueTable, bin_counts
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.log_linear import MAX_CLASS_TABLE, LogLinear
@@ -84,7 +84,7 @@ def fit_log_linear(
             f"values (at most {MAX_CLASS_TABLE:,}); lower data.genes or set model.log_linear = false"
         )
         raise ConfigurationError(message)
-    counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)  # (G, N)
+    counts = bin_counts(bins, config.n_bins)
     _fill_bin_values(log_linear, table, counts)
     _fill_phenotype_prior(log_linear, config, codes)
     fit_phenotype_scores(
@@ -171,32 +171,47 @@ def _fit_state_prior(
     seed: int,
 ) -> Tensor:
     """(phenotype values shown, states): additive effects on the log-odds of the states."""
-    at = _shown_codes(log_linear, codes, None)
-    none = log_linear.slot_not_specified.numpy()
     bias = log_linear.state_bias[:n_states]
-    rng = generator(seed, Stream.STATE_EFFECTS_FIT)
+
+    def loss_of(logits: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        return functional.cross_entropy(logits + bias, torch.from_numpy(states[rows]))
+
     effects = torch.zeros(log_linear.n_phenotypes_shown, n_states, requires_grad=True)
-    for rows, optimiser in _mini_batches(effects, len(codes), rng):
-        shown = np.where(rng.random((len(rows), len(none))) < _HIDE, none, at[rows])
-        design = torch.zeros(len(rows), len(effects)).scatter_(1, torch.from_numpy(shown), 1.0)
-        target = torch.from_numpy(states[rows])
-        loss = functional.cross_entropy(design @ effects + bias, target)
-        loss = loss + 0.5 * _RIDGE / len(codes) * effects.square().sum()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-    return effects.detach()
+    none = log_linear.slot_not_specified.numpy()
+    shown, rng = _shown_codes(log_linear, codes, None), generator(seed, Stream.STATE_EFFECTS_FIT)
+    return _fit_effects(effects, shown, none, loss_of, rng)
 
 
-def _mini_batches(
-    effects: Tensor, n_cells: int, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.int64], torch.optim.Optimizer]]:
-    """Yield the rows of every step, and the optimiser of the effects at the step's learning rate."""
+def _fit_effects(
+    effects: Tensor,
+    shown: NDArray[np.int64],
+    none: NDArray[np.int64],
+    loss_of: Callable[[Tensor, NDArray[np.int64]], Tensor],
+    rng: np.random.Generator,
+    on_progress: Listener = ignore_progress,
+) -> Tensor:
+    """Fit (values shown, outputs) additive effects by mini-batches, with a ridge penalty.
+
+    ``shown`` (cells, phenotypes) are the values that each cell shows, ``none`` (phenotypes,) those that
+    replace hidden ones; ``loss_of`` returns the mean loss of (rows, outputs) and the rows.
+    """
+    n_cells = len(shown)
     optimiser = torch.optim.Adam([effects], lr=_LEARNING_RATE, betas=(0.9, 0.99))
     for step in range(_STEPS):
         for group in optimiser.param_groups:
             group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
-        yield rng.integers(n_cells, size=min(_BATCH, n_cells)), optimiser
+        rows = rng.integers(n_cells, size=min(_BATCH, n_cells))
+        at = np.where(rng.random((len(rows), len(none))) < _HIDE, none, shown[rows])
+        design = torch.zeros(len(rows), len(effects)).scatter_(1, torch.from_numpy(at), 1.0)
+        loss = loss_of(design @ effects, rows)
+        loss = loss + 0.5 * _RIDGE / n_cells * effects.square().sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step % 20 == 0:
+            on_progress(ProgressEvent("fitting class log-odds", step, _STEPS))
+    on_progress(ProgressEvent("fitting class log-odds", _STEPS, _STEPS))
+    return effects.detach()
 
 
 def _start_couplings(
@@ -234,7 +249,7 @@ def _start_couplings(
     loadings = axes[:, :rank] * np.sqrt(strength)
     left = np.maximum(covariance.diagonal() - (loadings**2).sum(axis=1), 0.2)
     if config.layout == "expressed":
-        fraction = np.stack([(bins == one).mean(axis=0) for one in range(table.shape[1])], axis=1)
+        fraction = bin_counts(bins, table.shape[1]) / n_cells
         couplings = _couplings_of_expressed(table, fraction, loadings, strength, noise)
     else:
         scale = np.sqrt(0.5 * n_genes + 8) / (0.5 * strength + noise)
@@ -310,20 +325,16 @@ def _fit_class_effects(
     on_progress: Listener,
 ) -> Tensor:
     """Return (shown values, genes x outputs) additive effects on the logits."""
-    n_cells, n_genes = bins.shape
-    n_outputs = log_linear.n_outputs
     none = log_linear.slot_not_specified.numpy()
     if log_linear.n_states:
         none = np.append(none, log_linear.n_phenotypes_shown)
-    rng = generator(seed, Stream.EFFECTS_FIT)
+    n_genes, n_outputs = bins.shape[1], log_linear.n_outputs
     effects = torch.zeros(log_linear.n_shown, n_genes * n_outputs, requires_grad=True)
     if len(none) == 0:
         return effects.detach()
-    for step, (rows, optimiser) in enumerate(_mini_batches(effects, n_cells, rng)):
-        at = np.where(rng.random((len(rows), len(none))) < _HIDE, none, shown[rows])
-        design = torch.zeros(len(rows), log_linear.n_shown)
-        design.scatter_(1, torch.from_numpy(at), 1.0)
-        logits = (design @ effects).view(len(rows), n_genes, n_outputs) + prior
+
+    def loss_of(logits: Tensor, rows: NDArray[np.int64]) -> Tensor:
+        logits = logits.view(len(rows), n_genes, n_outputs) + prior
         target = torch.from_numpy(bins[rows].astype(np.int64))
         if config.kind == "binary":
             loss = functional.binary_cross_entropy_with_logits(
@@ -331,14 +342,10 @@ def _fit_class_effects(
             )
         else:
             loss = functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
-        loss = loss / len(rows) + 0.5 * _RIDGE / n_cells * effects.square().sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if step % 20 == 0:
-            on_progress(ProgressEvent("fitting class log-odds", step, _STEPS))
-    on_progress(ProgressEvent("fitting class log-odds", _STEPS, _STEPS))
-    return effects.detach()
+        return loss / len(rows)
+
+    rng = generator(seed, Stream.EFFECTS_FIT)
+    return _fit_effects(effects, shown, none, loss_of, rng, on_progress)
 
 
 class StateScores(NamedTuple):
@@ -370,7 +377,7 @@ def find_states(
     Cells of one type are of several kinds that no label names: naive and memory, stressed or dividing.
     Genes vary together because of them, in ways that couplings, linear in the visible genes, follow only
     in part. So the cells of each type are grouped by k-means in the strongest components of their genes,
-    standardised within the type: there lies the variation that types do not explain. A cell's state is a
+    standardised within the type: that is the variation that types do not explain. A cell's state is a
     sum over its genes: the log-likelihood of its type, and nearness to the centre.
 
     Parameters
@@ -394,11 +401,11 @@ def find_states(
     n_genes, n_bins = values.shape
     cells = np.take_along_axis(values, bins.T.astype(np.int64), axis=1).T.astype(np.float64)
     types = _main_phenotype(cells, codes)
-    overall = np.stack([(bins == one).mean(axis=0) for one in range(n_bins)], axis=1)
+    overall = bin_counts(bins, n_bins) / len(bins)
     tables, offsets = [], []
     for cell_type in np.unique(types):
         own = np.flatnonzero(types == cell_type)
-        counts = np.stack([(bins[own] == one).sum(axis=0) for one in range(n_bins)], axis=1)
+        counts = bin_counts(bins[own], n_bins)
         of_type = np.log((counts + _PSEUDO_CELLS * overall + 1e-3) / (len(own) + _PSEUDO_CELLS))
         centre, spread = cells[own].mean(axis=0), cells[own].std(axis=0) + 1e-2
         standard = (cells[own] - centre) / spread

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from core.errors import DataError
 from core.renamed import REFERENCE_ARRAYS, current_model_record
 
+_WRONG_CONTENT = (ValueError, KeyError, TypeError, AttributeError)
 #: Quantiles kept of the sizes of each combination's cells, at equal steps of the fraction of cells.
 SIZE_QUANTILES = 32
 
@@ -138,9 +139,7 @@ class ControlTokens:
                 f"{folder}: no model to generate with ({Path(str(error.filename)).name} is missing)"
             )
             raise DataError(message) from None
-        except (
-            OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
-        ) as error:  # fmt: skip
+        except (OSError, SafetensorError, RecursionError, *_WRONG_CONTENT) as error:
             message = f"{folder}: the model folder cannot be read ({error}); copy it again"
             raise DataError(message) from error
         if combinations.ndim != 2 or combinations.shape != (len(counts), len(phenotypes)):

@@ -291,7 +291,7 @@ def make_config(
 ) -> TfxConfig:
     """Return the network's configuration."""
     n_token_bins = 1 if values.kind == "continuous" else values.n_bins
-    tokens = TokenSpace.build(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
+    tokens = TokenSpace(phenotypes, n_genes, n_token_bins, layout=preset.encoding.layout)
     is_masked, has_positive = preset.classified is None, preset.classification.positive is not None
     return TfxConfig(
         **preset.model.model_dump(exclude={"start_from", "cell_states"}),

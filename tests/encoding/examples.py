@@ -24,7 +24,7 @@ def batch_encoder(kind="binned", layout="ranked", *, n_genes=12, max_length=None
     values = value_encoder(kind)
     n_bins = 1 if kind == "continuous" else values.n_bins
     phenotypes = PHENOTYPES if phenotypes is None else phenotypes
-    tokens = TokenSpace.build(phenotypes, n_genes, n_bins, layout=layout)
+    tokens = TokenSpace(phenotypes, n_genes, n_bins, layout=layout)
     return BatchEncoder(tokens, values, max_length=tokens.resolve_max_length(max_length))
 
 

@@ -386,7 +386,7 @@ def test_visible_cells_hide_the_asked_phenotypes_and_nothing_else(seed, kind, la
 def test_edges_per_gene_reach_the_batch():
     edges = np.stack([EDGES, EDGES + 1, EDGES * 0.1])
     values = ValueEncoder("binned", edges)
-    tokens = TokenSpace.build({}, 3, 4, layout="expressed")
+    tokens = TokenSpace({}, 3, 4, layout="expressed")
     encoder = BatchEncoder(tokens, values, max_length=20)
     batch = encoder.visible(
         sparse.csr_matrix(TWO_CELLS), np.zeros((2, 0), np.int32), [], np.random.default_rng(0)
@@ -411,7 +411,7 @@ def store_encoder(store, kind, layout, *, n_genes=60, max_length=None):
         edges = EDGES * np.random.default_rng(0).uniform(0.5, 2, (n_genes, 1)).astype(np.float32)
     values = ValueEncoder("binned" if kind == "per gene" else kind, edges)
     n_bins = 1 if kind == "continuous" else values.n_bins
-    tokens = TokenSpace.build(store.phenotypes, n_genes, n_bins, layout=layout)
+    tokens = TokenSpace(store.phenotypes, n_genes, n_bins, layout=layout)
     return BatchEncoder(tokens, values, max_length=tokens.resolve_max_length(max_length))
 
 

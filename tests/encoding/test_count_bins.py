@@ -24,7 +24,7 @@ def one_by_one(counts, totals, edges, indptr):
     """What `Store.read` and `ValueEncoder` do: the definition."""
     scale = (1e4 / totals).astype(np.float32)
     levels = np.log1p(counts.astype(np.float32) * np.repeat(scale, np.diff(indptr)))
-    return ValueEncoder("binned", edges).encode_flat(levels, np.zeros(len(levels), int)), levels
+    return ValueEncoder("binned", edges).encode(levels, np.zeros(len(levels), int)), levels
 
 
 @given(DEPTHS, st.sampled_from(sorted(EDGES)))

@@ -20,7 +20,7 @@ from .examples import EDGES, assert_same_batch
 
 def make_source(store, *, pool_cells=96, layout="expressed"):
     panel = store.panel(40)
-    tokens = TokenSpace.build(store.phenotypes, 40, 4, layout=layout)
+    tokens = TokenSpace(store.phenotypes, 40, 4, layout=layout)
     encoder = BatchEncoder(tokens, ValueEncoder("binned", EDGES), max_length=tokens.required_length)
     sampler = BlockSampler(
         store.rows("train"), seed=1, batch_size=20, block_cells=8, pool_cells=pool_cells

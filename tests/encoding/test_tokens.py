@@ -21,7 +21,7 @@ SUBSETS = st.lists(st.sampled_from(sorted(FIVE)), unique=True).map(
 
 @given(SUBSETS, st.integers(1, 50), st.integers(1, 256))
 def test_no_two_tokens_share_an_identity_or_a_value(phenotypes, n_genes, n_bins):
-    space = TokenSpace.build(phenotypes, n_genes, n_bins, layout="ranked")
+    space = TokenSpace(phenotypes, n_genes, n_bins, layout="ranked")
     identities = [CLS, START, END]
     identities += [space.first_slot + slot for slot in range(space.n_phenotypes)]
     identities += [space.first_gene + gene for gene in range(n_genes)]
@@ -34,7 +34,7 @@ def test_no_two_tokens_share_an_identity_or_a_value(phenotypes, n_genes, n_bins)
 
 @given(SUBSETS)
 def test_the_header_holds_the_phenotypes_in_use_and_no_other(phenotypes):
-    space = TokenSpace.build(phenotypes, 10, 4, layout="ranked")
+    space = TokenSpace(phenotypes, 10, 4, layout="ranked")
     assert space.names == tuple(phenotypes)
     assert space.header_length == len(phenotypes) + 2
     assert len(space.not_specified) == len(phenotypes)
@@ -42,7 +42,7 @@ def test_the_header_holds_the_phenotypes_in_use_and_no_other(phenotypes):
 
 @given(SUBSETS, st.integers(1, 3000))
 def test_a_ranked_sequence_needs_genes_plus_3_plus_phenotypes(phenotypes, n_genes):
-    space = TokenSpace.build(phenotypes, n_genes, 4, layout="ranked")
+    space = TokenSpace(phenotypes, n_genes, 4, layout="ranked")
     needed = n_genes + 3 + len(phenotypes)
     assert space.resolve_max_length(None) == needed
     assert space.resolve_max_length(needed) == needed
@@ -51,22 +51,15 @@ def test_a_ranked_sequence_needs_genes_plus_3_plus_phenotypes(phenotypes, n_gene
 
 
 def test_the_message_says_how_many_genes_would_fit():
-    space = TokenSpace.build(FIVE, 2433, 10, layout="ranked")
+    space = TokenSpace(FIVE, 2433, 10, layout="ranked")
     with pytest.raises(ConfigurationError, match=r"need 2441; .*lower data\.genes to 2432"):
         space.resolve_max_length(2440)
-    TokenSpace.build(FIVE, 2432, 10, layout="ranked").resolve_max_length(2440)
+    TokenSpace(FIVE, 2432, 10, layout="ranked").resolve_max_length(2440)
 
 
 def test_an_expressed_sequence_may_be_shorter_but_needs_room_for_a_gene():
-    space = TokenSpace.build(FIVE, 2432, 10, layout="expressed")
+    space = TokenSpace(FIVE, 2432, 10, layout="expressed")
     assert space.resolve_max_length(None) == 2440
     assert space.resolve_max_length(9) == 9
     with pytest.raises(ConfigurationError, match=r"END take 8; give at least 9"):
         space.resolve_max_length(8)
-
-
-def test_control_tokens_are_written_as_the_originals_write_them():
-    space = TokenSpace.build(FIVE, 4, 4, layout="ranked")
-    assert space.control_token("tissue", -1) == "[NO_TISSUE]"
-    assert space.control_token("tissue", 1) == "[blood]"
-    assert space.control_token("cell_type", -1) == "[NO_CELL_TYPE]"

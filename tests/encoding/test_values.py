@@ -141,7 +141,7 @@ def test_single_values_get_the_bins_of_whole_cells(values, kind):
     }[kind].astype(np.float32)
     encoder = ValueEncoder("binary" if kind == "binary" else "binned", edges)
     cell, gene = np.nonzero(values)
-    flat = encoder.encode_flat(values[cell, gene], gene)
+    flat = encoder.encode(values[cell, gene], gene)
     np.testing.assert_array_equal(flat, encoder.encode(values)[cell, gene])
 
 

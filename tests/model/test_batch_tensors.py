@@ -72,7 +72,7 @@ def test_bins_made_on_the_device_are_those_of_the_host(tiny_store, layout, n_gen
     panel = tiny_store.panel(n_genes or len(tiny_store.genes))
     rows = np.arange(50, 90)
     edges = np.linspace(0.1, 7, 9).astype(np.float32)
-    tokens = TokenSpace.build(tiny_store.phenotypes, len(panel), 10, layout=layout)
+    tokens = TokenSpace(tiny_store.phenotypes, len(panel), 10, layout=layout)
     batches = []
     for on_device in (False, True):
         encoder = BatchEncoder(

@@ -53,7 +53,7 @@ def pretrained(tiny_store, tmp_path_factory):
 
 
 def encoder(*, given=(), layout="ranked"):
-    tokens = TokenSpace.build(VALUES, 6, 3, layout=layout, classified="cell_type", given=given)
+    tokens = TokenSpace(VALUES, 6, 3, layout=layout, classified="cell_type", given=given)
     values = ValueEncoder("binned", np.array([0.5, 1.5], np.float32))
     return BatchEncoder(tokens, values, max_length=tokens.required_length)
 
