@@ -6,15 +6,6 @@ fault is known and printed in one place (`tfx_cli.output`).
 
 from enum import IntEnum
 
-__all__ = [
-    "ConfigurationError",
-    "DataError",
-    "ExitCode",
-    "MachineError",
-    "TfxError",
-    "TrainingInterrupted",
-]
-
 
 class ExitCode(IntEnum):
     """The exit codes of every `tfx` command."""
@@ -41,13 +32,13 @@ class ConfigurationError(TfxError):
 
 
 class MachineError(TfxError):
-    """The machine lacks what was asked for: a device, memory, disk space, a package."""
+    """The machine lacks what is needed: a device, memory, disk space, a package."""
 
     exit_code = ExitCode.MACHINE
 
 
 class DataError(TfxError):
-    """The cells, genes or labels are not fit for what was asked."""
+    """The cells, genes or labels are not fit for the request."""
 
     exit_code = ExitCode.DATA
 

@@ -3,26 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Listener", "ProgressEvent", "ignore_progress"]
-
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """One report of long work.
+    """One report of long work."""
 
-    Attributes
-    ----------
-    stage
-        What is being done, in a few words ("reading cells", "training").
-    done, total
-        Units finished and expected; ``total`` is None while unknown.
-    message
-        A sentence worth keeping on the screen, or "" for a mere tick of the bar.
-    """
-
+    #: The work in a few words ("reading cells", "training").
     stage: str
+    #: Units finished and expected; ``total`` is None while unknown.
     done: int = 0
     total: int | None = None
+    #: A sentence worth keeping on the screen, or "" for a mere step of the bar.
     message: str = ""
 
 

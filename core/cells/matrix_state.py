@@ -1,6 +1,6 @@
 """What the values of a matrix are: raw counts, log-normalised, or unfit; and which matrix to take.
 
-Found by looking, recorded, and never guessed silently: a first look at some cells chooses, and
+Found by inspection, recorded, and never guessed silently: a first look at some cells chooses, and
 `check_chunk` holds every further cell to it.
 """
 
@@ -15,16 +15,6 @@ from scipy import sparse
 from core.cells.phenotypes import suggest
 from core.cells.reading import CellSource
 from core.errors import DataError
-
-__all__ = [
-    "MatrixChoice",
-    "MatrixState",
-    "check_chunk",
-    "choose_matrix",
-    "constant_sum",
-    "inspect_matrix",
-    "row_sums",
-]
 
 #: Cells of the first look; every cell is checked later on.
 _LOOK = 512
@@ -63,20 +53,12 @@ _COUNT_WORDS = ("count", "umi")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the first look at a matrix found.
-
-    Attributes
-    ----------
-    state
-        See `MatrixState`.
-    largest
-        Largest finite value seen.
-    place
-        First offending cell and gene (row, column), or None.
-    """
+    """What the first look at a matrix found."""
 
     state: MatrixState
-    largest: float
+    #: Largest finite value seen.
+    largest: float = 0.0
+    #: First offending cell and gene (row, column), or None.
     place: tuple[int, int] | None = None
 
     def describe(self) -> str:
@@ -88,33 +70,19 @@ class Inspection:
 
 @dataclass(frozen=True)
 class MatrixChoice:
-    """The matrix taken from a source.
-
-    Attributes
-    ----------
-    matrix
-        "X", "raw" or "layers/NAME".
-    state
-        COUNTS or LOG1P.
-    passed_over
-        Matrices not taken by "auto" -> why.
-    """
+    """The matrix taken from a source ("X", "raw" or "layers/NAME"), which holds counts or log1p."""
 
     matrix: str
     state: MatrixState
+    #: Matrices not taken by "auto" -> why.
     passed_over: dict[str, str] = field(default_factory=dict)
 
 
 def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
     """Choose the matrix to read.
 
-    Parameters
-    ----------
-    source
-        The cells.
-    wanted
-        "X", "raw", "layers/NAME", or "auto": counts (X, layers named like counts, raw), else
-        log-normalised values (X, raw, layers).
+    `wanted` names it, or is "auto": counts (X, layers named like counts, raw), else log-normalised
+    values (X, raw, layers).
 
     Raises
     ------
@@ -130,7 +98,7 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
             raise DataError(message)
         found = inspect_matrix(source, wanted)
         if found.state not in {MatrixState.COUNTS, MatrixState.LOG1P}:
-            raise DataError(_refusal(source, wanted, found))
+            raise DataError(_unfit(source, wanted, found))
         return MatrixChoice(wanted, found.state)
     if not present:
         message = f"{source.name}: holds no matrix (no X, raw or layers); add the expression values"
@@ -143,16 +111,15 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
         (MatrixState.LOG1P, ["X", "raw", *layers]),
     )
     for state, order in orders:
-        for matrix in order:
-            if matrix not in present:
-                continue
-            found = seen.setdefault(matrix, seen.get(matrix) or inspect_matrix(source, matrix))
-            if found.state == state:
+        for matrix in filter(present.__contains__, order):
+            if matrix not in seen:
+                seen[matrix] = inspect_matrix(source, matrix)
+            if seen[matrix].state == state:
                 others = {name: look.describe() for name, look in seen.items() if name != matrix}
                 return MatrixChoice(matrix, state, others)
     if len(seen) == 1:
         ((matrix, found),) = seen.items()
-        raise DataError(_refusal(source, matrix, found))
+        raise DataError(_unfit(source, matrix, found))
     listed = "; ".join(f"{name}: {look.describe()}" for name, look in seen.items())
     message = (
         f"{source.name}: no matrix holds raw counts or log1p values ({listed}); add one and set "
@@ -162,29 +129,21 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
 
 
 def inspect_matrix(source: CellSource, matrix: str) -> Inspection:
-    """Look at the first cells of a matrix."""
+    """Inspect the first cells of a matrix."""
     # A file may begin with one donor or type, but what its values are does not change.
     for chunk in source.chunks(matrix, _LOOK):
         if chunk.nnz:
-            return inspect_values(chunk)
-    return Inspection(MatrixState.EMPTY, 0.0)
+            return _inspect_values(chunk)
+    return Inspection(MatrixState.EMPTY)
 
 
-def inspect_values(chunk: sparse.csr_matrix) -> Inspection:
-    """Say what the values of a chunk are.
-
-    Parameters
-    ----------
-    chunk
-        (cells, genes), no stored zeros.
-    """
+def _inspect_values(chunk: sparse.csr_matrix) -> Inspection:
+    """Inspect (cells, genes) values without stored zeros, at least one."""
     values = chunk.data
     finite = np.isfinite(values)
     if not finite.all():
-        return Inspection(MatrixState.NOT_FINITE, _largest(values[finite]), _place(chunk, ~finite))
-    if not len(values):
-        return Inspection(MatrixState.EMPTY, 0.0)
-    largest = _largest(values)
+        return Inspection(MatrixState.NOT_FINITE, place=_place(chunk, ~finite))
+    largest = float(values.max())
     if (values < 0).any():
         return Inspection(MatrixState.SCALED, largest, _place(chunk, values < 0))
     whole = values == np.rint(values)
@@ -199,12 +158,9 @@ def inspect_values(chunk: sparse.csr_matrix) -> Inspection:
 
 
 def check_chunk(
-    chunk: sparse.csr_matrix,
-    choice: MatrixChoice,
-    source: CellSource,
-    first_row: int,
+    chunk: sparse.csr_matrix, choice: MatrixChoice, source: CellSource, first_row: int
 ) -> None:
-    """Hold a chunk to what the first look found.
+    """Check that a chunk holds what the first look found.
 
     Raises
     ------
@@ -234,7 +190,7 @@ def check_chunk(
 
 
 def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Sum `values`, which stand where the chunk's values stand, over each cell."""
+    """(cells,) sums of `values`, which are one for each of the chunk's values."""
     sums = np.zeros(chunk.shape[0])
     filled = np.flatnonzero(np.diff(chunk.indptr))  # reduceat gives an empty row its neighbour's
     if len(filled):
@@ -243,10 +199,7 @@ def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDA
 
 
 def constant_sum(sums: NDArray[np.float64]) -> float | None:
-    """Return the common sum of cells, or None if they differ; one cell proves nothing.
-
-    Cells without values are left aside.
-    """
+    """Return the common sum of cells that have values, or None if they differ or are fewer than two."""
     sums = sums[sums > 0]
     if len(sums) < 2:
         return None
@@ -254,7 +207,7 @@ def constant_sum(sums: NDArray[np.float64]) -> float | None:
     return middle if float(np.ptp(sums)) <= _CONSTANT * middle else None
 
 
-def _refusal(source: CellSource, matrix: str, found: Inspection) -> str:
+def _unfit(source: CellSource, matrix: str, found: Inspection) -> str:
     where = "" if found.place is None else f", first {_name_place(source, matrix, found.place)}"
     others = [name for name in source.matrices() if name != matrix]
     alternatives = f" (the file also has {', '.join(others)})" if others else ""
@@ -274,7 +227,3 @@ def _place(chunk: sparse.csr_matrix, offending: NDArray[np.bool_]) -> tuple[int,
     first = int(np.flatnonzero(offending)[0])
     row = int(np.searchsorted(chunk.indptr, first, side="right")) - 1
     return row, int(chunk.indices[first])
-
-
-def _largest(values: NDArray[np.float32]) -> float:
-    return float(values.max()) if len(values) else 0.0

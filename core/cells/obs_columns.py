@@ -1,7 +1,6 @@
 """Which obs columns are phenotypes, and which one names donors, found by their names and labels.
 
-For a first preset: what is found is written down where the user sees it. Nothing here decides what
-a run does.
+For a first preset, where the user sees what is found. Nothing here decides what a run does.
 """
 
 import re
@@ -12,20 +11,18 @@ import numpy as np
 import pandas as pd
 
 from core.cells.checks.phenotype_rows import likely_column
-from core.cells.phenotypes import MISSING, Labels, PhenotypeColumn, read_labels
+from core.cells.phenotypes import PhenotypeColumn, code_phenotype, count_codes, read_labels
 from core.errors import DataError
 from core.presets.schema import STANDARD_PHENOTYPES
 
-__all__ = ["FoundColumn", "ObsColumns", "find_columns"]
-
-#: Names that experiments give to what was done to cells, or to whose cells they are.
+#: Names that experiments give to treatments and to traits of donors.
 _WORTH_HAVING = re.compile(
     r"treatment|treated|perturbation|drug|compound|stimulation|stim|genotype|time_?point|dose"
     r"|knock_?(?:down|out)|gene_target|response|severity|smoking_status|strain|condition"
     r"|self_reported_ethnicity|ethnicity",
     re.IGNORECASE,
 )
-#: Names of ids, of quality figures and of groupings that a program made of the same expression.
+#: Names of ids, of quality metrics and of groupings that a program made of the same expression.
 _OF_NO_USE = re.compile(
     r".*ontology_term_id|.*_id|id|.*barcode.*|.*joinid|.*(?:score|confidence|quality).*"
     r"|n_?(?:genes|counts|umi|feature).*|(?:pct|percent|total|log1p)_.*|.*doublet.*|is_primary_data"
@@ -35,70 +32,45 @@ _OF_NO_USE = re.compile(
 )
 #: A phenotype of more labels is rarely meant as one, unless its name says so.
 _MOST_LABELS = 50
-#: Share of cells that must have a label.
+#: Fraction of cells that must have a label.
 _COVERED = 0.5
 #: Cells per label, on average, below which labels name single things.
 _CELLS_PER_LABEL = 5
-#: Donors: as many as there are splits, of so many cells on average.
+#: Donors: at least one for each split, of at least this many cells on average.
 _LEAST_DONORS = 3
 _CELLS_PER_DONOR = 5
 
 
 @dataclass(frozen=True)
 class FoundColumn:
-    """An obs column that every file has.
-
-    Attributes
-    ----------
-    name
-        Of the phenotype.
-    column
-        In obs.
-    values
-        Its labels, those that say nothing left out, most frequent first.
-    n_known
-        Cells that have one.
-    """
+    """An obs column that every file has, and the phenotype it is."""
 
     name: str
     column: str
+    #: Its labels but the missing ones, most frequent first.
     values: tuple[str, ...]
+    #: Cells that have a label.
     n_known: int
 
 
 @dataclass(frozen=True)
 class ObsColumns:
-    """What was found in the obs tables.
+    """The columns found in the obs tables."""
 
-    Attributes
-    ----------
-    phenotypes
-        Of two labels or more: the standard five, and others by name.
-    single
-        Standard phenotypes of which every cell has the same label, or none.
-    partial
-        Standard phenotypes whose column some files lack.
-    further
-        Columns that could be phenotypes by their labels.
-    donors
-        The column that names donors; None where there is none.
-    """
-
+    #: Of two labels or more: the standard five, and others by name.
     phenotypes: tuple[FoundColumn, ...]
+    #: Standard phenotypes of which all cells have the same label, or none.
     single: tuple[FoundColumn, ...]
+    #: Standard phenotypes whose column some files lack.
     partial: tuple[str, ...]
+    #: Columns that could be phenotypes by their labels.
     further: tuple[FoundColumn, ...]
+    #: The column that names donors, or None.
     donors: FoundColumn | None
 
 
 def find_columns(tables: Sequence[pd.DataFrame]) -> ObsColumns:
-    """Find phenotypes and donors.
-
-    Parameters
-    ----------
-    tables
-        obs of each file, (cells, columns).
-    """
+    """Find phenotypes and donors in the (cells, columns) obs tables of the files."""
     everywhere = [
         str(name) for name in tables[0].columns if all(name in table.columns for table in tables)
     ]
@@ -134,7 +106,7 @@ def find_columns(tables: Sequence[pd.DataFrame]) -> ObsColumns:
             continue
         if _is_worth_having(column):
             phenotypes[found.name] = found
-        elif not any(read.say_the_same(found, one) for one in [*known, *phenotypes.values()]):
+        elif not any(read.are_alike(found, one) for one in [*known, *phenotypes.values()]):
             further.append(found)
     return ObsColumns(
         tuple(phenotypes.values()), tuple(single), tuple(partial), tuple(further), donors
@@ -150,37 +122,25 @@ class _Columns:
         self.n_cells = sum(len(table) for table in tables)
 
     def labels(self, name: str, column: str) -> FoundColumn | None:
-        """Labels of a column; None where it holds a measurement."""
+        """Labels of a column; None if it holds a measurement."""
         wanted = PhenotypeColumn(name, column, explicit=False)
         try:
             files = [read_labels(table, wanted, where="obs") for table in self._tables]
         except DataError:
             return None
-        known = [one for one in files if one is not None]
-        values = sorted({value for one in known for value in one.values})
-        codes = _join_codes(known, values)
-        self._codes[column] = codes
-        counts = np.bincount(codes[codes >= 0], minlength=len(values))
+        coded = code_phenotype(files, [len(table) for table in self._tables], None)
+        self._codes[column] = coded.codes
+        values, counts = coded.values, count_codes(coded.codes, len(coded.values))
         order = np.argsort(-counts, kind="stable")
         return FoundColumn(name, column, tuple(values[index] for index in order), int(counts.sum()))
 
-    def say_the_same(self, first: FoundColumn, second: FoundColumn) -> bool:
-        """Tell whether the labels of one column are those of another under other names."""
+    def are_alike(self, first: FoundColumn, second: FoundColumn) -> bool:
+        """Whether the labels of one column are those of another under other names."""
         if len(first.values) != len(second.values):
             return False
         pairs = np.column_stack([self._codes[first.column], self._codes[second.column]])
         pairs = pairs[(pairs >= 0).all(axis=1)]
         return len(np.unique(pairs, axis=0)) == len(first.values)
-
-
-def _join_codes(files: Sequence[Labels], values: Sequence[str]) -> np.ndarray:
-    """(cells of all files,) index into values, or `MISSING`."""
-    place = {value: code for code, value in enumerate(values)}
-    parts = [
-        np.array([*(place[value] for value in one.values), MISSING], dtype=np.int64)[one.codes]
-        for one in files
-    ]
-    return np.concatenate(parts)
 
 
 def _find_donors(columns: Sequence[str], read: _Columns) -> FoundColumn | None:

@@ -3,24 +3,7 @@
 The store is lossless and serves every encoding: counts stay counts, and `Store.read` turns the cells
 requested into log1p of counts per 10,000. Cells are in one seeded random order, so a block of
 neighbours is a random sample. `core.cells.prepare` writes the folder.
-
-Arrays (C cells, V stored values, P phenotypes):
-
-==================  ========  =========  =====================================================
-indptr.npy          (C + 1,)  int64      where each cell's values begin
-genes.npy           (V,)      uint16 *   gene of each value, ascending within a cell
-values.npy          (V,)      uint16 *   count or, in a log1p store, float32 value
-large_at.npy        (L,)      int64      positions in values.npy of counts of 65,535 and more
-large_values.npy    (L,)      uint32     those counts; values.npy holds 65,535 in their place
-totals.npy          (C,)      float32    sum over all genes of the source file (counts, or per 10k)
-phenotypes.npy      (C, P)    int32      code of each phenotype's value, -1 where missing
-splits.npy          (C,)      int8       0 train, 1 validation, 2 test
-donors.npy          (C,)      int32      donor code, -1 where missing; absent without donors
-origins.npy         (C, 2)    int64      source (its place in the manifest) and row in it
-gene_order.npy      (G,)      int32      columns from most to least variable
-==================  ========  =========  =====================================================
-
-(*) int32 above 65,536 genes; float32 in a log1p store.
+docs/store-format.md describes each array.
 """
 
 import json
@@ -99,6 +82,12 @@ class Store:
         self.genes = GenePanel(tuple(manifest.gene_ids), tuple(manifest.gene_symbols))
         self.n_cells = n_cells = manifest.n_cells
         n_values, n_genes = manifest.n_values, len(self.genes)
+        #: Values of each phenotype in the order of their codes; phenotypes in header order.
+        self.phenotypes = manifest.phenotypes
+        #: Names of the codes in `donors`.
+        self.donor_names = manifest.donors
+        #: What `prepare` found and decided: sources, genes, phenotypes, split, notices.
+        self.report = manifest.report
         #: What `values` holds; `read` gives log1p of counts per 10,000 from both.
         self.value_kind = manifest.value_kind
         value_type = np.uint16 if self.value_kind == "counts" else np.float32
@@ -150,21 +139,6 @@ class Store:
         """
         folder = Path(path)
         return cls(folder, Manifest.load(folder))
-
-    @property
-    def phenotypes(self) -> dict[str, list[str]]:
-        """Values of each phenotype in the order of their codes; phenotypes in header order."""
-        return self.manifest.phenotypes
-
-    @property
-    def donor_names(self) -> list[str] | None:
-        """Names of the codes in `donors`."""
-        return self.manifest.donors
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """What `prepare` found and decided: sources, genes, phenotypes, split, notices."""
-        return self.manifest.report
 
     @cached_property
     def truth(self) -> dict[str, Any] | None:
@@ -447,9 +421,7 @@ class OneVsRest(Store):
                 f"{store.path}; {suggest(positive, values)}"
             )
             raise ConfigurationError(message)
-        self.manifest = store.manifest.model_copy(
-            update={"phenotypes": {**store.phenotypes, phenotype: values_of_one(value)}}
-        )
+        self.phenotypes = {**store.phenotypes, phenotype: values_of_one(value)}
         recode = np.ones(len(values) + 1, dtype=np.int32)
         recode[values.index(value)], recode[-1] = 0, -1
         column = list(store.phenotypes).index(phenotype)
