@@ -11,8 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +27,29 @@ from core.random_streams import Stream, generator
 
 logger = logging.getLogger(__name__)
 
+_Floats = NDArray[np.float32]
+_Labels = NDArray[np.int32]
+_Donors = NDArray[np.integer[Any]] | None
+
+
+class _Choice(NamedTuple):
+    """Inverse penalty and class weights of a regression, and the factor of its logits."""
+
+    penalty: float
+    weights: Literal["balanced"] | None
+    sharpness: float = 1.0
+
+
 #: Cells and dense entries used at most.
 _SCORE_CELLS = 20_000
 _SCORE_ENTRIES = 60_000_000
-#: Options of cross-validation: sklearn's inverse penalty, class weights, factors of the logits.
-_PENALTIES = (0.01, 0.05)
-_CLASS_WEIGHTS: tuple[Literal["balanced"] | None, ...] = (None, "balanced")
+#: Options of cross-validation.
+_REGRESSIONS = [
+    _Choice(0.01, None),
+    _Choice(0.05, None),
+    _Choice(0.01, "balanced"),
+    _Choice(0.05, "balanced"),
+]
 _SHARPNESS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 _CHOICE_CELLS = 4_000
 _CHOICE_FOLDS = 3
@@ -52,7 +68,7 @@ def fit_phenotype_scores(
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
     *,
-    groups: NDArray[np.integer[Any]] | None = None,
+    groups: _Donors = None,
     seed: int,
     on_progress: Listener = ignore_progress,
 ) -> None:
@@ -118,45 +134,44 @@ def fit_phenotype_scores(
     on_progress(ProgressEvent("fitting phenotype corrections", n_rounds, n_rounds))
 
 
-@dataclass(frozen=True)
-class _Scores:
+class _Scores(NamedTuple):
     """Regression of every phenotype: the log-odds of its values are linear in the genes."""
 
-    #: (values, genes) and (values,), float32, all phenotypes one below the other.
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    #: (values, genes) and (values,), all phenotypes one below the other.
+    weight: _Floats
+    bias: _Floats
     #: (values,), the log-odds of a cell without visible genes.
-    prior: NDArray[np.float32]
-    #: Number of values of each phenotype.
-    sizes: Sequence[int]
+    prior: _Floats
+    #: (values,), phenotype of each value.
+    slots: NDArray[np.int64]
 
 
 def _fit_scores(
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
+    values: _Floats,
+    labels: _Labels,
     sizes: Sequence[int],
-    choices: Sequence[tuple[float, Literal["balanced"] | None, float]],
-    prior: NDArray[np.float32],
+    choices: Sequence[_Choice],
+    prior: _Floats,
 ) -> _Scores:
     weight = np.zeros((len(prior), values.shape[1]), dtype=np.float32)
     bias = prior.copy()
-    first = 0
-    for slot, (size, (penalty, weights, sharpness)) in enumerate(zip(sizes, choices, strict=True)):
+    slots = np.repeat(np.arange(len(sizes)), sizes)
+    for slot, choice in enumerate(choices):
         known = labels[:, slot] >= 0
         if len(np.unique(labels[known, slot])) > 1:
-            fit = _regress(values[known], labels[known, slot], penalty, weights)
-            coefficients, intercepts = sharpness * fit.coef_, sharpness * fit.intercept_
+            fit = _regress(values[known], labels[known, slot], choice)
+            coefficients = choice.sharpness * fit.coef_
+            intercepts = choice.sharpness * fit.intercept_
             if len(fit.classes_) == 2:  # sklearn gives one row: the second class's log-odds
                 coefficients = np.concatenate([-coefficients, coefficients]) / 2
                 intercepts = np.r_[-intercepts, intercepts] / 2
-            at = first + fit.classes_.astype(np.int64)
+            at = np.flatnonzero(slots == slot)[fit.classes_]
             weight[at], bias[at] = coefficients, intercepts
-        first += size
-    return _Scores(weight, bias, prior, sizes)
+    return _Scores(weight, bias, prior, slots)
 
 
 def _folds(
-    n_cells: int, groups: NDArray[np.integer[Any]] | None, n_folds: int, seed: int
+    n_cells: int, groups: _Donors, n_folds: int, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Cells to fit and cells to score, donors kept whole; [] where there are too few cells."""
     from sklearn.model_selection import GroupKFold, KFold
@@ -168,73 +183,61 @@ def _folds(
     return list(KFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(n_cells)))
 
 
-def _regress(
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    penalty: float,
-    weights: Literal["balanced"] | None,
-) -> Any:  # noqa: ANN401 - scikit-learn is untyped
+def _regress(values: _Floats, labels: _Labels, choice: _Choice) -> Any:  # noqa: ANN401 - sklearn's
     from sklearn.linear_model import LogisticRegression  # 500 ms, only where it is needed
 
-    model = LogisticRegression(C=penalty, class_weight=weights, max_iter=_SCORE_ITERATIONS)
+    model = LogisticRegression(
+        C=choice.penalty, class_weight=choice.weights, max_iter=_SCORE_ITERATIONS
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one that has not converged is still a good start
         return model.fit(values, labels)
 
 
-def _choose(
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    groups: NDArray[np.integer[Any]] | None,
-    seed: int,
-) -> tuple[float, Literal["balanced"] | None, float]:
+def _choose(values: _Floats, labels: _Labels, groups: _Donors, seed: int) -> _Choice:
     """Choose penalty and class weights by accuracy on held-out donors, then the factor of the logits.
 
     A penalised regression is underconfident, and a correction fitted on top would mostly learn to mend
     that: its logits are multiplied by the factor that fits held-out cells best.
     """
-    rng = generator(seed, Stream.SCORE_CHOICE)
-    some = rng.permutation(len(labels))[:_CHOICE_CELLS]
+    some = generator(seed, Stream.SCORE_CHOICE).permutation(len(labels))[:_CHOICE_CELLS]
     values, labels = values[some], labels[some]
-    options = [(penalty, weights) for weights in _CLASS_WEIGHTS for penalty in _PENALTIES]
     folds = _folds(len(labels), None if groups is None else groups[some], _CHOICE_FOLDS, seed)
     if not folds or len(np.unique(labels)) < 2:
-        return (*options[0], 1.0)
-    right = np.zeros(len(options))
-    loss = np.zeros((len(options), len(_SHARPNESS)))
+        return _REGRESSIONS[0]
+    right = np.zeros(len(_REGRESSIONS))
+    loss = np.zeros((len(_REGRESSIONS), len(_SHARPNESS)))
     for train, test in folds:
         if len(np.unique(labels[train])) < 2:
             continue
-        for number, (penalty, weights) in enumerate(options):
-            fit = _regress(values[train], labels[train], penalty, weights)
+        for option, choice in enumerate(_REGRESSIONS):
+            fit = _regress(values[train], labels[train], choice)
             scores = fit.decision_function(values[test])
             if scores.ndim == 1:
                 scores = np.stack([-scores, scores], axis=1) / 2
-            right[number] += (fit.classes_[scores.argmax(axis=1)] == labels[test]).sum()
+            right[option] += (fit.classes_[scores.argmax(axis=1)] == labels[test]).sum()
             known = np.isin(labels[test], fit.classes_)
             target = np.searchsorted(fit.classes_, labels[test][known])
             for place, sharpness in enumerate(_SHARPNESS):
-                logits = sharpness * scores[known]
-                likelihood = logits[np.arange(len(target)), target] - logsumexp(logits, axis=1)
-                loss[number, place] -= likelihood.sum()
+                loss[option, place] += _log_loss(sharpness * scores[known], target)
     best = int(right.argmax())
-    return (*options[best], _SHARPNESS[int(loss[best].argmin())])
+    return _REGRESSIONS[best]._replace(sharpness=_SHARPNESS[int(loss[best].argmin())])
+
+
+def _log_loss(logits: NDArray[Any], target: NDArray[Any]) -> float:
+    """Sum over cells of -log of the target's probability."""
+    return float((logsumexp(logits, axis=1) - logits[np.arange(len(target)), target]).sum())
 
 
 def _train_correction(
-    correction: nn.Sequential,
-    scores: _Scores,
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    seed: int,
+    correction: nn.Sequential, scores: _Scores, values: _Floats, labels: _Labels, seed: int
 ) -> None:
     """Train the correction on top of fixed scores, with genes hidden at random.
 
     The fraction of hidden genes is u squared, u uniform: mostly small, as when cells are annotated.
     """
-    slots = _slots(scores)
     x, targets = torch.from_numpy(values), torch.from_numpy(labels.astype(np.int64))
-    weight, bias, prior = map(torch.from_numpy, (scores.weight, scores.bias, scores.prior))
+    weight, bias, prior, slots = map(torch.from_numpy, scores)
     n_cells = len(x)
     n_steps = max(_CORRECTION_EPOCHS * n_cells // _CORRECTION_BATCH, 1)
     rng = generator(seed, Stream.CORRECTION_FIT)
@@ -252,7 +255,7 @@ def _train_correction(
             base = hidden * prior + (1 - hidden) * bias
             logits = base + seen @ weight.T + (1 - hidden) * correction(seen)
             loss = logits.new_zeros(())
-            for slot in range(len(scores.sizes)):
+            for slot in range(targets.shape[1]):
                 of_slot, target = logits[:, slots == slot], targets[rows, slot].clamp(min=-1)
                 summed = functional.cross_entropy(of_slot, target, ignore_index=-1, reduction="sum")
                 loss = loss + summed / len(rows)
@@ -264,22 +267,17 @@ def _train_correction(
 
 
 def _losses_by_strength(
-    correction: nn.Sequential,
-    scores: _Scores,
-    values: NDArray[np.float32],
-    labels: NDArray[np.int32],
+    correction: nn.Sequential, scores: _Scores, values: _Floats, labels: _Labels
 ) -> NDArray[np.float64]:
     """(phenotypes, strengths) mean log loss of cells with every gene visible."""
-    slots = _slots(scores).numpy()
     fitted = values @ scores.weight.T + scores.bias
     learnt = correction(torch.from_numpy(values)).numpy()
-    losses = np.zeros((len(scores.sizes), len(_CORRECTION_STRENGTHS)))
-    for slot in range(len(scores.sizes)):
+    losses = np.zeros((labels.shape[1], len(_CORRECTION_STRENGTHS)))
+    for slot in range(labels.shape[1]):
         known = np.flatnonzero(labels[:, slot] >= 0)
         for place, strength in enumerate(_CORRECTION_STRENGTHS):
-            logits = (fitted + strength * learnt)[np.ix_(known, slots == slot)]
-            right = logits[np.arange(len(known)), labels[known, slot]]
-            losses[slot, place] = (logsumexp(logits, axis=1) - right).sum() / max(len(known), 1)
+            logits = (fitted + strength * learnt)[np.ix_(known, scores.slots == slot)]
+            losses[slot, place] = _log_loss(logits, labels[known, slot]) / max(len(known), 1)
     return losses
 
 
@@ -296,8 +294,3 @@ def _choose_strengths(losses: NDArray[np.float64]) -> torch.Tensor:
     is_clear = np.take_along_axis(clear, chosen[:, None], axis=1)[:, 0]
     strengths = np.where(is_clear, np.array(_CORRECTION_STRENGTHS)[chosen], 1.0)
     return torch.from_numpy(strengths.astype(np.float32))
-
-
-def _slots(scores: _Scores) -> torch.Tensor:
-    """(values,) phenotype of each value."""
-    return torch.repeat_interleave(torch.arange(len(scores.sizes)), torch.tensor(scores.sizes))
