@@ -1,8 +1,9 @@
-"""Writing files whole, and values that strict JSON holds."""
+"""Writing files whole, values that strict JSON holds, and free space."""
 
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -72,3 +73,10 @@ def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = 
             except (ValueError, TypeError, RuntimeError):
                 continue
     return str(value)
+
+
+def free_space(path: Path) -> tuple[Path, int]:
+    """Return the nearest existing folder at or above a path, and the free bytes of its disk."""
+    path = path.absolute()
+    folder = next(one for one in (path, *path.parents) if one.is_dir())
+    return folder, shutil.disk_usage(folder).free

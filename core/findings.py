@@ -15,7 +15,7 @@ _SEVERITY: dict[Level, int] = {"ok": 0, "warn": 1, "fail": 2}
 class Finding:
     """One row of a report."""
 
-    #: "warn": results may suffer; "fail": tfx refuses to work, or cannot.
+    #: "warn": results may suffer; "fail": tfx cannot work.
     level: Level
     #: What was checked: the group of checks, and the check.
     family: str

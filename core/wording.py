@@ -1,4 +1,4 @@
-"""Sizes, fractions, lists and suggestions in words, for messages and reports."""
+"""Sizes, time spans, fractions, lists and suggestions in words, for messages and reports."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,18 @@ def size(n_bytes: float) -> str:
             break
         n_bytes /= 1000
     return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span in the unit that fits it: ``12 s``, ``3 min``, ``1.5 h``, ``2.3 d``."""
+    seconds = max(seconds, 0.0)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} d"
 
 
 def percentage(part: float, whole: float) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.files import plain_json, replace_file, replacing
-from core.wording import did_you_mean, listed, percentage, size
+from core.wording import did_you_mean, duration, listed, percentage, size
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -55,6 +55,15 @@ def test_sizes_have_the_unit_that_fits(n_bytes, text):
 )
 def test_only_exact_percentages_are_0_and_100(part, whole, text):
     assert percentage(part, whole) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (12.4, "12 s"), (89, "89 s"), (90, "2 min"), (5000, "83 min"), (5400, "1.5 h"),
+     (86400, "24.0 h"), (2 * 86400, "2.0 d")],
+)  # fmt: skip
+def test_times_have_the_unit_that_fits(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_lists_and_suggestions_in_words():

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.runlog.json_lines import number_in
 from core.runlog.schema import metric_info
-from core.wording import size
+from core.wording import duration, size
 
 _COUNT_UNITS = ("", "k", "M", "G", "T")
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -38,18 +38,6 @@ def number_text(value: float) -> str:
     if abs(value) >= 1000:
         return short_count(value)
     return "0" if abs(value) < 1e-300 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time span in the unit that fits it: ``12 s``, ``3 min``, ``1.5 h``, ``2.3 d``."""
-    seconds = max(seconds, 0.0)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 2 * 86400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} d"
 
 
 def ago(moment: float | None, *, now: float) -> str:

@@ -8,12 +8,11 @@ from core.runlog.comparison import ComparedMetric, Comparison
 from core.runlog.json_lines import number_in
 from core.runlog.overview import RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
-from core.wording import size
+from core.wording import duration, size
 from tfx_cli.formatting import (
     ago,
     curve_text,
     date,
-    duration,
     gpus_of,
     machine_text,
     metric_value,

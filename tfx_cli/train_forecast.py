@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.wording import size
-from tfx_cli.formatting import duration
+from core.wording import duration, size
 from tfx_cli.output import make_table, print_result
 from tfx_cli.progress import show_progress
 

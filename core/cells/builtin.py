@@ -5,7 +5,6 @@ and log-normalised ones in ``raw``. The atlas is simulated (see `core.cells.atla
 question mark: ``builtin:atlas?cells=4000&seed=1``.
 """
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.errors import ConfigurationError
+from core.wording import did_you_mean
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,7 +77,5 @@ def _load_pbmc68k() -> "AnnData":
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known are {', '.join(known)}" if known else "it takes no options"
+    others = f"choose {' or '.join(known)}" if known else "it takes no options"
+    return did_you_mean(name, known, cutoff=0.5) or others

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import filelock
 import numpy as np
 import psutil
 
+from core.files import free_space
 from core.findings import Finding
 
 if TYPE_CHECKING:
@@ -136,9 +136,9 @@ def check_disk(
     ``kind`` of file system and ``free`` bytes are read from the system by default. Returns rows,
     and folder, file system and free bytes.
     """
-    nearest = next(one for one in (folder, *folder.resolve().parents) if one.is_dir())
+    nearest, free_now = free_space(folder)
     kind = file_system_of(nearest) if kind is None else kind
-    free = shutil.disk_usage(nearest).free if free is None else free
+    free = free_now if free is None else free
     facts = {"folder": str(nearest), "file_system": kind, "free": free}
     fixes = (
         "make room, or work in a folder on another disk",

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import plain_json, write_json
+from core.files import free_space, plain_json, write_json
 from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator
 from core.generation.cell_sizes import log_values
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -84,9 +84,8 @@ def check_disk_space(made: CellGenerator, output: Path) -> None:
     n_phenotypes = len(made.model.config.phenotypes)
     # Values and their genes, twice; codes, lengths and names.
     needed = made.request.n_cells * (2 * 8 * genes_per_cell + 8 * n_phenotypes + 40)
-    nearest = next(folder for folder in output.absolute().parents if folder.exists())
+    nearest, free = free_space(output.absolute().parent)
     there = sum(path.stat().st_size for path in partial_folder(output).glob("*.[fi]32"))
-    free = shutil.disk_usage(nearest).free
     if free + there < needed:
         message = (
             f"{made.request.n_cells:,} cells need about {needed / 1e9:,.1f} GB (half of it for "

@@ -7,7 +7,6 @@ from the operations.
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from core.encoding.loader import READY_BATCHES
 from core.encoding.sampler import POOL_CELLS
 from core.encoding.values import QUANTILES, ValueEncoder
+from core.files import free_space
 from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
@@ -128,7 +128,7 @@ def forecast_run(
 
     cost = _Cost.of(machine, profile, operations["step"] / size.cells, peak)
     files = run.files()
-    disk = _free_disk(folder)
+    disk = float(free_space(folder)[1])
     used = max(sum(memory.values()) / available, sum(files.values()) / disk)
     notes = [*cells.assumptions, *run.machine_notes(others, is_timed=profile is not None)]
     notes += run.memory_advice(memory, available, part_cells)
@@ -425,10 +425,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-def _free_disk(folder: Path) -> float:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return float(shutil.disk_usage(folder).free)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfx_cli.formatting import ago, curve_text, date, duration, metric_value, short_count
+from tfx_cli.formatting import ago, curve_text, date, metric_value, short_count
 
 
 @pytest.mark.parametrize(
@@ -15,15 +15,6 @@ from tfx_cli.formatting import ago, curve_text, date, duration, metric_value, sh
 )  # fmt: skip
 def test_counts_are_told_in_three_digits(value, text):
     assert short_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-5, "0 s"), (12.4, "12 s"), (89, "89 s"), (90, "2 min"), (5000, "83 min"), (5400, "1.5 h"),
-     (86400, "24.0 h"), (2 * 86400, "2.0 d")],
-)  # fmt: skip
-def test_times_are_told_in_the_unit_that_fits(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_a_moment_is_told_in_local_time_or_as_how_long_ago():

@@ -11,6 +11,7 @@ from textual.widgets import DataTable, Static, TabPane
 
 from core.errors import ExitCode
 from core.runlog.schema import LIVE_STATES
+from core.wording import duration
 from tfx_cli.dashboard import run_texts
 from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, state_content
 from tfx_cli.dashboard.curve import SMOOTHING, CurveSeries, CurveView, CurveWindow, ReferenceMark
@@ -18,7 +19,7 @@ from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.messages import CloseScreen, OpenGenerate, ResumeRun, StopRun
 from tfx_cli.dashboard.processes import TrainingProcesses
 from tfx_cli.dashboard.workspace import RunView, WorkspaceView
-from tfx_cli.formatting import ago, duration
+from tfx_cli.formatting import ago
 
 #: Panels of the machine pane: id, title, metrics of training with their names.
 _MACHINE_PANELS = (

@@ -1,6 +1,5 @@
 """What preparing will cost: store, disk, memory, time."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from core.cells.checks.gene_rows import SHORT_INDEX
 from core.cells.checks.report import CheckRow, Rows
 from core.cells.checks.survey import FileSummary
 from core.cells.matrix_state import MatrixState
-from core.wording import size
+from core.files import free_space
+from core.wording import duration, size
 
 #: Row start 8, total 4, split 1, source 16, donor 4 bytes per cell; 4 more per phenotype.
 _CELL_BYTES = 33
@@ -37,8 +37,8 @@ class Estimate:
     peak_disk_bytes: int
     memory_bytes: int
     seconds: float
-    #: At the place of the store; None if it cannot be found out.
-    free_bytes: int | None
+    #: On the disk of the store.
+    free_bytes: int
     #: Whether values have been counted, not estimated.
     is_measured: bool
 
@@ -75,7 +75,7 @@ def estimate_cost(
         peak_disk_bytes=round(_PEAK * store_bytes),
         memory_bytes=round(_BASE_MEMORY + _MEMORY_PER_CELL * n_cells),
         seconds=_BASE_SECONDS + n_values / _VALUES_PER_SECOND + n_cells / _CELLS_PER_SECOND,
-        free_bytes=_free(destination),
+        free_bytes=free_space(destination)[1],
         is_measured=is_measured,
     )
 
@@ -90,10 +90,8 @@ def check_cost(estimate: Estimate, destination: Path) -> list[CheckRow]:
         f"{about} {size(estimate.store_bytes)} for {estimate.n_cells:,} cells, {needed} of disk "
         f"while it is made",
     )
-    time, memory = _duration(estimate.seconds), size(estimate.memory_bytes)
+    time, memory = duration(estimate.seconds), size(estimate.memory_bytes)
     rows.ok("time", f"preparing takes about {time} and {memory} of memory")
-    if estimate.free_bytes is None:
-        return rows
     free = f"{size(estimate.free_bytes)} free for {destination}"
     if estimate.peak_disk_bytes <= estimate.free_bytes:
         rows.ok("disk", free)
@@ -102,22 +100,3 @@ def check_cost(estimate: Estimate, destination: Path) -> list[CheckRow]:
     fix = "set data.store to a folder on a larger disk, or make room"
     add("disk", f"{free}, but {needed} are needed", fix)
     return rows
-
-
-def _free(destination: Path) -> int | None:
-    """Bytes free in the nearest folder that exists."""
-    folder = Path(destination).absolute()
-    for place in (folder, *folder.parents):
-        try:
-            return shutil.disk_usage(place).free
-        except OSError:  # does not exist yet
-            continue
-    return None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(round(seconds), 1)} s"
-    if seconds < 5_400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
