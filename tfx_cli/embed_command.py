@@ -1,4 +1,4 @@
-"""`tfx embed`: cells and genes as vectors, and expression as the model expects it."""
+"""`tfx embed`: cells and genes as vectors, and expected expression."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +11,12 @@ from tfx_cli.options import Device, GeneIds, JsonOutput, Matrix, ModelOption
 from tfx_cli.output import narrate, print_result, warn
 from tfx_cli.progress import show_progress
 
-__all__ = ["embed"]
-
 
 def embed(
     file: Annotated[str, typer.Argument(metavar="FILE.h5ad", help="The cells.")],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="OUT.h5ad", help="A copy of the file, with more."),
+        typer.Option("--output", "-o", metavar="OUT.h5ad", help="An annotated copy of the file."),
     ],
     run: ModelOption = None,
     place: Annotated[
@@ -26,14 +24,14 @@ def embed(
         typer.Option(
             "--from",
             metavar="PLACE",
-            help="Where a cell's embedding is read: cls, mean (over its tokens), or a phenotype.",
+            help="Output position of the embedding: cls, mean (over all tokens), or a phenotype.",
         ),
     ] = "cls",
     key: Annotated[
         str, typer.Option("--key", help="Name in obsm (cells), and in varm (genes).")
     ] = "X_tfx",
     genes: Annotated[
-        bool, typer.Option("--genes", help="Add the genes' embeddings to varm as well.")
+        bool, typer.Option("--genes", help="Add embeddings of the genes to varm as well.")
     ] = False,
     denoise: Annotated[
         str | None,
@@ -48,7 +46,7 @@ def embed(
         typer.Option(
             "--given",
             metavar="NAME[=COLUMN]",
-            help="A phenotype that is shown to the model, from obs; default: none is.",
+            help="A phenotype from obs to show to the model; default: none.",
         ),
     ] = None,
     matrix: Matrix = "auto",
@@ -68,9 +66,10 @@ def embed(
     --------
     tfx embed new.h5ad -o embedded.h5ad
     tfx embed new.h5ad -o embedded.h5ad --from cell_type --genes --denoise tfx_denoised
-    """  # fmt: skip
+    """
     check_output(output, (".h5ad",), what="embedded cells", overwrite=overwrite)
     folder = model_folder(run)
+    # torch and transformers, 3 s: not before the options are checked.
     from core.inference.annotated_file import AnnotatedCopy
     from core.inference.embed import (
         add_denoised,
@@ -88,7 +87,7 @@ def embed(
     model = CellModel.load(folder, device=choose_device(device, where="--device"))
     position = resolve_position(model.config, place)
     if model.network.encoder_part is None:
-        gene_embeddings(model)  # says that there are none
+        gene_embeddings(model)  # raises: there are none
     elif (note := note_on_embedding(model.config, position)) is not None:
         warn(note)
     if denoise is not None and "/" in denoise:
@@ -101,12 +100,15 @@ def embed(
         found = f"{len(model.panel) - missing:,} of {len(model.panel):,} genes"
         narrate(f"{file}: {cells.n_cells:,} cells, {found}")
         if cells.choice.matrix == "raw" and (genes or denoise):
-            message = f"{file}: the model's genes are those of raw, which has other rows than var; leave out --genes and --denoise, or give --matrix X"
+            message = (
+                f"{file}: the model's genes are in raw, which has other rows than var; leave out "
+                f"--genes and --denoise, or give --matrix X"
+            )
             raise ConfigurationError(message)
         with AnnotatedCopy(file, output) as copy, show_progress() as listener:
-            taken = [f"obsm/{key}"] + [f"varm/{key}"] * genes
-            taken += [f"layers/{denoise}"] if denoise else []
-            copy.refuse_taken(*taken, remedy="choose another --key, or layer of --denoise")
+            new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
+            new += [f"layers/{denoise}"] if denoise else []
+            copy.check_free(*new, remedy="choose another --key, or layer of --denoise")
             write = copy.add_array(f"obsm/{key}", (cells.n_cells, width))
             embed_cells(model, cells, write, position=position, hints=hints, on_progress=listener)
             if genes:
@@ -117,8 +119,15 @@ def embed(
     narrate(f"{output}: obsm['{key}'] ({n_cells:,} x {width})")
     print_result(
         "embed",
-        {"output": output, "cells": n_cells, "key": key, "width": width, "model": folder,
-         "from": place, "genes_missing": missing},
+        {
+            "output": output,
+            "cells": n_cells,
+            "key": key,
+            "width": width,
+            "model": folder,
+            "from": place,
+            "genes_missing": missing,
+        },
         as_json=as_json,
         text=lambda: f'next: sc.pp.neighbors(adata, use_rep="{key}")',
-    )  # fmt: skip
+    )

@@ -1,7 +1,6 @@
-"""`tfx predict`: what a model says of the cells of a file that it has never seen."""
+"""`tfx predict`: phenotypes of the cells of a file that the model has never seen."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,15 +12,17 @@ from tfx_cli.output import make_table, narrate, print_result, warn
 from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Iterator, Sequence
+
     from rich.console import RenderableType
 
     from core.inference.hints import Hint
-    from core.inference.predict import PhenotypeAnswers
+    from core.inference.predict import PhenotypePredictions
     from core.inference.query_cells import QueryCells
     from core.model.folder import CellModel
 
-__all__ = ["predict"]
+#: Endings of the new obs columns of a phenotype.
+_ENDINGS = ("", "_probability", "_unsure")
 
 
 def predict(
@@ -32,7 +33,7 @@ def predict(
             "--output",
             "-o",
             metavar="OUT.h5ad | OUT.csv",
-            help="A copy of the file with the answers in obs, or a table of the answers alone.",
+            help="A copy of the file with the predictions in obs, or a table of the predictions.",
         ),
     ],
     run: ModelOption = None,
@@ -41,18 +42,21 @@ def predict(
         typer.Option(
             "--given",
             metavar="NAME[=COLUMN]",
-            help="A phenotype that is known, as a hint: tissue, or tissue=organ for the obs column "
-            "organ; can be repeated.",
+            help="A known phenotype to show to the model: tissue, or tissue=organ for the obs "
+            "column organ; can be repeated.",
         ),
     ] = None,
     least: Annotated[
         float,
         typer.Option(
-            "--unsure-below", min=0.0, max=1.0, help="Probability below which an answer is unsure."
+            "--unsure-below",
+            min=0.0,
+            max=1.0,
+            help="Probability below which a prediction is unsure.",
         ),
     ] = 0.5,
     prefix: Annotated[
-        str, typer.Option("--prefix", help="What the new obs columns begin with.")
+        str, typer.Option("--prefix", help="Prefix of the new obs columns.")
     ] = "tfx_",
     matrix: Matrix = "auto",
     gene_ids: GeneIds = "auto",
@@ -66,20 +70,21 @@ def predict(
 
     Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
     tfx_NAME_probability and tfx_NAME_unsure. Genes are joined by id or symbol; those that the file
-    lacks are masked, not taken for unexpressed. The model's folder is all it takes: neither its
-    training cells nor its run.
+    lacks are masked, not taken for unexpressed. The model folder is enough: you need neither the
+    training cells nor the run.
 
     Examples
     --------
     tfx predict new.h5ad -o labelled.h5ad
     tfx predict new.h5ad -o labels.csv --given tissue=organ --run runs/base
-    """  # fmt: skip
+    """
     check_output(output, (".h5ad", ".csv"), what="labelled cells", overwrite=overwrite)
     folder = model_folder(run)
-    # torch and transformers, 3 s: not before the command line has proved right.
+    # torch and transformers, 3 s: not before the options are checked.
+    from core.files import replace_file
     from core.inference.annotated_file import AnnotatedCopy
     from core.inference.hints import read_hint
-    from core.inference.predict import predict_phenotypes_of
+    from core.inference.predict import predict_phenotypes_of, prediction_table
     from core.inference.query_cells import open_query_cells
     from core.model.folder import CellModel
     from core.training.machine import choose_device
@@ -87,25 +92,30 @@ def predict(
     model = CellModel.load(folder, device=choose_device(device, where="--device"))
     with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
         hints = [read_hint(cells.source, model.config, one) for one in given or []]
-        _tell(cells, model, hints)
-        if output.suffix == ".csv":
+        _narrate_input(cells, model, hints)
+
+        def predicted() -> "tuple[list[PhenotypePredictions], Any]":
             with show_progress() as listener:
-                answers = predict_phenotypes_of(model, cells, hints, on_progress=listener)
-            _write_table(output, _table(answers, cells, prefix, least))
+                found = predict_phenotypes_of(model, cells, hints, on_progress=listener)
+            names = cells.source.obs.index
+            return found, prediction_table(found, names, unsure_below=least, prefix=prefix)
+
+        if output.suffix == ".csv":
+            predictions, table = predicted()
+            output.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(output, table.to_csv(float_format="%.4f", index_label="cell"))
         else:
             with AnnotatedCopy(file, output) as copy:
-                asked = [n for n in model.config.predicted if n not in {h.name for h in hints}]
-                copy.refuse_taken(
-                    *(f"obs/{prefix}{name}{end}" for name in asked for end in _ENDINGS),
-                    remedy="choose another --prefix",
-                )
-                with show_progress() as listener:
-                    answers = predict_phenotypes_of(model, cells, hints, on_progress=listener)
-                table = _table(answers, cells, prefix, least)
+                known = {hint.name for hint in hints}
+                names = [name for name in model.config.predicted if name not in known]
+                columns = [f"obs/{prefix}{name}{end}" for name in names for end in _ENDINGS]
+                copy.check_free(*columns, remedy="choose another --prefix")
+                predictions, table = predicted()
                 copy.add_columns("obs", {str(name): table[name].array for name in table})
                 copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
     narrate(f"{output}: {n_cells:,} cells")
+    summaries = {one.name: _summary(one, least) for one in predictions}
     print_result(
         "predict",
         {
@@ -114,17 +124,16 @@ def predict(
             "model": folder,
             "genes_missing": missing,
             "given": [hint.name for hint in hints],
-            "phenotypes": {one.name: _summary(one, least) for one in answers},
+            "phenotypes": summaries,
         },
         as_json=as_json,
-        text=lambda: _text(answers, n_cells, least, model.provenance),
+        text=lambda: _report(
+            summaries, n_cells, is_simulated=bool(model.provenance.get("simulated"))
+        ),
     )
 
 
-_ENDINGS = ("", "_probability", "_unsure")
-
-
-def _tell(cells: "QueryCells", model: "CellModel", hints: "Sequence[Hint]") -> None:
+def _narrate_input(cells: "QueryCells", model: "CellModel", hints: "Sequence[Hint]") -> None:
     found = int((~cells.missing).sum())
     narrate(
         f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} genes "
@@ -132,23 +141,8 @@ def _tell(cells: "QueryCells", model: "CellModel", hints: "Sequence[Hint]") -> N
     )
     for hint in hints:
         if hint.unknown:
-            listed = ", ".join(f"'{label}' ({n:,})" for label, n in list(hint.unknown.items())[:5])
-            warn(f"--given {hint.name}: the model does not know {listed}; taken as not specified")
-
-
-def _table(
-    answers: "Sequence[PhenotypeAnswers]", cells: "QueryCells", prefix: str, least: float
-) -> "pd.DataFrame":
-    from core.inference.notebook import answers_table
-
-    return answers_table(answers, cells.source.obs.index, unsure_below=least, prefix=prefix)
-
-
-def _write_table(path: Path, table: "pd.DataFrame") -> None:
-    from core.files import replace_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, table.to_csv(float_format="%.4f", index_label="cell"))
+            labels = ", ".join(f"'{label}' ({n:,})" for label, n in list(hint.unknown.items())[:5])
+            warn(f"--given {hint.name}: the model does not know {labels}; taken as not specified")
 
 
 def _facts(
@@ -174,7 +168,7 @@ def _facts(
     }
 
 
-def _summary(one: "PhenotypeAnswers", least: float) -> dict[str, Any]:
+def _summary(one: "PhenotypePredictions", least: float) -> dict[str, Any]:
     return {
         "cells": one.cells_per_value(),
         "mean_probability": float(one.probability.mean()) if len(one.probability) else None,
@@ -182,21 +176,21 @@ def _summary(one: "PhenotypeAnswers", least: float) -> dict[str, Any]:
     }
 
 
-def _text(
-    answers: "Sequence[PhenotypeAnswers]", n_cells: int, least: float, origin: dict[str, Any]
-) -> Iterator["RenderableType"]:
-    if origin.get("simulated"):
+def _report(
+    summaries: dict[str, dict[str, Any]], n_cells: int, *, is_simulated: bool
+) -> "Iterator[RenderableType]":
+    if is_simulated:
         yield "The model was trained on simulated cells: these labels say nothing about real biology."
     rows = []
-    for one in answers:
-        found = _summary(one, least)
-        common = [
-            f"{value} {n / max(n_cells, 1):.0%}" for value, n in list(found["cells"].items())[:3]
-        ]
+    for name, found in summaries.items():
+        common = list(found["cells"].items())[:3]
+        shown = ", ".join(f"{value} {n / max(n_cells, 1):.0%}" for value, n in common)
         rows.append(
             [
-                one.name, ", ".join(common) + (", ..." if len(found["cells"]) > 3 else ""),
-                f"{found['mean_probability'] or 0:.2f}", f"{found['unsure'] / max(n_cells, 1):.0%}",
+                name,
+                shown + (", ..." if len(found["cells"]) > 3 else ""),
+                f"{found['mean_probability'] or 0:.2f}",
+                f"{found['unsure'] / max(n_cells, 1):.0%}",
             ]
-        )  # fmt: skip
+        )
     yield make_table(["phenotype", "most cells are", "mean probability", "unsure"], rows)

@@ -1,7 +1,7 @@
-"""A copy of an .h5ad file with something added, made beside its place and renamed when it is whole.
+"""An annotated copy of an .h5ad file, written under a temporary name and renamed when it is complete.
 
-The file's matrices are copied as bytes and never read; what is added is written into the copy, cells
-block by block. Names that are taken are refused before anything is computed.
+The file's matrices are copied as bytes and never read; additions are written into the copy, cells block by
+block. Names that exist already are an error before anything is computed.
 """
 
 import os
@@ -20,25 +20,21 @@ from numpy.typing import NDArray
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.errors import ConfigurationError, MachineError
 
-__all__ = ["AnnotatedCopy"]
-
-_COMPRESSION = "gzip"
+Write = Callable[[slice, NDArray[np.float32]], None]
 
 
 class AnnotatedCopy:
-    """The copy; a context manager that renames it when the block ends well, else removes it.
+    """The copy; a context manager that renames it when the block succeeds, else removes it.
 
     Parameters
     ----------
     source
         An .h5ad file, or "builtin:NAME".
     target
-        Where the copy will be.
+        Path of the copy.
 
     Raises
     ------
-    ConfigurationError
-        A name that is to be added is there already (`refuse_taken`).
     MachineError
         The copy cannot be written.
     """
@@ -50,7 +46,7 @@ class AnnotatedCopy:
 
     def __enter__(self) -> Self:
         """Copy the file."""
-        with self._telling():
+        with self._naming_failures():
             self._target.parent.mkdir(parents=True, exist_ok=True)
             if str(self._source).startswith(BUILTIN_PREFIX):
                 from core.cells.builtin import load_builtin
@@ -72,7 +68,7 @@ class AnnotatedCopy:
             if self._file is not None:
                 self._file.close()
             if error is None:
-                with self._telling():
+                with self._naming_failures():
                     self._partial.replace(self._target)
         finally:
             self._partial.unlink(missing_ok=True)
@@ -80,7 +76,7 @@ class AnnotatedCopy:
             raise self._failure(error) from error
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _naming_failures(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -93,19 +89,16 @@ class AnnotatedCopy:
     @property
     def n_genes(self) -> int:
         """Genes of X."""
-        return len(self._index("var"))
+        index = self._file["var"][self._file["var"].attrs["_index"]]
+        return len(index["codes"] if hasattr(index, "keys") else index)
 
-    def _index(self, table: str) -> Any:  # noqa: ANN401 (an h5py dataset or group)
-        found = self._file[table][self._file[table].attrs["_index"]]
-        return found["codes"] if hasattr(found, "keys") else found
-
-    def refuse_taken(self, *names: str, remedy: str) -> None:
-        """Refuse names ("obs/tfx_sex", "obsm/X_tfx") that the file has already.
+    def check_free(self, *names: str, remedy: str) -> None:
+        """Check that the file has none of the names ("obs/tfx_sex", "obsm/X_tfx").
 
         Raises
         ------
         ConfigurationError
-            With ``remedy`` as the way out.
+            It has one; the message ends in ``remedy``.
         """
         taken = [name for name in names if name in self._file]
         if taken:
@@ -118,47 +111,33 @@ class AnnotatedCopy:
 
         group = self._file[table]
         for name, values in columns.items():
-            write_elem(
-                group, name, values if isinstance(values, pd.Categorical) else np.asarray(values)
-            )
+            is_category = isinstance(values, pd.Categorical)
+            write_elem(group, name, values if is_category else np.asarray(values))
         order = [str(name) for name in group.attrs["column-order"]]
-        group.attrs["column-order"] = np.array(
-            [*order, *(name for name in columns if name not in order)], dtype=h5py.string_dtype()
-        )
+        order += [name for name in columns if name not in order]
+        group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
-    def add_array(
-        self, name: str, shape: tuple[int, int]
-    ) -> Callable[[slice, NDArray[np.float32]], None]:
-        """Add a float32 array ("obsm/X_tfx"); return what takes its rows, block by block."""
+    def add_array(self, name: str, shape: tuple[int, int]) -> Write:
+        """Add a float32 array ("obsm/X_tfx"); return a function that writes some of its rows."""
         folder, _, key = name.rpartition("/")
-        group = self._group(folder)
-        rows = max(min(shape[0], 4096), 1)
-        stored = group.create_dataset(
-            key, shape=shape, dtype=np.float32, chunks=(rows, max(shape[1], 1)),
-            compression=_COMPRESSION,
-        )  # fmt: skip
+        chunks = (max(min(shape[0], 4096), 1), max(shape[1], 1))
+        stored = self._group(folder).create_dataset(
+            key, shape=shape, dtype=np.float32, chunks=chunks, compression="gzip"
+        )
         stored.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        return stored.__setitem__
 
-        def write(span: slice, values: NDArray[np.float32]) -> None:
-            stored[span] = values
-
-        return write
-
-    def add_sparse(
-        self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]
-    ) -> Callable[[slice, NDArray[np.float32]], None]:
-        """Add a CSR matrix ("layers/tfx_denoised") that has values in some columns of every row.
+    def add_sparse(self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]) -> Write:
+        """Add a CSR matrix ("layers/tfx_denoised") with values in the same columns of every row.
 
         Parameters
         ----------
-        name, shape
-            Of the matrix.
         columns
-            Ascending: which columns have values.
+            Ascending: those with values.
 
         Returns
         -------
-        What takes (cells, columns) values, in the order of the cells.
+        A function that writes (cells, columns) values, in the order of the cells.
         """
         folder, _, key = name.rpartition("/")
         group = self._group(folder).create_group(key)
@@ -168,7 +147,7 @@ class AnnotatedCopy:
         chunks = (max(min(n_values, 2**18), 1),)
         data, indices = (
             group.create_dataset(
-                part, shape=(n_values,), dtype=kind, chunks=chunks, compression=_COMPRESSION
+                part, shape=(n_values,), dtype=kind, chunks=chunks, compression="gzip"
             )
             for part, kind in (("data", np.float32), ("indices", np.int32))
         )
@@ -182,7 +161,7 @@ class AnnotatedCopy:
         return write
 
     def add_facts(self, key: str, facts: Mapping[str, Any]) -> None:
-        """Add a dictionary of plain values to uns; an older one of that name goes."""
+        """Add a dictionary of plain values to uns; it replaces one of the same name."""
         from anndata.io import write_elem
 
         group = self._group("uns")

@@ -1,4 +1,4 @@
-"""Embeddings of new cells and of genes, and expression as the model would have it."""
+"""Embeddings of new cells and of genes, and the expression that a model expects."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -12,7 +12,7 @@ from core.cells.phenotypes import suggest
 from core.errors import ConfigurationError
 from core.inference.annotated_file import AnnotatedCopy
 from core.inference.hints import Hint
-from core.inference.predict import encoded_blocks
+from core.inference.predict import codes_of_hints, encoded_blocks
 from core.inference.query_cells import QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
@@ -21,24 +21,16 @@ from core.model.gene_outputs import expected_values
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
-__all__ = [
-    "add_denoised",
-    "add_gene_embeddings",
-    "denoise_cells",
-    "embed_cells",
-    "gene_embeddings",
-    "note_on_embedding",
-    "resolve_position",
-]
-
-#: Passes in which every gene is masked once: a sixth at a time, near the originals' 15 %.
+#: Passes in which every gene is masked once: a sixth at a time, near the 15 % of the published models.
 DENOISING_PASSES = 6
 
 Position = Literal["cls", "mean"] | int
+#: Takes which cells, and their rows, block by block.
+Write = Callable[[slice, NDArray[np.float32]], None]
 
 
 def resolve_position(config: TfxConfig, wanted: str) -> Position:
-    """Return where a cell's embedding is read: "cls", "mean", or a phenotype's slot.
+    """Return the output position of a cell's embedding: "cls", "mean", or a phenotype's slot.
 
     Raises
     ------
@@ -52,20 +44,20 @@ def resolve_position(config: TfxConfig, wanted: str) -> Position:
     if wanted in config.phenotypes:
         return config.phenotype_names.index(wanted)
     message = (
-        f"--from {wanted}: an embedding is read at cls, as the mean, or at a phenotype; "
+        f"--from {wanted}: an embedding is taken from cls, from the mean, or from a phenotype; "
         f"{suggest(wanted, ['cls', 'mean', *config.phenotypes])}"
     )
     raise ConfigurationError(message)
 
 
 def note_on_embedding(config: TfxConfig, position: Position) -> str | None:
-    """Say what is known of embeddings that hold little of the cell, or None (docs/annotate.md)."""
-    told = config.cell_summary or config.cls_reconstruction or config.cls_contrast
-    if position != "cls" or told or config.classified is not None:
+    """Return a warning about embeddings that hold little of the cell, or None (docs/annotate.md)."""
+    is_trained = config.cell_summary or config.cls_reconstruction or config.cls_contrast
+    if position != "cls" or is_trained or config.classified is not None:
         return None
     return (
-        "[CLS] of this model was never asked what the cell is, and principal components will hold more "
-        "of it: train with model.cell_summary = true"
+        "[CLS] of this model was not trained to summarise the cell, and principal components hold "
+        "more of it: train with model.cell_summary = true"
     )
 
 
@@ -73,29 +65,21 @@ def note_on_embedding(config: TfxConfig, position: Position) -> str | None:
 def embed_cells(
     model: CellModel,
     cells: QueryCells,
-    write: Callable[[slice, NDArray[np.float32]], None],
+    write: Write,
     *,
     position: Position = "cls",
     hints: Sequence[Hint] = (),
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Embed cells.
-
-    Parameters
-    ----------
-    write
-        Takes which cells, and their (cells, hidden size) embeddings, block by block.
-    position
-        Of `resolve_position`.
+    """Pass the (cells, hidden size) embeddings to ``write``.
 
     Raises
     ------
     ConfigurationError
         The model is a log-linear part without an encoder.
     """
-    network = model.network
+    network = model.network.eval()
     device = next(network.parameters()).device
-    network.eval()
     blocks = encoded_blocks(model, cells, hints, stage="embedding cells", on_progress=on_progress)
     for span, arrays in blocks:
         batch = BatchTensors.from_arrays(arrays, device)
@@ -103,7 +87,7 @@ def embed_cells(
 
 
 def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
-    """Return (genes, hidden size): what the model adds to a token for the gene it is of.
+    """Return (genes, hidden size): the identity embeddings of the genes.
 
     Raises
     ------
@@ -123,21 +107,16 @@ def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
 def denoise_cells(
     model: CellModel,
     cells: QueryCells,
-    write: Callable[[slice, NDArray[np.float32]], None],
+    write: Write,
     *,
     hints: Sequence[Hint] = (),
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Give every gene the value that the model expects of it from the others.
+    """Pass (cells, model's genes) expected log1p counts per 10,000 to ``write``.
 
-    Each gene is masked in one of `DENOISING_PASSES` passes, with others drawn at random, and its
-    expected value taken: the bins' mean training values by their probabilities.
-
-    Parameters
-    ----------
-    write
-        Takes which cells, and (cells, model's genes) log1p counts per 10,000.
+    Each gene is masked in one of `DENOISING_PASSES` passes, with others at random, and gets its expected
+    value given the rest: the bins' mean training values weighted by their probabilities.
 
     Raises
     ------
@@ -146,28 +125,29 @@ def denoise_cells(
     """
     config, network = model.config, model.network
     if config.classified is not None:
-        message = f"denoising needs a model of genes; this one tells {config.classified} alone: use the model it was fine-tuned from"
+        message = (
+            f"denoising needs a model of genes; this one predicts {config.classified} alone: use the "
+            f"model it was fine-tuned from"
+        )
         raise ConfigurationError(message)
     if config.layout != "ranked":
-        message = "denoising needs a model of the ranked layout; models of expressed genes alone do not see the others"
+        message = "denoising needs a model of the ranked layout; the expressed layout does not show the other genes"
         raise ConfigurationError(message)
     device = next(network.parameters()).device
     network.eval()
-    deal = generator(seed, Stream.DENOISING_PASSES).permutation(config.n_genes) % DENOISING_PASSES
+    order = generator(seed, Stream.DENOISING_PASSES).permutation(config.n_genes)
+    pass_of_gene = order % DENOISING_PASSES
     means = torch.from_numpy(model.table.means).to(device)
-    encoder = model.batches
-    hidden = [n for n in config.phenotypes if n not in {hint.name for hint in hints}]
+    hidden = [name for name in config.phenotypes if name not in {hint.name for hint in hints}]
     size = max(2**14 // config.longest_sequence, 1)
-    rng = np.random.default_rng(0)  # nothing is drawn: all genes of the panel are in
+    rng = np.random.default_rng(0)  # unused: all genes of the panel fit
     for first, expression in cells.blocks(size):
         span = slice(first, first + expression.shape[0])
-        codes = np.zeros((expression.shape[0], len(config.phenotypes)), dtype=np.int32)
-        for hint in hints:
-            codes[:, hint.slot] = hint.codes[span]
+        codes = codes_of_hints(hints, span, len(config.phenotypes))
         values = np.zeros(expression.shape, dtype=np.float32)
-        for turn in range(DENOISING_PASSES):
-            masked = cells.missing | (deal == turn)
-            arrays = encoder.visible(
+        for number in range(DENOISING_PASSES):
+            masked = cells.missing | (pass_of_gene == number)
+            arrays = model.batches.visible(
                 sparse.csr_matrix(expression), codes, hidden, rng, missing=masked
             )
             batch = BatchTensors.from_arrays(arrays, device)
@@ -178,13 +158,7 @@ def denoise_cells(
 
 
 def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: QueryCells) -> None:
-    """Add the embeddings of the model's genes to varm; other genes of the file get NaN.
-
-    Raises
-    ------
-    ConfigurationError
-        The model is a log-linear part without an encoder.
-    """
+    """Add the embeddings of the model's genes to varm; other genes of the file get NaN."""
     genes = np.flatnonzero(~cells.missing)
     table = np.full((copy.n_genes, model.config.hidden_size), np.nan, dtype=np.float32)
     table[cells.column_of[genes]] = gene_embeddings(model)[genes]
@@ -200,16 +174,13 @@ def add_denoised(
     hints: Sequence[Hint] = (),
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Add what `denoise_cells` gives as a layer, which has no values at genes the model lacks."""
+    """Add the values of `denoise_cells` as a layer, without values at genes the model lacks."""
     genes = np.flatnonzero(~cells.missing)
     genes = genes[np.argsort(cells.column_of[genes])]
-    write = copy.add_sparse(
-        f"layers/{layer}", (cells.n_cells, copy.n_genes), cells.column_of[genes]
-    )
-    denoise_cells(
-        model,
-        cells,
-        lambda span, values: write(span, values[:, genes]),
-        hints=hints,
-        on_progress=on_progress,
-    )
+    shape = (cells.n_cells, copy.n_genes)
+    write = copy.add_sparse(f"layers/{layer}", shape, cells.column_of[genes])
+
+    def write_present(span: slice, values: NDArray[np.float32]) -> None:
+        write(span, values[:, genes])
+
+    denoise_cells(model, cells, write_present, hints=hints, on_progress=on_progress)

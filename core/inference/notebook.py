@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core.inference.embed import embed_cells, resolve_position
 from core.inference.hints import read_hint
-from core.inference.predict import PhenotypeAnswers, predict_phenotypes_of
+from core.inference.predict import predict_phenotypes_of, prediction_table
 from core.inference.query_cells import open_query_cells
 from core.model.folder import CellModel
 from core.progress import Listener, ignore_progress
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-
-__all__ = ["answers_table", "cell_embeddings", "label_cells"]
 
 
 def label_cells(
@@ -62,27 +60,9 @@ def label_cells(
     """
     with open_query_cells(cells, model.panel) as query:
         hints = [read_hint(query.source, model.config, one) for one in given]
-        answers = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
-        return answers_table(
-            answers, query.source.obs.index, unsure_below=unsure_below, prefix=prefix
-        )
-
-
-def answers_table(
-    answers: Sequence[PhenotypeAnswers],
-    names: "pd.Index[str]",
-    *,
-    unsure_below: float,
-    prefix: str,
-) -> pd.DataFrame:
-    """Bring answers to one table with the cells' names as index."""
-    columns: dict[str, object] = {}
-    for one in answers:
-        name = f"{prefix}{one.name}"
-        columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
-        columns[f"{name}_probability"] = one.probability
-        columns[f"{name}_unsure"] = one.is_unsure(unsure_below)
-    return pd.DataFrame(columns, index=pd.Index(names))
+        found = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
+        names = query.source.obs.index
+        return prediction_table(found, names, unsure_below=unsure_below, prefix=prefix)
 
 
 def cell_embeddings(

@@ -1,9 +1,10 @@
-"""What a model says of new cells: every phenotype that is not given, with all genes visible."""
+"""Predictions for new cells: every phenotype that is not given, with all genes visible."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from core.encoding.cell_batch import CellBatch
@@ -15,22 +16,10 @@ from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
-__all__ = ["PhenotypeAnswers", "encoded_blocks", "predict_phenotypes_of"]
-
 
 @dataclass(frozen=True)
-class PhenotypeAnswers:
-    """What a model says of one phenotype.
-
-    Attributes
-    ----------
-    name, values
-        The phenotype.
-    codes
-        (cells,), the most likely value.
-    probability
-        (cells,), float32, of that value.
-    """
+class PhenotypePredictions:
+    """Predictions of one phenotype: (cells,) codes of the most likely values, their probabilities."""
 
     name: str
     values: Sequence[str]
@@ -38,7 +27,7 @@ class PhenotypeAnswers:
     probability: NDArray[np.float32]
 
     def cells_per_value(self) -> dict[str, int]:
-        """Return the values that are answered -> cells, the commonest first."""
+        """Return predicted values -> cells, the commonest first."""
         counts = np.bincount(self.codes, minlength=len(self.values))
         order = np.argsort(-counts, kind="stable").tolist()
         return {self.values[i]: int(counts[i]) for i in order if counts[i]}
@@ -46,6 +35,23 @@ class PhenotypeAnswers:
     def is_unsure(self, least: float) -> NDArray[np.bool_]:
         """Return (cells,), whether the probability is below ``least``."""
         return self.probability < least
+
+
+def prediction_table(
+    predictions: Sequence[PhenotypePredictions],
+    names: "pd.Index[str]",
+    *,
+    unsure_below: float,
+    prefix: str,
+) -> pd.DataFrame:
+    """Return (cells, 3 per phenotype): value, probability, and whether that is unsure."""
+    columns: dict[str, object] = {}
+    for one in predictions:
+        name = f"{prefix}{one.name}"
+        columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
+        columns[f"{name}_probability"] = one.probability
+        columns[f"{name}_unsure"] = one.is_unsure(unsure_below)
+    return pd.DataFrame(columns, index=pd.Index(names))
 
 
 def encoded_blocks(
@@ -56,14 +62,9 @@ def encoded_blocks(
     stage: str,
     on_progress: Listener = ignore_progress,
 ) -> Iterator[tuple[slice, CellBatch]]:
-    """Give the cells of a file in batches, the model's way.
+    """Yield the cells of a file in batches, with their place in the file.
 
-    All genes are visible but those that the file lacks, which are masked; phenotypes are masked but
-    those with a hint. (A classifier's batch masks the one that it answers alone.)
-
-    Yields
-    ------
-    Which cells of the file, and the batch.
+    Genes that the file lacks are masked, and so are phenotypes without a hint.
     """
     config, encoder = model.config, model.batches
     names = list(config.phenotypes)
@@ -72,13 +73,18 @@ def encoded_blocks(
     on_progress(ProgressEvent(stage, 0, cells.n_cells))
     for first, expression in cells.blocks(size):
         span = slice(first, first + expression.shape[0])
-        # Zeros make every hidden slot a question; they are not shown.
-        codes = np.zeros((expression.shape[0], len(names)), dtype=np.int32)
-        for hint in hints:
-            codes[:, hint.slot] = hint.codes[span]
+        codes = codes_of_hints(hints, span, len(names))
         rng = generator(first, Stream.QUERY_GENES)  # chooses genes of cells that are too long
         yield span, encoder.visible(expression, codes, hidden, rng, missing=cells.missing)
         on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
+
+
+def codes_of_hints(hints: Sequence[Hint], span: slice, n_phenotypes: int) -> NDArray[np.int32]:
+    """Return (cells, phenotypes) codes of some cells; 0 masks a phenotype without a hint."""
+    codes = np.zeros((span.stop - span.start, n_phenotypes), dtype=np.int32)
+    for hint in hints:
+        codes[:, hint.slot] = hint.codes[span]
+    return codes
 
 
 def predict_phenotypes_of(
@@ -87,8 +93,8 @@ def predict_phenotypes_of(
     hints: Sequence[Hint] = (),
     *,
     on_progress: Listener = ignore_progress,
-) -> list[PhenotypeAnswers]:
-    """Ask for every phenotype of the model that has no hint.
+) -> list[PhenotypePredictions]:
+    """Predict every phenotype of the model that has no hint.
 
     Raises
     ------
@@ -101,7 +107,7 @@ def predict_phenotypes_of(
         message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
         raise ConfigurationError(message)
     codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
-    sure = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
+    probability = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
     spans: list[slice] = []
 
     def batches() -> Iterator[CellBatch]:
@@ -116,7 +122,8 @@ def predict_phenotypes_of(
         probabilities = phenotype_probabilities(model, prediction)
         for name in names:
             codes[name][spans[-1]] = probabilities[name].argmax(axis=1)
-            sure[name][spans[-1]] = probabilities[name].max(axis=1)
+            probability[name][spans[-1]] = probabilities[name].max(axis=1)
     return [
-        PhenotypeAnswers(name, config.phenotypes[name], codes[name], sure[name]) for name in names
+        PhenotypePredictions(name, config.phenotypes[name], codes[name], probability[name])
+        for name in names
     ]

@@ -51,7 +51,7 @@ _JSON_FILES = ("config.json", "genes.json", "encoding.json")
 _CHECKED = ("model.safetensors", *_JSON_FILES, "encoding.safetensors", "reference.safetensors")
 
 
-@dataclass
+@dataclass(repr=False)
 class CellModel:
     """A network with everything needed to use it on cells."""
 
@@ -67,6 +67,25 @@ class CellModel:
     generate: GenerateSettings
     #: Facts for the card: data, splits, step, metrics, versions.
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Describe the model in a few lines."""
+        config, facts = self.config, self.provenance
+        phenotypes = ", ".join(f"{name} ({len(v)})" for name, v in config.phenotypes.items())
+        bins = f"{config.n_bins} bins" if config.kind == "binned" else "log values"
+        encoder = f"{config.layers} layers of width {config.hidden_size}"
+        log_linear = "" if self.network.log_linear is None else "log-linear part"
+        parts = " + ".join(part for part in (encoder if config.layers else "", log_linear) if part)
+        n_weights = sum(tensor.numel() for tensor in self.network.parameters())
+        simulated = " (simulated)" if facts.get("simulated") else ""
+        return (
+            f"CellModel {facts.get('name', 'without a name')}, step {facts.get('step', 0)}\n"
+            f"  genes       {config.n_genes:,} ({', '.join(self.panel.symbols[:3])}, ...)\n"
+            f"  phenotypes  {phenotypes or 'none'}\n"
+            f"  encoding    {config.kind}, {bins}, {config.layout} layout\n"
+            f"  network     {parts}, {n_weights:,} weights\n"
+            f"  trained on  {self.reference.n_cells({}):,} cells{simulated}"
+        )
 
     @property
     def config(self) -> TfxConfig:

@@ -204,7 +204,7 @@ def test_bad_requests_are_refused(tfx, setting, arguments, code, words):
 
 def test_a_cls_that_was_never_asked_is_told(tfx, setting):
     ask = ("embed", "new.h5ad", "--run", "model")
-    said = "[CLS] of this model was never asked what the cell is"
+    said = "[CLS] of this model was not trained to summarise the cell"
     assert said in tfx(*ask, "-o", "cls.h5ad").stderr
     assert said not in tfx(*ask, "-o", "mean.h5ad", "--from", "mean").stderr
     config = CellModel.load(Path("model")).config
