@@ -1,26 +1,24 @@
 """From the file names of a preset to a list of files: braces, globs, built-in datasets.
 
 `name_{0..43}.h5ad` names 44 files that must all exist (a missing shard is an error, not a smaller
-dataset); `name_*.h5ad` names those there are. `builtin:...` passes through.
+dataset); `name_*.h5ad` names the files that exist. `builtin:...` is not changed.
 """
 
 import glob
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.errors import ConfigurationError, DataError
+import bracex
 
-__all__ = ["BUILTIN_PREFIX", "expand_files", "refuse_overlap"]
+from core.errors import ConfigurationError, DataError
+from core.wording import listed
 
 BUILTIN_PREFIX = "builtin:"
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> list[str]:
-    """List the files that patterns stand for, in the order of the patterns.
+    """List the files of patterns, in the order of the patterns.
 
     Parameters
     ----------
@@ -28,12 +26,12 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
         Paths, globs (``*``, ``?``, ``[...]``, ``**``), braces (``{0..43}``, ``{00..43}``,
         ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally.
     allow_missing
-        Pass on files that braces name and that do not exist, as plain paths are.
+        Also return files of braces that do not exist, as for plain paths.
 
     Returns
     -------
-    Paths as given; the files of a glob in natural order (2 before 10). A plain path is passed on
-    even if it does not exist: who opens it says so.
+    Paths as given; the files of a glob in natural order (2 before 10). A plain path is returned
+    even if it does not exist: reading it raises the error.
 
     Raises
     ------
@@ -45,9 +43,8 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
     files = [file for pattern in patterns for file in _expand(pattern, allow_missing=allow_missing)]
     seen: dict[str, str] = {}
     for file in files:
-        identity = _identity(file)
-        same = seen.get(identity)
-        seen[identity] = file
+        same = seen.get(_key(file))
+        seen[_key(file)] = file
         if same is not None:
             also = "" if same == file else f" (as '{same}' and '{file}')"
             message = f"{file}: listed twice{also}; its cells would count double, name it once"
@@ -55,13 +52,8 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
     return files
 
 
-def refuse_overlap(lists: dict[str, Sequence[str]]) -> None:
-    """Refuse a file that stands in two of the lists, e.g. in training and in test.
-
-    Parameters
-    ----------
-    lists
-        Preset key ("data.files") -> expanded files.
+def check_overlap(lists: dict[str, Sequence[str]]) -> None:
+    """Check that no file is in two lists of files; ``lists`` maps preset keys to expanded files.
 
     Raises
     ------
@@ -71,11 +63,11 @@ def refuse_overlap(lists: dict[str, Sequence[str]]) -> None:
     owner: dict[str, str] = {}
     for key, files in lists.items():
         for file in files:
-            first = owner.setdefault(_identity(file), key)
+            first = owner.setdefault(_key(file), key)
             if first != key:
                 message = (
-                    f"{file}: stands in {first} and in {key}; a model must not be judged on cells "
-                    f"it has seen, leave it in one of them"
+                    f"{file}: is in {first} and in {key}; a model must not be evaluated on its "
+                    f"training cells, leave it in one of them"
                 )
                 raise ConfigurationError(message)
 
@@ -86,7 +78,7 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
     pattern = str(Path(pattern).expanduser())
     if Path(pattern).exists():
         return [pattern]
-    names = _expand_braces(pattern)
+    names = bracex.expand(pattern, keep_escapes=True, limit=0)
     files: list[str] = []
     for name in names:
         if glob.has_magic(name):
@@ -97,40 +89,21 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
             files += found
         else:
             files.append(name)
-    if not allow_missing and (len(names) > 1 or names[0] != pattern):
+    if not allow_missing and names != [pattern]:
         missing = [file for file in files if not Path(file).exists()]
         if missing:
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             message = (
                 f"{pattern}: {len(missing)} of the {len(files)} files it names do not exist "
-                f"({shown}); correct the braces or add the files"
+                f"({listed(missing)}); correct the braces or add the files"
             )
             raise DataError(message)
     return files
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    pieces = _BRACES.split(pattern)  # text, braces, text, braces, ..., text
-    choices = [
-        [piece] if index % 2 == 0 else _alternatives(piece) for index, piece in enumerate(pieces)
-    ]
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _alternatives(inside: str) -> list[str]:
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        return inside.split(",") if "," in inside else ["{" + inside + "}"]
-    first, last = int(match[1]), int(match[2])
-    padded = match[1].startswith("0") and len(match[1]) > 1
-    width = len(match[1]) if padded else 0
-    step = 1 if last >= first else -1
-    return [str(number).zfill(width) for number in range(first, last + step, step)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _identity(file: str) -> str:
+def _key(file: str) -> str:
+    """Return what two spellings of one file have in common."""
     return file if file.startswith(BUILTIN_PREFIX) else str(Path(file).resolve())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.cells.file_patterns import expand_files, refuse_overlap
+from core.cells.file_patterns import check_overlap, expand_files
 from core.cells.genes import GeneTable
 from core.cells.manifest import FORMAT_VERSION
 from core.cells.matrix_state import MatrixChoice, MatrixState
@@ -71,7 +71,7 @@ def store_settings(data: DataSettings) -> dict[str, Any]:
     """
     settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_STORE)
     lists = {key: expand_files(settings[key]) for key in _FILE_LISTS}
-    refuse_overlap({f"data.{key}": files for key, files in lists.items()})
+    check_overlap({f"data.{key}": files for key, files in lists.items()})
     return settings | lists
 
 

@@ -93,7 +93,7 @@ def test_a_file_listed_twice_is_a_fault_of_the_command(tmp_path):
     file = write(make_adata(), tmp_path)
     with pytest.raises(ConfigurationError, match="listed twice"):
         check([file, file])
-    with pytest.raises(ConfigurationError, match=r"stands in data\.files and in data\.test_files"):
+    with pytest.raises(ConfigurationError, match=r"is in data\.files and in data\.test_files"):
         check([file], test_files=[file])
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from core.cells.file_patterns import expand_files, refuse_overlap
+from core.cells.file_patterns import check_overlap, expand_files
 from core.errors import ConfigurationError, DataError
 
 
@@ -60,7 +60,5 @@ def test_a_file_listed_twice_is_refused(folder):
 
 def test_a_file_in_training_and_test_is_refused(folder):
     lung = str(folder / "lung.h5ad")
-    with pytest.raises(
-        ConfigurationError, match=r"lung\.h5ad: stands in data\.files and in data\."
-    ):
-        refuse_overlap({"data.files": [lung], "data.test_files": [f"{folder}/./lung.h5ad"]})
+    with pytest.raises(ConfigurationError, match=r"lung\.h5ad: is in data\.files and in data\."):
+        check_overlap({"data.files": [lung], "data.test_files": [f"{folder}/./lung.h5ad"]})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.checks.report import CheckRow, Family, fault_row
-from core.cells.file_patterns import BUILTIN_PREFIX, expand_files, refuse_overlap
+from core.cells.file_patterns import BUILTIN_PREFIX, check_overlap, expand_files
 from core.cells.genes import GeneTable, choose_gene_ids
 from core.cells.inputs import Role, StoreInput
 from core.cells.matrix_state import (
@@ -187,7 +187,7 @@ def _list_files(data: DataSettings) -> tuple[list[FileSummary], list[CheckRow]]:
             except DataError as error:
                 faults.append(fault_row("files", "readable", error, subject=pattern))
         lists[f"data.{key}"] = expand_files(found, allow_missing=True)
-    refuse_overlap(lists)
+    check_overlap(lists)
     roles: tuple[Role, ...] = ("all", "validation", "test")
     if data.validation_files and data.test_files:
         roles = ("train", "validation", "test")
