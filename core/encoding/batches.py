@@ -289,15 +289,14 @@ class BatchEncoder:
         if count_bins is not None:
             expressed = count_bins.expressed(cells.values, cells.indptr)
         else:
-            expressed = self.values.expressed(cells.log_values, self._genes_with_edges(cells))
+            expressed = self.values.expressed(cells.log_values, self._edge_genes(cells))
         if expressed is None or expressed.all():
             return cells
         at = np.flatnonzero(expressed)
         return cells.only(at, np.diff(np.searchsorted(at, cells.indptr)))
 
-    def _genes_with_edges(self, cells: PanelCells) -> NDArray[np.integer[Any]]:
-        """(values,), gene of each value; if all genes share their edges, any numbers."""
-        return cells.columns if self.values.edges_are_shared else cells.genes
+    def _edge_genes(self, cells: PanelCells) -> NDArray[np.integer[Any]] | None:
+        return None if self.values.edges_are_shared else cells.genes
 
     def _encode(self, cells: PanelCells, count_bins: CountBins | None) -> _Encoded:
         """Encode stored values, (values,)."""
@@ -308,8 +307,7 @@ class BatchEncoder:
             first, dtype = self.tokens.first_bin, self.tokens.value_type
             return _Encoded(count_bins.bins(cells.values, cells.indptr, first=first, dtype=dtype))
         values = cells.log_values
-        bins = self.values.encode(values, self._genes_with_edges(cells))
-        return self._tokens_of(bins, values)
+        return self._tokens_of(self.values.encode(values, self._edge_genes(cells)), values)
 
     def _tokens_of(self, bins: NDArray[np.uint8], values: NDArray[np.float32]) -> _Encoded:
         """Turn bins into tokens; in a continuous model one token announces a number."""

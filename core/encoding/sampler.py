@@ -136,12 +136,13 @@ class BlockSampler:
     def _full_quota(self, batch_size: int, tokens_per_batch: int | None) -> int:
         if self.lengths is None or tokens_per_batch is None:
             return batch_size
-        longest = int(self.lengths.max())
+        longest, ranks = int(self.lengths.max()), self.virtual_ranks
         if tokens_per_batch < 2 * longest:
+            each = f" in each of {ranks} virtual ranks" if ranks > 1 else ""
             message = (
-                f"train.tokens_per_batch = {tokens_per_batch * self.virtual_ranks} has no room for two "
-                f"cells of {longest} tokens{f' in each of {self.virtual_ranks} virtual ranks' * (self.virtual_ranks > 1)}; "
-                f"give at least {2 * longest * self.virtual_ranks} or lower encoding.max_length"
+                f"train.tokens_per_batch = {tokens_per_batch * ranks} has no room for two cells of "
+                f"{longest} tokens{each}; give at least {2 * longest * ranks} or lower "
+                f"encoding.max_length"
             )
             raise ConfigurationError(message)
         # The last cell that begins within the quota ends at most its length, less a token, behind it.

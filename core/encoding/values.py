@@ -50,15 +50,15 @@ class ValueEncoder:
         bins = np.zeros(values.shape, dtype=np.uint8)
         reached = np.empty(values.shape, dtype=bool)
         for edge in self._edge_rows:
-            own = edge if genes is None or edge.ndim == 0 else edge.take(genes)
-            np.greater_equal(values, own, out=reached)
+            np.greater_equal(values, _of_genes(edge, genes), out=reached)
             bins += reached.view(np.uint8)
         return bins
 
-    def expressed(self, values: FloatArray, genes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-        """Return which single values are above bin 0: (values,) of the genes (values,)."""
-        edge = self._edge_rows[0]
-        above: NDArray[np.bool_] = values >= (edge if edge.ndim == 0 else edge.take(genes))
+    def expressed(
+        self, values: FloatArray, genes: NDArray[np.integer[Any]] | None
+    ) -> NDArray[np.bool_]:
+        """Return which values are above bin 0; arguments as of `encode`."""
+        above: NDArray[np.bool_] = values >= _of_genes(self._edge_rows[0], genes)
         return above
 
     @property
@@ -74,6 +74,10 @@ class ValueEncoder:
     def _edge_rows(self) -> FloatArray:
         """(bins - 1, ...), contiguous for each edge."""
         return np.ascontiguousarray(self.edges.T)
+
+
+def _of_genes(edge: FloatArray, genes: NDArray[np.integer[Any]] | None) -> FloatArray:
+    return edge if genes is None or edge.ndim == 0 else edge.take(genes)
 
 
 def fit_value_encoder(

@@ -131,16 +131,15 @@ class LogLinear(nn.Module):
         """Set the learnt parts so that the model begins exactly at the class log-odds."""
         if self.couplings is not None:
             nn.init.normal_(self.couplings.weight, std=0.3)
-        for silent in (self.class_scale, self.share_scale, self.score_scale, self.mix):
-            if silent is not None:
-                nn.init.zeros_(silent[-1].weight)  # type: ignore[arg-type]
-                nn.init.zeros_(silent[-1].bias)  # type: ignore[arg-type]
+        scales = [self.class_scale, self.share_scale, self.score_scale]
+        for part in (*scales, self.mix, self.phenotype_correction):
+            if part is not None:
+                nn.init.zeros_(part[-1].weight)  # type: ignore[arg-type]
+                nn.init.zeros_(part[-1].bias)  # type: ignore[arg-type]
         for linear in (self.effects, self.class_gate, self.phenotype_pairs):
             if linear is not None:
                 nn.init.zeros_(linear.weight)
         if self.phenotype_correction is not None:
-            nn.init.zeros_(self.phenotype_correction[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.phenotype_correction[-1].bias)  # type: ignore[arg-type]
             self.phenotype_correction.requires_grad_(requires_grad=False)
 
     def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:

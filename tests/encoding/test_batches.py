@@ -69,8 +69,8 @@ def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     assert (batch.n_cells, batch.max_length, is_rectangular(batch)) == (2, 8, False)
 
 
-def test_a_continuous_ranked_batch_shows_numbers_and_asks_for_them():
-    """One token, "a number follows" (2), stands for every visible gene; faint values are 0."""
+def test_a_continuous_ranked_batch_shows_values_and_predicts_them():
+    """One token, "a number follows" (2), is the token of every visible gene; faint values are 0."""
     batch = hide(batch_encoder("continuous", n_genes=3))
     assert batch.value.tolist() == [*[0, 5, 6, 0, 2, 1, 2, 0], *[0, 1, 0, 1, 2, 1, 0]]
     assert batch.continuous.tolist() == [0, 0, 0, 0, 0, 0, 3.25, 0] + [0] * 7
@@ -79,7 +79,7 @@ def test_a_continuous_ranked_batch_shows_numbers_and_asks_for_them():
 
 
 def test_an_expressed_batch_with_all_genes_visible_written_out_by_hand():
-    """Cell 1's gene 7 lies below the first edge: it is no part of the cell."""
+    """Cell 1's gene 7 is below the first edge: it is no part of the cell."""
     batch = batch_encoder(layout="expressed", n_genes=3).visible(
         sparse.csr_matrix(TWO_CELLS), TWO_CODES, ["tissue"], np.random.default_rng(0)
     )
@@ -87,7 +87,7 @@ def test_an_expressed_batch_with_all_genes_visible_written_out_by_hand():
     assert batch.value.tolist() == [*[0, 8, 1, 0, 4, 5, 0], *[0, 7, 1, 0, 4, 0]]
     assert batch.cu_seqlens.tolist() == [0, 7, 13]
     assert batch.gene.tolist() == []
-    assert batch.phenotype_position.tolist() == [9]  # cell 0's tissue is asked but not known
+    assert batch.phenotype_position.tolist() == [9]  # cell 0's tissue is masked but not known
     assert batch.phenotype_target.tolist() == [2]
     assert batch.mask_rate.tolist() == [0, 0]
 
@@ -164,7 +164,7 @@ def test_unmasking_an_expressed_batch_gives_the_expressed_genes_back(seed, kind,
 
 
 @given(SEEDS, KINDS, LAYOUTS)
-def test_every_answer_is_the_cells_true_bin_even_of_genes_swapped_in(seed, kind, layout):
+def test_every_target_is_the_cells_true_bin_even_of_genes_swapped_in(seed, kind, layout):
     encoder = batch_encoder(kind, layout)
     cells, codes = make_cells(seed)
     batch = masked(encoder, cells, codes, seed, genes="uniform")
@@ -198,17 +198,17 @@ def test_masked_positions_show_the_mask_and_nothing_of_their_value(seed, kind, l
     encoder = batch_encoder(kind, layout)
     cells, codes = make_cells(seed)
     batch = masked(encoder, cells, codes, seed, genes="uniform")
-    asked = np.concatenate([batch.gene_position, batch.phenotype_position])
-    assert (batch.value[asked] == MASK).all()
-    assert (batch.continuous[asked] == 0).all()
-    # Every mask of a gene is asked about: none hides without an answer.
+    at = np.concatenate([batch.gene_position, batch.phenotype_position])
+    assert (batch.value[at] == MASK).all()
+    assert (batch.continuous[at] == 0).all()
+    # Every masked gene has a target.
     is_gene = batch.token_id >= encoder.tokens.first_gene
     assert np.sum(batch.value[is_gene] == MASK) == len(batch.gene_position)
 
 
 @given(SEEDS, KINDS)
 def test_the_input_does_not_change_with_what_is_masked(seed, kind):
-    """The strongest form of "no leak": other answers behind the masks, the same input."""
+    """The strongest form of "no leak": other values behind the masks, the same input."""
     encoder = batch_encoder(kind)
     rng = np.random.default_rng(seed)
     cells, codes = make_cells(seed)
@@ -285,7 +285,7 @@ def test_dropped_phenotypes_vanish_and_carry_no_loss(seed):
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_the_share_of_cells_shown_whole_is_the_one_asked_for(layout):
+def test_the_fraction_of_cells_shown_whole_is_the_requested_one(layout):
     encoder = batch_encoder(layout=layout)
     cells, codes = make_cells(0, n_cells=4000)
     batch = masked(encoder, cells, codes, 0, genes=0.5, visible_cells=0.3, unexpressed=0.0)
@@ -320,7 +320,7 @@ def test_genes_swapped_in_are_unexpressed_distinct_and_answered_with_bin_0(seed,
         assert is_swapped[of_cell].sum() == min(of_cell.sum(), free)
 
 
-def test_the_share_of_genes_swapped_in_is_the_one_asked_for():
+def test_the_fraction_of_genes_swapped_in_is_the_requested_one():
     rng = np.random.default_rng(0)
     dense = rng.uniform(1, 4, (400, 60)) * (rng.random((400, 60)) < 0.3)
     encoder = batch_encoder(layout="expressed", n_genes=60)
@@ -370,7 +370,7 @@ def test_the_genes_kept_of_a_long_cell_are_a_random_choice(method):
 
 
 @given(SEEDS, KINDS, LAYOUTS)
-def test_visible_cells_hide_the_asked_phenotypes_and_nothing_else(seed, kind, layout):
+def test_visible_cells_hide_the_requested_phenotypes_and_nothing_else(seed, kind, layout):
     encoder = batch_encoder(kind, layout)
     cells, codes = make_cells(seed)
     batch = encoder.visible(cells, codes, ["tissue"], np.random.default_rng(seed))
@@ -380,7 +380,7 @@ def test_visible_cells_hide_the_asked_phenotypes_and_nothing_else(seed, kind, la
     assert batch.phenotype_cell.tolist() == known.tolist()
     assert batch.phenotype_slot.tolist() == [1] * len(known)
     n_masks = np.sum(batch.value == MASK)
-    assert n_masks == len(codes)  # an unknown label is hidden too, only without an answer
+    assert n_masks == len(codes)  # an unknown label is hidden too, but without a target
 
 
 def test_edges_per_gene_reach_the_batch():
@@ -421,8 +421,8 @@ def sorted_by_gene(batch):
     for record in records:
         tokens = zip(record["token_id"], record["value"], record["continuous"], strict=True)
         record["tokens"] = sorted(tokens)
-        record["answers"] = sorted(zip(record["gene"], record["gene_target"], strict=True))
-    return [{name: record[name] for name in ("tokens", "answers")} for record in records]
+        record["targets"] = sorted(zip(record["gene"], record["gene_target"], strict=True))
+    return [{name: record[name] for name in ("tokens", "targets")} for record in records]
 
 
 @pytest.mark.parametrize(("kind", "layout"), STORED)
@@ -443,8 +443,8 @@ def test_stored_cells_give_the_batch_of_their_normalised_values(tiny_store, kind
 
 
 @pytest.mark.parametrize(("kind", "layout"), STORED)
-def test_masked_stored_cells_have_true_answers(tiny_store, kind, layout):
-    """Long cells cut, genes swapped in: each answer is still that gene's bin in that cell."""
+def test_masked_stored_cells_have_true_targets(tiny_store, kind, layout):
+    """Long cells cut, genes swapped in: each target is still that gene's bin in that cell."""
     encoder = store_encoder(
         tiny_store, kind, layout, n_genes=200, max_length=None if layout == "ranked" else 40
     )

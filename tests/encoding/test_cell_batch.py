@@ -1,4 +1,4 @@
-"""A batch cut into parts is the batch: every cell once, in its order, with its own answers."""
+"""A batch cut into parts is the batch: every cell once, in its order, with its own targets."""
 
 from dataclasses import replace
 

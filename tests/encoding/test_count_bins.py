@@ -17,7 +17,9 @@ EDGES = {
     "out of reach": np.array([0.5, 20.0, 500.0]),
 }
 ALL = np.arange(1, NEVER - 1, dtype=np.uint16)
-DEPTHS = st.lists(st.one_of(st.integers(1, 200), st.integers(200, 10**8)), min_size=1, max_size=3)
+LIBRARY_SIZES = st.lists(
+    st.one_of(st.integers(1, 200), st.integers(200, 10**8)), min_size=1, max_size=3
+)
 
 
 def one_by_one(counts, totals, edges, indptr):
@@ -27,12 +29,12 @@ def one_by_one(counts, totals, edges, indptr):
     return ValueEncoder("binned", edges).encode(levels, np.zeros(len(levels), int)), levels
 
 
-@given(DEPTHS, st.sampled_from(sorted(EDGES)))
-def test_every_count_at_every_depth_gets_the_bin_of_its_normalised_value(depths, kind):
+@given(LIBRARY_SIZES, st.sampled_from(sorted(EDGES)))
+def test_every_count_at_every_library_size_gets_the_bin_of_its_normalised_value(sizes, kind):
     edges = EDGES[kind].astype(np.float32)
-    totals = np.array(depths, dtype=np.float32)
-    counts = np.tile(ALL, len(depths))
-    indptr = np.arange(len(depths) + 1) * len(ALL)
+    totals = np.array(sizes, dtype=np.float32)
+    counts = np.tile(ALL, len(sizes))
+    indptr = np.arange(len(sizes) + 1) * len(ALL)
     wanted, levels = one_by_one(counts, totals, edges, indptr)
     found = CountBins(edges, totals)
     np.testing.assert_array_equal(found.bins(counts, indptr), wanted)
@@ -42,8 +44,8 @@ def test_every_count_at_every_depth_gets_the_bin_of_its_normalised_value(depths,
 
 
 @pytest.mark.parametrize("kind", sorted(EDGES))
-def test_depths_at_which_a_count_meets_an_edge_are_no_exception(kind):
-    """Depths chosen so that some count's level is an edge, give or take a few bits."""
+def test_library_sizes_at_which_a_count_meets_an_edge_are_no_exception(kind):
+    """Library sizes chosen so that some count's value is an edge, give or take a few bits."""
     edges = EDGES[kind].astype(np.float32)
     rng = np.random.default_rng(0)
     count = rng.integers(1, 3000, 300)
@@ -85,6 +87,6 @@ def test_cells_without_counts_have_no_bins_and_raise_nothing():
 
 
 def test_thresholds_are_the_smallest_counts_that_reach_an_edge():
-    # At a depth of 10,000 a count is its own value: log1p(1) = 0.69, log1p(2) = 1.10.
+    # At a library size of 10,000 a count is its own value: log1p(1) = 0.69, log1p(2) = 1.10.
     edges = np.array([0.5, 0.7, 1.5, 30.0], dtype=np.float32)
     assert count_thresholds(edges, np.array([1e4], np.float32)).tolist() == [[1, 2, 4, NEVER]]

@@ -55,7 +55,7 @@ def test_batches_come_in_the_order_of_the_cursor(tiny_store):
 
 
 @pytest.mark.parametrize("place", [0, 3, 11, 25])
-def test_a_loader_begun_behind_any_batch_goes_on_from_there(tiny_store, place):
+def test_a_loader_begun_behind_any_batch_continues_from_there(tiny_store, place):
     """Not from where the thread had come to, which is further on."""
     source = make_source(tiny_store)
     with BatchLoader(source, source.sampler.start, unchanged) as loader:
@@ -69,15 +69,17 @@ def test_a_loader_begun_behind_any_batch_goes_on_from_there(tiny_store, place):
 
 def test_cells_of_a_pool_are_read_once_and_a_batch_may_span_two(tiny_store, monkeypatch):
     source = make_source(tiny_store)
-    pool, asked = source.reader.pool, []
-    monkeypatch.setattr(source.reader, "pool", lambda rows: asked.append(len(rows)) or pool(rows))
+    pool, requested = source.reader.pool, []
+    monkeypatch.setattr(
+        source.reader, "pool", lambda rows: requested.append(len(rows)) or pool(rows)
+    )
     n_cells = len(tiny_store.rows("train"))
     pools = [len(source.sampler.pool(0, number).rows) for number in range(n_cells // 96)]
     with BatchLoader(source, source.sampler.start, unchanged, ready=1) as loader:
         batches = take(loader, n_cells // 20)
     assert all(loaded.batch.n_cells == 20 for loaded in batches)
     assert any(n_read % 20 for n_read in np.cumsum(pools))
-    assert asked[: len(pools)] == pools
+    assert requested[: len(pools)] == pools
 
 
 def test_what_the_step_gets_is_made_by_the_thread(tiny_store):
@@ -127,7 +129,7 @@ def test_leaving_the_loader_ends_its_thread(tiny_store, how):
     assert not alive()
 
 
-def test_no_more_batches_are_made_ahead_than_asked_for(tiny_store):
+def test_no_more_batches_are_made_ahead_than_requested(tiny_store):
     source = make_source(tiny_store)
     made = []
     with BatchLoader(source, source.sampler.start, made.append, ready=2) as loader:

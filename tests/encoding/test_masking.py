@@ -16,7 +16,7 @@ from core.encoding.masking import (
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])
-def test_a_fixed_rate_masks_that_share_of_genes(rate):
+def test_a_fixed_rate_masks_that_fraction_of_genes(rate):
     rng = np.random.default_rng(0)
     counts = np.concatenate([draw_masked_counts(np.full(8, 101), rate, rng) for _ in range(1000)])
     assert counts.mean() / 101 == pytest.approx(rate, abs=2e-3)
@@ -55,7 +55,7 @@ def test_no_cell_masks_more_genes_than_it_has(rate):
         assert counts[0] == 0
 
 
-def test_every_gene_is_masked_equally_often_and_as_many_as_asked():
+def test_every_gene_is_masked_equally_often_and_in_the_requested_number():
     rng = np.random.default_rng(0)
     n_masked = rng.integers(0, 21, 10_000)
     mask = draw_subsets(np.full(10_000, 20), n_masked, rng).reshape(10_000, 20)
@@ -98,14 +98,14 @@ def test_phenotype_states_have_their_proportions():
     states = draw_phenotype_states(
         codes, mask=0.5, drop=0.2, unspecified=0.1, rng=np.random.default_rng(0)
     )
-    share = [np.mean(states == show) for show in Show]
+    fraction = [np.mean(states == show) for show in Show]
     expected = {
         Show.VALUE: 0.5 * 0.9,
         Show.MASKED: 0.5 * 0.8,
         Show.NOT_SPECIFIED: 0.5 * 0.1,
         Show.DROPPED: 0.5 * 0.2,
     }
-    np.testing.assert_allclose(share, [expected[show] for show in Show], atol=0.005)
+    np.testing.assert_allclose(fraction, [expected[show] for show in Show], atol=0.005)
 
 
 def test_phenotypes_are_masked_independently_of_each_other():

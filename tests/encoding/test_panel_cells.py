@@ -75,7 +75,7 @@ def test_values_of_the_panel_are_counted_per_cell(tiny_store, kind):
     np.testing.assert_array_equal(counted, np.diff(tiny_store.read(rows, panel).indptr))
 
 
-def test_a_panel_the_store_has_nothing_of_is_refused(tiny_store):
+def test_a_panel_without_genes_of_the_store_is_an_error(tiny_store):
     with pytest.raises(DataError, match="none of the model's 1 genes"):
         PanelReader(tiny_store, GenePanel(("XXX",), ("XXX",)))
 

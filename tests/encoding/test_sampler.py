@@ -108,7 +108,7 @@ def make_sampler(kind, n_cells=2_000, **others):
 
 @pytest.mark.parametrize("kind", ["cells", "tokens"])
 @pytest.mark.parametrize("virtual_rank", [0, 2])
-def test_going_on_from_any_cursor_equals_never_having_stopped(kind, virtual_rank):
+def test_continuing_from_any_cursor_equals_never_having_stopped(kind, virtual_rank):
     sampler = make_sampler(kind, virtual_rank=virtual_rank, virtual_ranks=3)
     cursor, whole = sampler.start, []
     for _ in range(3 * sampler.steps(0)):
@@ -170,7 +170,7 @@ def test_cells_of_a_batch_come_from_all_over_the_pool():
         ),
     ],
 )
-def test_a_cursor_within_an_epoch_that_means_other_cells_here_is_refused(changes, message):
+def test_a_cursor_within_an_epoch_that_means_other_cells_here_is_an_error(changes, message):
     cursor = replace(make_sampler("cells").start, epoch=1, batch=4)
     with pytest.raises(ConfigurationError, match=message):
         make_sampler("cells", **changes).resume(cursor)
@@ -182,14 +182,14 @@ def test_between_epochs_virtual_ranks_and_batches_may_change():
     assert other.resume(cursor) == replace(other.start, epoch=3)
 
 
-def test_fewer_cells_than_virtual_ranks_are_refused():
+def test_fewer_cells_than_virtual_ranks_are_an_error():
     with pytest.raises(
         ConfigurationError, match="3 training cells cannot be dealt to 4 virtual ranks"
     ):
         BlockSampler(np.arange(3), seed=0, virtual_ranks=4)
 
 
-def test_a_budget_without_room_for_two_cells_is_refused():
+def test_a_budget_without_room_for_two_cells_is_an_error():
     lengths = np.array([10, 80, 20])
     with pytest.raises(ConfigurationError, match=r"= 159 has no room .* 80 tokens; .* least 160"):
         BlockSampler(np.arange(3), seed=0, lengths=lengths, tokens_per_batch=159)

@@ -20,7 +20,7 @@ SUBSETS = st.lists(st.sampled_from(sorted(FIVE)), unique=True).map(
 
 
 @given(SUBSETS, st.integers(1, 50), st.integers(1, 256))
-def test_no_two_tokens_share_an_identity_or_a_value(phenotypes, n_genes, n_bins):
+def test_no_two_tokens_have_the_same_id_or_value(phenotypes, n_genes, n_bins):
     space = TokenSpace(phenotypes, n_genes, n_bins, layout="ranked")
     identities = [CLS, START, END]
     identities += [space.first_slot + slot for slot in range(space.n_phenotypes)]
@@ -50,7 +50,7 @@ def test_a_ranked_sequence_needs_genes_plus_3_plus_phenotypes(phenotypes, n_gene
         space.resolve_max_length(needed - 1)
 
 
-def test_the_message_says_how_many_genes_would_fit():
+def test_the_message_gives_the_number_of_genes_that_fit():
     space = TokenSpace(FIVE, 2433, 10, layout="ranked")
     with pytest.raises(ConfigurationError, match=r"need 2441; .*lower data\.genes to 2432"):
         space.resolve_max_length(2440)

@@ -20,10 +20,10 @@ def draw(dense, wanted, seed=0):
 
 @given(st.integers(0, 1000), st.floats(0, 1), st.integers(1, 40), st.integers(1, 300))
 def test_as_many_as_wanted_or_as_there_are_all_distinct_and_unexpressed(
-    seed, share, n_cells, n_genes
+    seed, fraction, n_cells, n_genes
 ):
     rng = np.random.default_rng(seed)
-    dense = rng.random((n_cells, n_genes)) < share
+    dense = rng.random((n_cells, n_genes)) < fraction
     wanted = rng.integers(0, n_genes + 1, n_cells)
     for cell, genes in enumerate(draw(dense, wanted, seed)):
         assert len(set(genes.tolist())) == len(genes)

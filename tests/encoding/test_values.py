@@ -70,12 +70,12 @@ def test_explicit_edges_are_used_as_given():
         ([1.0, 3.0, 2.0], "strictly increasing"),
     ],
 )
-def test_explicit_edges_that_cannot_be_are_refused(edges, message):
+def test_impossible_edges_are_an_error(edges, message):
     with pytest.raises(ConfigurationError, match=message):
         fit(bins=4, edges=edges)
 
 
-def test_a_maximum_below_the_threshold_is_refused():
+def test_a_maximum_below_the_threshold_is_an_error():
     with pytest.raises(ConfigurationError, match=r"encoding\.maximum \(1\.0\) must be above"):
         fit(threshold=1.0, maximum=1.0)
 
@@ -86,7 +86,7 @@ def test_a_zero_is_never_expressed_even_with_an_edge_at_zero(settings):
     assert encoder.encode(np.array([[0.0, 1e-6]], dtype=np.float32)).tolist() == [[0, 1]]
 
 
-def test_quantile_edges_give_the_expressed_bins_equal_shares():
+def test_quantile_edges_give_the_expressed_bins_equal_numbers():
     matrix = training(n_cells=5000)
     encoder = fit(matrix, bins=5, edges="quantile", threshold=0.1)
     counts = np.bincount(encoder.encode(matrix.data[:, None]).ravel(), minlength=5)
@@ -95,7 +95,7 @@ def test_quantile_edges_give_the_expressed_bins_equal_shares():
     assert counts[0] == matrix.data.size - expressed
 
 
-def test_gene_quantile_edges_give_every_gene_equal_shares():
+def test_gene_quantile_edges_give_every_gene_equal_numbers():
     matrix = training(n_cells=5000)
     matrix = sparse.csr_matrix(matrix.multiply([[1.0, 0.5, 3.0]]), dtype=np.float32)
     encoder = fit(matrix, bins=5, edges="gene_quantile", threshold=0.05)
@@ -114,7 +114,7 @@ def test_a_gene_never_expressed_gets_the_common_quantiles():
     np.testing.assert_array_equal(per_gene.edges[1], fit(matrix, bins=5, edges="quantile").edges)
 
 
-def test_quantiles_of_nothing_are_refused():
+def test_quantiles_of_nothing_are_an_error():
     with pytest.raises(DataError, match=r"no training value is above encoding\.threshold"):
         fit(bins=5, edges="quantile", threshold=99.0)
 
@@ -179,14 +179,14 @@ def test_edges_per_gene_are_read_by_id_with_any_version_or_by_symbol(tmp_path):
         ({name: [[1], [2]] for name in PANEL.symbols}, ConfigurationError, "not a number"),
     ],
 )
-def test_wrong_edge_files_are_refused(tmp_path, content, error, message):
+def test_wrong_edge_files_are_an_error(tmp_path, content, error, message):
     path = edge_file(tmp_path, content)
     with pytest.raises(error, match=message) as caught:
         read_gene_edges(path, PANEL, 2)
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_edge_file_is_refused_with_the_choices(tmp_path):
+def test_a_missing_edge_file_is_an_error_with_the_choices(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*absent\.json.*'gene_quantile'"):
         fit(edges=str(tmp_path / "absent.json"))
 
@@ -279,7 +279,7 @@ def test_a_gene_always_expressed_still_decodes_bin_0_to_zero():
     assert (table.quantiles[0, 0] == 0).all()
 
 
-def test_bins_can_be_kept_as_numbers():
+def test_bins_can_be_kept_as_they_are():
     table = ValueTable.fit(fit(bins=4, edges=[1, 2, 3]), training())
     bins = np.array([[0, 3, 2]])
     assert table.decode(bins, how="bins", rng=np.random.default_rng(0)).tolist() == [[0, 3, 2]]

@@ -10,7 +10,7 @@ from core.model.attention_cpu import attend_per_cell
 from core.model.batch_tensors import CellBounds
 
 HEADS, WIDTH = 3, 8
-#: Keys of each cell, and its queries: all of them, or those that something reads.
+#: Keys of each cell, and its queries: all of them, or those at output positions.
 SHAPES = {
     "rectangular": ([4, 4, 4], [4, 4, 4]),
     "ragged": ([5, 1, 3, 7], [5, 1, 3, 7]),
@@ -183,7 +183,7 @@ def test_padding_stays_below_an_eighth():
     ("dropout", "name", "reason"),
     [(0.0, "cpu", "packed cells on a CPU"), (0.1, "sdpa", "has no attention dropout")],
 )
-def test_auto_on_a_cpu_says_why(dropout, name, reason):
+def test_auto_on_a_cpu_gives_its_reason(dropout, name, reason):
     route = resolve_attention("auto", device=CPU, dtype=torch.float32, dropout=dropout, ragged=True)
     assert route.name == name
     assert reason in route.reason
@@ -197,14 +197,14 @@ def test_auto_on_a_cpu_says_why(dropout, name, reason):
         (torch.bfloat16, 0.1, True, "sdpa", "no attention dropout"),
     ],
 )
-def test_auto_on_a_gpu_says_why(dtype, dropout, ragged, name, reason):
+def test_auto_on_a_gpu_gives_its_reason(dtype, dropout, ragged, name, reason):
     cuda = torch.device("cuda")
     route = resolve_attention("auto", device=cuda, dtype=dtype, dropout=dropout, ragged=ragged)
     assert route.name == name
     assert reason in route.reason
 
 
-def test_a_route_for_another_device_is_refused():
+def test_a_route_for_another_device_is_an_error():
     with pytest.raises(MachineError, match=r"'cpu' cannot run here.*for CPUs \(this is cuda\)"):
         resolve_attention(
             "cpu", device=torch.device("cuda"), dtype=torch.float32, dropout=0.0, ragged=True
@@ -221,7 +221,7 @@ def test_a_route_for_another_device_is_refused():
         ("cuda", torch.bfloat16, 0.1, "no attention dropout"),
     ],
 )
-def test_varlen_asked_for_where_it_cannot_run_is_refused(device, dtype, dropout, lacks):
+def test_requested_varlen_that_cannot_run_is_an_error(device, dtype, dropout, lacks):
     with pytest.raises(
         MachineError, match=rf"model\.attention = 'varlen' cannot run here.*{lacks}"
     ):

@@ -43,15 +43,15 @@ def test_integers_are_widened_and_values_stay(kind, layout):
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_what_is_read_are_the_masked_positions_cell_by_cell(layout):
+def test_output_positions_are_the_masked_ones_cell_by_cell(layout):
     arrays = make_arrays("binned", layout)
     batch = BatchTensors.from_arrays(arrays)
-    reads = batch.output_position.numpy()
-    assert (np.diff(reads) > 0).all()
-    np.testing.assert_array_equal(reads[batch.output_of_gene], arrays.gene_position)
-    np.testing.assert_array_equal(reads[batch.output_of_phenotype], arrays.phenotype_position)
-    assert len(reads) == len(arrays.gene_position) + len(arrays.phenotype_position)
-    cells = np.searchsorted(arrays.cu_seqlens, reads, side="right") - 1
+    positions = batch.output_position.numpy()
+    assert (np.diff(positions) > 0).all()
+    np.testing.assert_array_equal(positions[batch.output_of_gene], arrays.gene_position)
+    np.testing.assert_array_equal(positions[batch.output_of_phenotype], arrays.phenotype_position)
+    assert len(positions) == len(arrays.gene_position) + len(arrays.phenotype_position)
+    cells = np.searchsorted(arrays.cu_seqlens, positions, side="right") - 1
     np.testing.assert_array_equal(np.diff(batch.output_bounds), np.bincount(cells, minlength=5))
     np.testing.assert_array_equal(batch.cu_outputs, batch.output_bounds)
     np.testing.assert_array_equal(batch.token_bounds, arrays.cu_seqlens)

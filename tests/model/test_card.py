@@ -1,4 +1,4 @@
-"""The model card: what a stranger reads before they use a model."""
+"""The model card: the description of a model for others."""
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def test_values_stand_with_their_training_cells():
     assert f"- **sex** (2): female ({counts[0]}), male ({counts[1]})" in text
 
 
-def test_validation_figures_stand_beside_the_most_common_answer():
+def test_validation_metrics_are_beside_the_most_common_value():
     model = make_cell_model()
     codes, counts = model.reference.combinations[:, 0], model.reference.counts
     known = np.array([counts[codes == code].sum() for code in (0, 1)])
@@ -60,7 +60,7 @@ def test_validation_figures_stand_beside_the_most_common_answer():
     assert "| loss | 1.5000 |  |" in text
 
 
-def test_a_card_without_figures_or_phenotypes_is_one_all_the_same():
+def test_a_card_without_metrics_or_phenotypes_is_complete():
     card = card_of(make_cell_model(phenotypes={}), validation={})
     assert "## Phenotypes" not in card
     assert "## Validation metrics" not in card
@@ -88,7 +88,7 @@ REPORT = EvaluationReport(
 )
 
 
-def test_test_figures_take_the_place_of_those_before(tmp_path):
+def test_test_metrics_replace_earlier_ones(tmp_path):
     make_cell_model().save(tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     assert "None yet: `tfx eval` writes them here" in section(card, "Test metrics")

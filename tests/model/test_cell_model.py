@@ -1,4 +1,4 @@
-"""The model as a whole: configurations it refuses, shapes, phenotype answers, embeddings."""
+"""The model as a whole: impossible configurations, shapes, phenotype predictions, embeddings."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from .examples import make_batch, make_config, make_network
         ("binned", {"layers": 0}, r"model\.layers = 0 leaves no model"),
     ],
 )
-def test_impossible_configurations_are_refused(kind, changes, message):
+def test_impossible_configurations_are_an_error(kind, changes, message):
     with pytest.raises(ConfigurationError, match=message):
         TfxModel(make_config(kind, **changes))
 
@@ -40,7 +40,7 @@ def test_impossible_configurations_are_refused(kind, changes, message):
         ("binary", "joint", 7, 7),
     ],
 )
-def test_logits_answer_the_masked_positions(kind, head, n_gene, n_phenotype, layout):
+def test_logits_have_the_shape_of_the_masked_positions(kind, head, n_gene, n_phenotype, layout):
     network = make_network(kind, layout, head=head)
     batch = make_batch(network.config, phenotypes=0.8)
     output = network(batch)
@@ -55,10 +55,10 @@ def test_phenotype_probabilities_are_over_the_slots_own_values(head):
     batch = make_batch(network.config, phenotypes=1.0)
     logits = network(batch).phenotype_logits
     for slot, size in enumerate([2, 3]):
-        asked = logits[batch.phenotype_slot == slot]
-        probability = network.phenotype_probabilities(asked, slot)
-        assert probability.shape == (len(asked), size)
-        torch.testing.assert_close(probability.sum(-1), torch.ones(len(asked)))
+        own = logits[batch.phenotype_slot == slot]
+        probability = network.phenotype_probabilities(own, slot)
+        assert probability.shape == (len(own), size)
+        torch.testing.assert_close(probability.sum(-1), torch.ones(len(own)))
 
 
 def test_a_split_head_gives_other_phenotypes_values_no_chance():
@@ -69,7 +69,7 @@ def test_a_split_head_gives_other_phenotypes_values_no_chance():
     assert finite[batch.phenotype_slot == 1].all(0).tolist() == [False, False, True, True, True]
 
 
-def test_a_joint_head_learns_from_both_kinds_of_answers():
+def test_a_joint_head_learns_from_both_kinds_of_targets():
     """One softmax: raising a bin's logit lowers every phenotype value's probability."""
     network = make_network(head="joint", dropout=0.0)
     batch = make_batch(network.config, phenotypes=1.0)
@@ -83,7 +83,7 @@ def test_a_joint_head_learns_from_both_kinds_of_answers():
 
 @pytest.mark.parametrize("log_linear", [False, True])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_a_model_without_phenotypes_answers_genes(layout, log_linear):
+def test_a_model_without_phenotypes_predicts_genes(layout, log_linear):
     network = make_network(layout=layout, phenotypes={}, log_linear=log_linear)
     batch = make_batch(network.config)
     output = network(batch)

@@ -15,7 +15,7 @@ BOTH = {"cls_reconstruction": True, "cls_contrast": True, "dropout": 0.0}
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_cls_of_every_cell_is_read_beside_what_is_read_anyway(layout):
+def test_cls_of_every_cell_joins_the_output_positions(layout):
     batch = make_batch(make_network(layout=layout).config)
     outputs, former, at_cls = outputs_with_cls(batch)
     assert torch.equal(outputs.position[former], batch.output_position)
@@ -29,7 +29,7 @@ def test_cls_of_every_cell_is_read_beside_what_is_read_anyway(layout):
 
 @pytest.mark.parametrize("head", ["split", "joint"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_masked_answers_are_the_same_with_heads_of_cls_and_without(layout, head):
+def test_predictions_are_the_same_with_heads_of_cls_and_without(layout, head):
     network = make_network(layout=layout, head=head, **BOTH)
     plain = make_network(layout=layout, head=head, dropout=0.0)
     plain.load_state_dict(
@@ -45,13 +45,13 @@ def test_masked_answers_are_the_same_with_heads_of_cls_and_without(layout, head)
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_reconstruction_tells_all_genes_of_a_cell_from_cls_alone(layout):
+def test_reconstruction_predicts_all_genes_of_a_cell_from_cls_alone(layout):
     network = make_network(layout=layout, **(BOTH | {"cls_contrast": False}))
     config = network.config
     batch = make_batch(config)
     output = network.train()(batch)
     settings = LossSettings(cls_reconstruction=0.5, smoothing=0.1)
-    told = cell_loss(output.cells, batch, config, settings)
+    loss = cell_loss(output.cells, batch, config, settings)
     cls = network.cell_embeddings(batch).detach()
     decoder = network.encoder_part.cell_heads.decoder
     logits = decoder(cls).detach().double().numpy().reshape(batch.n_cells, config.n_genes, -1)
@@ -60,17 +60,17 @@ def test_reconstruction_tells_all_genes_of_a_cell_from_cls_alone(layout):
     for cell in range(batch.n_cells):
         span = slice(batch.token_bounds[cell], batch.token_bounds[cell + 1])
         identity, value = batch.token_id[span].numpy(), batch.value[span].numpy()
-        answers = {
+        targets = {
             int(g): int(v) - config.tokens.first_bin
             for g, v in zip(identity - first, value, strict=True)
             if g >= 0 and v != MASK
         }
         own = batch.gene_cell.numpy() == cell
-        answers |= dict(zip(batch.gene[own].tolist(), batch.gene_target[own].tolist(), strict=True))
-        genes, truth = np.array(list(answers)), np.array(list(answers.values()))
+        targets |= dict(zip(batch.gene[own].tolist(), batch.gene_target[own].tolist(), strict=True))
+        genes, truth = np.array(list(targets)), np.array(list(targets.values()))
         assert len(genes) == (identity >= first).sum()
         losses.append(smoothed_reference(logits[cell, genes], truth, 0.1).mean())
-    assert told.item() == pytest.approx(0.5 * np.mean(losses), rel=1e-5)
+    assert loss.item() == pytest.approx(0.5 * np.mean(losses), rel=1e-5)
 
 
 def test_contrast_is_info_nce_between_the_two_maskings_of_a_cell():
@@ -85,8 +85,8 @@ def test_contrast_is_info_nce_between_the_two_maskings_of_a_cell():
     states = ClsOutputs(None, torch.from_numpy(projected).float())
     config = make_network().config
     batch = make_batch(config, n_cells=6)
-    told = cell_loss(states, batch, config, LossSettings(cls_contrast=2.0))
-    assert told.item() == pytest.approx(2 * np.mean(losses), rel=1e-5)
+    loss = cell_loss(states, batch, config, LossSettings(cls_contrast=2.0))
+    assert loss.item() == pytest.approx(2 * np.mean(losses), rel=1e-5)
 
 
 def test_a_cell_without_another_costs_nothing_but_has_a_gradient():

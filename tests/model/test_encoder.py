@@ -65,10 +65,10 @@ def hidden_by_bert(bert, batch):
     """Run cell by cell, so that BertModel's own padding plays no part: (T, D)."""
     hidden = []
     for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
-        answer = bert(
+        output = bert(
             input_ids=batch.value[None, start:end], position_ids=batch.token_id[None, start:end]
         )
-        hidden.append(answer.last_hidden_state[0])
+        hidden.append(output.last_hidden_state[0])
     return torch.cat(hidden)
 
 
@@ -90,7 +90,9 @@ def test_the_encoder_is_bert_with_the_same_weights(layout, attention):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("attention", ["cpu", "sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_the_last_layer_computes_only_what_is_read_and_loses_nothing(layout, attention, norm):
+def test_the_last_layer_computes_only_the_output_positions_and_loses_nothing(
+    layout, attention, norm
+):
     """Outputs and gradients of every parameter equal those of a last layer computed everywhere."""
     network = make_network(layout=layout, norm=norm, attention=attention, dropout=0.0).double()
     batch = make_batch(network.config, n_cells=9, genes=0.3, drop_phenotypes=0.5)
@@ -129,7 +131,7 @@ def test_the_gradients_are_those_of_bert():
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_a_cells_answers_do_not_depend_on_the_other_cells(layout):
+def test_a_cells_predictions_do_not_depend_on_the_other_cells(layout):
     network = make_network(layout=layout)
     batch = make_batch(network.config, genes=0.5, drop_phenotypes=0.5)
     start, end = batch.cu_seqlens[1].item(), batch.cu_seqlens[2].item()
@@ -152,7 +154,7 @@ def test_a_cells_answers_do_not_depend_on_the_other_cells(layout):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("activation", ["gelu", "geglu"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_every_arrangement_answers_and_learns_in_every_parameter(norm, activation, layout):
+def test_every_arrangement_predicts_and_learns_in_every_parameter(norm, activation, layout):
     network = make_network(layout=layout, norm=norm, activation=activation, dropout=0.0)
     batch = make_batch(network.config, drop_phenotypes=0.3)
     output = network(batch)
@@ -164,7 +166,7 @@ def test_every_arrangement_answers_and_learns_in_every_parameter(norm, activatio
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_pre_norm_with_geglu_is_what_its_formula_says():
+def test_pre_norm_with_geglu_is_its_formula():
     network = make_network(norm="pre", activation="geglu", layers=1).double()
     batch = make_batch(network.config)
     part, layer = network.encoder_part, network.encoder_part.encoder.layers[0]
@@ -188,7 +190,7 @@ def test_pre_norm_with_geglu_is_what_its_formula_says():
     torch.testing.assert_close(hidden, wanted, atol=1e-9, rtol=0)
 
 
-def test_the_number_of_a_visible_gene_reaches_a_continuous_encoder_and_a_masked_one_does_not():
+def test_the_value_of_a_visible_gene_reaches_a_continuous_encoder_and_a_masked_one_does_not():
     network = make_network("continuous")
     batch = make_batch(network.config, genes=0.5)
     other = torch.where(batch.value == network.config.tokens.first_bin, batch.continuous, 99.0)

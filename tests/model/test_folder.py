@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "layout", "changes"), CASES)
-def test_a_saved_model_answers_bit_for_bit_as_before(tmp_path, kind, layout, changes):
+def test_a_saved_model_predicts_bit_for_bit_as_before(tmp_path, kind, layout, changes):
     model = make_cell_model(kind, layout, **changes)
     model.save(tmp_path / "model")
     loaded = CellModel.load(tmp_path / "model")
@@ -96,7 +96,7 @@ def test_loading_is_silent(folder, capfd):
     assert captured.err == ""
 
 
-def test_a_simulated_models_card_says_so(folder):
+def test_a_simulated_models_card_warns(folder):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "simulated cells" in card
     assert "cells.h5ad" in card
@@ -149,13 +149,13 @@ def test_an_altered_file_is_named(folder, name):
     ("content", "message"),
     [("{", "cannot be read"), ("[]", "expected a JSON object"), ("{}", "model format None")],
 )
-def test_an_unreadable_record_is_refused(folder, content, message):
+def test_an_unreadable_record_is_an_error(folder, content, message):
     (folder / "tfx.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         CellModel.load(folder)
 
 
-def test_a_newer_format_is_refused_with_what_to_do(folder):
+def test_a_newer_format_is_an_error_with_what_to_do(folder):
     record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
     (folder / "tfx.json").write_text(json.dumps(record | {"format_version": 99}), encoding="utf-8")
     with pytest.raises(
@@ -164,7 +164,7 @@ def test_a_newer_format_is_refused_with_what_to_do(folder):
         CellModel.load(folder)
 
 
-def test_a_record_without_its_sections_is_refused(folder):
+def test_a_record_without_its_sections_is_an_error(folder):
     record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
     del record["masking"]
     (folder / "tfx.json").write_text(json.dumps(record), encoding="utf-8")
@@ -173,6 +173,6 @@ def test_a_record_without_its_sections_is_refused(folder):
 
 
 @pytest.mark.parametrize("path", [".", "absent"])
-def test_a_folder_that_holds_no_model_is_refused(tmp_path, path):
+def test_a_folder_that_holds_no_model_is_an_error(tmp_path, path):
     with pytest.raises(DataError, match=r"not a model folder \(tfx.json is missing\)"):
         CellModel.load(Path(tmp_path) / path)

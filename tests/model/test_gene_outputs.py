@@ -22,12 +22,12 @@ def chance(seed=0):
 def test_bins_are_drawn_as_often_as_their_probability(temperature):
     logits = torch.tensor([0.3, -1.0, 2.0, 0.5])
     drawn = sample_genes(logits.expand(N, 4), make_config(), temperature=temperature, **chance())
-    share = torch.bincount(drawn, minlength=4) / N
+    fraction = torch.bincount(drawn, minlength=4) / N
     wanted = torch.softmax(logits / temperature, dim=0)
-    torch.testing.assert_close(share, wanted, atol=0.01, rtol=0)
+    torch.testing.assert_close(fraction, wanted, atol=0.01, rtol=0)
 
 
-def test_binary_genes_are_drawn_on_as_often_as_their_logit_says():
+def test_binary_genes_are_drawn_as_expressed_as_often_as_their_logit_implies():
     logits = torch.tensor([-1.2])
     drawn = sample_genes(logits.expand(N, 1), make_config("binary"), temperature=1.0, **chance())
     assert drawn.float().mean().item() == pytest.approx(torch.sigmoid(logits).item(), abs=0.01)

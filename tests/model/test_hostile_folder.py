@@ -209,7 +209,7 @@ CASES = {
         arrays_of(REFERENCE, lambda arrays: arrays.update(x=np.zeros(1, np.float32))),
         "cannot be read"),
 }  # fmt: skip
-#: What tfx.json, which holds the checksums and has none itself, may say.
+#: What tfx.json, which holds the checksums and has none itself, may hold.
 RECORD_CASES = {
     "a record that is a list": (text_of("tfx.json", "[]"), "expected a JSON object"),
     "a record too deep": (text_of("tfx.json", DEEP), "nested too deeply"),
@@ -223,7 +223,7 @@ RECORD_CASES = {
 
 
 @pytest.mark.parametrize("case", [*CASES, *RECORD_CASES])
-def test_an_enemys_folder_is_refused_in_one_sentence(folder, case, monkeypatch):
+def test_an_enemys_folder_is_an_error_in_one_sentence(folder, case, monkeypatch):
     monkeypatch.delenv(RUN_BY_A_PICKLE, raising=False)
     change, words = (CASES | RECORD_CASES)[case]
     change(folder)
@@ -247,7 +247,7 @@ def test_an_enemys_folder_is_refused_in_one_sentence(folder, case, monkeypatch):
 
 
 def test_the_template_itself_is_read_and_foreign_files_beside_it_are_not(folder):
-    """A pickle that nobody asked for is not opened, nor code that config.json names."""
+    """A pickle without a purpose is not opened, nor code that config.json names."""
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
     (folder / "evil.py").write_text("raise SystemExit('run')")
     json_of("config.json", auto_map={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})(folder)
@@ -268,7 +268,7 @@ def test_a_folder_or_a_dangling_link_in_the_place_of_a_file_is_missing(folder, n
         CellModel.load(folder)
 
 
-def test_offsets_beyond_the_file_are_refused(folder):
+def test_offsets_beyond_the_file_are_an_error(folder):
     """The header is right, the numbers are cut off."""
     path = folder / MODEL
     path.write_bytes(path.read_bytes()[:-64])

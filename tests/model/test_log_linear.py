@@ -1,4 +1,4 @@
-"""The log-linear part: the classical answer it starts with, and that it is fitted to what it should be."""
+"""The log-linear part: its start at the class log-odds, and its fits against references."""
 
 import copy
 import functools
@@ -116,7 +116,7 @@ def brute_force(bins, codes, n_bins):
     combinations = np.zeros((6, 5))
     for row, (sex, tissue) in enumerate(ALL_CODES.tolist()):
         combinations[row, [sex, 2 + tissue]] = 1
-    answers = []
+    predictions = []
     for gene in range(bins.shape[1]):
         target = np.eye(n_bins)[bins[:, gene]]
         weights = np.zeros((5, n_bins))
@@ -125,8 +125,8 @@ def brute_force(bins, codes, n_bins):
             probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
             weights += 2.0 * design.T @ (target - probability) / len(codes)
         logits = combinations @ weights
-        answers.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-    return np.stack(answers, axis=1)
+        predictions.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    return np.stack(predictions, axis=1)
 
 
 @pytest.mark.parametrize("kind", ["binned", "binary"])
@@ -144,7 +144,7 @@ def test_the_class_log_odds_are_the_additive_multinomial_fit(kind):
     assert np.abs(wanted - marginal).max() > 0.2, "the classes must differ for this to be a test"
 
 
-def test_with_nothing_specified_the_answer_is_the_marginal():
+def test_with_nothing_specified_the_prediction_is_the_marginal():
     network, encoder, bins, _ = fitted("binned")
     states = np.full((1, 2), Show.NOT_SPECIFIED, np.int8)
     logits = ask_all_genes(network, encoder, ALL_CODES[:1], states)[0]
@@ -208,7 +208,7 @@ def test_without_the_correction_phenotypes_start_at_logistic_regression(kind):
         np.testing.assert_allclose(found[slot], expected, atol=1e-3)
 
 
-def test_the_correction_lowers_the_loss_of_the_regression_it_stands_on():
+def test_the_correction_lowers_the_loss_of_the_regression_below_it():
     network, encoder, bins, codes = fitted("binned")
     without = copy.deepcopy(network)
     torch.nn.init.zeros_(without.log_linear.phenotype_correction[-1].weight)
@@ -245,8 +245,8 @@ def test_fitting_is_a_function_of_the_seed():
     assert torch.equal(one, two)
 
 
-def test_genes_answer_each_other_within_a_cell_only():
-    """The pair term, once learnt, reads the visible genes of the same cell and no other's."""
+def test_genes_affect_each_other_within_a_cell_only():
+    """The couplings, once learnt, use the visible genes of the same cell and no other's."""
     network = make_network(log_linear=True, layers=0)
     batch = make_batch(network.config, genes=0.5)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def test_genes_answer_each_other_within_a_cell_only():
     assert not torch.equal(before[~others], after[~others])
 
 
-def test_a_class_table_that_would_rival_the_network_is_refused(monkeypatch):
+def test_a_class_table_that_would_rival_the_network_is_an_error(monkeypatch):
     monkeypatch.setattr("core.model.log_linear_fit.MAX_CLASS_TABLE", 10)
     with pytest.raises(
         ConfigurationError, match=r"lower data\.genes or set model\.log_linear = false"
@@ -281,10 +281,10 @@ def test_without_gene_pairs_visible_genes_say_nothing_of_hidden_ones():
     mask[:, : config.n_genes // 2] = False
     states = np.full((2, len(config.phenotype_sizes)), Show.VALUE, np.int8)
     codes = np.array([[0] * states.shape[1], [1] * states.shape[1]], np.int32)
-    told = []
+    logits_of = []
     for level in (0.0, 3.0):
         arrays = encoder.ranked(np.full(mask.shape, level, np.float32), codes, states, mask)
         with torch.no_grad():
-            told.append(network(BatchTensors.from_arrays(arrays)).gene_logits.view(2, -1))
-    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0)
-    assert not torch.allclose(told[0][0], told[0][1])  # the class says something
+            logits_of.append(network(BatchTensors.from_arrays(arrays)).gene_logits.view(2, -1))
+    torch.testing.assert_close(logits_of[0], logits_of[1], rtol=0, atol=0)
+    assert not torch.allclose(logits_of[0][0], logits_of[0][1])  # the class has an effect

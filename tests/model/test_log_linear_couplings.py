@@ -46,10 +46,10 @@ def fit(bins, codes, layout="ranked"):
     return network.eval(), BatchEncoder(config.tokens, values, max_length=N_GENES + 5)
 
 
-def loss_of_hidden(network, encoder, bins, codes, share):
+def loss_of_hidden(network, encoder, bins, codes, fraction):
     """Mean negative log-likelihood of genes hidden at a rate, class shown, in nats."""
     rng = np.random.default_rng(3)
-    hidden = rng.random(bins.shape) < share
+    hidden = rng.random(bins.shape) < fraction
     hidden[:, 0] = True
     states = np.full(codes.shape, Show.VALUE, np.int8)
     arrays = encoder.ranked(bins.astype(np.float32), codes, states, hidden)
@@ -72,13 +72,13 @@ def without_pairs(network):
     return kept
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-def test_visible_genes_tell_hidden_ones_before_any_training(dependent, share):
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_visible_genes_predict_hidden_ones_before_any_training(dependent, fraction):
     network, encoder = dependent
     cells = draw_bins(0.8, 1)
-    loss = loss_of_hidden(network, encoder, *cells, share)
+    loss = loss_of_hidden(network, encoder, *cells, fraction)
     kept = without_pairs(network)
-    classes_alone = loss_of_hidden(network, encoder, *cells, share)
+    classes_alone = loss_of_hidden(network, encoder, *cells, fraction)
     with torch.no_grad():
         network.log_linear.effects.weight.copy_(kept)
     assert loss < classes_alone - 0.05
@@ -103,7 +103,7 @@ def test_genes_without_dependence_begin_without_pairs():
 
 
 def loss_of_asked(network, bins, codes, seen):
-    """Mean negative log-likelihood of genes asked for, half of which are on, beside others that are on."""
+    """Mean negative log-likelihood of masked genes, half of which are expressed, beside other expressed genes."""
     rng = np.random.default_rng(4)
     loss = []
     log_linear = network.log_linear
@@ -114,21 +114,21 @@ def loss_of_asked(network, bins, codes, seen):
         known = rng.permutation(on)[: round(seen * len(on))]
         hidden = np.setdiff1d(on, known)
         n = min(len(hidden), len(off))
-        asked = np.concatenate([hidden[:n], rng.permutation(off)[:n]])
+        masked = np.concatenate([hidden[:n], rng.permutation(off)[:n]])
         if n == 0:
             continue
         with torch.no_grad():
             state = LogLinearState(log_linear, shown, n_expressed=torch.tensor([float(len(on))]))
             seen_bins = torch.from_numpy(row[known].astype(np.int64))[None]
             state.reveal(torch.from_numpy(known)[None], seen_bins)
-            logits = state.logits(torch.from_numpy(asked)[None])[0].float()
-        target = torch.from_numpy(row[asked].astype(np.int64))
+            logits = state.logits(torch.from_numpy(masked)[None])[0].float()
+        target = torch.from_numpy(row[masked].astype(np.int64))
         loss.append(float(functional.cross_entropy(logits, target)))
     return np.mean(loss)
 
 
 @pytest.mark.parametrize("seen", [0.3, 0.5, 0.8])
-def test_genes_that_are_on_tell_others_before_any_training(seen):
+def test_expressed_genes_predict_others_before_any_training(seen):
     network, _ = fit(*draw_bins(0.8, 0), layout="expressed")
     bins, codes = draw_bins(0.8, 1)
     loss = loss_of_asked(network, bins, codes, seen)
@@ -136,7 +136,7 @@ def test_genes_that_are_on_tell_others_before_any_training(seen):
     assert loss < loss_of_asked(network, bins, codes, seen) - 0.03
 
 
-def test_the_prior_is_that_of_genes_asked_for_of_which_half_are_off():
+def test_the_prior_is_that_of_masked_genes_of_which_half_are_not_expressed():
     bins, codes = draw_bins(0.0, 0)
     prior = fit(bins, codes, layout="expressed")[0].log_linear.gene_prior.view(N_GENES, 3)
     natural = fit(bins, codes)[0].log_linear.gene_prior.view(N_GENES, 3)

@@ -1,4 +1,4 @@
-"""Losses against written-out float64 references; weighting; what an answer costs."""
+"""Losses against written-out float64 references; weighting; the loss of a target."""
 
 from dataclasses import replace
 
@@ -198,7 +198,7 @@ def test_the_loss_of_a_batch_is_its_references_mean(case, layout, weighting):
     assert parts.total.item() == pytest.approx(genes + 0.7 * phenotypes, rel=1e-4)
 
 
-def test_class_weights_weigh_each_answer_by_its_value():
+def test_class_weights_weigh_each_target_by_its_value():
     network = make_network()
     config = network.config
     batch = make_batch(config, phenotypes=1.0)
@@ -209,10 +209,10 @@ def test_class_weights_weigh_each_answer_by_its_value():
             output.gene_logits, output.phenotype_logits, batch, config, LossSettings(), weights
         )
     logits = output.phenotype_logits.double().numpy()
-    answers = np.array([0, 2])[batch.phenotype_slot.numpy()] + batch.phenotype_target.numpy()
-    losses = smoothed_reference(logits, answers, 0.0)
-    of_answer = weights.double().numpy()[answers]
-    wanted = (losses * of_answer).sum() / of_answer.sum()
+    targets = np.array([0, 2])[batch.phenotype_slot.numpy()] + batch.phenotype_target.numpy()
+    losses = smoothed_reference(logits, targets, 0.0)
+    of_target = weights.double().numpy()[targets]
+    wanted = (losses * of_target).sum() / of_target.sum()
     assert parts.phenotypes.item() == pytest.approx(wanted, rel=1e-5)
 
 

@@ -68,7 +68,7 @@ def other_phenotypes(folder):
         (other_phenotypes, "do not fit each other"),
     ],
 )
-def test_a_damaged_folder_is_refused_in_one_sentence(damage, message, folder):
+def test_a_damaged_folder_is_an_error_in_one_sentence(damage, message, folder):
     damage(folder)
     with pytest.raises(DataError, match=message):
         ControlTokens.read(folder)

@@ -1,4 +1,4 @@
-"""Hidden states: found where they were planted, told by the whole cell, and drawn as often as they are."""
+"""Latent cell states: found where they were planted, derived from the whole cell, drawn as often as they occur."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_while_training_half_of_the_cells_show_the_state_of_all_their_genes(with
     assert 0.4 < is_shown.float().mean() < 0.6
     wanted = torch.from_numpy(scores.states(bins[some]))
     assert torch.equal(found.argmax(dim=1)[is_shown] - 1, wanted[is_shown])
-    assert shown_states(log_linear, batch)[:, 0].all()  # not while it answers
+    assert shown_states(log_linear, batch)[:, 0].all()  # not in evaluation
 
 
 def shown_states(log_linear, batch):
@@ -119,21 +119,21 @@ def correlation_within(cells, codes, genes):
 
 def test_cells_are_drawn_in_states_and_so_their_genes_vary_together(with_states):
     genes = np.arange(4, 8)
-    told = {}
+    found = {}
     for name, (model, _, codes, kinds) in (("with", with_states), ("without", fitted(0))):
-        with torch.no_grad():  # what is shown has its whole say until the last gene
+        with torch.no_grad():  # a state shown counts fully until the last gene
             model.network.log_linear.class_scale[-1].bias.fill_(20.0)
         wanted = codes[:600]
         plan = CellPlan.draw(3, range(600), plan_for(model, model.generate), needs_normal=False)
         cells = sample_cells(model, wanted, model.generate, plan)
-        told[name] = correlation_within(cells, wanted, genes)
+        found[name] = correlation_within(cells, wanted, genes)
         if name == "with":
-            share = (cells[wanted[:, 0] == 0][:, genes].mean(axis=1) > 1.25).mean()
-            assert share == pytest.approx(kinds[codes[:, 0] == 0].mean(), abs=0.06)
+            fraction = (cells[wanted[:, 0] == 0][:, genes].mean(axis=1) > 1.25).mean()
+            assert fraction == pytest.approx(kinds[codes[:, 0] == 0].mean(), abs=0.06)
     real = correlation_within(with_states[1], with_states[2], genes)
     assert real > 0.7
-    assert told["with"] > 0.8 * real
-    assert abs(told["without"]) < 0.1
+    assert found["with"] > 0.8 * real
+    assert abs(found["without"]) < 0.1
 
 
 def test_states_fit_how_many_genes_a_cell_is_to_express(with_states):
@@ -163,7 +163,7 @@ def test_real_cells_that_are_edited_are_given_none(with_states, monkeypatch):
         model, bins[:50], codes[:50], 1 - codes[:50], settings=model.generate, seed=0
     )
     changed = (edited != bins[:50]).mean(axis=0)
-    assert changed[:4].min() > 0.3  # what tells the types apart
+    assert changed[:4].min() > 0.3  # what separates the types
 
 
 def test_cells_of_the_expressed_layout_have_none():
