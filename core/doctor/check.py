@@ -57,7 +57,7 @@ def _check_torch() -> tuple[list[Finding], dict[str, Any]]:
     try:
         torch_facts = compute.read_torch()
     except Exception as error:  # noqa: BLE001 - a broken installation is a finding
-        finding = f"cannot be imported ({compute.one_line(error, with_type=True)})"
+        finding = f"cannot be imported ({compute.one_line(error)})"
         fix = "install torch again, as pytorch.org says"
         return [Finding("fail", "compute", "torch", finding, fix)], facts
     devices, device_rows = compute.usable_devices()

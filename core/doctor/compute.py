@@ -52,10 +52,9 @@ class TorchFacts:
     has_mps: bool = False
 
 
-def one_line(error: Exception, *, with_type: bool = False) -> str:
-    """Return the message of an error on one line of at most 200 characters."""
-    text = f"{type(error).__name__}: {error}" if with_type else str(error)
-    return " ".join(text.split())[:200]
+def one_line(error: Exception) -> str:
+    """Return type and message of an error on one line of at most 200 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def read_driver() -> DriverFacts:
@@ -260,7 +259,7 @@ def _try_route(
         attended = route.attend(q_device, k_device, v_device, bounds, 0.0)
         error = float((attended.double().cpu() - _attend_float64(q, k, v)).abs().max())
     except Exception as failure:  # noqa: BLE001 - kernels raise anything; it is a finding
-        return f"does not run ({one_line(failure, with_type=True)})", ""
+        return f"does not run ({one_line(failure)})", ""
     kind = str(dtype).removeprefix("torch.")
     if not error <= _ATTENTION_TOLERANCES[torch.finfo(dtype).bits]:  # NaN is wrong too
         return f"is wrong in {kind}: off by {error:.2g}", ""

@@ -10,6 +10,7 @@ import filelock
 import numpy as np
 import psutil
 
+from core.doctor.compute import one_line
 from core.files import free_space
 from core.findings import Finding
 
@@ -92,7 +93,7 @@ def check_gpu_memory() -> tuple[list[Finding], list[dict[str, Any]]]:
         facts.append({"name": torch.cuda.get_device_name(index), "total": total, "free": free})
         limits = (0, min(_GOOD_GPU_MEMORY, total // 2))
         finding = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
-        fix = "nvidia-smi lists who uses it; or choose another GPU by CUDA_VISIBLE_DEVICES"
+        fix = "nvidia-smi lists the programs that use it; or choose another GPU by CUDA_VISIBLE_DEVICES"
         rows.append(_graded("memory", f"GPU {index}", free, limits, finding, ("", fix)))
     return rows, facts
 
@@ -186,7 +187,7 @@ def _try_out(folder: Path) -> list[Finding]:
                 if trial(Path(scratch)):
                     continue
         except Exception as error:  # noqa: BLE001 - file systems fail in any way; it is a finding
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)
         finding = f"do not work here ({problem}): {consequence}"
         rows.append(Finding("fail", "disk", name, finding, "work on another file system"))
     if not rows:
