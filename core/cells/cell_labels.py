@@ -160,29 +160,29 @@ def _split(
     """Give files their role, and divide the cells of the others among the splits without a file."""
     of_files = np.array([_CODES.get(role, TRAIN) for role in roles], dtype=np.int8)
     codes = np.repeat(of_files, n_cells)
-    dealt = _cells_of(roles, n_cells, {"all"})
+    divided = _cells_of(roles, n_cells, {"all"})
     wanted = {"test": data.split.test, "validation": data.split.validation}  # test first
     fractions = {
         _CODES[name]: fraction
         for name, fraction in wanted.items()
         if fraction > 0 and name not in roles
     }
-    if not dealt.any() or not fractions:
+    if not divided.any() or not fractions:
         return SplitPlan(codes, "files")
     rng = generator(data.split.seed, Stream.SPLIT)
     by_cell = data.split.by == "cells"
     notices: list[str] = []
     if donors is not None and not by_cell:
         by_donor = split_by_donor(
-            donors[dealt], fractions, rng, phenotypes=[part[dealt] for part in strata]
+            donors[divided], fractions, rng, phenotypes=[part[divided] for part in strata]
         )
         if by_donor is not None:
-            codes[dealt] = by_donor
-            unknown = int(np.sum(donors[dealt] == MISSING))
+            codes[divided] = by_donor
+            unknown = int(np.sum(donors[divided] == MISSING))
             if unknown:
                 notices.append(f"{unknown} cells of unknown '{data.split.by}' are used to train")
             return SplitPlan(codes, "donor", notices)
-        n_donors = len(np.unique(donors[dealt][donors[dealt] >= 0]))
+        n_donors = len(np.unique(donors[divided][donors[divided] >= 0]))
         notices.append(
             f"obs column '{data.split.by}' has too few values ({n_donors}) to hold some out; single "
             f"cells are split, stratified by phenotype, so scores may flatter"
@@ -192,8 +192,8 @@ def _split(
             f"there is no obs column '{data.split.by}'; single cells are split, stratified by "
             f"phenotype, so scores may flatter"
         )
-    codes[dealt] = split_stratified(
-        [part[dealt] for part in strata], int(dealt.sum()), fractions, rng
+    codes[divided] = split_stratified(
+        [part[divided] for part in strata], int(divided.sum()), fractions, rng
     )
     return SplitPlan(codes, "stratified", notices)
 

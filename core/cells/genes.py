@@ -252,13 +252,9 @@ def _is_ensembl(names: Sequence[str]) -> bool:
     return found >= _MOSTLY * max(len(names), 1)
 
 
-def describe_ids(ids: Sequence[str]) -> str:
-    """Describe in a few words what a file's gene ids look like, for messages about joining."""
-    return _describe_ids(tuple(ids))
-
-
 @lru_cache(maxsize=8)
-def _describe_ids(ids: tuple[str, ...]) -> str:
+def describe_ids(ids: tuple[str, ...]) -> str:
+    """Describe in a few words what a file's gene ids look like, for messages about joining."""
     if _is_ensembl(ids):
         kind = "Ensembl ids"
     elif all(map(_NUMBER.fullmatch, ids)):

@@ -30,7 +30,7 @@ _OF_NO_USE = re.compile(
     r"|orig\.?ident|batch|library|lane|plate|well",
     re.IGNORECASE,
 )
-#: A phenotype of more labels is rarely meant as one, unless its name says so.
+#: A phenotype of more labels is rarely meant as one, unless its name suggests it.
 _MOST_LABELS = 50
 #: Fraction of cells that must have a label.
 _COVERED = 0.5

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +172,15 @@ def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
     """Put the ages of all files into decades, deciding on the labels of all of them together."""
     values = sorted({value for labels in files if labels for value in labels.values})
     groups = dict(zip(values, group_ages(values), strict=True))
-    grouped: list[Labels | None] = []
-    for labels in files:
-        if labels is not None:
-            found = _to_labels(labels.codes, [groups[value] for value in labels.values])
-            labels = Labels(found.codes, found.values, labels.missing)
-        grouped.append(labels)
-    return grouped
+    return [
+        None
+        if labels is None
+        else replace(
+            _to_labels(labels.codes, [groups[value] for value in labels.values]),
+            missing=labels.missing,
+        )
+        for labels in files
+    ]
 
 
 def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:

@@ -213,7 +213,7 @@ def test_a_disk_that_fills_half_way_is_told_and_the_work_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, name, full)
-        with pytest.raises(MachineError, match=r"No space left on device.*to go on"):
+        with pytest.raises(MachineError, match=r"No space left on device.*to continue"):
             prepare_store(data, tmp_path / "store")
     prepare_store(data, tmp_path / "store")
     assert digest(tmp_path / "store") == digest(tmp_path / "whole")

@@ -134,7 +134,7 @@ def write_bucket(task: BucketTask) -> None:
     except OSError as error:
         message = (
             f"{plan.folder}: the store cannot be written ({error.strerror or error}); free some "
-            f"space or mend the folder, then run the same command to go on"
+            f"space or mend the folder, then run the same command to continue"
         )
         raise MachineError(message) from error
 

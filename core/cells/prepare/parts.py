@@ -55,7 +55,7 @@ class ShardTask:
     n_genes: int
     #: Of the order of cells.
     seed: int
-    #: Where the part goes; tasks of one folder share it among machines.
+    #: Where the part goes; tasks of one folder may be on several machines.
     folder: Path
     #: Rows of a chunk; changes memory, not bytes.
     rows_at_once: int
@@ -136,7 +136,7 @@ def write_shard(task: ShardTask) -> None:
         message = (
             f"{task.folder.parent}: a piece of the store cannot be written "
             f"({error.strerror or error}); free some space or mend the folder, then run the same "
-            f"command to go on"
+            f"command to continue"
         )
         raise MachineError(message) from error
 

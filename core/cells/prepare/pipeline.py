@@ -8,7 +8,7 @@ number of cells, in bounded memory:
 3. `rank_stage` ranks the genes over the training cells, and the files get their checksums.
 
 Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated: after a kill at any
-moment the same call goes on, and the store is the same, byte for byte.
+moment the same call continues, and the store is the same, byte for byte.
 """
 
 import hashlib
@@ -117,7 +117,7 @@ def prepare_store(
         except KeyboardInterrupt:
             if folder.keep:
                 logger.warning(
-                    "stopped; what is done stays in %s, and the same command goes on from there",
+                    "stopped; finished work stays in %s, and the same command continues from there",
                     folder.root,
                 )
             raise
@@ -299,7 +299,7 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     done = n_cells - sum(task.stop - task.start for task in missing)
     message = ""
     if done:
-        message = f"going on: {len(tasks) - len(missing)} of {len(tasks)} pieces exist already"
+        message = f"continuing: {len(tasks) - len(missing)} of {len(tasks)} pieces exist already"
     job.on_progress(ProgressEvent("reading cells", done, n_cells, message))
     failed: dict[str, DataError] = {}
     for number, error in runner.run(_try_shard, missing):

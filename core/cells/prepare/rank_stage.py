@@ -40,7 +40,7 @@ def rank_genes(
     borders = [*training[::at_once].tolist(), int(training[-1]) + 1]
     del training  # 8 bytes a cell
 
-    def sum_over_cells(one_pass: GenePass[Any]) -> Any:  # noqa: ANN401 (the sums of the pass)
+    def sum_over_cells(one_pass: GenePass) -> Any:  # noqa: ANN401 (the sums of the pass)
         if known is not None and one_pass == MomentsPass("stored"):
             return known
         tasks = [
@@ -67,7 +67,7 @@ class _Task:
     """Training cells among the store's cells [first, last)."""
 
     store: Path
-    one_pass: GenePass[Any]
+    one_pass: GenePass
     first: int
     last: int
 

@@ -23,7 +23,7 @@ R = TypeVar("R")
 #: Each worker holds some hundred megabytes; more workers than these wait for the disk.
 _MOST_WORKERS = 4
 _LOST_WORKER = (
-    "a worker process was killed, perhaps because memory ran out; run the same command to go on, "
+    "a worker process was killed, perhaps because memory ran out; run the same command to continue, "
     "with a smaller --workers"
 )
 
@@ -54,7 +54,7 @@ class TaskRunner:
             for number, task in enumerate(tasks):
                 futures[self._executor.submit(function, task)] = number
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                yield futures.pop(future), future.result()  # popped: results may be large
         except BrokenExecutor as error:
             raise MachineError(_LOST_WORKER) from error
         finally:
