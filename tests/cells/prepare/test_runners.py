@@ -12,9 +12,9 @@ import pytest
 from core.cells.prepare import pipeline, prepare_store
 from core.cells.prepare.runners import default_workers, open_runner
 from core.errors import DataError, MachineError
+from tests.cells.examples import settings
 
-from .examples import settings
-from .test_prepare_resume import digest, write_shards
+from .test_resume import digest, write_shards
 
 
 def square(number):
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     script.write_text(code)
     folder = tmp_path / "workers"
     folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     # stderr is inherited by the workers: the call returns when the last of them has ended.
     done = subprocess.run(
         [sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.PIPE,

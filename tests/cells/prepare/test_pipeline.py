@@ -19,8 +19,7 @@ from core.cells.prepare import ensure_store, prepare_store, store_path
 from core.cells.prepare.parts import BUCKETS
 from core.cells.prepare.pipeline import _piece_values
 from core.errors import ConfigurationError, DataError, ExitCode, MachineError
-
-from .examples import (
+from tests.cells.examples import (
     ensembl,
     log_normalised,
     make_adata,

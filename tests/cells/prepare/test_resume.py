@@ -25,8 +25,7 @@ from core.cells.prepare import pipeline, prepare_store
 from core.cells.prepare.buckets import sums_of_training_cells
 from core.cells.store import Store
 from core.errors import DataError, MachineError
-
-from .examples import log_normalised, make_adata, make_obs, settings, write
+from tests.cells.examples import log_normalised, make_adata, make_obs, settings, write
 
 #: Small enough that the files of these tests make a dozen parts and eight buckets.
 PART_VALUES = 1_000
