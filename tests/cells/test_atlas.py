@@ -68,10 +68,8 @@ def test_everything_says_simulated(atlas):
 
 
 def test_obs_has_the_cellxgene_columns_and_all_values(atlas):
-    assert list(atlas.obs.columns) == [
-        "sex", "tissue", "cell_type", "development_stage", "disease", "donor_id", "assay",
-        "simulated",
-    ]  # fmt: skip
+    columns = "sex tissue cell_type development_stage disease donor_id assay simulated"
+    assert list(atlas.obs.columns) == columns.split()
     assert set(atlas.obs["sex"]) == {"female", "male"}
     assert set(atlas.obs["tissue"]) == set(TRUTH.values("tissue"))
     assert set(atlas.obs["disease"]) == {NORMAL, FLARE, FIBROTIC}
@@ -90,14 +88,14 @@ def test_a_donor_has_one_sex_age_and_disease(atlas):
 
 
 def test_cell_types_are_unequally_frequent_and_shared_across_tissues(atlas):
-    shares = atlas.obs["cell_type"].value_counts(normalize=True)
-    assert shares.max() > 0.1
-    assert shares.min() < 0.005
+    fractions = atlas.obs["cell_type"].value_counts(normalize=True)
+    assert fractions.max() > 0.1
+    assert fractions.min() < 0.005
     tissues_of_type = atlas.obs.groupby("cell_type", observed=True)["tissue"].nunique()
     assert (tissues_of_type >= 3).sum() >= 12
 
 
-def test_depth_and_dropout_are_realistic(atlas):
+def test_library_sizes_and_dropout_are_realistic(atlas):
     totals = np.asarray(atlas.X.sum(axis=1)).ravel()
     detected = np.diff(atlas.X.indptr) / N_GENES
     assert 2000 < np.median(totals) < 3000

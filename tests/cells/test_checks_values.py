@@ -182,7 +182,7 @@ def renamed(adata, names):
     return adata
 
 
-def test_duplicated_genes_fail_as_prepare_refuses_them(tmp_path):
+def test_duplicated_genes_fail_as_in_prepare(tmp_path):
     adata = make_adata()
     adata.var["ensembl"] = ensembl(39) + ensembl(1)
     row = only_row(check_adata(adata, tmp_path, gene_ids="ensembl"), "gene ids")

@@ -127,7 +127,7 @@ SM = ("sm_75", "sm_80", "sm_90")
         (TorchFacts("2.13", "12.4", SM, (T4,)), DRIVER, "warn", "no bf16"),
         (TorchFacts("2.13", "12.4", SM, (FUTURE,)), DRIVER, "fail", "was not built"),
     ],
-)  # fmt: skip
+)
 def test_torch_its_cuda_and_the_driver_must_fit_together(
     monkeypatch, torch_facts, driver, level, words
 ):
@@ -275,9 +275,14 @@ def test_a_file_system_without_locks_fails(monkeypatch, tmp_path):
 
 
 GOOD_TERMINAL = TerminalFacts(
-    is_terminal=True, encoding="utf-8", kind="xterm-256color", colours="truecolor",
-    no_colour=False, columns=120, lines=40,
-)  # fmt: skip
+    is_terminal=True,
+    encoding="utf-8",
+    kind="xterm-256color",
+    colours="truecolor",
+    no_colour=False,
+    columns=120,
+    lines=40,
+)
 
 
 @pytest.mark.parametrize(
