@@ -16,7 +16,7 @@ from engine_cells import EDGES, MASKING, N_SPECIAL, draw_lengths
 from core.encoding.batches import BatchEncoder
 from core.encoding.loader import READY_BATCHES, BatchLoader, BatchSource
 from core.encoding.panel_cells import PanelCells
-from core.encoding.sampler import BlockSampler
+from core.encoding.sampler import BlockSampler, Cursor
 from core.encoding.values import ValueEncoder
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
@@ -84,6 +84,18 @@ def make_source(
     return BatchSource(MemoryReader(cells, store), encoder, sampler, MASKING)
 
 
+class _OnHost:
+    """A source whose batches are tensors."""
+
+    def __init__(self, source: BatchSource, *, pin: bool) -> None:
+        self.source, self.sampler, self.pin = source, source.sampler, pin
+
+    def batch(self, cursor: Cursor) -> tuple[np.ndarray, BatchTensors]:
+        """Return the rows and the batch of a cursor."""
+        rows, arrays = self.source.batch(cursor)
+        return rows, BatchTensors.on_host(arrays, pin=self.pin)
+
+
 def measure_wait(step, source: BatchSource, device: torch.device, n_steps: int) -> dict:
     """Train on what the loader gives; share of the time in which the step waited for it.
 
@@ -100,9 +112,7 @@ def measure_wait(step, source: BatchSource, device: torch.device, n_steps: int) 
     """
     pin = device.type == "cuda"
     waited, n_cells = 0.0, 0
-    with BatchLoader(
-        source, source.sampler.start, lambda batch: BatchTensors.on_host(batch, pin=pin)
-    ) as loader:
+    with BatchLoader(_OnHost(source, pin=pin), source.sampler.start) as loader:
         for turn in range(n_steps + 3):
             if turn == 3:
                 _finish(device)

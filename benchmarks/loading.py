@@ -111,7 +111,7 @@ def tfx_batches(
     encoder = make_encoder(len(opened.genes), longest=longest)
     sampler = BlockSampler(opened.rows("train"), seed=0, batch_size=BATCH)
     source = BatchSource(reader, encoder, sampler, masking)
-    with BatchLoader(source, sampler.start, lambda batch: batch) as loader:
+    with BatchLoader(source, sampler.start) as loader:
         while True:
             yield loader.next().batch
 
@@ -393,7 +393,7 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     cells = RunCells.of(resolved.preset, store)
     model = build_model(resolved.preset, cells, name="base")
     source = make_batch_source(resolved.preset, cells, model)
-    with BatchLoader(source, source.sampler.start, lambda batch: batch) as loader:
+    with BatchLoader(source, source.sampler.start) as loader:
         for _ in range(100):
             loader.next()
         began, n_cells = time.perf_counter(), 0

@@ -32,7 +32,7 @@ def main() -> None:
     seen = np.zeros(store.n_cells, dtype=bool)
     n_tokens = 0
     began = time.perf_counter()
-    with BatchLoader(source, sampler.start, lambda batch: batch) as loader:
+    with BatchLoader(source, sampler.start) as loader:
         for _ in range(sampler.steps(0)):
             loaded = loader.next()
             assert not seen[loaded.rows].any(), "a cell came twice in an epoch"

@@ -9,7 +9,6 @@ a fork. `sampler` decides the order of cells, `batches` makes a batch of them.
 import queue
 import threading
 import time
-from collections.abc import Callable
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -21,9 +20,8 @@ from core.encoding.panel_cells import PanelCells, PanelReader
 from core.encoding.sampler import BlockSampler, Cursor
 from core.presets.schema import MaskingSettings
 
-B = TypeVar("B")
 T = TypeVar("T")
-B_co = TypeVar("B_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 
 #: Batches kept ready: the training step uses them while the next pool is read.
 READY_BATCHES = 8
@@ -41,14 +39,14 @@ class Loaded(NamedTuple, Generic[T]):
     waited_seconds: float = 0.0
 
 
-class CursorSource(Protocol[B_co]):
+class CursorSource(Protocol[T_co]):
     """Makes the batch of any cursor: one virtual rank's (`BatchSource`), or those of several."""
 
     @property
     def sampler(self) -> BlockSampler:
         """The order of cells."""
 
-    def batch(self, cursor: Cursor) -> tuple[NDArray[np.int64], B_co]:
+    def batch(self, cursor: Cursor) -> tuple[NDArray[np.int64], T_co]:
         """Return the rows and the batch of a cursor."""
 
 
@@ -96,32 +94,13 @@ class BatchLoader(Generic[T]):
 
     Use as a context manager: leaving it, also by an exception or Ctrl-C, ends the thread.
 
-    Parameters
-    ----------
-    source
-        Makes the batches.
-    cursor
-        The first one.
-    finish
-        Called by the thread with each batch; its result goes to the training step, such as tensors in
-        page-locked memory.
-    ready
-        Batches made ahead.
+    The thread makes ``ready`` batches ahead.
     """
 
     def __init__(
-        self,
-        source: CursorSource[B],
-        cursor: Cursor,
-        finish: Callable[[B], T],
-        *,
-        ready: int = READY_BATCHES,
+        self, source: CursorSource[T], cursor: Cursor, *, ready: int = READY_BATCHES
     ) -> None:
-        def make(cursor: Cursor) -> Loaded[T]:
-            rows, arrays = source.batch(cursor)
-            return Loaded(rows, finish(arrays), source.sampler.advance(cursor))
-
-        self._make = make
+        self._source = source
         self._queue: queue.Queue[Loaded[T] | BaseException] = queue.Queue(maxsize=ready)
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -154,9 +133,9 @@ class BatchLoader(Generic[T]):
     def _run(self, cursor: Cursor) -> None:
         try:
             while not self._closed.is_set():
-                loaded = self._make(cursor)
-                cursor = loaded.following
-                self._put(loaded)
+                rows, batch = self._source.batch(cursor)
+                cursor = self._source.sampler.advance(cursor)
+                self._put(Loaded(rows, batch, cursor))
         except BaseException as error:  # noqa: BLE001 (raised again in the training's thread)
             self._put(error)
 

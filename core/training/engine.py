@@ -208,7 +208,7 @@ class _Loop:
         state = self.state
         self.log.status("running", step=self.step, total=state.total)
         try:
-            with BatchLoader(self.setup.source, state.cursor, lambda batch: batch) as loader:
+            with BatchLoader(self.setup.source, state.cursor) as loader:
                 while not state.is_over:
                     self._evaluate_and_save()
                     if not state.is_over:  # an evaluation may end the run

@@ -32,8 +32,15 @@ def take(loader, n):
     return [loader.next() for _ in range(n)]
 
 
-def unchanged(batch):
-    return batch
+class Finished:
+    """A source whose batches pass through a function of the test."""
+
+    def __init__(self, source, finish):
+        self.source, self.sampler, self.finish = source, source.sampler, finish
+
+    def batch(self, cursor):
+        rows, batch = self.source.batch(cursor)
+        return rows, self.finish(batch)
 
 
 def alive():
@@ -43,7 +50,7 @@ def alive():
 def test_batches_come_in_the_order_of_the_cursor(tiny_store):
     source = make_source(tiny_store)
     cursor = source.sampler.start
-    with BatchLoader(make_source(tiny_store), cursor, unchanged) as loader:
+    with BatchLoader(make_source(tiny_store), cursor) as loader:
         for loaded in take(loader, 30):
             rows, batch = source.batch(cursor)
             cursor = source.sampler.advance(cursor)
@@ -58,10 +65,10 @@ def test_batches_come_in_the_order_of_the_cursor(tiny_store):
 def test_a_loader_begun_behind_any_batch_continues_from_there(tiny_store, place):
     """Not from where the thread had come to, which is further on."""
     source = make_source(tiny_store)
-    with BatchLoader(source, source.sampler.start, unchanged) as loader:
+    with BatchLoader(source, source.sampler.start) as loader:
         whole = take(loader, 30)
     other = make_source(tiny_store)
-    with BatchLoader(other, whole[place].following, unchanged, ready=2) as loader:
+    with BatchLoader(other, whole[place].following, ready=2) as loader:
         for wanted, found in zip(whole[place + 1 :], take(loader, 29 - place), strict=True):
             assert found.rows.tolist() == wanted.rows.tolist()
             assert_same_batch(found.batch, wanted.batch)
@@ -75,7 +82,7 @@ def test_cells_of_a_pool_are_read_once_and_a_batch_may_span_two(tiny_store, monk
     )
     n_cells = len(tiny_store.rows("train"))
     pools = [len(source.sampler.pool(0, number).rows) for number in range(n_cells // 96)]
-    with BatchLoader(source, source.sampler.start, unchanged, ready=1) as loader:
+    with BatchLoader(source, source.sampler.start, ready=1) as loader:
         batches = take(loader, n_cells // 20)
     assert all(loaded.batch.n_cells == 20 for loaded in batches)
     assert any(n_read % 20 for n_read in np.cumsum(pools))
@@ -88,7 +95,7 @@ def test_what_the_step_gets_is_made_by_the_thread(tiny_store):
     def finish(batch):
         return threading.current_thread().name, batch.n_cells
 
-    with BatchLoader(source, source.sampler.start, finish) as loader:
+    with BatchLoader(Finished(source, finish), source.sampler.start) as loader:
         assert loader.next().batch == ("tfx-loader", 20)
 
 
@@ -102,7 +109,7 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_is_awaited(tiny_store)
             raise OSError(message)
         return batch
 
-    with BatchLoader(source, source.sampler.start, finish) as loader:
+    with BatchLoader(Finished(source, finish), source.sampler.start) as loader:
         take(loader, 3)
         with pytest.raises(OSError, match="disk on fire"):
             loader.next()
@@ -115,7 +122,7 @@ def test_leaving_the_loader_ends_its_thread(tiny_store, how):
     errors = {"an error": RuntimeError, "Ctrl-C": KeyboardInterrupt}
 
     def use():
-        with BatchLoader(source, source.sampler.start, unchanged, ready=1) as loader:
+        with BatchLoader(source, source.sampler.start, ready=1) as loader:
             loader.next()
             assert alive()
             if how in errors:
@@ -132,7 +139,7 @@ def test_leaving_the_loader_ends_its_thread(tiny_store, how):
 def test_no_more_batches_are_made_ahead_than_requested(tiny_store):
     source = make_source(tiny_store)
     made = []
-    with BatchLoader(source, source.sampler.start, made.append, ready=2) as loader:
+    with BatchLoader(Finished(source, made.append), source.sampler.start, ready=2) as loader:
         loader.next()
         until = time.monotonic() + 10
         while len(made) < 4 and time.monotonic() < until:
@@ -144,7 +151,7 @@ def test_no_more_batches_are_made_ahead_than_requested(tiny_store):
 
 def test_ranked_cells_go_the_same_way(tiny_store):
     source = make_source(tiny_store, layout="ranked")
-    with BatchLoader(source, source.sampler.start, unchanged) as loader:
+    with BatchLoader(source, source.sampler.start) as loader:
         loaded = loader.next()
     tokens = source.encoder.tokens
     assert loaded.batch.n_cells * tokens.required_length == len(loaded.batch.token_id)
