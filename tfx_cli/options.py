@@ -18,7 +18,9 @@ def preset_option(key: str, *names: str, **settings: Any) -> Any:  # noqa: ANN40
     section, _, field_name = key.partition(".")
     settings_of = Preset.model_fields[section].annotation
     text = str(settings_of.model_fields[field_name].description)  # type: ignore[union-attr]
-    return typer.Option(*names, help=f"{text[:1].upper()}{text[1:]} ({key}).", **settings)
+    starts_with_value = text.split(" ", 1)[0].endswith(":")  # as in "auto: a GPU if ..."
+    start = text[:1] if starts_with_value else text[:1].upper()
+    return typer.Option(*names, help=f"{start}{text[1:]} ({key}).", **settings)
 
 
 Sources = Annotated[

@@ -89,30 +89,22 @@ def list_command(
         "started": lambda row: -row.started,
         "name": lambda row: row.name,
         "step": lambda row: -(row.step or 0),
-        "loss": lambda row: _last_if_none(row.validation_loss),
-        "accuracy": lambda row: _last_if_none(row.accuracy, sign=-1),
+        "loss": lambda row: (row.validation_loss is None, row.validation_loss or 0.0),
+        "accuracy": lambda row: (row.accuracy is None, -(row.accuracy or 0.0)),
     }
     shown.sort(key=keys[sort])
     if not shown:
-        what = (
-            f"{len(rows)} runs, none of them {' or '.join(state)}" if rows and state else "no runs"
-        )
-        narrate(f"{what} in '{root}'; 'tfx train PRESET' makes one")
+        found = f"{len(rows)} runs, none of them {' or '.join(state or ())}" if rows else "no runs"
+        narrate(f"{found} in '{root}'; 'tfx train PRESET' makes one")
 
-    def as_record(row: "RunRow") -> dict[str, object]:
-        age = None if row.last_data is None else max(now - row.last_data, 0.0)
-        return {**asdict(row), "age": age}
-
+    ages = [None if row.last_data is None else max(now - row.last_data, 0.0) for row in shown]
+    records = [asdict(row) | {"age": age} for row, age in zip(shown, ages, strict=True)]
     print_result(
         "runs.list",
-        {"folder": str(root), "runs": [as_record(row) for row in shown]},
+        {"folder": str(root), "runs": records},
         as_json=as_json,
         text=lambda: runs_table(shown, now=now) if shown else [],
     )
-
-
-def _last_if_none(value: float | None, *, sign: int = 1) -> tuple[bool, float]:
-    return value is None, sign * (value or 0.0)
 
 
 @app.command("show")
@@ -155,12 +147,11 @@ def _described(found: "RunOverview") -> dict[str, object]:
     from core.runlog.schema import RESERVED_METRIC_KEYS, metric_info
 
     names = dict.fromkeys([*(found.train or ()), *(found.last or ())])
-    described: dict[str, object] = {}
-    for name in names:
-        if name not in RESERVED_METRIC_KEYS:
-            info = metric_info(name)
-            described[name] = {"label": info.label, "unit": info.unit, "better": info.better}
-    return described
+    infos = {name: metric_info(name) for name in names if name not in RESERVED_METRIC_KEYS}
+    return {
+        name: {"label": info.label, "unit": info.unit, "better": info.better}
+        for name, info in infos.items()
+    }
 
 
 @app.command("compare")

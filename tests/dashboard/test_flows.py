@@ -37,6 +37,14 @@ def drive(app, flow, size=(120, 40)):
     asyncio.run(run())
 
 
+async def shown(app, pilot, text):
+    """Wait until a text is on the screen."""
+    for _ in range(200):
+        await pilot.pause(0.02)
+        if text in text_of(app):
+            return
+
+
 def notes_of(app):
     return [note.message for note in app._notifications]
 
@@ -621,26 +629,18 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         assert isinstance(screen, StartScreen)
         assert screen._presets[0] == "wrong.toml"  # the user's own stand first
         screen.query_one("#presets").highlighted = screen._presets.index("base")
-        for _ in range(200):
-            await pilot.pause(0.02)
-            if "✔ valid" in text_of(app):
-                break
+        await shown(app, pilot, "✔ valid")
         assert screen.query_one("#name").value == "base-2"
         screen.query_one("#presets").highlighted = screen._presets.index("wrong.toml")
-        for _ in range(200):
-            await pilot.pause(0.02)
-            if "✖ not valid" in text_of(app):
-                break
-        shown = "".join(text_of(app).split())
-        assert "wrong.toml:2:train.learning_rate:mustbegreaterthan0" in shown
+        await shown(app, pilot, "✖ not valid")
+        assert "wrong.toml:2:train.learning_rate:mustbegreaterthan0" in "".join(
+            text_of(app).split()
+        )
         await pilot.press("f5")
         assert started == []
         screen.query_one("#presets").highlighted = screen._presets.index("base")
         screen.query_one("#changes").value = "train.max_steps=9"
-        for _ in range(200):
-            await pilot.pause(0.02)
-            if "✔ valid" in text_of(app):
-                break
+        await shown(app, pilot, "✔ valid")
         await pilot.press("f5")
         await pilot.pause()
         assert started == [("base", "base-2", ["train.max_steps=9"], Path("runs"))]

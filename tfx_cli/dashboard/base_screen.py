@@ -67,6 +67,14 @@ class DashboardScreen(Screen[None]):
         # The mark is first: the end may be cut off.
         self.query_one(".bar", Static).update(Content.assemble(*marks, *parts))
 
+    def write(self, name: str, content: Content) -> None:
+        """Show a text in a widget, by its id."""
+        self.query_one(f"#{name}", Static).update(content)
+
+    def action_pane(self, name: str) -> None:
+        """Switch to a pane."""
+        self.query_one(Panes).choose(name)
+
     def update_view(self, view: WorkspaceView) -> None:
         """Show new data; called about twice a second, but not while the view is paused."""
 

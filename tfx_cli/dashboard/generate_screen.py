@@ -158,7 +158,7 @@ class GenerateScreen(DashboardScreen):
         if self._tokens.is_simulated:
             text = "trained on simulated cells: no real biology"
             lines.append(Content.styled(text, "$secondary"))
-        self._write("match", Content("\n").join(lines))
+        self.write("match", Content("\n").join(lines))
 
     def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
         self._choose(event.row, event.row.phenotype)
@@ -295,10 +295,7 @@ class GenerateScreen(DashboardScreen):
         if self.is_laid_out:
             name = Path(self.run_path).name
             self.set_bar(("generate", "bold"), f"  cells of the model of {name}")
-            self._write("progress", self._status)
-
-    def _write(self, name: str, content: Content) -> None:
-        self.query_one(f"#{name}", Static).update(content)
+            self.write("progress", self._status)
 
     def _show_result(self, profile: Mapping[str, Any]) -> None:
         palette = series_colours(self.app.theme)
@@ -339,9 +336,6 @@ class GenerateScreen(DashboardScreen):
         table.clear(columns=True)
         table.add_columns(*columns[:shown])
         table.add_rows(row[:shown] for row in rows)
-
-    def action_pane(self, name: str) -> None:
-        self.query_one("#results", Panes).choose(name)
 
     # -- saving
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from core.errors import ConfigurationError, ExitCode, MachineError
 from tfx_cli.arguments import RUNS
+from tfx_cli.dashboard.workspace import last_lines
 
 _TFX = (sys.executable, "-m", "tfx_cli")
-_TAIL_BYTES = 8192
 #: Characters that progress bars and terminals leave in a log.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 #: Exit codes of a training that did not fail; None: it runs.
@@ -47,13 +47,7 @@ class Launch:
 
     def last_lines(self, n_lines: int) -> list[str]:
         """Return the last lines of its output."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
-                text = file.read().decode("utf-8", "replace")
-        except OSError:
-            return []
-        lines = [_CONTROL.sub("", line).rstrip() for line in text.splitlines()]
+        lines = [_CONTROL.sub("", line).rstrip() for line in last_lines(self.log)]
         return [line for line in lines if line][-n_lines:]
 
     def error(self) -> str:

@@ -120,10 +120,10 @@ class RunScreen(DashboardScreen):
                 panel.show(_series(view, metrics))
                 is_log = self._window.is_log and name != "fractions"
                 panel.look(replace(self._window, is_log=is_log))
-            self._write("machine-facts", run_texts.machine_content(view, now=self._now))
+            self.write("machine-facts", run_texts.machine_content(view, now=self._now))
         elif pane == "log":
-            self._write("event-lines", run_texts.events_content(view.events, now=self._now))
-            self._write("log-text", Content("\n".join(view.log[-300:])))
+            self.write("event-lines", run_texts.events_content(view.events, now=self._now))
+            self.write("log-text", Content("\n".join(view.log[-300:])))
         elif pane == "preset" and self._shown_settings is not view.settings:
             self._shown_settings = view.settings
             table = self.query_one("#preset-table", DataTable)
@@ -132,13 +132,10 @@ class RunScreen(DashboardScreen):
 
     @property
     def _pane(self) -> str:
-        return self.query_one("#panes", Panes).active
+        return self.query_one(Panes).active
 
     def _curves(self, name: str) -> CurveView:
         return self.query_one(f"#{name}", CurveView)
-
-    def _write(self, name: str, content: Content) -> None:
-        self.query_one(f"#{name}", Static).update(content)
 
     def _show_launch(self) -> None:
         """Show a run whose folder is missing."""
@@ -154,7 +151,7 @@ class RunScreen(DashboardScreen):
         else:
             state, hint = "failed", f"tfx train ended with exit code {code}"
         self.set_bar((self.path, "bold"), "  ", state_content(state), f"  {hint}")
-        self._write("numbers", Content("\n".join(launch.last_lines(7))))
+        self.write("numbers", Content("\n".join(launch.last_lines(7))))
 
     def _show_bar(self, view: RunView) -> None:
         row, error = view.row, view.status.get("error")
@@ -203,7 +200,7 @@ class RunScreen(DashboardScreen):
             marks = [ReferenceMark(name, value, place) for name, value in baselines.items()]
         accuracy.show(accuracies, marks, domain=view.steps)
         accuracy.look(replace(self._window, is_log=False))
-        self._write("numbers", run_texts.numbers_content(view, width=self.size.width - 2))
+        self.write("numbers", run_texts.numbers_content(view, width=self.size.width - 2))
 
     def _show_phenotypes(self, view: RunView) -> None:
         table = self.query_one("#phenotype-table", DataTable)
@@ -223,7 +220,7 @@ class RunScreen(DashboardScreen):
         assert self._view is not None
         self._phenotype = phenotype
         width = self.size.width - 4
-        self._write("confusion", run_texts.confusion_content(self._view, phenotype, width=width))
+        self.write("confusion", run_texts.confusion_content(self._view, phenotype, width=width))
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         if event.data_table.id == "phenotype-table" and self._view is not None:
@@ -258,9 +255,6 @@ class RunScreen(DashboardScreen):
         self._look(replace(self._window, zoom=None, crosshair=None))
 
     # -- panes
-
-    def action_pane(self, name: str) -> None:
-        self.query_one("#panes", Panes).choose(name)
 
     def on_tabbed_content_tab_activated(self) -> None:
         """Fill the active pane and give it the focus."""

@@ -161,7 +161,7 @@ class StartScreen(DashboardScreen):
             lines = [Content.assemble(("✔ valid", "$success")), *map(Content, event.lines)]
         else:
             lines = [Content.styled(line, "$error") for line in ("✖ not valid", *event.lines)]
-        self.query_one("#check", Static).update(Content("\n").join(lines))
+        self.write("check", Content("\n").join(lines))
         if event.is_valid and not self._named_by_user:
             self._proposed = self._free_name(event.name)
             self.query_one("#name", Input).value = self._proposed

@@ -287,7 +287,7 @@ class _RunFeed:
             curves=self._tables,
             events=events,
             machines={host: lines for host, lines in machines.items() if lines},
-            log=_last_lines(self._folder / LOG_FILE),
+            log=last_lines(self._folder / LOG_FILE),
             settings=self._settings,
             evaluation=self._read_evaluation(),
             bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in tails),
@@ -309,7 +309,8 @@ class _RunFeed:
         return self._evaluation[1]
 
 
-def _last_lines(path: Path) -> tuple[str, ...]:
+def last_lines(path: Path) -> tuple[str, ...]:
+    """Return the last whole lines of a text file; none if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
