@@ -289,8 +289,8 @@ COMMAND_LINES = [
     # eval of generated cells
     (a_run, "eval --generated nowhere.h5ad", 4, "nowhere.h5ad: no such file"),
     (a_run, "eval --generated cells.h5ad", 4, "cells.h5ad does not say how it was generated"),
-    (a_run, "eval --classes sex", 2, "--classes: goes with --generated"),
-    (a_run, "eval --generated cells.h5ad --split test", 2, "--split: goes without --generated"),
+    (a_run, "eval --classes sex", 2, "--classes: needs --generated"),
+    (a_run, "eval --generated cells.h5ad --split test", 2, "--split: cannot be used with --generated"),
     # dashboard
     (nothing, "dashboard", 2, "the dashboard needs a terminal"),
     (a_run, "dashboard nowhere", 2, "there is no run 'nowhere'"),

@@ -1,9 +1,14 @@
 """`tfx eval` through its entry point."""
 
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+
+from tfx_cli.eval_command import confusion_text
 
 SCORES = {
     "accuracy", "balanced_accuracy", "macro_f1", "n_cells", "values", "confusion", "top3_accuracy",
@@ -254,3 +259,50 @@ def test_without_its_store_a_model_cannot_be_scored(tfx, tiny_run, change):
 def test_a_run_without_its_preset_is_refused(tfx, tiny_run):
     (tiny_run / "config.toml").unlink()
     refused(tfx("-q", "eval"), 4, "config.toml cannot be read (No such file or directory)")
+
+
+# -- the confusion matrix in the terminal
+
+
+def drawn(matrix, values, *, colour=False):
+    console = Console(
+        file=io.StringIO(), width=100, force_terminal=colour,
+        color_system="truecolor" if colour else None,
+    )  # fmt: skip
+    parts = list(confusion_text("tissue", SimpleNamespace(confusion=matrix, values=values)))
+    for part in parts:
+        console.print(part)
+    return console.file.getvalue()
+
+
+def test_rows_are_per_cent_of_the_true_values_cells():
+    text = drawn([[3, 1, 0], [0, 8, 0], [0, 0, 0]], ["lung", "blood", "unseen"])
+    _, title, head, _, *rows = [line.split() for line in text.splitlines()]
+    assert " ".join(title) == "tissue: predictions (columns) in per cent of the true value's cells"
+    assert head == ["true", "value", "cells", "a", "b"]
+    assert rows == [["a", "lung", "4", "75", "25"], ["b", "blood", "8", ".", "100"]]
+
+
+def test_a_value_that_is_predicted_and_never_true_has_an_empty_row():
+    rows = drawn([[3, 1], [0, 0]], ["lung", "blood"]).splitlines()
+    assert rows[-1].split() == ["b", "blood", "0"]
+
+
+def test_colour_grows_with_the_fraction_and_only_in_a_terminal():
+    matrix, values = [[1, 9], [0, 2]], ["a", "b"]
+    assert "\x1b" not in drawn(matrix, values)
+    text = drawn(matrix, values, colour=True)
+    assert "48;2;254;232;56" in text  # 100 %: the light end of cividis
+    assert "48;2;25;52;86" in text  # 10 %
+
+
+def test_many_values_and_perfect_predictions_are_not_drawn():
+    nine = [[1] * 9 for _ in range(9)]
+    assert drawn(nine, [str(i) for i in range(9)]) == ""
+    assert drawn([[5, 0], [0, 5]], ["a", "b"]) == ""
+    assert drawn([[0, 0], [0, 0]], ["a", "b"]) == ""
+
+
+def test_long_names_are_cut():
+    name = "CD4-positive, alpha-beta memory T cell"
+    assert f"a {name[:23]}…" in drawn([[1, 1], [0, 1]], [name, "b"])
