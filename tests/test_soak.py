@@ -1,4 +1,4 @@
-"""One cycle of the soak: `benchmarks/soak.py` goes on for an hour."""
+"""One cycle of the soak: `benchmarks/soak.py` runs for an hour."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits the size of files")
-def test_a_run_through_faults_is_the_run_that_nobody_disturbed():
+def test_a_run_through_faults_is_the_undisturbed_run():
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "soak.py", "--quick", "--json"],
         capture_output=True,

@@ -46,30 +46,14 @@ LOCK_FILE = ".lock"
 #: Keys, and whole sections, that change neither the cells, nor the model, nor the targets.
 CHANGEABLE = frozenset(
     {
-        "name",
-        "generate",
+        *("name", "generate", "model.attention"),
         "data.store",  # the same cells in another place; the run checks the store's key
-        "model.attention",
-        "train.compile",
-        "train.device",
-        "train.epochs",
-        "train.eval_steps",
-        "train.gradient_clip",
-        "train.keep_checkpoints",
-        "train.learning_rate",
-        "train.log_steps",
-        "train.max_nonfinite",
-        "train.max_steps",
-        "train.micro_batches",
-        "train.patience",
-        "train.precision",
-        "train.save_steps",
-        "train.schedule",
-        "train.log_linear_learning_rate",
-        "train.log_linear_weight_decay",
-        "train.trackers",
-        "train.warmup_ratio",
-        "train.weight_decay",
+        *("train.compile", "train.device", "train.precision", "train.trackers"),
+        *("train.epochs", "train.max_steps", "train.patience", "train.max_nonfinite"),
+        *("train.eval_steps", "train.log_steps", "train.save_steps", "train.keep_checkpoints"),
+        *("train.learning_rate", "train.warmup_ratio", "train.schedule", "train.weight_decay"),
+        *("train.log_linear_learning_rate", "train.log_linear_weight_decay"),
+        *("train.gradient_clip", "train.micro_batches"),
     }
 )
 
@@ -109,12 +93,13 @@ def save_checkpoint(
         (partial / CHECKPOINT_MARKER).write_text(json.dumps(marker), encoding="utf-8")
         _flush(partial / CHECKPOINT_MARKER)
         _flush(partial)
-        shutil.rmtree(final, ignore_errors=True)  # damaged: it was passed over
+        shutil.rmtree(final, ignore_errors=True)  # damaged: it was skipped
         partial.rename(final)
         _flush(folder)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch: RuntimeError on a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        if folder.exists() and shutil.disk_usage(folder).free < _bytes(weights):
+        n_bytes = sum(tensor.nbytes for tensor in weights.values())
+        if folder.exists() and shutil.disk_usage(folder).free < n_bytes:
             reason = "the disk is full"  # torch and safetensors have other words for it
         message = f"checkpoint {final} cannot be written ({reason})"
         raise MachineError(message) from error
@@ -157,19 +142,11 @@ def latest_checkpoint(
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights and the state of a checkpoint that `latest_checkpoint` found whole.
-
-    Raises
-    ------
-    DataError
-        It cannot be read nevertheless.
-    """
+    """Return weights and state of a checkpoint that `latest_checkpoint` found; DataError if unreadable."""
     try:
         return load_file(path / _WEIGHTS), torch.load(path / _STATE, weights_only=True)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        message = (
-            f"{path}: the checkpoint cannot be read ({error}); remove it to use the one before"
-        )
+        message = f"{path} cannot be read ({error}); remove the checkpoint to use the one before"
         raise DataError(message) from error
 
 
@@ -187,10 +164,6 @@ def _is_whole(path: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _bytes(weights: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in weights.values())
 
 
 def _remove(path: Path) -> None:

@@ -48,13 +48,7 @@ def is_foreign(folder: Path) -> bool:
 
 
 def own_start(preset: Preset) -> CellModel | None:
-    """Return the model of ours that a classification starts from; None if there is none.
-
-    Raises
-    ------
-    DataError
-        Its folder is damaged or incomplete.
-    """
+    """Return the model of ours that a classification starts from; None if there is none."""
     folder = _own_folder(preset)
     return None if folder is None else CellModel.load(folder)
 
@@ -68,10 +62,7 @@ def start_genes(preset: Preset) -> GenePanel | None:
 def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
     """Give a classification the encoding and the shape of the model that it starts from.
 
-    Raises
-    ------
-    ConfigurationError
-        The preset sets another one.
+    Raises ConfigurationError if the preset sets another shape.
     """
     folder = _own_folder(resolved.preset)
     if folder is None:
@@ -112,9 +103,7 @@ def start_from(
     start: CellModel | None = None,
     convert: ConvertWeights | None = None,
 ) -> None:
-    """Give a new model the weights of ``model.start_from``.
-
-    ``start`` is the result of `own_start`; ``convert`` is needed for models of other systems.
+    """Give a new model the weights of ``model.start_from``; ``start`` is the result of `own_start`.
 
     Raises
     ------
@@ -144,10 +133,7 @@ def start_from(
 def start_folder(preset: Preset) -> Path | None:
     """Return the model folder of ``model.start_from`` (a run has one inside); None if it is not set.
 
-    Raises
-    ------
-    ConfigurationError
-        It does not exist.
+    Raises ConfigurationError if it does not exist.
     """
     if preset.model.start_from is None:
         return None
@@ -178,30 +164,28 @@ def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if name.startswith(_TAKEN) and name in own and name not in _TABLES
     }
-    genes = {gene: number for number, gene in enumerate(start.panel.ids)}
+    positions = {gene: n for n, gene in enumerate(start.panel.ids)}
+    genes = [positions[gene] for gene in model.panel.ids]
     identities = {place: place for place in range(ours.first_slot)}
-    for slot, phenotype in enumerate(ours.names):
-        if phenotype in theirs.names:
-            identities[ours.first_slot + slot] = theirs.first_slot + theirs.names.index(phenotype)
-    for number, gene in enumerate(model.panel.ids):
-        identities[ours.first_gene + number] = theirs.first_gene + genes[gene]
+    identities |= {ours.first_gene + n: theirs.first_gene + gene for n, gene in enumerate(genes)}
     values = {place: place for place in range(ours.first_bin + ours.n_bins)}
     for slot, phenotype in enumerate(ours.names):
         if phenotype not in theirs.names:
             continue
-        first = int(ours.not_specified[slot])
-        their_first = int(theirs.not_specified[theirs.names.index(phenotype)])
+        their_slot = theirs.names.index(phenotype)
+        identities[ours.first_slot + slot] = theirs.first_slot + their_slot
+        first, their_first = int(ours.not_specified[slot]), int(theirs.not_specified[their_slot])
         values[first] = their_first
         known = theirs.phenotypes[phenotype]
-        for code, value in enumerate(ours.phenotypes[phenotype]):
+        for code, value in enumerate(ours.phenotypes[phenotype], start=1):
             if value in known:
-                values[first + 1 + code] = their_first + 1 + known.index(value)
+                values[first + code] = their_first + 1 + known.index(value)
     tables = [(_IDENTITIES, identities), (_VALUES, values)]
     if _SUMMARY in own and _SUMMARY in weights:
         n_bins = len(own[_SUMMARY]) // len(model.panel)
         summary = {
-            number * n_bins + bin_: genes[gene] * n_bins + bin_
-            for number, gene in enumerate(model.panel.ids)
+            n * n_bins + bin_: gene * n_bins + bin_
+            for n, gene in enumerate(genes)
             for bin_ in range(n_bins)
         }
         tables.append((_SUMMARY, summary))
@@ -218,9 +202,8 @@ def _copy(model: CellModel, folder: Path) -> None:
     if other.panel.hash != model.panel.hash:
         message = f"model.start_from: {folder} has other genes than this preset's panel; use the same data.genes and files"
         raise ConfigurationError(message)
-    if other.values.kind != model.values.kind or not np.array_equal(
-        other.values.edges, model.values.edges
-    ):
+    theirs, ours = other.values, model.values
+    if theirs.kind != ours.kind or not np.array_equal(theirs.edges, ours.edges):
         message = f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
         raise ConfigurationError(message)
     if other.config.phenotypes != model.config.phenotypes:

@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from core.errors import ConfigurationError, MachineError
@@ -49,15 +48,7 @@ _ids_lock = threading.Lock()  # every tracker has a thread of its own
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that trackers are known and installed, without importing any.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such tracker.
-    MachineError
-        Its package is not installed.
-    """
+    """Raise ConfigurationError for unknown trackers, MachineError for those that are not installed."""
     for name in names:
         if name not in TRACKER_KINDS:
             hint = did_you_mean(name, TRACKER_KINDS) or f"there are {', '.join(TRACKER_KINDS)}"
@@ -73,10 +64,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run; also a context manager that closes them.
-
-    Make it by `start`.
-    """
+    """The trackers of one run, made by `start`; a context manager that closes them."""
 
     def __init__(self, copies: Mapping[str, "TrackerCopy"], on_drop: DropListener) -> None:
         self._stdout: contextlib.ExitStack = contextlib.ExitStack()
@@ -96,7 +84,7 @@ class Trackers:
         run_name: str,
         folder: Path,
         config: Mapping[str, Any],
-        on_drop: DropListener = lambda name, reason: None,
+        on_drop: DropListener,
     ) -> Self:
         """Start trackers; returns at once, whether or not they respond.
 
@@ -104,15 +92,8 @@ class Trackers:
         called from the thread of the tracker that is dropped.
         """
         settings = flat_settings(config)
-        unique = dict.fromkeys(names)
-        return cls(
-            {name: TRACKER_KINDS[name](run_name, folder, settings) for name in unique}, on_drop
-        )
-
-    @property
-    def active(self) -> list[str]:
-        """The trackers that have not been dropped."""
-        return [thread.tracker for thread in self._threads if not thread.is_dropped]
+        copies = {name: TRACKER_KINDS[name](run_name, folder, settings) for name in names}
+        return cls(copies, on_drop)
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Copy the metrics of a split at a step, named ``split/metric``; never raises or waits."""
@@ -134,12 +115,7 @@ class Trackers:
         """Return the trackers themselves."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the trackers, whatever happened."""
         self.close()
 

@@ -25,7 +25,7 @@ def network(seed=0):
 
 def save(folder, *steps):
     for step in steps:
-        state = {"random": torch.arange(4), "best_loss": float("inf"), "figures": {"acc": 0.5}}
+        state = {"random": torch.arange(4), "best_loss": float("inf"), "metrics": {"acc": 0.5}}
         save_checkpoint(folder, step=step, weights=network(step).state_dict(), state=state)
 
 
@@ -39,7 +39,7 @@ def test_weights_and_state_come_back(tmp_path):
     assert state["step"] == 7
     assert state["random"].tolist() == [0, 1, 2, 3]
     assert state["best_loss"] == float("inf")
-    assert state["figures"] == {"acc": 0.5}
+    assert state["metrics"] == {"acc": 0.5}
     assert torch.equal(weights["weight"], network(7).weight)
 
 
@@ -82,7 +82,7 @@ def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["step-00000003"]
 
 
-def test_later_checkpoints_than_the_one_that_a_run_goes_on_from_go(tmp_path):
+def test_later_checkpoints_than_the_resumed_one_are_removed(tmp_path):
     save(tmp_path, 3, 6, 9)
     discard_checkpoints_after(tmp_path, 6)
     assert names(tmp_path) == ["step-00000003", "step-00000006"]

@@ -108,7 +108,7 @@ def test_of_the_others_only_those_that_are_given_are_shown():
     assert np.array_equal(tissue, unspecified[1] + 1 + codes[:, 1])
 
 
-def test_cls_answers_for_every_cell_and_no_gene_is_asked():
+def test_cls_predicts_for_every_cell_and_no_gene_is_a_target():
     expression, codes = some_cells()
     for batch in batches_of(encoder(), expression, codes):
         assert np.array_equal(batch.phenotype_position, batch.cu_seqlens[:-1])
@@ -169,9 +169,7 @@ def test_what_of_the_encoder_learns(kind, learns, pretrained, tiny_store, tmp_pa
         assert torch.equal(before[norm], after[norm])
 
 
-def test_low_rank_additions_answer_the_same_once_they_are_added_up(
-    pretrained, tiny_store, tmp_path
-):
+def test_merged_low_rank_additions_predict_the_same(pretrained, tiny_store, tmp_path):
     pytest.importorskip("peft")
     preset = classifier(
         model__start_from=str(pretrained), of__encoder="lora", **(SHORT | {"train__max_steps": 4})
@@ -194,7 +192,7 @@ def test_low_rank_additions_answer_the_same_once_they_are_added_up(
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_a_stopped_classifier_goes_on_bit_for_bit(kind, pretrained, tiny_store, tmp_path):
+def test_a_stopped_classifier_resumes_bit_for_bit(kind, pretrained, tiny_store, tmp_path):
     if kind == "lora":
         pytest.importorskip("peft")
     preset = classifier(
@@ -231,7 +229,7 @@ def test_genes_bins_and_shape_come_from_the_model_it_begins_with(pretrained, tin
         assert torch.equal(mine[f"encoder_part.{name}"], theirs[f"encoder_part.{name}"])
 
 
-def test_another_shape_than_that_of_the_model_it_begins_with_is_refused(pretrained):
+def test_another_shape_than_that_of_the_initial_model_is_refused(pretrained):
     preset = classifier(model__start_from=str(pretrained), model__layers=3)
     with pytest.raises(ConfigurationError, match=r"model\.layers = 3 \(2 there\)"):
         take_shape_of_start(preset)
@@ -276,12 +274,12 @@ def test_one_value_against_the_rest_leaves_missing_labels_missing(tiny_store):
     assert np.array_equal(seen.where("tissue=blood"), tiny_store.where("tissue=blood"))
 
 
-def test_one_value_against_the_rest_trains_and_answers(tiny_store, tmp_path):
+def test_one_vs_rest_trains_and_predicts(tiny_store, tmp_path):
     preset = classifier("tissue", of__positive="lung", **SHORT)
     result = train(preset, tiny_store, tmp_path / "run")
     model = CellModel.load(result.model)
-    told = predict_phenotypes(model, tiny_store, tiny_store.rows("test")[:5])
-    assert {name: part.shape for name, part in told.items()} == {"tissue": (5, 2)}
+    predicted = predict_phenotypes(model, tiny_store, tiny_store.rows("test")[:5])
+    assert {name: part.shape for name, part in predicted.items()} == {"tissue": (5, 2)}
     report, _ = evaluate_held_out(
         model, tiny_store, "test", loss=preset.preset.loss, baselines=("majority",)
     )

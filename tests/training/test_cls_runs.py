@@ -58,7 +58,7 @@ def test_a_step_in_parts_reconstructs_as_one_in_one(tiny_store, tmp_path):
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
-def test_contrasted_cells_stand_beside_their_other_masking(tiny_store):
+def test_contrasted_cells_are_next_to_their_other_masking(tiny_store):
     preset = with_cls().preset
     model = build_model(preset, tiny_store, name="x")
     source = make_batch_source(preset, RunCells.of(preset, tiny_store), model)

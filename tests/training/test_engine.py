@@ -20,7 +20,7 @@ from core.training.engine import train
 from core.training.optimiser import learning_rate_factor
 from tests.tiny_atlas import tiny_preset
 
-#: Metrics that tell the time, and no two runs alike.
+#: Metrics that depend on time: no two runs have the same.
 _CLOCKS = {"t", "cells_per_second", "tokens_per_second", "wait", "mfu"}
 SHORT = {
     "train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4, "train__batch_size": 16,
@@ -137,7 +137,7 @@ def test_the_model_folder_loads_and_knows_its_run(finished, tiny_store):
     assert model.config.phenotypes == {k: list(v) for k, v in tiny_store.phenotypes.items()}
 
 
-def test_progress_counts_the_steps_and_tells_the_evaluations(finished):
+def test_progress_counts_the_steps_and_reports_the_evaluations(finished):
     _, _, events = finished
     steps = [event for event in events if event.stage == "training"]
     assert all(isinstance(event, ProgressEvent) and event.total == 12 for event in steps)
@@ -242,13 +242,13 @@ def test_a_keyboard_interrupt_leaves_the_status_stopped(tiny_store, tmp_path):
     assert RunReader(tmp_path / "run").status["state"] == "stopped"
 
 
-def test_after_a_crash_a_run_goes_on_from_its_checkpoint(finished, tiny_store, tmp_path):
+def test_after_a_crash_a_run_resumes_from_its_checkpoint(finished, tiny_store, tmp_path):
     """The steps since the checkpoint are run again, and their older metrics are void."""
     folder, *_ = finished
-    asked = iter(range(1, 1000))
+    calls = iter(range(1, 1000))
 
     def crash():
-        if next(asked) == 7:
+        if next(calls) == 7:
             message = "power cut"
             raise RuntimeError(message)
         return False

@@ -34,7 +34,7 @@ def test_utilisation_is_the_share_of_the_peak():
     ) == pytest.approx(0.4)
 
 
-def test_without_a_known_peak_or_an_encoder_there_is_no_figure():
+def test_without_a_known_peak_or_an_encoder_there_is_no_utilisation():
     nothing = EncoderFlops(parameters=0, layers=0, width=64)
     assert BASE.utilisation(tokens_per_second=1e6, attended_length=9, peak=None) is None
     assert nothing.utilisation(tokens_per_second=1e6, attended_length=9, peak=1e12) is None

@@ -112,7 +112,7 @@ def test_what_is_done_is_not_forecast_again(tiny_store, tmp_path):
     assert rest.tokens["steps_done"] == 75
 
 
-def test_the_tables_of_the_files_tell_what_the_store_does(tiny_store, tmp_path):
+def test_the_tables_of_the_files_agree_with_the_store(tiny_store, tmp_path):
     preset = tiny_preset().preset
     guessed = outline_of_facts(preset, check_data(preset.data, scope="tables").facts)
     known = outline_of_store(preset, tiny_store)
@@ -148,7 +148,7 @@ def test_a_model_larger_than_the_machine_is_foreseen_without_being_made(tmp_path
     assert forecast.seconds["step"] == pytest.approx(per_step)
 
 
-def test_a_step_that_does_not_fit_is_told_what_to_do_and_then_fits(tmp_path, monkeypatch):
+def test_a_step_that_does_not_fit_gets_advice_with_which_it_fits(tmp_path, monkeypatch):
     monkeypatch.setattr("core.training.forecast._available_memory", lambda *_: 8e9)
     monkeypatch.setattr("core.training.forecast.profile_step", lambda *_, **__: TIMES)
     options = {"encoding__layout": "expressed", "train__batch_size": 4096, "data__genes": 2_432}
@@ -170,7 +170,7 @@ TIMES = StepProfile(
 
 @pytest.mark.parametrize(("processes", "step"), [(1, 17.0), (2, 17.0)])
 def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
-    """32 cells a step of half a second each; processes on CPUs share what was measured."""
+    """32 cells a step of half a second each; processes on CPUs divide what was measured."""
     monkeypatch.setattr("core.training.forecast.profile_step", lambda *_, **__: TIMES)
     preset = tiny_preset(
         train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__log_linear=True,

@@ -36,7 +36,7 @@ CASES = {
 
 
 def described(n_cells=12, **options):
-    """Return what both ways of counting are told."""
+    """Return the arguments of both ways of counting."""
     preset = tiny_preset(**{"data__genes": N_GENES, "model__hidden_size": 64, **options}).preset
     values = ValueEncoder(preset.encoding.kind, np.linspace(0.1, 8, preset.encoding.bins - 1))
     config = make_config(preset, PHENOTYPES, n_genes=preset.data.genes, values=values)
@@ -130,7 +130,7 @@ def test_cells_that_are_not_counted_add_as_much_as_those_that_are(case, n_cells,
 
 
 def test_attention_weights_are_kept_up_to_a_limit(monkeypatch):
-    """Both the kernel and what stands in for it."""
+    """Both the kernel and its replacement."""
     config, loss, machine, route, batch = described()
     every_one = batch_activation_bytes(config, loss, machine, route, batch)
     for module in ("core.model.attention_cpu", "core.training.profiling"):

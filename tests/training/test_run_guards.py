@@ -30,7 +30,7 @@ def events_of(folder, name):
 # ------------------------------------------------------------------------ averages and early ends
 
 
-def test_the_averaged_weights_are_saved_and_those_of_training_go_on(tiny_store, tmp_path):
+def test_the_averaged_weights_are_saved_and_training_keeps_its_own(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "plain")
     train(short(train__ema=0.9), tiny_store, tmp_path / "ema")
     plain, ema = weights_of(tmp_path / "plain", 12), weights_of(tmp_path / "ema", 12)
@@ -57,16 +57,16 @@ IMPATIENT = {"train__max_steps": 60, "train__eval_steps": 2, "train__learning_ra
 
 def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_path, monkeypatch):
     """A loss that rises from the second evaluation on."""
-    asked = iter(range(100))
+    calls = iter(range(100))
     monkeypatch.setattr(
-        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": 1.0 + next(asked)}
+        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": 1.0 + next(calls)}
     )
     result = train(short(**IMPATIENT), tiny_store, tmp_path / "run")
     assert (result.steps, result.best_step) == (8, 2)
     assert [e["step"] for e in events_of(tmp_path / "run", "early_stop")] == [8]
     assert RunReader(tmp_path / "run").status["state"] == "finished"
     assert (tmp_path / "run" / "checkpoints" / "step-00000008").is_dir()
-    # With more patience it goes on.
+    # With more patience it continues.
     more = train(short(**IMPATIENT | {"train__patience": 5}), tiny_store, tmp_path / "run")
     assert more.steps == 12
 
@@ -92,11 +92,11 @@ def test_a_loss_that_leaps_is_an_event_with_its_cells(tiny_store, tmp_path, monk
 
 def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "whole")
-    seen, asked = [], []
+    seen, checks = [], []
 
     def should_stop():
-        asked.append(seen[-1] if seen else 0)
-        return "SIGTERM" if asked.count(5) == 2 else ""  # the first question within the evaluation
+        checks.append(seen[-1] if seen else 0)
+        return "SIGTERM" if checks.count(5) == 2 else ""  # the first check within the evaluation
 
     with pytest.raises(TrainingInterrupted, match="stopped at step 5 of 12, checkpoint saved"):
         train(
@@ -109,7 +109,7 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_asked_to_stop_before_its_first_step_has_a_checkpoint(tiny_store, tmp_path):
+def test_a_run_stopped_before_its_first_step_has_a_checkpoint(tiny_store, tmp_path):
     with pytest.raises(TrainingInterrupted, match="stopped at step 0 of 12, checkpoint saved"):
         train(
             short(), tiny_store, tmp_path / "run",
@@ -191,7 +191,7 @@ def full_disk(monkeypatch, *, when):
     monkeypatch.setattr(checkpoints.torch, "save", fail)
 
 
-def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_goes_on(
+def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_continues(
     tiny_store, tmp_path, monkeypatch, caplog
 ):
     train(short(), tiny_store, tmp_path / "whole")
@@ -259,7 +259,7 @@ def test_a_model_folder_taken_away_by_a_killed_process_is_put_back(tmp_path):
 # ------------------------------------------------------------------------------ changed keys
 
 
-def test_a_run_goes_on_with_changed_keys_that_may_change(tiny_store, tmp_path):
+def test_a_run_resumes_with_changed_keys_that_may_change(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "run")
     changes = {"train__max_steps": 16, "train__learning_rate": 1e-4, "train__weight_decay": 0.3}
     result = train(short(**changes), tiny_store, tmp_path / "run")

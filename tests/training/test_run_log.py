@@ -35,8 +35,8 @@ def broken(*_, **__):
 
 
 def test_a_reading_says_how_process_machine_and_disk_fare(tmp_path):
-    figures = MachineReader(tmp_path, CPU).read()
-    assert set(figures) == {
+    fields = MachineReader(tmp_path, CPU).read()
+    assert set(fields) == {
         "cpu_percent",
         "process_cpu_percent",
         "process_memory",
@@ -44,13 +44,13 @@ def test_a_reading_says_how_process_machine_and_disk_fare(tmp_path):
         "memory_total",
         "disk_free",
     }
-    assert 0 < figures["process_memory"] < figures["memory_total"]
-    assert figures["memory_available"] <= figures["memory_total"]
-    assert figures["disk_free"] > 0
-    json.dumps(figures, allow_nan=False)
+    assert 0 < fields["process_memory"] < fields["memory_total"]
+    assert fields["memory_available"] <= fields["memory_total"]
+    assert fields["disk_free"] > 0
+    json.dumps(fields, allow_nan=False)
 
 
-def test_what_cannot_be_read_is_left_out_and_not_asked_again(tmp_path, monkeypatch):
+def test_what_cannot_be_read_is_left_out_and_not_read_again(tmp_path, monkeypatch):
     calls = []
 
     def missing(path):
@@ -60,13 +60,13 @@ def test_what_cannot_be_read_is_left_out_and_not_asked_again(tmp_path, monkeypat
     monkeypatch.setattr(run_log.shutil, "disk_usage", missing)
     reader = MachineReader(tmp_path, CPU)
     for _ in range(2):
-        figures = reader.read()
-        assert "disk_free" not in figures
-        assert "memory_total" in figures
+        fields = reader.read()
+        assert "disk_free" not in fields
+        assert "memory_total" in fields
     assert calls == [tmp_path]
 
 
-def test_a_gpu_without_its_management_library_still_tells_its_memory(tmp_path, monkeypatch):
+def test_a_gpu_without_its_management_library_still_reports_its_memory(tmp_path, monkeypatch):
     class Properties:
         total_memory = 100
 
@@ -93,7 +93,7 @@ def test_the_memory_of_a_real_gpu_is_read(tmp_path):
     assert gpu["name"] == torch.cuda.get_device_name(0)
 
 
-def test_lines_come_regularly_with_the_latest_figures_of_training(tmp_path):
+def test_lines_come_regularly_with_the_latest_speeds_of_training(tmp_path):
     log, beats = Collected(), Collected()
     with SystemMonitor(MachineReader(tmp_path, CPU), log, heartbeat=beats, seconds=0.01) as monitor:
         log.wait_for(1)
@@ -139,7 +139,7 @@ def test_what_fails_is_said_once_and_never_reaches_the_run(tmp_path, caplog):
     ]
 
 
-def test_the_heartbeat_goes_on_while_training_is_silent(tmp_path):
+def test_the_heartbeat_continues_while_training_is_silent(tmp_path):
     times = iter(range(1000, 10**9))
     with RunWriter(tmp_path / "run", run={}, clock=lambda: float(next(times))) as writer:
         writer.status("running", step=1)

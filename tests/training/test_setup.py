@@ -199,5 +199,5 @@ def test_the_summary_begins_at_components_but_for_a_classifier(tiny_store):
         return np.abs(rows[np.arange(len(model.panel)), bins].sum(axis=1).mean(axis=0)).max()
 
     assert mean_summary() < 1e-4
-    asked = {"train__task": "classification", "classification__column": "cell_type"}
-    assert mean_summary(**asked) > 1e-2
+    classifier = {"train__task": "classification", "classification__column": "cell_type"}
+    assert mean_summary(**classifier) > 1e-2
