@@ -286,7 +286,7 @@ def test_one_vs_rest_trains_and_predicts(tiny_store, tmp_path):
     assert report.phenotypes["tissue"]["model"].values == ("lung", "not lung")
     card = (result.model / "README.md").read_text(encoding="utf-8")
     assert "A classifier of single cells by tissue (lung or not lung)" in card
-    assert "asked: tissue; shown, where known: none" in card
+    assert "predicted: tissue; shown, where known: none" in card
     assert "Generated cells" not in card
 
 
