@@ -7,20 +7,6 @@ stays for one release after the one that renamed it.
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-__all__ = [
-    "OPTIONS",
-    "PRESET_FOLDERS",
-    "PRESET_KEYS",
-    "REMOVED_PRESET_KEYS",
-    "current_cursor",
-    "current_key",
-    "current_progress",
-    "current_report",
-    "current_section",
-    "current_tensors",
-    "notes_on_keys",
-]
-
 _Value = TypeVar("_Value")
 
 #: Dotted preset key -> its new spelling.

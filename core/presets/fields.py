@@ -1,6 +1,6 @@
 """The preset schema as a list of keys: the values each takes, in words, and documents of it.
 
-Made from the pydantic models of `schema.py` alone, so that a key added there is known to the
+Made only from the pydantic models of `schema.py`, so that a key added there is known to the
 loader, to its error messages and to `tfx presets schema` at once.
 """
 
@@ -73,7 +73,7 @@ class PresetField:
         return _either(phrases)
 
     def accepts(self, value: object) -> bool:
-        """Whether the value alone passes the key's own checks."""
+        """Whether a value passes the key's own checks."""
         try:
             _validator(self.path).validate_python(value, strict=True)
         except ValueError:  # pydantic's ValidationError is one

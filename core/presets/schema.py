@@ -175,56 +175,62 @@ class MaskingSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """The size and kind of the network."""
+    """Size and kind of the network."""
 
     layers: int = Field(4, ge=0, description="encoder layers")
-    hidden_size: int = Field(256, ge=1, description="width; a multiple of heads")
+    hidden_size: int = Field(256, ge=1, description="width of a token; a multiple of heads")
     heads: int = Field(4, ge=1, description="attention heads")
-    intermediate_size: int | None = Field(None, ge=1, description="default: 4 x hidden_size")
+    intermediate_size: int | None = Field(
+        None, ge=1, description="width of the feed-forward layers; default: 4 x hidden_size"
+    )
     dropout: float = Field(0.1, ge=0.0, lt=1.0, description="dropout of embeddings and layers")
     attention_dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="dropout of attention weights; costs speed"
+        0.0, ge=0.0, lt=1.0, description="dropout of attention weights; makes training slower"
     )
-    norm: Literal["post", "pre"] = Field("post", description="layer norm after (BERT) or before")
+    norm: Literal["post", "pre"] = Field(
+        "post", description="layer norm after each block (BERT) or before it"
+    )
     activation: Literal["gelu", "geglu"] = Field(
         "gelu", description="non-linearity of the feed-forward layers"
     )
     attention: Literal["auto", "varlen", "flash", "sdpa", "cpu", "eager"] = Field(
         "auto",
-        description="attention kernel; one that cannot run here is refused. varlen: torch's own for "
-        "packed cells (CUDA); flash: the flash-attn package (CUDA); sdpa: torch's, cells grouped by "
-        "length; cpu: tfx's own, per cell; eager: written out",
+        description="attention kernel; an error if it cannot run here. varlen: torch's for packed "
+        "cells (CUDA); flash: the flash-attn package (CUDA); sdpa: torch's, with cells grouped by "
+        "length; cpu: tfx's, cell by cell; eager: plain tensor operations",
     )
     head: Literal["split", "joint"] = Field(
         "split",
-        description="one softmax per question, or the originals' single softmax over bins and all "
-        "phenotype values",
+        description="split: one softmax for the bins and one per phenotype; joint: one softmax over "
+        "bins and all phenotype values, as in PolyGene and PerturbGene",
     )
     log_linear: bool = Field(
         default=False,
-        description="hold the classical answer (class log-odds, low-rank gene pairs, linear "
-        "phenotype scores) in the model; the encoder adds to it",
+        description="add a log-linear part (class log-odds, low-rank couplings of genes, linear "
+        "phenotype scores), to whose logits the encoder's are added",
     )
     log_linear_rank: int = Field(
         32,
         ge=0,
-        description="rank of the log-linear part's gene-gene term; 0: none, genes have class log-odds alone",
+        description="rank of the log-linear part's couplings between genes; 0: no couplings",
     )
     cell_states: int = Field(
         0,
         ge=0,
         le=1024,
-        description="latent states of cells, subtypes for instance, that the log-linear part finds in training "
-        "cells: generated cells are drawn each in one, and so vary together as real ones do; 0: none. "
-        "Ranked layout, binary or binned values",
+        description="number of latent cell states per cell type, found by k-means in training cells: a "
+        "generated cell is drawn in one of them, so that its genes vary together; 0: none. Ranked "
+        "layout, binary or binned values",
     )
     cell_summary: bool = Field(
         default=False,
-        description="[CLS] begins with the sum of a learnt vector for every visible gene and bin, at "
-        "first the principal components of training cells (a classifier's: noise): without it layers "
-        "must learn which gene has which value, and [CLS] is a poor embedding of the cell",
+        description="[CLS] starts from the sum of a learnt vector for every visible gene and bin, "
+        "initially the principal components of training cells (in a classifier: noise). Without it "
+        "[CLS] is a poor embedding of the cell",
     )
-    start_from: str | None = Field(None, description="model folder whose weights to begin with")
+    start_from: str | None = Field(
+        None, description="run or model folder that the initial weights come from"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -259,7 +265,7 @@ class LossSettings(_Section):
     cls_reconstruction: float = Field(
         0.0,
         ge=0.0,
-        description="weight of a loss for predicting every gene of the cell from [CLS] alone, which "
+        description="weight of a loss for predicting every gene of the cell from [CLS] only, which "
         "makes the state of [CLS] an embedding of the cell",
     )
     cls_contrast: float = Field(
@@ -357,7 +363,7 @@ class TrainSettings(_Section):
     log_linear_steps: int = Field(
         0,
         ge=0,
-        description="number of first steps that train the log-linear part alone, which is quick; the "
+        description="number of first steps that train only the log-linear part, which is quick; the "
         "encoder then learns the rest",
     )
     log_linear_weight_decay: float = Field(

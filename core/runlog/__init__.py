@@ -1,4 +1,4 @@
-"""The run folder: what a run writes while it goes, and how it is read back.
+"""The run folder: writing it during a run, and reading it.
 
 The format is a public one, described in docs/run-format.md. Standard library only: the dashboard
 reads runs without torch, pydantic or numpy.

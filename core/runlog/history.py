@@ -20,7 +20,7 @@ _CHUNK_BYTES = 2 * 2**20
 
 
 class ResumeRule:
-    """Decides which lines of metrics are valid, when asked from the newest line to the oldest.
+    """Decides which lines of metrics are valid, called from the newest line to the oldest.
 
     A resume voids all older lines of its first step and of later steps: the run does them again.
     """

@@ -166,7 +166,7 @@ class RunWriter:
             self._events.append(record)
             if name == "resume":
                 self._metrics.append(record)
-            elif name == "start" and _has_content(self.folder / METRICS_FILE):
+            elif name == "start" and (self.folder / METRICS_FILE).is_file():
                 self._metrics.append({"event": "resume", "t": record["t"], "from_step": 0})
 
     def system(self, **fields: object) -> None:
@@ -232,22 +232,15 @@ class SystemLog:
         self._file.close()
 
 
-def _has_content(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
-
-
 def _git_commit() -> str | None:
     """Return the commit of the working folder, if it is a git one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
+        found = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
             timeout=5,
             check=True,
         )
-        return answer.stdout.strip() or None
+        return found.stdout.strip() or None
     return None

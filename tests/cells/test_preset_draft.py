@@ -15,7 +15,7 @@ from core.cells.preset_draft import (
     write_draft,
 )
 from core.errors import ConfigurationError, DataError
-from core.presets import ResolvedPreset
+from core.presets.loading import ResolvedPreset
 from tests.cells.examples import log_normalised, make_adata, make_counts, real_file, write
 
 

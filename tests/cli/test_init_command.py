@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.presets import ResolvedPreset
+from core.presets.loading import ResolvedPreset
 from tests.cells.examples import make_adata, write
 
 #: Only to be quick; every other value is the draft's.

@@ -2,7 +2,8 @@ import tomllib
 
 import pytest
 
-from core.presets import catalogue, resolve_preset
+from core.presets import catalogue
+from core.presets.loading import resolve_preset
 
 MINIMAL = '# Cells of a tower\n[data]\nfiles = "builtin:atlas"\n[train]\nseed = 1\n'
 

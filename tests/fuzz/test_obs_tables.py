@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from core.cells.obs_columns import find_columns
 from core.cells.preset_draft import ColumnNote, DraftFacts, choose_sizes, write_draft
-from core.presets import ResolvedPreset
+from core.presets.loading import ResolvedPreset
 
 N_CELLS = 40
 NAMES = st.sampled_from(

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
-from core.presets import ResolvedPreset, resolve_preset
 from core.presets.fields import all_fields
+from core.presets.loading import ResolvedPreset, resolve_preset
 from core.presets.toml_text import write_key, write_value
 
 PRESET = """\

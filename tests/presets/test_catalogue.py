@@ -1,7 +1,8 @@
 import pytest
 
 from core.errors import ConfigurationError
-from core.presets import catalogue, find_preset, list_presets
+from core.presets import catalogue
+from core.presets.catalogue import find_preset, list_presets
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import pytest
 
-from core.presets import schema_as_json, schema_as_markdown
-from core.presets.fields import all_fields
+from core.presets.fields import all_fields, schema_as_json, schema_as_markdown
 from core.presets.schema import ALTERNATIVES
 
 

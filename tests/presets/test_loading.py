@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import ConfigurationError
-from core.presets import ResolvedPreset, resolve_preset
+from core.presets.loading import ResolvedPreset, resolve_preset
 
 MINIMAL = '[data]\nfiles = "builtin:atlas"\n'
 
