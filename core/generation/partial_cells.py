@@ -188,7 +188,7 @@ class PartialCells:
         part = self._network.encoder_part
         if part is None or self._input is None:
             return []
-        route = self._network.attention_route(ragged=self._n_shown is not None)
+        route = self._network.attention_route()
         rate = self._mask_rate()
         most = self._input.most_queried(self._n_genes - self._n_known)
         found = []

@@ -70,7 +70,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         if self.log_linear is not None:
             self.log_linear.start()
 
-    def attention_route(self, *, ragged: bool) -> AttentionRoute:
+    def attention_route(self) -> AttentionRoute:
         """Return the resolved attention route, logging the choice the first time."""
         if self._route is None:
             dtype = self.dtype
@@ -81,7 +81,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
                 device=self.device,
                 dtype=dtype,
                 dropout=self.config.attention_dropout,
-                ragged=ragged,
+                ragged=self.config.layout == "expressed",
             )
             logger.info("attention: %s (%s)", self._route.name, self._route.reason)
         return self._route
@@ -90,7 +90,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         """Predict the masked positions of a batch."""
         parts, cls_outputs = [], None
         if self.encoder_part is not None and not (self.log_linear_only and self.log_linear):
-            route = self.attention_route(ragged=self._ragged)
+            route = self.attention_route()
             genes, phenotypes, cls_outputs = self.encoder_part(batch, route)
             parts.append((genes.float(), phenotypes.float()))
         if self.log_linear is not None:
@@ -101,10 +101,6 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
             phenotypes = phenotypes.masked_fill(foreign, float("-inf"))
         return CellOutput(genes, phenotypes, cls_outputs)
-
-    @property
-    def _ragged(self) -> bool:
-        return bool(self.config.layout == "expressed")
 
     def phenotype_probabilities(self, logits: Tensor, slot: int) -> Tensor:
         """Return (K, values of the phenotype) probabilities from one slot's logits (K, ...)."""
@@ -130,7 +126,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             )
             raise ConfigurationError(message)
         starts = batch.cu_seqlens[:-1].long()
-        route = self.attention_route(ragged=self._ragged)
+        route = self.attention_route()
         if position == "mean":
             hidden = self.encoder_part.encode(batch, route)
             sums = hidden.new_zeros(batch.n_cells, hidden.shape[1])

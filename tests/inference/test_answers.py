@@ -122,7 +122,7 @@ def test_embeddings_are_the_last_hidden_states_of_their_place(layout, place):
     found = collected(lambda write: embed_cells(model, cells, write, position=position), 5, 12)
     batch = by_hand(model, cells.expression, np.zeros((5, 2), np.int32), ["sex", "tissue"], (1,))
     with torch.inference_mode():
-        route = model.network.attention_route(ragged=layout == "expressed")
+        route = model.network.attention_route()
         hidden = model.network.encoder_part.encode(batch, route)
     bounds = batch.token_bounds.tolist()
     wanted = [

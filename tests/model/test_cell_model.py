@@ -101,7 +101,7 @@ def test_the_embedding_of_a_cell_is_its_cls_token():
     batch = make_batch(network.config)
     with torch.no_grad():
         embedding = network.cell_embeddings(batch)
-        hidden = network.encoder_part.encode(batch, network.attention_route(ragged=True))
+        hidden = network.encoder_part.encode(batch, network.attention_route())
     assert embedding.shape == (5, 12)
     wanted = hidden[batch.cu_seqlens[:-1].long()]
     torch.testing.assert_close(embedding, wanted, atol=1e-6, rtol=1e-5)
@@ -118,7 +118,7 @@ def test_logits_are_the_sum_of_the_parts():
     batch = make_batch(network.config)
     with torch.no_grad():
         together = network(batch).gene_logits
-        route = network.attention_route(ragged=False)
+        route = network.attention_route()
         encoder, _, _ = network.encoder_part(batch, route)
         log_linear, _ = network.log_linear(batch)
     torch.testing.assert_close(together, encoder + log_linear)

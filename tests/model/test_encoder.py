@@ -96,7 +96,7 @@ def test_the_last_layer_computes_only_the_output_positions_and_loses_nothing(
     """Outputs and gradients of every parameter equal those of a last layer computed everywhere."""
     network = make_network(layout=layout, norm=norm, attention=attention, dropout=0.0).double()
     batch = make_batch(network.config, n_cells=9, genes=0.3, drop_phenotypes=0.5)
-    route = network.attention_route(ragged=True)
+    route = network.attention_route()
     outputs = batch.outputs
     assert 0 < len(outputs.position) < len(batch.token_id)
     part = network.encoder_part
@@ -116,7 +116,7 @@ def test_the_last_layer_computes_only_the_output_positions_and_loses_nothing(
 def test_the_gradients_are_those_of_bert():
     network = make_network().double()
     batch = make_batch(network.config)
-    route = network.attention_route(ragged=False)
+    route = network.attention_route()
     bert = bert_of(network)
     network.encoder_part.encode(batch, route).square().sum().backward()
     hidden_by_bert(bert, batch).square().sum().backward()
@@ -172,7 +172,7 @@ def test_pre_norm_with_geglu_is_its_formula():
     part, layer = network.encoder_part, network.encoder_part.encoder.layers[0]
     with torch.no_grad():
         x = part.embedding(batch)
-        route = network.attention_route(ragged=False)
+        route = network.attention_route()
         hidden = part.encode(batch, route)
         cells = x.view(batch.n_cells, len(x) // batch.n_cells, -1)
         qkv = layer.query_key_value(layer.attention_norm(cells)).chunk(3, dim=-1)

@@ -158,7 +158,7 @@ def test_the_encoder_contributes_exactly_nothing_at_the_start(kind, layout):
     network = make_network(kind, layout, log_linear=True, randomise=False)
     batch = make_batch(network.config, phenotypes=0.8)
     with torch.no_grad():
-        route = network.attention_route(ragged=layout == "expressed")
+        route = network.attention_route()
         hidden = network.encoder_part.encode(batch, route)
         genes, phenotypes, _ = network.encoder_part(batch, route)
     assert hidden.abs().max() > 0

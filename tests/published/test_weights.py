@@ -56,13 +56,13 @@ def converted_network(folder, config_of, *, double=True):
 
 
 def hidden(network, batch):
-    route = network.attention_route(ragged=True)
+    route = network.attention_route()
     return network.encoder_part.encode(batch, route)
 
 
 def own_logits(network, batch):
     """Logits of masked genes and phenotypes as the heads give them, in the network's precision."""
-    return network.encoder_part(batch, network.attention_route(ragged=True))[:2]
+    return network.encoder_part(batch, network.attention_route())[:2]
 
 
 # ------------------------------------------------------------------------- the originals' models
