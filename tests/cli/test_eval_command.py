@@ -36,7 +36,8 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
     for methods in document["phenotypes"].values():
         assert list(methods) == ["model", "logistic_regression", "marginal", "majority"]
         for scores in methods.values():
-            assert set(scores) >= SCORES
+            few = {"top3_accuracy"} if len(scores["values"]) <= 3 else set()
+            assert set(scores) >= SCORES - few
             assert 0 <= scores["accuracy"] <= 1
         confusion = methods["model"]["confusion"]
         assert sum(map(sum, confusion)) == methods["model"]["n_cells"] == facts["n_cells"]
