@@ -1,13 +1,12 @@
-"""A file of real cells with phenotypes set to other values: the genes follow, all else stays.
+"""A file of real cells with phenotypes set to other values, and genes that follow.
 
 The output holds the model's genes that the file has: X the changed cells, ``layers["before"]`` the cells as
 they were, both log1p counts per 10,000; obs as in the file, with the labels that were set. A gene whose bin
-did not move keeps its very value.
+did not move keeps its value.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core import __version__
 from core.errors import MachineError
-from core.generation.cell_generator import GENERATION_KEY
+from core.files import replacing
+from core.generation.cell_generator import GENERATION_KEY, model_facts
 from core.generation.edit import check_can_edit, edit_bins
 from core.generation.request import FEW_CELLS, resolve_phenotypes
 from core.inference.hints import Hint, read_hint
@@ -33,16 +32,12 @@ if TYPE_CHECKING:
 
     from core.encoding.values import Decoding
 
-__all__ = ["EditedCells", "GeneChange", "edit_cells", "write_edited"]
-
 _BLOCK = 256
-#: The phenotype is written to this obs column where the file has none for it.
-_WRITTEN = "tfx_{}"
 
 
 @dataclass(frozen=True)
 class GeneChange:
-    """One gene: mean log1p values before and after, and the share of cells in which it moved."""
+    """One gene: mean log1p values before and after, and the fraction of cells in which it moved."""
 
     gene: str
     before: float
@@ -55,18 +50,9 @@ class GeneChange:
 class EditedCells:
     """Changed cells.
 
-    Attributes
-    ----------
-    cells
-        As described above.
-    n_changed
-        Cells that did not have what was set.
-    moved_per_cell
-        Mean number of genes that moved, among those.
-    changes
-        Every gene, the largest absolute change of the mean first.
-    notes
-        Sentences that the user should read.
+    ``n_changed`` cells did not have the set values before; in these ``moved_per_cell`` genes moved on
+    average. ``changes`` lists every gene, the largest absolute change of the mean first; ``notes`` are
+    sentences that the user should read.
     """
 
     cells: "AnnData"
@@ -91,21 +77,17 @@ def edit_cells(
     ----------
     model
         Of the ranked layout, with bins and a variable mask rate.
-    query
-        The cells.
     values
         Phenotype -> value to set.
     settings
-        Steps, and whether bins that moved become the mean of their values or one drawn from them.
-    seed
-        The same seed gives the same cells.
+        Steps, and whether moved bins become the mean of their values or one drawn from them.
 
     Raises
     ------
     ConfigurationError
         The model cannot change cells, or knows no such phenotype or value.
     DataError
-        The file's cells are not fit.
+        The file's cells do not fit the model.
     """
     from anndata import AnnData  # 400 ms
 
@@ -122,17 +104,23 @@ def edit_cells(
     notes += _notes_on_training(model, wanted)
     present = ~query.missing
     before, after, moved = [], [], np.zeros(len(present))
+    how: Decoding = "mean" if settings.decode == "mean" else "sample"
     for first, expression in query.blocks(_BLOCK):
         rows = slice(first, first + expression.shape[0])
         old = expression.toarray()
         bins = model.values.encode(old)
         new_bins = edit_bins(
-            model, bins, codes[rows], new_codes[rows], settings=settings, seed=seed,
-            first_cell=first, present=present,
-        )  # fmt: skip
+            model,
+            bins,
+            codes[rows],
+            new_codes[rows],
+            settings=settings,
+            seed=seed,
+            first_cell=first,
+            present=present,
+        )
         has_moved = (new_bins != bins) & present & differs[rows, None]
         rng = generator(seed, first, Stream.EDITED_VALUES)
-        how: Decoding = "mean" if settings.decode == "mean" else "sample"
         drawn = model.table.decode(new_bins, how=how, rng=rng)
         new = np.where(has_moved, drawn, old)
         moved += has_moved.sum(axis=0)
@@ -145,14 +133,14 @@ def edit_cells(
     names = list(model.config.phenotypes)
     for slot, code in wanted.items():
         value = model.config.phenotypes[names[slot]][code]
-        obs[columns.get(slot, _WRITTEN.format(names[slot]))] = pd.Categorical(
-            [value] * query.n_cells
-        )
+        # A phenotype without a column in the file gets a new one.
+        column = columns.get(slot, f"tfx_{names[slot]}")
+        obs[column] = pd.Categorical([value] * query.n_cells)
     obs["synthetic"] = differs
-    panel = model.panel
+    panel, genes = model.panel, np.flatnonzero(present)
     var = pd.DataFrame(
-        {"gene_symbol": [panel.symbols[gene] for gene in np.flatnonzero(present)]},
-        index=pd.Index([panel.ids[gene] for gene in np.flatnonzero(present)]),
+        {"gene_symbol": [panel.symbols[gene] for gene in genes]},
+        index=pd.Index([panel.ids[gene] for gene in genes]),
     )
     facts = {
         "synthetic": True,
@@ -161,17 +149,12 @@ def edit_cells(
         "values": "log1p of counts per 10,000; genes that did not move keep their value",
         "seed": seed,
         "steps": settings.steps,
-        "model_name": str(model.provenance.get("name", "")),
-        "model_genes_sha256": panel.hash,
-        "simulated_training_data": bool(model.provenance.get("simulated", False)),
-        "tfx_version": __version__,
-        "torch_version": version("torch"),
+        **model_facts(model),
         "notes": notes,
     }
-    cells = AnnData(X=now, obs=obs, var=var, layers={"before": was}, uns={GENERATION_KEY: facts})
     n_changed = int(differs.sum())
     return EditedCells(
-        cells=cells,
+        cells=AnnData(X=now, obs=obs, var=var, layers={"before": was}, uns={GENERATION_KEY: facts}),
         n_changed=n_changed,
         moved_per_cell=float(moved.sum() / max(n_changed, 1)),
         changes=_changes(list(var["gene_symbol"]), was, now, moved[present] / max(n_changed, 1)),
@@ -180,35 +163,32 @@ def edit_cells(
 
 
 def write_edited(cells: "AnnData", path: Path) -> None:
-    """Write an .h5ad file under a temporary name, then rename it.
+    """Write an .h5ad file whole.
 
     Raises
     ------
     MachineError
         It cannot be written; an older one stays.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        cells.write_h5ad(partial, compression="gzip")
-        partial.replace(path)
+        with replacing(path) as temporary:
+            cells.write_h5ad(temporary, compression="gzip")
     except OSError as error:
         message = f"{path} cannot be written ({error.strerror or error})"
         raise MachineError(message) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _labels_of(
     model: CellModel, query: QueryCells, wanted: Mapping[int, int]
 ) -> tuple[list[Hint], list[str]]:
-    """Read what the file says of every phenotype of the model, and what it does not."""
+    """Read the file's labels of every phenotype of the model; the notes name missing ones."""
     hints, notes = [], []
     present = query.source.obs_columns([]).attrs["columns"]
     for slot, name in enumerate(model.config.phenotypes):
         if not {STANDARD_PHENOTYPES.get(name, name), name} & set(present):
             state = "is taken for not specified before" if slot in wanted else "stays so"
-            notes.append(f"the file does not say the {name} of its cells, which {state}")
+            notes.append(f"the file has no labels of the {name} of its cells, which {state}")
             continue
         hint = read_hint(query.source, model.config, name)
         hints.append(hint)
@@ -234,11 +214,14 @@ def _changes(
         np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / max(cells.shape[0], 1)
         for cells in (was, now)
     )
-    order = np.argsort(-np.abs(after - before), kind="stable")
+    change = after - before
     return tuple(
         GeneChange(
-            genes[gene], float(before[gene]), float(after[gene]),
-            float(after[gene] - before[gene]), float(moved[gene]),
+            genes[gene],
+            float(before[gene]),
+            float(after[gene]),
+            float(change[gene]),
+            float(moved[gene]),
         )
-        for gene in order
-    )  # fmt: skip
+        for gene in np.argsort(-np.abs(change), kind="stable")
+    )

@@ -1,4 +1,4 @@
-"""Known labels of new cells, as hints to a model: ``tissue`` from an obs column, in its own words."""
+"""Known labels of new cells, to show to a model: ``tissue`` from an obs column, in its spelling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +19,13 @@ from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig
 from core.presets.schema import STANDARD_PHENOTYPES
 
-__all__ = ["Hint", "read_hint"]
-
 
 @dataclass(frozen=True)
 class Hint:
-    """What is known of one phenotype.
+    """Known labels of one phenotype, read from an obs column.
 
-    Attributes
-    ----------
-    name, slot
-        The phenotype.
-    column
-        The obs column it was read from.
-    codes
-        (cells,), the model's codes; -1 where the label is missing or unknown to the model.
-    unknown
-        Labels that the model does not know -> cells.
+    ``codes`` are (cells,), the model's, -1 where the label is missing or unknown to the model;
+    ``unknown`` maps labels that the model does not know to numbers of cells.
     """
 
     name: str
@@ -50,13 +40,9 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
 
     Parameters
     ----------
-    source
-        The cells.
-    config
-        The model's phenotypes and values.
     wanted
-        "tissue", or "tissue=my_column"; without a column, that of the CELLxGENE schema, else the
-        phenotype's own name.
+        "tissue", or "tissue=my_column"; the default column is that of the CELLxGENE schema, else the
+        phenotype's name.
 
     Raises
     ------
@@ -81,11 +67,9 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
         candidates = [STANDARD_PHENOTYPES.get(name, name), name]
         present = source.obs_columns(candidates).columns
         column = next((one for one in candidates if one in present), candidates[0])
-    labels = read_labels(
-        source.obs_columns([column]), PhenotypeColumn(name, column, explicit=True),
-        where=source.name,
-    )  # fmt: skip
-    assert labels is not None, "an explicit column is there or refused"
+    wanted_column = PhenotypeColumn(name, column, explicit=True)
+    labels = read_labels(source.obs_columns([column]), wanted_column, where=source.name)
+    assert labels is not None, "an explicit column exists, or read_labels raises"
     values = config.phenotypes[name]
     found = _codes(labels.values, values)
     if config.positive is not None and name == config.classified:

@@ -1,7 +1,7 @@
-"""Cells of a file as a model takes them: its genes in its order, its normalisation, block by block.
+"""Cells of a file as a model reads them: its genes in its order, its normalisation, block by block.
 
-Genes are joined by id, or by symbol where that finds more. Genes that the file lacks are known as
-such, so that they are masked, not taken for unexpressed. Memory is that of a block of cells.
+Genes are joined by id, or by symbol where that finds more. Genes that the file lacks are listed, so that
+they are masked, not taken for unexpressed. Memory is that of a block of cells.
 """
 
 import logging
@@ -29,20 +29,19 @@ from core.cells.matrix_state import (
 from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise, rescale_log
 from core.cells.reading import AnnDataSource, CellSource, open_source
 from core.errors import DataError
+from core.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["LEAST_FOUND", "QueryCells", "open_query_cells"]
-
 logger = logging.getLogger(__name__)
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G)\d{6,}")
-#: Share of the model's genes below which a file is refused.
+#: Least fraction of the model's genes that a file must have.
 LEAST_FOUND = 0.5
-#: Counts per cell after normalisation, the model's own.
-#: Cells that tell what a file was normalised to, and how far off counts as the same.
+#: Cells from which the normalisation of a file is found, and its relative tolerance.
 _LOOK, _ALIKE = 512, 0.02
+#: Missing genes that a message names.
 _FEW = 8
 
 
@@ -61,8 +60,8 @@ class QueryCells:
     joined_by
         "ids" or "symbols".
     log_total
-        What the values of each cell add up to before the log, where that is one number and not the
-        model's own; None where values are counts, or are taken as they are.
+        Sum of each cell's values before the log, where that is one number and not the model's;
+        None where values are counts, or are used as they are.
     """
 
     source: CellSource
@@ -78,16 +77,11 @@ class QueryCells:
 
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """(model's genes,), which the file lacks."""
+        """(model's genes,), those that the file lacks."""
         return self.column_of < 0
 
     def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Give the cells in the order of the file.
-
-        Parameters
-        ----------
-        n_cells
-            Of a block.
+        """Give the cells in the order of the file, ``n_cells`` at a time.
 
         Yields
         ------
@@ -97,7 +91,7 @@ class QueryCells:
         Raises
         ------
         DataError
-            A value is not what the first cells promised.
+            A value contradicts the first cells, of whole counts say.
         """
         present = np.flatnonzero(~self.missing)
         columns = self.column_of[present]
@@ -133,8 +127,6 @@ def open_query_cells(
     ----------
     spec
         An .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed.
-    panel
-        The model's genes.
     matrix, gene_ids
         As ``data.matrix`` and ``data.gene_ids`` of a preset.
 
@@ -152,7 +144,7 @@ def open_query_cells(
             source.var(choice.matrix), gene_ids, f"{source.name} ({choice.matrix})"
         )
         column_of, joined_by = _join(table, panel)
-        _refuse_too_few(source.name, table, panel, column_of)
+        _check_genes_found(source.name, table, panel, column_of)
         yield QueryCells(source, choice, column_of, joined_by, _log_total(source, choice))
     finally:
         source.close()
@@ -170,9 +162,9 @@ def _join(table: GeneTable, panel: GenePanel) -> tuple[NDArray[np.int64], str]:
 
 
 def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
-    """Find what log values were normalised to, by the first cells, where it is not the model's own.
+    """Find the total that log values were normalised to, from the first cells, if not the model's.
 
-    Cells of a part of their genes add up to different sums: their values are taken as they are.
+    Cells with a part of their genes have different sums: their values are used as they are.
     """
     if choice.state == MatrixState.COUNTS:
         return None
@@ -181,9 +173,12 @@ def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
     if total is None or abs(total / TARGET_SUM - 1) < _ALIKE:
         return None
     logger.warning(
-        "%s: %s was normalised to %.4g per cell; it is brought to %.4g, as the model's cells are",
-        source.name, choice.matrix, total, TARGET_SUM,
-    )  # fmt: skip
+        "%s: %s was normalised to %.4g per cell; it is rescaled to %.4g, as the model's cells",
+        source.name,
+        choice.matrix,
+        total,
+        TARGET_SUM,
+    )
     return total
 
 
@@ -197,24 +192,27 @@ def _columns(names: tuple[str, ...], panel: GenePanel) -> NDArray[np.int64]:
 
 
 def _ensembl_prefix(ids: tuple[str, ...]) -> str:
-    """Return what most of the ids begin with, if they are Ensembl's: ENSG, ENSMUSG, ...; else ""."""
+    """Return the prefix of most of the ids, if they are Ensembl's: ENSG, ENSMUSG, ...; else ""."""
     found = Counter(match[1] for name in ids if (match := _ENSEMBL.match(name)))
     prefix, n = found.most_common(1)[0] if found else ("", 0)
     return prefix if 2 * n > len(ids) else ""
 
 
-def _refuse_too_few(
+def _check_genes_found(
     name: str, table: GeneTable, panel: GenePanel, column_of: NDArray[np.int64]
 ) -> None:
     lost = np.flatnonzero(column_of < 0)
     n_found = len(panel) - len(lost)
     if n_found >= LEAST_FOUND * len(panel):
         if len(lost):
+            named = listed([panel.symbols[gene] for gene in lost], most=_FEW)
             logger.warning(
-                "%s lacks %d of the model's %d genes, which are masked: %s%s",
-                name, len(lost), len(panel), ", ".join(panel.symbols[i] for i in lost[:_FEW]),
-                ", ..." if len(lost) > _FEW else "",
-            )  # fmt: skip
+                "%s lacks %d of the model's %d genes, which are masked: %s",
+                name,
+                len(lost),
+                len(panel),
+                named,
+            )
         return
     folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
     same = sum(symbol.casefold() in folded for symbol in table.symbols)
@@ -226,7 +224,7 @@ def _refuse_too_few(
         )
     elif same >= LEAST_FOUND * len(panel):
         remedy = (
-            "their names differ in capitals alone, as between human and mouse: use a model of the "
+            "their names differ only in capitals, as between human and mouse: use a model of the "
             "same species"
         )
     else:

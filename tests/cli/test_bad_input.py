@@ -288,7 +288,7 @@ COMMAND_LINES = [
     (a_run_without_model, "generate -n 2", 4, "has no model yet"),
     # eval of generated cells
     (a_run, "eval --generated nowhere.h5ad", 4, "nowhere.h5ad: no such file"),
-    (a_run, "eval --generated cells.h5ad", 4, "cells.h5ad does not say how it was generated"),
+    (a_run, "eval --generated cells.h5ad", 4, "cells.h5ad has no provenance"),
     (a_run, "eval --classes sex", 2, "--classes: needs --generated"),
     (a_run, "eval --generated cells.h5ad --split test", 2, "--split: cannot be used with --generated"),
     # dashboard

@@ -206,7 +206,7 @@ def test_unfit_requests_are_refused_in_one_sentence(tfx, made, tiny_run, tmp_pat
     shutil.copy(made, tmp_path / "other.h5ad")
     for edit, message in (
         (lambda cells: cells.uns[KEY].update(values="bin numbers"), "holds bin numbers"),
-        (lambda cells: cells.uns.pop(KEY), "does not say how it was generated"),
+        (lambda cells: cells.uns.pop(KEY), "has no provenance"),
     ):
         shutil.copy(tmp_path / "other.h5ad", made)
         change(made, edit)
