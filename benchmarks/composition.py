@@ -23,8 +23,11 @@ import numpy as np
 from core.cells.atlas.biology import atlas_biology
 from core.cells.atlas.simulation import simulate_cells
 from core.errors import ConfigurationError
-from core.evaluation.fidelity.classifiers import probability_generated, weighted_auc
-from core.evaluation.fidelity.genes import correlation_agreement
+from core.evaluation.fidelity.measures import (
+    correlation_agreement,
+    probability_generated,
+    weighted_auc,
+)
 from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from core.cells.store import Store
-from core.evaluation.fidelity.genes import (
+from core.evaluation.fidelity.measures import (
     correlation_agreement,
     correlation_genes,
     within_class_correlations,

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from core.cells.store import Store
-from core.evaluation.fidelity.classifiers import probability_generated
-from core.evaluation.fidelity.genes import (
+from core.evaluation.fidelity.measures import (
     correlation_agreement,
     correlation_genes,
     detected_genes,
     marginal_agreement,
+    probability_generated,
     within_class_correlations,
 )
 from core.generation.cell_sizes import CellSizes

@@ -24,7 +24,7 @@ from first_path import call
 from generation_settings import generate, read_cells
 
 from core.cells.store import Store
-from core.evaluation.fidelity.genes import (
+from core.evaluation.fidelity.measures import (
     correlation_agreement,
     correlation_genes,
     within_class_correlations,

@@ -12,41 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.encoding.values import ValueEncoder
-from core.evaluation.fidelity.classifiers import (
-    ClassClassifier,
-    macro_f1,
-    probability_generated,
-    weighted_auc,
-)
-from core.evaluation.fidelity.distances import (
-    covered,
-    find_copies,
-    fit_components,
-    gaussian_kernel,
-    median_squared_distance,
-    mmd2,
-    mmd2_of_splits,
-    nearest_distances,
-    recalled,
-    squared_distances,
-)
-from core.evaluation.fidelity.genes import (
-    correlation_agreement,
-    correlation_genes,
-    detected_genes,
-    fold_change_agreement,
-    fold_changes,
-    marginal_agreement,
-    within_class_correlations,
-)
+from core.evaluation.fidelity import measures
+from core.evaluation.fidelity.measures import ClassClassifier, FloatArray, squared_distances
 from core.random_streams import Stream, generator
 
 #: Training cells that the classifier and the components are fitted to at most.
 _MOST_FITTED = 5_000
 #: Training cells among which the nearest is sought at most; copies are sought among all.
 _MOST_NEIGHBOURS = 20_000
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +49,7 @@ class _TrainingCells:
         fitted = cells.take(_sample(len(cells), _MOST_FITTED, seed))
         self.classifier = ClassClassifier(fitted.values, fitted.classes)
         # Of training cells: in their own components the real cells are too far from all others.
-        self._components = fit_components(fitted.values)
+        self._components = measures.fit_components(fitted.values)
         near = cells.values[_sample(len(cells), _MOST_NEIGHBOURS, seed)]
         self._points = self._components.transform(near)
         self._encoder, self._bins = encoder, encoder.encode(cells.values)
@@ -84,11 +57,11 @@ class _TrainingCells:
 
     def distances(self, cells: LabelledCells) -> FloatArray:
         """(cells,), distance to the nearest training cell."""
-        return nearest_distances(self._components.transform(cells.values), self._points)
+        return measures.nearest_distances(self._components.transform(cells.values), self._points)
 
     def copies(self, cells: LabelledCells) -> NDArray[np.bool_]:
         """(cells,), which equal a training cell."""
-        return find_copies(self._encoder.encode(cells.values), self._bins)
+        return measures.find_copies(self._encoder.encode(cells.values), self._bins)
 
 
 class FidelityJudge:
@@ -129,21 +102,25 @@ class FidelityJudge:
         self._n_resamples = n_resamples
         self._rng = generator(seed, Stream.FIDELITY_RESAMPLES)
         self._weights = self._resamples(len(real))
-        self._components = fit_components(real.values)
+        self._components = measures.fit_components(real.values)
         self._points = self._components.transform(real.values)
-        self._median = median_squared_distance(self._points)
+        self._median = measures.median_squared_distance(self._points)
         self._squares = squared_distances(self._points, self._points)
-        self._genes = correlation_genes(real.values)
+        self._genes = measures.correlation_genes(real.values)
         self._correlations = [
-            within_class_correlations(real.values[rows][:, self._genes], real.classes[rows])
+            measures.within_class_correlations(
+                real.values[rows][:, self._genes], real.classes[rows]
+            )
             for rows in map(_rows, self._weights)
         ]
         self._training = None
         self._training_changes = np.full((n_classes, real.values.shape[1]), math.nan)
         if training is not None:
             self._training = _TrainingCells(training, real, encoder, seed)
-            self._training_changes = fold_changes(training.values, training.classes, n_classes)
-        n_genes = detected_genes(real.values)
+            self._training_changes = measures.fold_changes(
+                training.values, training.classes, n_classes
+            )
+        n_genes = measures.detected_genes(real.values)
         #: Genes per cell of the real side.
         self.genes_mean, self.genes_sd = float(n_genes.mean()), float(n_genes.std())
 
@@ -151,7 +128,7 @@ class FidelityJudge:
         """95th percentile of MMD^2 between random halves of both real sides."""
         both = np.concatenate([self._points, self._components.transform(other_real.values)])
         rng = generator(self._seed, Stream.FIDELITY_HALVES)
-        return float(np.percentile(mmd2_of_splits(both, self._median, rng), 95))
+        return float(np.percentile(measures.mmd2_of_splits(both, self._median, rng), 95))
 
     def score(self, cells: LabelledCells) -> dict[str, FloatArray]:
         """Judge cells.
@@ -164,21 +141,23 @@ class FidelityJudge:
         points = self._components.transform(cells.values)
         between = squared_distances(self._points, points)
         among = squared_distances(points, points)
-        probabilities = probability_generated(
+        probabilities = measures.probability_generated(
             self.real.values, cells.values, seed=self._seed, n_trees=self._n_trees
         )
-        n_genes = detected_genes(cells.values)
+        n_genes = measures.detected_genes(cells.values)
         mean = _mean(n_genes, weights)
-        kernels = [gaussian_kernel(x, self._median) for x in (self._squares, among, between)]
+        kernels = [
+            measures.gaussian_kernel(x, self._median) for x in (self._squares, among, between)
+        ]
         learnt = ClassClassifier(cells.values, cells.classes).predict(self.real.values)
         scores = {
-            "rf_auc": weighted_auc(*probabilities, self._weights, weights),
-            "mmd2": mmd2(kernels[0], kernels[1], kernels[2], self._weights, weights),
-            "recall": _mean(recalled(among, between), self._weights),
-            "coverage": _mean(covered(self._squares, between), self._weights),
+            "rf_auc": measures.weighted_auc(*probabilities, self._weights, weights),
+            "mmd2": measures.mmd2(kernels[0], kernels[1], kernels[2], self._weights, weights),
+            "recall": _mean(measures.recalled(among, between), self._weights),
+            "coverage": _mean(measures.covered(self._squares, between), self._weights),
             "genes_mean": mean,
             "genes_sd": np.sqrt(np.maximum(_mean(n_genes**2, weights) - mean**2, 0)),
-            "tstr_f1": macro_f1(self.real.classes, learnt, self._n_classes, self._weights),
+            "tstr_f1": measures.macro_f1(self.real.classes, learnt, self._n_classes, self._weights),
         }
         scores |= self._against_training(cells, weights)
         drawn = [self._gene_measures(cells, number, weights) for number in range(len(weights))]
@@ -190,15 +169,15 @@ class FidelityJudge:
         """Measures that need the resampled cells themselves."""
         real = self.real.take(_rows(self._weights[number]))
         other = cells.take(_rows(weights[number]))
-        mean_r, dropout = marginal_agreement(real.values, other.values)
-        r, slope = correlation_agreement(
+        mean_r, dropout = measures.marginal_agreement(real.values, other.values)
+        r, slope = measures.correlation_agreement(
             self._correlations[number],
-            within_class_correlations(other.values[:, self._genes], other.classes),
+            measures.within_class_correlations(other.values[:, self._genes], other.classes),
         )
-        change, overlap = fold_change_agreement(
+        change, overlap = measures.fold_change_agreement(
             self._training_changes,
-            fold_changes(real.values, real.classes, self._n_classes),
-            fold_changes(other.values, other.classes, self._n_classes),
+            measures.fold_changes(real.values, real.classes, self._n_classes),
+            measures.fold_changes(other.values, other.classes, self._n_classes),
         )
         return {
             "gene_mean_r": mean_r, "dropout_mae": dropout, "within_r": r, "within_slope": slope,

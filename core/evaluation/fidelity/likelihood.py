@@ -24,6 +24,8 @@ from core.model.folder import CellModel
 from core.model.gene_outputs import bin_logits
 from core.random_streams import Stream, generator
 
+#: Cells at most: an even sample.
+_MOST_CELLS = 1_000
 _BATCH = 64
 _BLOCK = 1_024
 _RESAMPLES = 1_000
@@ -40,8 +42,6 @@ def condition_likelihood(
     *,
     slots: Sequence[int],
     genes: NDArray[np.int64],
-    most: int = 1_000,
-    seed: int = 0,
 ) -> ConditionLikelihood | None:
     """Mask all genes of real cells, show the phenotypes of their class, and predict the genes.
 
@@ -55,8 +55,6 @@ def condition_likelihood(
         Phenotypes that make the class, and are visible.
     genes
         Panel genes that are scored.
-    most
-        Cells at most, an even sample.
 
     Returns
     -------
@@ -69,7 +67,7 @@ def condition_likelihood(
     rows = np.flatnonzero(np.isin(classes, np.unique(training_classes[training_classes >= 0])))
     if len(rows) == 0:
         return None
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_CELLS)).astype(np.int64)]
     marginal_nll = class_marginal_nll(
         _bins(model, real.expression[rows], genes), classes[rows],
         _bins(model, training.expression, genes), training_classes, config.n_bins,
@@ -80,7 +78,7 @@ def condition_likelihood(
     )
     of_model = np.concatenate([nll[:, genes].mean(axis=1) for nll in _gene_nll(model, batches)])
     of_marginals = marginal_nll.mean(axis=1)
-    rng = generator(seed, Stream.LIKELIHOOD_RESAMPLES)
+    rng = generator(0, Stream.LIKELIHOOD_RESAMPLES)
     n = len(rows)
     weights = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
     low, high = np.percentile(weights @ (of_model - of_marginals) / n, (2.5, 97.5))

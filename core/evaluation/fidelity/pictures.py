@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.evaluation.fidelity.distances import fit_components
-from core.evaluation.fidelity.genes import (
+from core.evaluation.fidelity.judge import LabelledCells
+from core.evaluation.fidelity.measures import (
     correlation_genes,
     detected_genes,
+    fit_components,
     fold_changes,
     within_class_correlations,
 )
-from core.evaluation.fidelity.judge import LabelledCells
 from core.evaluation.report.pictures import (
     draw_as_they_are,
     png_bytes,

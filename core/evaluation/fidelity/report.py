@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.evaluation.fidelity.verdict import RULES, Rule
-from core.evaluation.report.page import Picture, Section, render_page
 from core.evaluation.report.records import (
     ConditionLikelihood,
     Difference,
@@ -13,7 +12,7 @@ from core.evaluation.report.records import (
     Rebalanced,
 )
 from core.evaluation.report.tables import ReportTable, bounds, show
-from core.evaluation.report.writing import write_report
+from core.evaluation.report.writing import Picture, Section, render_page, write_report
 
 #: Method -> its name in a table.
 METHOD_NAMES = {

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.errors import DataError
-from core.evaluation.fidelity.genes import (
+from core.evaluation.fidelity.measures import (
     choose_variable_genes,
     correlation_agreement,
     pearson,
@@ -22,6 +22,8 @@ from core.evaluation.fidelity.genes import (
 )
 
 _MIN_CELLS, _MIN_GENES = 3, 3
+#: Length of the gene tables.
+_TOP = 15
 
 FloatArray = NDArray[np.float64]
 
@@ -71,7 +73,7 @@ class FidelitySummary:
 
 
 def compare_cells(
-    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel, *, n_top: int = 15
+    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel
 ) -> FidelitySummary:
     """Compare generated with real cells of the same condition.
 
@@ -79,8 +81,6 @@ def compare_cells(
     ----------
     real, generated
         (cells, genes), log1p counts per 10,000, columns in panel order; the numbers of cells may differ.
-    n_top
-        Length of the gene tables.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def compare_cells(
             generated_detection=float(generated_detection[gene]),
         )
 
-    highest = np.argsort(-real_mean, kind="stable")[:n_top]
-    furthest = np.argsort(-np.abs(generated_mean - real_mean), kind="stable")[:n_top]
+    highest = np.argsort(-real_mean, kind="stable")[:_TOP]
+    furthest = np.argsort(-np.abs(generated_mean - real_mean), kind="stable")[:_TOP]
     return FidelitySummary(
         n_real=real.shape[0],
         n_generated=generated.shape[0],

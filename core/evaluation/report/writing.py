@@ -1,8 +1,11 @@
 """Write reports: report.html and report.json, and of an evaluation the tables and confusion matrices.
 
+The page needs nothing else: pictures inside, no scripts, no fonts.
+
 Each file is written whole or not at all; report.json is the last: where it is, the report is complete.
 """
 
+import base64
 import csv
 import io
 import json
@@ -10,12 +13,11 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from core.evaluation.report.page import Picture, Section, render_page
 from core.evaluation.report.pictures import (
     confusion_png,
     donor_accuracy_png,
@@ -30,6 +32,7 @@ from core.evaluation.report.records import (
 )
 from core.evaluation.report.tables import (
     ReportTable,
+    fact_rows,
     gene_tables,
     label_of,
     masked_gene_rows,
@@ -39,6 +42,53 @@ from core.files import replace_file
 from core.model.card import put_test_metrics
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, with an optional title and note."""
+
+    png: bytes
+    description: str
+    title: str = ""
+    note: str = ""
+
+    @property
+    def data(self) -> str:
+        """The PNG in base64."""
+        return base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, and what comes below it."""
+
+    heading: str
+    parts: Sequence[ReportTable | Picture]
+
+
+def render_page(
+    report: EvaluationReport | FidelityReport,
+    sections: Sequence[Section],
+    *,
+    verdict: Sequence[str] = (),
+) -> str:
+    """Lay a report out: facts, verdict, notes, then the sections."""
+    from jinja2 import Environment, PackageLoader  # 60 ms
+
+    templates = Environment(
+        loader=PackageLoader("core.evaluation.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("page.html").render(
+        title=report.title,
+        facts=fact_rows(report.facts),
+        verdict=verdict,
+        notes=report.notes,
+        sections=[section for section in sections if section.parts],
+    )
 
 
 def write_evaluation(

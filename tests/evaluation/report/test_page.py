@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from core.evaluation.metrics import score_methods
-from core.evaluation.report.page import render_page
 from core.evaluation.report.pictures import (
     confusion_png,
     donor_accuracy_png,
@@ -31,7 +30,7 @@ from core.evaluation.report.records import (
     RateScores,
     ReliabilityBin,
 )
-from core.evaluation.report.writing import evaluation_sections, write_evaluation
+from core.evaluation.report.writing import evaluation_sections, render_page, write_evaluation
 
 ROWS = [
     GeneRow("id1", "XIST", 0.5, 30, 0.5, 0.7, 0.2, 0.8, 0.4),
