@@ -1,4 +1,4 @@
-"""The originals' presets: each is sound and forecasts a run; one of each kind trains on simulated shards."""
+"""The published presets: each is sound and forecasts a run; one of each kind trains on simulated shards."""
 
 import re
 import tomllib
@@ -12,8 +12,8 @@ from core.training.forecast import forecast_run
 from core.training.run_setup import check_preset
 from core.training.run_size import outline_of_store
 
-ORIGINALS = {p.name: p.path for p in list_presets() if p.is_published}
-#: One of each kind, in the order: genes in bins, on or off, one phenotype, tokens of expressed genes,
+PUBLISHED = {p.name: p.path for p in list_presets() if p.is_published}
+#: One of each kind, in the order: genes in bins, expressed or not, one phenotype, tokens of expressed genes,
 #: phenotypes alone, and both kinds of classifier.
 TRAINED = (
     "polygene-512-binned", "polygene-258-binary", "polygene-only-tissue",
@@ -35,7 +35,7 @@ def options(**changes):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Write simulated cells into files of the originals' names."""
+    """Write simulated cells into files of the published names."""
     folder = tmp_path_factory.mktemp("TabulaSapiens")
     cells = load_builtin("builtin:atlas?cells=600&seed=0")[:, :200]
     numbers = [*range(44), 44, 45, 46, 47]
@@ -68,15 +68,15 @@ def test_all_that_were_promised_are_there():
     promised |= {"polygene-phenotypes-all", "perturbgene-10000-base-4gpu"}
     promised |= {"perturbgene-classify-tissue", "perturbgene-classify-lung"}
     promised |= {f"polygene-classify-{n}" for n in (130, 258, 2434)}
-    assert set(ORIGINALS) == promised
+    assert set(PUBLISHED) == promised
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
-def test_a_preset_is_sound_and_names_an_original_option_for_every_key(name):
-    preset = resolve_preset(ORIGINALS[name]).preset
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_sound_and_names_an_option_for_every_key(name):
+    preset = resolve_preset(PUBLISHED[name]).preset
     check_preset(preset)
     assert preset.data.files == ["Tabula_Sapiens_ranked_{0..43}.h5ad"]
-    text = ORIGINALS[name].read_text(encoding="utf-8")
+    text = PUBLISHED[name].read_text(encoding="utf-8")
     tomllib.loads(text)
     for line in text.splitlines():
         has_key = re.match(r"(\w+) = .*[^\[]$", line)
@@ -85,9 +85,9 @@ def test_a_preset_is_sound_and_names_an_original_option_for_every_key(name):
             assert "#" in line or bare, line
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_forecasts_its_run(name, tiny_store, tmp_path):
-    preset = resolve_preset(ORIGINALS[name], assignments=options()[1::2]).preset
+    preset = resolve_preset(PUBLISHED[name], assignments=options()[1::2]).preset
     forecast = forecast_run(preset, outline_of_store(preset, tiny_store), tmp_path / "run")
     assert forecast.verdict == "ok"
     assert forecast.tokens["steps"] > 0

@@ -65,12 +65,12 @@ def own_logits(network, batch):
     return network.encoder_part(batch, network.attention_route())[:2]
 
 
-# ------------------------------------------------------------------------- the originals' models
+# ------------------------------------------------------------------------- PolyGene and PerturbGene
 
 
 @pytest.mark.parametrize(("system", "layout"), SYSTEMS)
 @pytest.mark.parametrize(("double", "atol"), [(True, 1e-10), (False, 1e-5)])
-def test_hidden_states_and_joint_logits_are_those_of_the_original(
+def test_hidden_states_and_joint_logits_are_those_of_the_published_model(
     tmp_path, system, layout, double, atol
 ):
     original = system()
@@ -172,14 +172,14 @@ def test_an_encoder_without_a_head_is_taken_alone(tmp_path):
         ),
     ],
 )
-def test_what_the_original_does_not_know_is_refused(tmp_path, config, message):
+def test_what_the_other_model_does_not_know_is_refused(tmp_path, config, message):
     folder = PolyGene().save(tmp_path)
     network = make_network(**config)
     with pytest.raises(ConfigurationError, match=message):
         convert(read_foreign_model(folder), network.config, PANEL)
 
 
-def test_genes_that_the_original_does_not_know_are_named(tmp_path):
+def test_genes_that_the_other_model_does_not_know_are_named(tmp_path):
     folder = PolyGene().save(tmp_path)
     panel = GenePanel(("A", "B", *PANEL.ids[2:]), ("A", "B", *PANEL.symbols[2:]))
     with pytest.raises(ConfigurationError, match=r"does not know A, B of the panel's 7 genes"):
