@@ -222,7 +222,7 @@ COMMAND_LINES = [
     (a_run, "eval tiny notes.txt", 2, "'notes.txt' is no .h5ad file"),
     (a_run, "eval tiny nowhere.h5ad", 4, "nowhere.h5ad: no such file; check the path"),
     (a_run, "eval tiny cells.h5ad", 4, "only 0 of the model's 32 genes are in the file"),
-    (a_run, f"eval tiny '{ATLAS}' --label planet=organ", 2, "does not tell a phenotype 'planet'"),
+    (a_run, f"eval tiny '{ATLAS}' --label planet=organ", 2, "the model does not know a phenotype 'planet'"),
     (a_run, f"eval tiny '{ATLAS}' --label tissue=organ", 4, "'organ'"),
     (a_run, "eval tiny --label tissue=organ", 2, "--label: held-out cells have theirs in the store"),
     (a_run, "eval tiny cells.h5ad --split test", 2, "--split: FILES are scored whole"),
@@ -259,7 +259,7 @@ COMMAND_LINES = [
     (a_model_without_genes, f"predict '{ATLAS}' -o out.h5ad", 4, "genes.json is missing"),
     # embed
     (a_run, "embed cells.h5ad -o out.csv", 2, "embedded cells are written as .h5ad"),
-    (a_run, f"embed '{ATLAS}' -o out.h5ad --from nowhere", 2, "--from nowhere: an embedding is read"),
+    (a_run, f"embed '{ATLAS}' -o out.h5ad --from nowhere", 2, "--from nowhere: an embedding is taken"),
     (a_run, "embed cells.h5ad -o out.h5ad --denoise x", 4, "only 0 of the model's 32 genes"),
     (a_broken_model, f"embed '{ATLAS}' -o out.h5ad", 4, "config.json was altered or damaged"),
     # generate
