@@ -15,7 +15,7 @@ import pytest
 from core import __version__
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("core", "tfx_cli", "presets")
+PACKAGES = ("core", "tfx_cli", "presets", "transformerics")
 #: What building takes; tests, docs and benchmarks are not among it.
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", *PACKAGES)
 SDIST, WHEEL = f"transformerics-{__version__}", f"transformerics-{__version__}-py3-none-any.whl"
@@ -78,7 +78,7 @@ def run_installed(environment, folder, *arguments):
 
 def test_every_file_of_the_packages_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith(PACKAGES)}
+        packed = {name for name in archive.namelist() if name.partition("/")[0] in PACKAGES}
     source = wheel.parent / "source"
     expected = {
         path.relative_to(source).as_posix()
@@ -104,7 +104,12 @@ def test_the_installed_command_runs_without_the_source_tree(environment, tmp_pat
     version = run_installed(environment, tmp_path, "--version")
     assert (version.returncode, version.stdout) == (0, f"tfx {__version__}\n"), version.stderr
     where = subprocess.run(
-        [environment, "-P", "-c", "import core, presets; print(core.__file__, presets.__file__)"],
+        [
+            environment,
+            "-P",
+            "-c",
+            "import transformerics, core; print(transformerics.__file__, core.__file__)",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,

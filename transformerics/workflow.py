@@ -1,0 +1,251 @@
+"""The commands of tfx as functions: files or AnnData in, AnnData out. Nothing prints or draws.
+
+``model`` is a `CellModel`, or the path of a run or of a model folder. ``cells`` is an AnnData object with
+counts or log values and genes in any order, an .h5ad file, or "builtin:NAME".
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from core.cells.builtin import load_builtin
+from core.cells.cell_filter import CellFilter
+from core.cells.file_patterns import BUILTIN_PREFIX
+from core.cells.prepare import ensure_store
+from core.errors import DataError
+from core.evaluation.baselines import QUICK_BASELINES
+from core.evaluation.held_out import evaluate_held_out
+from core.generation.cell_generator import generate_cells
+from core.generation.comparison import open_training_store
+from core.generation.request import GenerationRequest, changed_settings
+from core.inference.edited_cells import edit_cells
+from core.inference.embed import embed_cells, resolve_position
+from core.inference.hints import read_hint
+from core.inference.predict import predict_phenotypes_of, prediction_table
+from core.inference.query_cells import open_query_cells
+from core.model.folder import CellModel
+from core.presets.loading import ResolvedPreset, resolve_preset
+from core.progress import Listener, ignore_progress
+from core.published.weights import check_start_shape, convert_start
+from core.runlog.schema import CONFIG_FILE
+from core.training.engine import train as train_model
+from core.training.run_setup import check_preset
+from core.training.start_weights import take_shape_of_start
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Model = CellModel | str | Path
+
+
+def train(
+    preset: str | Path,
+    folder: str | Path,
+    settings: Mapping[str, object] | None = None,
+    *,
+    on_progress: Listener = ignore_progress,
+) -> CellModel:
+    """Train a model, as `tfx train`, and return it; its cells are prepared first.
+
+    Parameters
+    ----------
+    preset
+        A TOML file, or the name of a bundled preset.
+    folder
+        Of the run. An interrupted run continues from its last checkpoint.
+    settings
+        Keys of the preset to change, as in ``{"data.files": "cells.h5ad", "train.max_steps": 100}``.
+    """
+    resolved = take_shape_of_start(resolve_preset(Path(preset), options=settings))
+    check_preset(resolved.preset)
+    check_start_shape(resolved.preset)
+    store = ensure_store(resolved.preset.data, resolved.name, on_progress=on_progress)
+    result = train_model(
+        resolved, store, Path(folder), convert_weights=convert_start, on_progress=on_progress
+    )
+    return CellModel.load(Path(result.model))
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    split: Literal["test", "validation"] = "test",
+    baselines: Sequence[str] = QUICK_BASELINES,
+    max_cells: int | None = None,
+    on_progress: Listener = ignore_progress,
+) -> Any:  # noqa: ANN401 - the report of `evaluate_held_out`
+    """Score the model of a run on held-out cells beside baselines, as `tfx eval`; return the report.
+
+    Raises
+    ------
+    DataError
+        The store of the run is gone or changed.
+    """
+    folder = Path(run)
+    model = CellModel.load(folder / "model")
+    store = open_training_store(model)
+    if store is None:
+        message = f"{folder}: the store it was trained on is gone or changed; prepare it again"
+        raise DataError(message)
+    config = folder / CONFIG_FILE
+    preset = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config)).preset
+    trained_where = CellFilter.parse(preset.data.where, where="data.where")
+    return evaluate_held_out(
+        model,
+        store,
+        split,
+        loss=preset.loss,
+        where=trained_where,
+        trained_where=trained_where,
+        baselines=baselines,
+        max_cells=max_cells,
+        on_progress=on_progress,
+    )
+
+
+def predict(
+    model: Model,
+    cells: "AnnData | str | Path",
+    *,
+    given: Sequence[str] = (),
+    unsure_below: float = 0.5,
+    prefix: str = "tfx_",
+    on_progress: Listener = ignore_progress,
+) -> "AnnData":
+    """Return a copy of the cells with predicted phenotypes in obs, as `tfx predict`.
+
+    Parameters
+    ----------
+    given
+        Phenotypes that are known: "tissue", or "tissue=organ" for the obs column organ.
+    unsure_below
+        Probability below which a prediction is unsure.
+    """
+    model, labelled = _loaded(model), _in_memory(cells)
+    with open_query_cells(labelled, model.panel) as query:
+        hints = [read_hint(query.source, model.config, one) for one in given]
+        predictions = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
+    table = prediction_table(
+        predictions, labelled.obs_names, unsure_below=unsure_below, prefix=prefix
+    )
+    for name in table:
+        labelled.obs[name] = table[name]
+    return labelled
+
+
+def embed(
+    model: Model,
+    cells: "AnnData | str | Path",
+    *,
+    place: str = "cls",
+    key: str = "X_tfx",
+    given: Sequence[str] = (),
+    on_progress: Listener = ignore_progress,
+) -> "AnnData":
+    """Return a copy of the cells with (cells, hidden size) embeddings in obsm, as `tfx embed`.
+
+    Parameters
+    ----------
+    place
+        Output position of the embedding: "cls", "mean" (over all tokens), or a phenotype.
+    """
+    model, embedded = _loaded(model), _in_memory(cells)
+    position = resolve_position(model.config, place)
+    found = np.empty((embedded.n_obs, model.config.hidden_size), dtype=np.float32)
+    with open_query_cells(embedded, model.panel) as query:
+        hints = [read_hint(query.source, model.config, one) for one in given]
+        embed_cells(
+            model,
+            query,
+            found.__setitem__,
+            position=position,
+            hints=hints,
+            on_progress=on_progress,
+        )
+    embedded.obsm[key] = found
+    return embedded
+
+
+def generate(
+    model: Model,
+    phenotypes: Mapping[str, str] | None = None,
+    n_cells: int | None = None,
+    *,
+    seed: int = 0,
+    unspecified: Literal["sample", "none"] = "sample",
+    balance: str | None = None,
+    library_size: float | None = None,
+    on_progress: Listener = ignore_progress,
+    **sampling: Any,  # noqa: ANN401 - keys of [generate]
+) -> "AnnData":
+    """Generate cells, as `tfx generate`: X (cells, genes), log1p of counts per 10,000.
+
+    ``uns["tfx_generation"]`` records the request, and notes that you should read.
+
+    Parameters
+    ----------
+    phenotypes
+        Name -> value, as in ``{"sex": "female", "tissue": "lung"}``.
+    n_cells
+        By default 200, or the number that fills up ``balance``.
+    sampling
+        Keys of ``[generate]`` of a preset, as in ``steps=64, decode="counts"``.
+    """
+    model = _loaded(model)
+    request = GenerationRequest.for_model(
+        model,
+        phenotypes or {},
+        n_cells,
+        sampling=sampling,
+        unspecified=unspecified,
+        seed=seed,
+        library_size=library_size,
+        balance=balance,
+    )
+    return generate_cells(model, request, on_progress=on_progress)[0]
+
+
+def edit(
+    model: Model,
+    cells: "AnnData | str | Path",
+    values: Mapping[str, str],
+    *,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+    **sampling: Any,  # noqa: ANN401 - keys of [generate]
+) -> "AnnData":
+    """Set phenotypes of real cells, as `tfx generate --from`; their genes change with them.
+
+    X holds the changed cells, ``layers["before"]`` the cells as they were.
+
+    Parameters
+    ----------
+    values
+        Phenotype -> value to set, as in ``{"disease": "normal"}``.
+    """
+    model = _loaded(model)
+    settings = changed_settings(model.generate, {"decode": "sample", **sampling})
+    with open_query_cells(cells, model.panel) as query:
+        return edit_cells(
+            model, query, values, settings=settings, seed=seed, on_progress=on_progress
+        ).cells
+
+
+def _loaded(model: Model) -> CellModel:
+    if isinstance(model, CellModel):
+        return model
+    folder = Path(model)
+    return CellModel.load(folder / "model" if (folder / "model").is_dir() else folder)
+
+
+def _in_memory(cells: "AnnData | str | Path") -> "AnnData":
+    """Read the cells, or copy them."""
+    import anndata  # 400 ms
+
+    if isinstance(cells, anndata.AnnData):
+        return cells.to_memory() if cells.isbacked else cells.copy()
+    if str(cells).startswith(BUILTIN_PREFIX):
+        return load_builtin(str(cells))
+    return anndata.read_h5ad(cells)
