@@ -1,6 +1,7 @@
 """`tfx train --dry-run`: size, memory, time and files of a run, before it writes anything."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
-    from core.training.forecast import RunForecast
-    from core.training.run_size import CellOutline
+    from core.training.forecast import CellOutline, RunForecast
 
 _BAR_WIDTH = 24
 _VERDICTS = {
@@ -37,8 +37,7 @@ def show_forecast(
 
     ``store`` is the store of a run that continues; None: the run is new.
     """
-    from core.training.forecast import forecast_run
-    from core.training.run_size import outline_of_store
+    from core.training.forecast import forecast_run, outline_of_store
 
     cells = (
         _outline_of_preset(resolved) if store is None else outline_of_store(resolved.preset, store)
@@ -48,7 +47,7 @@ def show_forecast(
     )
     print_result(
         "train-forecast",
-        {"run": folder, "cells_from": cells.source, **forecast.to_dict()},
+        {"run": folder, "cells_from": cells.source, **asdict(forecast)},
         as_json=as_json,
         text=lambda: _text(forecast, cells.source, folder),
     )
@@ -65,7 +64,7 @@ def _outline_of_preset(resolved: "ResolvedPreset") -> "CellOutline":
     """Read the store if there is one, else the tables of the files."""
     from core.cells.checks.check import check_data
     from core.cells.prepare import find_store
-    from core.training.run_size import outline_of_facts, outline_of_store
+    from core.training.forecast import outline_of_facts, outline_of_store
 
     preset = resolved.preset
     store = find_store(preset.data, resolved.name)

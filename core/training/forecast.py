@@ -8,36 +8,50 @@ from the operations.
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
+from core.cells.store import Store, values_of_one
 from core.encoding.loader import READY_BATCHES
-from core.encoding.sampler import POOL_CELLS
-from core.encoding.values import QUANTILES, ValueEncoder
+from core.encoding.panel_cells import PanelReader
+from core.encoding.sampler import POOL_CELLS, BlockSampler
+from core.encoding.values import QUANTILES
+from core.errors import ConfigurationError
 from core.files import free_space
-from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
-from core.model.configuration import TfxConfig
 from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
-from core.training.flops import EncoderFlops, device_peak
+from core.training.flops import EncoderFlops, device_peak, mean_attended_length
 from core.training.machine import Machine, set_up_speed
-from core.training.profiling import StepProfile, activation_bytes, example_batch, profile_step
+from core.training.optimiser import total_steps
+from core.training.profiling import (
+    StepProfile,
+    activation_bytes,
+    example_batch,
+    example_values,
+    profile_step,
+)
+from core.training.run_cells import RunCells
 from core.training.run_setup import check_feasible, check_preset, make_config
-from core.training.run_size import CellOutline, RunSize
-from core.training.virtual_ranks import virtual_ranks_of_process
+from core.training.virtual_ranks import cells_per_virtual_rank, virtual_ranks_of_process
 
+#: Cells whose genes are counted.
+_COUNTED_CELLS = 5_000
+#: Cells that are dealt to steps to count the steps; more cells make proportionally more steps.
+_DEALT_CELLS = 100_000
 #: A step of one cell that would take more seconds is not measured.
 _MAX_CELL_SECONDS = 5.0
 #: Fraction of the peak that a computed time assumes: measured on large models, a CPU's in
 #: benchmarks/engine.md; a GPU's is our goal.
-_ASSUMED_UTILISATION = {"cpu": 0.7, "cuda": 0.35, "mps": 0.35}
+_ASSUMED_UTILISATION = {"cpu": 0.7, "cuda": 0.35}
 #: Fraction of the free memory that steps for measuring may take.
 _MEASURING_FRACTION = 0.7
 #: Memory of Python, torch and scanpy once imported.
@@ -52,6 +66,83 @@ _LINE_BYTES = 450
 _TIGHT = 0.7
 #: Percent of the processors that other programs may take without a note.
 _BUSY = 20.0
+
+
+@dataclass(frozen=True)
+class CellOutline:
+    """What is known of the cells that a run will learn from."""
+
+    #: In words: where this is known from.
+    source: str
+    n_training: int
+    n_validation: int
+    #: Genes of the panel.
+    n_genes: int
+    #: Name -> values.
+    phenotypes: dict[str, list[str]]
+    #: (some cells,), expressed genes of the panel.
+    genes_per_cell: NDArray[np.int64]
+    #: Of the store that is yet to be made, and of making it; 0 if it exists.
+    store_bytes: int = 0
+    prepare_seconds: float = 0.0
+    #: What is not known and was assumed, a sentence each.
+    assumptions: tuple[str, ...] = ()
+
+
+def outline_of_store(preset: Preset, store: Store) -> CellOutline:
+    """Outline the cells of a store, as `tfx train` would take them."""
+    cells = RunCells.of(preset, store)
+    store, training = cells.store, cells.training
+    rng = np.random.default_rng(0)
+    some = np.sort(rng.choice(training, min(len(training), _COUNTED_CELLS), replace=False))
+    return CellOutline(
+        source=f"store {store.path}",
+        n_training=len(training),
+        n_validation=len(cells.validation),
+        n_genes=len(cells.panel),
+        phenotypes={name: list(values) for name, values in store.phenotypes.items()},
+        genes_per_cell=PanelReader(store, cells.panel).count_values(some),
+    )
+
+
+def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
+    """Outline cells that are not prepared, from the facts of `core.cells.checks.check.check_data`.
+
+    Raises
+    ------
+    ConfigurationError
+        The files' tables do not contain the number of cells.
+    """
+    split, estimate = facts.get("split"), facts.get("estimate")
+    if split is None or estimate is None or not facts.get("genes"):
+        message = "the cells cannot be counted without reading them; see 'tfx check', or prepare them first by 'tfx prepare'"
+        raise ConfigurationError(message)
+    n_genes = min(preset.data.genes, int(facts["genes"]))
+    per_cell = estimate["n_values"] / max(facts["cells"], 1)
+    assumptions = ["the cells are not prepared yet: sizes are those of the files' tables"]
+    if preset.encoding.layout == "expressed":
+        assumptions.append(
+            "every cell is assumed to express the average number of genes of the panel, by the "
+            "density of all genes; the most variable genes are often denser"
+        )
+        per_cell *= n_genes / int(facts["genes"])
+    if preset.data.where:
+        assumptions.append("data.where is not applied yet: every cell is counted")
+    phenotypes = {name: list(found["labels"]) for name, found in facts["phenotypes"].items()}
+    positive = preset.classification.positive
+    if preset.classified is not None and positive is not None:
+        phenotypes[preset.classified] = values_of_one(positive)
+    return CellOutline(
+        source=f"{len(facts['files'])} file{'s' * (len(facts['files']) != 1)}",
+        n_training=int(split["train"]),
+        n_validation=int(split["validation"]),
+        n_genes=n_genes,
+        phenotypes=phenotypes,
+        genes_per_cell=np.array([max(round(per_cell), 1)]),
+        store_bytes=int(estimate["store_bytes"]),
+        prepare_seconds=float(estimate["seconds"]),
+        assumptions=tuple(assumptions),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,10 +177,6 @@ class RunForecast:
     #: Assumptions and advice, a sentence each.
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values."""
-        return asdict(self)
-
 
 def forecast_run(
     preset: Preset, cells: CellOutline, folder: Path, *, processes: int = 1, done: int = 0
@@ -108,50 +195,73 @@ def forecast_run(
     machine, route = check_feasible(preset, processes=processes)
     set_up_speed(machine)
     run = _Run(preset, cells, machine, processes, done)
-    size, operations = run.size, run.operations()
+    operations = run.operations()
     peak = device_peak(torch.device(machine.device), machine.precision)
     memory = run.fixed_memory()
     available = _available_memory(machine, processes)
 
-    part_cells = max(size.cells / run.n_virtual_ranks / preset.train.micro_batches, 1.0)
-    per_cell = activation_bytes(preset, run.config, machine, route, size.lengths, part_cells)
+    part_cells = max(run.step_cells / run.n_virtual_ranks / preset.train.micro_batches, 1.0)
+    per_cell = activation_bytes(preset, run.config, machine, route, run.lengths, part_cells)
     per_cell /= part_cells
     fitting = (_MEASURING_FRACTION * available - sum(memory.values())) / per_cell
-    others = _taken_by_others(machine)
-    profile = None
-    if fitting >= 1 and not _is_slow(machine, operations["step"] / size.cells, peak):
-        with _one_thread() if others > _BUSY else contextlib.nullcontext():
-            profile = run.profile(route, max_cells=int(min(part_cells, fitting)))
-    if profile is not None and profile.peak_bytes is not None:
-        per_cell = profile.peak_bytes
+    timing = "unknown: no step could be done here, and the device's peak is not known"
+    computed: StepProfile | None = None
+    if peak is not None:
+        utilisation = _ASSUMED_UTILISATION[machine.device]
+        cell = operations["step"] / run.step_cells / (utilisation * peak)
+        computed = StepProfile(n_cells=0, cell=cell, scored_cell=cell / 3, log_linear_cell=cell)
+        timing = (
+            f"computed at {utilisation:.0%} of the peak of {peak / 1e12:.3g} TFLOP/s; right within a "
+            f"factor of two"
+        )
+    others = psutil.cpu_percent(interval=0.3) if machine.device == "cpu" else 0.0
+    measured = None
+    if fitting >= 1 and (computed is None or computed.cell <= _MAX_CELL_SECONDS):
+        # Out of memory: a GPU's kernels took more than was counted.
+        with contextlib.suppress(torch.OutOfMemoryError), _threads(1 if others > _BUSY else None):
+            max_cells = max(int(min(part_cells, fitting)), 1)
+            measured = profile_step(
+                preset, run.config, machine, route, run.lengths, max_cells=max_cells
+            )
+    if measured is not None:
+        per_cell = per_cell if measured.peak_bytes is None else measured.peak_bytes
+        n, s = measured.n_cells, "s" * (measured.n_cells != 1)
+        timing = f"measured on steps of {n:,} made-up cell{s}; right within a factor of two"
     memory["activations"] = per_cell * part_cells
 
-    cost = _Cost.of(machine, profile, operations["step"] / size.cells, peak)
     files = run.files()
     disk = float(free_space(folder)[1])
     used = max(sum(memory.values()) / available, sum(files.values()) / disk)
-    notes = [*cells.assumptions, *run.machine_notes(others, is_timed=profile is not None)]
-    notes += run.memory_advice(memory, available, part_cells)
+    notes = [*cells.assumptions]
+    if others > _BUSY and measured is not None:
+        notes.append(
+            f"other programs take {others:.0f} % of the processors at the moment: times are those "
+            f"of one thread; beside such programs a run of several is slower, alone it is quicker"
+        )
+    if machine.device == "cuda" and preset.train.compile:
+        notes.append("train.compile makes steps quicker than these, after a minute of compiling")
+    if sum(memory.values()) >= _TIGHT * available:
+        notes.append(_memory_advice(memory, available, part_cells, preset.train.micro_batches))
     if sum(files.values()) >= _TIGHT * disk and preset.train.keep_checkpoints > 1:
         notes.append("--set train.keep_checkpoints=1 writes less")
     return RunForecast(
-        parameters=run.outline.parts,
+        parameters=run.parameters,
         cells={
             "training": cells.n_training,
             "validation": cells.n_validation,
-            "step": size.cells,
-            "epoch": size.cells * size.per_epoch,
+            "step": run.step_cells,
+            "epoch": run.step_cells * run.per_epoch,
         },
         tokens={
             "genes": cells.n_genes,
-            "sequence": size.length,
-            "longest": size.longest,
-            "attended": size.attended_length,
-            "step": size.tokens,
-            "steps_per_epoch": size.per_epoch,
-            "steps": size.total,
+            "sequence": run.length,
+            "longest": int(run.lengths.max()),
+            "attended": run.attended_length,
+            "step": run.step_cells * run.length,
+            "steps_per_epoch": run.per_epoch,
+            "steps": run.total,
             "steps_done": done,
-            "epochs": size.total / size.per_epoch,
+            "epochs": run.total / run.per_epoch,
         },
         operations=operations,
         machine={
@@ -166,9 +276,9 @@ def forecast_run(
         memory=memory,
         memory_available=available,
         verdict="ok" if used < _TIGHT else "tight" if used < 1 else "too much",
-        seconds=run.seconds(cost),
-        timed=profile is not None,
-        timing=cost.how,
+        seconds=run.seconds(measured or computed),
+        timed=measured is not None,
+        timing=timing,
         files=files,
         disk_free=disk,
         notes=tuple(notes),
@@ -183,84 +293,123 @@ class _Run:
     ) -> None:
         self.preset, self.train, self.cells = preset, preset.train, cells
         self.machine, self.processes = machine, processes
-        n_edges = preset.encoding.bins - 1 if preset.encoding.kind == "binned" else 1
-        edges = np.linspace(0.1, 9.0, n_edges, dtype=np.float32)
-        values = ValueEncoder(preset.encoding.kind, edges)
+        values = example_values(preset.encoding.kind, preset.encoding.bins)
         self.config = make_config(preset, cells.phenotypes, n_genes=cells.n_genes, values=values)
         _, self.n_virtual_ranks = virtual_ranks_of_process(
             self.train.virtual_ranks, index=0, count=processes
         )
-        self.size = RunSize.of(self.train, self.config, cells, n_virtual_ranks=self.n_virtual_ranks)
-        self.outline = _NetworkOutline.of(self.config)
-        self.steps = max(self.size.total - done, 0)
+        self._count_steps()
+        with torch.device("meta"):
+            self.network = TfxModel(self.config)
+            self.network.start()  # which freezes some
+        self._count_parameters()
+        self.steps = max(self.total - done, 0)
         #: Remaining steps that train the log-linear part alone.
         self.log_linear_steps = 0
-        if self.outline.has_both:
-            of_run = min(self.train.log_linear_steps, self.size.total - 1)
+        if self.network.encoder_part is not None and self.network.log_linear is not None:
+            of_run = min(self.train.log_linear_steps, self.total - 1)
             self.log_linear_steps = max(of_run - done, 0)
 
+    def _count_steps(self) -> None:
+        """Let the sampler of the run deal cells to steps."""
+        config, train = self.config, self.train
+        special = config.tokens.header_length + 1
+        is_ranked = config.layout == "ranked"
+        genes = np.array([config.n_genes])
+        if not is_ranked:
+            genes = np.minimum(self.cells.genes_per_cell, config.longest_sequence - special)
+        #: (some cells,), tokens of each.
+        self.lengths = genes.astype(np.int64) + special
+        self.length = float(self.lengths.mean())
+        #: L̄ of `core.training.flops`.
+        self.attended_length = mean_attended_length(self.lengths.tolist())
+        n_dealt = min(self.cells.n_training, _DEALT_CELLS)
+        batch_size, budget = cells_per_virtual_rank(
+            train, self.n_virtual_ranks, length=int(self.lengths.max()) if is_ranked else None
+        )
+        sampler = BlockSampler(
+            np.arange(n_dealt),
+            seed=train.seed,
+            batch_size=batch_size,
+            lengths=None if budget is None else np.resize(self.lengths, n_dealt),
+            tokens_per_batch=budget,
+            virtual_ranks=self.n_virtual_ranks,
+        )
+        #: Cells of a step, over all processes, on average.
+        per_cell = 1.0 if budget is None else self.length
+        self.step_cells = self.n_virtual_ranks * sampler.quota / per_cell
+
+        def steps_of(epoch: int) -> int:
+            return round(sampler.steps(epoch) * self.cells.n_training / n_dealt)
+
+        self.per_epoch = steps_of(0)
+        self.total = total_steps(steps_of, max_steps=train.max_steps, epochs=train.epochs)
+
+    def _count_parameters(self) -> None:
+        def count(module: nn.Module | None) -> int:
+            return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+        encoder = self.network.encoder_part
+        parts = {}
+        if encoder is not None:
+            parts["embeddings"] = count(encoder.embedding)
+            parts["encoder layers"] = count(encoder.encoder)
+            parts["heads"] = count(encoder) - sum(parts.values())
+        parts["log_linear"] = count(self.network.log_linear)
+        self.parameters = {name: number for name, number in parts.items() if number}
+        self.n_trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        #: Numbers fitted before training (the log-linear part's), which are saved too.
+        self.n_fitted = sum(b.numel() for b in self.network.buffers())
+
     def operations(self) -> dict[str, float]:
-        token = self.outline.flops.per_token(self.size.attended_length)
-        step = token * self.size.tokens
+        token = EncoderFlops.of(self.network).per_token(self.attended_length)
+        step = token * self.step_cells * self.length
         return {
             "token": token,
             "step": step,
-            "epoch": step * self.size.per_epoch,
+            "epoch": step * self.per_epoch,
             "run": step * (self.steps - self.log_linear_steps),
         }
 
     def fixed_memory(self) -> dict[str, float]:
         """Bytes of what does not depend on the number of cells that are computed at a time."""
-        outline, size = self.outline, self.size
+        trained = 4.0 * self.n_trained
         memory = {
-            "weights": 4.0 * sum(outline.parts.values()),
-            "fitted tables": 4.0 * outline.tables if self.config.log_linear else 0.0,
-            "gradients": 4.0 * outline.trained,
-            "gradients on their way": 4.0 * outline.trained if self.processes > 1 else 0.0,
-            "AdamW": 8.0 * outline.trained,
-            "average": 4.0 * outline.trained if self.train.ema else 0.0,
+            "weights": 4.0 * sum(self.parameters.values()),
+            "fitted tables": 4.0 * self.n_fitted if self.config.log_linear else 0.0,
+            "gradients": trained,
+            "gradients on their way": trained if self.processes > 1 else 0.0,
+            "AdamW": 2 * trained,
+            "average": trained if self.train.ema else 0.0,
         }
         if self.machine.device == "cpu":  # else they take the host's memory
             masking = self.preset.training_masking
-            few = example_batch(self.config, masking, size.lengths, _FEW_CELLS)
+            few = example_batch(self.config, masking, self.lengths, _FEW_CELLS)
             n_bytes = BatchTensors.on_host(few).nbytes
-            ahead = READY_BATCHES * size.cells / self.processes * n_bytes / _FEW_CELLS
+            ahead = READY_BATCHES * self.step_cells / self.processes * n_bytes / _FEW_CELLS
             own_ranks = max(self.n_virtual_ranks // self.processes, 1)
-            pool = own_ranks * POOL_CELLS * min(size.length, self.config.n_genes) * _VALUE_BYTES
+            pool = own_ranks * POOL_CELLS * min(self.length, self.config.n_genes) * _VALUE_BYTES
             memory |= {"cells read ahead": ahead + pool, "programs": _PROGRAMS}
         return {name: value for name, value in memory.items() if value}
 
-    def profile(self, route: AttentionRoute, *, max_cells: int) -> StepProfile | None:
-        try:
-            return profile_step(
-                self.preset,
-                self.config,
-                self.machine,
-                route,
-                self.size.lengths,
-                max_cells=max(max_cells, 1),
-            )
-        except torch.OutOfMemoryError:  # a GPU's kernels took more than was counted
-            return None
-
-    def seconds(self, cost: "_Cost") -> dict[str, float]:
+    def seconds(self, profile: StepProfile | None) -> dict[str, float]:
         seconds: dict[str, float] = {}
         if self.cells.prepare_seconds:
             seconds["preparing the cells"] = self.cells.prepare_seconds
-        if cost.cell is None:
+        if profile is None:
             return seconds
         # CPU processes share the processors that were measured.
-        own_cells = self.size.cells / (self.processes if self.machine.device == "cuda" else 1)
-        step = own_cells * cost.cell + cost.optimiser
-        log_linear = own_cells * cost.log_linear_cell + cost.optimiser
+        own_cells = self.step_cells / (self.processes if self.machine.device == "cuda" else 1)
+        step = own_cells * profile.cell + profile.optimiser
+        log_linear = own_cells * profile.log_linear_cell + profile.optimiser
         # Every validation cell is scored twice: for its genes, and for its phenotypes.
         n_scored = 2 * min(self.cells.n_validation, self.train.eval_cells)
-        evaluation = n_scored * cost.scored_cell
+        evaluation = n_scored * profile.scored_cell
         seconds["step"] = step
         if self.log_linear_steps:
             seconds["step of the log-linear part alone"] = log_linear
         seconds["evaluation"] = evaluation
-        seconds["epoch"] = (step + evaluation / self.train.eval_steps) * self.size.per_epoch
+        seconds["epoch"] = (step + evaluation / self.train.eval_steps) * self.per_epoch
         seconds["run"] = (
             step * (self.steps - self.log_linear_steps)
             + log_linear * self.log_linear_steps
@@ -269,9 +418,9 @@ class _Run:
         return seconds
 
     def files(self) -> dict[str, float]:
-        train, config, outline = self.train, self.config, self.outline
-        saved = 4.0 * (sum(outline.parts.values()) + outline.tables)
-        checkpoint = saved + 8.0 * outline.trained + (4.0 * outline.trained if train.ema else 0.0)
+        train, config = self.train, self.config
+        saved = 4.0 * (sum(self.parameters.values()) + self.n_fitted)
+        checkpoint = saved + (12.0 if train.ema else 8.0) * self.n_trained
         n_kept = min(train.keep_checkpoints + 1, math.ceil(self.steps / train.save_steps))
         sizes = config.phenotype_sizes
         # Per gene: mean and detection rate of each phenotype value; count, mean, quantiles of each bin.
@@ -288,114 +437,19 @@ class _Run:
         }
         return {name: value for name, value in files.items() if value}
 
-    def machine_notes(self, others: float, *, is_timed: bool) -> Iterator[str]:
-        if others > _BUSY and is_timed:
-            yield (
-                f"other programs take {others:.0f} % of the processors at the moment: times are those "
-                f"of one thread; beside such programs a run of several is slower, alone it is quicker"
-            )
-        if self.machine.device == "cuda" and self.train.compile:
-            yield "train.compile makes steps quicker than these, after a minute of compiling"
 
-    def memory_advice(
-        self, memory: dict[str, float], available: float, part_cells: float
-    ) -> Iterator[str]:
-        if sum(memory.values()) < _TIGHT * available:
-            return
-        room = _TIGHT * available - (sum(memory.values()) - memory["activations"])
-        factor = 2 ** math.ceil(math.log2(memory["activations"] / room)) if room > 0 else math.inf
-        if factor <= part_cells:
-            parts = int(factor) * self.train.micro_batches
-            yield f"--set train.micro_batches={parts} computes the same steps in less memory"
-        else:
-            yield (
-                "a smaller model (model.layers, model.hidden_size), or fewer genes (data.genes, "
-                "encoding.max_length), takes less memory"
-            )
-
-
-@dataclass(frozen=True)
-class _NetworkOutline:
-    """The network, counted in parameters."""
-
-    parts: dict[str, int]
-    flops: EncoderFlops
-    #: Parameters that training changes.
-    trained: int
-    #: Numbers fitted before training (the log-linear part's), which are saved too.
-    tables: int
-    #: Whether there is an encoder and a log-linear part.
-    has_both: bool
-
-    @classmethod
-    def of(cls, config: TfxConfig) -> "_NetworkOutline":
-        with torch.device("meta"):
-            network = TfxModel(config)
-            network.start()  # which freezes some
-
-        def count(module: torch.nn.Module) -> int:
-            return sum(p.numel() for p in module.parameters())
-
-        encoder, log_linear = network.encoder_part, network.log_linear
-        parts = {}
-        if encoder is not None:
-            parts = {
-                "embeddings": count(encoder.embedding),
-                "encoder layers": count(encoder.encoder),
-            }
-            parts["heads"] = count(encoder) - sum(parts.values())
-        if log_linear is not None:
-            parts["log_linear"] = count(log_linear)
-        return cls(
-            parts={name: number for name, number in parts.items() if number},
-            flops=EncoderFlops.of(network),
-            trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
-            tables=sum(b.numel() for b in network.buffers()),
-            has_both=encoder is not None and log_linear is not None,
-        )
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Seconds as in `StepProfile`, measured or computed; None if neither is possible."""
-
-    how: str
-    cell: float | None = None
-    scored_cell: float = 0.0
-    log_linear_cell: float = 0.0
-    optimiser: float = 0.0
-
-    @classmethod
-    def of(
-        cls,
-        machine: Machine,
-        profile: StepProfile | None,
-        cell_operations: float,
-        peak: float | None,
-    ) -> "_Cost":
-        if profile is not None:
-            return cls(
-                f"measured on steps of {profile.n_cells:,} made-up "
-                f"cell{'s' * (profile.n_cells != 1)}; right within a factor of two",
-                profile.cell,
-                profile.scored_cell,
-                profile.log_linear_cell,
-                profile.optimiser,
-            )
-        if peak is None:
-            return cls("unknown: no step could be done here, and the device's peak is not known")
-        utilisation = _ASSUMED_UTILISATION[machine.device]
-        cell = cell_operations / (utilisation * peak)
-        return cls(
-            f"computed at {utilisation:.0%} of the peak of {peak / 1e12:.3g} TFLOP/s; right within a "
-            f"factor of two",
-            cell,
-            cell / 3,
-            cell,
-        )
-
-
-# ----------------------------------------------------------------------------- of this machine
+def _memory_advice(
+    memory: dict[str, float], available: float, part_cells: float, n_parts: int
+) -> str:
+    room = _TIGHT * available - (sum(memory.values()) - memory["activations"])
+    factor = 2 ** math.ceil(math.log2(memory["activations"] / room)) if room > 0 else math.inf
+    if factor <= part_cells:
+        n_parts *= int(factor)
+        return f"--set train.micro_batches={n_parts} computes the same steps in less memory"
+    return (
+        "a smaller model (model.layers, model.hidden_size), or fewer genes (data.genes, "
+        "encoding.max_length), takes less memory"
+    )
 
 
 def _available_memory(machine: Machine, processes: int) -> float:
@@ -404,24 +458,12 @@ def _available_memory(machine: Machine, processes: int) -> float:
     return float(psutil.virtual_memory().available) / processes
 
 
-def _is_slow(machine: Machine, cell_operations: float, peak: float | None) -> bool:
-    """Return whether even a step of one cell takes long."""
-    if peak is None:
-        return False
-    return cell_operations / (_ASSUMED_UTILISATION[machine.device] * peak) > _MAX_CELL_SECONDS
-
-
-def _taken_by_others(machine: Machine) -> float:
-    """Return the percentage of the processors that other programs take, if the run computes on them."""
-    return psutil.cpu_percent(interval=0.3) if machine.device == "cpu" else 0.0
-
-
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: several that wait for each other measure only the other programs."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads(n_threads: int | None) -> Iterator[None]:
+    """Compute on one thread, say: several that wait for each other measure only the other programs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
     try:
         yield
     finally:
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,12 @@ _LARGER_SECONDS, _MEASURING_SECONDS = 1.5, 1.5
 _MAX_REPEATS = 5
 
 
+def example_values(kind: Literal["binary", "binned", "continuous"], n_bins: int) -> ValueEncoder:
+    """Return a value encoder with made-up edges."""
+    n_edges = n_bins - 1 if kind == "binned" else 1
+    return ValueEncoder(kind, np.linspace(0.1, 7.0, n_edges, dtype=np.float32))
+
+
 def example_batch(
     config: TfxConfig, masking: MaskingSettings, lengths: NDArray[np.int64], n_cells: int
 ) -> CellBatch:
@@ -58,14 +64,10 @@ def example_batch(
     expression = sparse.csr_matrix(
         (values, np.concatenate(columns), indptr), shape=(n_cells, config.n_genes)
     )
-    n_edges = config.n_bins - 1 if config.kind == "binned" else 1
-    edges = np.linspace(0.1, 7.0, n_edges, dtype=np.float32)
-    codes = np.zeros((n_cells, len(config.phenotype_sizes)), dtype=np.int32)
-    for slot, size in enumerate(config.phenotype_sizes):
-        codes[:, slot] = rng.integers(0, max(size, 1), n_cells)
-    encoder = BatchEncoder(
-        tokens, ValueEncoder(config.kind, edges), max_length=config.longest_sequence
-    )
+    sizes = np.maximum(np.array(config.phenotype_sizes, dtype=int), 1)
+    codes = rng.integers(0, sizes, (n_cells, len(sizes)), dtype=np.int32)
+    value_encoder = example_values(config.kind, config.n_bins)
+    encoder = BatchEncoder(tokens, value_encoder, max_length=config.longest_sequence)
     return encoder.masked(expression, codes, masking, rng)
 
 
@@ -174,11 +176,11 @@ class StepProfile:
     #: Of a cell: forward and backward; forward alone; while only the log-linear part is trained, or 0.
     cell: float
     scored_cell: float
-    log_linear_cell: float
+    log_linear_cell: float = 0.0
     #: Of an update of all weights.
-    optimiser: float
+    optimiser: float = 0.0
     #: Memory of a GPU per cell at the peak, weights and gradients not counted; None elsewhere.
-    peak_bytes: float | None
+    peak_bytes: float | None = None
 
 
 def profile_step(
@@ -195,6 +197,30 @@ def profile_step(
     ``lengths`` (some cells,) are the tokens of the run's cells.
     """
     device = torch.device(machine.device)
+
+    def example(n_cells: int) -> BatchTensors:
+        arrays = example_batch(config, preset.training_masking, lengths, n_cells)
+        return BatchTensors.from_arrays(arrays, device)
+
+    def loss() -> Tensor:
+        with machine.autocast():
+            output = network(batch)
+        parts = masked_loss(output.gene_logits, output.phenotype_logits, batch, config, preset.loss)
+        return parts.total + cell_loss(output.cells, batch, config, preset.loss)
+
+    def learn() -> None:
+        loss().backward()  # type: ignore[no-untyped-call]
+
+    def measure() -> tuple[float, float | None]:
+        """Return the time of a step without the update, and a GPU's bytes at its peak."""
+        if device.type != "cuda":
+            return _shortest(learn, device), None
+        learn()  # gradients exist from now on
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        seconds = _shortest(learn, device)
+        return seconds, float(torch.cuda.max_memory_allocated() - before)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TfxModel(config)
@@ -203,21 +229,20 @@ def profile_step(
         network._route = route  # resolved already: not logged again
         network.to(device).train()
         n_cells = int(np.clip(_FIRST_TOKENS // lengths.mean(), 1, max_cells))
-        step = _ProfilingStep(network, preset, machine, lengths, n_cells)
-        seconds, peak = step.measure()
+        batch = example(n_cells)
+        seconds, peak = measure()
         larger = min(max_cells, int(n_cells * _LARGER_SECONDS / seconds))
         if larger >= 2 * n_cells:
             n_cells = larger
-            step = _ProfilingStep(network, preset, machine, lengths, n_cells)
-            seconds, peak = step.measure()
-        scored = _shortest(step.score, device)
-        optimiser = make_optimiser(network, preset.train)
-        update = _shortest(optimiser.step, device)
+            batch = example(n_cells)
+            seconds, peak = measure()
+        scored = _shortest(torch.inference_mode()(loss), device)
+        update = _shortest(make_optimiser(network, preset.train).step, device)
         log_linear = 0.0
         has_both = network.log_linear is not None and network.encoder_part is not None
         if has_both and preset.train.log_linear_steps:
             network.log_linear_only = True
-            log_linear, _ = step.measure()
+            log_linear, _ = measure()
     return StepProfile(
         n_cells=n_cells,
         cell=seconds / n_cells,
@@ -226,49 +251,6 @@ def profile_step(
         optimiser=update,
         peak_bytes=None if peak is None else peak / n_cells,
     )
-
-
-class _ProfilingStep:
-    """Forward and backward pass of some example cells."""
-
-    def __init__(
-        self,
-        network: TfxModel,
-        preset: Preset,
-        machine: Machine,
-        lengths: NDArray[np.int64],
-        n_cells: int,
-    ) -> None:
-        self.network, self.loss, self.machine = network, preset.loss, machine
-        self.device = torch.device(machine.device)
-        arrays = example_batch(network.config, preset.training_masking, lengths, n_cells)
-        self.batch = BatchTensors.from_arrays(arrays, self.device)
-
-    def measure(self) -> tuple[float, float | None]:
-        """Return the time of a step without the update, and a GPU's bytes at its peak."""
-        if self.device.type != "cuda":
-            return _shortest(self.learn, self.device), None
-        self.learn()  # gradients exist from now on
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        seconds = _shortest(self.learn, self.device)
-        return seconds, float(torch.cuda.max_memory_allocated() - before)
-
-    def learn(self) -> None:
-        self._loss().backward()  # type: ignore[no-untyped-call]
-
-    @torch.inference_mode()
-    def score(self) -> None:
-        self._loss()
-
-    def _loss(self) -> Tensor:
-        with self.machine.autocast():
-            output = self.network(self.batch)
-        config = self.network.config
-        parts = masked_loss(
-            output.gene_logits, output.phenotype_logits, self.batch, config, self.loss
-        )
-        return parts.total + cell_loss(output.cells, self.batch, config, self.loss)
 
 
 def _shortest(work: Callable[[], object], device: torch.device) -> float:

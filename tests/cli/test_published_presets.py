@@ -8,9 +8,8 @@ import pytest
 from core.cells.builtin import load_builtin
 from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset
-from core.training.forecast import forecast_run
+from core.training.forecast import forecast_run, outline_of_store
 from core.training.run_setup import check_preset
-from core.training.run_size import outline_of_store
 
 PUBLISHED = {p.name: p.path for p in list_presets() if p.is_published}
 #: One of each kind, in the order: genes in bins, expressed or not, one phenotype, tokens of expressed genes,

@@ -92,7 +92,7 @@ def test_a_run_whose_store_is_another_now_is_refused(tfx, tiny_run, tmp_path):
 
 
 def test_a_run_that_does_not_fit_is_told_so_and_is_no_failure(tfx, tiny_preset_file, monkeypatch):
-    monkeypatch.setattr("core.training.forecast._free_disk", lambda _: 1e5)
+    monkeypatch.setattr("core.training.forecast.free_space", lambda path: (path, 1e5))
     result = tfx("-q", "train", tiny_preset_file, "--dry-run")
     assert (result.code, result.stderr) == (0, "")
     assert result.stdout.endswith("this does not fit\n")

@@ -14,10 +14,9 @@ from core.model.batch_tensors import BatchTensors
 from core.model.losses import masked_loss
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.forecast import forecast_run
+from core.training.forecast import CellOutline, forecast_run, outline_of_facts, outline_of_store
 from core.training.profiling import StepProfile
 from core.training.run_cells import RunCells
-from core.training.run_size import CellOutline, outline_of_facts, outline_of_store
 from core.training.virtual_ranks import make_batch_source
 from tests.tiny_atlas import build_model, tiny_preset
 
