@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 
 from core.cells.checks.check import check_data
-from core.cells.checks.label_table import make_label_table
 from core.cells.checks.report import CheckReport, CheckRow
-from core.cells.checks.survey import survey_files
+from core.cells.checks.survey import make_label_table, survey_files
 from core.cells.prepare import prepare_store
 from core.errors import ConfigurationError, DataError
 from core.progress import ignore_progress

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.cells.checks.spelling import find_variants, is_one_slip
+from core.cells.checks.phenotype_rows import find_variants, is_one_slip
 
 
 def pairs(*labels, common=1_000, rare=10):

@@ -1,27 +1,63 @@
 """All checks of cells together: what `tfx check` reports, and what prepare and train check first."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
-from core.cells.checks.cost_rows import Estimate, check_cost, estimate_cost
 from core.cells.checks.donor_rows import check_donors
-from core.cells.checks.gene_rows import check_genes
-from core.cells.checks.label_table import LabelTable, make_label_table
+from core.cells.checks.gene_rows import SHORT_INDEX, check_genes
 from core.cells.checks.phenotype_rows import check_phenotypes
-from core.cells.checks.report import CheckReport, CheckRow, fault_row
-from core.cells.checks.survey import FileSummary, Scope, survey_files
+from core.cells.checks.report import CheckReport, CheckRow, Rows, fault_row
+from core.cells.checks.survey import (
+    FileSummary,
+    LabelTable,
+    Scope,
+    make_label_table,
+    survey_files,
+)
 from core.cells.checks.value_rows import check_cells, check_matrices
 from core.cells.genes import GeneJoin, GenePanel
+from core.cells.matrix_state import MatrixState
 from core.errors import DataError
+from core.files import free_space
 from core.presets.schema import DataSettings
 from core.progress import Listener, ignore_progress
-from core.wording import files_of
+from core.wording import duration, files_of, size
 
 #: Folder of stores without a path of their own.
 _STORES = Path("stores")
+#: Row start 8, total 4, split 1, source 16, donor 4 bytes per cell; 4 more per phenotype.
+_CELL_BYTES = 33
+#: The pieces of the store before they are joined, and the store itself.
+_PEAK = 2.0
+#: Measured with `tfx prepare` on 2 cores (benchmarks/prepare.md): 1,000,000 cells x 2,660 values in
+#: 137 s and 0.63 GB, all processes together; 4,000,000 cells x 13 values in 40 s, 17 B more memory for
+#: each cell. Compressed files and slow disks take longer.
+_VALUES_PER_SECOND = 20e6
+_CELLS_PER_SECOND = 150_000
+_BASE_SECONDS = 3.0
+_BASE_MEMORY = 0.6e9
+#: Labels of a cell, in memory at once.
+_MEMORY_PER_CELL = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a store; memory and seconds of `tfx prepare` are rough."""
+
+    n_cells: int
+    n_values: int
+    store_bytes: int
+    #: While the store is made.
+    peak_disk_bytes: int
+    memory_bytes: int
+    seconds: float
+    #: On the disk of the store.
+    free_bytes: int
+    #: Whether values have been counted, not estimated.
+    is_measured: bool
 
 
 def check_data(
@@ -54,22 +90,20 @@ def check_data(
     join, gene_rows = check_genes(readable, data, model_genes)
     rows += gene_rows
     rows += check_cells(readable)
-    table: LabelTable | None = None
-    labels: CellLabels | None = None
+    table, labels = None, None
     if readable:
         table = make_label_table(readable, data)
         labels, faults = _prepared_labels(readable, data)
         rows += faults
-        rows += check_phenotypes(readable, data, table, labels)
-        rows += check_donors(readable, data, table, labels)
+        rows += check_phenotypes(table, labels)
+        rows += check_donors(table, labels)
     estimate = None
     if join is not None:
         n_phenotypes = len(labels.phenotypes) if labels else 0
-        estimate = estimate_cost(readable, len(join.panel), n_phenotypes, destination)
-    if estimate is not None:
-        rows += check_cost(estimate, destination)
+        estimate = _estimate_cost(readable, len(join.panel), n_phenotypes, destination)
+    rows += _check_cost(estimate, destination) if estimate else []
     report = CheckReport.of(rows, _facts(files, scope, join, table, labels, estimate))
-    return dataclasses.replace(report, files=tuple(files))
+    return replace(report, files=tuple(files))
 
 
 def _prepared_labels(
@@ -85,6 +119,62 @@ def _prepared_labels(
         if "data.split" in str(error):
             return None, [fault_row("donors", "split", error)]
         return None, [fault_row("phenotypes", "coverage", error)]
+
+
+def _estimate_cost(
+    files: Sequence[FileSummary], n_genes: int, n_phenotypes: int, destination: Path
+) -> Estimate | None:
+    """Estimate the store of readable files; None if a file has no fit matrix."""
+    n_values, store_bytes = 0.0, 0.0
+    index_bytes = 2 if n_genes <= SHORT_INDEX else 4
+    is_measured = True
+    for one in files:
+        if one.choice is None or one.stored is None:
+            return None
+        n_genes_here = len(one.table.ids) if one.table else 0
+        is_dense = one.table is not None and one.stored.n_values >= one.n_cells * n_genes_here
+        is_measured &= one.is_complete or not is_dense
+        # Counted if the file was read; of a dense matrix, else, a sample or all of its values.
+        n_here: float = one.stored.n_values
+        if one.expression is not None and (one.is_complete or is_dense):
+            n_here = one.expression.n_values * one.n_cells / len(one.expression.rows)
+        value_bytes = 2 if one.choice.state == MatrixState.COUNTS else 4
+        n_values += n_here
+        store_bytes += n_here * (index_bytes + value_bytes)
+        store_bytes += one.n_cells * (_CELL_BYTES + 4 * n_phenotypes)
+    n_cells = sum(one.n_cells for one in files)
+    return Estimate(
+        n_cells=n_cells,
+        n_values=round(n_values),
+        store_bytes=round(store_bytes),
+        peak_disk_bytes=round(_PEAK * store_bytes),
+        memory_bytes=round(_BASE_MEMORY + _MEMORY_PER_CELL * n_cells),
+        seconds=_BASE_SECONDS + n_values / _VALUES_PER_SECOND + n_cells / _CELLS_PER_SECOND,
+        free_bytes=free_space(destination)[1],
+        is_measured=is_measured,
+    )
+
+
+def _check_cost(estimate: Estimate, destination: Path) -> list[CheckRow]:
+    """Describe the cost of the store, and check that the disk has room for it."""
+    rows = Rows("cost")
+    about = "about" if estimate.is_measured else "roughly"
+    needed = size(estimate.peak_disk_bytes)
+    rows.ok(
+        "store",
+        f"{about} {size(estimate.store_bytes)} for {estimate.n_cells:,} cells, {needed} of disk "
+        f"while it is made",
+    )
+    time, memory = duration(estimate.seconds), size(estimate.memory_bytes)
+    rows.ok("time", f"preparing takes about {time} and {memory} of memory")
+    free = f"{size(estimate.free_bytes)} free for {destination}"
+    if estimate.peak_disk_bytes <= estimate.free_bytes:
+        rows.ok("disk", free)
+        return rows
+    add = rows.fail if estimate.is_measured else rows.warn
+    fix = "set data.store to a folder on a larger disk, or make room"
+    add("disk", f"{free}, but {needed} are needed", fix)
+    return rows
 
 
 def _facts(
@@ -114,7 +204,7 @@ def _facts(
         "phenotypes": phenotypes,
         "donors": None if table is None or table.donors is None else len(table.donors.values),
         "split": None if labels is None else labels.split_report["cells"],
-        "estimate": None if estimate is None else dataclasses.asdict(estimate),
+        "estimate": None if estimate is None else asdict(estimate),
     }
 
 

@@ -1,16 +1,12 @@
 """Checks of the split: donors that leak, are few, or are confounded with a phenotype."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels
-from core.cells.checks.label_table import LabelColumn, LabelTable
 from core.cells.checks.phenotype_rows import likely_column
 from core.cells.checks.report import CheckRow, Rows
-from core.cells.checks.survey import FileSummary
-from core.presets.schema import DataSettings
+from core.cells.checks.survey import LabelColumn, LabelTable
 from core.wording import listed, percentage
 
 #: A donor or file has one value if this fraction of its cells has it.
@@ -20,39 +16,28 @@ _PURE = 0.99
 _FEW_DONORS = 3
 
 
-def check_donors(
-    files: Sequence[FileSummary],
-    data: DataSettings,
-    table: LabelTable,
-    labels: CellLabels | None,
-) -> list[CheckRow]:
+def check_donors(table: LabelTable, labels: CellLabels | None) -> list[CheckRow]:
     """Check the split, and phenotypes that are confounded with donor, file or batch.
 
     ``labels`` is what `tfx prepare` would make of ``table``; None if it would stop.
     """
     rows = Rows("donors")
-    _split(rows, files, data, table, labels)
-    _leakage(rows, files, table)
+    _split(rows, table, labels)
+    if table.donors is not None:
+        _leakage(rows, table, table.donors)
     _confounding(rows, table, labels)
     return rows
 
 
-def _split(
-    rows: Rows,
-    files: Sequence[FileSummary],
-    data: DataSettings,
-    table: LabelTable,
-    labels: CellLabels | None,
-) -> None:
-    by = data.split.by
+def _split(rows: Rows, table: LabelTable, labels: CellLabels | None) -> None:
+    by = table.data.split.by
     if by == "cells":
         rows.ok("split", "single cells are split, as data.split.by = 'cells' requests")
         return
     if table.donors is None:
-        if labels is None and "by" in data.split.model_fields_set:
+        if labels is None and "by" in table.data.split.model_fields_set:
             return  # the error of `tfx prepare` has a row
-        columns = list(dict.fromkeys(name for one in files for name in one.columns))
-        similar = likely_column(by, "donor_id", columns)
+        similar = likely_column(by, "donor_id", table.obs_columns)
         fix = "--set data.split.by=COLUMN, or =cells if you intend this"
         rows.warn(
             "split",
@@ -82,8 +67,7 @@ def _split(
         )
     else:
         rows.ok("split", finding)
-    n_unknown = table.n_cells - int(table.count(table.donors).sum())
-    if n_unknown:
+    if n_unknown := table.n_cells - int(table.count(table.donors).sum()):
         rows.warn(
             "unknown donors",
             f"{n_unknown:,} of {table.n_cells:,} cells ({percentage(n_unknown, table.n_cells)}) "
@@ -92,17 +76,17 @@ def _split(
         )
 
 
-def _leakage(rows: Rows, files: Sequence[FileSummary], table: LabelTable) -> None:
-    roles = np.array([one.role for one in files])
-    if table.donors is None or not np.isin(roles, ["validation", "test"]).any():
+def _leakage(rows: Rows, table: LabelTable, donors: LabelColumn) -> None:
+    roles = np.array([one.role for one in table.summaries])
+    if not np.isin(roles, ["validation", "test"]).any():
         return
-    by_file = table.cross(table.donors, table.files)
+    by_file = table.cross(donors, table.files)
     training = by_file[:, np.isin(roles, ["all", "train"])].sum(axis=1) > 0
     for role in ("validation", "test"):
         held_out = by_file[:, roles == role].sum(axis=1)
         shared = np.flatnonzero(training & (held_out > 0))
         if len(shared):
-            names = listed([table.donors.values[donor] for donor in shared])
+            names = listed([donors.values[donor] for donor in shared])
             cells = percentage(int(held_out[shared].sum()), int(held_out.sum()))
             rows.warn(
                 "leakage",
@@ -110,7 +94,7 @@ def _leakage(rows: Rows, files: Sequence[FileSummary], table: LabelTable) -> Non
                 f"{cells} of their cells, so scores may be too optimistic",
                 "move all cells of a donor to one side",
             )
-    if not rows.has("leakage", "warn"):
+    if not rows.has_warned("leakage"):
         rows.ok("leakage", "no donor is on both sides of a given split")
 
 
@@ -120,12 +104,10 @@ def confounded_values(crossed: NDArray[np.int64]) -> NDArray[np.int64] | None:
     ``crossed`` is (values, groups), cells. Returns (values,), or None unless each group has one
     value (99 % of its cells) and there are at least two groups and two values.
     """
-    inside = crossed[:, crossed.sum(axis=0) > 0]
-    n_values = int(np.sum(crossed.sum(axis=1) > 0))
-    if inside.shape[1] < 2 or n_values < 2:
+    inside = crossed[:, crossed.any(axis=0)]
+    if inside.shape[1] < 2 or crossed.any(axis=1).sum() < 2:
         return None
-    pure = inside.max(axis=0) >= _PURE * inside.sum(axis=0)
-    if not pure.all():
+    if (inside.max(axis=0) < _PURE * inside.sum(axis=0)).any():
         return None
     return np.bincount(inside.argmax(axis=0), minlength=len(crossed))
 
@@ -138,23 +120,20 @@ def _confounding(rows: Rows, table: LabelTable, labels: CellLabels | None) -> No
         n_donors = None
         if table.donors is not None:
             n_donors = confounded_values(table.cross(column, table.donors))
-        if n_donors is not None:
-            few = np.flatnonzero((n_donors > 0) & (n_donors < _FEW_DONORS))
-            if len(few):
-                values = [
-                    f"'{column.values[value]}' has {n} donor{'' if n == 1 else 's'}"
-                    for n, value in sorted(zip(n_donors[few], few, strict=True))
-                ]
-                rows.warn(
-                    "confounding",
-                    f"{name}: every donor has one value, and {listed(values)}: differences between "
-                    f"these donors look like {name}",
-                    f"add donors, or read results on {name} as results on donors",
-                    name,
-                )
-                continue
-            clean.append(name)
-        _confounded_with_group(rows, table, column)
+        few = [] if n_donors is None else sorted(zip(n_donors, column.values, strict=True))
+        few = [(n, value) for n, value in few if 0 < n < _FEW_DONORS]
+        if not few:
+            clean += [] if n_donors is None else [name]
+            _confounded_with_group(rows, table, column)
+            continue
+        values = [f"'{value}' has {n} donor{'' if n == 1 else 's'}" for n, value in few]
+        rows.warn(
+            "confounding",
+            f"{name}: every donor has one value, and {listed(values)}: differences between "
+            f"these donors look like {name}",
+            f"add donors, or read results on {name} as results on donors",
+            name,
+        )
     if clean:
         finding = f"{', '.join(clean)}: one value per donor, {_FEW_DONORS} donors or more of each"
         rows.ok("confounding", finding)
@@ -162,20 +141,20 @@ def _confounding(rows: Rows, table: LabelTable, labels: CellLabels | None) -> No
 
 def _confounded_with_group(rows: Rows, table: LabelTable, column: LabelColumn) -> None:
     """Find the first of file, batch and assay that determines a phenotype."""
-    for group in (table.files, *table.batches.values()):
+    name = column.name
+    for group in (table.files, *table.batches):
         if group.column == column.column:
             continue
         n_groups = confounded_values(table.cross(column, group))
         if n_groups is None or not (n_groups == 1).any():
             continue
-        name, what = column.name, group.name
         alone = [column.values[value] for value in np.flatnonzero(n_groups == 1)]
+        have = "has" if len(alone) == 1 else "have"
         rows.warn(
             "confounding",
-            f"{name}: every {what} has one value, and {listed(alone)} "
-            f"{'has' if len(alone) == 1 else 'have'} a single {what}: technical differences look "
-            f"like {name}",
-            f"add a {what} with several values, or read results on {name} with care",
+            f"{name}: every {group.name} has one value, and {listed(alone)} {have} a single "
+            f"{group.name}: technical differences look like {name}",
+            f"add a {group.name} with several values, or read results on {name} with care",
             name,
         )
         return

@@ -91,7 +91,7 @@ def _overlap(rows: Rows, named: Named, join: GeneJoin, data: DataSettings) -> No
                 "set data.join = 'union', leave out the file with few genes, or train separately",
                 one.name,
             )
-    if not rows.has("gene overlap", "warn"):
+    if not rows.has_warned("gene overlap"):
         largest = max(len(columns) for columns in join.columns)
         whose = "any file has" if data.join == "union" else "all files have"
         finding = f"{n_joined:,} genes that {whose} (the largest file has {largest:,})"

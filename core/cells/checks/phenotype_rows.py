@@ -1,17 +1,22 @@
-"""Checks of the labels: coverage, spelling, labels and combinations with few cells."""
+"""Checks of the labels: coverage, spelling, labels and combinations with few cells.
+
+Names of cells are short and alike on purpose ("CD4 T cell", "CD8 T cell"; "stage 1", "stage 2";
+"alpha cell", "beta cell"), so an edit distance alone would flag half of an ontology. Two rules of
+spelling remain: names that differ only in form (case, blanks, underscores, hyphens, a plural), and a
+rare name one typing error away from a frequent one, within a word of five letters or more.
+"""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from core.cells.cell_labels import CellLabels
-from core.cells.checks.label_table import LabelColumn, LabelTable
 from core.cells.checks.report import CheckRow, Rows
-from core.cells.checks.spelling import find_variants
-from core.cells.checks.survey import FileSummary
+from core.cells.checks.survey import LabelColumn, LabelTable
 from core.cells.phenotypes import PhenotypeColumn, requested_phenotypes
-from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage
 
 #: Below this fraction of known labels a phenotype is warned of.
@@ -38,26 +43,35 @@ _SYNONYMS = {
     "donorid": "donor patient patientid subject subjectid individual individualid participant "
     "participantid mouseid animalid sampleid sample",
 }
+_GAPS = re.compile(r"(?:[\s_]|(?<=\w)-(?=\w))+")
+#: "cells", not "mass", "virus" or "pelvis".
+_PLURAL = re.compile(r"\b([^\W\d_]{2,}[^\W\d_sui])s\b")
+#: Typing errors are searched in words of at least this many letters ...
+_SHORTEST = 5
+#: ... and in labels with at most this fraction of the cells of the label that they resemble.
+_RARE = 0.05
+#: More labels than this are identifiers, not groups: comparing all pairs takes seconds.
+_MOST_LABELS = 2_000
+#: One letter apart, and yet two things.
+_DIFFERENT = (
+    *(("micro", "macro"), ("inferior", "interior"), ("ileum", "ilium"), ("ileal", "ilial")),
+    *(("perineal", "peroneal"), ("mucous", "mucus"), ("colonic", "clonic"), ("adduct", "abduct")),
+)
 
 
-def check_phenotypes(
-    files: Sequence[FileSummary],
-    data: DataSettings,
-    table: LabelTable,
-    labels: CellLabels | None,
-) -> list[CheckRow]:
+def check_phenotypes(table: LabelTable, labels: CellLabels | None) -> list[CheckRow]:
     """Check the labels of all readable files together.
 
     ``labels`` is what `tfx prepare` would make of ``table``; None if it would stop.
     """
     rows = Rows("phenotypes")
-    phenotypes = requested_phenotypes(data)
-    _absent(rows, files, phenotypes, table)
-    _coverage(rows, files, phenotypes, table)
+    phenotypes = requested_phenotypes(table.data)
+    _absent(rows, phenotypes, table)
+    _coverage(rows, phenotypes, table)
     for column in table.phenotypes.values():
         _spelling(rows, column, table)
     if labels is not None:
-        _training_labels(rows, labels, data)
+        _training_labels(rows, labels, has_vocabulary=bool(table.data.vocabulary))
         _combinations(rows, table, labels)
     return rows
 
@@ -73,19 +87,12 @@ def _folded(name: str) -> str:
     return _NOT_LETTERS.sub("", name.casefold())
 
 
-def _absent(
-    rows: Rows,
-    files: Sequence[FileSummary],
-    phenotypes: Sequence[PhenotypeColumn],
-    table: LabelTable,
-) -> None:
+def _absent(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTable) -> None:
     """Phenotypes that no file has; for one that the preset names, the faults have a row."""
-    with_fault = {row.subject for one in files for row in one.faults if row.family == "phenotypes"}
-    absent = [
-        phenotype
-        for phenotype in phenotypes
-        if phenotype.name not in table.phenotypes and phenotype.name not in with_fault
-    ]
+    faults = [row for one in table.summaries for row in one.faults]
+    with_fault = {row.subject for row in faults if row.family == "phenotypes"}
+    covered = with_fault.union(table.phenotypes)
+    absent = [phenotype for phenotype in phenotypes if phenotype.name not in covered]
     if len(absent) == len(phenotypes) and not with_fault:
         rows.warn(
             "coverage",
@@ -93,7 +100,7 @@ def _absent(
             "map obs columns: --set data.phenotypes.cell_type=COLUMN",
         )
     used = {column.column for column in table.phenotypes.values()}
-    free = list(dict.fromkeys(name for one in files for name in one.columns if name not in used))
+    free = [name for name in table.obs_columns if name not in used]
     left_out = []
     for phenotype in absent:
         similar = likely_column(phenotype.column, phenotype.name, free)
@@ -111,15 +118,9 @@ def _absent(
         rows.ok("coverage", f"left out, no such obs columns: {', '.join(left_out)}")
 
 
-def _coverage(
-    rows: Rows,
-    files: Sequence[FileSummary],
-    phenotypes: Sequence[PhenotypeColumn],
-    table: LabelTable,
-) -> None:
+def _coverage(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTable) -> None:
     """How many cells have each phenotype; those that all cells have share one row."""
-    everywhere: list[str] = []
-    left_out: list[str] = []
+    everywhere, left_out = [], []
     for phenotype in phenotypes:
         column = table.phenotypes.get(phenotype.name)
         if column is None:
@@ -140,34 +141,28 @@ def _coverage(
         elif n_known == table.n_cells:
             everywhere.append(f"{phenotype.name} ({n_values:,} labels)")
         else:
-            _partly_known(rows, files, phenotype, n_known, table.n_cells)
+            _partly_known(rows, phenotype, table, n_known)
     if everywhere:
         rows.ok("coverage", f"known for every cell: {', '.join(everywhere)}")
     if left_out:
         rows.ok("coverage", f"left out, one value only: {', '.join(left_out)}")
 
 
-def _partly_known(
-    rows: Rows,
-    files: Sequence[FileSummary],
-    phenotype: PhenotypeColumn,
-    n_known: int,
-    n_cells: int,
-) -> None:
+def _partly_known(rows: Rows, phenotype: PhenotypeColumn, table: LabelTable, n_known: int) -> None:
     """Add the row of a phenotype that some cells, or all cells of some files, do not have."""
     column = phenotype.column
-    finding = f"{phenotype.name}: known for {percentage(n_known, n_cells)} of cells"
-    lacking = [one for one in files if one.labels.get(phenotype.name) is None]
+    finding = f"{phenotype.name}: known for {percentage(n_known, table.n_cells)} of cells"
+    lacking = [one for one in table.summaries if one.labels.get(phenotype.name) is None]
     if lacking:
         finding += f"; no column '{column}' in {files_of([one.name for one in lacking])}"
         fix = f"add the obs column '{column}' if you know its labels"
         if similar := likely_column(column, phenotype.name, lacking[0].columns):
             fix = f"rename '{similar}' to '{column}' in {lacking[0].name}"
         rows.warn("coverage", finding, fix, phenotype.name)
-    elif n_known < _COVERED * n_cells:
+    elif n_known < _COVERED * table.n_cells:
         rows.warn("coverage", finding, f"fill in the obs column '{column}'", phenotype.name)
     else:
-        rows.ok("coverage", finding, subject=phenotype.name)
+        rows.ok("coverage", finding, phenotype.name)
 
 
 def _spelling(rows: Rows, column: LabelColumn, table: LabelTable) -> None:
@@ -195,7 +190,90 @@ def _spelling(rows: Rows, column: LabelColumn, table: LabelTable) -> None:
         rows.warn("spelling", finding, "use one spelling for each label", name)
 
 
-def _training_labels(rows: Rows, labels: CellLabels, data: DataSettings) -> None:
+class Variant(NamedTuple):
+    """Two spellings of one label, and whether they differ in form or by a typing error."""
+
+    rare: str
+    common: str
+    kind: Literal["form", "slip"]
+
+
+def find_variants(counts: Mapping[str, int]) -> list[Variant]:
+    """Find pairs of labels (label -> cells) that are probably one, in the order of the labels."""
+    variants: list[Variant] = []
+    same: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        same[_form(label)].append(label)
+    for spellings in same.values():
+        common = max(spellings, key=lambda label: (counts[label], label))
+        variants += [Variant(label, common, "form") for label in spellings if label != common]
+    if len(counts) <= _MOST_LABELS:
+        variants += _slips(counts, [max(group, key=counts.__getitem__) for group in same.values()])
+    return sorted(variants, key=lambda variant: variant.rare)
+
+
+def _slips(counts: Mapping[str, int], labels: list[str]) -> list[Variant]:
+    by_words: dict[int, list[tuple[str, list[str]]]] = defaultdict(list)
+    for label in labels:
+        words = _words(label)
+        by_words[len(words)].append((label, words))
+    found: list[Variant] = []
+    for group in by_words.values():
+        for rare, rare_words in group:
+            alike = [
+                common
+                for common, words in group
+                if counts[rare] <= _RARE * counts[common] and _one_word_slips(rare_words, words)
+            ]
+            if alike:
+                found.append(Variant(rare, max(alike, key=counts.__getitem__), "slip"))
+    return found
+
+
+def _one_word_slips(first: list[str], second: list[str]) -> bool:
+    """Whether all words are equal except for one typing error in one of them."""
+    different = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
+    return len(different) == 1 and is_one_slip(*different[0])
+
+
+def is_one_slip(first: str, second: str) -> bool:
+    """Whether two words are one typing error apart: a letter lost, added or changed, or two swapped.
+
+    Digits, words of fewer than five letters, a changed first letter, a changed index letter
+    ("groupA", "groupB") and known pairs ("microglia", "macroglia") do not count.
+    """
+    a, b = first.casefold(), second.casefold()
+    if a == b or not (a.isalpha() and b.isalpha()):
+        return False
+    if max(len(a), len(b)) < _SHORTEST or abs(len(a) - len(b)) > 1 or a[0] != b[0]:
+        return False
+    if len(a) == len(b) and a[:-1] == b[:-1] and (first[-1].isupper() or second[-1].isupper()):
+        return False
+    if any(_swaps(a, b, *pair) or _swaps(b, a, *pair) for pair in _DIFFERENT):
+        return False
+    start = next(i for i in range(len(a) + 1) if a[i : i + 1] != b[i : i + 1])
+    if len(a) == len(b):
+        swapped = a[start : start + 2] == b[start : start + 2][::-1]
+        return a[start + 1 :] == b[start + 1 :] or (swapped and a[start + 2 :] == b[start + 2 :])
+    longer, shorter = (a, b) if len(a) > len(b) else (b, a)
+    return longer[start + 1 :] == shorter[start:]
+
+
+def _swaps(first: str, second: str, old: str, new: str) -> bool:
+    return old in first and first.replace(old, new) == second
+
+
+def _words(label: str) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", _PLURAL.sub(r"\1", label)) if word]
+
+
+def _form(label: str) -> str:
+    """Remove differences that do not change the meaning."""
+    spaced = _GAPS.sub(" ", label.strip()).casefold()
+    return _PLURAL.sub(r"\1", spaced)
+
+
+def _training_labels(rows: Rows, labels: CellLabels, *, has_vocabulary: bool) -> None:
     """Labels with few training cells, or none."""
     for name, found in labels.phenotype_report.items():
         counts = found["training_cells"]
@@ -216,10 +294,10 @@ def _training_labels(rows: Rows, labels: CellLabels, data: DataSettings) -> None
                 "unknown labels",
                 f"{name}: training does not have these labels, so they become "
                 f"[NO_{name.upper()}]: {shown}",
-                "correct the labels or the vocabulary" if data.vocabulary else fix,
+                "correct the labels or the vocabulary" if has_vocabulary else fix,
                 name,
             )
-    if labels.phenotype_report and not rows.has("rare labels", "warn"):
+    if labels.phenotype_report and not rows.has_warned("rare labels"):
         rows.ok("rare labels", f"every label has {_RARE_CELLS} training cells or more")
 
 

@@ -1,10 +1,10 @@
 """Rows about cells, and the report they make."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from core.errors import DataError, TfxError
-from core.findings import Finding, FindingsReport, Level
+from core.findings import Finding, FindingsReport
 
 if TYPE_CHECKING:
     from core.cells.checks.survey import FileSummary
@@ -28,27 +28,33 @@ class CheckRow(Finding):
 
 
 class Rows(list[CheckRow]):
-    """The rows of one family of checks, as they are found."""
+    """The rows of one family of checks; those that warn or fail have a fix."""
 
     def __init__(self, family: Family) -> None:
         super().__init__()
         self._family = family
 
-    def ok(self, check: str, finding: str, *, subject: str = "") -> None:
-        """Add a row about what is as it should be."""
+    def ok(self, check: str, finding: str, subject: str = "") -> None:
+        """Add what is as it should be."""
         self.append(CheckRow("ok", self._family, check, finding, "", subject))
 
     def warn(self, check: str, finding: str, fix: str, subject: str = "") -> None:
-        """Add a row about what may make results worse."""
+        """Add what may make results worse."""
         self.append(CheckRow("warn", self._family, check, finding, fix, subject))
 
     def fail(self, check: str, finding: str, fix: str, subject: str = "") -> None:
-        """Add a row about what stops prepare and train."""
+        """Add what stops prepare and train."""
         self.append(CheckRow("fail", self._family, check, finding, fix, subject))
 
-    def has(self, check: str, level: Level) -> bool:
-        """Whether a check has found something of this level."""
-        return any((row.check, row.level) == (check, level) for row in self)
+    def has_warned(self, check: str) -> bool:
+        """Whether a check has warned."""
+        return any((row.check, row.level) == (check, "warn") for row in self)
+
+
+def fault_row(family: Family, check: str, error: TfxError, subject: str = "") -> CheckRow:
+    """Make a failure of an error of `tfx prepare`, whose message ends with "; " and the fix."""
+    finding, _, fix = str(error).rpartition("; ")
+    return CheckRow("fail", family, check, finding or fix, fix if finding else "", subject)
 
 
 @dataclass(frozen=True)
@@ -58,31 +64,17 @@ class CheckReport(FindingsReport[CheckRow]):
     #: What was read of each file.
     files: tuple["FileSummary", ...] = ()
 
-    FAMILIES: ClassVar[tuple[Family, ...]] = (
-        *("files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"),
-    )
+    FAMILIES: ClassVar[tuple[str, ...]] = get_args(Family)
 
     def without(self, family: Family) -> "CheckReport":
         """Leave out a family of checks."""
         return replace(self, rows=tuple(row for row in self.rows if row.family != family))
 
     def raise_failures(self) -> None:
-        """Stop if a check failed.
-
-        Raises
-        ------
-        DataError
-            A row is "fail"; the message lists all of them, one per line.
-        """
+        """Raise a DataError that lists the rows that fail, one per line, if there are any."""
         failures = self.of_level("fail")
         lines = [row.sentence for row in failures[:_MOST_LISTED]]
         if len(failures) > _MOST_LISTED:
             lines.append(f"and {len(failures) - _MOST_LISTED} more; 'tfx check' lists all")
         if lines:
             raise DataError("\n".join(lines))
-
-
-def fault_row(family: Family, check: str, error: TfxError, *, subject: str = "") -> CheckRow:
-    """Make a failure of an error of `tfx prepare`, whose message ends with "; " and the fix."""
-    finding, _, fix = str(error).rpartition("; ")
-    return CheckRow("fail", family, check, finding or fix, fix if finding else "", subject)

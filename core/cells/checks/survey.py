@@ -1,11 +1,13 @@
 """Reading for the checks: one file open at a time, one chunk of its matrix in memory.
 
 First the tables and a first look at the matrices of every file, then the values. An error of a file
-becomes a fault of its summary, and the other files are still read.
+becomes a fault of its summary, and the other files are still read. `LabelTable` joins the labels of
+all files: each combination with its cells.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,7 +29,14 @@ from core.cells.matrix_state import (
     inspect_matrix,
     row_sums,
 )
-from core.cells.phenotypes import Labels, PhenotypeColumn, read_labels, requested_phenotypes
+from core.cells.phenotypes import (
+    MISSING,
+    Labels,
+    PhenotypeColumn,
+    group_age_labels,
+    read_labels,
+    requested_phenotypes,
+)
 from core.cells.reading import CellSource, StoredMatrix, fingerprint, open_source
 from core.errors import DataError
 from core.presets.schema import DataSettings
@@ -35,6 +44,7 @@ from core.progress import Listener, ProgressEvent
 
 #: "full" reads every value, "quick" some cells of each file, "tables" none.
 Scope = Literal["full", "quick", "tables"]
+Codes = NDArray[np.int64]
 #: obs columns that name technical groups, in CELLxGENE and elsewhere.
 _BATCH_COLUMNS = ("batch", "assay")
 #: Values of a chunk if it were dense: 64 MB of float32.
@@ -42,6 +52,8 @@ _CHUNK_VALUES = 2**24
 _MOST_ROWS = 8_192
 #: Cells that "quick" reads at the start, in the middle and at the end of a file.
 _QUICK_CELLS = 2_048
+#: The codes of all cells at once would be the largest memory of a check.
+_BLOCK_CELLS = 2**20
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class FileSummary:
     choice: MatrixChoice | None = None
     stored: StoredMatrix | None = None
     #: What the first cells of the other matrices are.
-    others: Mapping[str, Inspection] = field(default_factory=dict)
+    others: dict[str, Inspection] = field(default_factory=dict)
     #: None if the genes cannot be named.
     table: GeneTable | None = None
     #: Known truth of simulated cells, a JSON string.
@@ -113,65 +125,50 @@ class FileSummary:
         try:
             yield
         except DataError as error:
-            self.faults.append(fault_row(family, check, error, subject=self.name))
+            self.faults.append(fault_row(family, check, error, self.name))
 
     def as_input(self, first_cell: int) -> StoreInput:
         """Return a file without faults as the input of a store; its cells begin at `first_cell`."""
-        assert self.choice is not None, f"{self.name} has faults"
-        assert self.stored is not None, f"{self.name} has faults"
-        assert self.table is not None, f"{self.name} has faults"
+        assert not self.faults, self.name
         return StoreInput(
-            name=self.name,
-            fingerprint=self.fingerprint,
-            role=self.role,
-            n_cells=self.n_cells,
-            first_cell=first_cell,
-            obs=self.obs,
-            choice=self.choice,
-            stored=self.stored,
-            table=self.table,
-            truth=self.truth,
+            *(self.name, self.fingerprint, self.role, self.n_cells, first_cell, self.obs),
+            *(self.choice, self.stored, self.table, self.truth),  # type: ignore[arg-type]
         )
 
 
 def survey_files(
     data: DataSettings, scope: Scope, on_progress: Listener
 ) -> tuple[list[FileSummary], list[CheckRow]]:
-    """Read the files of a preset as far as the checks need.
+    """Summarise each file, in the order of the preset; return faults of the list of files too.
 
-    Returns a summary of each file, in the order of the preset, and faults of the list of files.
-    Progress stages are "checking files" and, unless only tables are read, "reading cells".
-
-    Raises
-    ------
-    ConfigurationError
-        A file is listed twice, or there is no such built-in data set.
+    Progress stages are "checking files" and, unless only tables are read, "reading cells". Raises
+    ConfigurationError as `check_data` does.
     """
     files, faults = _list_files(data)
-    built_in: dict[str, CellSource] = {}  # made once: a simulation takes seconds
+    open_builtin = functools.cache(open_source)  # made once: a simulation takes seconds
 
-    def open_file(name: str) -> CellSource:
-        if not name.startswith(BUILTIN_PREFIX):
-            return open_source(name)
-        if name not in built_in:
-            built_in[name] = open_source(name)
-        return built_in[name]
+    def open_file(one: FileSummary) -> CellSource:
+        return (open_builtin if one.name.startswith(BUILTIN_PREFIX) else open_source)(one.name)
 
     for done, one in enumerate(files):
         on_progress(ProgressEvent("checking files", done, len(files)))
-        _read_tables(one, open_file, data, every_matrix=scope != "tables")
+        with one.catching("files", "readable"), closing(open_file(one)) as source:
+            _read_tables(one, source, data, every_matrix=scope != "tables")
     on_progress(ProgressEvent("checking files", len(files), len(files)))
     if scope == "tables":
         return files, faults
-    fit = [one for one in files if one.choice]
-    n_wanted, n_done = sum(_n_read(one, scope) for one in fit), 0
-    for one in fit:
+    ranges = {one.name: _ranges(one.n_cells, scope) for one in files if one.choice}
+    sizes = {name: sum(stop - start for start, stop in of) for name, of in ranges.items()}
+    n_before = 0
+    for one in files:
+        if one.choice is None:
+            continue
 
-        def tick(n_cells: int, before: int = n_done) -> None:
-            on_progress(ProgressEvent("reading cells", before + n_cells, n_wanted))
+        def tick(n_cells: int, n_before: int = n_before) -> None:
+            on_progress(ProgressEvent("reading cells", n_before + n_cells, sum(sizes.values())))
 
-        _read_values(one, open_file, scope, tick)
-        n_done += _n_read(one, scope)
+        _read_values(one, one.choice, functools.partial(open_file, one), ranges[one.name], tick)
+        n_before += sizes[one.name]
     return files, faults
 
 
@@ -180,57 +177,52 @@ def _list_files(data: DataSettings) -> tuple[list[FileSummary], list[CheckRow]]:
     faults: list[CheckRow] = []
     lists: dict[str, Sequence[str]] = {}
     for key in ("files", "validation_files", "test_files"):
-        found: list[str] = []
+        expanded: list[str] = []
         for pattern in getattr(data, key):
             try:
-                found += expand_files([pattern], allow_missing=True)
+                expanded += expand_files([pattern], allow_missing=True)
             except DataError as error:
-                faults.append(fault_row("files", "readable", error, subject=pattern))
-        lists[f"data.{key}"] = expand_files(found, allow_missing=True)
+                faults.append(fault_row("files", "readable", error, pattern))
+        lists[f"data.{key}"] = expand_files(expanded, allow_missing=True)
     check_overlap(lists)
     roles: tuple[Role, ...] = ("all", "validation", "test")
     if data.validation_files and data.test_files:
         roles = ("train", "validation", "test")
-    files = [
-        FileSummary(name, role)
-        for role, names in zip(roles, lists.values(), strict=True)
-        for name in names
-    ]
-    return files, faults
+    names = zip(roles, lists.values(), strict=True)
+    return [FileSummary(name, role) for role, found in names for name in found], faults
 
 
 def _read_tables(
-    one: FileSummary,
-    open_file: Callable[[str], CellSource],
-    data: DataSettings,
-    *,
-    every_matrix: bool,
+    one: FileSummary, source: CellSource, data: DataSettings, *, every_matrix: bool
 ) -> None:
     """Read the tables of a file and look at its matrices."""
-    # A built-in data set is not closed: it is read again.
-    with one.catching("files", "readable"), closing(open_file(one.name)) as source:
-        matrices = source.matrices()
-        has_genes = not matrices or any(len(source.var(matrix)) for matrix in matrices)
-        if source.n_cells == 0 or not has_genes:
-            what = "genes" if source.n_cells else "cells"
-            message = f"{one.name}: holds no {what}; leave the file out or check how it was written"
-            raise DataError(message)
-        _read_obs(one, source, data)
-        one.truth, one.fingerprint = source.truth, fingerprint(one.name)
-        one.n_cells = source.n_cells
-        with one.catching("matrix", "values"):
-            choice = choose_matrix(source, data.matrix)
-            one.stored = source.stored(choice.matrix)
-            one.choice = choice
-        if not matrices:
-            return
-        # Genes are checked even if no matrix is fit, so that both faults are reported at once.
-        matrix = matrices[0] if one.choice is None else one.choice.matrix
-        with one.catching("genes", "gene ids"):
-            where = f"{one.name} ({matrix})"
-            one.table = choose_gene_ids(source.var(matrix), data.gene_ids, where)
-        if every_matrix and one.choice is not None:
-            one.others = _inspect_others(source, matrices, one.choice.matrix)
+    matrices = source.matrices()
+    has_genes = not matrices or any(len(source.var(matrix)) for matrix in matrices)
+    if source.n_cells == 0 or not has_genes:
+        what = "genes" if source.n_cells else "cells"
+        message = f"{one.name}: holds no {what}; leave the file out or check how it was written"
+        raise DataError(message)
+    _read_obs(one, source, data)
+    one.truth, one.fingerprint = source.truth, fingerprint(one.name)
+    one.n_cells = source.n_cells
+    with one.catching("matrix", "values"):
+        choice = choose_matrix(source, data.matrix)
+        one.stored = source.stored(choice.matrix)
+        one.choice = choice
+    if not matrices:
+        return
+    # Genes are checked even if no matrix is fit, so that both faults are reported at once.
+    chosen = matrices[0] if one.choice is None else one.choice.matrix
+    with one.catching("genes", "gene ids"):
+        where = f"{one.name} ({chosen})"
+        one.table = choose_gene_ids(source.var(chosen), data.gene_ids, where)
+    if not every_matrix or one.choice is None:
+        return
+    for matrix in matrices:
+        if matrix != chosen:
+            with suppress(DataError):  # not needed, so not a fault
+                one.others[matrix] = inspect_matrix(source, matrix)
+                source.release()
 
 
 def _read_obs(one: FileSummary, source: CellSource, data: DataSettings) -> None:
@@ -243,82 +235,62 @@ def _read_obs(one: FileSummary, source: CellSource, data: DataSettings) -> None:
         try:
             labels[phenotype.name] = read_labels(obs, phenotype, where=one.name)
         except DataError as error:
-            one.faults.append(fault_row("phenotypes", "coverage", error, subject=phenotype.name))
+            one.faults.append(fault_row("phenotypes", "coverage", error, phenotype.name))
 
     def read(column: str) -> Labels | None:
-        try:
-            wanted = PhenotypeColumn(column, column, explicit=False)
-            return read_labels(obs, wanted, where=one.name)
-        except DataError:  # the column holds a measurement
-            return None
+        with suppress(DataError):  # the column holds a measurement
+            return read_labels(obs, PhenotypeColumn(column, column, explicit=False), where=one.name)
+        return None
 
     one.obs, one.labels = obs, labels
     one.donors = None if by == "cells" else read(by)
     one.batches = {column: found for column in _BATCH_COLUMNS if (found := read(column))}
 
 
-def _inspect_others(source: CellSource, matrices: list[str], chosen: str) -> dict[str, Inspection]:
-    """Look at the first cells of the matrices that are not read."""
-    others: dict[str, Inspection] = {}
-    for matrix in matrices:
-        if matrix == chosen:
-            continue
-        try:
-            others[matrix] = inspect_matrix(source, matrix)
-        except DataError:  # not needed, so not a fault
-            continue
-        source.release()
-    return others
-
-
 def _read_values(
     one: FileSummary,
-    open_file: Callable[[str], CellSource],
-    scope: Scope,
+    choice: MatrixChoice,
+    open_file: Callable[[], CellSource],
+    ranges: Sequence[tuple[int, int]],
     tick: Callable[[int], None],
 ) -> None:
     """Read the values of the chosen matrix, up to the first value that prepare cannot use."""
-    choice = one.choice
-    assert choice is not None, "only files with a fit matrix are read"
-    rows, library_sizes, genes_per_cell = [], [], []
+    read = []
     cells_per_gene = np.zeros(0, dtype=np.int64)
     largest, n_read = 0.0, 0
-    with one.catching("files", "readable"), closing(open_file(one.name)) as source:
-        n_genes = len(source.var(choice.matrix))
-        n_rows = int(np.clip(_CHUNK_VALUES // max(n_genes, 1), 64, _MOST_ROWS))
-        cells_per_gene = np.zeros(n_genes, dtype=np.int64)
-        for first, chunk in _chunks(source, choice.matrix, n_rows, _ranges(one.n_cells, scope)):
-            n_faults = len(one.faults)
-            with one.catching("matrix", "every value"):
+    with one.catching("files", "readable"), closing(open_file()) as source:
+        cells_per_gene = np.zeros(len(source.var(choice.matrix)), dtype=np.int64)
+        n_rows = int(np.clip(_CHUNK_VALUES // max(len(cells_per_gene), 1), 64, _MOST_ROWS))
+        for first, chunk in _chunks(source, choice.matrix, n_rows, ranges):
+            try:
                 check_chunk(chunk, choice, source, first)
-            if len(one.faults) > n_faults:
+            except DataError as error:
+                one.faults.append(fault_row("matrix", "every value", error, one.name))
                 break
             values = chunk.data.astype(np.float64)
             counts = np.expm1(values) if choice.state == MatrixState.LOG1P else values
-            rows.append(np.arange(first, first + chunk.shape[0]))
-            library_sizes.append(row_sums(chunk, counts).astype(np.float32))
-            genes_per_cell.append(np.diff(chunk.indptr).astype(np.int32))
-            cells_per_gene += np.bincount(chunk.indices, minlength=n_genes)
+            read.append(
+                (
+                    np.arange(first, first + chunk.shape[0]),
+                    row_sums(chunk, counts).astype(np.float32),
+                    np.diff(chunk.indptr).astype(np.int32),
+                )
+            )
+            cells_per_gene += np.bincount(chunk.indices, minlength=len(cells_per_gene))
             largest = max(largest, float(values.max(initial=0.0)))
             n_read += chunk.shape[0]
             tick(n_read)
     if n_read:
-        one.expression = Expression(
-            np.concatenate(rows),
-            np.concatenate(library_sizes),
-            np.concatenate(genes_per_cell),
-            cells_per_gene,
-            largest,
-        )
+        rows, sizes, genes = (np.concatenate(column) for column in zip(*read, strict=True))
+        one.expression = Expression(rows, sizes, genes, cells_per_gene, largest)
 
 
 def _chunks(
-    source: CellSource, matrix: str, n_rows: int, ranges: list[tuple[int, int]]
+    source: CellSource, matrix: str, n_rows: int, ranges: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, sparse.csr_matrix]]:
     """First row and CSR of each chunk."""
-    for start, stop in ranges:
-        first = start
-        for chunk in source.chunks(matrix, n_rows, start=start, stop=stop):
+    for first, stop in ranges:
+        for chunk in source.chunks(matrix, n_rows, start=first, stop=stop):
             yield first, chunk
             first += chunk.shape[0]
 
@@ -331,5 +303,102 @@ def _ranges(n_cells: int, scope: Scope) -> list[tuple[int, int]]:
     return [(start, start + _QUICK_CELLS) for start in starts]
 
 
-def _n_read(one: FileSummary, scope: Scope) -> int:
-    return sum(stop - start for start, stop in _ranges(one.n_cells, scope))
+@dataclass(frozen=True)
+class LabelColumn:
+    """One property of cells."""
+
+    #: The phenotype (or "donor", "file", ...).
+    name: str
+    #: In obs; "" for the file.
+    column: str
+    #: Sorted labels; files in the order of the preset.
+    values: tuple[str, ...]
+    #: (rows of the table,), index into `values` or `MISSING`.
+    codes: Codes
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels of all readable files: combinations that occur, and how many cells have each."""
+
+    summaries: Sequence[FileSummary]
+    data: DataSettings
+    #: Those that any file has, in header order.
+    phenotypes: Mapping[str, LabelColumn]
+    #: None if no file has the column of the split.
+    donors: LabelColumn | None
+    files: LabelColumn
+    #: Technical groups that obs names.
+    batches: Sequence[LabelColumn]
+    #: (rows,), cells of each combination.
+    cells: Codes
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of all files."""
+        return int(self.cells.sum())
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Names of the obs columns of all files."""
+        return list(dict.fromkeys(name for one in self.summaries for name in one.columns))
+
+    def count(self, column: LabelColumn) -> Codes:
+        """(values,), cells that have each value of a column."""
+        known = column.codes >= 0
+        codes, cells = column.codes[known], self.cells[known]
+        return np.bincount(codes, cells, len(column.values)).astype(np.int64)
+
+    def cross(self, first: LabelColumn, second: LabelColumn) -> Codes:
+        """(values of first, values of second), cells with both values known."""
+        counts = np.zeros((len(first.values), len(second.values)), dtype=np.int64)
+        known = (first.codes >= 0) & (second.codes >= 0)
+        np.add.at(counts, (first.codes[known], second.codes[known]), self.cells[known])
+        return counts
+
+
+def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelTable:
+    """Join the labels of readable files; ages are grouped as `tfx prepare` does."""
+    columns: dict[tuple[str, str, str], Sequence[Labels | None]] = {}
+    for phenotype in requested_phenotypes(data):
+        labels = [one.labels[phenotype.name] for one in files]
+        if phenotype.name == "age" and data.age_groups == "decade":
+            labels = group_age_labels(labels)
+        if any(part is not None for part in labels):
+            columns["phenotype", phenotype.name, phenotype.column] = labels
+    if any(one.donors is not None and one.donors.values for one in files):
+        columns["donor", "donor", data.split.by] = [one.donors for one in files]
+    for name in dict.fromkeys(name for one in files for name in one.batches):
+        columns["batch", name, name] = [one.batches.get(name) for one in files]
+    values = [
+        sorted({value for labels in column if labels for value in labels.values})
+        for column in columns.values()
+    ]
+    codes_of = [{value: code for code, value in enumerate(known)} for known in values]
+    counts = []
+    for file, one in enumerate(files):
+        of_file = [column[file] for column in columns.values()]
+        for start in range(0, one.n_cells, _BLOCK_CELLS):
+            block = np.full((min(_BLOCK_CELLS, one.n_cells - start), len(columns) + 1), MISSING)
+            block[:, -1] = file
+            for index, found in enumerate(of_file):
+                if found is not None:
+                    recode = np.array([*map(codes_of[index].get, found.values), MISSING], np.int64)
+                    block[:, index] = recode[found.codes[start : start + _BLOCK_CELLS]]
+            counts.append(pd.DataFrame(block).value_counts(sort=False))
+    joined = pd.concat(counts)
+    joined = joined.groupby(level=list(range(len(columns) + 1))).sum()
+    rows = joined.index.to_frame().to_numpy(np.int64)
+    made = [
+        (kind, LabelColumn(name, column, tuple(values[index]), rows[:, index]))
+        for index, (kind, name, column) in enumerate(columns)
+    ]
+    return LabelTable(
+        summaries=files,
+        data=data,
+        phenotypes={column.name: column for kind, column in made if kind == "phenotype"},
+        donors=next((column for kind, column in made if kind == "donor"), None),
+        files=LabelColumn("file", "", tuple(one.name for one in files), rows[:, -1]),
+        batches=[column for kind, column in made if kind == "batch"],
+        cells=joined.to_numpy().astype(np.int64),
+    )

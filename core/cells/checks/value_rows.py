@@ -130,7 +130,7 @@ def _totals_of_log_values(rows: Rows, chosen: Chosen) -> None:
             )
         elif abs(total / TARGET_SUM - 1) > _SAME_TOTAL:
             finding = f"{where}: log values normalised to {total:,.6g} per cell are rescaled to"
-            rows.ok("totals", f"{finding} {TARGET_SUM:,.0f}", subject=one.name)
+            rows.ok("totals", f"{finding} {TARGET_SUM:,.0f}", one.name)
 
 
 def check_cells(files: Sequence[FileSummary]) -> list[CheckRow]:
@@ -180,7 +180,7 @@ def _few_genes(rows: Rows, read: Read) -> None:
                 f"remove what may be debris: sc.pp.filter_cells(adata, min_genes={limit})",
                 one.name,
             )
-    if not rows.has("few genes", "warn"):
+    if not rows.has_warned("few genes"):
         lowest, highest = f"{min(medians):,.0f}", f"{max(medians):,.0f}"
         by_file = lowest if min(medians) == max(medians) else f"{lowest} to {highest} by file"
         rows.ok("few genes", f"hardly any cell has few genes (median genes per cell: {by_file})")
@@ -240,7 +240,7 @@ def _doublets(rows: Rows, read: Read) -> None:
             )
     if not n_read:
         rows.ok(check, "not checked: log values do not show library sizes")
-    elif not rows.has(check, "warn"):
+    elif not rows.has_warned(check):
         others = f"the others of {' or '.join(sorted(compared))}"
         rows.ok(check, f"{_of(n_all, n_read)} have far more counts and genes than {others}")
 
