@@ -7,20 +7,25 @@ same holds, within rounding, for the number of processes (`virtual_ranks`).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from core.cells.store import Store
 from core.encoding.loader import BatchLoader
 from core.errors import MachineError, TfxError, TrainingInterrupted
+from core.evaluation.masked_evaluation import evaluate_masked
+from core.evaluation.metrics import score_phenotype
+from core.evaluation.predict import predict_phenotypes
 from core.model.folder import put_back_model
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import Stream, generator
 from core.runlog.schema import CHECKPOINTS_FOLDER, MODEL_FOLDER
 from core.training.checkpoints import (
     discard_checkpoints_after,
@@ -40,9 +45,7 @@ from core.training.run_log import RunLog, open_run_log
 from core.training.run_setup import RunSetup, check_feasible
 from core.training.start_weights import ConvertWeights, take_shape_of_start
 from core.training.state import TrainingState
-from core.training.step import TrainStep
-from core.training.step_metrics import StepRecorder
-from core.training.validation import describe_accuracies, validation_metrics
+from core.training.step import StepRecorder, TrainStep
 from core.training.virtual_ranks import StepBatch, StepSize
 
 
@@ -78,19 +81,11 @@ def train(
 ) -> TrainResult:
     """Train a model, or resume the run in ``run_folder``.
 
-    Parameters
-    ----------
-    resolved
-        The preset; on resume the run's own, or one that differs in keys that may change.
-    store
-        The prepared cells.
-    run_folder
-        Made if absent; resumed from its newest whole checkpoint if there is one.
-    convert_weights
-        Needed where ``model.start_from`` names a model of another system.
-    should_stop
-        Called while the model is fitted, before every step and within evaluations; a true result (the
-        name of a signal, say) saves a checkpoint and raises `TrainingInterrupted`.
+    On resume ``resolved`` is the run's own preset, or one that differs in keys that may change.
+    ``run_folder`` is made if absent. ``convert_weights`` is needed where ``model.start_from`` names a
+    model of another system. ``should_stop`` is called while the model is fitted, before every step
+    and within evaluations; a true result (the name of a signal, say) saves a checkpoint and raises
+    `TrainingInterrupted`.
 
     Raises
     ------
@@ -120,8 +115,8 @@ def train(
         if processes.is_main and run_folder.exists():
             stack.enter_context(owned_run(run_folder))
         resolved, changes = settle_preset(resolved, run_folder, n_processes=processes.count)
-        with _stoppable_setup(run_folder):
-            setup = RunSetup.of(
+        try:
+            setup = RunSetup(
                 resolved,
                 store,
                 machine,
@@ -130,42 +125,29 @@ def train(
                 convert_weights=convert_weights,
                 on_progress=report_unless_stopped,
             )
+        except _StopRequestedError:  # fitting a model may take minutes: leave at once
+            if not has_checkpoint(run_folder):
+                raise KeyboardInterrupt from None
+            message = "stopped before its next step, its checkpoint is as it was"
+            raise TrainingInterrupted(message) from None
         if processes.is_main and not run_folder.exists():
             stack.enter_context(owned_run(run_folder))
         log = stack.enter_context(open_run_log(run_folder, setup, processes))
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        with _final_status(log):
+        try:
             loop = _Loop(setup, processes, log, run_folder, should_stop, report)
             loop.resume(changes)
             result = loop.run()
             log.status("finished", step=result.steps, eta=0.0)
             log.event("end", step=result.steps)
+        except (TrainingInterrupted, KeyboardInterrupt):
+            log.status("stopped")
+            raise
+        except BaseException as error:
+            log.status("failed", error=str(error))
+            raise
         processes.barrier()
     return result
-
-
-@contextmanager
-def _stoppable_setup(folder: Path) -> Iterator[None]:
-    """Fitting a model may take minutes: on request leave at once, with the run as it was."""
-    try:
-        yield
-    except _StopRequestedError:
-        if not has_checkpoint(folder):
-            raise KeyboardInterrupt from None
-        message = "stopped before its next step, its checkpoint is as it was"
-        raise TrainingInterrupted(message) from None
-
-
-@contextmanager
-def _final_status(log: RunLog) -> Iterator[None]:
-    try:
-        yield
-    except (TrainingInterrupted, KeyboardInterrupt):
-        log.status("stopped")
-        raise
-    except BaseException as error:
-        log.status("failed", error=str(error))
-        raise
 
 
 class _Loop:
@@ -185,15 +167,7 @@ class _Loop:
         self.should_stop, self.on_progress = should_stop, on_progress
         self.recorder = StepRecorder(setup, processes, log, folder)
         self.state = TrainingState(setup, processes, self.recorder.window)
-        self.do_step = TrainStep(
-            setup,
-            processes,
-            self.state.network,
-            self.state.optimiser,
-            on_smaller=lambda parts: log.event(
-                "warning", step=self.step + 1, micro_batches=parts, reason="memory ran out"
-            ),
-        )
+        self.do_step = TrainStep(setup, processes, self.state.network, self.state.optimiser, log)
         self.saved_step = -1
         #: Why the newest checkpoint, and the model of the lowest loss, could not be written.
         self.checkpoint_problem = self.model_problem = ""
@@ -222,7 +196,7 @@ class _Loop:
         state, number = self.state, self.step
         rate = state.begin_step()
         loaded = loader.next()
-        size = self._size_over_processes(loaded.batch.size)
+        size = StepSize(*self._check_stop(loaded.batch.size))
         outcome = self.do_step(number, loaded.rows, loaded.batch, size.counts)
         state.end_step(loaded.following)
         self.recorder.add(outcome, size, waited_seconds=loaded.waited_seconds)
@@ -233,24 +207,15 @@ class _Loop:
             self.recorder.log_window(self.step, state.total, rate=rate, cursor=state.cursor)
         self._report("")
 
-    def _size_over_processes(self, size: StepSize) -> StepSize:
-        """Sum the size of a step over the processes; all stop here if one has to."""
+    def _check_stop(self, numbers: Iterable[float] = ()) -> list[float]:
+        """Stop if any process has to; return numbers summed over the processes, which all call it."""
         stop = self.should_stop()
-        *numbers, stopping = self.processes.all_reduce([*size.to_list(), float(bool(stop))])
+        *sums, stopping = self.processes.all_reduce([*numbers, float(bool(stop))])
         if stopping:
-            self._request_stop(stop)
-        return StepSize.from_list(numbers)
-
-    def _check_stop(self) -> None:
-        """Stop if any process has to; all processes call it at the same places."""
-        stop = self.should_stop()
-        if self.processes.any(flag=bool(stop)):
-            self._request_stop(stop)
-
-    def _request_stop(self, stop: object) -> None:
-        if isinstance(stop, str):
-            self.log.event("signal", signal=stop, step=self.step)
-        raise _StopRequestedError
+            if isinstance(stop, str):
+                self.log.event("signal", signal=stop, step=self.step)
+            raise _StopRequestedError
+        return sums
 
     def _report(self, message: str) -> None:
         self.on_progress(ProgressEvent("training", self.step, self.state.total, message=message))
@@ -297,16 +262,20 @@ class _Loop:
         progress = self.state.progress
         self.recorder.settle()
         with self.state.averaged():
-            metrics = self.processes.broadcast(
-                validation_metrics(self.setup, check_stop=self._check_stop)
-            )
+            own = validation_metrics(self.setup, check_stop=self._check_stop)
+            metrics = self.processes.broadcast(own)
             progress.evaluated = self.step
             if metrics:
                 self.log.metrics(self.step, "validation", metrics)
                 self.log.event("eval", step=self.step, loss=metrics["loss"])
+                accuracies = "  ".join(
+                    f"{name.removeprefix('acc/')} {value:.3f}"
+                    for name, value in metrics.items()
+                    if name.startswith("acc/") and name != "acc/genes_baseline"
+                )
+                loss = metrics["loss"]
                 self._report(
-                    f"step {self.step}: validation loss {metrics['loss']:.4f}  "
-                    f"accuracy: {describe_accuracies(metrics)}"
+                    f"step {self.step}: validation loss {loss:.4f}  accuracy: {accuracies}"
                 )
             if not metrics or metrics["loss"] < progress.best_loss:
                 progress.without_gain = 0
@@ -415,8 +384,51 @@ class _Loop:
         self.saved_step = self.step
         if self.processes.is_main:
             discard_checkpoints_after(folder, self.step)
-        changed = {key: list(pair) for key, pair in changes.items()}
-        self.log.event(
-            "resume", from_step=self.step + 1, **({"changed": changed} if changed else {})
-        )
+        changed = {"changed": {k: list(pair) for k, pair in changes.items()}} if changes else {}
+        self.log.event("resume", from_step=self.step + 1, **changed)
         self._report(f"resumed at step {self.step}")
+
+
+def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
+    """Score the model of a run: the same cells, at most ``train.eval_cells``, and masks every time.
+
+    Returns metrics by name; none if there are no cells. ``check_stop`` is called between batches; an
+    exception that it raises ends the evaluation.
+    """
+    model, store, preset = setup.model, setup.cells.store, setup.preset
+    rows = setup.cells.validation
+    if len(rows) == 0:
+        return {}
+    if len(rows) > preset.train.eval_cells:
+        rng = generator(preset.train.seed, Stream.VALIDATION_CELLS)
+        rows = np.sort(rng.choice(rows, preset.train.eval_cells, replace=False))
+
+    def on_progress(_: ProgressEvent) -> None:
+        check_stop()
+
+    weights = setup.class_weights
+    device = next(model.network.parameters()).device
+    masked = evaluate_masked(
+        model,
+        store,
+        rows,
+        preset.loss,
+        seed=preset.train.seed,
+        class_weights=None if weights is None else weights.to(device),
+        on_progress=on_progress,
+    )
+    metrics = {"loss": masked.loss, "loss/phenotypes": masked.phenotype_loss}
+    if model.config.classified is None:
+        metrics |= {
+            "loss/genes": masked.gene_loss,
+            "acc/genes": masked.gene_accuracy,
+            "acc/genes_baseline": masked.gene_baseline,
+        }
+    predicted = predict_phenotypes(model, store, rows, on_progress=on_progress)
+    for name, slot in model.config.predicted.items():
+        truth = np.asarray(store.phenotype_codes[rows, slot])
+        scores = score_phenotype(truth, predicted[name].argmax(axis=1), store.phenotypes[name])
+        if scores.n_cells:
+            metrics[f"acc/{name}"] = scores.accuracy
+            metrics[f"f1/{name}"] = scores.macro_f1
+    return metrics

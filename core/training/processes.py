@@ -111,10 +111,6 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, *, flag: bool) -> bool:
-        """Return whether the flag of any process is set."""
-        return self.all_reduce([float(flag)])[0] > 0
-
     def broadcast(self, thing: Any) -> Any:  # noqa: ANN401 (plain values of any kind)
         """Return the main process' plain value of a thing."""
         if self.count == 1:

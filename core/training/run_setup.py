@@ -1,7 +1,7 @@
 """Everything a run needs before its first step, built once: checks, cells, model, batches, machine."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,7 @@ from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig, check_parts
+from core.model.encoder import EncoderPart
 from core.model.folder import CellModel
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
@@ -52,43 +53,28 @@ _LOSSES = {
 }
 
 
-@dataclass(frozen=True)
 class RunSetup:
-    """A run that can take its first step."""
+    """A run that can take its first step: one process' part of it, called ``name``."""
 
-    resolved: ResolvedPreset
-    cells: RunCells
-    model: CellModel
-    source: StepSource
-    #: (all phenotype values,), on the host; None for equal weights.
-    class_weights: torch.Tensor | None
-    machine: Machine
-    n_processes: int
-    flops: EncoderFlops
-    #: FLOP/s of all processes' devices together; None if unknown.
-    peak: float | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         resolved: ResolvedPreset,
         store: Store,
         machine: Machine,
         processes: Processes,
         *,
         name: str,
-        convert_weights: ConvertWeights | None = None,
-        on_progress: Listener = ignore_progress,
-    ) -> "RunSetup":
-        """Build one process' part of the run called ``name``; see `build_model` for what it raises."""
-        preset = resolved.preset
+        convert_weights: ConvertWeights | None,
+        on_progress: Listener,
+    ) -> None:
+        preset = self.preset = resolved.preset
+        self.resolved, self.machine, self.n_processes = resolved, machine, processes.count
         check_preset(preset)
-        cells = RunCells.of(preset, store)
-        model = build_model(
+        cells = self.cells = RunCells.of(preset, store)
+        model = self.model = build_model(
             preset, cells, name=name, convert_weights=convert_weights, on_progress=on_progress
         )
-        config = model.config
-        virtual_ranks, n_virtual_ranks = virtual_ranks_of_process(
+        own_ranks, n_virtual_ranks = virtual_ranks_of_process(
             preset.train.virtual_ranks, index=processes.index, count=processes.count
         )
         is_cuda = machine.device == "cuda"
@@ -101,32 +87,20 @@ class RunSetup:
                 virtual_ranks=n_virtual_ranks,
                 bins_on_device=is_cuda,
             )
-            for virtual_rank in virtual_ranks
+            for virtual_rank in own_ranks
         }
-        weights = class_weights(cells.training_codes, config, preset.loss.class_weights)
-        source = StepSource(
+        weights = class_weights(cells.training_codes, model.config, preset.loss.class_weights)
+        #: (all phenotype values,), on the host; None for equal weights.
+        self.class_weights = weights
+        self.source = StepSource(
             sources,
-            count=lambda arrays: LossCounts.of(arrays, config, preset.loss, weights),
+            count=lambda arrays: LossCounts.of(arrays, model.config, preset.loss, weights),
             pin=is_cuda,
         )
-        flops = EncoderFlops.of(model.network)
-        peak = device_peak(processes.device, machine.precision) if flops.layers else None
-        return cls(
-            resolved=resolved,
-            cells=cells,
-            model=model,
-            source=source,
-            class_weights=weights,
-            machine=machine,
-            n_processes=processes.count,
-            flops=flops,
-            peak=None if peak is None else peak * processes.count,
-        )
-
-    @property
-    def preset(self) -> Preset:
-        """The resolved preset's values."""
-        return self.resolved.preset
+        self.flops = EncoderFlops.of(model.network)
+        peak = device_peak(processes.device, machine.precision) if self.flops.layers else None
+        #: FLOP/s of all processes' devices together; None if unknown.
+        self.peak = None if peak is None else peak * processes.count
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the run, for run.json."""
@@ -220,13 +194,7 @@ def build_model(
     """Make the untrained model that a preset describes, fitted to the training cells.
 
     ``convert_weights`` is needed where ``model.start_from`` names a model of another system.
-
-    Raises
-    ------
-    ConfigurationError
-        The preset contradicts the cells: ``max_length``, ``start_from``.
-    DataError
-        There is no phenotype and no gene to learn from.
+    ConfigurationError if the preset contradicts the cells; DataError if there is nothing to learn from.
     """
     store, panel, seed = cells.store, cells.panel, preset.train.seed
     rows = cells.training
@@ -245,6 +213,8 @@ def build_model(
     )
     table = ValueTable.fit(values, expression)
     bins = _dense_bins(values, expression)
+    bin_counts = np.stack([(bins == b).sum(axis=0) for b in range(values.n_bins)], axis=1)
+    split = store.report.get("split", {})
     config = make_config(preset, store.phenotypes, n_genes=len(panel), values=values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -264,7 +234,7 @@ def build_model(
             on_progress=on_progress,
         )
     elif encoder is not None and config.head == "split" and config.kind != "continuous":
-        _fill_gene_bias(network, bins)
+        _fill_gene_bias(encoder, config, bin_counts)
     # A classifier's [CLS] learns faster without it.
     if encoder is not None and encoder.embedding.summary is not None and preset.classified is None:
         start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
@@ -273,10 +243,20 @@ def build_model(
         panel=panel,
         values=values,
         table=table,
-        reference=_make_reference(cells, rows, config, expression, bins, codes),
+        reference=_make_reference(cells, rows, config, expression, bins, codes, bin_counts),
         masking=preset.training_masking,
         generate=preset.generate,
-        provenance=_provenance(preset, store, name),
+        provenance={
+            "name": name,
+            "sources": [source.name for source in store.manifest.sources],
+            "simulated": store.truth is not None,
+            "store": str(store.path.resolve()),
+            "store_key": store.manifest.key,
+            "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
+            "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
+            "seed": seed,
+            **({"where": preset.data.where} if preset.data.where else {}),
+        },
     )
     if preset.model.start_from is not None:
         start_from(model, preset, start, convert_weights)
@@ -318,6 +298,7 @@ def _make_reference(
     expression: sparse.csr_matrix,
     bins: NDArray[np.uint8],
     codes: NDArray[np.int32],
+    bin_counts: NDArray[np.int64],
 ) -> Reference:
     """Summarise the training cells; joint counts over all of them, profiles over those read."""
     combinations, counts = Reference.count(cells.training_codes)
@@ -333,13 +314,12 @@ def _make_reference(
     store = cells.store
     is_counted = store.value_kind == "counts"
     totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
-    bin_counts = np.stack([(bins == b).sum(axis=0) for b in range(config.n_bins)], axis=1)
     return Reference(
         combinations=combinations,
         counts=counts,
         means=np.asarray(means, dtype=np.float32).reshape(shape),
         detection=np.asarray(detection, dtype=np.float32).reshape(shape),
-        bin_counts=bin_counts.astype(np.int64),
+        bin_counts=bin_counts,
         genes_per_cell=size_quantiles(combinations, codes, (bins > 0).sum(axis=1)),
         library_size=size_quantiles(combinations, codes, totals),
     )
@@ -371,29 +351,11 @@ def _dense_bins(values: ValueEncoder, expression: sparse.csr_matrix) -> NDArray[
     return np.concatenate(blocks)
 
 
-def _fill_gene_bias(network: TfxModel, bins: NDArray[np.uint8]) -> None:
+def _fill_gene_bias(encoder: EncoderPart, config: TfxConfig, bin_counts: NDArray[np.int64]) -> None:
     """Start every gene's output at its training marginals."""
-    part = network.encoder_part
-    assert part is not None
-    n_bins = network.config.n_bins
-    counts = np.stack([(bins == b).sum(axis=0) for b in range(n_bins)], axis=1) + 1.0
+    counts = bin_counts + 1.0
     logits = np.log(counts / counts.sum(axis=1, keepdims=True))
-    if network.config.kind == "binary":
+    if config.kind == "binary":
         logits = logits[:, 1:] - logits[:, :1]
     with torch.no_grad():
-        part.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))
-
-
-def _provenance(preset: Preset, store: Store, name: str) -> dict[str, Any]:
-    split = store.report.get("split", {})
-    return {
-        "name": name,
-        "sources": [source.name for source in store.manifest.sources],
-        "simulated": store.truth is not None,
-        "store": str(store.path.resolve()),
-        "store_key": store.manifest.key,
-        "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
-        "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
-        "seed": preset.train.seed,
-        **({"where": preset.data.where} if preset.data.where else {}),
-    }
+        encoder.gene_bias.weight.copy_(torch.from_numpy(logits.astype(np.float32)))

@@ -23,7 +23,7 @@ from core.training.optimiser import (
 )
 from core.training.processes import Processes, load_optimiser, load_weights, whole, whole_weights
 from core.training.run_setup import RunSetup
-from core.training.step_metrics import StepWindow
+from core.training.step import StepWindow
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +120,7 @@ class TrainingState:
         return whole_weights(self.own_network), state
 
     def restore(self, path: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Continue from the content of the checkpoint at ``path``.
-
-        Raises
-        ------
-        DataError
-            It is of an older tfx, or does not fit the model.
-        """
+        """Continue from a checkpoint's content; DataError if it is of an older tfx or another model."""
         if "progress" not in state:
             message = f"{path} was written by an older tfx, whose order of cells was another; train the preset anew"
             raise DataError(message)
@@ -157,7 +151,5 @@ def _compile(network: TfxModel, machine: Machine) -> None:
     if machine.device != "cuda":
         logger.info("train.compile is for CUDA: layers are not compiled on %s", machine.device)
         return
-    part = network.encoder_part
-    if part is not None:
-        for layer in part.encoder.layers:
-            layer.compile(dynamic=network.config.layout == "expressed")
+    for layer in network.encoder_part.encoder.layers if network.encoder_part is not None else ():
+        layer.compile(dynamic=network.config.layout == "expressed")

@@ -1,4 +1,4 @@
-"""One optimiser step: the virtual ranks of this process, in as many parts as memory allows.
+"""One optimiser step, in as many parts as memory allows, and the record of the steps of a run.
 
 Losses are divided by the targets of the whole step over all processes, so that the gradient is the
 same however cells are dealt. Nothing here waits for the device: whether a step was finite is decided
@@ -7,26 +7,36 @@ there (the fused optimiser leaves its weights alone) and read by the host one st
 
 import contextlib
 import logging
-from collections.abc import Callable
+import statistics
+import time
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from core.errors import MachineError
+from core.encoding.sampler import Cursor
+from core.errors import MachineError, TfxError
+from core.files import replace_file
 from core.model.batch_tensors import BatchTensors
 from core.model.cell_objectives import cell_loss
 from core.model.losses import LossCounts, masked_loss
 from core.random_streams import Stream, torch_seed
+from core.runlog.schema import NONFINITE_FOLDER
+from core.training.checkpoints import checkpoint_name
 from core.training.processes import Processes
+from core.training.run_log import RunLog
 from core.training.run_setup import RunSetup
-from core.training.virtual_ranks import RankBatch, StepBatch
+from core.training.virtual_ranks import RankBatch, StepBatch, StepSize
 
 logger = logging.getLogger(__name__)
 
-
+#: Cells that an event names at most.
+_CELLS_IN_EVENT = 4096
 #: The results of a step, over all processes; the norm before clipping.
 STEP_METRICS = ("loss", "gene_loss", "phenotype_loss", "cls_loss", "gradient_norm")
 
@@ -53,15 +63,7 @@ class StepOutcome:
 
 
 class TrainStep:
-    """Does steps.
-
-    Parameters
-    ----------
-    network, optimiser
-        As accelerate shares them among the processes.
-    on_smaller
-        Called with the new number of parts when memory runs out.
-    """
+    """Does steps; network and optimiser are as accelerate shares them among the processes."""
 
     def __init__(
         self,
@@ -69,27 +71,22 @@ class TrainStep:
         processes: Processes,
         network: nn.Module,
         optimiser: Any,  # noqa: ANN401 (accelerate's wrapper of one)
-        *,
-        on_smaller: Callable[[int], None],
+        log: RunLog,
     ) -> None:
         self.processes, self.network, self.optimiser = processes, network, optimiser
         self.config, self.loss = setup.model.config, setup.preset.loss
-        self.train, self.source, self.on_smaller = setup.preset.train, setup.source, on_smaller
+        self.train, self.source, self.log = setup.preset.train, setup.source, log
         weights = setup.class_weights
         self.class_weights = None if weights is None else weights.to(processes.device)
 
     def __call__(
         self, step: int, rows: NDArray[np.int64], batch: StepBatch, counts: LossCounts
     ) -> StepOutcome:
-        """Do one step, counted from 0, on the cells of this process.
+        """Do one step, counted from 0, on the cells of this process, and log if memory ran out.
 
-        ``counts`` are the targets over all processes; ``rows`` are kept for the record.
-
-        Raises
-        ------
-        MachineError
-            A single cell does not fit into memory; or memory ran out in one of several processes,
-            whose others cannot be called back.
+        ``counts`` are the targets over all processes; ``rows`` are kept for the record. MachineError
+        if a single cell does not fit into memory; or if memory ran out in one of several processes,
+        whose others cannot be called back.
         """
         self.network.train()
         while True:
@@ -101,7 +98,7 @@ class TrainStep:
                     raise
                 reason = str(error).splitlines()[0]
             # Out of the handler, whose traceback holds the tensors of the step.
-            self._make_smaller(batch, reason)
+            self._make_smaller(step, batch, reason)
         losses = self.processes.all_reduce_on_device(parts)
         norm = self._clip()
         failed = ~(torch.isfinite(norm) & torch.isfinite(losses).all())
@@ -124,8 +121,10 @@ class TrainStep:
         ]
         losses = torch.zeros(4, device=self.processes.device)
         for place, (virtual_rank, number, part) in enumerate(parts):
-            is_last = place == len(parts) - 1
-            with self._reducing(now=is_last):
+            # Gradients are exchanged among processes only with the last part.
+            is_synced = place == len(parts) - 1 or self.processes.count == 1
+            accelerator = self.processes.accelerator
+            with contextlib.nullcontext() if is_synced else accelerator.no_sync(self.network):
                 # Dropout is a function of the cells, not of which process computes them.
                 key = (self.train.seed, step, virtual_rank, number, Stream.DROPOUT)
                 torch.manual_seed(torch_seed(*key))
@@ -156,26 +155,15 @@ class TrainStep:
         self.processes.accelerator.backward(total * self.processes.count)
         return torch.stack([total, parts.genes, parts.phenotypes, cls]).detach()
 
-    def _reducing(self, *, now: bool) -> contextlib.AbstractContextManager[Any]:
-        """Exchange gradients among processes only with the last part of a step."""
-        if now or self.processes.count == 1:
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[Any] = self.processes.accelerator.no_sync(
-            self.network
-        )
-        return context
-
     def _clip(self) -> Tensor:
         norm = self.processes.accelerator.clip_grad_norm_(
             self.network.parameters(), self.train.gradient_clip
         )
         if norm is None:
             return torch.zeros((), device=self.processes.device)
-        full = getattr(norm, "full_tensor", None)  # FSDP2: a norm of slices
-        whole: Tensor = full() if full is not None else norm
-        return whole
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP2: a norm of slices
 
-    def _make_smaller(self, batch: StepBatch, reason: str) -> None:
+    def _make_smaller(self, step: int, batch: StepBatch, reason: str) -> None:
         """Halve the parts after memory ran out, or give up."""
         self.optimiser.zero_grad()
         if torch.cuda.is_available():
@@ -196,7 +184,7 @@ class TrainStep:
             raise MachineError(message)
         self.source.n_parts = wanted
         logger.warning("memory ran out: steps are computed in %d parts from now on", wanted)
-        self.on_smaller(wanted)
+        self.log.event("warning", step=step + 1, micro_batches=wanted, reason="memory ran out")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -204,3 +192,164 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "can't allocate memory" in str(error)
     )
+
+
+class StepWindow:
+    """Collects steps; `close` returns their averages and starts anew."""
+
+    def __init__(self) -> None:
+        self.load({})
+
+    def state(self) -> dict[str, float]:
+        """Return the sums so far, for a checkpoint."""
+        return dict(self._sums)
+
+    def load(self, state: dict[str, float]) -> None:
+        """Continue from the result of `state`; speeds are of the steps since."""
+        self._sums = {"n_steps": 0, **dict.fromkeys(STEP_METRICS, 0.0), **state}
+        self._began = time.perf_counter()
+        self._sizes: list[StepSize] = []
+        self._waited = 0.0
+
+    def add_size(self, size: StepSize, *, waited_seconds: float) -> None:
+        """Add the size of a step over all processes, and how long it waited for its cells."""
+        self._sizes.append(size)
+        self._waited += waited_seconds
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Add the results of a step."""
+        self._sums["n_steps"] += 1
+        for name, value in metrics.items():
+            self._sums[name] += value
+
+    def close(self) -> tuple[dict[str, float], float, float]:
+        """Return metrics by name, seconds per step, and L̄ of `core.training.flops`."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        sums, sizes = self._sums, self._sizes
+        n = max(sums["n_steps"], 1)
+        n_tokens = sum(size.n_tokens for size in sizes)
+        metrics = {
+            "loss": sums["loss"] / n,
+            "loss/genes": sums["gene_loss"] / n,
+            "loss/phenotypes": sums["phenotype_loss"] / n,
+            **({"loss/cls": sums["cls_loss"] / n} if sums["cls_loss"] else {}),
+            "grad_norm": sums["gradient_norm"] / n,
+            "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
+            "tokens_per_second": n_tokens / seconds,
+            "wait": self._waited / seconds,
+        }
+        attended_length = sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0)
+        self.load({})
+        return metrics, seconds / max(len(sizes), 1), attended_length
+
+
+class SpikeDetector:
+    """Finds losses that leap above those before them.
+
+    A spike is above the median of the last losses by more than eight of their median absolute
+    deviations (scaled to a standard deviation) and by more than a tenth of the median. Spikes do not
+    enter the median, unless 25 in a row show that the loss has changed for good.
+    """
+
+    _WINDOW, _LEAST, _DEVIATIONS, _FRACTION = 100, 25, 8.0, 0.1
+
+    def __init__(self) -> None:
+        self._losses: deque[float] = deque(maxlen=self._WINDOW)
+        self._in_a_row = 0
+
+    def median_if_spike(self, loss: float) -> float | None:
+        """Add a finite loss; return the median before it if it is a spike."""
+        if len(self._losses) >= self._LEAST:
+            median = statistics.median(self._losses)
+            spread = 1.4826 * statistics.median(abs(x - median) for x in self._losses)
+            leap = max(self._DEVIATIONS * spread, self._FRACTION * abs(median))
+            if loss > median + leap:
+                self._in_a_row += 1
+                if self._in_a_row == self._LEAST:
+                    self._losses.clear()
+                return median
+        self._in_a_row = 0
+        self._losses.append(loss)
+        return None
+
+
+class StepRecorder:
+    """Reads the outcomes of steps when the device has them; logs averages, spikes, steps that are not finite."""
+
+    def __init__(self, setup: RunSetup, processes: Processes, log: RunLog, folder: Path) -> None:
+        self.setup, self.processes, self.log, self.folder = setup, processes, log, folder
+        self.window = StepWindow()
+        self._non_finite_in_a_row = 0
+        self._spikes = SpikeDetector()
+        self._under_way: deque[StepOutcome] = deque()
+
+    def add(self, outcome: StepOutcome, size: StepSize, *, waited_seconds: float) -> None:
+        """Add a step, its size over all processes, and how long it waited for its cells."""
+        self._under_way.append(outcome)
+        self.window.add_size(size, waited_seconds=waited_seconds)
+
+    def settle(self, *, all_but: int = 0) -> None:
+        """Wait for the outcomes of all steps but the newest ``all_but``, and log anomalies.
+
+        TfxError if ``train.max_nonfinite`` steps in a row were not finite.
+        """
+        while len(self._under_way) > all_but:
+            outcome = self._under_way.popleft()
+            metrics, is_finite = outcome.wait()
+            self.window.add(metrics)
+            step = outcome.step + 1
+            if not is_finite:
+                self._non_finite_in_a_row += 1
+                self._log_non_finite(step, outcome.rows)
+                continue
+            self._non_finite_in_a_row = 0
+            median = self._spikes.median_if_spike(metrics["loss"])
+            if median is not None:
+                rows = outcome.rows[:_CELLS_IN_EVENT].tolist()
+                self.log.event("spike", step=step, loss=metrics["loss"], median=median, rows=rows)
+
+    def _log_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
+        """Log a step that was skipped, and which cells it had; TfxError after too many in a row."""
+        rows = np.concatenate(self.processes.gather(rows))
+        if self.processes.is_main:
+            self._write_non_finite(step, rows)
+        limit = self.setup.preset.train.max_nonfinite
+        if self._non_finite_in_a_row >= limit:
+            message = (
+                f"loss or gradient was not finite for {limit} steps in a row (step {step}); lower "
+                f"train.learning_rate or use train.precision = 'fp32', by --set when you resume the run"
+            )
+            raise TfxError(message)
+
+    def _write_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
+        name = f"{NONFINITE_FOLDER}/{checkpoint_name(step)}.csv"
+        logger.warning("step %d skipped: its loss or gradient is not finite (%s)", step, name)
+        self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist(), cells=name)
+        store = self.setup.cells.store
+        files = [source.name for source in store.manifest.sources]
+        lines = ["store_row,file,file_row"]
+        places = zip(rows.tolist(), store.origins[rows].tolist(), strict=True)
+        lines += [f'{row},"{files[file]}",{file_row}' for row, (file, file_row) in places]
+        try:
+            (self.folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
+            replace_file(self.folder / name, "\n".join(lines) + "\n")
+        except OSError as error:
+            self.log.warn(step, f"{name} cannot be written ({error.strerror})")
+
+    def log_window(self, step: int, total: int, *, rate: float, cursor: Cursor) -> None:
+        """Log the averages of the window after ``step`` of ``total``."""
+        setup = self.setup
+        metrics, seconds_per_step, attended_length = self.window.close()
+        metrics["lr"] = rate
+        metrics["epoch"] = cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch)
+        mfu = setup.flops.utilisation(
+            tokens_per_second=metrics["tokens_per_second"],
+            attended_length=attended_length,
+            peak=setup.peak,
+        )
+        if mfu is not None and not setup.model.network.log_linear_only:
+            metrics["mfu"] = mfu
+        self.log.metrics(step, "train", metrics)
+        self.log.status("running", step=step, eta=round(seconds_per_step * (total - step), 1))
+        speeds = ("cells_per_second", "tokens_per_second", "wait", "mfu")
+        self.log.machine(**{name: metrics.get(name) for name in speeds})

@@ -8,6 +8,7 @@ virtual ranks.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,8 @@ def virtual_ranks_of_process(
 ) -> tuple[list[int], int]:
     """Return the virtual ranks of process ``index`` of ``count``, and their number in all.
 
-    ``virtual_ranks`` is ``train.virtual_ranks``; None: one per process.
-
-    Raises
-    ------
-    ConfigurationError
-        The processes cannot share the virtual ranks equally.
+    ``virtual_ranks`` is ``train.virtual_ranks``; None: one per process. ConfigurationError if the
+    processes cannot share them equally.
     """
     total = count if virtual_ranks is None else virtual_ranks
     if total % count:
@@ -53,12 +50,8 @@ def cells_per_virtual_rank(
 ) -> tuple[int, int | None]:
     """Return the cells that each virtual rank gives to a step, and its tokens if those limit it.
 
-    ``length`` is the tokens of every cell; None if cells differ.
-
-    Raises
-    ------
-    ConfigurationError
-        The virtual ranks cannot share the cells equally, or the tokens have no room for a cell.
+    ``length`` is the tokens of every cell; None if cells differ. ConfigurationError if the virtual
+    ranks cannot share the cells equally, or the tokens have no room for a cell.
     """
     if train.tokens_per_batch is None:
         if train.batch_size % virtual_ranks:
@@ -93,14 +86,6 @@ def make_batch_source(
     """Return what encodes the training batches of one of several virtual ranks.
 
     ``bins_on_device`` leaves the bins of counts to the device.
-
-    Raises
-    ------
-    ConfigurationError
-        There are fewer cells than virtual ranks, the virtual ranks cannot share ``train.batch_size``,
-        or ``train.tokens_per_batch`` is too small.
-    DataError
-        The store has none of the model's genes.
     """
     train, config, rows = preset.train, model.config, cells.training
     reader = PanelReader(cells.store, model.panel)
@@ -141,29 +126,22 @@ class RankBatch:
     parts: list[BatchTensors]
 
 
-@dataclass(frozen=True)
-class StepSize:
+class StepSize(NamedTuple):
     """Targets, cells and tokens of a step: of one process, or summed over all."""
 
     #: Masked genes and phenotypes, and cells, as the loss counts them.
-    counts: LossCounts
+    genes: float
+    phenotypes: float
+    targeted_cells: float
     n_cells: float
     n_tokens: float
     #: Sum over cells of the square of their tokens: what attention costs.
     squared_lengths: float
 
-    def to_list(self) -> list[float]:
-        """Return plain numbers, for `Processes.all_reduce`."""
-        counts = self.counts
-        return [
-            *(counts.genes, counts.phenotypes, counts.cells),
-            *(self.n_cells, self.n_tokens, self.squared_lengths),
-        ]
-
-    @classmethod
-    def from_list(cls, numbers: list[float]) -> "StepSize":
-        """Return what `to_list` made plain."""
-        return cls(LossCounts(*numbers[:3]), *numbers[3:])
+    @property
+    def counts(self) -> LossCounts:
+        """The targets."""
+        return LossCounts(*self[:3])
 
 
 @dataclass(frozen=True)
@@ -178,14 +156,8 @@ class StepBatch:
 class StepSource:
     """The batches of one process' virtual ranks, all at one cursor.
 
-    Parameters
-    ----------
-    sources
-        Virtual rank -> what encodes its batches.
-    count
-        Counts the targets of a batch.
-    pin
-        Whether tensors go into page-locked memory, for a GPU to fetch.
+    ``sources`` are by virtual rank; ``count`` counts the targets of a batch; ``pin`` is whether tensors
+    go into page-locked memory, for a GPU to fetch.
     """
 
     def __init__(
@@ -210,14 +182,16 @@ class StepSource:
             own, arrays = source.batch(cursor)
             rows.append(own)
             ranks.append(RankBatch(virtual_rank, arrays, self.cut(arrays, self.n_parts)))
-        sizes = [self._size(rank.arrays).to_list() for rank in ranks]
-        total = StepSize.from_list([sum(numbers) for numbers in zip(*sizes, strict=True)])
-        return np.concatenate(rows), StepBatch(ranks, total)
+        sizes = [self._size(rank.arrays) for rank in ranks]
+        return np.concatenate(rows), StepBatch(ranks, StepSize(*map(sum, zip(*sizes, strict=True))))
 
     def _size(self, arrays: CellBatch) -> StepSize:
         lengths = np.diff(arrays.cu_seqlens).astype(np.float64)
-        squares = float((lengths**2).sum())
-        return StepSize(self._count(arrays), arrays.n_cells, float(lengths.sum()), squares)
+        counts = self._count(arrays)
+        return StepSize(
+            *(counts.genes, counts.phenotypes, counts.cells),
+            *(arrays.n_cells, float(lengths.sum()), float((lengths**2).sum())),
+        )
 
     def cut(self, arrays: CellBatch, n_parts: int) -> list[BatchTensors]:
         """Cut a virtual rank's batch into parts and make them ready for the device."""

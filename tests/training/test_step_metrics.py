@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from core.training.step_metrics import SpikeDetector
+from core.training.step import SpikeDetector
 
 
 def losses(n=200, seed=0):
