@@ -47,7 +47,8 @@ def test_every_link_resolves(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_that_a_page_names_is_there(name):
     for path in re.findall(
-        r"\b(?:docs|benchmarks|presets)/[\w/.-]+\.(?:md|py|toml|yaml|png)\b", read(name)
+        r"(?<![\w/])(?:docs|benchmarks|presets|core|tfx_cli)/[\w/.-]+\.(?:md|py|toml|yaml|png)\b",
+        read(name),
     ):
         assert (ROOT / path).exists(), f"{name} names {path}"
 
