@@ -171,7 +171,7 @@ def compare_command(
     tfx runs compare base wide
     tfx runs compare runs/base runs/base-2 --json
     """
-    from core.runlog.comparison import compare_runs
+    from core.runlog.overview import compare_runs
     from core.runlog.reader import RunReader, find_run
     from tfx_cli.runs_tables import comparison_text
 

@@ -4,9 +4,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.runlog.comparison import ComparedMetric, Comparison
 from core.runlog.json_lines import number_in
-from core.runlog.overview import RunOverview, RunRow
+from core.runlog.overview import ComparedMetric, Comparison, RunOverview, RunRow
 from core.runlog.schema import RESERVED_METRIC_KEYS, EventRecord, MetricRecord, metric_info
 from core.wording import duration, size
 from tfx_cli.formatting import (

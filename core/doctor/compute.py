@@ -27,11 +27,9 @@ _HEADS, _WIDTH = 2, 32
 
 @dataclass(frozen=True)
 class DriverFacts:
-    """What the NVIDIA driver reports, independent of torch."""
+    """What the NVIDIA driver reports, independent of torch; names of GPUs are empty without one."""
 
-    #: Names; empty without a driver.
     gpus: tuple[str, ...] = ()
-    #: Of the driver.
     version: str = ""
     #: Newest CUDA that the driver supports, as (major, minor).
     cuda: tuple[int, int] = (0, 0)
@@ -48,7 +46,7 @@ class TorchFacts:
     architectures: tuple[str, ...] = ()
     #: Name and compute capability of each GPU.
     gpus: tuple[tuple[str, tuple[int, int]], ...] = ()
-    #: Whether there is an Apple GPU.
+    #: An Apple GPU.
     has_mps: bool = False
 
 
@@ -106,30 +104,25 @@ def check_torch_and_driver(torch_facts: TorchFacts, driver: DriverFacts) -> list
     if not driver.gpus:
         finding = f"{torch_version}, no GPU: tfx computes on the CPU"
         return [Finding("ok", "compute", "torch", finding)]
-    return [Finding(*_why_no_gpu(torch_facts, driver))]
-
-
-def _why_no_gpu(torch_facts: TorchFacts, driver: DriverFacts) -> tuple[Level, str, str, str, str]:
-    """Say why torch finds no GPU although the driver does."""
-    gpu, check = driver.gpus[0], ("compute", "torch and driver")
-    if torch_facts.cuda is None:
-        finding = f"{gpu} is present, but torch {torch_facts.version} is a build without CUDA"
-        fix = "install the build of torch for your CUDA, as pytorch.org says"
-        return ("warn", *check, finding, fix)
-    if int(torch_facts.cuda.split(".")[0]) > driver.cuda[0]:
-        supported = ".".join(map(str, driver.cuda))
-        finding = (
-            f"torch {torch_facts.version} needs CUDA {torch_facts.cuda}, but driver "
-            f"{driver.version} supports CUDA {supported} at most"
-        )
-        fix = f"update the driver, or install the build of torch for CUDA {supported}"
-        return ("fail", *check, finding, fix)
+    # Torch finds no GPU although the driver does.
+    level: Level = "fail"
+    gpu = driver.gpus[0]
+    supported = ".".join(map(str, driver.cuda))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None:
-        finding = f"CUDA_VISIBLE_DEVICES={hidden!r} hides {gpu}"
-        return ("ok", *check, finding, "unset it to use the GPU")
-    fix = "run python -c 'import torch; torch.cuda.init()', which prints the reason"
-    return ("fail", *check, f"the driver finds {gpu}, torch does not", fix)
+    if torch_facts.cuda is None:
+        level, finding = "warn", f"{gpu} is present, but {torch_version} is a build without CUDA"
+        fix = "install the build of torch for your CUDA, as pytorch.org says"
+    elif int(torch_facts.cuda.split(".")[0]) > driver.cuda[0]:
+        driver_supports = f"driver {driver.version} supports CUDA {supported} at most"
+        finding = f"{torch_version} needs CUDA {torch_facts.cuda}, but {driver_supports}"
+        fix = f"update the driver, or install the build of torch for CUDA {supported}"
+    elif hidden is not None:
+        level, finding = "ok", f"CUDA_VISIBLE_DEVICES={hidden!r} hides {gpu}"
+        fix = "unset it to use the GPU"
+    else:
+        finding = f"the driver finds {gpu}, torch does not"
+        fix = "run python -c 'import torch; torch.cuda.init()', which prints the reason"
+    return [Finding(level, "compute", "torch and driver", finding, fix)]
 
 
 def _check_architectures(torch_facts: TorchFacts) -> list[Finding]:
@@ -161,31 +154,25 @@ def usable_devices() -> "tuple[list[torch.device], list[Finding]]":
     """
     import torch
 
-    kinds = ["cpu"]
-    kinds += ["cuda"] if torch.cuda.is_available() else []
-    kinds += ["mps"] if torch.backends.mps.is_available() else []
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kinds = ["cpu", *(kind for kind, is_available in found.items() if is_available)]
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(64, 64, generator=generator, dtype=torch.float64) for _ in "ab")
     devices, rows = [], []
     for kind in kinds:
-        problem = ""
         try:
             product = (left.float().to(kind) @ right.float().to(kind)).double().cpu()
             error = float((product - left @ right).abs().max())
+            problem = f"a product is wrong by {error:.2g}" if error > _PRODUCT_TOLERANCE else ""
         except Exception as failure:  # noqa: BLE001 - drivers raise anything; it is a finding
             problem = one_line(failure)
-        else:
-            if error > _PRODUCT_TOLERANCE:
-                problem = f"a product is wrong by {error:.2g}"
-        if problem:
-            fix = (
-                "install torch again" if kind == "cpu" else "update the driver, or use --device cpu"
-            )
-            rows.append(Finding("fail", "compute", kind, f"does not compute ({problem})", fix))
-        else:
+        if not problem:
             devices.append(torch.device(kind))
             finding = _describe_cpu() if kind == "cpu" else "computes"
             rows.append(Finding("ok", "compute", kind, finding))
+            continue
+        fix = "install torch again" if kind == "cpu" else "update the driver, or use --device cpu"
+        rows.append(Finding("fail", "compute", kind, f"does not compute ({problem})", fix))
     return devices, rows
 
 
@@ -193,9 +180,8 @@ def _describe_cpu() -> str:
     import torch
 
     n_threads = torch.get_num_threads()
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # since torch 2.12
+    read = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.12
+    capabilities: dict[str, Any] = read()
     fast = [name for name in ("avx512_bf16", "amx_bf16", "amx_tile") if capabilities.get(name)]
     bf16 = f"fast bf16 ({fast[0]}): train.precision = 'bf16' pays" if fast else "no fast bf16"
     return f"computes on {n_threads} thread{'s' * (n_threads != 1)}; {bf16}"
@@ -215,23 +201,21 @@ def check_attention(devices: "Sequence[torch.device]") -> list[Finding]:
     for device in devices:
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = torch.bfloat16 if has_bf16 else torch.float32
-        automatic = resolve_attention("auto", device=device, dtype=dtype, dropout=0.0, ragged=True)
+        where: dict[str, Any] = {"device": device, "dtype": dtype, "dropout": 0.0, "ragged": True}
+        automatic = resolve_attention("auto", **where).name
         for name in ROUTES:
             check = f"{name} on {device.type}"
             try:
-                route = resolve_attention(
-                    name, device=device, dtype=dtype, dropout=0.0, ragged=True
-                )
+                route = resolve_attention(name, **where)
             except MachineError as error:
                 reason = str(error).partition("here: ")[2].rpartition(";")[0]
                 rows.append(Finding("ok", "attention", check, f"not available here: {reason}"))
                 continue
-            is_auto = name == automatic.name
             problem, finding = _try_route(route, device, dtype)
             if not problem:
-                finding += ", chosen by 'auto'" * is_auto
+                finding += ", chosen by 'auto'" * (name == automatic)
                 rows.append(Finding("ok", "attention", check, finding))
-            elif is_auto:
+            elif name == automatic:
                 fix = "set model.attention to another route"
                 rows.append(Finding("fail", "attention", check, problem, fix))
             else:
@@ -271,10 +255,8 @@ def _attend_float64(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor") -> 
     import torch
 
     attended = []
-    for one_q, one_k, one_v in zip(
-        *(torch.split(x.double().transpose(0, 1), _LENGTHS, dim=1) for x in (q, k, v)),
-        strict=True,
-    ):
+    split = (torch.split(x.double().transpose(0, 1), _LENGTHS, dim=1) for x in (q, k, v))
+    for one_q, one_k, one_v in zip(*split, strict=True):
         weights = torch.softmax(one_q @ one_k.transpose(1, 2) / _WIDTH**0.5, dim=-1)
         attended.append(weights @ one_v)
     return torch.cat(attended, dim=1).transpose(0, 1)

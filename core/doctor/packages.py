@@ -1,5 +1,6 @@
 """Python and packages: installed versions against required and tested ones."""
 
+import contextlib
 import importlib.metadata
 import platform
 import re
@@ -58,18 +59,16 @@ Versions = dict[str, str | None]
 
 def installed_version(name: str) -> str | None:
     """Return the version of an installed distribution, or None."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return None
 
 
-def installed_requirements() -> list[str]:
+def _installed_requirements() -> list[str]:
     """Return the requirements of the installed tfx, as in metadata: ``torch>=2.10``."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    return []
 
 
 def lowest_versions(requirements: Iterable[str]) -> dict[str, str]:
@@ -104,7 +103,7 @@ def check_packages(
     ``required`` gives the oldest allowed version by package (default: those of the installed tfx).
     Returns rows, and the version of every package.
     """
-    required = lowest_versions(installed_requirements()) if required is None else required
+    required = lowest_versions(_installed_requirements()) if required is None else required
     installed = {name: find_version(name) for name in sorted({*required, *TESTED_VERSIONS})}
     missing, old, newer = [], [], []
     for name, version in installed.items():

@@ -1,8 +1,8 @@
 """Memory, open files and the disk of runs/ and stores/, limits of containers and shells included."""
 
-import contextlib
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from core.doctor.compute import one_line
-from core.files import free_space
+from core.files import free_space, replacing
 from core.findings import Finding
 
 if TYPE_CHECKING:
@@ -34,20 +34,11 @@ _PARALLEL = ("lustre", "gpfs", "beegfs", "ceph", "panfs")
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
-def _graded(
-    family: str,
-    check: str,
-    value: int,
-    limits: tuple[int, int],
-    finding: str,
-    fixes: tuple[str, str],
-) -> Finding:
-    """Make a row of a value: fail below the first limit, warn below the second."""
+def _graded(row: Finding, value: int, limits: tuple[int, int], fixes: tuple[str, str]) -> Finding:
+    """Let the row of a value fail below the first limit, warn below the second."""
     if value < limits[0]:
-        return Finding("fail", family, check, finding, fixes[0])
-    if value < limits[1]:
-        return Finding("warn", family, check, finding, fixes[1])
-    return Finding("ok", family, check, finding)
+        return replace(row, level="fail", fix=fixes[0])
+    return replace(row, level="warn", fix=fixes[1]) if value < limits[1] else row
 
 
 def read_memory() -> dict[str, int]:
@@ -76,7 +67,7 @@ def check_memory(memory: dict[str, int]) -> list[Finding]:
         "end other programs, or request 4 GB from your scheduler",
         "end other programs, or use few genes (data.genes) and small batches",
     )
-    return [_graded("memory", "RAM", available, _MEMORY, finding, fixes)]
+    return [_graded(Finding("ok", "memory", "RAM", finding), available, _MEMORY, fixes)]
 
 
 def check_gpu_memory() -> tuple[list[Finding], list[dict[str, Any]]]:
@@ -94,7 +85,8 @@ def check_gpu_memory() -> tuple[list[Finding], list[dict[str, Any]]]:
         limits = (0, min(_GOOD_GPU_MEMORY, total // 2))
         finding = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
         fix = "nvidia-smi lists the programs that use it; or choose another GPU by CUDA_VISIBLE_DEVICES"
-        rows.append(_graded("memory", f"GPU {index}", free, limits, finding, ("", fix)))
+        row = Finding("ok", "memory", f"GPU {index}", finding)
+        rows.append(_graded(row, free, limits, ("", fix)))
     return rows, facts
 
 
@@ -109,24 +101,24 @@ def check_open_files(limit: int | None = None) -> list[Finding]:
         if limit == resource.RLIM_INFINITY:
             return [Finding("ok", "limits", "open files", "no limit")]
     fix = f"run 'ulimit -n {4 * _FILES[1]}' in the shell before tfx"
-    return [_graded("limits", "open files", limit, _FILES, f"up to {limit:,} files", (fix, fix))]
+    row = Finding("ok", "limits", "open files", f"up to {limit:,} files")
+    return [_graded(row, limit, _FILES, (fix, fix))]
 
 
 def file_system_of(folder: Path) -> str:
     """Return the kind of file system that holds a folder, as ``ext4``; "" if it is not known."""
     folder = folder.resolve()
-    most_parts, kind = -1, ""
-    with contextlib.suppress(OSError):
-        for part in psutil.disk_partitions(all=True):
-            n_parts = len(Path(part.mountpoint).parts)
-            # "autofs" marks where another file system will be mounted.
-            if (
-                n_parts >= most_parts
-                and folder.is_relative_to(part.mountpoint)
-                and part.fstype != "autofs"
-            ):
-                most_parts, kind = n_parts, part.fstype
-    return kind
+    try:
+        mounted = psutil.disk_partitions(all=True)
+    except OSError:
+        return ""
+    kinds = {
+        len(Path(part.mountpoint).parts): part.fstype  # a later mount covers an earlier one
+        for part in mounted
+        # "autofs" marks where another file system will be mounted.
+        if folder.is_relative_to(part.mountpoint) and part.fstype != "autofs"
+    }
+    return kinds[max(kinds)] if kinds else ""
 
 
 def check_disk(
@@ -146,7 +138,7 @@ def check_disk(
         "make room for large stores; train.keep_checkpoints = 1 saves some",
     )
     finding = f"{free / _GB:.1f} GB free in {nearest}"
-    rows = [_graded("disk", "room", free, _DISK, finding, fixes), _check_kind(kind)]
+    rows = [_graded(Finding("ok", "disk", "room", finding), free, _DISK, fixes), _check_kind(kind)]
     if os.access(nearest, os.W_OK):
         rows += _try_out(nearest)
     else:
@@ -197,13 +189,12 @@ def _try_out(folder: Path) -> list[Finding]:
 
 
 def _renames_whole(folder: Path) -> bool:
-    place, temporary = folder / "status.json", folder / ".status.json.tmp"
-    place.write_text("old", encoding="utf-8")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write("new")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(place)
+    place = folder / "status.json"
+    for content in ("old", "new"):
+        with replacing(place) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
     return place.read_text(encoding="utf-8") == "new"
 
 

@@ -4,13 +4,13 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.errors import ConfigurationError, MachineError
 from core.files import plain_json, replace_file
-from core.runlog.json_lines import number_in, to_line
+from core.runlog.json_lines import finite_number, to_line
 from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
 
 ExportFormat = Literal["csv", "json", "jsonl", "parquet"]
@@ -22,42 +22,32 @@ _WORDS = ("split", "metric")
 
 def format_of(path: Path) -> ExportFormat:
     """Return the format that a file's ending names; raise ConfigurationError if it names none."""
-    ending = path.suffix.lower().removeprefix(".")
-    for name in get_args(ExportFormat):
-        if ending == name:
+    known: tuple[ExportFormat, ...] = get_args(ExportFormat)
+    for name in known:
+        if path.suffix.lower() == f".{name}":
             return name
-    known = ", .".join(get_args(ExportFormat))
-    message = f"'{path}': its ending must name the format, one of .{known}"
+    message = f"'{path}': its ending must name the format, one of .{', .'.join(known)}"
     raise ConfigurationError(message)
 
 
 def metrics_table(
-    records: Iterable[MetricRecord], *, form: TableForm = "wide"
+    records: Sequence[MetricRecord], *, form: TableForm = "wide"
 ) -> tuple[list[str], list[list[Any]]]:
     """Return column names, and rows of metrics (None: not written, or not finite).
 
-    Parameters
-    ----------
-    records
-        As `RunReader.metrics` returns them.
-    form
-        ``wide``: step, t, split, then each metric in the order first written; ``long``: step, t,
-        split, metric, value.
+    ``wide``: step, t, split, then each metric in the order first written; ``long``: step, t, split,
+    metric, value.
     """
-    records = list(records)
     if form == "long":
-        return [*_KEYS, "metric", "value"], list(_long(records))
+        return [*_KEYS, "metric", "value"], [
+            [*(record.get(key) for key in _KEYS), name, value]
+            for record in records
+            for name, value in record.items()
+            if name not in RESERVED_METRIC_KEYS
+        ]
     names = dict.fromkeys(name for record in records for name in record)
     columns = [*_KEYS, *(name for name in names if name not in RESERVED_METRIC_KEYS)]
     return columns, [[record.get(name) for name in columns] for record in records]
-
-
-def _long(records: Iterable[MetricRecord]) -> Iterator[list[Any]]:
-    for record in records:
-        keys = [record.get(key) for key in _KEYS]
-        for name, value in record.items():
-            if name not in RESERVED_METRIC_KEYS:
-                yield [*keys, name, value]
 
 
 def to_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: ExportFormat) -> bytes:
@@ -84,19 +74,13 @@ def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
         raise MachineError(message)
     import pandas as pd  # 400 ms
 
-    data = {
-        name: [
-            (None if row[place] is None else str(row[place]))
-            if name in _WORDS
-            else number_in({name: row[place]}, name)
-            for row in rows
-        ]
-        for place, name in enumerate(columns)
-    }
-    frame = pd.DataFrame(data, columns=list(columns))
-    for name in frame.columns:
-        if name not in _WORDS:
-            frame[name] = frame[name].astype("int64" if name == "step" else "float64")
+    frame = pd.DataFrame(list(rows), columns=list(columns), dtype=object)
+    for name, column in frame.items():
+        if name in _WORDS:
+            frame[name] = [None if value is None else str(value) for value in column]
+        else:
+            kind = "int64" if name == "step" else "float64"
+            frame[name] = pd.Series([finite_number(value) for value in column], dtype=kind)
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ them all in a few megabytes, one array of numbers per metric and split, brought 
 what was added. `read_latest_metrics` parses few lines, so that a list of many runs stays quick.
 """
 
+import itertools
 import math
 from array import array
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
-from core.runlog.json_lines import LineFollower, finite_number, number_in, parse_object
+from core.runlog.json_lines import LineFollower, number_in, parse_object
 from core.runlog.schema import GENE_METRICS, METRICS_FILE, RESERVED_METRIC_KEYS, MetricRecord
 
 #: Read at a time, so that a long history is never in memory as dictionaries.
@@ -55,45 +56,26 @@ class SplitCurves:
     def __init__(self) -> None:
         #: (lines,)
         self.steps = array("q")
-        #: (lines,), seconds since 1970, NaN where a line has none.
-        self.times = array("d")
         #: Metric -> (lines,) values, NaN where a line lacks it or it was not finite.
         self.columns: dict[str, array[float]] = {}
 
-    def __len__(self) -> int:
-        """Return the number of lines."""
-        return len(self.steps)
-
-    def last(self, name: str) -> float | None:
-        """Return the newest finite value of a metric."""
-        column = self.columns.get(name, ())
-        return next((value for value in reversed(column) if not math.isnan(value)), None)
-
     def add(self, record: MetricRecord) -> None:
         """Append a line."""
-        n_lines = len(self.steps)
-        self.steps.append(record["step"])
-        self.times.append(_number(record.get("t")))
         for name in record:
             if name not in RESERVED_METRIC_KEYS and name not in self.columns:
-                self.columns[name] = array("d", [math.nan]) * n_lines
+                self.columns[name] = array("d", [math.nan]) * len(self.steps)
+        self.steps.append(record["step"])
         for name, column in self.columns.items():
-            column.append(_number(record.get(name)))
+            value = number_in(record, name)
+            column.append(math.nan if value is None else value)
 
     def drop_from(self, step: float) -> None:
         """Remove the lines of a step and of those after it."""
-        kept = [place for place, one in enumerate(self.steps) if one < step]
-        if len(kept) == len(self.steps):
-            return
-        self.steps = array("q", (self.steps[place] for place in kept))
-        self.times = array("d", (self.times[place] for place in kept))
-        for name, column in self.columns.items():
-            self.columns[name] = array("d", (column[place] for place in kept))
-
-
-def _number(value: object) -> float:
-    number = finite_number(value)
-    return math.nan if number is None else number
+        kept = [one < step for one in self.steps]
+        if not all(kept):
+            self.steps = array("q", itertools.compress(self.steps, kept))
+            for name, column in self.columns.items():
+                self.columns[name] = array("d", itertools.compress(column, kept))
 
 
 class RunCurves:
@@ -110,10 +92,6 @@ class RunCurves:
     def bad_lines(self) -> int:
         """Lines that could not be read or had no step."""
         return self._follower.bad_lines + self._n_unusable
-
-    def __getitem__(self, split: str) -> SplitCurves:
-        """Return the curves of a split; empty ones if it has none."""
-        return self.splits.get(split) or SplitCurves()
 
     def poll(self) -> bool:
         """Read what was added; return whether anything was."""
@@ -170,18 +148,6 @@ class LatestMetrics:
         known = [(loss, record) for loss, record in losses if loss is not None]
         return min(known, key=lambda pair: pair[0])[1] if known else None
 
-    @property
-    def last_step(self) -> int | None:
-        """The largest step of these lines."""
-        steps = [record["step"] for record in (self.train, self.last) if record is not None]
-        return max(steps, default=None)
-
-    @property
-    def last_time(self) -> float | None:
-        """When the newest of these lines was written, in seconds since 1970."""
-        times = [number_in(record, "t") for record in (self.train, self.last)]
-        return max((time for time in times if time is not None), default=None)
-
 
 def read_latest_metrics(folder: Path) -> LatestMetrics:
     """Read the latest metrics of a run folder; lines that are absent or not readable are left out."""
@@ -194,11 +160,9 @@ def read_latest_metrics(folder: Path) -> LatestMetrics:
     validations: list[MetricRecord] = []
     for line in reversed(data[: data.rfind(b"\n") + 1].split(b"\n")):
         # Parsing every line of training would take seconds.
-        if not (
-            b'"validation"' in line or b'"resume"' in line or (train is None and b'"train"' in line)
-        ):
-            continue
-        record = parse_object(line)
+        is_train = train is None and b'"train"' in line
+        is_wanted = is_train or b'"validation"' in line or b'"resume"' in line
+        record = parse_object(line) if is_wanted else None
         if record is None or not rule.is_valid(record):
             continue
         if record.get("split") == "validation":

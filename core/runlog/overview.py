@@ -1,19 +1,21 @@
-"""One run: a row in a list of runs, or everything but its curves."""
+"""Runs: a row of one in a list, everything of one but its curves, and several side by side."""
 
+import contextlib
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.runlog.history import LatestMetrics, phenotype_accuracies, read_latest_metrics
 from core.runlog.json_lines import number_in
-from core.runlog.reader import RunReader, RunSummary
+from core.runlog.reader import RunReader, RunSummary, read_settings, read_values
 from core.runlog.schema import (
     CHECKPOINT_MARKER,
     CHECKPOINTS_FOLDER,
+    GENE_METRICS,
     LIVE_STATES,
     MODEL_FOLDER,
     RESERVED_METRIC_KEYS,
@@ -21,9 +23,10 @@ from core.runlog.schema import (
     MetricRecord,
     metric_info,
 )
-from core.runlog.settings import read_settings
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
+#: Sections of a preset that define the task: if they differ, losses mean different things.
+_TASK = ("data", "encoding", "masking", "loss")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
         latest = read_latest_metrics(summary.path)
     kept = latest.kept
     accuracies = phenotype_accuracies(kept)
-    is_live = summary.state in (*LIVE_STATES, "stale")
+    newest = [line for line in (latest.train, latest.last) if line is not None]
+    last_step = max((line["step"] for line in newest), default=None)
+    times = [number_in(line, "t") for line in newest]
     return RunRow(
         name=summary.name,
         path=str(summary.path),
         state=summary.state,
-        step=summary.step if summary.step is not None else latest.last_step,
+        step=summary.step if summary.step is not None else last_step,
         total=summary.total,
         loss=number_in(latest.train, "loss"),
         validation_loss=number_in(kept, "loss"),
@@ -71,18 +76,17 @@ def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
         accuracies=accuracies,
         accuracy=sum(accuracies.values()) / len(accuracies) if accuracies else None,
         started=summary.started,
-        last_data=latest.last_time or summary.heartbeat,
-        eta=summary.eta if is_live else None,
+        last_data=max(filter(None, times), default=None) or summary.heartbeat,
+        eta=summary.eta if summary.state in (*LIVE_STATES, "stale") else None,
     )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of a run."""
+    """A checkpoint of a run, and its size in bytes."""
 
     name: str
     step: int
-    #: Bytes.
     size: int
     #: Whether its marker exists; the checksums of its files are not verified.
     is_whole: bool
@@ -162,11 +166,8 @@ def best_values(records: Sequence[MetricRecord]) -> dict[str, BestValue]:
             value, better = number_in(record, name), metric_info(name).better
             if value is None or better is None or name in RESERVED_METRIC_KEYS:
                 continue
-            known = best.get(name)
-            is_better = known is None or (
-                value > known.value if better == "higher" else value < known.value
-            )
-            if is_better:
+            sign = 1 if better == "higher" else -1
+            if name not in best or sign * value > sign * best[name].value:
                 best[name] = BestValue(value, record["step"])
     return best
 
@@ -212,8 +213,90 @@ def _folder_size(folder: Path) -> int | None:
         return None
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(OSError):  # a checkpoint that is being removed
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # a checkpoint that is being removed
-            continue
     return total
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """One metric of all runs."""
+
+    #: As in metrics.jsonl, or ``seconds`` or ``parameters``.
+    name: str
+    #: ``train``: last line of training; ``kept``: the evaluation of the lowest loss; ``last``: the
+    #: last evaluation; ``run``: of the run itself.
+    at: Literal["run", "train", "kept", "last"]
+    #: One per run; None if a run has none.
+    values: tuple[float | None, ...]
+    #: Places of the best runs; none without a better direction, or if the values are not comparable.
+    best: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side, in the order given."""
+
+    runs: tuple[RunRow, ...]
+    #: Dotted key of the preset -> its value in each run (None: not set), where they differ.
+    settings: dict[str, tuple[Any, ...]]
+    #: In the order to show.
+    metrics: tuple[ComparedMetric, ...]
+    #: Why some metrics must not be compared.
+    notes: tuple[str, ...]
+
+
+def compare_runs(readers: Sequence[RunReader]) -> Comparison:
+    """Compare runs, in the order to show them."""
+    presets = [read_values(reader.folder) for reader in readers]
+    keys = dict.fromkeys(key for preset in presets for key in preset if key != "name")
+    rows = {key: tuple(preset.get(key) for preset in presets) for key in keys}
+    settings = {key: row for key, row in rows.items() if any(one != row[0] for one in row[1:])}
+
+    lines = [reader.metrics() for reader in readers]
+    latest = [LatestMetrics.of(records) for records in lines]
+    stores = [reader.run.get("store_key") for reader in readers]
+    same_cells = isinstance(stores[0], str) and all(store == stores[0] for store in stores)
+    same_task = same_cells and not any(key.split(".")[0] in _TASK for key in settings)
+    notes = []
+    if not same_cells:
+        notes = ["the runs were not trained on one store: none of their metrics is marked as best"]
+    elif not same_task:
+        notes = [
+            "encoding, masking or loss differ: losses and accuracies of genes are not marked as best"
+        ]
+
+    def compared(name: str, at: Literal["train", "kept", "last"]) -> ComparedMetric:
+        values = tuple(number_in(getattr(one, at), name) for one in latest)
+        is_of_phenotype = name.startswith(("acc/", "f1/")) and name not in GENE_METRICS
+        is_comparable = at == "kept" and (same_cells if is_of_phenotype else same_task)
+        return ComparedMetric(name, at, values, _best(name, values) if is_comparable else ())
+
+    parameters = tuple(number_in(reader.run, "parameters") for reader in readers)
+    both = list(zip(readers, lines, strict=True))
+    seconds = tuple(seconds_trained(reader.events(), records) for reader, records in both)
+    # The loss first, then its step.
+    names = dict.fromkeys(["loss", "step", *(name for one in latest for name in one.kept or ())])
+    found = [
+        ComparedMetric("parameters", "run", parameters),
+        ComparedMetric("seconds", "run", seconds),
+        compared("cells_per_second", "train"),
+        compared("loss", "train"),
+        compared("loss", "last"),
+        *(compared(name, "kept") for name in names if name not in RESERVED_METRIC_KEYS - {"step"}),
+    ]
+    return Comparison(
+        runs=tuple(map(run_row, [reader.summary() for reader in readers], latest)),
+        settings=settings,
+        metrics=tuple(one for one in found if any(value is not None for value in one.values)),
+        notes=tuple(notes),
+    )
+
+
+def _best(name: str, values: Sequence[float | None]) -> tuple[int, ...]:
+    better = metric_info(name).better
+    known = [value for value in values if value is not None]
+    if better is None or len(known) < 2:
+        return ()
+    best = max(known) if better == "higher" else min(known)
+    return tuple(place for place, value in enumerate(values) if value == best)

@@ -1,14 +1,20 @@
-"""Reading run folders, live or finished, of any release."""
+"""Reading run folders, live or finished, of any release, and the resolved presets in them."""
 
+import contextlib
+import re
 import time
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
+from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.runlog.history import ResumeRule
 from core.runlog.json_lines import RecordTail, finite_number, parse_object
 from core.runlog.schema import (
+    CONFIG_FILE,
     CRASHED_AFTER_SECONDS,
     EVENTS_FILE,
     FORMAT_VERSION,
@@ -21,6 +27,9 @@ from core.runlog.schema import (
     MetricRecord,
 )
 from core.wording import did_you_mean
+
+_SECTION = re.compile(r"^\[(?P<name>[^\[\]]+)\]\s*$")
+_VALUE = re.compile(r"^(?P<key>[^=#\s]+) = (?P<value>.*?)(?:  # (?P<provenance>[^#]+))?$")
 
 
 class RunReader:
@@ -43,10 +52,8 @@ class RunReader:
             raise ConfigurationError(message)
         version = self.run.get("format", 0)
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            message = (
-                f"the run '{folder}' has format {version}, this tfx reads up to {FORMAT_VERSION}: "
-                "update tfx"
-            )
+            known = f"this tfx reads up to {FORMAT_VERSION}: update tfx"
+            message = f"the run '{folder}' has format {version}, {known}"
             raise ConfigurationError(message)
         self._metrics = RecordTail(folder / METRICS_FILE)
         self._events = RecordTail(folder / EVENTS_FILE)
@@ -156,8 +163,9 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     """
     if name_or_path is not None:
         for folder in (Path(name_or_path), root / name_or_path):
-            if _is_file(folder / RUN_FILE):
-                return folder
+            with contextlib.suppress(OSError, ValueError):  # a name too long, a NUL in it
+                if (folder / RUN_FILE).is_file():
+                    return folder
     runs = list_runs(root)
     if not runs:
         what = "there are no runs" if name_or_path is None else f"there is no run '{name_or_path}'"
@@ -171,20 +179,62 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     raise ConfigurationError(message)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, a NUL in it
-        return False
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if it is absent or not readable."""
-    try:
+    with contextlib.suppress(OSError):
         return parse_object(path.read_bytes()) or {}
-    except OSError:
-        return {}
+    return {}
 
 
 def _integer(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a preset."""
+
+    #: Dotted, in the present spelling: ``train.batch_size``.
+    key: str
+    #: As TOML writes it.
+    value: str
+    #: Where it came from: a file and its line, an option, a variable, ``default``.
+    provenance: str
+
+
+def read_settings(folder: Path) -> list[Setting]:
+    """Read the values of a run's preset, in the order of the file; none if it cannot be read."""
+    try:
+        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    found = []
+    section = ""
+    for line in text.splitlines():
+        if match := _SECTION.match(line):
+            section = match["name"] + "."
+        elif match := _VALUE.match(line):
+            key = ".".join(current_key(tuple(f"{section}{match['key']}".split("."))))
+            if key not in REMOVED_PRESET_KEYS:
+                found.append(Setting(key, match["value"], match["provenance"] or ""))
+    return found
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Read the values of a run's preset as dotted key -> value; those that are not TOML are left out."""
+    values = {}
+    for setting in read_settings(folder):
+        with contextlib.suppress(ValueError, RecursionError):
+            values[setting.key] = tomllib.loads(f"value = {setting.value}")["value"]
+    return values
+
+
+def dotted_values(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables: ``{"train.seed": 0}``; an empty table stays as it is."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted_values(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

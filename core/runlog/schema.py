@@ -4,7 +4,7 @@ docs/run-format.md describes the same for programs in other languages; a change 
 raises `FORMAT_VERSION`, and the reader must still read the older form.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 #: Version of the folder's format, in run.json. Readers read every version up to their own.
@@ -40,16 +40,8 @@ SEEN_STATES = (*RUN_STATES, "stale", "crashed", "unknown")
 
 #: What tfx writes to events.jsonl; readers accept other names too.
 EVENTS = (
-    "start",
-    "resume",
-    "checkpoint",
-    "eval",
-    "early_stop",
-    "spike",
-    "nonfinite",
-    "warning",
-    "signal",
-    "end",
+    *("start", "resume", "checkpoint", "eval", "early_stop"),
+    *("spike", "nonfinite", "warning", "signal", "end"),
 )
 
 #: Metrics of the group acc that are not of a phenotype.
@@ -116,14 +108,11 @@ def metric_info(name: str) -> MetricInfo:
         return _METRICS[name]
     group, slash, rest = name.partition("/")
     if slash and group in _GROUPS:
-        known = _GROUPS[group]
-        return MetricInfo(f"{known.label} {rest}", known.unit, known.number_format, known.better)
+        return replace(_GROUPS[group], label=f"{_GROUPS[group].label} {rest}")
     return MetricInfo(name)
 
 
 def system_file(host: str) -> str:
     """Return the name of the file in which one machine logs its load."""
-    kept = "".join(
-        character if character.isalnum() or character in "-." else "-" for character in host
-    )
+    kept = "".join(one if one.isalnum() or one in "-." else "-" for one in host)
     return f"system-{kept or 'unknown'}.jsonl"

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from core import __version__
@@ -44,20 +43,9 @@ class RunWriter:
     is alive (`heartbeat`) and the load of its machine (`system`).
 
     Opening a folder that already holds a run continues it: run.json stays as it was, the lines
-    are appended. A resumed run must write ``event("resume", from_step=N)``.
-
-    Parameters
-    ----------
-    folder
-        The run folder; made if absent.
-    run
-        Facts for run.json beside those that the writer adds (arguments, host, process, job, commit,
-        version): hashes of preset, store and vocabulary, parameters.
-    config
-        The resolved preset, for config.toml. Written before run.json makes the folder a run: a run
-        without its preset could not be resumed.
-    clock
-        Seconds since 1970; for tests.
+    are appended. A resumed run must write ``event("resume", from_step=N)``. ``run`` has facts for
+    run.json beside those that the writer adds (hashes of preset, store and vocabulary, parameters),
+    ``config`` is the resolved preset.
 
     Raises
     ------
@@ -71,7 +59,7 @@ class RunWriter:
         *,
         run: Mapping[str, object],
         config: str | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time,  # seconds since 1970
     ) -> None:
         self.folder = folder
         self._clock = clock
@@ -83,12 +71,16 @@ class RunWriter:
         self._is_closed = False
         # Re-entrant: a signal handler may log while the interrupted thread writes a line.
         self._lock = threading.RLock()
-        self._log_handler: logging.FileHandler | None = None
+        #: Writes log.txt; add it to a logger. Closed with the writer.
+        self.log_handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+        layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+        self.log_handler.setFormatter(logging.Formatter(layout))
         self._metrics = LineAppender(folder / METRICS_FILE)
         self._events = LineAppender(folder / EVENTS_FILE)
         self._system = SystemLog(folder, host=self._host, clock=clock)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # Before run.json makes it a run: one without its preset could not be resumed.
             if config is not None:
                 replace_file(folder / CONFIG_FILE, config)
             if not (folder / RUN_FILE).exists():
@@ -175,16 +167,6 @@ class RunWriter:
             if not self._is_closed:
                 self._system.append(**fields)
 
-    def log_handler(self) -> logging.Handler:
-        """Return the handler that writes log.txt; add it to a logger. Closed with the writer."""
-        if self._log_handler is None:
-            self._log_handler = logging.FileHandler(
-                self.folder / LOG_FILE, encoding="utf-8", delay=True
-            )
-            layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-            self._log_handler.setFormatter(logging.Formatter(layout))
-        return self._log_handler
-
     def close(self) -> None:
         """Write a pending status and close the files."""
         with self._lock:
@@ -193,29 +175,19 @@ class RunWriter:
             self._is_closed = True
             for file in (self._metrics, self._events, self._system):
                 file.close()
-        if self._log_handler is not None:
-            self._log_handler.close()
+        self.log_handler.close()
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the files, whatever happened."""
         self.close()
 
 
 class SystemLog:
-    """The file in which one machine logs its load; writing never raises.
-
-    `RunWriter` has one for its own machine; the first process of every other node of a run opens
-    one by itself.
-    """
+    """The file in which one machine logs its load: that of `RunWriter`, or another node of the run."""
 
     def __init__(
         self, folder: Path, *, host: str | None = None, clock: Callable[[], float] = time.time
@@ -235,12 +207,7 @@ class SystemLog:
 def _git_commit() -> str | None:
     """Return the commit of the working folder, if it is a git one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         return found.stdout.strip() or None
     return None

@@ -28,7 +28,7 @@ from torch import Tensor
 from core.errors import ConfigurationError, DataError, MachineError
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
-from core.runlog.reader import RunReader
+from core.runlog.reader import RunReader, dotted_values
 from core.runlog.schema import (
     CHECKPOINT_MARKER,
     CHECKPOINTS_FOLDER,
@@ -37,7 +37,6 @@ from core.runlog.schema import (
     RUN_FILE,
     STALE_AFTER_SECONDS,
 )
-from core.runlog.settings import dotted_values
 
 logger = logging.getLogger(__name__)
 

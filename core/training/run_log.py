@@ -88,7 +88,7 @@ def open_run_log(folder: Path, setup: RunSetup, processes: Processes) -> Iterato
         run = setup.describe()
         writer = stack.enter_context(RunWriter(folder, run=run, config=setup.resolved.to_toml()))
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
-        handler = writer.log_handler()
+        handler = writer.log_handler
         logging.getLogger("core").addHandler(handler)
         stack.callback(logging.getLogger("core").removeHandler, handler)
         trackers = Trackers.start(

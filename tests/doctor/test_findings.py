@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.doctor.check import MachineReport
+from core.doctor.check import MachineReport, TerminalFacts, check_terminal
 from core.doctor.compute import (
     ROUTES,
     DriverFacts,
@@ -33,7 +33,6 @@ from core.doctor.resources import (
     file_system_of,
     read_memory,
 )
-from core.doctor.terminal import TerminalFacts, check_terminal
 from core.findings import Finding
 from core.model.attention import AttentionRoute
 

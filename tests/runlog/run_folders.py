@@ -46,8 +46,8 @@ def write_run(
             step = 5 * number
             speed = {"cells_per_second": 100.0, "mfu": 0.25}
             writer.metrics(step, "train", {"loss": loss - 0.5, **speed})
-            figures = {"loss": loss, "acc/genes": 0.8, "acc/sex": accuracy, "acc/age": 0.25}
-            writer.metrics(step, "validation", figures)
+            metrics = {"loss": loss, "acc/genes": 0.8, "acc/sex": accuracy, "acc/age": 0.25}
+            writer.metrics(step, "validation", metrics)
             writer.event("eval", step=step, loss=loss)
             checkpoint = folder / "checkpoints" / f"step-{step:08d}"
             checkpoint.mkdir(parents=True)

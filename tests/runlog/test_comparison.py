@@ -1,7 +1,7 @@
 import pytest
 
 from core.runlog import RunReader
-from core.runlog.comparison import compare_runs
+from core.runlog.overview import compare_runs
 from tests.runlog.run_folders import write_run
 
 
@@ -9,7 +9,7 @@ def compared(*folders):
     return compare_runs([RunReader(folder) for folder in folders])
 
 
-def figure(found, name, at):
+def metric_of(found, name, at):
     (one,) = (one for one in found.metrics if (one.name, one.at) == (name, at))
     return one
 
@@ -36,21 +36,21 @@ def test_the_best_figures_are_marked_in_their_own_direction(tmp_path):
         write_run(tmp_path / "b", losses=(3.0, 1.5), accuracies=(0.5, 0.55)),
         write_run(tmp_path / "c", losses=(1.5, 4.0), accuracies=(0.4, 0.9)),
     )
-    loss = figure(found, "loss", "kept")
+    loss = metric_of(found, "loss", "kept")
     assert (loss.values, loss.best) == ((2.0, 1.5, 1.5), (1, 2))
-    assert figure(found, "loss", "last").values == (2.0, 1.5, 4.0)
-    accuracy = figure(found, "acc/sex", "kept")
+    assert metric_of(found, "loss", "last").values == (2.0, 1.5, 4.0)
+    accuracy = metric_of(found, "acc/sex", "kept")
     assert (accuracy.values, accuracy.best) == ((0.6, 0.55, 0.4), (0,))
-    assert figure(found, "step", "kept").values == (10, 10, 5)
-    assert figure(found, "acc/age", "kept").best == (0, 1, 2)
+    assert metric_of(found, "step", "kept").values == (10, 10, 5)
+    assert metric_of(found, "acc/age", "kept").best == (0, 1, 2)
     assert found.notes == ()
 
 
 def test_losses_of_other_questions_are_not_compared(tmp_path):
     found = compared(write_run(tmp_path / "a", mask=0.15), write_run(tmp_path / "b", mask=0.3))
-    assert figure(found, "loss", "kept").best == ()
-    assert figure(found, "acc/genes", "kept").best == ()
-    assert figure(found, "acc/sex", "kept").best == (0, 1)
+    assert metric_of(found, "loss", "kept").best == ()
+    assert metric_of(found, "acc/genes", "kept").best == ()
+    assert metric_of(found, "acc/sex", "kept").best == (0, 1)
     assert "losses and accuracies of genes are not marked" in found.notes[0]
 
 

@@ -4,7 +4,7 @@ import math
 import hypothesis.strategies as st
 from hypothesis import given
 
-from core.runlog.history import RunCurves
+from core.runlog.history import RunCurves, SplitCurves
 from core.runlog.reader import RunReader
 
 
@@ -22,21 +22,19 @@ def test_curves_are_columns_by_split(tmp_path):
     write(tmp_path, line(1, loss=3.0), line(2, loss=2.0, lr=0.1), line(2, "validation", loss=2.5))
     curves = RunCurves(tmp_path)
     assert curves.poll()
-    assert list(curves["train"].steps) == [1, 2]
-    assert list(curves["train"].columns["loss"]) == [3.0, 2.0]
-    assert math.isnan(curves["train"].columns["lr"][0])
-    assert list(curves["validation"].columns["loss"]) == [2.5]
-    assert curves["validation"].last("loss") == 2.5
-    assert curves["test"].last("loss") is None
+    assert list(curves.splits["train"].steps) == [1, 2]
+    assert list(curves.splits["train"].columns["loss"]) == [3.0, 2.0]
+    assert math.isnan(curves.splits["train"].columns["lr"][0])
+    assert list(curves.splits["validation"].columns["loss"]) == [2.5]
+    assert list(curves.splits) == ["train", "validation"]
     assert not curves.poll()
 
 
-def test_a_metric_that_is_not_finite_is_nan_and_not_the_last_value(tmp_path):
+def test_a_metric_that_is_not_finite_is_nan(tmp_path):
     write(tmp_path, line(1, loss=3.0), {**line(2), "loss": None, "nonfinite": ["loss"]})
     curves = RunCurves(tmp_path)
     curves.poll()
-    assert math.isnan(curves["train"].columns["loss"][1])
-    assert curves["train"].last("loss") == 3.0
+    assert math.isnan(curves.splits["train"].columns["loss"][1])
 
 
 def test_only_what_was_added_is_read(tmp_path):
@@ -45,7 +43,7 @@ def test_only_what_was_added_is_read(tmp_path):
     curves.poll()
     write(tmp_path, line(2, loss=1.0))
     assert curves.poll()
-    assert list(curves["train"].columns["loss"]) == [3.0, 1.0]
+    assert list(curves.splits["train"].columns["loss"]) == [3.0, 1.0]
 
 
 def test_a_file_that_was_replaced_starts_over(tmp_path):
@@ -56,7 +54,7 @@ def test_a_file_that_was_replaced_starts_over(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     write(tmp_path, line(1, loss=9.0))
     curves.poll()
-    assert list(curves["train"].columns["loss"]) == [9.0]
+    assert list(curves.splits["train"].columns["loss"]) == [9.0]
     assert curves.bad_lines == 0
 
 
@@ -66,7 +64,7 @@ def test_a_history_longer_than_one_reading_is_read_whole(tmp_path, monkeypatch):
     write(tmp_path, line(1, loss=3.0), "bad " * 60, line(2, loss=2.0), long, line(4, loss=0.5))
     curves = RunCurves(tmp_path)
     curves.poll()
-    assert list(curves["train"].steps) == [1, 2, 3, 4]
+    assert list(curves.splits["train"].steps) == [1, 2, 3, 4]
     assert curves.bad_lines == 1
 
 
@@ -83,7 +81,7 @@ records = st.one_of(
 
 
 @given(st.lists(records, max_size=30), st.integers(0, 30))
-def test_curves_say_what_the_reader_says(tmp_path_factory, lines, cut):
+def test_curves_have_the_lines_of_the_reader(tmp_path_factory, lines, cut):
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text('{"format": 1}')
     curves = RunCurves(folder)
@@ -92,9 +90,10 @@ def test_curves_say_what_the_reader_says(tmp_path_factory, lines, cut):
         curves.poll()
     reader = RunReader(folder)
     for split in ("train", "validation"):
-        told = [r for r in reader.metrics(split) if not isinstance(r["step"], bool)]
-        assert list(curves[split].steps) == [record["step"] for record in told]
-        column = curves[split].columns.get("loss", [])
+        expected = [r for r in reader.metrics(split) if not isinstance(r["step"], bool)]
+        found = curves.splits.get(split, SplitCurves())
+        assert list(found.steps) == [record["step"] for record in expected]
+        column = found.columns.get("loss", [])
         assert [None if math.isnan(value) else value for value in column] == [
-            record.get("loss") for record in told
+            record.get("loss") for record in expected
         ]

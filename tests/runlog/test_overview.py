@@ -20,7 +20,7 @@ def row_of(folder, now=None):
     return run_row(RunReader(folder).summary(now=now))
 
 
-def test_a_row_tells_the_figures_of_the_weights_that_are_kept(folder):
+def test_a_row_has_the_metrics_of_the_weights_that_are_kept(folder):
     row = row_of(folder)
     assert (row.name, row.state, row.step, row.total) == ("base", "finished", 15, 15)
     assert (row.loss, row.validation_loss, row.best_step) == (2.0, 2.0, 10)
@@ -29,7 +29,7 @@ def test_a_row_tells_the_figures_of_the_weights_that_are_kept(folder):
     assert row.eta is None
 
 
-def test_time_left_is_told_of_runs_that_go_on_only(tmp_path):
+def test_only_live_runs_have_a_time_left(tmp_path):
     with RunWriter(tmp_path / "run", run={}, clock=lambda: 100.0) as writer:
         writer.status("running", step=1, total=9, eta=30.0)
     assert row_of(tmp_path / "run", now=110.0).eta == 30.0
@@ -74,7 +74,7 @@ def test_an_overview_has_everything(folder):
     assert found.bad_lines == 0
 
 
-def test_no_events_may_be_asked_for(folder):
+def test_no_events_may_be_requested(folder):
     assert overview(RunReader(folder), n_events=0).events == []
 
 

@@ -216,7 +216,7 @@ def test_metrics_are_described_by_name_or_group():
 
 def test_reading_runs_loads_no_heavy_package():
     program = (
-        "import sys, core.runlog, core.runlog.comparison, core.runlog.export\n"
+        "import sys, core.runlog, core.runlog.overview, core.runlog.export\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'anndata', 'rich', 'textual', 'pandas'}\n"
         "print(*heavy & set(sys.modules))"
     )

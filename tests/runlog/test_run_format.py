@@ -1,4 +1,4 @@
-"""docs/run-format.md says what the code does."""
+"""docs/run-format.md describes what the code does."""
 
 import json
 import re
@@ -115,10 +115,10 @@ def test_every_figure_of_a_machine_is_named(tmp_path, monkeypatch):
         "get_device_properties", "mem_get_info",
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda index, name=name: GPU[name])
-    figures = MachineReader(tmp_path, torch.device("cuda")).read()
-    (gpu,) = figures["gpus"]
+    load = MachineReader(tmp_path, torch.device("cuda")).read()
+    (gpu,) = load["gpus"]
     of_training = {"cells_per_second", "tokens_per_second", "wait", "mfu"}
-    assert named_in(section("system-HOST.jsonl")) == {*figures, *gpu, *of_training}
+    assert named_in(section("system-HOST.jsonl")) == {*load, *gpu, *of_training}
 
 
 class _Properties:

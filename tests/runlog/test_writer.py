@@ -157,11 +157,11 @@ def test_a_full_disk_warns_once_and_never_raises(writer, folder, monkeypatch, ca
 
 def test_the_log_goes_to_log_txt(writer, folder):
     logger = logging.getLogger("tests.runlog")
-    logger.addHandler(writer.log_handler())
+    logger.addHandler(writer.log_handler)
     try:
         logger.warning("a word")
     finally:
-        logger.removeHandler(writer.log_handler())
+        logger.removeHandler(writer.log_handler)
     writer.close()
     assert "WARNING tests.runlog: a word" in (folder / "log.txt").read_text(encoding="utf-8")
 
@@ -257,7 +257,7 @@ def test_the_first_process_of_another_node_logs_its_machine(writer, folder, cloc
 
 @pytest.mark.parametrize("written", [0, 1])
 def test_a_disk_that_is_full_at_the_start_leaves_no_run(tmp_path, monkeypatch, written):
-    """A folder becomes a run by run.json, so the preset, without which none goes on, comes first."""
+    """A folder becomes a run by run.json, so the preset, without which none can continue, comes first."""
     from pathlib import Path
 
     from core.runlog.reader import list_runs

@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 
 from core.errors import ConfigurationError
 from core.renamed import KEY_IDS
-from core.runlog.settings import dotted_values
+from core.runlog.reader import dotted_values
 from core.wording import did_you_mean
 
 #: Keys of tmux, screen, flow control and the terminal.

@@ -8,8 +8,8 @@ from textual.content import Content
 
 from core.evaluation.report.records import PhenotypeScores
 from core.runlog.json_lines import finite_number, number_in
+from core.runlog.reader import Setting
 from core.runlog.schema import EventRecord, metric_info
-from core.runlog.settings import Setting
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import (
     ago,

@@ -26,7 +26,7 @@ from core.runlog.history import (
 )
 from core.runlog.json_lines import RecordTail
 from core.runlog.overview import RunRow, run_row
-from core.runlog.reader import RunReader, RunSummary, seen_state
+from core.runlog.reader import RunReader, RunSummary, Setting, read_settings, seen_state
 from core.runlog.schema import (
     EVENTS_FILE,
     LIVE_STATES,
@@ -36,7 +36,6 @@ from core.runlog.schema import (
     STALE_AFTER_SECONDS,
     EventRecord,
 )
-from core.runlog.settings import Setting, read_settings
 
 #: Seconds between reads of the metrics of a run that is not open, per megabyte of them.
 _SECONDS_PER_MEGABYTE = 0.5
