@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import sparse
 
-from core.errors import DataError
 from core.evaluation.metrics import score_phenotype
 from core.evaluation.report.records import TwoGeneScores
 
@@ -60,12 +59,11 @@ def logistic_regression(
         warnings.simplefilter("always")
         model.fit(scaler.transform(x), train_codes)
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        _log.warning(
-            "logistic regression did not converge in %d iterations on %d cells of %d genes; "
-            "its score is a lower bound",
-            _MAX_ITERATIONS,
-            *x.shape,
+        message = (
+            "logistic regression did not converge in %d iterations on %d cells of %d genes; its score is "
+            "a lower bound"
         )
+        _log.warning(message, _MAX_ITERATIONS, *x.shape)
     probabilities: FloatArray = model.predict_proba(scaler.transform(scored_x))
     return probabilities
 
@@ -151,60 +149,31 @@ BASELINE_SETS: dict[str, tuple[str, ...]] = {
 def predict_by_baseline(
     method: str,
     train_x: sparse.csr_matrix,
-    train_codes: ArrayLike,
+    train_codes: Codes,
     test_x: sparse.csr_matrix,
     n_values: int,
     *,
     seed: int,
-    max_train_cells: int | None = None,
 ) -> FloatArray:
-    """Fit a baseline on training cells and predict test cells.
+    """(test cells, values) probabilities of a baseline, fitted on the training cells that have a code.
 
-    Parameters
-    ----------
-    method
-        One of `ALL_BASELINES`.
-    train_x, test_x
-        (cells, genes), log1p counts per 10,000.
-    train_codes
-        (cells,), codes in [0, n_values), -1 where missing: not learnt from.
-    max_train_cells
-        Largest training sample, drawn with the seed; default the method's own.
-
-    Returns
-    -------
-    (test cells, values) probabilities. Values without training cells have 0. If all training cells have
-    one value, every method predicts it.
-
-    Raises
-    ------
-    DataError
-        No training cell has a value, or the two matrices differ in genes.
+    ``train_x`` and ``test_x`` are (cells, genes), log1p counts per 10,000. Values without training cells
+    have 0. If all training cells have one value, every method predicts it.
     """
-    if train_x.shape[1] != test_x.shape[1]:
-        message = (
-            f"training cells have {train_x.shape[1]} genes and test cells {test_x.shape[1]}; "
-            "read both with one panel"
-        )
-        raise DataError(message)
-    train = np.asarray(train_codes).astype(np.int64)
-    rows = np.flatnonzero(train >= 0)
-    if not len(rows):
-        message = "no training cell has a value of this phenotype; leave the phenotype out"
-        raise DataError(message)
-    fractions = np.bincount(train[rows], minlength=n_values) / len(rows)
+    rows = np.flatnonzero(train_codes >= 0)
+    fractions = np.bincount(train_codes[rows], minlength=n_values) / len(rows)
     constant = np.tile(fractions, (test_x.shape[0], 1))
-    if method == "majority" or test_x.shape[0] == 0:
+    if method == "majority":
         return constant
     fit, most_cells = _FITS[method]
-    most_cells = most_cells if max_train_cells is None else max_train_cells
     if len(rows) > most_cells:
         rows = np.sort(np.random.default_rng(seed).choice(rows, most_cells, replace=False))
-    present = np.unique(train[rows])
+    codes = train_codes[rows].astype(np.int64)
+    present = np.unique(codes)
     if len(present) == 1:  # there is one value only, or the sample missed every rare one
         return constant
     probabilities = np.zeros((test_x.shape[0], n_values))
-    probabilities[:, present] = fit(train_x[rows], train[rows], test_x, seed)
+    probabilities[:, present] = fit(train_x[rows], codes, test_x, seed)
     return probabilities
 
 
@@ -218,19 +187,8 @@ def score_two_genes(
     """Predict a phenotype of two values from the two genes that predict it best in training cells.
 
     A high score that two genes also reach (sex: XIST and a Y gene) means that the model has found these
-    genes, and nothing about the rest of the cell.
-
-    Parameters
-    ----------
-    train_x, test_x
-        (cells, genes), log1p counts per 10,000.
-    train_codes, test_codes
-        (cells,), -1 where missing.
-
-    Returns
-    -------
-    None unless the training cells have exactly two values, the test cells more than one, and two
-    genes vary.
+    genes, and nothing about the rest of the cell. None unless the training cells have exactly two values,
+    the test cells more than one, and two genes vary.
     """
     from sklearn.linear_model import LogisticRegression  # 500 ms
 
@@ -240,20 +198,19 @@ def score_two_genes(
         return None
     x = train_x[rows].astype(np.float64)
     y = (train_codes[rows] == present[1]).astype(np.float64)
-    genes = _two_genes(x, y - y.mean())
-    if genes is None:
+    columns = _two_genes(x, y - y.mean())
+    if columns is None:
         return None
-    columns = list(genes)
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
     model.fit(x[:, columns].toarray(), train_codes[rows])
     predicted = model.predict(test_x[scored][:, columns].toarray())
     n_values = int(max(train_codes.max(), test_codes.max())) + 1
     scores = score_phenotype(test_codes[scored], predicted, [""] * n_values)
-    first, second = (symbols[gene] for gene in genes)
+    first, second = (symbols[gene] for gene in columns)
     return TwoGeneScores((first, second), scores.accuracy, scores.balanced_accuracy)
 
 
-def _two_genes(x: sparse.csr_matrix, y: FloatArray) -> tuple[int, int] | None:
+def _two_genes(x: sparse.csr_matrix, y: FloatArray) -> list[int] | None:
     """Choose two genes by forward selection: correlation with ``y``, which is centred."""
     n_cells = x.shape[0]
     mean = np.asarray(x.mean(axis=0)).ravel()
@@ -274,4 +231,4 @@ def _two_genes(x: sparse.csr_matrix, y: FloatArray) -> tuple[int, int] | None:
     left[first] = 0.0
     if not (left > 1e-8 * n_cells).any():
         return None
-    return first, int(strength(rest, left).argmax())
+    return [first, int(strength(rest, left).argmax())]

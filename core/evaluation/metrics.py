@@ -2,6 +2,11 @@
 
 Values are codes, positions in the phenotype's list of values; -1 means missing. Cells whose true value is
 missing are left out. A missing prediction is an error that belongs to no column of the confusion matrix.
+
+Bootstrap intervals show how far other donors, or cells, might have moved the scores. Cells of a donor
+resemble each other, so whole donors are drawn with replacement where donors are known: drawing cells would
+make the intervals several times too narrow. All methods are scored on the same draws, so that the
+difference of two methods has an interval too.
 """
 
 import math
@@ -12,20 +17,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from core.cells.phenotypes import parse_years
-from core.errors import DataError
-from core.evaluation.bootstrap import bootstrap_scores
 from core.evaluation.report.records import (
+    BootstrapIntervals,
     Calibration,
     DonorAccuracies,
     DonorAccuracy,
+    Intervals,
     PhenotypeScores,
     ReliabilityBin,
 )
+from core.random_streams import Stream, generator
 
 Integers = NDArray[np.integer[Any]]
 Probabilities = NDArray[np.floating[Any]]
+Counts = NDArray[np.number[Any]]
+FloatArray = NDArray[np.float64]
 
 #: Phenotypes whose values are ages.
 _IS_AGE = re.compile(r"(^|_)age(_|$)|(^|_)development_stage$")
@@ -35,7 +44,12 @@ _LONGEST_RANGE = 30
 _TOP = 3
 _RELIABILITY_BINS = 10
 #: With fewer labelled cells, a donor's accuracy is chance.
-LEAST_DONOR_CELLS = 10
+_LEAST_DONOR_CELLS = 10
+N_RESAMPLES = 1000
+#: Bounds of a 95 % interval, in percent.
+_BOUNDS = (2.5, 97.5)
+#: Weights held at a time: 8 million float64 are 64 MB.
+_MOST_WEIGHTS = 8_000_000
 
 
 def score_methods(
@@ -50,14 +64,8 @@ def score_methods(
 ) -> dict[str, PhenotypeScores]:
     """Score several methods for one phenotype on the same cells; the first method is the model.
 
-    Parameters
-    ----------
-    truth
-        (cells,), codes of ``values``.
-    probabilities
-        Method -> (cells, values).
-    donors
-        (cells,), codes of ``donor_names``, -1 where not known; None without donors.
+    ``truth`` and ``donors`` are (cells,) codes of ``values`` and ``donor_names``; ``probabilities`` has
+    (cells, values) of each method.
     """
     predicted = {method: of_method.argmax(axis=1) for method, of_method in probabilities.items()}
     intervals = bootstrap_scores(truth, predicted, len(values), donors=donors, seed=seed)
@@ -81,35 +89,20 @@ def score_methods(
 def score_phenotype(
     true_codes: ArrayLike, predicted_codes: ArrayLike, values: Sequence[str]
 ) -> PhenotypeScores:
-    """Compare predicted with true codes; the scores are NaN if there are no cells.
-
-    Raises
-    ------
-    DataError
-        The lengths differ, or a code has no value.
-    """
+    """Compare predicted with true codes; the scores are NaN if there are no cells."""
     n_values = len(values)
-    true = _check_codes("true", true_codes, n_values)
-    predicted = _check_codes("predicted", predicted_codes, n_values)
-    if true.shape != predicted.shape:
-        message = (
-            f"there are {len(true)} true and {len(predicted)} predicted phenotype codes; "
-            "pass one of each per cell"
-        )
-        raise DataError(message)
-    labelled = true >= 0
-    true, predicted = true[labelled], predicted[labelled]
+    true, predicted = (np.asarray(one, dtype=np.int64) for one in (true_codes, predicted_codes))
+    true, predicted = true[true >= 0], predicted[true >= 0]
     has_prediction = predicted >= 0
     pairs = true[has_prediction] * n_values + predicted[has_prediction]
     confusion = np.bincount(pairs, minlength=n_values**2).reshape(n_values, n_values)
     n_true = np.bincount(true, minlength=n_values)
-    present = n_true > 0
     accuracy = balanced = macro = math.nan
     if len(true):
-        hits = np.diag(confusion)[present]
-        accuracy = float(hits.sum() / len(true))
-        balanced = float((hits / n_true[present]).mean())
-        macro = float((2 * hits / (n_true[present] + confusion.sum(axis=0)[present])).mean())
+        present = n_true > 0
+        n_right, n_predicted = np.diag(confusion)[present], confusion.sum(axis=0)[present]
+        scores = scores_of_counts(n_true[present], n_right, n_predicted)
+        accuracy, balanced, macro = scores.tolist()
     return PhenotypeScores(
         accuracy=accuracy,
         balanced_accuracy=balanced,
@@ -121,21 +114,20 @@ def score_phenotype(
     )
 
 
-def _check_codes(kind: str, codes: ArrayLike, n_values: int) -> NDArray[np.int64]:
-    checked = np.asarray(codes)
-    if checked.size == 0:
-        checked = checked.astype(np.int64)
-    if checked.ndim != 1 or not np.issubdtype(checked.dtype, np.integer):
-        message = f"{kind} phenotype codes must be one row of integers, not {checked.dtype} of shape {checked.shape}"
-        raise DataError(message)
-    if checked.size and (checked.min() < -1 or checked.max() >= n_values):
-        wrong = int(checked.min() if checked.min() < -1 else checked.max())
-        message = (
-            f"the {kind} phenotype code {wrong} has no value; codes are -1 (missing) to "
-            f"{n_values - 1}"
+def scores_of_counts(n_true: Counts, n_right: Counts, n_predicted: Counts) -> FloatArray:
+    """(..., 3) accuracy, balanced accuracy and macro-F1 of (..., values) numbers of cells.
+
+    The last two are means, of recall and F1, over the values that occur among the true ones.
+    """
+    present = n_true > 0
+    recall, f1 = (
+        np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=present).sum(
+            axis=-1
         )
-        raise DataError(message)
-    return checked.astype(np.int64)
+        / present.sum(axis=-1)
+        for part, whole in ((n_right, n_true), (2 * n_right, n_true + n_predicted))
+    )
+    return np.stack([n_right.sum(axis=-1) / n_true.sum(axis=-1), recall, f1], axis=-1)
 
 
 def top_accuracy(probabilities: Probabilities, true_codes: Integers, n_top: int) -> float | None:
@@ -154,11 +146,8 @@ def top_accuracy(probabilities: Probabilities, true_codes: Integers, n_top: int)
 def calibrate(probabilities: Probabilities, true_codes: ArrayLike) -> Calibration:
     """Compare confidence with accuracy in ten bins of equal width; NaN if there are no cells.
 
-    The confidence is the probability of the predicted value.
-
-    Notes
-    -----
-    Naeini et al. 2015; Guo et al. 2017 (top-label, equal-width bins).
+    The confidence is the probability of the predicted value (top-label, equal-width bins: Naeini et al.
+    2015; Guo et al. 2017).
     """
     true = np.asarray(true_codes)
     labelled = true >= 0
@@ -203,12 +192,10 @@ def years_of(label: str) -> float | None:
 def mae_years(
     true_codes: ArrayLike, predicted_codes: ArrayLike, values: Sequence[str]
 ) -> float | None:
-    """Mean absolute error of predicted ages, in years.
+    """Mean absolute error of predicted ages, in years; None if fewer than two values are ages, or no cell has one.
 
-    Returns
-    -------
-    None if fewer than two values are ages, or no cell has one. Cells whose true value is not an age are
-    left out; a predicted value that is not an age counts as the value furthest off.
+    Cells whose true value is not an age are left out; a prediction that is not an age counts as the value
+    furthest off.
     """
     ages = [years_of(value) for value in values]
     years = np.array([math.nan if age is None else age for age in [*ages, None]])
@@ -238,7 +225,7 @@ def donor_accuracies(
     n_right = np.bincount(of_donor, weights=(true == predicted)[counted], minlength=len(names))
     scored = [
         DonorAccuracy(names[one], int(n_cells[one]), float(n_right[one] / n_cells[one]))
-        for one in np.flatnonzero(n_cells >= LEAST_DONOR_CELLS).tolist()
+        for one in np.flatnonzero(n_cells >= _LEAST_DONOR_CELLS).tolist()
     ]
     n_donors = int((n_cells > 0).sum())
     if not scored:
@@ -247,3 +234,73 @@ def donor_accuracies(
     median = float(np.median([one.accuracy for one in scored]))
     worst, best = scored[0].accuracy, scored[-1].accuracy
     return DonorAccuracies(n_donors, len(scored), worst, median, best, tuple(scored))
+
+
+def bootstrap_scores(
+    true_codes: ArrayLike,
+    predicted: Mapping[str, ArrayLike],
+    n_values: int,
+    *,
+    donors: ArrayLike | None = None,
+    seed: int,
+) -> dict[str, BootstrapIntervals]:
+    """Resample the labelled cells and score every method on each draw; empty without labelled cells.
+
+    The first method is the model. Donors are drawn if there are several (cells of no known donor count as
+    one more), otherwise cells.
+    """
+    true = np.asarray(true_codes)
+    labelled = np.flatnonzero(true >= 0)
+    if not len(labelled):
+        return {}
+    true = true[labelled]
+    codes = np.stack([np.asarray(of_method)[labelled] for of_method in predicted.values()])
+    names: Integers = np.zeros(0, dtype=np.int64)
+    if donors is not None:
+        names, units = np.unique(np.asarray(donors)[labelled], return_inverse=True)
+    if len(names) > 1:
+        counts = np.ones(len(names), dtype=np.int64)
+    else:
+        # Cells with the same truth and the same predictions make one unit, which stands for one of them:
+        # to draw counts of units is the same as to draw cells, and much less work.
+        outcomes, counts = np.unique(np.vstack([true, codes]), axis=1, return_counts=True)
+        true, codes = outcomes[0], outcomes[1:]
+        units = np.arange(len(counts))
+
+    def count(chosen: NDArray[np.bool_], values: Integers) -> sparse.csr_matrix:
+        """(units, values) cells."""
+        pairs = (units[chosen], values[chosen])
+        return sparse.csr_matrix((np.ones(len(pairs[0])), pairs), shape=(len(counts), n_values))
+
+    n_true = count(true >= 0, true)
+    n_right = [count(of_method == true, true) for of_method in codes]
+    n_predicted = [count(of_method >= 0, of_method) for of_method in codes]
+    n_units = int(counts.sum())
+    rng = generator(seed, Stream.BOOTSTRAP)
+    step = max(1, _MOST_WEIGHTS // len(counts))
+    parts = []
+    for start in range(0, N_RESAMPLES, step):
+        size = min(step, N_RESAMPLES - start)
+        weights = rng.multinomial(n_units, counts / n_units, size=size).astype(np.float64)
+        of_true = weights @ n_true
+        parts.append(
+            [
+                scores_of_counts(of_true, weights @ right, weights @ of_method)
+                for right, of_method in zip(n_right, n_predicted, strict=True)
+            ]
+        )
+    drawn = np.concatenate(parts, axis=1)  # (methods, resamples, scores)
+    return {
+        name: BootstrapIntervals(
+            **vars(_intervals(of_method)),
+            resampled="donors" if len(names) > 1 else "cells",
+            n_units=n_units,
+            model_minus_method=_intervals(drawn[0] - of_method) if number else None,
+        )
+        for number, (name, of_method) in enumerate(zip(predicted, drawn, strict=True))
+    }
+
+
+def _intervals(drawn: FloatArray) -> Intervals:
+    low, high = np.percentile(drawn, _BOUNDS, axis=0).tolist()
+    return Intervals(*zip(low, high, strict=True))

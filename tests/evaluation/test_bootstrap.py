@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from core.evaluation.bootstrap import bootstrap_scores
-from core.evaluation.metrics import score_phenotype
+from core.evaluation import metrics
+from core.evaluation.metrics import bootstrap_scores, score_phenotype
 
 VALUES = ["a", "b", "c"]
 
@@ -95,9 +95,7 @@ def test_the_seed_decides():
 
 
 def test_many_units_are_drawn_in_parts(monkeypatch):
-    from core.evaluation import bootstrap
-
     true, predicted = answers()
     whole = bootstrap_scores(true, predicted, 3, seed=0)
-    monkeypatch.setattr(bootstrap, "_MOST_WEIGHTS", 100)
+    monkeypatch.setattr(metrics, "_MOST_WEIGHTS", 100)
     assert bootstrap_scores(true, predicted, 3, seed=0) == whole

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from core.errors import DataError
 from core.evaluation.metrics import (
     calibrate,
     donor_accuracies,
@@ -73,21 +72,6 @@ def test_no_labelled_cell_gives_nan(codes):
     assert math.isnan(scores.accuracy)
     assert math.isnan(scores.macro_f1)
     assert scores.confusion == [[0] * 3] * 3
-
-
-@pytest.mark.parametrize(
-    ("true", "predicted", "message"),
-    [
-        ([0, 1], [0], "2 true and 1 predicted"),
-        ([0, 3], [0, 0], "true phenotype code 3 has no value"),
-        ([0, 0], [0, -2], "predicted phenotype code -2 has no value"),
-        ([0.5], [0], "must be one row of integers"),
-        ([[0]], [[0]], "must be one row of integers"),
-    ],
-)
-def test_wrong_codes_are_refused(true, predicted, message):
-    with pytest.raises(DataError, match=message):
-        score_phenotype(true, predicted, VALUES)
 
 
 def test_a_small_case_by_hand():

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from core.evaluation.metrics import scores_of_counts
+
 _TREES, _LEAF, _FOLDS = 300, 2, 5
 #: Inverse strength of the L2 penalty of the class classifier.
 _PENALTY = 0.02
@@ -125,12 +127,7 @@ def macro_f1(true: Codes, predicted: Codes, n_classes: int, weights: FloatArray)
     is_true = true[:, None] == np.arange(n_classes)
     is_predicted = predicted[:, None] == np.arange(n_classes)
     n_right = weights @ (is_true & is_predicted)
-    n_true, n_predicted = weights @ is_true, weights @ is_predicted
-    n_both = n_true + n_predicted
-    f1 = np.divide(2 * n_right, n_both, out=np.zeros_like(n_right), where=n_both > 0)
-    present = n_true > 0
-    scores: FloatArray = (f1 * present).sum(axis=1) / present.sum(axis=1)
-    return scores
+    return scores_of_counts(weights @ is_true, n_right, weights @ is_predicted)[:, 2]
 
 
 # --------------------------------------------------------------------------------------- distances
