@@ -4,9 +4,8 @@ In the headline condition all genes are visible and all phenotypes masked. Other
 as the headline, so they are scored on a seeded sample, with the headline's condition on the same cells.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,33 +13,33 @@ from numpy.typing import NDArray
 from core.cells.cell_filter import CellFilter
 from core.cells.store import Split, Store
 from core.errors import DataError
-from core.evaluation.baselines import QUICK_BASELINES, predict_by_baseline, score_two_genes
-from core.evaluation.gene_scores import report_genes
-from core.evaluation.known_cells import KnownCells, baseline_cells, store_of_task
-from core.evaluation.masked_evaluation import MASK_RATES, evaluate_at_rate, evaluate_masked
+from core.evaluation.baselines import QUICK_BASELINES
+from core.evaluation.masked_evaluation import (
+    MASK_RATES,
+    evaluate_at_rate,
+    evaluate_masked,
+    report_genes,
+)
+from core.evaluation.method_comparison import (
+    KnownCells,
+    baseline_cells,
+    baseline_names,
+    compare_methods,
+    store_of_task,
+)
 from core.evaluation.metrics import score_methods
-from core.evaluation.predict import Probabilities, predict_given_others, predict_phenotypes
+from core.evaluation.predict import Probabilities, predict_phenotypes
 from core.evaluation.report.records import (
     Conditions,
     EvaluationFacts,
     EvaluationReport,
     GeneRates,
     GeneRow,
-    MaskedGenes,
-    PhenotypeScores,
     Scores,
-    TwoGeneScores,
 )
-from core.evaluation.review_notes import (
-    review_donors,
-    review_labels,
-    review_scores,
-    review_two_genes,
-)
-from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
-from core.progress import Listener, ProgressEvent, ignore_progress
+from core.progress import Listener, ignore_progress
 from core.random_streams import Stream, generator
 
 MAX_CONDITION_CELLS = 2_000
@@ -104,17 +103,15 @@ def evaluate_held_out(
     )
     genes = None
     if model.config.classified is None:  # a classifier predicts no gene
-        masked = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress)
-        genes = MaskedGenes(
-            masked.n_genes, masked.gene_accuracy, masked.gene_baseline, masked.gene_loss
-        )
+        genes = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress).genes
     unlabelled = [
         f"{name}: no {split} cell has a label; not scored"
         for name in model.config.predicted
         if name not in compared.phenotypes
     ]
     name = model.provenance.get("name", "model")
-    report = EvaluationReport(
+    report = replace(
+        compared,
         title=f"{name} on {split} cells" + (f" where {where}" if where else ""),
         facts=EvaluationFacts(
             model=model.provenance.get("name"),
@@ -131,8 +128,6 @@ def evaluate_held_out(
             n_genes=len(model.panel),
             seed=seed,
         ),
-        phenotypes=compared.phenotypes,
-        two_genes=compared.two_genes,
         conditions=conditions,
         genes=genes,
         gene_rates=gene_rates,
@@ -168,110 +163,19 @@ def _chosen_rows(
     return rows
 
 
-def baseline_names(baselines: Sequence[str]) -> str:
-    """List the baselines of a report."""
-    return ", ".join(method.replace("_", " ") for method in baselines) or "none"
-
-
-@dataclass(frozen=True)
-class MethodComparison:
-    """Scores of the model and the baselines for every phenotype with a scored label."""
-
-    phenotypes: Scores
-    two_genes: dict[str, TwoGeneScores]
-    notes: list[str]
-
-
-def compare_methods(
-    config: TfxConfig,
-    probabilities: Probabilities,
-    scored: KnownCells,
-    training: KnownCells | None,
-    *,
-    baselines: Sequence[str],
-    donor_names: Sequence[str],
-    symbols: Sequence[str],
-    seed: int,
-    on_progress: Listener = ignore_progress,
-) -> MethodComparison:
-    """Score the model's predictions and the baselines', phenotype by phenotype.
-
-    Parameters
-    ----------
-    probabilities
-        Phenotype -> (scored cells, values), the model's.
-    training
-        Cells of the same genes as ``scored``; None: there are no baselines.
-    donor_names
-        Names of the donors' codes, of both sides.
-    symbols
-        Of the genes.
-    """
-    phenotypes: Scores = {}
-    two_genes: dict[str, TwoGeneScores] = {}
-    notes: list[str] = []
-    predicted = config.predicted
-    for number, (name, slot) in enumerate(predicted.items()):
-        truth, values = scored.codes[:, slot], config.phenotypes[name]
-        if not (truth >= 0).any():
-            continue
-        on_progress(ProgressEvent("fitting baselines", number, len(predicted)))
-        methods: dict[str, NDArray[np.floating[Any]]] = {"model": probabilities[name]}
-        if training is not None and (training.codes[:, slot] >= 0).any():
-            for method in baselines:
-                methods[method] = predict_by_baseline(
-                    method, training.expression, training.codes[:, slot], scored.expression,
-                    len(values), seed=seed,
-                )  # fmt: skip
-        phenotypes[name] = score_methods(
-            name, values, truth, methods, donors=scored.donors, donor_names=donor_names, seed=seed
-        )
-        notes += review_scores(name, phenotypes[name])
-        if training is None:
-            continue
-        known = training.codes[:, slot]
-        notes += review_labels(name, values, truth, known)
-        found = score_two_genes(training.expression, known, scored.expression, truth, symbols)
-        if found is not None:
-            two_genes[name] = found
-            notes += review_two_genes(name, phenotypes[name]["model"], found)
-    on_progress(ProgressEvent("fitting baselines", len(predicted), len(predicted)))
-    nothing = np.zeros(0, dtype=np.int64)
-    notes += review_donors(
-        nothing if training is None else training.donors,
-        scored.donors,
-        len(donor_names),
-        {name: config.phenotypes[name] for name in phenotypes},
-        {
-            name: nothing if training is None else training.codes[:, predicted[name]]
-            for name in phenotypes
-        },
-        {name: scored.codes[:, predicted[name]] for name in phenotypes},
-    )
-    return MethodComparison(phenotypes, two_genes, notes)
-
-
 def evaluate_conditions(
     model: CellModel,
     store: Store,
     rows: NDArray[np.int64],
-    headline: Mapping[str, NDArray[np.float32]],
+    headline: Probabilities,
     *,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> tuple[Conditions, GeneRates | None, list[GeneRow]]:
-    """Score a model with other phenotypes given, and with genes masked.
+    """Score a model with other phenotypes given, and with genes masked, on a sample of the headline's cells.
 
-    Parameters
-    ----------
-    rows
-        The cells of the headline; a sample of at most `MAX_CONDITION_CELLS` is scored.
-    headline
-        phenotype -> (cells of ``rows``, values) probabilities with all genes visible.
-
-    Returns
-    -------
-    Scores by condition; masked genes by rate (None for a classifier); a row per gene and rate.
+    ``headline`` is phenotype -> (cells of ``rows``, values) probabilities with all genes visible. Returns
+    scores by condition; masked genes by rate (None for a classifier); a row per gene and rate.
     """
     chosen = np.arange(len(rows))
     if len(rows) > MAX_CONDITION_CELLS:
@@ -279,9 +183,11 @@ def evaluate_conditions(
         chosen = np.sort(rng.choice(chosen, MAX_CONDITION_CELLS, replace=False))
     some = rows[chosen]
     predicted = {"hidden": {name: of_name[chosen] for name, of_name in headline.items()}}
-    given = predict_given_others(model, store, some, seed=seed, on_progress=on_progress)
-    if given:
-        predicted["given"] = given
+    config = model.config
+    if len(config.phenotypes) > 1 and (config.classified is None or config.given):
+        predicted["given"] = predict_phenotypes(
+            model, store, some, given_others=True, seed=seed, on_progress=on_progress
+        )
     of_genes = []
     for rate in MASK_RATES:
         predicted[f"masked_{rate}"], genes = evaluate_at_rate(
@@ -291,7 +197,7 @@ def evaluate_conditions(
     codes = np.asarray(store.phenotype_codes[some])
     donors = None if store.donors is None else np.asarray(store.donors[some])
     phenotypes: Scores = {}
-    for name, slot in model.config.predicted.items():
+    for name, slot in config.predicted.items():
         if (codes[:, slot] >= 0).any():
             scores = score_methods(
                 name,
@@ -302,13 +208,12 @@ def evaluate_conditions(
                 donor_names=store.donor_names or (),
                 seed=seed,
             )
-            phenotypes[name] = {condition: _brief(one) for condition, one in scores.items()}
+            phenotypes[name] = {
+                # The report has the rest for the headline alone.
+                condition: replace(one, values=None, confusion=None, calibration=None, donors=None)
+                for condition, one in scores.items()
+            }
     conditions = Conditions(len(some), phenotypes)
-    if model.config.classified is not None:
+    if config.classified is not None:
         return conditions, None, []
     return conditions, *report_genes(of_genes, model.panel, len(some))
-
-
-def _brief(scores: PhenotypeScores) -> PhenotypeScores:
-    """Leave out what the report has for the headline alone."""
-    return replace(scores, values=None, confusion=None, calibration=None, donors=None)

@@ -7,55 +7,68 @@ neither other cells nor the batch size change a mask. All phenotypes are masked 
 one pass through the network predicts both. In the expressed layout a masked token would reveal that its
 gene is probably expressed: there phenotypes are predicted with the masked genes left out, and genes as in
 training, with masks that are drawn per batch.
+
+Genes have a likelihood, an accuracy and an ordinal error, by gene and by bin. The likelihood is that of the
+model's own distribution, whatever loss it was trained with, so models can be compared. It is compared with
+the gene's marginal: its fractions of training cells per bin, which look at no other gene.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch.nn import functional
 
+from core.cells.genes import GenePanel
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
 from core.encoding.masking import Show
 from core.encoding.panel_cells import PanelReader
-from core.evaluation.gene_scores import GeneScores
 from core.evaluation.predict import (
-    BATCH_SIZE,
     Probabilities,
     join_probabilities,
     phenotype_probabilities,
     predict,
     row_batches,
 )
+from core.evaluation.report.records import (
+    BinAccuracy,
+    GeneMeans,
+    GeneRates,
+    GeneRow,
+    MaskedGenes,
+    RateScores,
+)
+from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.gene_outputs import predict_genes
-from core.model.losses import masked_loss
+from core.model.gene_outputs import bin_logits, predict_genes
+from core.model.losses import hurdle_regression, masked_loss
 from core.presets.schema import LossSettings, MaskingSettings
 from core.progress import Listener, ignore_progress
 from core.random_streams import Stream, generator
 
 #: A little, as in BERT; half; nearly everything, as at the beginning of generation.
 MASK_RATES = (0.15, 0.5, 0.9)
+#: A gene that was masked less often has a mean that means little.
+_LEAST_MASKED = 20
+_N_LISTED = 10
 
 
 @dataclass(frozen=True)
 class MaskedScores:
     """Scores under the masks of training; losses are in nats, means over masked positions.
 
-    The accuracy is that of the predicted bin; for continuous models, of whether a gene is expressed.
+    A gene's accuracy is that of the predicted bin; for continuous models, of whether it is expressed.
     """
 
     loss: float
-    gene_loss: float
     phenotype_loss: float
-    gene_accuracy: float
-    #: Accuracy of the most common training bin of each gene.
-    gene_baseline: float
-    #: Masked genes.
-    n_genes: int
+    genes: MaskedGenes
 
 
 def evaluate_masked(
@@ -64,7 +77,6 @@ def evaluate_masked(
     rows: NDArray[np.int64],
     loss: LossSettings,
     *,
-    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     class_weights: torch.Tensor | None = None,
     on_progress: Listener = ignore_progress,
@@ -81,7 +93,7 @@ def evaluate_masked(
     reader = PanelReader(store, model.panel)
 
     def batches() -> Iterator[CellBatch]:
-        for number, some in row_batches(rows, batch_size, "scoring masked genes", on_progress):
+        for number, some in row_batches(rows, "scoring masked genes", on_progress):
             codes = np.asarray(store.phenotype_codes[some])
             rng = generator(seed, number, Stream.EVALUATION_MASKS)
             yield model.batches.masked(reader.read(some), codes, masking, rng)
@@ -103,23 +115,20 @@ def evaluate_masked(
         )
         totals += weight * np.array([parts.genes.item(), parts.phenotypes.item()])
         weights += weight
-        truth = cells.gene_target
-        if config.kind == "continuous":
-            predicted = (output.gene_logits[:, 0] > 0).long()  # the logit of "expressed"
-            truth = (truth > 0).astype(np.int64)
-        else:
-            predicted = predict_genes(output.gene_logits, config)
-        n_right += int((predicted.cpu().numpy() == truth).sum())
-        n_baseline_right += int((common[cells.gene] == truth).sum())
+        truth, best = _bins(output.gene_logits, batch.gene_target, config)
+        n_right += int((best == truth).sum())
+        n_baseline_right += int((common[cells.gene] == truth.cpu().numpy()).sum())
         n_genes += len(truth)
     gene_loss, phenotype_loss = (totals / np.maximum(weights, 1e-9)).tolist()
     return MaskedScores(
-        loss=gene_loss + loss.phenotype_weight * phenotype_loss,
-        gene_loss=gene_loss,
-        phenotype_loss=phenotype_loss,
-        gene_accuracy=n_right / max(n_genes, 1),
-        gene_baseline=n_baseline_right / max(n_genes, 1),
-        n_genes=n_genes,
+        gene_loss + loss.phenotype_weight * phenotype_loss,
+        phenotype_loss,
+        MaskedGenes(
+            n_masked=n_genes,
+            accuracy=n_right / max(n_genes, 1),
+            baseline_accuracy=n_baseline_right / max(n_genes, 1),
+            loss=gene_loss,
+        ),
     )
 
 
@@ -141,21 +150,17 @@ def evaluate_at_rate(
     rows: NDArray[np.int64],
     rate: float,
     *,
-    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
-) -> tuple[Probabilities, GeneScores]:
+) -> "tuple[Probabilities, GeneScores]":
     """Mask a fraction of the genes and all phenotypes, and predict both.
 
-    Returns
-    -------
-    phenotype -> (cells, values) probabilities, and the scores of the masked genes (empty for a
-    classifier).
+    Returns probabilities by phenotype, and the scores of the masked genes (empty for a classifier).
     """
     stage = f"{100 * rate:.0f} % of the genes masked"
 
     def batches() -> Iterator[CellBatch]:
-        for number, some in row_batches(rows, batch_size, stage, on_progress):
+        for number, some in row_batches(rows, stage, on_progress):
             rng = generator(seed, number, Stream.MASK_RATE_BATCH, round(1000 * rate))
             yield from _batches_at_rate(model, store, some, rate, seed, rng)
 
@@ -199,3 +204,143 @@ def _batches_at_rate(
             genes=rate, phenotypes=1.0, unspecified=0.0, unexpressed=model.masking.unexpressed
         )
         yield model.batches.masked(expression, codes, masking, rng)
+
+
+def _bins(
+    logits: torch.Tensor, targets: torch.Tensor, config: TfxConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(M,) true and predicted bins of masked genes; of continuous models whether they are expressed."""
+    if config.kind == "continuous":
+        return (targets > 0).long(), (logits[:, 0] > 0).long()
+    return targets.long(), predict_genes(logits, config)
+
+
+class _Sums:
+    """(genes,) sums over masked genes: negative log-likelihood (nats), right predictions, errors.
+
+    An error is a distance in bins, of continuous models in log1p units.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        self.nll, self.n_right, self.error = np.zeros((3, n_genes))
+
+    def add(
+        self,
+        genes: NDArray[np.integer[Any]],
+        nll: NDArray[Any],
+        right: NDArray[np.bool_],
+        error: NDArray[Any],
+    ) -> None:
+        """Add (M,) values of masked genes."""
+        for sums, weights in ((self.nll, nll), (self.n_right, right), (self.error, error)):
+            sums += np.bincount(genes, weights=weights, minlength=len(sums))
+
+    def means(self, n_masked: int) -> GeneMeans:
+        """Means over all masked genes; NaN if there are none."""
+        sums = (self.nll, self.n_right, self.error)
+        return GeneMeans(*(float(of.sum() / n_masked) if n_masked else math.nan for of in sums))
+
+
+class GeneScores:
+    """Scores of the masked genes of one mask rate, by gene.
+
+    A right prediction is the right bin, of continuous models whether the gene is expressed.
+    """
+
+    def __init__(self, model: CellModel, rate: float) -> None:
+        config = self._config = model.config
+        self.rate = rate
+        self.n_masked = np.zeros(config.n_genes, dtype=np.int64)
+        self.model = _Sums(config.n_genes)
+        # The marginal does not predict continuous values, nor which gene the expressed layout masks.
+        self.marginal = None
+        if config.kind != "continuous" and config.layout == "ranked":
+            self.marginal = _Sums(config.n_genes)
+            counts = model.reference.bin_counts
+            smooth = counts + 1 / counts.shape[1]  # one more cell, so that no bin is impossible
+            self._marginal_nll = -np.log(smooth / smooth.sum(axis=1, keepdims=True))
+            self._common = counts.argmax(axis=1)
+        n_bins = 2 if config.kind == "continuous" else config.n_bins
+        #: (bins, bins), row = true; of continuous models not expressed and expressed.
+        self.confusion = np.zeros((n_bins, n_bins), dtype=np.int64)
+
+    def add(
+        self, logits: torch.Tensor, genes: NDArray[np.integer[Any]], targets: torch.Tensor
+    ) -> None:
+        """Add (M, outputs) logits of a batch, with panel genes and bins, or log1p values of continuous models."""
+        truth, best = _bins(logits, targets, self._config)
+        if self._config.kind == "continuous":
+            nll = hurdle_regression(logits, targets)
+            error = (predict_genes(logits, self._config) - targets).abs()
+        else:
+            all_logits = bin_logits(logits, self._config)
+            nll = functional.cross_entropy(all_logits, truth, reduction="none")
+            error = (best - truth).abs()
+        true, predicted = truth.cpu().numpy(), best.cpu().numpy()
+        self.n_masked += np.bincount(genes, minlength=len(self.n_masked))
+        self.model.add(
+            genes, nll.double().cpu().numpy(), true == predicted, error.double().cpu().numpy()
+        )
+        np.add.at(self.confusion, (true, predicted), 1)
+        if self.marginal is not None:
+            common = self._common[genes]
+            self.marginal.add(
+                genes, self._marginal_nll[genes, true], common == true, np.abs(common - true)
+            )
+
+    def means(self) -> RateScores:
+        """Summarise all masked genes."""
+        n_masked = int(self.n_masked.sum())
+        n_true, n_right = self.confusion.sum(axis=1).tolist(), np.diag(self.confusion).tolist()
+        return RateScores(
+            **asdict(self.model.means(n_masked)),
+            mask_rate=self.rate,
+            n_masked=n_masked,
+            marginal=None if self.marginal is None else self.marginal.means(n_masked),
+            bins=tuple(
+                BinAccuracy(number, n, right / n if n else math.nan)
+                for number, (n, right) in enumerate(zip(n_true, n_right, strict=True))
+            ),
+            confusion=self.confusion.tolist(),
+        )
+
+    def row(self, gene: int, panel: GenePanel) -> GeneRow:
+        """Summarise one gene, which must have been masked."""
+        n = int(self.n_masked[gene])
+        nll = float(self.model.nll[gene]) / n
+        marginal = math.nan if self.marginal is None else float(self.marginal.nll[gene]) / n
+        return GeneRow(
+            panel.ids[gene],
+            panel.symbols[gene],
+            mask_rate=self.rate,
+            n_masked=n,
+            nll=nll,
+            marginal_nll=marginal,
+            gain=marginal - nll,
+            accuracy=float(self.model.n_right[gene]) / n,
+            mean_absolute_error=float(self.model.error[gene]) / n,
+        )
+
+
+def report_genes(
+    scores: Sequence[GeneScores], panel: GenePanel, n_cells: int
+) -> tuple[GeneRates, list[GeneRow]]:
+    """Summarise the scores of several mask rates, ascending; return also a row per gene and rate.
+
+    The genes that are predicted best and worst at the middle rate are named: by the gain over the gene's
+    marginal, or by the likelihood if there is no marginal.
+    """
+    rows = [
+        one.row(gene, panel) for gene in range(len(panel)) for one in scores if one.n_masked[gene]
+    ]
+    middle = scores[len(scores) // 2]
+    judged = [row for row in rows if row.mask_rate == middle.rate and row.n_masked >= _LEAST_MASKED]
+    ranked = sorted(judged, key=lambda row: row.nll if middle.marginal is None else -row.gain)
+    n_listed = min(_N_LISTED, len(ranked) // 2)
+    rates = GeneRates(
+        n_cells=n_cells,
+        rates=tuple(one.means() for one in scores),
+        best=tuple(ranked[:n_listed]),
+        worst=tuple(ranked[::-1][:n_listed]),
+    )
+    return rates, rows

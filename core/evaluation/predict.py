@@ -79,11 +79,11 @@ def join_probabilities(model: CellModel, parts: Iterable[Probabilities]) -> Prob
 
 
 def row_batches(
-    rows: NDArray[np.int64], batch_size: int, stage: str, on_progress: Listener
+    rows: NDArray[np.int64], stage: str, on_progress: Listener
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Divide rows into numbered batches; progress is reported after each has been used."""
-    for number, start in enumerate(range(0, len(rows), batch_size)):
-        some = rows[start : start + batch_size]
+    for number, start in enumerate(range(0, len(rows), BATCH_SIZE)):
+        some = rows[start : start + BATCH_SIZE]
         yield number, some
         on_progress(ProgressEvent(stage, start + len(some), len(rows)))
 
@@ -93,61 +93,28 @@ def predict_phenotypes(
     store: Store,
     rows: NDArray[np.int64],
     *,
-    batch_size: int = BATCH_SIZE,
+    given_others: bool = False,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> Probabilities:
-    """Predict every phenotype, with all genes visible and all phenotypes masked.
+    """Phenotype -> (cells, values) probabilities, with all genes visible and all phenotypes masked.
 
-    Returns
-    -------
-    phenotype -> (cells, values) probabilities.
+    With ``given_others`` each phenotype is predicted with the other known phenotypes of the cell visible.
     """
     names = list(model.config.phenotypes)
     reader = PanelReader(store, model.panel)
+    stage = "given the other phenotypes" if given_others else "predicting phenotypes"
 
     def batches() -> Iterator[CellBatch]:
-        for number, some in row_batches(rows, batch_size, "predicting phenotypes", on_progress):
-            rng = generator(seed, number, Stream.VISIBLE_GENES)
-            # The model does not see the codes; a code of 0 masks a phenotype whose label is missing.
-            masked = np.zeros((len(some), len(names)), dtype=np.int32)
-            yield model.batches.visible(reader.read(some), masked, names, rng)
-
-    return join_probabilities(
-        model, (phenotype_probabilities(model, one) for one in predict(model, batches()))
-    )
-
-
-def predict_given_others(
-    model: CellModel,
-    store: Store,
-    rows: NDArray[np.int64],
-    *,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-    on_progress: Listener = ignore_progress,
-) -> Probabilities:
-    """Predict each phenotype with all genes and the other known phenotypes of the cell visible.
-
-    Returns
-    -------
-    phenotype -> (cells, values) probabilities; empty for a model with fewer than two phenotypes, and
-    for a classifier that is given none.
-    """
-    config = model.config
-    if len(config.phenotypes) < 2 or (config.classified is not None and not config.given):
-        return {}
-    reader = PanelReader(store, model.panel)
-
-    def batches() -> Iterator[CellBatch]:
-        stage = "given the other phenotypes"
-        for number, some in row_batches(rows, batch_size, stage, on_progress):
+        for number, some in row_batches(rows, stage, on_progress):
             cells, known = reader.read(some), np.asarray(store.phenotype_codes[some])
-            for name, slot in config.predicted.items():
+            # The model does not see a masked code; 0 masks a phenotype whose label is missing too.
+            masked = [([name], slot) for name, slot in model.config.predicted.items()]
+            for targets, slots in masked if given_others else [(names, slice(None))]:
                 codes = known.copy()
-                codes[:, slot] = 0  # masked, even where the label is missing
+                codes[:, slots] = 0
                 rng = generator(seed, number, Stream.VISIBLE_GENES)
-                yield model.batches.visible(cells, codes, [name], rng)
+                yield model.batches.visible(cells, codes, targets, rng)
 
     return join_probabilities(
         model, (phenotype_probabilities(model, one) for one in predict(model, batches()))

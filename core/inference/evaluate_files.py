@@ -6,6 +6,7 @@ exist, baselines learn from them, over the genes that all files have.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
-from core.evaluation.held_out import baseline_names, compare_methods
-from core.evaluation.known_cells import (
+from core.evaluation.method_comparison import (
     KnownCells,
     baseline_cells,
+    baseline_names,
+    compare_methods,
     store_of_task,
     with_joint_donors,
 )
@@ -122,7 +124,8 @@ def evaluate_files(
         on_progress=on_progress,
     )
     name = model.provenance.get("name", "model")
-    return EvaluationReport(
+    return replace(
+        compared,
         title=f"{name} on {', '.join(Path(file).name for file in files)}",
         facts=EvaluationFacts(
             model=model.provenance.get("name"),
@@ -136,8 +139,6 @@ def evaluate_files(
             n_genes_missing=int((~present).sum()),
             seed=seed,
         ),
-        phenotypes=compared.phenotypes,
-        two_genes=compared.two_genes,
         notes=(
             *(note for one in read for note in one.notes),
             *_training_notes(model, files, store),

@@ -27,7 +27,7 @@ from core.evaluation.fidelity.protocol import Draw, run_protocol
 from core.evaluation.fidelity.rebalancing import compare_rebalancing
 from core.evaluation.fidelity.scvi_baseline import ScviBaseline, check_scvi
 from core.evaluation.fidelity.verdict import mark_methods, verdict
-from core.evaluation.known_cells import KnownCells
+from core.evaluation.method_comparison import KnownCells
 from core.evaluation.report.records import FidelityFacts, FidelityReport
 from core.inference.generated_cells import GeneratedCells, read_generated
 from core.inference.labelled_files import read_labelled, trained_on

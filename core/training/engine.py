@@ -420,9 +420,9 @@ def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> 
     metrics = {"loss": masked.loss, "loss/phenotypes": masked.phenotype_loss}
     if model.config.classified is None:
         metrics |= {
-            "loss/genes": masked.gene_loss,
-            "acc/genes": masked.gene_accuracy,
-            "acc/genes_baseline": masked.gene_baseline,
+            "loss/genes": masked.genes.loss,
+            "acc/genes": masked.genes.accuracy,
+            "acc/genes_baseline": masked.genes.baseline_accuracy,
         }
     predicted = predict_phenotypes(model, store, rows, on_progress=on_progress)
     for name, slot in model.config.predicted.items():

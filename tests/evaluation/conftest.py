@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from core.evaluation import predict
 from core.presets.schema import MaskingSettings
 from tests.tiny_atlas import build_model, tiny_preset
 
@@ -35,3 +36,9 @@ def models(tiny_store):
 @pytest.fixture(scope="module")
 def rows(tiny_store):
     return tiny_store.rows("validation")[:45]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Return a function that sets the number of cells of a batch."""
+    return lambda n_cells: monkeypatch.setattr(predict, "BATCH_SIZE", n_cells)

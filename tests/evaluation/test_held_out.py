@@ -8,9 +8,9 @@ import torch
 
 from core.cells.cell_filter import CellFilter
 from core.errors import DataError
-from core.evaluation import held_out, known_cells
+from core.evaluation import held_out, method_comparison
 from core.evaluation.held_out import evaluate_conditions, evaluate_held_out
-from core.evaluation.predict import predict_given_others, predict_phenotypes
+from core.evaluation.predict import predict_phenotypes
 from core.presets.schema import LossSettings
 from core.random_streams import Stream, generator
 from tests.tiny_atlas import build_model, tiny_preset
@@ -57,7 +57,7 @@ def test_every_cell_of_the_split_is_scored_beside_baselines(model, tiny_store):
 
 
 def test_a_sample_of_cells_is_the_same_every_time(model, tiny_store, monkeypatch):
-    monkeypatch.setattr(known_cells, "MAX_BASELINE_CELLS", 100)
+    monkeypatch.setattr(method_comparison, "MAX_BASELINE_CELLS", 100)
     one, two = (score(model, tiny_store, max_cells=30, seed=1) for _ in range(2))
     assert one == two
     assert one.facts.n_cells == 30
@@ -184,24 +184,27 @@ def test_a_phenotype_is_predicted_with_the_others_visible_and_itself_masked(
     tiny_store, rows, models, layout, monkeypatch
 ):
     model = models(layout=layout)
-    predicted = predict_given_others(model, tiny_store, rows)
+    predicted = predict_phenotypes(model, tiny_store, rows, given_others=True)
     assert list(predicted) == list(tiny_store.phenotypes)
     other = np.array(tiny_store.phenotype_codes)
     other[:, 1] = (other[:, 1] + 1) % len(tiny_store.phenotypes["tissue"])
     monkeypatch.setattr(tiny_store, "phenotype_codes", other)
-    changed = predict_given_others(model, tiny_store, rows)
+    changed = predict_phenotypes(model, tiny_store, rows, given_others=True)
     np.testing.assert_array_equal(changed["tissue"], predicted["tissue"])
     for name in ("sex", "cell_type", "age", "disease"):
         assert np.abs(changed[name] - predicted[name]).max() > 1e-6, name
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_unknown_labels_are_shown_as_not_specified(tiny_store, rows, models, monkeypatch):
+def test_unknown_labels_are_shown_as_not_specified(
+    tiny_store, rows, models, monkeypatch, small_batches
+):
     """Nothing known of a cell: the predictions differ from those with masked phenotypes."""
     model = models()
     blind = np.full_like(np.asarray(tiny_store.phenotype_codes), -1)
     monkeypatch.setattr(tiny_store, "phenotype_codes", blind)
-    predicted = predict_given_others(model, tiny_store, rows, batch_size=7)
+    small_batches(7)
+    predicted = predict_phenotypes(model, tiny_store, rows, given_others=True)
     hidden = predict_phenotypes(model, tiny_store, rows)
     for name, values in tiny_store.phenotypes.items():
         assert predicted[name].shape == (len(rows), len(values))

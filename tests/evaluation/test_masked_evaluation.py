@@ -1,14 +1,19 @@
 """Masked losses and accuracies, and predictions of phenotypes, against plain computations."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from core.cells.genes import GenePanel
 from core.evaluation.masked_evaluation import (
+    GeneScores,
     _batches_at_rate,
     draw_static_mask,
     evaluate_at_rate,
     evaluate_masked,
+    report_genes,
 )
 from core.evaluation.predict import predict_phenotypes
 from core.presets.schema import LossSettings, MaskingSettings
@@ -20,29 +25,28 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("weighting", ["mean", "rate"])
 @pytest.mark.parametrize("kind", ["binary", "binned", "continuous"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
-def test_the_scores_do_not_depend_on_the_batches(tiny_store, rows, models, kind, layout, weighting):
+def test_the_scores_do_not_depend_on_the_batches(
+    tiny_store, rows, models, small_batches, kind, layout, weighting
+):
     """45 cells in batches of 64, or of 7 with 3 left over."""
     loss = LossSettings(weighting=weighting, phenotype_weight=0.5)
-    one, two = (
-        evaluate_masked(models(kind, layout), tiny_store, rows, loss, batch_size=size)
-        for size in (64, 7)
-    )
+    one = evaluate_masked(models(kind, layout), tiny_store, rows, loss)
+    small_batches(7)
+    two = evaluate_masked(models(kind, layout), tiny_store, rows, loss)
     assert one.loss == pytest.approx(two.loss, rel=1e-5)
-    assert one.gene_loss == pytest.approx(two.gene_loss, rel=1e-5)
+    assert one.genes.loss == pytest.approx(two.genes.loss, rel=1e-5)
     assert one.phenotype_loss == pytest.approx(two.phenotype_loss, rel=1e-5)
-    assert (one.gene_accuracy, one.gene_baseline) == (two.gene_accuracy, two.gene_baseline)
-    assert one.loss == pytest.approx(one.gene_loss + 0.5 * one.phenotype_loss)
+    assert one.genes.accuracy == two.genes.accuracy
+    assert one.genes.baseline_accuracy == two.genes.baseline_accuracy
+    assert one.loss == pytest.approx(one.genes.loss + 0.5 * one.phenotype_loss)
 
 
-def test_class_weights_add_up_over_batches_of_any_size(tiny_store, rows, models):
+def test_class_weights_add_up_over_batches_of_any_size(tiny_store, rows, models, small_batches):
     model = models()
     weights = torch.linspace(0.2, 3.0, sum(model.config.phenotype_sizes))
-    one, two = (
-        evaluate_masked(
-            model, tiny_store, rows, LossSettings(), batch_size=size, class_weights=weights
-        )
-        for size in (64, 7)
-    )
+    one = evaluate_masked(model, tiny_store, rows, LossSettings(), class_weights=weights)
+    small_batches(7)
+    two = evaluate_masked(model, tiny_store, rows, LossSettings(), class_weights=weights)
     assert one.phenotype_loss == pytest.approx(two.phenotype_loss, rel=1e-5)
 
 
@@ -55,8 +59,8 @@ def test_the_baseline_is_the_genes_most_common_training_bin(tiny_store, rows, mo
     common = np.array([np.bincount(column).argmax() for column in bins.T])
     truth = model.values.encode(tiny_store.read(rows, model.panel).toarray())
     asked = truth > 0 if layout == "expressed" else np.ones_like(truth, dtype=bool)
-    assert scores.n_genes == asked.sum()
-    assert scores.gene_baseline == pytest.approx((truth == common)[asked].mean())
+    assert scores.genes.n_masked == asked.sum()
+    assert scores.genes.baseline_accuracy == pytest.approx((truth == common)[asked].mean())
 
 
 def test_a_model_that_knows_only_the_marginals_scores_as_the_baseline(tiny_store, rows):
@@ -65,7 +69,7 @@ def test_a_model_that_knows_only_the_marginals_scores_as_the_baseline(tiny_store
     with torch.no_grad():
         model.network.encoder_part.gene_output.weight.zero_()
     scores = evaluate_masked(model, tiny_store, rows, LossSettings())
-    assert scores.gene_accuracy == scores.gene_baseline
+    assert scores.genes.accuracy == scores.genes.baseline_accuracy
 
 
 def test_a_continuous_model_is_scored_on_whether_a_gene_is_expressed(tiny_store, rows, models):
@@ -76,7 +80,7 @@ def test_a_continuous_model_is_scored_on_whether_a_gene_is_expressed(tiny_store,
         model.network.encoder_part.gene_bias.weight[:, 0] = 0
     scores = evaluate_masked(model, tiny_store, rows, LossSettings())
     values = tiny_store.read(rows, model.panel).toarray()
-    assert scores.gene_accuracy == pytest.approx((model.values.encode(values) == 0).mean())
+    assert scores.genes.accuracy == pytest.approx((model.values.encode(values) == 0).mean())
 
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
@@ -114,12 +118,13 @@ def test_every_phenotype_gets_a_probability_for_each_value_of_each_cell(
 
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
 def test_a_cells_prediction_does_not_depend_on_the_cells_around_it(
-    tiny_store, rows, models, layout
+    tiny_store, rows, models, small_batches, layout
 ):
     model = models(layout=layout)
     together = predict_phenotypes(model, tiny_store, rows)
     order = np.random.default_rng(0).permutation(len(rows))
-    apart = predict_phenotypes(model, tiny_store, rows[order], batch_size=7)
+    small_batches(7)
+    apart = predict_phenotypes(model, tiny_store, rows[order])
     for name, probability in together.items():
         np.testing.assert_allclose(apart[name], probability[order], atol=1e-5)
 
@@ -134,11 +139,10 @@ def test_a_prediction_never_sees_the_labels(tiny_store, rows, models, monkeypatc
         np.testing.assert_array_equal(after[name], probability)
 
 
-def test_progress_ends_at_the_number_of_cells(tiny_store, rows, models):
+def test_progress_ends_at_the_number_of_cells(tiny_store, rows, models, small_batches):
+    small_batches(20)
     events = []
-    evaluate_masked(
-        models(), tiny_store, rows, LossSettings(), batch_size=20, on_progress=events.append
-    )
+    evaluate_masked(models(), tiny_store, rows, LossSettings(), on_progress=events.append)
     assert [(event.done, event.total) for event in events] == [(20, 45), (40, 45), (45, 45)]
 
 
@@ -161,10 +165,12 @@ def test_every_gene_is_masked_equally_often():
 
 
 @pytest.mark.parametrize("kind", ["binary", "binned", "continuous"])
-def test_scores_at_a_rate_do_not_depend_on_the_batches(tiny_store, rows, models, kind):
-    one, two = (
-        evaluate_at_rate(models(kind), tiny_store, rows, 0.5, batch_size=size) for size in (64, 7)
-    )
+def test_scores_at_a_rate_do_not_depend_on_the_batches(
+    tiny_store, rows, models, small_batches, kind
+):
+    one = evaluate_at_rate(models(kind), tiny_store, rows, 0.5)
+    small_batches(7)
+    two = evaluate_at_rate(models(kind), tiny_store, rows, 0.5)
     for name, predicted in one[0].items():
         np.testing.assert_allclose(two[0][name], predicted, atol=1e-5)
     np.testing.assert_allclose(two[1].model.nll, one[1].model.nll, rtol=1e-4, atol=1e-5)
@@ -226,3 +232,115 @@ def test_a_mask_rate_does_not_draw_from_the_global_generator(tiny_store, rows, m
     evaluate_at_rate(model, tiny_store, rows, 0.15)
     assert torch.equal(before, torch.get_rng_state())
     assert not model.network.training
+
+
+# -------------------------------------------------------------------------- scores gene by gene
+
+N_GENES, N_BINS = 32, 10
+PANEL = GenePanel(tuple(f"id{i}" for i in range(N_GENES)), tuple(f"G{i}" for i in range(N_GENES)))
+
+
+@pytest.fixture
+def masked(models):
+    """400 masked genes of a binned model: (model, logits, genes, targets), one gene never masked."""
+    model = models()
+    assert (model.config.n_genes, model.config.n_bins) == (N_GENES, N_BINS)
+    rng = np.random.default_rng(0)
+    genes = rng.integers(0, N_GENES - 1, 400)
+    targets = rng.integers(0, N_BINS, 400)
+    logits = rng.normal(size=(400, N_BINS)).astype(np.float32)
+    logits[np.arange(400), targets] += 1
+    return model, logits, genes, targets
+
+
+def scored(masked, parts=1):
+    model, logits, genes, targets = masked
+    scores = GeneScores(model, 0.5)
+    for some in np.array_split(np.arange(len(genes)), parts):
+        scores.add(torch.from_numpy(logits[some]), genes[some], torch.from_numpy(targets[some]))
+    return scores
+
+
+def test_the_sums_are_those_of_a_plain_loop(masked):
+    model, logits, genes, targets = masked
+    scores = scored(masked)
+    counts = model.reference.bin_counts
+    nll, off, right, marginal = ([] for _ in range(4))
+    for gene, target, logit in zip(genes, targets, logits.astype(float), strict=True):
+        best = int(logit.argmax())
+        nll.append(math.log(np.exp(logit).sum()) - logit[target])
+        off.append(abs(best - int(target)))
+        right.append(best == target)
+        share = (counts[gene, target] + 1 / N_BINS) / (counts[gene].sum() + 1)
+        marginal.append(-math.log(share))
+    means = scores.means()
+    assert means.n_masked == 400
+    assert means.nll == pytest.approx(np.mean(nll), rel=1e-5)
+    assert means.mean_absolute_error == pytest.approx(np.mean(off))
+    assert means.accuracy == pytest.approx(np.mean(right))
+    assert means.marginal.nll == pytest.approx(np.mean(marginal))
+    common = counts[genes].argmax(axis=1)
+    assert means.marginal.accuracy == pytest.approx((common == targets).mean())
+    assert means.marginal.mean_absolute_error == pytest.approx(np.abs(common - targets).mean())
+    for number, one in enumerate(means.bins):
+        own = targets == number
+        assert one.n_masked == own.sum()
+        assert one.accuracy == pytest.approx(np.array(right)[own].mean())
+    gene = int(genes[0])
+    row = scores.row(gene, PANEL)
+    assert row.nll == pytest.approx(np.mean(np.array(nll)[genes == gene]), rel=1e-5)
+    assert row.gain == pytest.approx(row.marginal_nll - row.nll)
+    assert scores.n_masked[N_GENES - 1] == 0
+
+
+def test_batches_add_up(masked):
+    whole, cut = scored(masked), scored(masked, parts=7)
+    np.testing.assert_allclose(whole.model.nll, cut.model.nll)
+    assert (whole.confusion == cut.confusion).all()
+    assert (whole.n_masked == cut.n_masked).all()
+
+
+def test_the_likelihood_is_the_models_whatever_its_loss(models):
+    """A continuous model: the hurdle's density; right is whether the gene is expressed."""
+    scores = GeneScores(models("continuous"), 0.5)
+    logits = torch.tensor([[2.0, 1.5, 0.0], [2.0, 1.5, 0.0]])
+    scores.add(logits, np.array([0, 1]), torch.tensor([0.0, 2.5]))
+    off, on = math.log1p(math.exp(2.0)), math.log1p(math.exp(-2.0))
+    density = 0.5 + 0.5 * math.log(2 * math.pi)
+    assert scores.model.nll[:2] == pytest.approx([off, on + density], rel=1e-5)
+    assert scores.model.n_right[:2].tolist() == [0, 1]
+    expected = 1.5 / (1 + math.exp(-2.0))
+    assert scores.model.error[:2] == pytest.approx([expected, 2.5 - expected], rel=1e-5)
+    assert scores.means().marginal is None
+    assert math.isnan(scores.row(1, PANEL).gain)
+
+
+def test_a_binary_head_of_one_logit_is_two_bins(models):
+    scores = GeneScores(models("binary"), 0.5)
+    scores.add(torch.tensor([[3.0], [3.0]]), np.array([0, 0]), torch.tensor([1, 0]))
+    assert scores.model.nll[0] == pytest.approx(
+        math.log1p(math.exp(-3)) + math.log1p(math.exp(3)), rel=1e-5
+    )
+    assert scores.confusion.tolist() == [[0, 1], [0, 1]]
+
+
+def test_the_best_and_the_worst_genes_are_those_of_most_and_least_gain(models):
+    model = models()
+    scores = GeneScores(model, 0.5)
+    rng = np.random.default_rng(0)
+    strength = np.linspace(-2, 4, N_GENES)
+    for gene in range(N_GENES):
+        targets = rng.integers(0, N_BINS, 30 if gene else 5)  # gene 0 is masked too rarely
+        logits = np.zeros((len(targets), N_BINS), dtype=np.float32)
+        logits[np.arange(len(targets)), targets] = strength[gene]
+        scores.add(torch.from_numpy(logits), np.full(len(targets), gene), torch.from_numpy(targets))
+    rates, rows = report_genes([scores], PANEL, 12)
+    assert len(rates.best) == len(rates.worst) == 10
+    gain = [row.gain for row in rows]
+    order = sorted(range(1, N_GENES), key=lambda gene: -gain[gene])
+    assert [one.symbol for one in rates.best] == [f"G{gene}" for gene in order[:10]]
+    assert [one.symbol for one in rates.worst] == [f"G{gene}" for gene in order[::-1][:10]]
+    assert rates.best[0].gain == gain[order[0]]
+    assert (rates.n_cells, len(rates.rates), len(rows)) == (12, 1, N_GENES)
+    first = rows[0]
+    assert (first.gene, first.symbol, first.mask_rate, first.n_masked) == ("id0", "G0", 0.5, 5)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from core.encoding.cell_batch import CellBatch
 from core.encoding.masking import Show
 from core.evaluation.fidelity.class_baselines import bin_counts, class_fractions
-from core.evaluation.known_cells import KnownCells
+from core.evaluation.method_comparison import KnownCells
 from core.evaluation.predict import predict
 from core.evaluation.report.records import ConditionLikelihood, Difference
 from core.model.folder import CellModel

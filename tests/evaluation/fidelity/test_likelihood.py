@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 
 from core.evaluation.fidelity.likelihood import class_marginal_nll, condition_likelihood
-from core.evaluation.known_cells import KnownCells
+from core.evaluation.method_comparison import KnownCells
 from core.evaluation.report.records import ConditionLikelihood, Difference
 from tests.model.examples import N_GENES, make_cell_model
 

@@ -1,18 +1,20 @@
 """The remarks of a reviewer: each where it holds, and none where it does not."""
 
 import numpy as np
+from scipy import sparse
 
+from core.evaluation.method_comparison import (
+    KnownCells,
+    review_donors,
+    review_labels,
+    review_scores,
+    review_two_genes,
+)
 from core.evaluation.report.records import (
     BootstrapIntervals,
     Intervals,
     PhenotypeScores,
     TwoGeneScores,
-)
-from core.evaluation.review_notes import (
-    review_donors,
-    review_labels,
-    review_scores,
-    review_two_genes,
 )
 
 
@@ -63,21 +65,26 @@ def test_one_scored_value_means_little():
     assert note == "sex: all scored cells have one value, so its accuracy means little"
 
 
+def known_cells(codes, donors):
+    codes = np.array(codes)[:, None]
+    nothing = sparse.csr_matrix((len(codes), 0))
+    return KnownCells(nothing, codes, None if donors is None else np.array(donors))
+
+
 def notes_of(training_donors, scored_donors, training, scored, values=("a", "b"), n_donors=20):
     return list(
         review_donors(
-            np.array(training_donors),
-            np.array(scored_donors),
+            known_cells(training, training_donors),
+            known_cells(scored, scored_donors),
             n_donors,
             {"disease": values},
-            {"disease": np.array(training)},
-            {"disease": np.array(scored)},
+            {"disease": 0},
         )
     )
 
 
 def test_unknown_donors_may_be_on_both_sides():
-    (note,) = review_donors(None, np.zeros(3, int), 0, {}, {}, {})
+    (note,) = notes_of(None, [0] * 3, [0], [0] * 3)
     assert note.startswith("donors are not known")
 
 
