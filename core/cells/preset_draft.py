@@ -217,18 +217,28 @@ def _facts(
     def described(found: Sequence[FoundColumn]) -> list[ColumnNote]:
         return [ColumnNote(one.name, one.column, _note(one, facts["cells"])) for one in found]
 
-    reasons = [(one, _why_single(one)) for one in columns.single]
+    reasons = {
+        one: f" has one value only, {_short(one.values[0])}"
+        if one.values
+        else " has no known label"
+        for one in columns.single
+    }
     # The reason without its place, which is the line of the preset.
-    reasons += [
-        (one, f": {unfit[one.name].partition(') ')[2] or unfit[one.name]}")
+    reasons |= {
+        one: f": {unfit[one.name].partition(') ')[2] or unfit[one.name]}"
         for one in columns.phenotypes
         if one.name in unfit
-    ]
+    }
     matrices = {one["matrix"] for one in facts["files"]}
-    donors = columns.donors
-    split_note = (
-        "no column with three donors or more: single cells are split, scores may be too optimistic"
+    split_by, split_note = (
+        "cells",
+        (
+            "no column with three donors or more: single cells are split, scores may be too optimistic"
+        ),
     )
+    if columns.donors is not None:
+        split_by = columns.donors.column
+        split_note = f"{len(columns.donors.values):,} donors, each in one split"
     return DraftFacts(
         files=files,
         n_files=n_files,
@@ -240,14 +250,12 @@ def _facts(
         phenotypes=described([one for one in columns.phenotypes if one.name not in unfit]),
         left_out=[
             ColumnNote(one.name, one.column, f"obs column {one.column!r}{reason}")
-            for one, reason in reasons
+            for one, reason in reasons.items()
         ],
         partial=columns.partial,
         further=described(columns.further),
-        split_by="cells" if donors is None else donors.column,
-        split_note=split_note
-        if donors is None
-        else f"{len(donors.values):,} donors, each in one split",
+        split_by=split_by,
+        split_note=split_note,
         warnings=warnings,
     )
 
@@ -257,12 +265,6 @@ def _note(found: FoundColumn, n_cells: int) -> str:
     more = "; ..." if len(found.values) > _MOST_LABELS else ""
     known = "" if found.n_known == n_cells else f", known for {found.n_known:,} cells"
     return f"{len(found.values):,} values{known}: {named}{more}"
-
-
-def _why_single(found: FoundColumn) -> str:
-    return (
-        f" has one value only, {_short(found.values[0])}" if found.values else " has no known label"
-    )
 
 
 def _short(value: str) -> str:

@@ -1,5 +1,6 @@
 """Devices and attention: whether torch, its CUDA and the driver fit, by computing on each device."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,22 +58,20 @@ def one_line(error: Exception) -> str:
 
 def read_driver() -> DriverFacts:
     """Query the NVIDIA driver; a machine without one gives empty facts."""
-    try:
+    # No package, driver, rights or device: drivers raise anything, and the facts are optional.
+    with contextlib.suppress(Exception):
         import pynvml  # of nvidia-ml-py
 
         pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - no package, driver, rights or device: all the same here
-        return DriverFacts()
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
-        version = str(pynvml.nvmlSystemGetDriverVersion())
-        return DriverFacts(names, version, (cuda // 1000, cuda % 1000 // 10))
-    except Exception:  # noqa: BLE001 - drivers raise anything; the facts are optional
-        return DriverFacts()
-    finally:
-        pynvml.nvmlShutdown()
+        try:
+            handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+            names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+            cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+            version = str(pynvml.nvmlSystemGetDriverVersion())
+            return DriverFacts(names, version, (cuda // 1000, cuda % 1000 // 10))
+        finally:
+            pynvml.nvmlShutdown()
+    return DriverFacts()
 
 
 def read_torch() -> TorchFacts:

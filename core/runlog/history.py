@@ -83,7 +83,6 @@ class RunCurves:
 
     def __init__(self, folder: Path) -> None:
         self._follower = LineFollower(folder / METRICS_FILE)
-        self._n_restarts = 0
         self._n_unusable = 0
         #: Split -> its curves, in the order they appeared.
         self.splits: dict[str, SplitCurves] = {}
@@ -97,14 +96,13 @@ class RunCurves:
         """Read what was added; return whether anything was."""
         is_new = False
         while True:
-            before = (self._follower.offset, self._follower.n_restarts)
+            offset = self._follower.offset
             records = self._follower.poll(most_bytes=_CHUNK_BYTES)
-            if self._follower.n_restarts != self._n_restarts:
-                self._n_restarts = self._follower.n_restarts
+            if self._follower.has_restarted:
                 self.splits, self._n_unusable = {}, 0
             self._add(records)
             is_new = is_new or bool(records)
-            if (self._follower.offset, self._follower.n_restarts) == before:
+            if self._follower.offset == offset and not self._follower.has_restarted:
                 return is_new
 
     def _add(self, records: list[MetricRecord]) -> None:

@@ -117,8 +117,8 @@ class LineFollower:
         self.offset = 0
         #: Lines that were not JSON objects, so far.
         self.bad_lines = 0
-        #: How often the file was started over; what was read before is then void.
-        self.n_restarts = 0
+        #: Whether the last call read the file from its start; what was read before is then void.
+        self.has_restarted = False
 
     def poll(self, *, most_bytes: int = -1) -> list[dict[str, Any]]:
         """Return the records added since the last call; none if the file does not exist.
@@ -126,14 +126,14 @@ class LineFollower:
         With ``most_bytes`` about so much is read at a time, in whole lines; `offset` shows the
         progress.
         """
+        self.has_restarted = False
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 is_other = self._inode is not None and status.st_ino != self._inode
-                if is_other or status.st_size < self.offset:
-                    self.offset = 0
-                    self.bad_lines = 0
-                    self.n_restarts += 1
+                self.has_restarted = is_other or status.st_size < self.offset
+                if self.has_restarted:
+                    self.offset, self.bad_lines = 0, 0
                 self._inode = status.st_ino
                 if status.st_size == self.offset:
                     return []
@@ -157,7 +157,6 @@ class RecordTail:
     def __init__(self, path: Path, *, most: int | None = None) -> None:
         self._follower = LineFollower(path)
         self._records: deque[dict[str, Any]] = deque(maxlen=most)
-        self._n_restarts = 0
 
     @property
     def bad_lines(self) -> int:
@@ -167,8 +166,7 @@ class RecordTail:
     def poll(self) -> list[dict[str, Any]]:
         """Read what was added; return the records, oldest first."""
         new = self._follower.poll()
-        if self._follower.n_restarts != self._n_restarts:
-            self._n_restarts = self._follower.n_restarts
+        if self._follower.has_restarted:
             self._records.clear()
         self._records.extend(new)
         return list(self._records)

@@ -36,7 +36,7 @@ class RunReader:
     """The reader of one run folder.
 
     Every call looks at the disk again but reads only what was added, so you can keep a reader as long
-    as the run lasts.
+    as the run lasts. It keeps ``most`` events, and ``most`` lines of each machine; by default all.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class RunReader:
         The folder holds no run, or one of a newer format.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, most: int | None = None) -> None:
         self.folder = folder
         self.run = _read_json(folder / RUN_FILE)
         if not self.run:
@@ -56,7 +56,8 @@ class RunReader:
             message = f"the run '{folder}' has format {version}, {known}"
             raise ConfigurationError(message)
         self._metrics = RecordTail(folder / METRICS_FILE)
-        self._events = RecordTail(folder / EVENTS_FILE)
+        self._events = RecordTail(folder / EVENTS_FILE, most=most)
+        self._most = most
         self._systems: dict[str, RecordTail] = {}
         self._n_unusable = 0
 
@@ -82,7 +83,8 @@ class RunReader:
     def system(self) -> dict[str, list[dict[str, Any]]]:
         """Return what each machine logged of itself, by host."""
         for path in sorted(self.folder.glob("system-*.jsonl")):
-            self._systems.setdefault(path.stem.removeprefix("system-"), RecordTail(path))
+            host = path.stem.removeprefix("system-")
+            self._systems.setdefault(host, RecordTail(path, most=self._most))
         return {host: tail.poll() for host, tail in self._systems.items()}
 
     @property

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from core.cells.genes import GenePanel
-from core.cells.inputs import store_key
 from core.cells.prepare import prepare_store
+from core.cells.prepare.report import store_key
 from core.cells.store import Store
 from core.errors import ConfigurationError, DataError
 

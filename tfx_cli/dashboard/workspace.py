@@ -24,11 +24,9 @@ from core.runlog.history import (
     phenotype_accuracies,
     read_latest_metrics,
 )
-from core.runlog.json_lines import RecordTail
 from core.runlog.overview import RunRow, run_row
 from core.runlog.reader import RunReader, RunSummary, Setting, read_settings, seen_state
 from core.runlog.schema import (
-    EVENTS_FILE,
     LIVE_STATES,
     LOG_FILE,
     METRICS_FILE,
@@ -39,8 +37,7 @@ from core.runlog.schema import (
 
 #: Seconds between reads of the metrics of a run that is not open, per megabyte of them.
 _SECONDS_PER_MEGABYTE = 0.5
-_MOST_MACHINE_LINES = 2_000
-_MOST_EVENTS = 2_000
+_MOST_LINES = 2_000  # events, and lines of each machine
 _LOG_BYTES = 64 * 1024
 
 
@@ -210,7 +207,7 @@ class Workspace:
 
     def _reader(self, folder: Path) -> RunReader:
         if folder not in self._readers:
-            self._readers[folder] = RunReader(folder)
+            self._readers[folder] = RunReader(folder, most=_MOST_LINES)
         return self._readers[folder]
 
     def _feed(self, folder: Path) -> "_RunFeed":
@@ -263,8 +260,6 @@ class _RunFeed:
         self._reader = reader
         self._curves = RunCurves(reader.folder)
         self._tables: dict[str, CurveTable] = {}
-        self._events = RecordTail(reader.folder / EVENTS_FILE, most=_MOST_EVENTS)
-        self._machines: dict[str, RecordTail] = {}
         self._evaluation: tuple[int, EvaluationReport | None] = (0, None)
         self._settings: tuple[Setting, ...] = ()
 
@@ -273,23 +268,18 @@ class _RunFeed:
             self._tables = {name: CurveTable.of(one) for name, one in self._curves.splits.items()}
         if not self._settings:
             self._settings = tuple(read_settings(self._folder))
-        for path in sorted(self._folder.glob("system-*.jsonl")):
-            host = path.stem.removeprefix("system-")
-            self._machines.setdefault(host, RecordTail(path, most=_MOST_MACHINE_LINES))
-        events = tuple(self._events.poll())
-        machines = {host: tuple(tail.poll()) for host, tail in self._machines.items()}
-        tails = [self._events, *self._machines.values()]
+        events, machines = self._reader.events(), self._reader.system()
         return RunView(
             row=row,
             run=self._run,
             status=self._reader.status,
             curves=self._tables,
-            events=events,
-            machines={host: lines for host, lines in machines.items() if lines},
+            events=tuple(events),
+            machines={host: tuple(lines) for host, lines in machines.items() if lines},
             log=last_lines(self._folder / LOG_FILE),
             settings=self._settings,
             evaluation=self._read_evaluation(),
-            bad_lines=self._curves.bad_lines + sum(one.bad_lines for one in tails),
+            bad_lines=self._curves.bad_lines + self._reader.bad_lines,
         )
 
     def _read_evaluation(self) -> EvaluationReport | None:

@@ -14,6 +14,7 @@ _PURE = 0.99
 #: With fewer donors, a value cannot be distinguished from its donors, and the scores of a split
 #: are the scores of its donors.
 _FEW_DONORS = 3
+_OPTIMISTIC = "single cells are split, stratified by phenotype, so scores may be too optimistic"
 
 
 def check_donors(table: LabelTable, labels: CellLabels | None) -> list[CheckRow]:
@@ -39,41 +40,32 @@ def _split(rows: Rows, table: LabelTable, labels: CellLabels | None) -> None:
             return  # the error of `tfx prepare` has a row
         similar = likely_column(by, "donor_id", table.obs_columns)
         fix = "--set data.split.by=COLUMN, or =cells if you intend this"
-        rows.warn(
-            "split",
-            f"there is no obs column '{by}'; single cells are split, stratified by phenotype, so "
-            f"scores may be too optimistic",
-            f"--set data.split.by={similar}, if it names donors" if similar else fix,
-        )
+        fix = f"--set data.split.by={similar}, if it names donors" if similar else fix
+        rows.warn("split", f"there is no obs column '{by}'; {_OPTIMISTIC}", fix)
         return
     if labels is None:
         return
     n_donors = len(table.donors.values)
     if labels.split.method == "stratified":
-        rows.warn(
-            "split",
-            f"obs column '{by}' has too few values ({n_donors}) to hold some out; single cells are "
-            f"split, stratified by phenotype, so scores may be too optimistic",
-            "add donors, or read the scores as those of known donors",
-        )
+        few = f"obs column '{by}' has too few values ({n_donors}) to hold some out"
+        fix = "add donors, or read the scores as those of known donors"
+        rows.warn("split", f"{few}; {_OPTIMISTIC}", fix)
         return
     per_split = {name: len(donors) for name, donors in labels.split_report["donors"].items()}
     finding = f"{n_donors:,} donors ({', '.join(f'{n:,} {name}' for name, n in per_split.items())})"
     if any(0 < per_split.get(name, 0) < _FEW_DONORS for name in ("validation", "test")):
-        rows.warn(
-            "split",
-            f"{finding}: the scores of a split with so few donors depend on these donors",
-            "add donors, raise data.split.validation and test, or repeat with other data.split.seed",
+        finding += ": the scores of a split with so few donors depend on these donors"
+        fix = (
+            "add donors, raise data.split.validation and test, or repeat with other data.split.seed"
         )
+        rows.warn("split", finding, fix)
     else:
         rows.ok("split", finding)
     if n_unknown := table.n_cells - int(table.count(table.donors).sum()):
-        rows.warn(
-            "unknown donors",
-            f"{n_unknown:,} of {table.n_cells:,} cells ({percentage(n_unknown, table.n_cells)}) "
-            f"have no known '{by}' and are used to train",
-            "fill in the column: their donors may be held out as well",
-        )
+        unknown = f"{n_unknown:,} of {table.n_cells:,} cells"
+        unknown += f" ({percentage(n_unknown, table.n_cells)})"
+        fix = "fill in the column: their donors may be held out as well"
+        rows.warn("unknown donors", f"{unknown} have no known '{by}' and are used to train", fix)
 
 
 def _leakage(rows: Rows, table: LabelTable, donors: LabelColumn) -> None:
@@ -88,12 +80,11 @@ def _leakage(rows: Rows, table: LabelTable, donors: LabelColumn) -> None:
         if len(shared):
             names = listed([donors.values[donor] for donor in shared])
             cells = percentage(int(held_out[shared].sum()), int(held_out.sum()))
-            rows.warn(
-                "leakage",
+            finding = (
                 f"data.{role}_files share {len(shared):,} donors with data.files ({names}), "
-                f"{cells} of their cells, so scores may be too optimistic",
-                "move all cells of a donor to one side",
+                f"{cells} of their cells, so scores may be too optimistic"
             )
+            rows.warn("leakage", finding, "move all cells of a donor to one side")
     if not rows.has_warned("leakage"):
         rows.ok("leakage", "no donor is on both sides of a given split")
 
@@ -127,13 +118,10 @@ def _confounding(rows: Rows, table: LabelTable, labels: CellLabels | None) -> No
             _confounded_with_group(rows, table, column)
             continue
         values = [f"'{value}' has {n} donor{'' if n == 1 else 's'}" for n, value in few]
-        rows.warn(
-            "confounding",
-            f"{name}: every donor has one value, and {listed(values)}: differences between "
-            f"these donors look like {name}",
-            f"add donors, or read results on {name} as results on donors",
-            name,
-        )
+        finding = f"every donor has one value, and {listed(values)}: "
+        finding += f"differences between these donors look like {name}"
+        fix = f"add donors, or read results on {name} as results on donors"
+        rows.warn("confounding", finding, fix, name)
     if clean:
         finding = f"{', '.join(clean)}: one value per donor, {_FEW_DONORS} donors or more of each"
         rows.ok("confounding", finding)
@@ -150,11 +138,8 @@ def _confounded_with_group(rows: Rows, table: LabelTable, column: LabelColumn) -
             continue
         alone = [column.values[value] for value in np.flatnonzero(n_groups == 1)]
         have = "has" if len(alone) == 1 else "have"
-        rows.warn(
-            "confounding",
-            f"{name}: every {group.name} has one value, and {listed(alone)} {have} a single "
-            f"{group.name}: technical differences look like {name}",
-            f"add a {group.name} with several values, or read results on {name} with care",
-            name,
-        )
+        single = f"{listed(alone)} {have} a single {group.name}"
+        finding = f"every {group.name} has one value, and {single}: technical differences look like"
+        fix = f"add a {group.name} with several values, or read results on {name} with care"
+        rows.warn("confounding", f"{finding} {name}", fix, name)
         return

@@ -73,24 +73,19 @@ def _overlap(rows: Rows, named: Named, join: GeneJoin, data: DataSettings) -> No
         return
     n_joined = len(join.panel)
     for (one, _), columns in zip(named, join.columns, strict=True):
-        n_genes = len(columns)
-        n_kept = int(np.sum(columns >= 0))
+        n_genes, n_kept = len(columns), int(np.sum(columns >= 0))
         if data.join == "union" and n_genes < _KEPT * n_joined:
-            rows.warn(
-                "gene overlap",
-                f"{one.name}: has {n_genes:,} of the {n_joined:,} genes of all files; the others "
-                f"are zero in its cells, as if measured",
-                "set data.join = 'intersection', or leave the file out",
-                one.name,
+            finding = (
+                f"has {n_genes:,} of the {n_joined:,} genes of all files; the others are zero in "
+                f"its cells, as if measured"
             )
+            fix = "set data.join = 'intersection', or leave the file out"
+            rows.warn("gene overlap", finding, fix, one.name)
         elif data.join != "union" and n_kept < _KEPT * n_genes:
-            rows.warn(
-                "gene overlap",
-                f"{one.name}: {n_kept:,} of its {n_genes:,} genes ({percentage(n_kept, n_genes)}) "
-                f"are in all files; the others are left out",
-                "set data.join = 'union', leave out the file with few genes, or train separately",
-                one.name,
-            )
+            kept = f"{n_kept:,} of its {n_genes:,} genes ({percentage(n_kept, n_genes)})"
+            finding = f"{kept} are in all files; the others are left out"
+            fix = "set data.join = 'union', leave out the file with few genes, or train separately"
+            rows.warn("gene overlap", finding, fix, one.name)
     if not rows.has_warned("gene overlap"):
         largest = max(len(columns) for columns in join.columns)
         whose = "any file has" if data.join == "union" else "all files have"
@@ -120,25 +115,20 @@ def _empty(rows: Rows, named: Named, join: GeneJoin, data: DataSettings) -> None
     n_genes, n_empty = len(cells), int(np.sum(cells == 0))
     n_panel = min(data.genes, n_genes)
     is_complete = all(one.is_complete for one, _ in named)
+    empty = f"{n_empty:,} of {n_genes:,} genes are"
     if n_empty == n_genes and is_complete:
-        rows.fail(
-            "empty genes",
-            f"{named[0][0].name}: every value of the {n_genes} genes that the files share is zero",
-            "check data.matrix and data.join",
-        )
+        first = named[0][0].name
+        finding = f"{first}: every value of the {n_genes} genes that the files share is zero"
+        rows.fail("empty genes", finding, "check data.matrix and data.join")
     elif not n_empty:
         rows.ok("empty genes", f"each of {n_genes:,} genes is in some cell")
     elif is_complete and n_panel - (n_genes - n_empty) > _EMPTY_PANEL * n_panel:
-        rows.warn(
-            "empty genes",
-            f"{n_empty:,} of {n_genes:,} genes are in no cell, so that a panel of {n_panel:,} "
-            f"would contain genes without information",
-            f"set data.genes to {n_genes - n_empty} or fewer, or add cells",
-        )
+        contains = f"a panel of {n_panel:,} would contain genes without information"
+        fix = f"set data.genes to {n_genes - n_empty} or fewer, or add cells"
+        rows.warn("empty genes", f"{empty} in no cell, so that {contains}", fix)
     else:
         where = "any cell" if is_complete else "any cell that was read"
-        finding = f"{n_empty:,} of {n_genes:,} genes are not in {where}; they rank last"
-        rows.ok("empty genes", finding)
+        rows.ok("empty genes", f"{empty} not in {where}; they rank last")
 
 
 def _panel(rows: Rows, join: GeneJoin, data: DataSettings) -> None:
@@ -149,11 +139,9 @@ def _panel(rows: Rows, join: GeneJoin, data: DataSettings) -> None:
     for name in data.include_genes:
         if join.panel.index_of(name) is None:
             near = join.panel.nearest(name)
-            rows.fail(
-                "included genes",
-                f"data.include_genes names '{name}', which is none of the {n_genes:,} genes",
-                f"did you mean {', '.join(near)}?" if near else "use an id or symbol of the files",
-            )
+            finding = f"data.include_genes names '{name}', which is none of the {n_genes:,} genes"
+            fix = f"did you mean {', '.join(near)}?" if near else "use an id or symbol of the files"
+            rows.fail("included genes", finding, fix)
 
 
 def _model_genes(rows: Rows, named: Named, panel: GenePanel) -> None:
@@ -167,7 +155,7 @@ def _model_genes(rows: Rows, named: Named, panel: GenePanel) -> None:
             continue
         missing = [symbol for index, symbol in enumerate(panel.symbols) if index not in found]
         finding = (
-            f"{one.name}: {len(found):,} of the model's {len(panel):,} genes "
+            f"{len(found):,} of the model's {len(panel):,} genes "
             f"({percentage(len(found), len(panel))}) are in the file ({describe_ids(table.ids)}); "
             f"missing: {listed(missing)}"
         )

@@ -94,26 +94,20 @@ def _absent(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTable
     covered = with_fault.union(table.phenotypes)
     absent = [phenotype for phenotype in phenotypes if phenotype.name not in covered]
     if len(absent) == len(phenotypes) and not with_fault:
-        rows.warn(
-            "coverage",
-            "no cell has a known phenotype: a model would learn genes only",
-            "map obs columns: --set data.phenotypes.cell_type=COLUMN",
-        )
+        finding = "no cell has a known phenotype: a model would learn genes only"
+        rows.warn("coverage", finding, "map obs columns: --set data.phenotypes.cell_type=COLUMN")
     used = {column.column for column in table.phenotypes.values()}
     free = [name for name in table.obs_columns if name not in used]
     left_out = []
     for phenotype in absent:
-        similar = likely_column(phenotype.column, phenotype.name, free)
+        name, column = phenotype.name, phenotype.column
+        similar = likely_column(column, name, free)
         if similar is None:
-            left_out.append(f"{phenotype.name} ('{phenotype.column}')")
+            left_out.append(f"{name} ('{column}')")
             continue
-        rows.warn(
-            "coverage",
-            f"{phenotype.name}: there is no obs column '{phenotype.column}', but there is "
-            f"'{similar}'",
-            f"--set data.phenotypes.{phenotype.name}={similar}, or =false to leave it out",
-            phenotype.name,
-        )
+        finding = f"there is no obs column '{column}', but there is '{similar}'"
+        fix = f"--set data.phenotypes.{name}={similar}, or =false to leave it out"
+        rows.warn("coverage", finding, fix, name)
     if left_out:
         rows.ok("coverage", f"left out, no such obs columns: {', '.join(left_out)}")
 
@@ -122,24 +116,23 @@ def _coverage(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTab
     """How many cells have each phenotype; those that all cells have share one row."""
     everywhere, left_out = [], []
     for phenotype in phenotypes:
-        column = table.phenotypes.get(phenotype.name)
-        if column is None:
+        name, found = phenotype.name, table.phenotypes.get(phenotype.name)
+        if found is None:
             continue
-        n_known, n_values = int(table.count(column).sum()), len(column.values)
+        n_known, n_values = int(table.count(found).sum()), len(found.values)
         if n_values < 2:
-            only = f"'{column.values[0]}'" if n_values else "no known label"
+            only = f"'{found.values[0]}'" if n_values else "no known label"
             # If the preset names it, `tfx prepare` stops, and its error has a row.
-            left_out += [] if phenotype.explicit else [f"{phenotype.name} ({only})"]
+            left_out += [] if phenotype.explicit else [f"{name} ({only})"]
         elif n_values > max(_IDENTIFIER * n_known, _IDENTIFIER_LABELS):
-            rows.warn(
-                "coverage",
-                f"{phenotype.name}: {n_values:,} labels for {n_known:,} cells; "
-                f"'{phenotype.column}' identifies single cells rather than groups",
-                f"map another column, or --set data.phenotypes.{phenotype.name}=false",
-                phenotype.name,
+            finding = (
+                f"{n_values:,} labels for {n_known:,} cells; '{phenotype.column}' identifies single "
+                f"cells rather than groups"
             )
+            fix = f"map another column, or --set data.phenotypes.{name}=false"
+            rows.warn("coverage", finding, fix, name)
         elif n_known == table.n_cells:
-            everywhere.append(f"{phenotype.name} ({n_values:,} labels)")
+            everywhere.append(f"{name} ({n_values:,} labels)")
         else:
             _partly_known(rows, phenotype, table, n_known)
     if everywhere:
@@ -150,44 +143,41 @@ def _coverage(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTab
 
 def _partly_known(rows: Rows, phenotype: PhenotypeColumn, table: LabelTable, n_known: int) -> None:
     """Add the row of a phenotype that some cells, or all cells of some files, do not have."""
-    column = phenotype.column
-    finding = f"{phenotype.name}: known for {percentage(n_known, table.n_cells)} of cells"
-    lacking = [one for one in table.summaries if one.labels.get(phenotype.name) is None]
+    name, column = phenotype.name, phenotype.column
+    finding = f"known for {percentage(n_known, table.n_cells)} of cells"
+    lacking = [one for one in table.summaries if one.labels.get(name) is None]
     if lacking:
         finding += f"; no column '{column}' in {files_of([one.name for one in lacking])}"
         fix = f"add the obs column '{column}' if you know its labels"
-        if similar := likely_column(column, phenotype.name, lacking[0].columns):
+        if similar := likely_column(column, name, lacking[0].columns):
             fix = f"rename '{similar}' to '{column}' in {lacking[0].name}"
-        rows.warn("coverage", finding, fix, phenotype.name)
+        rows.warn("coverage", finding, fix, name)
     elif n_known < _COVERED * table.n_cells:
-        rows.warn("coverage", finding, f"fill in the obs column '{column}'", phenotype.name)
+        rows.warn("coverage", finding, f"fill in the obs column '{column}'", name)
     else:
-        rows.ok("coverage", finding, phenotype.name)
+        rows.ok("coverage", finding, name)
 
 
 def _spelling(rows: Rows, column: LabelColumn, table: LabelTable) -> None:
-    name = column.name
     counts = dict(zip(column.values, table.count(column).tolist(), strict=True))
     variants = find_variants(counts)
     by_file = table.cross(column, table.files) if variants else np.empty((0, 0))
-    for variant in variants[:_MOST_VARIANTS]:
-        rare, common = variant.rare, variant.common
+    for rare, common, kind in variants[:_MOST_VARIANTS]:
         with_rare, with_common = (by_file[column.values.index(one)] > 0 for one in (rare, common))
         where = ""
         if not (with_rare & with_common).any():
             names = [table.files.values[index] for index in np.flatnonzero(with_rare)]
             where = f", only in {files_of(names)}"
-        how = "differ only in form" if variant.kind == "form" else "may differ by a typing error"
-        rows.warn(
-            "spelling",
-            f"{name}: '{rare}' ({counts[rare]:,} cells{where}) and '{common}' "
-            f"({counts[common]:,}) {how}, and count as two labels",
-            f"if they are one, rename '{rare}' to '{common}' in obs '{column.column}'",
-            name,
+        how = "differ only in form" if kind == "form" else "may differ by a typing error"
+        finding = (
+            f"'{rare}' ({counts[rare]:,} cells{where}) and '{common}' ({counts[common]:,}) {how}, "
+            f"and count as two labels"
         )
+        fix = f"if they are one, rename '{rare}' to '{common}' in obs '{column.column}'"
+        rows.warn("spelling", finding, fix, column.name)
     if len(variants) > _MOST_VARIANTS:
-        finding = f"{name}: {len(variants) - _MOST_VARIANTS:,} more pairs of similar labels"
-        rows.warn("spelling", finding, "use one spelling for each label", name)
+        finding = f"{len(variants) - _MOST_VARIANTS:,} more pairs of similar labels"
+        rows.warn("spelling", finding, "use one spelling for each label", column.name)
 
 
 class Variant(NamedTuple):
@@ -213,20 +203,20 @@ def find_variants(counts: Mapping[str, int]) -> list[Variant]:
 
 
 def _slips(counts: Mapping[str, int], labels: list[str]) -> list[Variant]:
-    by_words: dict[int, list[tuple[str, list[str]]]] = defaultdict(list)
+    words = {label: _words(label) for label in labels}
+    by_length: dict[int, list[str]] = defaultdict(list)
     for label in labels:
-        words = _words(label)
-        by_words[len(words)].append((label, words))
+        by_length[len(words[label])].append(label)
     found: list[Variant] = []
-    for group in by_words.values():
-        for rare, rare_words in group:
-            alike = [
-                common
-                for common, words in group
-                if counts[rare] <= _RARE * counts[common] and _one_word_slips(rare_words, words)
-            ]
-            if alike:
-                found.append(Variant(rare, max(alike, key=counts.__getitem__), "slip"))
+    for rare in labels:
+        alike = [
+            common
+            for common in by_length[len(words[rare])]
+            if counts[rare] <= _RARE * counts[common]
+            and _one_word_slips(words[rare], words[common])
+        ]
+        if alike:
+            found.append(Variant(rare, max(alike, key=counts.__getitem__), "slip"))
     return found
 
 
@@ -280,23 +270,16 @@ def _training_labels(rows: Rows, labels: CellLabels, *, has_vocabulary: bool) ->
         rare = sorted((n, label) for label, n in counts.items() if n < _RARE_CELLS)
         if rare:
             shown = listed([f"'{label}' ({n:,})" for n, label in rare])
-            rows.warn(
-                "rare labels",
-                f"{name}: {len(rare):,} of {len(counts):,} labels with fewer than {_RARE_CELLS} "
-                f"training cells: {shown}",
-                "add cells, or merge them into a broader label",
-                name,
-            )
+            few = f"{len(rare):,} of {len(counts):,} labels"
+            finding = f"{few} with fewer than {_RARE_CELLS} training cells: {shown}"
+            rows.warn("rare labels", finding, "add cells, or merge them into a broader label", name)
         if unmapped := found["unmapped_labels"]:
             shown = listed([f"'{label}' ({n:,} cells)" for label, n in unmapped.items()])
+            become = f"so they become [NO_{name.upper()}]"
             fix = "add donors who have them, or try another data.split.seed"
-            rows.warn(
-                "unknown labels",
-                f"{name}: training does not have these labels, so they become "
-                f"[NO_{name.upper()}]: {shown}",
-                "correct the labels or the vocabulary" if has_vocabulary else fix,
-                name,
-            )
+            fix = "correct the labels or the vocabulary" if has_vocabulary else fix
+            finding = f"training does not have these labels, {become}: {shown}"
+            rows.warn("unknown labels", finding, fix, name)
     if labels.phenotype_report and not rows.has_warned("rare labels"):
         rows.ok("rare labels", f"every label has {_RARE_CELLS} training cells or more")
 
@@ -327,11 +310,10 @@ def _combinations(rows: Rows, table: LabelTable, labels: CellLabels) -> None:
         f", {len(rare):,} of them in fewer than {_RARE_COMBINATION} cells "
         f"({percentage(n_rare, n_known)} of the cells): {listed(rarest)}"
     )
-    if n_rare > _MANY_RARE * n_known:
-        fix = (
-            "cells generated for these and for combinations that do not occur are extrapolated: "
-            "compare them with real cells"
-        )
-        rows.warn("combinations", finding, fix)
-    else:
+    if n_rare <= _MANY_RARE * n_known:
         rows.ok("combinations", finding)
+        return
+    extrapolated = (
+        "cells generated for these and for combinations that do not occur are extrapolated"
+    )
+    rows.warn("combinations", finding, f"{extrapolated}: compare them with real cells")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from core.errors import DataError, TfxError
-from core.findings import Finding, FindingsReport
+from core.findings import Finding, FindingsReport, Level
 
 if TYPE_CHECKING:
     from core.cells.checks.survey import FileSummary
@@ -28,23 +28,27 @@ class CheckRow(Finding):
 
 
 class Rows(list[CheckRow]):
-    """The rows of one family of checks; those that warn or fail have a fix."""
+    """The rows of one family of checks; the finding begins with its subject, if it has one."""
 
     def __init__(self, family: Family) -> None:
         super().__init__()
         self._family = family
 
+    def _add(self, level: Level, check: str, finding: str, fix: str, subject: str) -> None:
+        finding = f"{subject}: {finding}" if subject else finding
+        self.append(CheckRow(level, self._family, check, finding, fix, subject))
+
     def ok(self, check: str, finding: str, subject: str = "") -> None:
         """Add what is as it should be."""
-        self.append(CheckRow("ok", self._family, check, finding, "", subject))
+        self._add("ok", check, finding, "", subject)
 
     def warn(self, check: str, finding: str, fix: str, subject: str = "") -> None:
         """Add what may make results worse."""
-        self.append(CheckRow("warn", self._family, check, finding, fix, subject))
+        self._add("warn", check, finding, fix, subject)
 
     def fail(self, check: str, finding: str, fix: str, subject: str = "") -> None:
         """Add what stops prepare and train."""
-        self.append(CheckRow("fail", self._family, check, finding, fix, subject))
+        self._add("fail", check, finding, fix, subject)
 
     def has_warned(self, check: str) -> bool:
         """Whether a check has warned."""

@@ -19,7 +19,6 @@ from scipy import sparse
 from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.file_patterns import BUILTIN_PREFIX, check_overlap, expand_files
 from core.cells.genes import GeneTable, choose_gene_ids
-from core.cells.inputs import Role, StoreInput
 from core.cells.matrix_state import (
     Inspection,
     MatrixChoice,
@@ -45,6 +44,7 @@ from core.progress import Listener, ProgressEvent
 #: "full" reads every value, "quick" some cells of each file, "tables" none.
 Scope = Literal["full", "quick", "tables"]
 Codes = NDArray[np.int64]
+Role = Literal["all", "train", "validation", "test"]
 #: obs columns that name technical groups, in CELLxGENE and elsewhere.
 _BATCH_COLUMNS = ("batch", "assay")
 #: Values of a chunk if it were dense: 64 MB of float32.
@@ -74,6 +74,27 @@ class Expression:
     def n_values(self) -> int:
         """Values that are not zero, in the cells read."""
         return int(self.genes_per_cell.sum(dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class StoreInput:
+    """One source with the decisions about it; the source itself is closed again."""
+
+    #: As the preset names it, and the state it was seen in.
+    name: str
+    fingerprint: str
+    #: The split that the preset gave it to, or "all".
+    role: Role
+    #: Its cells, and its first among those of all sources.
+    n_cells: int
+    first_cell: int
+    #: (cells, columns), with those that phenotypes and split need.
+    obs: pd.DataFrame
+    choice: MatrixChoice
+    stored: StoredMatrix
+    table: GeneTable
+    #: Known truth of simulated cells, a JSON string.
+    truth: str | None
 
 
 @dataclass

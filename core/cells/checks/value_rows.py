@@ -75,13 +75,12 @@ def _matrices_read(rows: Rows, chosen: Chosen) -> None:
     for one, choice in chosen:
         counts = [name for name, found in one.others.items() if found.state == MatrixState.COUNTS]
         if counts and choice.state != MatrixState.COUNTS:
-            rows.warn(
-                "values",
-                f"{one.name}: {choice.matrix} (log values) is read, although {counts[0]} holds "
-                f"counts, which contain more information",
-                f"set data.matrix to '{counts[0]}' if it holds raw counts",
-                one.name,
+            finding = (
+                f"{choice.matrix} (log values) is read, although {counts[0]} holds counts, which "
+                f"contain more information"
             )
+            fix = f"set data.matrix to '{counts[0]}' if it holds raw counts"
+            rows.warn("values", finding, fix, one.name)
 
 
 def _one_kind(rows: Rows, chosen: Chosen, data: DataSettings) -> None:
@@ -90,12 +89,10 @@ def _one_kind(rows: Rows, chosen: Chosen, data: DataSettings) -> None:
         for one, choice in reversed(chosen)
     }
     if len(by_state) > 1:
-        rows.fail(
-            "one kind",
-            " but ".join(reversed(by_state.values())),
-            "all files must hold the same kind of values, set data.matrix to a matrix that does",
-        )
-    for state in by_state if len(by_state) == 1 else ():
+        fix = "all files must hold the same kind of values, set data.matrix to a matrix that does"
+        rows.fail("one kind", " but ".join(reversed(by_state.values())), fix)
+        return
+    for state in by_state:
         try:
             resolve_method(data.hvg, str(state))
         except DataError as error:
@@ -121,16 +118,16 @@ def _totals_of_log_values(rows: Rows, chosen: Chosen) -> None:
         where = f"{one.name} ({choice.matrix})"
         total = constant_sum(one.expression.library_sizes.astype(float))
         if total is None:
-            rows.warn(
-                "totals",
+            finding = (
                 f"{where}: the log values of each cell do not add up to one total (genes were "
-                f"removed after normalisation); they are read as log1p of counts per 10,000",
-                "give raw counts or the log values of all genes if you have them",
-                one.name,
+                f"removed after normalisation); they are read as log1p of counts per 10,000"
             )
+            fix = "give raw counts or the log values of all genes if you have them"
+            rows.append(CheckRow("warn", "matrix", "totals", finding, fix, one.name))
         elif abs(total / TARGET_SUM - 1) > _SAME_TOTAL:
             finding = f"{where}: log values normalised to {total:,.6g} per cell are rescaled to"
-            rows.ok("totals", f"{finding} {TARGET_SUM:,.0f}", one.name)
+            finding += f" {TARGET_SUM:,.0f}"
+            rows.append(CheckRow("ok", "matrix", "totals", finding, subject=one.name))
 
 
 def check_cells(files: Sequence[FileSummary]) -> list[CheckRow]:
@@ -147,12 +144,9 @@ def check_cells(files: Sequence[FileSummary]) -> list[CheckRow]:
 def _empty_cells(rows: Rows, read: Read) -> None:
     for one, expression in read:
         if n_empty := int(np.sum(expression.genes_per_cell == 0)):
-            rows.warn(
-                "empty cells",
-                f"{one.name}: {_of(n_empty, len(expression.rows))} have no counts",
-                "remove them: sc.pp.filter_cells(adata, min_genes=1)",
-                one.name,
-            )
+            finding = f"{_of(n_empty, len(expression.rows))} have no counts"
+            fix = "remove them: sc.pp.filter_cells(adata, min_genes=1)"
+            rows.warn("empty cells", finding, fix, one.name)
     if not rows:
         rows.ok("empty cells", "none")
 
@@ -173,13 +167,9 @@ def _few_genes(rows: Rows, read: Read) -> None:
         filled = expression.genes_per_cell[expression.genes_per_cell > 0]
         medians.append(float(np.median(filled)) if len(filled) else 0.0)
         if (n_poor := int(poor.sum())) > _MANY_POOR * len(poor):
-            rows.warn(
-                "few genes",
-                f"{one.name}: {_of(n_poor, len(poor))} have fewer than {limit} genes (median "
-                f"{medians[-1]:,.0f})",
-                f"remove what may be debris: sc.pp.filter_cells(adata, min_genes={limit})",
-                one.name,
-            )
+            few = f"{_of(n_poor, len(poor))} have fewer than {limit} genes"
+            fix = f"remove what may be debris: sc.pp.filter_cells(adata, min_genes={limit})"
+            rows.warn("few genes", f"{few} (median {medians[-1]:,.0f})", fix, one.name)
     if not rows.has_warned("few genes"):
         lowest, highest = f"{min(medians):,.0f}", f"{max(medians):,.0f}"
         by_file = lowest if min(medians) == max(medians) else f"{lowest} to {highest} by file"
@@ -216,14 +206,13 @@ def looks_like_doublet(
 
 
 def _doublets(rows: Rows, read: Read) -> None:
-    check = "doublet-like cells"
+    check, finding = "doublet-like cells", "have far more counts and genes than the others of"
     n_all, n_read = 0, 0
     compared = set()
     for one, expression in read:
         if one.choice is None or one.choice.state != MatrixState.COUNTS:
             continue
-        groups = np.full(len(expression.rows), -1, dtype=np.int64)
-        group = "file"
+        groups, group = np.full(len(expression.rows), -1, dtype=np.int64), "file"
         if one.donors is not None:
             groups, group = one.donors.codes[expression.rows].astype(np.int64), "donor"
         found = looks_like_doublet(expression.library_sizes, expression.genes_per_cell, groups)
@@ -231,18 +220,13 @@ def _doublets(rows: Rows, read: Read) -> None:
         n_all, n_read = n_all + n_found, n_read + len(found)
         compared.add(f"their {group}")
         if n_found > _MANY_DOUBLETS * len(found):
-            rows.warn(
-                check,
-                f"{one.name}: {_of(n_found, len(found))} have far more counts and genes than the "
-                f"others of their {group}; a hint only, large cells look the same",
-                "look for doublets (sc.pp.scrublet) and remove them",
-                one.name,
-            )
+            many = f"{_of(n_found, len(found))} {finding} their {group}"
+            fix = "look for doublets (sc.pp.scrublet) and remove them"
+            rows.warn(check, f"{many}; a hint only, large cells look the same", fix, one.name)
     if not n_read:
         rows.ok(check, "not checked: log values do not show library sizes")
     elif not rows.has_warned(check):
-        others = f"the others of {' or '.join(sorted(compared))}"
-        rows.ok(check, f"{_of(n_all, n_read)} have far more counts and genes than {others}")
+        rows.ok(check, f"{_of(n_all, n_read)} {finding} {' or '.join(sorted(compared))}")
 
 
 def _of(n: int, n_cells: int) -> str:

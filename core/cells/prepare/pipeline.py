@@ -22,20 +22,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks.check import check_data
+from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_moments import GeneMoments
 from core.cells.genes import GeneJoin, join_genes
 from core.cells.hvg_ranking import resolve_method
-from core.cells.inputs import StoreInput, common_value_kind, store_key
 from core.cells.manifest import MANIFEST_NAME, checksum
-from core.cells.matrix_state import constant_sum
+from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.normalisation import TARGET_SUM
 from core.cells.prepare.buckets import (
     BucketTask,
@@ -49,7 +49,7 @@ from core.cells.prepare.buckets import (
 from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
 from core.cells.prepare.parts import BUCKETS, Part, ShardTask, close_source, write_shard
 from core.cells.prepare.rank_stage import rank_genes
-from core.cells.prepare.report import describe_store, joint_truth, make_manifest
+from core.cells.prepare.report import describe_store, joint_truth, make_manifest, store_key
 from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
 from core.cells.reading import BY_COLUMNS_VALUES, StoredMatrix
 from core.cells.store import TRUTH_NAME, Store, gene_index_type
@@ -162,8 +162,8 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     """Fill the folder's store; return its report."""
     data, store = job.data, job.folder.store
     inputs, warnings = _check_first(job)
-    value_kind = common_value_kind(inputs)
-    resolve_method(data.hvg, value_kind)
+    is_counts = inputs[0].choice.state == MatrixState.COUNTS  # the checks ensure one kind
+    value_kind: Literal["counts", "log1p"] = "counts" if is_counts else "log1p"
     names = [one.name for one in inputs]
     join = join_genes([one.table for one in inputs], names, data.join)
     labels = read_cell_labels(

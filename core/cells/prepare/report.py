@@ -1,21 +1,57 @@
-"""The record of a store: its report and manifest, from what was decided while preparing."""
+"""The record of a store: its key, and report and manifest from what was decided while preparing."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from core.cells.cell_labels import CellLabels
+from core.cells.checks.survey import StoreInput
+from core.cells.file_patterns import check_overlap, expand_files
 from core.cells.genes import GeneJoin
-from core.cells.inputs import StoreInput, store_settings
 from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
-from core.cells.reading import TRUTH_KEY, version_of
+from core.cells.phenotypes import load_vocabulary
+from core.cells.reading import TRUTH_KEY, fingerprint, version_of
 from core.errors import DataError
 from core.presets.schema import DataSettings
 
 _VERSIONED = ("transformerics", "anndata", "scanpy", "numpy", "scipy")
+#: Settings that a store does not depend on: it holds all genes, wherever it is.
+_NOT_OF_THE_STORE = {"genes", "include_genes", "store", "where"}
+_FILE_LISTS = ("files", "validation_files", "test_files")
+
+
+def store_key(data: DataSettings) -> str:
+    """Hash of the settings and sources a store depends on: files changed, key changed."""
+    settings = store_settings(data)
+    record: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "settings": settings,
+        "sources": [fingerprint(file) for key in _FILE_LISTS for file in settings[key]],
+        # What the preset names must exist; what is a default need not.
+        "explicit": sorted(data.split.model_fields_set & {"by"}),
+    }
+    if data.vocabulary is not None:
+        record["vocabulary"] = load_vocabulary(Path(data.vocabulary))
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def store_settings(data: DataSettings) -> dict[str, Any]:
+    """Return the settings that make the store, file patterns expanded.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        A pattern matches nothing, or a file is listed twice.
+    """
+    settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_STORE)
+    lists = {key: expand_files(settings[key]) for key in _FILE_LISTS}
+    check_overlap({f"data.{key}": files for key, files in lists.items()})
+    return settings | lists
 
 
 def joint_truth(inputs: Sequence[StoreInput]) -> tuple[dict[str, Any] | None, list[str]]:
