@@ -26,7 +26,7 @@ from textual.app import App, ComposeResult
 import tfx_cli.dashboard
 from core.files import write_json
 from core.runlog.json_lines import to_line
-from tfx_cli.dashboard.curve import CurveSeries, CurveView
+from tfx_cli.dashboard.plots import CurveView, Series
 from tfx_cli.dashboard.workspace import Workspace
 
 PHENOTYPES = ("sex", "tissue", "cell_type", "age", "disease")
@@ -65,7 +65,7 @@ class OneCurve(App[None]):
         x = np.arange(n_points, dtype=float)
         rng = np.random.default_rng(0)
         self.series = [
-            CurveSeries("train", x, np.exp(-3 * x / n_points) + 0.1 * rng.standard_normal(n_points),
+            Series("train", x, np.exp(-3 * x / n_points) + 0.1 * rng.standard_normal(n_points),
                         0, is_noisy=True)
         ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """`tfx dashboard`: watch runs and generate cells in the terminal."""
 
 import functools
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -16,9 +17,12 @@ from tfx_cli.output import narrate, print_result
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from textual.pilot import Pilot
 
+    from tfx_cli.dashboard.app import DashboardApp
     from tfx_cli.dashboard.workspace import WorkspaceView
 
+_LONGEST_WAIT = 600.0  # seconds
 _headless = functools.partial(typer.Option, rich_help_panel="Without a terminal")
 
 
@@ -110,14 +114,52 @@ def _find(target: str | None) -> tuple[Path, Path | None]:
 
 
 def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, theme: str) -> None:
+    """Write one frame as SVG, after pressing ``keys`` and waiting for what each one starts."""
     from core.files import replace_file
-    from tfx_cli.dashboard.one_frame import frame_size, frame_svg
+    from tfx_cli.dashboard.app import DashboardApp
 
-    shape = frame_size(size)
+    match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", size)
+    if match is None or not (20 <= int(match[1]) <= 400 and 5 <= int(match[2]) <= 200):
+        message = f"--size {size}: columns x rows, as 120x40, of 20x5 to 400x200"
+        raise ConfigurationError(message)
     check_output(svg, (".svg",), what="the frame", overwrite=True)
-    pressed = [key for key in keys.split(",") if key]
-    replace_file(svg, frame_svg(root, run, size=shape, keys=pressed, theme=theme))
+    app = DashboardApp(root, run=run, refresh=20.0, theme=theme)
+    drawn: list[str] = []
+
+    async def draw(pilot: "Pilot[None]") -> None:
+        await _settle(app, pilot)
+        for key in filter(None, keys.split(",")):
+            await pilot.press(key)
+            await _settle(app, pilot)
+        if app.failure is None:
+            drawn.append(app.export_screenshot(title="tfx dashboard"))
+            app.exit()
+
+    shape = int(match[1]), int(match[2])
+    app.run(headless=True, size=shape, auto_pilot=draw)  # type: ignore[arg-type]
+    if app.failure is not None:
+        raise app.failure
+    if not drawn:
+        message = "the dashboard could not draw a frame"
+        raise MachineError(message)
+    # The viewer's own monospaced font: a picture must not load one from the network.
+    text = re.sub(r"@font-face\s*{[^}]*}", "", drawn[0])
+    replace_file(svg, re.sub(r"Fira Code,?", "Menlo, DejaVu Sans Mono, Consolas,", text))
     narrate(f"{svg}: a frame of {size}")
+
+
+async def _settle(app: "DashboardApp", pilot: "Pilot[None]") -> None:
+    """Wait until the disk has been read again and no cells are being generated."""
+    import asyncio
+
+    seen = app.views_taken
+    for _ in range(int(_LONGEST_WAIT / 0.05)):
+        if app.failure is not None:  # it will never be drawn
+            return
+        await pilot.pause()
+        if app.views_taken > seen + 1 and not app.is_generating:
+            return
+        await asyncio.sleep(0.05)
 
 
 def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:

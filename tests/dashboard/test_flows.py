@@ -15,14 +15,13 @@ from tests.dashboard import run_states
 from tests.dashboard.conftest import settled, text_of
 from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
 from tfx_cli.dashboard.base_screen import DashboardScreen
-from tfx_cli.dashboard.curve import SMOOTHING, CurveView
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
-from tfx_cli.dashboard.generate_screen import GenerateScreen
+from tfx_cli.dashboard.generate_screen import SAMPLED, UNSPECIFIED, GenerateScreen, TokenRow
 from tfx_cli.dashboard.keymap import KEYS, RESERVED_KEYS, bindings_of, read_key_overrides
+from tfx_cli.dashboard.plots import SMOOTHING, CurveView
 from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen, run_colours
 from tfx_cli.dashboard.start_screen import StartScreen, check_preset_values
-from tfx_cli.dashboard.token_row import SAMPLED, UNSPECIFIED, TokenRow
 
 
 def drive(app, flow, size=(120, 40)):

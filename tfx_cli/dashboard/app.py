@@ -17,8 +17,7 @@ from textual.screen import Screen
 from core.errors import TfxError
 from core.runlog.schema import LIVE_STATES
 from tfx_cli.arguments import is_run_name
-from tfx_cli.dashboard import messages
-from tfx_cli.dashboard.base_screen import DashboardScreen
+from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OpenRun, StartRun
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
 from tfx_cli.dashboard.keymap import KEYS, read_key_overrides
@@ -40,10 +39,9 @@ _LONGEST_END = 60.0
 
 @dataclass
 class ViewRead(Message):
-    """New data of the run folders, or the reason why they could not be read."""
+    """New data of the run folders, or the error that stopped reading them."""
 
-    view: WorkspaceView | None
-    problem: str = ""
+    result: WorkspaceView | Exception
 
 
 class DashboardApp(App[None]):
@@ -138,19 +136,19 @@ class DashboardApp(App[None]):
 
     def _read(self, wanted: Sequence[str]) -> None:
         try:
-            message = ViewRead(self._workspace.poll(wanted))
+            self.post_message(ViewRead(self._workspace.poll(wanted)))
         except Exception as error:  # noqa: BLE001 - a foreign file must not end the dashboard
-            message = ViewRead(None, f"{type(error).__name__}: {error}")
-        self.post_message(message)
+            self.post_message(ViewRead(error))
 
     def on_view_read(self, event: ViewRead) -> None:
         """Hand new data to the screens."""
         self._is_reading = False
-        if event.view is None:
-            self._complain(f"reading the runs failed: {event.problem}")
+        if isinstance(event.result, Exception):
+            name = type(event.result).__name__
+            self._notify_error(f"reading the runs failed: {name}: {event.result}")
             return
         self.views_taken += 1
-        self._view = event.view
+        self._view = event.result
         for launch in self.training.failed():
             title = f"{Path(launch.path).name} failed"
             text = launch.error() or "without a message"
@@ -172,7 +170,7 @@ class DashboardApp(App[None]):
     def _dashboard_screens(self) -> list[DashboardScreen]:
         return [screen for screen in self.screen_stack if isinstance(screen, DashboardScreen)]
 
-    def _complain(self, problem: object) -> None:
+    def _notify_error(self, problem: object) -> None:
         self.notify(str(problem), severity="error", markup=False)
 
     # -- screens
@@ -182,19 +180,19 @@ class DashboardApp(App[None]):
         self.push_screen(screen)
         self.call_later(self.poll_soon)
 
-    def on_open_run(self, event: messages.OpenRun) -> None:
+    def on_open_run(self, event: OpenRun) -> None:
         self._open(RunScreen(event.path, self.training))
 
-    def on_open_start(self) -> None:
+    def action_new_run(self) -> None:
         self._open(StartScreen(self._free_name))
 
-    def on_open_generate(self, event: messages.OpenGenerate) -> None:
-        self._open(GenerateScreen(event.run))
+    def action_generate(self) -> None:
+        run = self._current_run()
+        if run is not None:
+            self._open(GenerateScreen(run))
 
-    def on_close_screen(self) -> None:
-        """Return to the screen below; the list of runs is the lowest."""
-        if len(self._dashboard_screens()) > 1:
-            self.pop_screen()
+    def _current_run(self) -> str | None:
+        return self.screen.current_run() if isinstance(self.screen, DashboardScreen) else None
 
     # -- generating
 
@@ -203,7 +201,7 @@ class DashboardApp(App[None]):
         """Whether cells are being generated for a screen."""
         return any(screen.is_busy for screen in self._dashboard_screens())
 
-    def on_generate(self, event: messages.Generate) -> None:
+    def on_generate(self, event: Generate) -> None:
         """Send a request to the process that holds the model of a run."""
         self.send_to_generator(event.run, event.record)
 
@@ -236,29 +234,29 @@ class DashboardApp(App[None]):
             free, number = f"{name}-{number}", number + 1
         return free
 
-    def on_start_run(self, event: messages.StartRun) -> None:
+    def on_start_run(self, event: StartRun) -> None:
         """Train a preset in a process of its own, and show the run."""
         if not is_run_name(event.name):
-            self._complain(
-                f"'{event.name}' cannot name a run: use letters, digits, '_', '.' or '-'"
-            )
+            hint = "use letters, digits, '_', '.' or '-'"
+            self._notify_error(f"'{event.name}' cannot name a run: {hint}")
             return
         path = Path(event.preset)
         preset = str(path.absolute()) if path.is_file() else event.preset
         try:
             launch = self.training.start(preset, event.name, event.assignments, self.root)
         except TfxError as error:
-            self._complain(error)
+            self._notify_error(error)
             return
         self.pop_screen()
         self._open(RunScreen(launch.path, self.training))
 
-    def _view_of(self, path: str) -> RunView | None:
-        return None if self._view is None else self._view.open_runs.get(path)
+    def _run_of_screen(self) -> tuple[str, RunView | None]:
+        path = self._current_run() or ""
+        return path, None if self._view is None else self._view.open_runs.get(path)
 
-    def on_stop_run(self, event: messages.StopRun) -> None:
+    def action_stop_run(self) -> None:
         """Make a run save a checkpoint and end; one that was started elsewhere only if confirmed."""
-        path, view = event.path, self._view_of(event.path)
+        path, view = self._run_of_screen()
         launch = self.training.launch_of(path)
         if view is None and launch is not None and launch.process.poll() is None:
             send_stop(launch.process.pid)
@@ -287,8 +285,8 @@ class DashboardApp(App[None]):
         )
         self.push_screen(ConfirmDialog(question, "Stop it"), stop)
 
-    def on_resume_run(self, event: messages.ResumeRun) -> None:
-        path, view = event.path, self._view_of(event.path)
+    def action_resume_run(self) -> None:
+        path, view = self._run_of_screen()
         if view is None and not self.training.started_here(path):
             self.notify("there is no run to resume; n starts one", markup=False)
         elif view is None or view.row.state in LIVE_STATES:
@@ -308,7 +306,7 @@ class DashboardApp(App[None]):
         try:
             self.training.resume(path, self.root)
         except TfxError as error:
-            self._complain(error)
+            self._notify_error(error)
 
     # -- actions of all screens
 

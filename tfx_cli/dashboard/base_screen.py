@@ -1,34 +1,46 @@
-"""Common parts of all screens: top bar, body, footer, panes, and a notice in a too small window."""
+"""Common parts of all screens: layout, panes, tables, and messages to the application."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
 
 from tfx_cli.dashboard.workspace import WorkspaceView
 
-#: Sign and style of each state: a sign, a word, and only then a colour.
-STATE_STYLES = {
-    "starting": ("◌", "$success"),
-    "running": ("●", "$success"),
-    "finished": ("✔", "$primary"),
-    "stopped": ("■", "$warning"),
-    "failed": ("✖", "$error"),
-    "stale": ("?", "$warning"),
-    "crashed": ("✖", "$error"),
-    "unknown": ("?", "$secondary"),
-    "unreadable": ("!", "$error"),
-}
+
+class ReadSoon(Message):
+    """Read the run folders now: the screen shows other runs than before."""
 
 
-def state_content(state: str) -> Content:
-    """Write a state with its sign."""
-    sign, style = STATE_STYLES.get(state, ("?", "$secondary"))
-    return Content.assemble((f"{sign} {state}", style))
+@dataclass
+class OpenRun(Message):
+    """Show a run."""
+
+    path: str
+
+
+@dataclass
+class StartRun(Message):
+    """Train a preset, changed by ``key=value`` assignments, as a new run."""
+
+    preset: str
+    name: str
+    assignments: Sequence[str]
+
+
+@dataclass
+class Generate(Message):
+    """Send a record (docs/generate-serve.md) to the process that holds the model of a run."""
+
+    run: str
+    record: Mapping[str, Any]
 
 
 class DashboardScreen(Screen[None]):
@@ -40,6 +52,8 @@ class DashboardScreen(Screen[None]):
     NAME = ""
     #: Set by the application while the user keeps the view as it is.
     is_paused = False
+    #: Whether cells are being generated for this screen.
+    is_busy = False
 
     def compose(self) -> ComposeResult:
         """Lay out bar, body and footer."""
@@ -75,17 +89,21 @@ class DashboardScreen(Screen[None]):
         """Switch to a pane."""
         self.query_one(Panes).choose(name)
 
+    def action_back(self) -> None:
+        """Return to the screen below."""
+        self.app.pop_screen()
+
     def update_view(self, view: WorkspaceView) -> None:
         """Show new data; called about twice a second, but not while the view is paused."""
 
+    def current_run(self) -> str | None:
+        """Return the path of the run that the keys of this screen are for."""
+        return None
+
     def open_runs(self) -> list[str]:
         """Return the paths of the runs whose curves this screen needs."""
-        return []
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether cells are being generated for this screen."""
-        return False
+        run = self.current_run()
+        return [] if run is None else [run]
 
     def take_event(self, run: str, event: Mapping[str, Any]) -> None:
         """Take an event of the process that holds the model of a run."""
@@ -98,10 +116,8 @@ class Panes(TabbedContent):
     a little later: on a busy machine after the user has moved to another pane.
     """
 
-    def __init__(self, *, initial: str, **settings: Any) -> None:  # noqa: ANN401 - textual's own
-        super().__init__(initial=initial, **settings)
-        self._has_begun = False
-        self._wanted: str | None = None
+    _has_begun = False
+    _wanted: str | None = None
 
     def choose(self, name: str) -> None:
         """Activate a pane."""
@@ -121,3 +137,32 @@ class Panes(TabbedContent):
         """Keep the active pane."""
         event.prevent_default()
         event.stop()
+
+
+def current_key(table: DataTable[Text]) -> str | None:
+    """Return the key of the row at the cursor."""
+    if not 0 <= table.cursor_row < table.row_count:
+        return None
+    return str(table.ordered_rows[table.cursor_row].key.value)
+
+
+def fill_table(
+    table: DataTable[Text], columns: Sequence[str], rows: Mapping[str, Sequence[Text]]
+) -> None:
+    """Show rows by key; a row that stays keeps the cursor, and only changed cells are drawn."""
+    current = current_key(table)
+    if list(columns) != [column.key.value for column in table.ordered_columns]:
+        table.clear(columns=True)
+        for name in columns:
+            table.add_column(Text(name), key=name)
+    if list(rows) != [str(key.value) for key in table.rows]:
+        table.clear()
+        for key, cells in rows.items():
+            table.add_row(*cells, key=key)
+        if current is not None and current in rows:
+            table.move_cursor(row=list(rows).index(current))
+        return
+    for key, cells in rows.items():
+        for name, cell in zip(columns, cells, strict=True):
+            if table.get_cell(key, name) != cell:
+                table.update_cell(key, name, cell, update_width=True)

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 from rich.text import Text
 from textual.content import Content
 
-from core.runlog.json_lines import finite_number
+from core.runlog.json_lines import finite_number, number_in
+from tfx_cli.dashboard.plots import Series
 
 GENE_COLUMNS = ("gene", "real", "generated", "difference", "")
 MOVED_COLUMNS = ("gene", "before", "after", "change", "")
 _BAR = 10
 _N_SHOWN = 200
 _FEW_CELLS = 20
+#: Places in the colours of curves.
+_COLOURS = {"real": 1, "generated": 0}
 #: Lines of the fidelity text and the numbers that each needs.
 _FIDELITY = (
     (
@@ -36,8 +39,11 @@ class GeneMeans:
     def __init__(self, profile: Mapping[str, Any]) -> None:
         genes = _part(profile, "genes")
         self.names = [str(name) for name in genes.get("names") or ()]
-        self.real = _numbers(genes.get("real_mean"), len(self.names))
-        self.generated = _numbers(genes.get("generated_mean"), len(self.names))
+        means = [_numbers(genes.get(name)) for name in ("real_mean", "generated_mean")]
+        unknown = np.full(len(self.names), np.nan)
+        self.real, self.generated = (
+            one if len(one) == len(self.names) else unknown for one in means
+        )
 
     @property
     def r(self) -> float | None:
@@ -53,11 +59,10 @@ def _part(profile: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _numbers(values: object, length: int) -> NDArray[np.float64]:
-    if not isinstance(values, list) or len(values) != length:
-        return np.full(length, np.nan)
-    found = [finite_number(value) for value in values]
-    return np.array([np.nan if one is None else one for one in found], dtype=float)
+def _numbers(values: object) -> NDArray[np.float64]:
+    """Read a list of numbers, NaN where one is missing."""
+    found = values if isinstance(values, list) else []
+    return np.array([finite_number(value) for value in found], dtype=float)
 
 
 def gene_rows(profile: Mapping[str, Any], colours: tuple[str, str]) -> list[list[Text]]:
@@ -112,29 +117,20 @@ def _bar(value: float, widest: float, colours: tuple[str, str]) -> Text:
     return Text.assemble((f"{left:>{_BAR}}", colours[0]), "│", (f"{right:{_BAR}}", colours[1]))
 
 
-def embedding_points(
-    profile: Mapping[str, Any], kind: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return x and y of the real or generated cells."""
+def embedding_points(profile: Mapping[str, Any], kind: str) -> Series:
+    """Return the real or the generated cells as points."""
     points = _part(profile, "embedding").get(kind)
-    pairs = [
-        (finite_number(pair[0]), finite_number(pair[1]))
-        for pair in (points if isinstance(points, list) else ())
-        if isinstance(pair, list) and len(pair) == 2
-    ]
-    known = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
-    return known[:, 0], known[:, 1]
+    pairs = [_numbers(pair) for pair in (points if isinstance(points, list) else ())]
+    known = np.array([pair for pair in pairs if len(pair) == 2]).reshape(-1, 2)
+    known = known[np.isfinite(known).all(axis=1)]
+    return Series(f"{len(known)} {kind}", known[:, 0], known[:, 1], _COLOURS[kind])
 
 
-def gene_count_histograms(
-    profile: Mapping[str, Any],
-) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """Return (name, genes per cell, fraction of cells) of real and generated cells."""
+def gene_count_histograms(profile: Mapping[str, Any]) -> list[Series]:
+    """Return genes per cell against the fraction of cells, of real and generated cells."""
     detected = _part(profile, "detected_genes")
-    samples = {}
-    for name in ("real", "generated"):
-        values = [finite_number(value) for value in detected.get(name) or ()]
-        samples[name] = np.array([value for value in values if value is not None])
+    samples = {name: _numbers(detected.get(name)) for name in _COLOURS}
+    samples = {name: values[np.isfinite(values)] for name, values in samples.items()}
     samples = {name: values for name, values in samples.items() if len(values)}
     if not samples:
         return []
@@ -145,7 +141,7 @@ def gene_count_histograms(
     edges = np.linspace(low - 0.5, high + 0.5, n_bins + 1)
     centres = (edges[1:] + edges[:-1]) / 2
     return [
-        (name, centres, np.histogram(values, edges)[0] / len(values))
+        Series(name, centres, np.histogram(values, edges)[0] / len(values), _COLOURS[name])
         for name, values in samples.items()
     ]
 
@@ -153,20 +149,18 @@ def gene_count_histograms(
 def fidelity_content(profile: Mapping[str, Any]) -> Content:
     """Write the fidelity metrics, the cells of the comparison, and the notes."""
     lines: list[Content] = []
-    n_training = finite_number(profile.get("training_cells"))
+    n_training, n_real = (number_in(profile, name) for name in ("training_cells", "real_cells"))
     if n_training is not None:
-        text = f"{n_training:,.0f} training cells match the request"
         style = "$warning" if n_training < _FEW_CELLS else ""
-        lines.append(Content.styled(text, style) if style else Content(text))
-    n_real = finite_number(profile.get("real_cells"))
-    lines.append(
-        Content(f"beside {n_real:,.0f} real cells ({profile.get('compared_with')})")
-        if n_real
-        else Content("0 real cells match: nothing to compare with")
-    )
+        text = f"{n_training:,.0f} training cells match the request"
+        lines.append(Content.styled(text, style))
+    text = "0 real cells match: nothing to compare with"
+    if n_real:
+        text = f"beside {n_real:,.0f} real cells ({profile.get('compared_with')})"
+    lines.append(Content(text))
     fidelity = _part(profile, "fidelity")
     for text, names in _FIDELITY:
-        values = [finite_number(fidelity.get(name)) for name in names.split()]
+        values = [number_in(fidelity, name) for name in names.split()]
         if None not in values:
             lines.append(Content(text.format(*values)))
     notes: Sequence[object] = profile.get("notes") or ()

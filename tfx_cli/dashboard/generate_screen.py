@@ -3,20 +3,26 @@
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.text import Text
+from textual import events
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import TfxError
 from core.files import replacing
 from core.model.reference import ControlTokens
-from tfx_cli.dashboard.base_screen import DashboardScreen, Panes
+from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, Panes
 from tfx_cli.dashboard.cells_texts import (
     GENE_COLUMNS,
     MOVED_COLUMNS,
@@ -27,14 +33,11 @@ from tfx_cli.dashboard.cells_texts import (
     gene_rows,
     moved_rows,
 )
-from tfx_cli.dashboard.curve import CurveSeries, CurveView
 from tfx_cli.dashboard.dialogs import ChoiceDialog, SaveDialog
 from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.messages import CloseScreen, Generate
-from tfx_cli.dashboard.run_texts import bar
-from tfx_cli.dashboard.scatter import PointSet, ScatterView
-from tfx_cli.dashboard.themes import series_colours
-from tfx_cli.dashboard.token_row import UNSPECIFIED, TokenRow
+from tfx_cli.dashboard.plots import CurveView, ScatterView, Series
+from tfx_cli.dashboard.themes import bar, series_colours
+from tfx_cli.formatting import count_of, shortened
 from tfx_cli.options import phenotype_arguments
 
 #: Number fields: id, label, default (else the model's own), type.
@@ -45,8 +48,102 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
     ("guidance", "guidance", "", "number"),
     ("seed", "seed", "0", "integer"),
 )
+#: Choices beside the values: drawn from real cells, and the token [NO_*].
+SAMPLED, UNSPECIFIED = -1, -2
 _FEW_CELLS = 20
 _EMPTY = "press g to generate"
+_NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
+_SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
+
+
+class TokenRow(Widget, can_focus=True):
+    """A control token: left and right step through the values, enter or a click lists them.
+
+    ``label_width`` is the width of the names in all rows.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "step(-1)", "Value before", show=False),
+        Binding("right", "step(1)", "Next value", show=False),
+        Binding("enter", "choose", "List the values", show=False),
+        Binding("up", "app.focus_previous", "Row above", show=False),
+        Binding("down", "app.focus_next", "Row below", show=False),
+    ]
+    choice: reactive[int] = reactive(SAMPLED)
+    counts: reactive[Mapping[str, int]] = reactive(dict)
+
+    class Changed(Message):
+        """Another value was chosen."""
+
+    @dataclass
+    class ListRequested(Message):
+        """The user wants the list of values."""
+
+        row: "TokenRow"
+
+    def __init__(self, name: str, values: Sequence[str], *, label_width: int) -> None:
+        super().__init__(classes="token")
+        self.phenotype = name
+        self.values = tuple(values)
+        self.label_width = label_width
+
+    @property
+    def value(self) -> str | None:
+        """The chosen value; None where cells are sampled or the phenotype is unspecified."""
+        return self.values[self.choice] if self.choice >= 0 else None
+
+    @property
+    def no_token(self) -> str:
+        """The control token of an unspecified phenotype."""
+        return f"[NO_{self.phenotype.upper()}]"
+
+    def text_of(self, choice: int) -> str:
+        """Write a choice in words."""
+        if choice == SAMPLED:
+            return "sample from real cells"
+        return f"unspecified {self.no_token}" if choice == UNSPECIFIED else self.values[choice]
+
+    def choices(self) -> list[int]:
+        """Return all choices, in the order to list them."""
+        return [SAMPLED, UNSPECIFIED, *range(len(self.values))]
+
+    def options(self) -> list[tuple[int, str, str]]:
+        """Return all choices: number, text, and how many real cells have the value."""
+        counts = [f"{self.counts.get(value, 0):,} real cells" for value in self.values]
+        return [
+            (choice, self.text_of(choice), counts[choice] if choice >= 0 else "")
+            for choice in self.choices()
+        ]
+
+    def render(self) -> Content:
+        """Write name, choice and how many real cells have it."""
+        note = ""
+        if self.value is not None:
+            note = count_of(self.counts.get(self.value, 0), "real cell")
+        room = max(self.size.width - self.label_width - len(note) - 7, 8)
+        shown = shortened(self.text_of(self.choice), room)
+        style = "$primary" if self.choice >= 0 else "$secondary"
+        label = f"{shortened(self.phenotype, self.label_width):{self.label_width}}  "
+        content = Content.assemble((label, "$secondary"), "‹ ", (shown, style), " ›")
+        gap = max(self.size.width - content.cell_length - len(note), 1)
+        return Content.assemble(
+            content, " " * gap, (note, "$warning" if note.startswith("0 ") else "$secondary")
+        )
+
+    def watch_choice(self) -> None:
+        self.post_message(self.Changed())
+
+    def action_step(self, by: int) -> None:
+        order = self.choices()
+        self.choice = order[(order.index(self.choice) + by) % len(order)]
+
+    def action_choose(self) -> None:
+        self.post_message(self.ListRequested(self))
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.focus()
+        self.action_choose()
 
 
 class GenerateScreen(DashboardScreen):
@@ -62,7 +159,6 @@ class GenerateScreen(DashboardScreen):
         self._tokens: ControlTokens | None = None
         self._problem = ""
         self._number = 0
-        self._is_busy = False
         self._status = Content("")
         self._request: Mapping[str, Any] = {}
         self._result: Mapping[str, Any] | None = None
@@ -78,7 +174,13 @@ class GenerateScreen(DashboardScreen):
         with Container(classes="body"):
             with Vertical(id="picker"):
                 with Vertical(id="tokens"):
-                    yield from self._token_rows()
+                    if self._tokens is None:
+                        yield Static(f" {self._problem}", markup=False)
+                    else:
+                        names = self._tokens.phenotypes
+                        longest = min(max(map(len, names), default=0), 16)
+                        for name, values in names.items():
+                            yield TokenRow(name, values, label_width=longest)
                 with Container(classes="numbers"):
                     for name, label, default, kind in _FIELDS:
                         with Vertical(classes="field"):
@@ -102,14 +204,6 @@ class GenerateScreen(DashboardScreen):
                     yield Static("", id="fidelity", classes="fidelity", markup=False)
                 with TabPane("5 Moved", id="moved"):
                     yield _gene_table("moved-table")
-
-    def _token_rows(self) -> ComposeResult:
-        if self._tokens is None:
-            yield Static(f" {self._problem}", markup=False)
-            return
-        longest = min(max((len(name) for name in self._tokens.phenotypes), default=0), 16)
-        for name, values in self._tokens.phenotypes.items():
-            yield TokenRow(name, values, label_width=longest)
 
     def _model_default(self, name: str) -> str:
         known = None if self._tokens is None else self._tokens.generate.get(name)
@@ -147,17 +241,11 @@ class GenerateScreen(DashboardScreen):
         matching = f" of {self._tokens.n_cells:,} training cells: {described}"
         lines = [Content.assemble((f"{count:,}", "bold"), matching)]
         if values and count == 0:
-            text = (
-                "0 real cells match: the model combines what it learnt of each value, and there is "
-                "nothing to compare with"
-            )
-            lines.append(Content.styled(text, "$warning"))
+            lines.append(Content.styled(_NO_CELLS, "$warning"))
         elif values and count < _FEW_CELLS:
-            text = f"fewer than {_FEW_CELLS}: expect guesswork"
-            lines.append(Content.styled(text, "$warning"))
+            lines.append(Content.styled(f"fewer than {_FEW_CELLS}: expect guesswork", "$warning"))
         if self._tokens.is_simulated:
-            text = "trained on simulated cells: no real biology"
-            lines.append(Content.styled(text, "$secondary"))
+            lines.append(_SIMULATED)
         self.write("match", Content("\n").join(lines))
 
     def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
@@ -174,11 +262,6 @@ class GenerateScreen(DashboardScreen):
         self.app.push_screen(ChoiceDialog(title, row.options(), chosen=row.choice), take)
 
     # -- generating
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether cells are being generated."""
-        return self._is_busy
 
     def _numbers(self) -> dict[str, float | int] | None:
         """Read the number fields; None where one is wrong, with a notification."""
@@ -214,7 +297,7 @@ class GenerateScreen(DashboardScreen):
             "output": str(self._folder / f"cells-{self._number}.h5ad"),
             **numbers,
         }
-        self._is_busy = True
+        self.is_busy = True
         self._status = Content("starting the generating process (a few seconds)...")
         self._show()
         self.post_message(Generate(self.run_path, self._request))
@@ -230,15 +313,15 @@ class GenerateScreen(DashboardScreen):
     def action_flip(self) -> None:
         """Change one token, generate with the same seed, and show the genes that move."""
         if self._result is None:
-            text = "generate first (g); f then changes one token of that request"
-            self.notify(text, markup=False)
+            self.notify(
+                "generate first (g); f then changes one token of that request", markup=False
+            )
             return
-        rows = self._rows()
-        chosen = next((row for row in rows if row.has_focus), None)
-        if chosen is None or chosen.value is None:
-            chosen = next((row for row in rows if row.value is not None), rows[0] if rows else None)
-        if chosen is None:
+        # The focused row if it has a value, else the first that has one, else the first row.
+        rows = sorted(self._rows(), key=lambda row: -(row.value is not None) * (1 + row.has_focus))
+        if not rows:
             return
+        chosen = rows[0]
         if len(chosen.values) == 2 and chosen.value is not None:
             chosen.choice = 1 - chosen.choice
             self._shows_moved = True
@@ -266,7 +349,7 @@ class GenerateScreen(DashboardScreen):
             text = f" {done:,} of {total:,} cells   k cancels"
             self._status = Content.assemble(bar(done / max(total, 1), 24), text)
         elif kind == "cancelled":
-            self._is_busy, self._status = False, Content("cancelled")
+            self.is_busy, self._status = False, Content("cancelled")
         elif kind == "error":
             self._fail(event.get("message"))
         elif kind == "cells":
@@ -274,11 +357,11 @@ class GenerateScreen(DashboardScreen):
         self._show()
 
     def _fail(self, message: object) -> None:
-        self._is_busy, self._status = False, Content.styled(str(message), "$error")
+        self.is_busy, self._status = False, Content.styled(str(message), "$error")
 
     def _take_cells(self, event: Mapping[str, Any]) -> None:
         self._before, self._result = self._result, {**event, "request": self._request}
-        self._is_busy = False
+        self.is_busy = False
         seconds = event.get("seconds")
         took = f" in {seconds:.1f} s" if isinstance(seconds, int | float) else ""
         self._status = Content.assemble(
@@ -307,24 +390,16 @@ class GenerateScreen(DashboardScreen):
         means = GeneMeans(profile)
         r = "" if means.r is None else f", r = {means.r:.3f}"
         self.query_one("#mean-scatter", ScatterView).show(
-            [PointSet(f"{len(means.names)} genes", means.real, means.generated, 0)],
+            [Series(f"{len(means.names)} genes", means.real, means.generated)],
             title=f"generated over real mean, log1p per 10k{r}",
             x_name="real",
         )
-        points = {kind: embedding_points(profile, kind) for kind in ("real", "generated")}
         self.query_one("#embedding", ScatterView).show(
-            [
-                PointSet(f"{len(xy[0])} {kind}", *xy, 1 if kind == "real" else 0)
-                for kind, xy in points.items()
-            ],
+            [embedding_points(profile, kind) for kind in ("real", "generated")],
             title="principal components of real cells",
         )
         self.query_one("#histogram", CurveView).show(
-            [
-                CurveSeries(name, x, y, 1 if name == "real" else 0)
-                for name, x, y in gene_count_histograms(profile)
-            ],
-            title="fraction of cells by expressed genes",
+            gene_count_histograms(profile), title="fraction of cells by expressed genes"
         )
         for text in self.query(".fidelity").results(Static):
             text.update(fidelity_content(profile))
@@ -343,11 +418,8 @@ class GenerateScreen(DashboardScreen):
         """Return the command line that makes the cells of the last request."""
         request = self._request
         arguments = ["tfx", "generate", "--run", self.run_path]
-        arguments += [
-            *phenotype_arguments(request["request"]),
-            "-n",
-            str(request.get("cells", 200)),
-        ]
+        arguments += phenotype_arguments(request["request"])
+        arguments += ["-n", str(request.get("cells", 200))]
         for name in ("steps", "temperature", "guidance", "seed"):
             if name in request:
                 arguments += [f"--{name}", f"{request[name]:g}"]
@@ -387,10 +459,11 @@ class GenerateScreen(DashboardScreen):
             self.notify(f"saved {target}", markup=False)
 
     def action_back(self) -> None:
+        """Leave a number field, or the screen."""
         if isinstance(self.focused, Input):
             self._focus_tokens()
         else:
-            self.post_message(CloseScreen())
+            super().action_back()
 
     def on_unmount(self) -> None:
         """Remove cells that were not saved."""

@@ -7,8 +7,8 @@ A user's own keys are in `~/.config/tfx/keys.toml` (or the file in TFX_KEYS): `i
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from textual.binding import Binding, BindingType
 
@@ -21,25 +21,19 @@ from core.wording import did_you_mean
 RESERVED_KEYS = frozenset({"ctrl+a", "ctrl+b", "ctrl+s", "ctrl+o", "ctrl+q", "ctrl+z", "ctrl+c"})
 
 
-@dataclass(frozen=True)
-class Key:
-    """An action and its keys."""
+class Key(NamedTuple):
+    """An action and its keys, comma-separated as textual names them."""
 
-    #: For the user's own keys: ``run.log-axis``.
     id: str
-    #: runs, run, generate, start, or everywhere.
     screen: str
-    #: Comma-separated, as textual names them.
     keys: str
-    #: The action's method, with its arguments.
     action: str
-    #: In the footer and the help.
     label: str
     #: At most six of a screen are.
     in_footer: bool = False
 
 
-KEYS: tuple[Key, ...] = (
+KEYS = (
     Key("help", "everywhere", "question_mark", "app.help", "Help", in_footer=True),
     Key("quit", "everywhere", "q", "app.quit", "Quit"),
     Key("back", "everywhere", "escape", "back", "Back"),
@@ -51,8 +45,8 @@ KEYS: tuple[Key, ...] = (
     Key("runs.metric", "runs", "m", "next_metric", "Next metric"),
     Key("runs.pin", "runs", "p", "pin", "Pin: draw this run on top"),
     Key("runs.filter", "runs", "f,slash", "filter", "Filter", in_footer=True),
-    Key("runs.new", "runs", "n", "new_run", "New run", in_footer=True),
-    Key("runs.generate", "runs", "g", "generate", "Generate", in_footer=True),
+    Key("runs.new", "runs", "n", "app.new_run", "New run", in_footer=True),
+    Key("runs.generate", "runs", "g", "app.generate", "Generate", in_footer=True),
     # one run
     Key("run.curves", "run", "1", "pane('curves')", "Curves"),
     Key("run.phenotypes", "run", "2", "pane('phenotypes')", "Phenotypes"),
@@ -67,9 +61,9 @@ KEYS: tuple[Key, ...] = (
     Key("run.left", "run", "left", "shift(-0.1)", "Crosshair or zoomed range to the left"),
     Key("run.right", "run", "right", "shift(0.1)", "Crosshair or zoomed range to the right"),
     Key("run.reset", "run", "0", "reset", "Whole range, no crosshair"),
-    Key("run.stop", "run", "t", "stop", "Stop (saves)", in_footer=True),
-    Key("run.resume", "run", "u", "resume", "Resume", in_footer=True),
-    Key("run.generate", "run", "g", "generate", "Generate", in_footer=True),
+    Key("run.stop", "run", "t", "app.stop_run", "Stop (saves)", in_footer=True),
+    Key("run.resume", "run", "u", "app.resume_run", "Resume", in_footer=True),
+    Key("run.generate", "run", "g", "app.generate", "Generate", in_footer=True),
     Key("run.copy", "run", "c", "copy", "Copy the metrics of this pane"),
     # generate
     Key("generate.go", "generate", "g", "go", "Generate", in_footer=True),
@@ -97,13 +91,7 @@ def bindings_of(screen: str) -> list[BindingType]:
 
 
 def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Read the user's own keys: id -> keys; none where there is no file.
-
-    Raises
-    ------
-    ConfigurationError
-        The file cannot be read, has an unknown id, or uses a key of the terminal.
-    """
+    """Read the user's own keys, id -> keys; a wrong file raises ConfigurationError."""
     named = environment.get("TFX_KEYS")
     path = Path(named) if named else Path.home() / ".config" / "tfx" / "keys.toml"
     try:

@@ -66,15 +66,7 @@ class TrainingProcesses:
         self._folder = Path(tempfile.mkdtemp(prefix="tfx-dashboard-"))
 
     def start(self, preset: str, name: str, assignments: Sequence[str], root: Path) -> Launch:
-        """Train a preset as the run ``root / name``.
-
-        Raises
-        ------
-        ConfigurationError
-            The run exists, or `tfx train` does not write to this folder.
-        MachineError
-            The process cannot be started.
-        """
+        """Train a preset as the run ``root / name``; it must not exist."""
         if root.name != RUNS.name:
             message = f"tfx train writes to a folder '{RUNS}', not to '{root}'; start 'tfx dashboard' in the folder of your presets"
             raise ConfigurationError(message)
@@ -142,28 +134,22 @@ class TrainingProcesses:
 
 
 def process_to_stop(status: Mapping[str, Any]) -> int:
-    """Return the process of a run, to send a signal to.
-
-    Raises
-    ------
-    ConfigurationError
-        The run is on another machine, or its process is gone or belongs to another user.
-    """
-    host, pid = status.get("host"), status.get("pid")
+    """Return the process of a run, to send a signal to; ConfigurationError if that cannot be done."""
+    host, problem = status.get("host"), ""
+    pid: Any = status.get("pid")
     if not isinstance(pid, int) or isinstance(pid, bool) or pid <= 1:
-        message = "the run has not recorded its process"
-        raise ConfigurationError(message)
-    if host != socket.gethostname():
-        message = f"the run is on {host}: stop it there by 'kill -TERM {pid}', or end its job"
-        raise ConfigurationError(message)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        message = f"process {pid} of the run is gone; resume the run with u"
-        raise ConfigurationError(message) from None
-    except PermissionError:
-        message = f"process {pid} of the run belongs to another user"
-        raise ConfigurationError(message) from None
+        problem = "the run has not recorded its process"
+    elif host != socket.gethostname():
+        problem = f"the run is on {host}: stop it there by 'kill -TERM {pid}', or end its job"
+    else:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            problem = f"process {pid} of the run is gone; resume the run with u"
+        except PermissionError:
+            problem = f"process {pid} of the run belongs to another user"
+    if problem:
+        raise ConfigurationError(problem)
     return pid
 
 
@@ -204,7 +190,7 @@ class GeneratorProcess:
 
     async def send(self, record: Mapping[str, Any]) -> None:
         """Send one record; the process is started where it does not run."""
-        if not self.is_running:
+        if self._process is None or not self.is_running:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
@@ -214,7 +200,6 @@ class GeneratorProcess:
                 start_new_session=True,  # Ctrl-C in the terminal does not reach it
             )
             self._reading = asyncio.create_task(self._read(self._process))
-        assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):
             self._process.stdin.write(json.dumps(record).encode() + b"\n")

@@ -13,11 +13,11 @@ from core.errors import ExitCode
 from core.runlog.schema import LIVE_STATES
 from core.wording import duration
 from tfx_cli.dashboard import run_texts
-from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, state_content
-from tfx_cli.dashboard.curve import SMOOTHING, CurveSeries, CurveView, CurveWindow, ReferenceMark
+from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, current_key, fill_table
 from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.messages import CloseScreen, OpenGenerate, ResumeRun, StopRun
+from tfx_cli.dashboard.plots import SMOOTHING, CurveView, CurveWindow, ReferenceMark, Series
 from tfx_cli.dashboard.processes import TrainingProcesses
+from tfx_cli.dashboard.themes import bar, state_sign
 from tfx_cli.dashboard.workspace import RunView, WorkspaceView
 from tfx_cli.formatting import ago
 
@@ -28,6 +28,7 @@ _MACHINE_PANELS = (
     ("rate", "learning rate", {"lr": "rate"}),
     ("fractions", "fractions of time", {"mfu": "MFU", "wait": "waiting"}),
 )
+_PRESET_COLUMNS = ("key", "value", "from")
 #: Widget of each pane that gets the focus.
 _FOCUS = {
     "curves": "#loss",
@@ -80,14 +81,14 @@ class RunScreen(DashboardScreen):
                 yield DataTable(id="preset-table", cursor_type="row", zebra_stripes=True)
 
     def on_mount(self) -> None:
-        self.query_one("#phenotype-table", DataTable).add_columns(*run_texts.PHENOTYPE_COLUMNS)
-        self.query_one("#preset-table", DataTable).add_columns("key", "value", "from")
+        fill_table(self.query_one("#phenotype-table", DataTable), run_texts.PHENOTYPE_COLUMNS, {})
+        fill_table(self.query_one("#preset-table", DataTable), _PRESET_COLUMNS, {})
         self.query_one("#loss").focus()
         self._show()
 
-    def open_runs(self) -> list[str]:
+    def current_run(self) -> str:
         """Return this run."""
-        return [self.path]
+        return self.path
 
     def update_view(self, view: WorkspaceView) -> None:
         """Show the run as it is now."""
@@ -116,19 +117,17 @@ class RunScreen(DashboardScreen):
             self._show_phenotypes(view)
         elif pane == "machine":
             for name, _, metrics in _MACHINE_PANELS:
-                panel = self._curves(name)
-                panel.show(_series(view, metrics))
                 is_log = self._window.is_log and name != "fractions"
-                panel.look(replace(self._window, is_log=is_log))
+                window = replace(self._window, is_log=is_log)
+                self._curves(name).show(_series(view, metrics), window=window)
             self.write("machine-facts", run_texts.machine_content(view, now=self._now))
         elif pane == "log":
             self.write("event-lines", run_texts.events_content(view.events, now=self._now))
             self.write("log-text", Content("\n".join(view.log[-300:])))
         elif pane == "preset" and self._shown_settings is not view.settings:
             self._shown_settings = view.settings
-            table = self.query_one("#preset-table", DataTable)
-            table.clear()
-            table.add_rows(run_texts.setting_rows(view.settings))
+            rows = run_texts.setting_rows(view.settings)
+            fill_table(self.query_one("#preset-table", DataTable), _PRESET_COLUMNS, rows)
 
     @property
     def _pane(self) -> str:
@@ -150,12 +149,12 @@ class RunScreen(DashboardScreen):
             state, hint = "stopped", "before its first step; esc, then n starts it again"
         else:
             state, hint = "failed", f"tfx train ended with exit code {code}"
-        self.set_bar((self.path, "bold"), "  ", state_content(state), f"  {hint}")
+        self.set_bar((self.path, "bold"), "  ", state_sign(state), f"  {hint}")
         self.write("numbers", Content("\n".join(launch.last_lines(7))))
 
     def _show_bar(self, view: RunView) -> None:
         row, error = view.row, view.status.get("error")
-        parts: list[object] = [(row.name, "bold"), "  ", state_content(row.state)]
+        parts: list[object] = [(row.name, "bold"), "  ", state_sign(row.state)]
         if row.step is not None:
             parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
         # Faults are first: a narrow window cuts off the end.
@@ -167,7 +166,7 @@ class RunScreen(DashboardScreen):
             parts.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
         if row.total and row.step is not None and row.state != "finished":
             fraction = min(row.step / row.total, 1.0)
-            parts += ["  ", run_texts.bar(fraction, 10), f" {fraction:.0%}"]
+            parts += ["  ", bar(fraction, 10), f" {fraction:.0%}"]
         if row.eta is not None and row.state in LIVE_STATES:
             parts.append(f"  {duration(row.eta)} left")
         if row.last_data is not None:
@@ -176,7 +175,7 @@ class RunScreen(DashboardScreen):
 
     def _show_curves(self, view: RunView) -> None:
         losses = [
-            CurveSeries(split, table.steps, table.columns["loss"], place, split == "train")
+            Series(split, table.steps, table.columns["loss"], place, split == "train")
             for place, (split, table) in enumerate(view.curves.items())
             if "loss" in table.columns
         ]
@@ -184,12 +183,10 @@ class RunScreen(DashboardScreen):
         smoothed = self._window.smoothed_fraction
         if smoothed and self.size.width >= 100:
             title += f" (mean of {smoothed:.0%} of the width)"
-        loss, accuracy = self._curves("loss"), self._curves("accuracy")
-        loss.show(losses, title=title, domain=view.steps)
-        loss.look(self._window)
+        self._curves("loss").show(losses, title=title, domain=view.steps, window=self._window)
         table, names = view.validation, [*view.phenotypes, "genes"]
         accuracies = [
-            CurveSeries(name, table.steps, table.columns[f"acc/{name}"], place)
+            Series(name, table.steps, table.columns[f"acc/{name}"], place)
             for place, name in enumerate(names)
             if f"acc/{name}" in table.columns
         ]
@@ -198,23 +195,14 @@ class RunScreen(DashboardScreen):
             baselines = run_texts.baseline_accuracies(view, self._phenotype)
             place = names.index(self._phenotype)
             marks = [ReferenceMark(name, value, place) for name, value in baselines.items()]
-        accuracy.show(accuracies, marks, domain=view.steps)
-        accuracy.look(replace(self._window, is_log=False))
+        window = replace(self._window, is_log=False)
+        self._curves("accuracy").show(accuracies, marks, domain=view.steps, window=window)
         self.write("numbers", run_texts.numbers_content(view, width=self.size.width - 2))
 
     def _show_phenotypes(self, view: RunView) -> None:
         table = self.query_one("#phenotype-table", DataTable)
-        rows = dict(run_texts.phenotype_rows(view))
-        keys = list(rows)
-        if keys != [str(key.value) for key in table.rows]:
-            table.clear()
-            for key, cells in rows.items():
-                table.add_row(*cells, key=key)
-        else:
-            for key, cells in rows.items():
-                for column, cell in zip(table.ordered_columns, cells, strict=True):
-                    table.update_cell(key, column.key, cell, update_width=True)
-        self._show_confusion(keys[table.cursor_row] if table.cursor_row < len(keys) else None)
+        fill_table(table, run_texts.PHENOTYPE_COLUMNS, run_texts.phenotype_rows(view))
+        self._show_confusion(current_key(table))
 
     def _show_confusion(self, phenotype: str | None) -> None:
         assert self._view is not None
@@ -268,25 +256,11 @@ class RunScreen(DashboardScreen):
             self.app.copy_to_clipboard(text)
             self.notify(f"{len(text.splitlines())} lines copied", markup=False)
 
-    # -- control
 
-    def action_stop(self) -> None:
-        self.post_message(StopRun(self.path))
-
-    def action_resume(self) -> None:
-        self.post_message(ResumeRun(self.path))
-
-    def action_generate(self) -> None:
-        self.post_message(OpenGenerate(self.path))
-
-    def action_back(self) -> None:
-        self.post_message(CloseScreen())
-
-
-def _series(view: RunView, metrics: dict[str, str]) -> list[CurveSeries]:
+def _series(view: RunView, metrics: dict[str, str]) -> list[Series]:
     table = view.train
     return [
-        CurveSeries(name, table.steps, table.columns[metric], place, is_noisy=True)
+        Series(name, table.steps, table.columns[metric], place, is_noisy=True)
         for place, (metric, name) in enumerate(metrics.items())
         if np.isfinite(table.columns.get(metric, np.empty(0))).any()
     ]

@@ -1,6 +1,6 @@
 """Text of the run screen: numbers, tables, events, the machine. No widgets, no maths."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -10,6 +10,7 @@ from core.evaluation.report.records import PhenotypeScores
 from core.runlog.json_lines import finite_number, number_in
 from core.runlog.reader import Setting
 from core.runlog.schema import EventRecord, metric_info
+from tfx_cli.dashboard.themes import bar
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import (
     ago,
@@ -39,24 +40,18 @@ _SHADES = " ░▒▓█"
 _LONGEST = 22
 
 
-def bar(fraction: float, width: int) -> Content:
-    """Draw a fraction as a bar."""
-    full = round(min(max(fraction, 0.0), 1.0) * width)
-    return Content.assemble(("█" * full, "$primary"), ("░" * (width - full), "$secondary"))
-
-
 def baseline_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
     """Return the accuracies of simple baselines, by method, from the run or its evaluation."""
-    methods = _methods(view, phenotype)
-    found = {name: _score(methods.get(name), "accuracy") for name in _BASELINES}
+    found = {name: _score(_report(view, phenotype, name), "accuracy") for name in _BASELINES}
     majority = view.validation.last(f"baseline/{phenotype}")
     if majority is not None:
         found["majority"] = majority
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _methods(view: RunView, phenotype: str) -> Mapping[str, PhenotypeScores]:
-    return {} if view.evaluation is None else view.evaluation.phenotypes.get(phenotype, {})
+def _report(view: RunView, phenotype: str, method: str) -> PhenotypeScores | None:
+    phenotypes = {} if view.evaluation is None else view.evaluation.phenotypes
+    return phenotypes.get(phenotype, {}).get(method)
 
 
 def _score(scores: PhenotypeScores | None, name: str) -> float | None:
@@ -66,23 +61,23 @@ def _score(scores: PhenotypeScores | None, name: str) -> float | None:
 def numbers_content(view: RunView, *, width: int) -> Content:
     """Write the latest metrics: losses and speed in one line, then each phenotype's accuracy."""
     train, validation = view.train, view.validation
-    lowest = validation.best("loss", lowest=True)
-    parts: list[str] = []
-    for label, table, name in (
-        ("train loss", train, "loss"),
-        ("validation loss", validation, "loss"),
-        ("lowest", None, ""),
-        ("lr", train, "lr"),
-        ("cells/s", train, "cells_per_second"),
-        ("tokens/s", train, "tokens_per_second"),
-        ("MFU", train, "mfu"),
-        ("waiting", train, "wait"),
+    line = ""
+    for label, name, value in (
+        ("train loss", "loss", train.last("loss")),
+        ("validation loss", "loss", validation.last("loss")),
+        ("lowest", "loss", validation.best("loss", lowest=True)),
+        ("lr", "lr", train.last("lr")),
+        ("cells/s", "", train.last("cells_per_second")),
+        ("tokens/s", "", train.last("tokens_per_second")),
+        ("MFU", "mfu", train.last("mfu")),
+        ("waiting", "wait", train.last("wait")),
     ):
-        if table is None:
-            parts += [] if lowest is None else [f"lowest {lowest:.4f}"]
-        elif (value := table.last(name)) is not None:
-            shown = short_count(value) if name.endswith("per_second") else metric_value(name, value)
-            parts.append(f"{label} {shown}")
+        if value is None:
+            continue
+        longer = f"{line}  {label} {metric_value(name, value) if name else short_count(value)}"
+        if len(longer) > width + 2:
+            break
+        line = longer
     longest = max((len(name) for name in view.phenotypes), default=0)
     cells: list[Content] = []
     for name in view.phenotypes:
@@ -95,7 +90,7 @@ def numbers_content(view: RunView, *, width: int) -> Content:
     if genes is not None:
         note = "" if commonest is None else f"commonest bin {commonest:.3f}"
         cells.append(_accuracy(f"{'genes':{longest}}", genes, note))
-    return Content("\n").join([Content(_fit(parts, width)), *_columns(cells, width)])
+    return Content("\n").join([Content(line[2:]), *_side_by_side(cells, width)])
 
 
 def _accuracy(label: str, value: float | None, note: str) -> Content:
@@ -105,33 +100,19 @@ def _accuracy(label: str, value: float | None, note: str) -> Content:
     )
 
 
-def _columns(cells: Sequence[Content], width: int) -> list[Content]:
-    """Set lines side by side, as many as fit."""
-    if not cells:
-        return []
-    widest = max(cell.cell_length for cell in cells) + 3
-    n_columns = max(min(width // widest, 3), 1)
-    n_rows = -(-len(cells) // n_columns)
+def _side_by_side(cells: Sequence[Content], width: int) -> list[Content]:
+    """Set lines in up to three columns."""
+    widest = max((cell.cell_length for cell in cells), default=0) + 3
+    n_rows = -(-len(cells) // max(min(width // widest, 3), 1))
     padded = [cell.pad_right(widest - cell.cell_length) for cell in cells]
     return [Content("").join(padded[row::n_rows]) for row in range(n_rows)]
 
 
-def _fit(parts: Iterable[str], width: int) -> str:
-    text = ""
-    for part in parts:
-        longer = f"{text}  {part}" if text else part
-        if len(longer) > width:
-            break
-        text = longer
-    return text
-
-
-def phenotype_rows(view: RunView) -> list[tuple[str, list[Text]]]:
+def phenotype_rows(view: RunView) -> dict[str, list[Text]]:
     """Return phenotype -> a row of `PHENOTYPE_COLUMNS`."""
-    rows = []
+    rows = {}
     for name in view.phenotypes:
-        model = _methods(view, name).get("model")
-        baselines = baseline_accuracies(view, name)
+        model, baselines = _report(view, name, "model"), baseline_accuracies(view, name)
         test, logistic = _score(model, "accuracy"), baselines.get("logistic_regression")
         values = [
             view.validation.last(f"acc/{name}"),
@@ -144,7 +125,7 @@ def phenotype_rows(view: RunView) -> list[tuple[str, list[Text]]]:
         cells = [Text("" if one is None else f"{one:.3f}", justify="right") for one in values]
         if test is not None and logistic is not None and test < logistic:
             cells[3].append(" loses")
-        rows.append((name, [Text(name), *cells]))
+        rows[name] = [Text(name), *cells]
     return rows
 
 
@@ -152,7 +133,7 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
     """Draw the confusion matrix of the last evaluation: true values down, predictions across."""
     if phenotype is None:
         return Content("no evaluation of phenotypes yet")
-    scores = _methods(view, phenotype).get("model")
+    scores = _report(view, phenotype, "model")
     if scores is None or not scores.confusion or not scores.values:
         return Content(f"'tfx eval {view.row.path}' writes the confusion matrix of {phenotype}")
     matrix, values = scores.confusion, scores.values
@@ -163,9 +144,7 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
     if len(used) > fits:
         used = sorted(sorted(used, key=lambda place: -sum(matrix[place]))[:fits])
         note = f" (the {fits} commonest of {len(values)} values)"
-    letters = [
-        chr(ord("a") + order) if order < 26 else f"{order + 1}" for order in range(len(used))
-    ]
+    letters = [chr(ord("a") + n) if n < 26 else f"{n + 1}" for n in range(len(used))]
     heads = "".join(f"{letter:>5}" for letter in letters)
     lines = [
         Content(f"{phenotype}: predictions in per cent of the true value's cells{note}"),
@@ -175,13 +154,13 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
     for letter, place in zip(letters, used, strict=True):
         total = sum(matrix[place])
         name = shortened(values[place], _LONGEST)
-        parts: list[str | Content] = [f"{letter:>2} {name:{_LONGEST}} {total:>5}"]
+        parts: list[str | tuple[str, str]] = [f"{letter:>2} {name:{_LONGEST}} {total:>5}"]
         for column in used:
             fraction = matrix[place][column] / total if total else 0.0
             shade = _SHADES[min(int(fraction * len(_SHADES)), len(_SHADES) - 1)]
             text = f" {shade}{round(100 * fraction):>3}" if fraction >= 0.005 else "    ·"
             style = "bold $success" if column == place else "$error" if fraction >= 0.1 else ""
-            parts.append(Content.styled(text, style) if style else text)
+            parts.append((text, style) if style else text)
         lines.append(Content.assemble(*parts))
     return Content("\n").join(lines)
 
@@ -197,13 +176,13 @@ def events_content(events: Sequence[EventRecord], *, now: float) -> Content:
             if key not in _EVENT_KEYS and value is not None
         )
         where = "" if step is None else f"step {step:,.0f}"
-        text = f"{ago_of(event, now=now):>12}  {name:10}"
+        text = f"{_ago_of(event, now=now):>12}  {name:10}"
         style = _EVENT_STYLES.get(name, "")
         lines.append(Content.assemble((text, style) if style else text, f" {where:14} {details}"))
     return Content("\n").join(lines) if lines else Content("no events yet")
 
 
-def ago_of(record: Mapping[str, Any], *, now: float) -> str:
+def _ago_of(record: Mapping[str, Any], *, now: float) -> str:
     """Write how long ago a record was written; a machine whose clock is ahead wrote it now."""
     moment = number_in(record, "t")
     return ago(moment, now=max(now, moment or now))
@@ -218,35 +197,36 @@ def machine_content(view: RunView, *, now: float) -> Content:
         f"{run.get('processes') or 1} process(es)",
         PRECISIONS.get(precision, precision),
     ]
-    lines = [", ".join(fact for fact in facts if fact)]
+    lines = [", ".join(filter(None, facts))]
     for host, records in view.machines.items():
-        line, gpus = records[-1], gpus_of(records[-1])
-        lines.append(f"{host}: {machine_text(line)}  {ago_of(line, now=now)}")
+        gpus = gpus_of(records[-1])
+        no_gpu = "" if gpus else "  (no GPU)"
+        lines.append(
+            f"{host}: {machine_text(records[-1])}  {_ago_of(records[-1], now=now)}{no_gpu}"
+        )
         lines += [f"  {name} {text}" for name, text in gpus]
-        if not gpus:
-            lines[-1] += "  (no GPU)"
     if not view.machines:
         lines.append("no data of the machine yet")
-    return Content("\n").join([Content(line) for line in lines])
+    return Content("\n".join(lines))
 
 
-def setting_rows(settings: Sequence[Setting]) -> list[tuple[Text, Text, Text]]:
-    """Return the preset as rows, chosen values before defaults."""
+def setting_rows(settings: Sequence[Setting]) -> dict[str, list[Text]]:
+    """Return key -> a row of the preset, chosen values before defaults."""
     ordered = sorted(settings, key=lambda one: one.provenance == "default")
-    return [
-        (
+    return {
+        one.key: [
             Text(one.key),
             Text(one.value),
             Text(one.provenance, style="dim" if one.provenance == "default" else ""),
-        )
+        ]
         for one in ordered
-    ]
+    }
 
 
 def plain_text(view: RunView, pane: str, *, now: float) -> str:
     """Write the metrics of a pane as plain text, for the clipboard."""
     if pane == "phenotypes":
-        rows = [[str(cell) for cell in cells] for _, cells in phenotype_rows(view)]
+        rows = [[str(cell) for cell in cells] for cells in phenotype_rows(view).values()]
         return "\n".join("\t".join(row) for row in [PHENOTYPE_COLUMNS, *rows])
     if pane == "machine":
         return machine_content(view, now=now).plain
@@ -259,8 +239,7 @@ def plain_text(view: RunView, pane: str, *, now: float) -> str:
         for name in table.columns:
             if (value := table.last(name)) is not None:
                 unit = metric_info(name).unit
-                shown = f"{metric_value(name, value)}{f' {unit}' if unit else ''}"
-                lines.append(f"{split} {name}\t{shown}")
+                lines.append(f"{split} {name}\t{f'{metric_value(name, value)} {unit}'.rstrip()}")
     if view.row.started:
         lines.append(f"started\t{date(view.row.started)}")
     return "\n".join(lines)

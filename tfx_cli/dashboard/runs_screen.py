@@ -1,7 +1,7 @@
 """The runs of a folder: a table, and the overlaid curves of the selected ones."""
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,17 @@ from textual.widgets import DataTable, Input
 
 from core.runlog.overview import RunRow
 from core.runlog.schema import metric_info
-from tfx_cli.dashboard.base_screen import STATE_STYLES, DashboardScreen
-from tfx_cli.dashboard.curve import CurveSeries, CurveView
+from tfx_cli.dashboard.base_screen import (
+    DashboardScreen,
+    OpenRun,
+    ReadSoon,
+    current_key,
+    fill_table,
+)
 from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.messages import OpenGenerate, OpenRun, OpenStart, ReadSoon
-from tfx_cli.dashboard.themes import series_colours
-from tfx_cli.dashboard.workspace import RunView, WorkspaceView
+from tfx_cli.dashboard.plots import CurveView, Series
+from tfx_cli.dashboard.themes import series_colours, state_sign
+from tfx_cli.dashboard.workspace import WorkspaceView
 from tfx_cli.formatting import count_of
 from tfx_cli.runs_tables import run_texts
 
@@ -25,6 +30,8 @@ _COLUMNS = ("", "run", "state", "step", "loss", "val. loss", "accuracy", "last d
 _LEFT_COLUMNS = ("", "run", "state")
 #: Columns that a narrow terminal does not show.
 _WIDE_COLUMNS = frozenset({"loss", "left"})
+#: Before the first reading.
+_NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
 
 def run_colours(names: Iterable[str], n_colours: int = 8) -> dict[str, int]:
@@ -46,11 +53,10 @@ class RunsScreen(DashboardScreen):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self._root = root
-        self._view: WorkspaceView | None = None
+        self._view = _NOTHING_READ
         self._selected: list[str] = []  # paths
         self._pinned: str | None = None
         self._metric = 0
-        self._columns: tuple[str, ...] = ()
 
     def make_body(self) -> ComposeResult:
         with Vertical(classes="body"):
@@ -62,10 +68,13 @@ class RunsScreen(DashboardScreen):
         self.query_one("#runs").focus()
         self._show()
 
+    def current_run(self) -> str | None:
+        """Return the run at the cursor."""
+        return current_key(self.query_one("#runs", DataTable)) if self.is_laid_out else None
+
     def open_runs(self) -> list[str]:
         """Return the selected runs, or the run at the cursor if none is selected."""
-        here = self._current_path() if self.is_laid_out else None
-        return list(self._selected) or ([here] if here is not None else [])
+        return list(self._selected) or super().open_runs()
 
     def on_data_table_row_highlighted(self) -> None:
         if not self._selected:
@@ -87,49 +96,28 @@ class RunsScreen(DashboardScreen):
         if not self.is_laid_out:
             return
         self._show_bar()
-        table = self.query_one("#runs", DataTable)
         is_wide = self.size.width >= 100
-        wanted = tuple(name for name in _COLUMNS if is_wide or name not in _WIDE_COLUMNS)
-        current = self._current_path()
-        if wanted != self._columns:
-            table.clear(columns=True)
-            self._columns = wanted
-            for name in wanted:
-                table.add_column(Text(name), key=name)
-        rows = self._rows()
-        if list(rows) != [str(key.value) for key in table.rows]:
-            table.clear()
-            for key, cells in rows.items():
-                table.add_row(*(cells[name] for name in wanted), key=key)
-            if current in rows:
-                table.move_cursor(row=list(rows).index(current))
-        else:
-            for key, cells in rows.items():
-                for name in wanted:
-                    if table.get_cell(key, name) != cells[name]:
-                        table.update_cell(key, name, cells[name], update_width=True)
+        columns = [name for name in _COLUMNS if is_wide or name not in _WIDE_COLUMNS]
+        rows = {path: [cells[name] for name in columns] for path, cells in self._rows().items()}
+        fill_table(self.query_one("#runs", DataTable), columns, rows)
         self._show_overlay()
 
     def _show_bar(self) -> None:
-        parts: list[str] = []
-        if self._view is not None:
-            n_live = sum(row.state in ("running", "starting") for row in self._view.rows)
-            parts = [count_of(len(self._view.rows), "run"), f"{n_live} running"]
-            if self._view.unreadable:
-                parts.append(f"{len(self._view.unreadable)} unreadable")
-            elif not self._view.rows:
-                parts = ["no runs yet: press n to train a preset"]
-        self.set_bar(
-            ("tfx", "bold"), f"  {self._root}", *([f"  {', '.join(parts)}"] if parts else [])
-        )
+        n_live = sum(row.state in ("running", "starting") for row in self._view.rows)
+        parts = [count_of(len(self._view.rows), "run"), f"{n_live} running"]
+        if self._view.unreadable:
+            parts.append(f"{len(self._view.unreadable)} unreadable")
+        elif not self._view.rows:
+            parts = ["no runs yet: press n to train a preset"]
+        text = "" if self._view is _NOTHING_READ else f"  {', '.join(parts)}"
+        self.set_bar(("tfx", "bold"), f"  {self._root}{text}")
 
     def _rows(self) -> dict[str, dict[str, Text]]:
         """Return path -> cells of the runs that match the filter."""
-        if self._view is None:
-            return {}
         part = self.query_one("#filter", Input).value.strip().lower()
+        colours = self._colours()
         rows = {
-            row.path: self._cells(row)
+            row.path: self._cells(row, colours[row.path])
             for row in self._view.rows
             if part in row.name.lower() or part in row.state
         }
@@ -139,83 +127,64 @@ class RunsScreen(DashboardScreen):
                 rows[one.path] = {name: Text("") for name in _COLUMNS} | known
         return rows
 
-    def _cells(self, row: RunRow) -> dict[str, Text]:
-        assert self._view is not None
+    def _cells(self, row: RunRow, colour: int) -> dict[str, Text]:
         mark = "◆" if row.path == self._pinned else "■" if row.path in self._selected else "·"
-        sign, style = STATE_STYLES.get(row.state, ("?", "$secondary"))
-        state_colour = self.app.theme_variables.get(style.removeprefix("$"), "")
+        state, style = state_sign(row.state)
         cells = {
             name: Text(text, justify="left" if name in _LEFT_COLUMNS else "right")
             for name, text in run_texts(row, now=self._view.now).items()
         }
-        colour = series_colours(self.app.theme)[self._colours()[row.path]]
         return cells | {
-            "": Text(mark, style=colour),
-            "state": Text(f"{sign} {row.state}", style=state_colour),
+            "": Text(mark, style=series_colours(self.app.theme)[colour]),
+            "state": Text(state, style=self.app.theme_variables.get(style.removeprefix("$"), "")),
         }
 
     def _colours(self) -> dict[str, int]:
-        assert self._view is not None
         return run_colours(row.path for row in self._view.rows)
-
-    def _current_path(self) -> str | None:
-        table = self.query_one("#runs", DataTable)
-        if not 0 <= table.cursor_row < table.row_count:
-            return None
-        return str(table.ordered_rows[table.cursor_row].key.value)
 
     # -- the overlay
 
-    def _metrics(self, views: Sequence[RunView]) -> list[tuple[str, str]]:
-        """Return (split, metric) pairs of the runs, losses first."""
-        pairs: dict[tuple[str, str], None] = {("validation", "loss"): None, ("train", "loss"): None}
-        for view in views:
-            for split in ("validation", "train"):
-                if split in view.curves:
-                    pairs |= {(split, name): None for name in view.curves[split].columns}
-        return list(pairs)
-
     def _show_overlay(self) -> None:
         self.set_class(bool(self._selected), "-overlay")
-        if self._view is None:
-            return
         opened, colours = self._view.open_runs, self._colours()
         views = {path: opened[path] for path in self.open_runs() if path in opened}
-        metrics = self._metrics(list(views.values()))
-        split, name = metrics[self._metric % len(metrics)]
+        # (split, metric), losses first.
+        metrics = {("validation", "loss"): None, ("train", "loss"): None}
+        for view in views.values():
+            for split in ("validation", "train"):
+                if split in view.curves:
+                    metrics |= {(split, name): None for name in view.curves[split].columns}
+        split, name = list(metrics)[self._metric % len(metrics)]
         series = []
-        for path, view in views.items():
+        # The pinned run is drawn last, on top.
+        for path, view in sorted(views.items(), key=lambda item: item[0] == self._pinned):
             table = view.curves.get(split)
             if table is not None and np.isfinite(table.columns.get(name, np.empty(0))).any():
                 values, is_noisy = table.columns[name], split == "train"
-                one = CurveSeries(view.row.name, table.steps, values, colours[path], is_noisy)
-                # The pinned run is drawn last, on top.
-                series.append((path == self._pinned, one))
-        series.sort(key=lambda pair: pair[0])
-        self.query_one("#overlay", CurveView).show(
-            [one for _, one in series], title=f"{metric_info(name).label}, {split}"
-        )
+                series.append(Series(view.row.name, table.steps, values, colours[path], is_noisy))
+        overlay = self.query_one("#overlay", CurveView)
+        overlay.show(series, title=f"{metric_info(name).label}, {split}")
 
     def on_curve_view_moved(self, event: CurveView.Moved) -> None:
-        self.query_one("#overlay", CurveView).look(event.window)
+        overlay = self.query_one("#overlay", CurveView)
+        overlay.show(overlay.series, window=event.window)
 
     # -- actions
 
     def action_open(self) -> None:
-        path = self._current_path()
-        if path is not None and self._view is not None:
-            unreadable = {one.path: one.reason for one in self._view.unreadable}
-            if path in unreadable:
-                self.notify(unreadable[path], severity="error", markup=False)
-            else:
-                self.post_message(OpenRun(path))
+        path = self.current_run()
+        unreadable = {one.path: one.reason for one in self._view.unreadable}
+        if path in unreadable:
+            self.notify(unreadable[path], severity="error", markup=False)
+        elif path is not None:
+            self.post_message(OpenRun(path))
 
     def on_data_table_row_selected(self) -> None:
         self.action_open()
 
     def action_select(self) -> None:
-        path = self._current_path()
-        if path is None or self._view is None or path not in {row.path for row in self._view.rows}:
+        path = self.current_run()
+        if path is None or path not in {row.path for row in self._view.rows}:
             return
         if path in self._selected:
             self._selected.remove(path)
@@ -225,7 +194,7 @@ class RunsScreen(DashboardScreen):
         self._show()
 
     def action_pin(self) -> None:
-        path = self._current_path()
+        path = self.current_run()
         self._pinned = None if path == self._pinned else path
         if path is not None and path not in self._selected and self._pinned is not None:
             self.action_select()
@@ -247,15 +216,8 @@ class RunsScreen(DashboardScreen):
         self.query_one("#runs").focus()
 
     def action_back(self) -> None:
+        """Close the filter."""
         box = self.query_one("#filter", Input)
         box.value = ""
         box.remove_class("-shown")
         self.query_one("#runs").focus()
-
-    def action_new_run(self) -> None:
-        self.post_message(OpenStart())
-
-    def action_generate(self) -> None:
-        path = self._current_path()
-        if path is not None:
-            self.post_message(OpenGenerate(path))

@@ -16,9 +16,8 @@ from textual.widgets.option_list import Option
 
 from core.errors import TfxError
 from core.presets.catalogue import list_presets
-from tfx_cli.dashboard.base_screen import DashboardScreen
+from tfx_cli.dashboard.base_screen import DashboardScreen, StartRun
 from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.messages import CloseScreen, StartRun
 
 #: Keys of a summary, by section.
 _SUMMARY = {
@@ -181,6 +180,3 @@ class StartScreen(DashboardScreen):
             name = self.query_one("#name", Input).value.strip()
             preset, changes = self._chosen()
             self.post_message(StartRun(preset, name, shlex.split(changes)))
-
-    def action_back(self) -> None:
-        self.post_message(CloseScreen())

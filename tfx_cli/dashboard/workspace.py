@@ -6,6 +6,7 @@ deleted, or written by a machine with another clock.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -173,8 +174,8 @@ class Workspace:
         self.root = root
         self._clock = clock
         self._monotonic = monotonic
-        self._readers: dict[Path, RunReader] = {}
-        self._feeds: dict[Path, _RunFeed] = {}
+        self._reader = functools.cache(functools.partial(RunReader, most=_MOST_LINES))
+        self._feeds: dict[str, _RunFeed] = {}
         self._metrics: dict[Path, tuple[tuple[int, int], float, LatestMetrics]] = {}
         self._pulses: dict[Path, _Pulse] = {}
 
@@ -184,18 +185,18 @@ class Workspace:
         rows, unreadable = [], []
         for folder in self._folders():
             try:
-                reader = self._reader(folder)
-                summary = self._alive(folder, reader.summary(now=now))
+                summary = self._alive(folder, self._reader(folder).summary(now=now))
+                rows.append(run_row(summary, self._metrics_of(folder)))
             except TfxError as error:
                 unreadable.append(UnreadableRun(folder.name, str(folder), str(error)))
-                continue
-            rows.append(run_row(summary, self._metrics_of(folder)))
         rows.sort(key=lambda row: (-row.started, row.name))
         by_path = {row.path: row for row in rows}
-        wanted = [path for path in open_runs if path in by_path]
-        for path in [known for known in self._feeds if str(known) not in wanted]:
-            del self._feeds[path]
-        views = {path: self._feed(Path(path)).poll(by_path[path]) for path in wanted}
+        self._feeds = {
+            path: self._feeds.get(path) or _RunFeed(self._reader(Path(path)))
+            for path in open_runs
+            if path in by_path
+        }
+        views = {path: feed.poll(by_path[path]) for path, feed in self._feeds.items()}
         return WorkspaceView(tuple(rows), tuple(unreadable), views, now)
 
     def _folders(self) -> list[Path]:
@@ -204,16 +205,6 @@ class Workspace:
         with contextlib.suppress(OSError):
             return sorted(path.parent for path in self.root.glob(f"*/{RUN_FILE}"))
         return []
-
-    def _reader(self, folder: Path) -> RunReader:
-        if folder not in self._readers:
-            self._readers[folder] = RunReader(folder, most=_MOST_LINES)
-        return self._readers[folder]
-
-    def _feed(self, folder: Path) -> "_RunFeed":
-        if folder not in self._feeds:
-            self._feeds[folder] = _RunFeed(self._reader(folder))
-        return self._feeds[folder]
 
     def _metrics_of(self, folder: Path) -> LatestMetrics:
         """Read the last metrics of a run; the longer its history, the more rarely."""
@@ -291,10 +282,9 @@ class _RunFeed:
             self._evaluation = (0, None)
             return None
         if stamp != self._evaluation[0]:
-            report = None
+            self._evaluation = (stamp, None)
             with contextlib.suppress(OSError, ValueError, RecursionError):
-                report = read_evaluation_file(path)
-            self._evaluation = (stamp, report)
+                self._evaluation = (stamp, read_evaluation_file(path))
         return self._evaluation[1]
 
 

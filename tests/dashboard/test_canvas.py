@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from tfx_cli.dashboard.raster import (
+from tfx_cli.dashboard.canvas import (
     BLANK,
     column_extremes,
     dots_to_codes,
@@ -93,7 +93,7 @@ def test_braille_decodes_back_to_its_dots(rows):
 
 def test_a_range_fills_from_its_lowest_to_its_highest():
     columns = column_extremes(np.array([0.0, 0.1, 1.0]), np.array([0.0, 3.0, 1.0]), (0, 1), 2)
-    dots = draw_range(columns, (0.0, 3.0), (4, 2))
+    dots = draw_range(columns, (0.0, 3.0), 4)
     assert dots.T.tolist() == [[True] * 4, [False, False, True, False]]
 
 

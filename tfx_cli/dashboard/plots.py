@@ -1,0 +1,499 @@
+"""Widgets of curves and of points: braille on axes, with legends; curves have crosshair and zoom."""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.style import Style
+from textual import events
+from textual.color import Color
+from textual.geometry import Size
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tfx_cli.dashboard.canvas import (
+    Array,
+    Canvas,
+    Columns,
+    Range,
+    column_extremes,
+    column_of,
+    draw_line,
+    draw_points,
+    draw_range,
+    nice_ticks,
+    row_of,
+    sample_line,
+)
+from tfx_cli.dashboard.themes import series_colours
+from tfx_cli.formatting import number_text, short_count, shortened
+
+#: Fractions of the visible range over which a moving mean smooths a curve.
+SMOOTHING = (0.0, 0.02, 0.05, 0.15)
+_TICK_WIDTH = 7
+_SHORTEST_NAMED = 56  # columns from which on curves are named at their ends
+_NAME_WIDTH = 13
+#: Up to this number of points in all, each is drawn as 2 x 2 dots.
+_FEW_POINTS = 700
+
+
+class Picture(Widget):
+    """A widget that draws itself once per change (size, data, theme, focus) and keeps the rows.
+
+    Subclasses draw in `draw`, and call `changed` when what they show has changed.
+    """
+
+    def __init__(self, title: str, *, empty: str, id: str | None) -> None:  # noqa: A002 - textual's
+        super().__init__(id=id)
+        self.title = title
+        self.x_name = ""
+        self.empty = empty
+        self._version = 0
+        self._drawn: tuple[object, list[Strip]] = (None, [])
+
+    def changed(self) -> None:
+        """Draw again."""
+        self._version += 1
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """Return one row of the picture."""
+        key = (self.size, self._version, self.app.theme, self.has_focus)
+        if self._drawn[0] != key:
+            canvas = Canvas(*self.size, self.rich_style)
+            canvas.write(0, 0, self.title, Style(bold=True))
+            self.draw(canvas)
+            # With the size of now: a draw before the first resize must not be kept.
+            self._drawn = (key, canvas.strips())
+        strips = self._drawn[1]
+        return strips[y] if y < len(strips) else Strip.blank(self.size.width, self.rich_style)
+
+    def draw(self, canvas: Canvas) -> None:
+        """Draw everything but the title."""
+        raise NotImplementedError
+
+    def write_empty(self, canvas: Canvas, style: Style) -> None:
+        """Write in the middle that there is nothing to draw."""
+        column = max((canvas.width - len(self.empty)) // 2, 0)
+        canvas.write(canvas.height // 2, column, self.empty, style)
+
+    def series_style(self, place: int) -> Style:
+        """Return the style of a place in the theme's colours."""
+        colours = series_colours(self.app.theme)
+        return Style(color=Color.parse(colours[place % len(colours)]).rich_color)
+
+
+def _write_y_ticks(
+    canvas: Canvas, ticks: Iterable[tuple[float, str]], y_range: Range, width: int, style: Style
+) -> None:
+    """Write (height, label) left of a plot that has all rows but the first and the last."""
+    for tick, label in ticks:
+        row = 1 + row_of(tick, y_range, canvas.height - 2)
+        canvas.write(row, 0, label[: width - 1].rjust(width - 1), style)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve, or points of one kind: (points,) x, ascending in a curve, and y, not finite in gaps.
+
+    A noisy curve is smoothed, over the range of its points as a dim band. ``colour`` is a place in
+    the theme's colours.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    colour: int = 0
+    is_noisy: bool = False
+
+
+@dataclass(frozen=True)
+class ReferenceMark:
+    """A value to compare with, drawn as a dotted line in the colour of a curve."""
+
+    name: str
+    y: float
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class CurveWindow:
+    """The visible part of the curves, shared by the panels of a screen."""
+
+    #: Logarithmic heights; values of zero and below are gaps.
+    is_log: bool = False
+    #: Place in `SMOOTHING`.
+    smoothing: int = 2
+    #: First and last x; None: everything.
+    zoom: Range | None = None
+    #: The x whose values are shown; None: no crosshair.
+    crosshair: float | None = None
+
+    @property
+    def smoothed_fraction(self) -> float:
+        """The fraction of the visible range that a mean spans."""
+        return SMOOTHING[self.smoothing]
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """What a drawing of curves shares: the place of the plot, its ranges, the curves as lines."""
+
+    size: Size
+    x_range: Range
+    y_range: Range
+    #: Series, (columns of dots,) heights, style.
+    lines: Sequence[tuple[Series, Array, Style]]
+    faint: Style
+
+    def row(self, height: float) -> int:
+        return 1 + row_of(height, self.y_range, self.size.height)
+
+    def column(self, x: float) -> int:
+        return _TICK_WIDTH + column_of(x, self.x_range, self.size.width)
+
+
+class CurveView(Picture, can_focus=True):
+    """Curves of one panel.
+
+    ``limits`` are heights that are always visible (accuracies: 0 and 1); without ``has_values`` the
+    legend lacks the last value of each curve.
+    """
+
+    @dataclass
+    class Moved(Message):
+        """The user moved the window of a panel; its screen moves the others along."""
+
+        window: CurveWindow
+
+    def __init__(
+        self,
+        title: str,
+        *,
+        limits: Range | None = None,
+        x_name: str = "step",
+        empty: str = "no data yet",
+        has_values: bool = True,
+        id: str | None = None,  # noqa: A002 - textual's name
+    ) -> None:
+        super().__init__(title, empty=empty, id=id)
+        self.limits = limits
+        self.x_name = x_name
+        self.window = CurveWindow()
+        self.series: tuple[Series, ...] = ()
+        self.marks: tuple[ReferenceMark, ...] = ()
+        self.domain: Range | None = None
+        self._has_values = has_values
+
+    def show(
+        self,
+        series: Sequence[Series],
+        marks: Sequence[ReferenceMark] = (),
+        *,
+        title: str = "",
+        domain: Range | None = None,
+        window: CurveWindow | None = None,
+    ) -> None:
+        """Replace the curves, the last on top, and the window, if one is given.
+
+        ``domain`` is the first and last x of the panels beside it, if these show more.
+        """
+        self.series, self.marks = tuple(series), tuple(marks)
+        self.title = title or self.title
+        self.domain = domain
+        self.window = window or self.window
+        self.changed()
+
+    @property
+    def x_range(self) -> Range | None:
+        """First and last x of all points; None without points."""
+        ends = [(one.x[0], one.x[-1]) for one in self.series if len(one.x)]
+        if not ends:
+            return None
+        ends += [self.domain] if self.domain is not None else []
+        low, high = float(min(ends)[0]), float(max(last for _, last in ends))
+        return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+    @property
+    def visible_range(self) -> Range | None:
+        """First and last x of the picture."""
+        everything = self.x_range
+        if everything is None or self.window.zoom is None:
+            return everything
+        low, high = (float(np.clip(edge, *everything)) for edge in self.window.zoom)
+        return (low, high) if high > low else everything
+
+    # -- moves of the window
+
+    def zoomed(self, factor: float, at: float | None = None) -> CurveWindow:
+        """Return the window with a range ``factor`` times as wide, around ``at`` or the crosshair."""
+        everything, visible = self.x_range, self.visible_range
+        if everything is None or visible is None:
+            return self.window
+        around = at if at is not None else self.window.crosshair
+        around = visible[1] if around is None else float(np.clip(around, *visible))
+        low, high = (around + (edge - around) * factor for edge in visible)
+        if high - low >= everything[1] - everything[0]:
+            return replace(self.window, zoom=None)
+        if high - low < 1e-9 * max(abs(high), 1.0):
+            return self.window
+        return replace(self.window, zoom=(max(low, everything[0]), min(high, everything[1])))
+
+    def shifted(self, fraction: float) -> CurveWindow:
+        """Return the window after a step to the side: of the crosshair, else of the zoomed range."""
+        everything, visible = self.x_range, self.visible_range
+        if everything is None or visible is None:
+            return self.window
+        distance = fraction * (visible[1] - visible[0])
+        if self.window.crosshair is not None:
+            place = float(np.clip(self.window.crosshair + distance / 4, *visible))
+            return replace(self.window, crosshair=place)
+        distance = float(np.clip(distance, everything[0] - visible[0], everything[1] - visible[1]))
+        return replace(self.window, zoom=(visible[0] + distance, visible[1] + distance))
+
+    def with_crosshair(self) -> CurveWindow:
+        """Return the window with a crosshair at the right end, or without the one it has."""
+        visible = self.visible_range
+        if visible is None or self.window.crosshair is not None:
+            return replace(self.window, crosshair=None)
+        return replace(self.window, crosshair=visible[1])
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.post_message(self.Moved(self.zoomed(0.8, self._x_at(event.x))))
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.post_message(self.Moved(self.zoomed(1.25, self._x_at(event.x))))
+
+    def on_click(self, event: events.Click) -> None:
+        place, visible, known = self._x_at(event.x), self.visible_range, self.window.crosshair
+        if place is None or visible is None:
+            return
+        near = (visible[1] - visible[0]) / self._plot_size().width
+        is_same = known is not None and abs(known - place) <= near
+        self.post_message(self.Moved(replace(self.window, crosshair=None if is_same else place)))
+
+    def _x_at(self, column: int) -> float | None:
+        visible, width = self.visible_range, self._plot_size().width
+        if visible is None or width < 2:
+            return None
+        fraction = float(np.clip((column - _TICK_WIDTH) / (width - 1), 0.0, 1.0))
+        return visible[0] + fraction * (visible[1] - visible[0])
+
+    # -- drawing
+
+    @property
+    def _names_ends(self) -> bool:
+        return self.size.width >= _SHORTEST_NAMED and len(self.series) > 1
+
+    def _plot_size(self) -> Size:
+        width = self.size.width - _TICK_WIDTH - (_NAME_WIDTH if self._names_ends else 1)
+        return Size(max(width, 0), max(self.size.height - 2, 0))
+
+    def draw(self, canvas: Canvas) -> None:
+        """Draw bands, marks, crosshair, lines, axes, legend and names."""
+        size, visible = self._plot_size(), self.visible_range
+        background = Color.from_rich_color(self.rich_style.bgcolor)
+        foreground = Color.from_rich_color(self.rich_style.color)
+        faint = Style(color=background.blend(foreground, 0.6).rich_color)
+        if size.width < 4 or size.height < 2:
+            return
+        if visible is None:
+            self.write_empty(canvas, faint)
+            return
+        n_rows, n_columns = 4 * size.height, 2 * size.width
+        at = np.linspace(*visible, n_columns)
+        width = self.window.smoothed_fraction * (visible[1] - visible[0])
+        lines, bands = [], []
+        for one in self.series:
+            y, style = self._scaled(one.y), self.series_style(one.colour)
+            heights = sample_line(one.x, y, at, width if one.is_noisy else 0.0)
+            lines.append((one, heights, style))
+            if one.is_noisy:
+                dim = background.blend(Color.from_rich_color(style.color), 0.33).rich_color
+                band = column_extremes(one.x, y, visible, n_columns)
+                bands.append((band, Style(color=dim)))
+        y_range = self._y_range([line for _, line, _ in lines], [band for band, _ in bands])
+        if y_range is None:
+            text = "nothing above 0 to show on a log axis" if self.window.is_log else "no numbers"
+            canvas.write(canvas.height // 2, _TICK_WIDTH, text, faint)
+            return
+        plot = _Plot(size, visible, y_range, lines, faint)
+        for band, style in bands:
+            canvas.lay(1, _TICK_WIDTH, draw_range(band, y_range, n_rows), style)
+        for mark in self.marks:
+            height = self._scaled(np.array([mark.y]))[0]
+            if math.isfinite(height):
+                style = self.series_style(mark.colour) + Style(dim=True)
+                for column in range(0, size.width, 3):
+                    canvas.write(plot.row(height), _TICK_WIDTH + column, "╌", style)
+        crosshair = self.window.crosshair
+        if crosshair is not None and visible[0] <= crosshair <= visible[1]:
+            for row in range(size.height):
+                canvas.write(1 + row, plot.column(crosshair), "│", faint)
+        for _, line, style in lines:
+            canvas.lay(1, _TICK_WIDTH, draw_line(line, y_range, n_rows), style)
+        ticks = self._y_ticks(y_range, max(size.height // 3, 2))
+        _write_y_ticks(canvas, ticks, y_range, _TICK_WIDTH, faint)
+        self._draw_x_axis(canvas, plot)
+        self._draw_legend(canvas, plot, at)
+        if self._names_ends:
+            self._draw_names(canvas, plot)
+
+    def _scaled(self, y: Array) -> Array:
+        if not self.window.is_log:
+            return y
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(y > 0, np.log10(y), np.nan)
+
+    def _y_range(self, lines: Sequence[Array], bands: Sequence[Columns]) -> Range | None:
+        limits = None if self.window.is_log else self.limits
+        marks = self._scaled(np.array([mark.y for mark in self.marks], dtype=float))
+        known = np.concatenate([*lines, *itertools.chain(*bands), limits or (), marks])
+        known = known[np.isfinite(known)]
+        if len(known) == 0:
+            return None
+        low, high = float(known.min()), float(known.max())
+        if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
+            margin = abs(low) * 0.05 or 0.5
+        else:
+            margin = 0.0 if limits else 0.03 * (high - low)
+        return low - margin, high + margin
+
+    def _draw_x_axis(self, canvas: Canvas, plot: _Plot) -> None:
+        end, last_row = 0, canvas.height - 1
+        for tick in nice_ticks(*plot.x_range, max(plot.size.width // 14, 2)):
+            label = short_count(tick)
+            column = min(plot.column(tick) - len(label) // 2, canvas.width - len(label))
+            if column > end or end == 0:
+                canvas.write(last_row, column, label, plot.faint)
+                end = column + len(label)
+        if end < _TICK_WIDTH + plot.size.width - len(self.x_name):
+            canvas.write(last_row, canvas.width - len(self.x_name), self.x_name, plot.faint)
+
+    def _y_ticks(self, y_range: Range, n_most: int) -> list[tuple[float, str]]:
+        if not self.window.is_log:
+            return [(tick, number_text(tick)) for tick in nice_ticks(*y_range, n_most)]
+        low, high = (10.0**edge for edge in y_range)
+        powers = range(math.floor(y_range[0]), math.ceil(y_range[1]) + 1)
+        ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+        ticks = [value for value in ticks if low <= value <= high]
+        if len(ticks) >= 2:
+            ticks = ticks[:: max(math.ceil(len(ticks) / n_most), 1)]
+        else:
+            ticks = [value for value in nice_ticks(low, high, n_most) if value > 0]
+        return [(math.log10(value), number_text(value)) for value in ticks]
+
+    def _draw_legend(self, canvas: Canvas, plot: _Plot, at: Array) -> None:
+        column, crosshair = len(self.title) + 2, self.window.crosshair
+        if crosshair is not None:
+            text = f"at {self.x_name} {crosshair:,.0f}: "
+            canvas.write(0, column, text, plot.faint)
+            column += len(text)
+        names = []
+        for one, line, style in plot.lines:
+            height = _last(line)
+            if crosshair is not None:
+                height = float(line[np.searchsorted(at, crosshair).clip(0, len(at) - 1)])
+            value = 10.0**height if self.window.is_log else height
+            shown = " -" if math.isnan(height) else f" {number_text(value)}"
+            has_value = self._has_values or crosshair is not None
+            names.append((f"━ {one.name}{shown if has_value else ''}", style))
+        column = canvas.write_legend(column, names)
+        text = " ".join(["log"] * self.window.is_log + ["zoomed"] * bool(self.window.zoom))
+        if column + len(text) <= canvas.width:
+            canvas.write(0, canvas.width - len(text), text, plot.faint)
+
+    def _draw_names(self, canvas: Canvas, plot: _Plot) -> None:
+        """Write the name of each curve at its right end, one name per row."""
+        ends = [
+            (plot.row(height), one.name, style)
+            for one, line, style in plot.lines
+            if not math.isnan(height := _last(line))
+        ]
+        free = set(range(1, plot.size.height + 1))
+        for row, name, style in sorted(ends, key=lambda end: end[0]):
+            distances = itertools.chain(*((row + n, row - n) for n in range(plot.size.height)))
+            place = next((one for one in distances if one in free), None)
+            if place is None:
+                return
+            free.remove(place)
+            column = _TICK_WIDTH + plot.size.width + 1
+            canvas.write(place, column, shortened(name, _NAME_WIDTH - 1), style)
+
+
+def _last(line: Array) -> float:
+    """Return the last finite value; NaN if there is none."""
+    known = line[np.isfinite(line)]
+    return float(known[-1]) if len(known) else math.nan
+
+
+class ScatterView(Picture):
+    """Points of several kinds: real and generated cells, or gene means.
+
+    A diagonal gives both axes one scale; ticks need meaningful axes.
+    """
+
+    def __init__(
+        self,
+        *,
+        has_diagonal: bool = False,
+        has_ticks: bool = True,
+        empty: str,
+        id: str,  # noqa: A002
+    ) -> None:
+        super().__init__("", empty=empty, id=id)
+        self.points: tuple[Series, ...] = ()
+        self._has_diagonal = has_diagonal
+        self._has_ticks = has_ticks
+
+    def show(self, points: Sequence[Series], *, title: str, x_name: str = "") -> None:
+        """Replace the points."""
+        self.points, self.title, self.x_name = tuple(points), title, x_name
+        self.changed()
+
+    def draw(self, canvas: Canvas) -> None:
+        """Draw points, ticks and legend."""
+        faint = Style(dim=True)
+        known = [np.isfinite(one.x) & np.isfinite(one.y) for one in self.points]
+        n_points = sum(int(one.sum()) for one in known)
+        left = _TICK_WIDTH - 1 if self._has_ticks else 1
+        n_columns, n_rows = canvas.width - left - 1, canvas.height - 2
+        if not n_points or n_columns < 4 or n_rows < 2:
+            self.write_empty(canvas, faint)
+            return
+        pairs = list(zip(self.points, known, strict=True))
+        x_range = _widened(np.concatenate([one.x[finite] for one, finite in pairs]))
+        y_range = _widened(np.concatenate([one.y[finite] for one, finite in pairs]))
+        shape = (4 * n_rows, 2 * n_columns)
+        if self._has_diagonal:
+            x_range = y_range = (min(x_range[0], y_range[0]), max(x_range[1], y_range[1]))
+            line = draw_line(np.linspace(*x_range, shape[1]), y_range, shape[0])
+            canvas.lay(1, left, line, faint)
+        for one in self.points:
+            dots = draw_points(one.x, one.y, x_range, y_range, shape)
+            if n_points < _FEW_POINTS:
+                dots[:, 1:] |= dots[:, :-1].copy()
+                dots[1:] |= dots[:-1].copy()
+            canvas.lay(1, left, dots, self.series_style(one.colour))
+        names = [(f"⠿ {one.name}", self.series_style(one.colour)) for one in self.points]
+        canvas.write_legend(len(self.title) + 2, names)
+        if self._has_ticks:
+            ticks = nice_ticks(*y_range, max(n_rows // 3, 2))
+            labels = [(tick, number_text(tick)) for tick in ticks]
+            _write_y_ticks(canvas, labels, y_range, left, faint)
+            for tick in nice_ticks(*x_range, max(n_columns // 12, 2)):
+                column = left + column_of(tick, x_range, n_columns)
+                canvas.write(canvas.height - 1, column, number_text(tick), faint)
+        column = max(canvas.width - len(self.x_name), 0)
+        canvas.write(canvas.height - 1, column, self.x_name, faint)
+
+
+def _widened(values: Array) -> Range:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
