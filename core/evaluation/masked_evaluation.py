@@ -46,8 +46,7 @@ from core.evaluation.report.records import (
 )
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.gene_outputs import bin_logits, predict_genes
-from core.model.losses import hurdle_regression, masked_loss
+from core.model.losses import bin_logits, hurdle_regression, masked_loss, predict_genes
 from core.presets.schema import LossSettings, MaskingSettings
 from core.progress import Listener, ignore_progress
 from core.random_streams import Stream, generator

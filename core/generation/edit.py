@@ -20,7 +20,7 @@ from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.gene_outputs import bin_logits
+from core.model.losses import bin_logits
 from core.presets.schema import GenerateSettings
 
 

@@ -23,7 +23,7 @@ from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.plan import CellPlan
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.gene_outputs import sample_genes
+from core.model.losses import sample_genes
 from core.presets.schema import GenerateSettings
 
 #: How often the shift of a cell is renewed while its genes are drawn.

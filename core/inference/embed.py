@@ -17,7 +17,7 @@ from core.inference.query_cells import QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.gene_outputs import expected_values
+from core.model.losses import expected_values
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 

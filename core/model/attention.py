@@ -111,13 +111,8 @@ def resolve_attention(
 ) -> AttentionRoute:
     """Choose the attention kernel for a device and precision.
 
-    ``wanted`` is "auto" or a route by name; ``dropout`` is that of attention in training, and ``ragged``
-    says whether cells differ in length.
-
-    Raises
-    ------
-    MachineError
-        A route that was requested by name cannot run here.
+    ``wanted`` is "auto" or a route by name, which raises MachineError if it cannot run here; ``dropout`` is
+    that of attention in training, and ``ragged`` says whether cells differ in length.
     """
     if wanted != "auto":
         lacks = _why_not(wanted, device, dtype, dropout)

@@ -113,12 +113,8 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     ) -> Tensor:
         """Return (cells, hidden size): the last hidden state at one place of each cell.
 
-        ``position`` is "cls", the slot of a phenotype, or "mean": over all tokens of the cell.
-
-        Raises
-        ------
-        ConfigurationError
-            The model has no encoder.
+        ``position`` is "cls", the slot of a phenotype, or "mean": over all tokens of the cell. A model
+        without an encoder raises ConfigurationError.
         """
         if self.encoder_part is None:
             message = (

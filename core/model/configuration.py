@@ -131,28 +131,21 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) -> None:
-    """Check that no part of a model excludes another.
-
-    Raises
-    ------
-    ConfigurationError
-        Two parts exclude each other; the message names what to change.
-    """
+    """Raise ConfigurationError if two parts of a model exclude each other."""
+    problem = ""
     if settings.head == "joint" and kind == "continuous":
-        message = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
-        raise ConfigurationError(message)
-    if settings.log_linear and (kind == "continuous" or settings.head == "joint"):
-        message = (
+        problem = "model.head = 'joint' needs bins; use encoding.kind = 'binned' or 'binary'"
+    elif settings.log_linear and (kind == "continuous" or settings.head == "joint"):
+        problem = (
             "model.log_linear needs bins and a split head; set encoding.kind = 'binned' or "
             "'binary' and model.head = 'split', or model.log_linear = false"
         )
-        raise ConfigurationError(message)
-    if settings.cell_states and layout == "expressed":
-        message = (
+    elif settings.cell_states and layout == "expressed":
+        problem = (
             "model.cell_states derives a cell's state from the whole panel, which encoding.layout = "
             "'expressed' does not show; set it to 0, or the layout to 'ranked'"
         )
-        raise ConfigurationError(message)
-    if settings.layers == 0 and not settings.log_linear:
-        message = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"
-        raise ConfigurationError(message)
+    elif settings.layers == 0 and not settings.log_linear:
+        problem = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"
+    if problem:
+        raise ConfigurationError(problem)

@@ -102,12 +102,8 @@ class CellModel:
     def save(self, folder: Path, *, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write the folder, replacing an older one only when the new one is complete.
 
-        ``weights`` are whole weights and buffers, where the network holds shards of them.
-
-        Raises
-        ------
-        MachineError
-            It cannot be written, because the disk is full, say; an older one stays.
+        ``weights`` are whole weights and buffers, where the network holds shards of them. If the folder
+        cannot be written, an older one stays, and MachineError is raised.
         """
         folder = Path(folder)
         partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -163,13 +159,7 @@ class CellModel:
 
     @classmethod
     def load(cls, folder: Path, *, device: torch.device | str = "cpu") -> "CellModel":
-        """Read a model folder.
-
-        Raises
-        ------
-        DataError
-            It is no model folder, a file is missing or altered, or its format is newer.
-        """
+        """Read a model folder; a `DataError` if a file is missing or altered, or its format is newer."""
         folder = Path(folder)
         record = read_record(folder)
         for name in _CHECKED:
@@ -218,13 +208,7 @@ class CellModel:
 
 
 def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
-    """Read a model's configuration and genes, and nothing heavier.
-
-    Raises
-    ------
-    DataError
-        It is no model folder, or a file cannot be read.
-    """
+    """Read a model's configuration and genes, and nothing heavier; a `DataError` if it cannot."""
     read_json(folder / "tfx.json", folder)
     return read_config(folder), read_genes(folder)
 

@@ -144,13 +144,7 @@ def _checked(
 
 
 def check_weights(path: Path, config: TfxConfig) -> None:
-    """Check that a file of weights has the tensors of a configuration, by its header.
-
-    Raises
-    ------
-    DataError
-        It is no safetensors file, or tensors are missing, unknown, or of another shape.
-    """
+    """Raise a `DataError` if a file of weights, by its header, lacks the tensors of a configuration."""
     found = current_tensors(_read_shapes(path))
     # A layer has weights: building more of them than there are tensors would take for ever.
     if config.layers > len(found):
@@ -206,15 +200,10 @@ def check_arrays(
     encoding: Mapping[str, _Array],
     reference: Mapping[str, _Array],
 ) -> None:
-    """Check that arrays fit the configuration.
+    """Raise a `DataError` for the first array that does not fit the configuration.
 
     ``n_genes`` and ``kind`` are those of ``genes.json`` and ``encoding.json``; ``encoding`` and
     ``reference`` are the arrays of ``encoding.safetensors`` and ``reference.safetensors``.
-
-    Raises
-    ------
-    DataError
-        For the first thing that does not fit.
     """
     if n_genes != config.n_genes:
         _fail(folder, f"genes.json has {n_genes:,} genes, config.json {config.n_genes:,}")

@@ -58,24 +58,11 @@ def fit_log_linear(
 ) -> None:
     """Fill the log-linear part's frozen tables, and begin its couplings, in place.
 
-    Parameters
-    ----------
-    table
-        Mean value of each gene's bins.
-    bins
-        (cells, genes) of training cells.
-    codes
-        (cells, phenotypes), -1 where missing.
-    donors
-        (cells,), or None: cross-validation of the phenotype scores keeps donors whole.
-    unexpressed
-        In the expressed layout: fraction of the masked genes that are not expressed
-        (`masking.unexpressed`).
-
-    Raises
-    ------
-    ConfigurationError
-        The class table would be too large for the panel and the vocabularies.
+    ``table`` holds the mean value of each gene's bins; ``bins`` are (cells, genes) of training cells,
+    ``codes`` (cells, phenotypes), -1 where missing. ``donors`` (cells,), if known, are kept whole in
+    cross-validation. ``unexpressed`` is, in the expressed layout, the fraction of the masked genes that
+    are not expressed (`masking.unexpressed`). A class table that would be too large raises
+    ConfigurationError.
     """
     if log_linear.class_table.numel() > MAX_CLASS_TABLE:
         message = (
@@ -278,14 +265,8 @@ def _couplings_of_expressed(
     Its chance of being not expressed counts already, so a visible gene subtracts it; and all couplings
     share equally what all genes that are not visible would add together.
 
-    Parameters
-    ----------
-    table
-        (genes, bins) standardised values.
-    fraction
-        (genes, bins) fractions of training cells.
-    loadings, strength, noise
-        Of the factor model: (genes, rank), (rank,) and its variance.
+    ``table`` (genes, bins) are standardised values, ``fraction`` (genes, bins) fractions of training cells;
+    ``loadings`` (genes, rank), ``strength`` (rank,) and ``noise``, a variance, are of the factor model.
     """
     visible, expressed, absent = 0.5, 1 - fraction[:, 0], fraction[:, 0]
     is_absent = visible * absent / (1 - visible * expressed)
@@ -380,16 +361,9 @@ def find_states(
     standardised within the type: that is the variation that types do not explain. A cell's state is a
     sum over its genes: the log-likelihood of its type, and nearness to the centre.
 
-    Parameters
-    ----------
-    bins
-        (C, G).
-    values
-        (G, N), a value for every bin of every gene.
-    codes
-        (C, phenotypes), -1 where missing.
-    n_states
-        The most states, shared among the types by their numbers of cells; a state has 20 cells or more.
+    ``bins`` (C, G); ``values`` (G, N), one for every bin of every gene; ``codes`` (C, phenotypes), -1 where
+    missing. At most ``n_states`` are shared among the types by their numbers of cells; a state has 20
+    cells or more.
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA

@@ -1,4 +1,6 @@
-"""Losses, one value per masked position: binary, smoothed, ordinal, and regression.
+"""From logits to losses, one value per masked position, and to predictions of genes.
+
+Binary and binned models predict bins, continuous ones log1p counts per 10,000.
 
 Each function is held against a written-out float64 reference in the tests. `masked_loss` puts them
 together as a preset requests. Where a step is cut into parts, each part's sums are divided by the
@@ -62,14 +64,9 @@ def gaussian_cross_entropy(logits: Tensor, targets: Tensor, width: float) -> Ten
 def hurdle_regression(outputs: Tensor, targets: Tensor) -> Tensor:
     """Regression of values that are often exactly zero, a hurdle and then a Gaussian: (M,), nats.
 
-    -log P(expressed or not), and where expressed the Gaussian's negative log density.
-
-    Parameters
-    ----------
-    outputs
-        (M, 3): logit of "expressed"; mean and log standard deviation of the value where expressed.
-    targets
-        (M,), log1p counts per 10,000; 0 where not expressed.
+    -log P(expressed or not), and where expressed the Gaussian's negative log density. ``outputs`` (M, 3)
+    are the logit of "expressed", and mean and log standard deviation of the value where expressed;
+    ``targets`` (M,) are log1p counts per 10,000, 0 where not expressed.
     """
     expressed_logit, mean, log_deviation = outputs.float().unbind(-1)
     expressed = (targets > 0).float()
@@ -138,16 +135,9 @@ def masked_loss(
 ) -> LossParts:
     """Compute the loss of a batch from the logits at its masked positions.
 
-    Parameters
-    ----------
-    gene_logits
-        (M, outputs).
-    phenotype_logits
-        (K, all phenotype values), or (K, bins + all values) with a joint head.
-    class_weights
-        (all phenotype values,), or None for equal weights.
-    counts
-        Of the step that the batch is a part of; None: the batch is the whole step.
+    ``gene_logits`` are (M, outputs), ``phenotype_logits`` (K, all phenotype values), with a joint head
+    (K, bins + all values), ``class_weights`` (all phenotype values,). ``counts`` are those of the step
+    that the batch is a part of; None: the batch is the whole step.
     """
     gene_loss = token_losses(gene_logits, batch.gene_target, config, settings)
     genes = _average(gene_loss, batch, settings, counts)
@@ -198,3 +188,57 @@ def _average(
     )
     per_cell = loss / count[batch.gene_cell]
     return per_cell.sum() / ((count > 0).sum() if counts is None else counts.genes)
+
+
+# -- predictions
+
+
+def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (M, bins) float32 logits of a binary or binned model, whatever its head."""
+    logits = logits.float()
+    if config.head == "joint":
+        return logits[:, : config.n_bins]
+    if config.kind == "binary":
+        return torch.cat([torch.zeros_like(logits), logits], dim=-1)
+    return logits
+
+
+def predict_genes(logits: Tensor, config: TfxConfig) -> Tensor:
+    """Return (M,): the most likely bin (int64), or the expected value of a continuous model."""
+    if config.kind == "continuous":
+        expressed_logit, mean, _ = logits.float().unbind(-1)
+        return torch.sigmoid(expressed_logit) * mean
+    return bin_logits(logits, config).argmax(-1)
+
+
+def expected_values(logits: Tensor, config: TfxConfig, means: Tensor) -> Tensor:
+    """Return (M,) expected values, log1p counts per 10,000, of binary models too.
+
+    ``means`` (M, bins) is the mean training value of each bin of each gene; continuous models do not
+    use it.
+    """
+    if config.kind == "continuous":
+        return predict_genes(logits, config).clamp(min=0.0)
+    return (torch.softmax(bin_logits(logits, config), dim=-1) * means).sum(-1)
+
+
+def sample_genes(
+    logits: Tensor, config: TfxConfig, *, temperature: float, uniform: Tensor, normal: Tensor
+) -> Tensor:
+    """Draw a value for each masked gene: (M,) bins (int64), or values >= 0 of a continuous model.
+
+    A ``temperature`` below 1 sharpens. ``uniform``, in [0, 1), and ``normal``, standard normal, are (M,)
+    numbers of the caller, so that a cell's draws do not depend on its batch.
+    """
+    if config.kind == "continuous":
+        expressed_logit, mean, log_deviation = logits.float().unbind(-1)
+        expressed = uniform < torch.sigmoid(expressed_logit / temperature)
+        deviation = torch.exp(log_deviation.clamp(*LOG_DEVIATION_BOUNDS)) * temperature
+        return torch.where(
+            expressed, (mean + deviation * normal).clamp(min=0.0), torch.zeros_like(mean)
+        )
+    # By the inverse distribution function in float32 (float32 Gumbel draws lose diversity).
+    probability = torch.softmax(bin_logits(logits, config) / temperature, dim=-1)
+    cumulative = probability.cumsum(-1)
+    drawn = (uniform.unsqueeze(-1) * cumulative[:, -1:] >= cumulative).sum(-1)
+    return drawn.clamp(max=probability.shape[-1] - 1)

@@ -74,16 +74,9 @@ def fit_phenotype_scores(
 ) -> None:
     """Fit logistic regression of every phenotype, then a small network on the residual, in place.
 
-    Parameters
-    ----------
-    log_linear
-        Its ``bin_values`` and ``phenotype_prior`` are filled.
-    bins
-        (cells, genes) of training cells.
-    codes
-        (cells, phenotypes), -1 where missing.
-    groups
-        (cells,), donors, which cross-validation keeps whole; None where unknown.
+    The ``bin_values`` and ``phenotype_prior`` of ``log_linear`` are filled. ``bins`` are (cells, genes) of
+    training cells, ``codes`` (cells, phenotypes), -1 where missing; ``groups`` (cells,) are donors, which
+    cross-validation keeps whole.
     """
     n_cells, n_genes = bins.shape
     rows = np.arange(n_cells)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.model.gene_outputs import bin_logits, predict_genes, sample_genes
+from core.model.losses import bin_logits, predict_genes, sample_genes
 
 from .examples import make_config
 

@@ -141,7 +141,6 @@ class DashboardApp(App[None]):
             self.post_message(ViewRead(error))
 
     def on_view_read(self, event: ViewRead) -> None:
-        """Hand new data to the screens."""
         self._is_reading = False
         if isinstance(event.result, Exception):
             name = type(event.result).__name__
@@ -198,11 +197,9 @@ class DashboardApp(App[None]):
 
     @property
     def is_generating(self) -> bool:
-        """Whether cells are being generated for a screen."""
         return any(screen.is_busy for screen in self._dashboard_screens())
 
     def on_generate(self, event: Generate) -> None:
-        """Send a request to the process that holds the model of a run."""
         self.send_to_generator(event.run, event.record)
 
     def send_to_generator(self, run: str, record: Mapping[str, Any]) -> None:

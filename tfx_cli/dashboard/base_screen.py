@@ -56,7 +56,6 @@ class DashboardScreen(Screen[None]):
     is_busy = False
 
     def compose(self) -> ComposeResult:
-        """Lay out bar, body and footer."""
         yield Static("", classes="bar", markup=False)
         yield from self.make_body()
         yield Static(
@@ -86,11 +85,9 @@ class DashboardScreen(Screen[None]):
         self.query_one(f"#{name}", Static).update(content)
 
     def action_pane(self, name: str) -> None:
-        """Switch to a pane."""
         self.query_one(Panes).choose(name)
 
     def action_back(self) -> None:
-        """Return to the screen below."""
         self.app.pop_screen()
 
     def update_view(self, view: WorkspaceView) -> None:
@@ -120,7 +117,6 @@ class Panes(TabbedContent):
     _wanted: str | None = None
 
     def choose(self, name: str) -> None:
-        """Activate a pane."""
         if self._has_begun:
             self.active = name
         else:  # the first pane is still being activated and would return

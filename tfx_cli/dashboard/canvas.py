@@ -219,7 +219,6 @@ class Canvas:
         self._style[place][has_dots] = self._number_of(style)
 
     def strips(self) -> list[Strip]:
-        """Return the rows."""
         strips = []
         for text, style in zip(self._text, self._style, strict=True):
             cuts = [0, *(np.flatnonzero(np.diff(style)) + 1).tolist(), len(text)]

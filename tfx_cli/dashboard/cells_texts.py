@@ -18,7 +18,7 @@ GENE_COLUMNS = ("gene", "real", "generated", "difference", "")
 MOVED_COLUMNS = ("gene", "before", "after", "change", "")
 _BAR = 10
 _N_SHOWN = 200
-_FEW_CELLS = 20
+FEW_CELLS = 20
 #: Places in the colours of curves.
 _COLOURS = {"real": 1, "generated": 0}
 #: Lines of the fidelity text and the numbers that each needs.
@@ -151,7 +151,7 @@ def fidelity_content(profile: Mapping[str, Any]) -> Content:
     lines: list[Content] = []
     n_training, n_real = (number_in(profile, name) for name in ("training_cells", "real_cells"))
     if n_training is not None:
-        style = "$warning" if n_training < _FEW_CELLS else ""
+        style = "$warning" if n_training < FEW_CELLS else ""
         text = f"{n_training:,.0f} training cells match the request"
         lines.append(Content.styled(text, style))
     text = "0 real cells match: nothing to compare with"

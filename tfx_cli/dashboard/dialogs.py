@@ -44,14 +44,11 @@ class ChoiceDialog(_Dialog[int]):
         Binding("up", "cursor_up", "Before", show=False),
     ]
 
-    def __init__(
-        self, title: str, options: Sequence[tuple[int, str, str]], *, chosen: int | None = None
-    ) -> None:
+    def __init__(self, title: str, options: Sequence[tuple[int, str, str]], *, chosen: int) -> None:
         super().__init__()
         self._title = title
         self._options = options
         self._chosen = chosen
-        self._shown: list[int] = []
 
     def compose(self) -> ComposeResult:
         with Vertical():
@@ -61,8 +58,8 @@ class ChoiceDialog(_Dialog[int]):
 
     def on_mount(self) -> None:
         self._fill("")
-        if self._chosen in self._shown:
-            self.query_one(OptionList).highlighted = self._shown.index(self._chosen)
+        options = self.query_one(OptionList)
+        options.highlighted = options.get_option_index(str(self._chosen))
         self.query_one(Input).focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -72,21 +69,18 @@ class ChoiceDialog(_Dialog[int]):
         options = self.query_one(OptionList)
         options.clear_options()
         found = [one for one in self._options if part in one[1].lower()]
-        self._shown = [number for number, _, _ in found]
         widest = min(max((len(text) for _, text, _ in found), default=0), 50)
-        for _, text, note in found:
+        for number, text, note in found:
             label = Content.assemble(f"{text:{widest}}   ", (note, "$secondary"))
-            options.add_option(Option(label))
+            options.add_option(Option(label, id=str(number)))
         if found:
             options.highlighted = 0
 
     def on_input_submitted(self) -> None:
-        place = self.query_one(OptionList).highlighted
-        if place is not None and place < len(self._shown):
-            self.dismiss(self._shown[place])
+        self.query_one(OptionList).action_select()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._shown[event.option_index])
+        self.dismiss(int(str(event.option_id)))
 
     def action_cursor_down(self) -> None:
         self.query_one(OptionList).action_cursor_down()

@@ -24,6 +24,7 @@ from core.files import replacing
 from core.model.reference import ControlTokens
 from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, Panes
 from tfx_cli.dashboard.cells_texts import (
+    FEW_CELLS,
     GENE_COLUMNS,
     MOVED_COLUMNS,
     GeneMeans,
@@ -50,7 +51,6 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
 )
 #: Choices beside the values: drawn from real cells, and the token [NO_*].
 SAMPLED, UNSPECIFIED = -1, -2
-_FEW_CELLS = 20
 _EMPTY = "press g to generate"
 _NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
@@ -242,8 +242,8 @@ class GenerateScreen(DashboardScreen):
         lines = [Content.assemble((f"{count:,}", "bold"), matching)]
         if values and count == 0:
             lines.append(Content.styled(_NO_CELLS, "$warning"))
-        elif values and count < _FEW_CELLS:
-            lines.append(Content.styled(f"fewer than {_FEW_CELLS}: expect guesswork", "$warning"))
+        elif values and count < FEW_CELLS:
+            lines.append(Content.styled(f"fewer than {FEW_CELLS}: expect guesswork", "$warning"))
         if self._tokens.is_simulated:
             lines.append(_SIMULATED)
         self.write("match", Content("\n").join(lines))
@@ -331,7 +331,6 @@ class GenerateScreen(DashboardScreen):
             self._choose(chosen, f"{chosen.phenotype}: from {now} to", then_generate=True)
 
     def take_event(self, run: str, event: Mapping[str, Any]) -> None:
-        """Take an event of the generating process; of an older request it is ignored."""
         kind = event.get("event")
         if run != self.run_path:
             return

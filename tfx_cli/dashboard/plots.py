@@ -55,7 +55,6 @@ class Picture(Widget):
         self._drawn: tuple[object, list[Strip]] = (None, [])
 
     def changed(self) -> None:
-        """Draw again."""
         self._version += 1
         self.refresh()
 
@@ -295,7 +294,6 @@ class CurveView(Picture, can_focus=True):
         return Size(max(width, 0), max(self.size.height - 2, 0))
 
     def draw(self, canvas: Canvas) -> None:
-        """Draw bands, marks, crosshair, lines, axes, legend and names."""
         size, visible = self._plot_size(), self.visible_range
         background = Color.from_rich_color(self.rich_style.bgcolor)
         foreground = Color.from_rich_color(self.rich_style.color)
@@ -457,7 +455,6 @@ class ScatterView(Picture):
         self.changed()
 
     def draw(self, canvas: Canvas) -> None:
-        """Draw points, ticks and legend."""
         faint = Style(dim=True)
         known = [np.isfinite(one.x) & np.isfinite(one.y) for one in self.points]
         n_points = sum(int(one.sum()) for one in known)

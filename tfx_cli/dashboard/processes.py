@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from core.errors import ConfigurationError, ExitCode, MachineError
 from tfx_cli.arguments import RUNS
@@ -78,7 +78,6 @@ class TrainingProcesses:
         return self._launch(str(path), [preset, "--run", name, *options], root.parent)
 
     def resume(self, path: str, root: Path) -> Launch:
-        """Continue a run that stopped."""
         return self._launch(path, [str(Path(path).absolute())], root.parent)
 
     def _launch(self, path: str, arguments: Sequence[str], folder: Path) -> Launch:
@@ -114,7 +113,6 @@ class TrainingProcesses:
         return launch is not None and launch.process.poll() is None
 
     def running(self) -> list[str]:
-        """Return the runs that were started here and still train."""
         return [path for path in self._started if self.started_here(path)]
 
     def failed(self) -> list[Launch]:
@@ -181,32 +179,30 @@ class GeneratorProcess:
         self._command = command or (*_TFX, "generate", "--serve", "--run", model)
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._last_lines: list[str] = []
 
     @property
     def is_running(self) -> bool:
-        """Whether the process lives."""
         return self._process is not None and self._process.returncode is None
 
     async def send(self, record: Mapping[str, Any]) -> None:
         """Send one record; the process is started where it does not run."""
         if self._process is None or not self.is_running:
+            narration = tempfile.TemporaryFile()  # noqa: SIM115 - closed after reading
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stderr=narration,
                 limit=_LONGEST_LINE,
                 start_new_session=True,  # Ctrl-C in the terminal does not reach it
             )
-            self._reading = asyncio.create_task(self._read(self._process))
+            self._reading = asyncio.create_task(self._read(self._process, narration))
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):
             self._process.stdin.write(json.dumps(record).encode() + b"\n")
             await self._process.stdin.drain()
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
         if self._process is not None and self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
@@ -228,10 +224,8 @@ class GeneratorProcess:
             await self._reading
         self._process = self._reading = None
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: asyncio.subprocess.Process, narration: IO[bytes]) -> None:
         assert process.stdout is not None
-        assert process.stderr is not None
-        narration = asyncio.create_task(self._keep_lines(process.stderr))
         try:
             async for line in process.stdout:
                 with contextlib.suppress(ValueError):
@@ -241,20 +235,16 @@ class GeneratorProcess:
         except ValueError:  # a line beyond the limit
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        code = await process.wait()
-        await narration
-        message = "" if code in (0, -signal.SIGTERM) else self._end(code)
+        code, message = await process.wait(), ""
+        with narration:
+            if code not in (0, -signal.SIGTERM):
+                narration.seek(0)
+                text = narration.read().decode("utf-8", "replace")
+                lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+                errors = [line for line in lines if line.startswith("Error:")]
+                how = (
+                    f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                )
+                last = [f": {line.removeprefix('Error: ')}" for line in (errors or lines)[-1:]]
+                message = "".join([f"the generating process {how}", *last])
         self._on_event({"event": "exit", "code": code, "message": message})
-
-    async def _keep_lines(self, stream: asyncio.StreamReader) -> None:
-        with contextlib.suppress(ValueError):
-            async for line in stream:
-                text = line.decode("utf-8", "replace").rstrip()
-                self._last_lines = [*self._last_lines[-20:], text]
-
-    def _end(self, code: int) -> str:
-        errors = [line for line in self._last_lines if line.startswith("Error:")]
-        last = (errors or [line for line in self._last_lines if line] or [""])[-1]
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        detail = f": {last.removeprefix('Error: ')}" if last else ""
-        return f"the generating process {how}{detail}"

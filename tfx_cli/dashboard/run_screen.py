@@ -53,7 +53,6 @@ class RunScreen(DashboardScreen):
         self._now = time.time()
         self._window = CurveWindow()
         self._phenotype: str | None = None
-        self._shown_settings: object = None
 
     def make_body(self) -> ComposeResult:
         with Panes(initial="curves", classes="body", id="panes"):
@@ -87,11 +86,9 @@ class RunScreen(DashboardScreen):
         self._show()
 
     def current_run(self) -> str:
-        """Return this run."""
         return self.path
 
     def update_view(self, view: WorkspaceView) -> None:
-        """Show the run as it is now."""
         self._now = view.now
         self._view = view.open_runs.get(self.path)
         if self._view is not None and self._view.row.state in (*LIVE_STATES, "stale"):
@@ -124,8 +121,7 @@ class RunScreen(DashboardScreen):
         elif pane == "log":
             self.write("event-lines", run_texts.events_content(view.events, now=self._now))
             self.write("log-text", Content("\n".join(view.log[-300:])))
-        elif pane == "preset" and self._shown_settings is not view.settings:
-            self._shown_settings = view.settings
+        elif pane == "preset":
             rows = run_texts.setting_rows(view.settings)
             fill_table(self.query_one("#preset-table", DataTable), _PRESET_COLUMNS, rows)
 

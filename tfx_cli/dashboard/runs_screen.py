@@ -69,11 +69,9 @@ class RunsScreen(DashboardScreen):
         self._show()
 
     def current_run(self) -> str | None:
-        """Return the run at the cursor."""
         return current_key(self.query_one("#runs", DataTable)) if self.is_laid_out else None
 
     def open_runs(self) -> list[str]:
-        """Return the selected runs, or the run at the cursor if none is selected."""
         return list(self._selected) or super().open_runs()
 
     def on_data_table_row_highlighted(self) -> None:
@@ -81,7 +79,6 @@ class RunsScreen(DashboardScreen):
             self.post_message(ReadSoon())
 
     def update_view(self, view: WorkspaceView) -> None:
-        """Show the runs as they are now."""
         self._view = view
         paths = {row.path for row in view.rows}
         self._selected = [path for path in self._selected if path in paths]

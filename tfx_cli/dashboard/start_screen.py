@@ -39,8 +39,8 @@ _HINTS = {
 class PresetCheck(Message):
     """The check of a preset with changes: a summary, or validation errors."""
 
-    preset: str
-    changes: str
+    #: The preset and its changes.
+    chosen: tuple[str, str]
     #: Name of the run; "" if the preset is not valid.
     name: str
     lines: list[str]
@@ -51,23 +51,18 @@ class PresetCheck(Message):
         return bool(self.name)
 
 
-def find_preset_files(folder: Path) -> list[Path]:
-    """Return the .toml files of a folder, and of a folder ``presets`` in it, that may be presets."""
-    found = [*sorted(folder.glob("*.toml")), *sorted((folder / "presets").glob("*.toml"))]
-    return [path for path in found if path.name != "pyproject.toml" and path.is_file()]
-
-
 def check_preset_values(preset: str, changes: str) -> PresetCheck:
     """Resolve a preset with ``key=value`` changes, as `tfx train PRESET --set ...` does."""
     from core.presets.loading import resolve_preset
 
+    chosen = preset, changes
     try:
         assignments = shlex.split(changes)
         resolved = resolve_preset(Path(preset), environment=os.environ, assignments=assignments)
     except ValueError as error:
-        return PresetCheck(preset, changes, "", [f"changes: {error}"])
+        return PresetCheck(chosen, "", [f"changes: {error}"])
     except TfxError as error:
-        return PresetCheck(preset, changes, "", str(error).splitlines())
+        return PresetCheck(chosen, "", str(error).splitlines())
     values, lines = resolved.preset.model_dump(), []
     for section, names in _SUMMARY.items():
         for name in names:
@@ -75,7 +70,7 @@ def check_preset_values(preset: str, changes: str) -> PresetCheck:
             if value is not None:
                 shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
                 lines.append(f"{f'{section}.{name}':22} {shown}")
-    return PresetCheck(preset, changes, resolved.name, lines)
+    return PresetCheck(chosen, resolved.name, lines)
 
 
 class StartScreen(DashboardScreen):
@@ -108,12 +103,12 @@ class StartScreen(DashboardScreen):
 
     def on_mount(self) -> None:
         options = self.query_one("#presets", OptionList)
-        for path in find_preset_files(Path.cwd()):
-            shown = str(path.relative_to(Path.cwd()))
-            self._presets.append(shown)
-            options.add_option(Option(Content.assemble((shown, "bold"), "  your file")))
-        bundled = sorted(list_presets(), key=lambda one: one.is_published)
-        for summary in bundled:
+        here = Path()
+        for path in [*sorted(here.glob("*.toml")), *sorted(here.glob("presets/*.toml"))]:
+            if path.name != "pyproject.toml" and path.is_file():
+                self._presets.append(str(path))
+                options.add_option(Option(Content.assemble((str(path), "bold"), "  your file")))
+        for summary in sorted(list_presets(), key=lambda one: one.is_published):
             self._presets.append(summary.name)
             label = Content.assemble((f"{summary.name:14}", "bold"), f" {summary.title}")
             options.add_option(Option(label))
@@ -148,12 +143,9 @@ class StartScreen(DashboardScreen):
 
         self.run_worker(check, thread=True, group="check", exclusive=True)
 
-    def _is_current(self, check: PresetCheck | None) -> bool:
-        return check is not None and (check.preset, check.changes) == self._chosen()
-
     def on_preset_check(self, event: PresetCheck) -> None:
         """Show the result, unless the choice has changed since."""
-        if not self._is_current(event):
+        if event.chosen != self._chosen():
             return
         self._check = event
         if event.is_valid:
@@ -172,11 +164,11 @@ class StartScreen(DashboardScreen):
         self.action_go()
 
     def action_go(self) -> None:
-        if self._check is None or not self._is_current(self._check):
+        if self._check is None or self._check.chosen != self._chosen():
             self.notify("the preset is being checked; please try again", markup=False)
         elif not self._check.is_valid:
             self.notify("the preset is not valid yet: see below", severity="error", markup=False)
         else:
             name = self.query_one("#name", Input).value.strip()
-            preset, changes = self._chosen()
+            preset, changes = self._check.chosen
             self.post_message(StartRun(preset, name, shlex.split(changes)))

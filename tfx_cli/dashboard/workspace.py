@@ -103,12 +103,10 @@ class RunView:
 
     @property
     def train(self) -> CurveTable:
-        """Curves of training."""
         return self.curves.get("train", _NO_CURVES)
 
     @property
     def validation(self) -> CurveTable:
-        """Curves of validation."""
         return self.curves.get("validation", _NO_CURVES)
 
     @property

@@ -21,7 +21,7 @@ from core.evaluation.method_comparison import KnownCells
 from core.evaluation.predict import predict
 from core.evaluation.report.records import ConditionLikelihood, Difference
 from core.model.folder import CellModel
-from core.model.gene_outputs import bin_logits
+from core.model.losses import bin_logits
 from core.random_streams import Stream, generator
 
 #: Cells at most: an even sample.
