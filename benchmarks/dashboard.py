@@ -3,7 +3,7 @@
     python benchmarks/dashboard.py [--quick] [--json]
 
 Baselines are the budgets that the design set (1e6 points in 30 ms; 2 Hz over 1e5 records below 10 %
-of a core and 150 MB; 50 runs in 1 s; a window in 1 s). Runs are written as training writes them, 1e5 lines of 12 figures.
+of a core and 150 MB; 50 runs in 1 s; a window in 1 s). Runs are written as training writes them, 1e5 lines of 12 metrics.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def write_run(folder, n_lines, *, now, state="running"):
         }  # fmt: skip
         lines.append(to_line(record))
         if number % 50 == 0:
-            figures = {f"acc/{name}": 0.5 + 0.1 * math.sin(number / 500) for name in PHENOTYPES}
-            lines.append(to_line({**record, "split": "validation", "acc/genes": 0.7, **figures}))
+            results = {f"acc/{name}": 0.5 + 0.1 * math.sin(number / 500) for name in PHENOTYPES}
+            lines.append(to_line({**record, "split": "validation", "acc/genes": 0.7, **results}))
     (folder / "metrics.jsonl").write_bytes(b"".join(lines))
     write_json(folder / "eval.json", {})
     return folder
@@ -171,24 +171,24 @@ def main():
         "processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "load_average": psutil.getloadavg()[0],
     }  # fmt: skip
-    figures = {"machine": machine, "redraws": [redraw(size, 15) for size in sizes]}
+    results = {"machine": machine, "redraws": [redraw(size, 15) for size in sizes]}
     print("| points | least | median |\n|---|---|---|")
-    for one in figures["redraws"]:
+    for one in results["redraws"]:
         print(f"| {one['points']:,} | {one['least_ms']:.1f} ms | {one['median_ms']:.1f} ms |")
     with tempfile.TemporaryDirectory() as folder:
-        figures["live"] = live(Path(folder) / "live", n_lines, seconds)
-        figures["list"] = listing(Path(folder) / "list", 50, n_lines // 10)
+        results["live"] = live(Path(folder) / "live", n_lines, seconds)
+        results["list"] = listing(Path(folder) / "list", 50, n_lines // 10)
         write_run(Path(folder) / "one" / "run", 1_000, now=time.time())
-        figures["start"] = start(Path(folder) / "one", 5)
-    one, many = figures["live"], figures["list"]
+        results["start"] = start(Path(folder) / "one", 5)
+    one, many = results["live"], results["list"]
     print(f"\nlive, 2 Hz, {one['lines']:,} lines: {one['cpu_share']:.1%} of a core, "
           f"{one['rss'] / 1e6:.0f} MB, opened in {one['opened_s']:.1f} s")  # fmt: skip
     print(f"{many['runs']} runs of {many['lines_each']:,} lines: {many['first_s']:.2f} s, then "
           f"{many['again_s']:.3f} s")  # fmt: skip
-    print(f"command to frame: {figures['start']['least_s']:.2f} s at best, median "
-          f"{figures['start']['median_s']:.2f} s")  # fmt: skip
+    print(f"command to frame: {results['start']['least_s']:.2f} s at best, median "
+          f"{results['start']['median_s']:.2f} s")  # fmt: skip
     if arguments.json:
-        print(json.dumps(figures))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_keys_are_pressed_before_the_frame(tfx, base, tmp_path):
     assert "data.genes" in text
 
 
-def test_the_figures_as_json(tfx, base):
+def test_the_metrics_as_json(tfx, base):
     write_state(base.parent, "other")
     (base.parent / "foreign").mkdir()
     (base.parent / "foreign" / "run.json").write_text("[]")

@@ -30,7 +30,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def open_app(runs):
-    """Make the dashboard over the folder of runs, at one moment that stands still."""
+    """Make the dashboard over the folder of runs, at one fixed moment."""
 
     def make(run=None, **settings):
         workspace = Workspace(Path("runs"), clock=lambda: run_states.NOW, monotonic=lambda: 1000.0)
@@ -67,7 +67,7 @@ def _snapshot(app, name):
 
 
 def is_kept(app, name):
-    """Tell whether the screen is the one that was kept (always, where it is kept anew)."""
+    """Whether the screen is the one that was kept (always, where it is kept anew)."""
     path = _snapshot(app, name)
     if os.environ.get("TFX_UPDATE_SNAPSHOTS") == "1" or not path.is_file():
         return True

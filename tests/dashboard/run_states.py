@@ -37,11 +37,11 @@ def train_line(step, **others):
 
 
 def validation_line(step):
-    share = 1 - math.exp(-step / 80)
+    progress = 1 - math.exp(-step / 80)
     return {
         "step": step, "t": NOW - (N_STEPS - step) + 0.5, "split": "validation",
-        "loss": 1.1 + 2.0 * math.exp(-step / 100), "acc/genes": 0.4 + 0.3 * share,
-        "acc/genes_baseline": 0.45, "acc/sex": 0.5 + 0.5 * share, "acc/cell_type": 0.9 * share,
+        "loss": 1.1 + 2.0 * math.exp(-step / 100), "acc/genes": 0.4 + 0.3 * progress,
+        "acc/genes_baseline": 0.45, "acc/sex": 0.5 + 0.5 * progress, "acc/cell_type": 0.9 * progress,
         "acc/age": 0.2,
     }  # fmt: skip
 

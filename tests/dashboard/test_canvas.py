@@ -114,16 +114,16 @@ def test_sparse_points_are_joined_by_straight_lines_up_to_their_ends():
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.05, 0.3]), st.booleans())
-def test_many_points_are_averaged_by_columns(seed, share, with_gaps):
+def test_many_points_are_averaged_by_columns(seed, fraction, with_gaps):
     rng = np.random.default_rng(seed)
     x = np.sort(rng.uniform(0, 100, 2000))
     y = rng.normal(size=2000)
     if with_gaps:
         y[rng.random(2000) < 0.2] = rng.choice([np.nan, np.inf, -np.inf])
     at = np.linspace(0, 100, 50)
-    found = sample_line(x, y, at, share * 100)
+    found = sample_line(x, y, at, fraction * 100)
     edges = np.linspace(0, 100, 51)
-    reach = round(share * 50 / 2)
+    reach = round(fraction * 50 / 2)
     for column in range(50):
         low, high = edges[max(column - reach, 0)], edges[min(column + reach + 1, 50)]
         inside = y[(x >= low) & (x < high) & np.isfinite(y)]

@@ -98,7 +98,7 @@ def test_keys_can_be_changed_and_wrong_ones_are_refused(tmp_path):
     assert read_key_overrides({}) == {}
 
 
-def test_a_key_of_the_user_works_and_the_help_tells_it(runs, open_app, tmp_path, monkeypatch):
+def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp_path, monkeypatch):
     write_state(runs)
     (tmp_path / "keys.toml").write_text('run.log-axis = "l"\n')
     monkeypatch.setenv("TFX_KEYS", str(tmp_path / "keys.toml"))
@@ -135,7 +135,7 @@ def test_from_the_list_into_a_run_and_back(runs, open_app):
 
 
 def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
-    """What the first pane still had to say, and its focus, come late on a busy machine."""
+    """Events and focus of the first pane come late on a busy machine."""
     write_state(runs)
     app = open_app("mine")
 
@@ -191,7 +191,7 @@ def test_colours_of_runs_are_stable_and_differ():
     assert run_colours(reversed(names)) == colours
 
 
-def test_an_unreadable_run_says_why_instead_of_opening(runs, open_app):
+def test_an_unreadable_run_shows_why_instead_of_opening(runs, open_app):
     (runs / "newer").mkdir()
     (runs / "newer" / "run.json").write_text('{"format": 99}')
     app = open_app()
@@ -205,7 +205,7 @@ def test_an_unreadable_run_says_why_instead_of_opening(runs, open_app):
     drive(app, flow)
 
 
-def test_cells_can_be_asked_for_from_the_list(runs, open_app):
+def test_cells_can_be_generated_from_the_list(runs, open_app):
     write_model(write_state(runs))
     app = open_app()
 
@@ -274,7 +274,7 @@ def test_the_mouse_zooms_and_reads_out(runs, open_app):
     drive(app, flow)
 
 
-def test_a_paused_view_stands_still_while_data_arrive(runs, open_app):
+def test_a_paused_view_does_not_change_while_data_arrive(runs, open_app):
     folder = write_state(runs, step=200)
     app = open_app("mine")
 
@@ -295,7 +295,7 @@ def test_a_paused_view_stands_still_while_data_arrive(runs, open_app):
     drive(app, flow)
 
 
-def test_reference_marks_stand_for_the_chosen_phenotype(runs, open_app):
+def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app):
     write_state(runs, state="finished", step=N_STEPS, evaluated=True)
     app = open_app("mine")
 
@@ -322,7 +322,7 @@ def test_reference_marks_stand_for_the_chosen_phenotype(runs, open_app):
     [("1", "train loss"), ("2", "phenotype\tmask accuracy"), ("3", "NVIDIA H200"),
      ("4", "attention: varlen"), ("5", "train.max_steps = 400  # --steps")],
 )  # fmt: skip
-def test_figures_of_every_pane_can_be_copied(pane, line, runs, open_app):
+def test_metrics_of_every_pane_can_be_copied(pane, line, runs, open_app):
     write_state(runs)
     app = open_app("mine")
 
@@ -335,12 +335,10 @@ def test_figures_of_every_pane_can_be_copied(pane, line, runs, open_app):
     drive(app, flow)
 
 
-def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
-    runs, open_app, monkeypatch
-):
-    asked = []
+def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(runs, open_app, monkeypatch):
+    stopped = []
     monkeypatch.setattr("tfx_cli.dashboard.app.process_to_stop", lambda status: status["pid"])
-    monkeypatch.setattr("tfx_cli.dashboard.app.send_stop", asked.append)
+    monkeypatch.setattr("tfx_cli.dashboard.app.send_stop", stopped.append)
     write_state(runs)
     app = open_app("mine")
 
@@ -349,14 +347,14 @@ def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
         await pilot.pause()
         assert isinstance(app.screen, ConfirmDialog)
         assert "was not started by this dashboard (process 4321)" in text_of(app)
-        await pilot.press("enter")  # the answer that has the focus is no
+        await pilot.press("enter")  # the button 'no' has the focus
         await pilot.pause()
-        assert asked == []
+        assert stopped == []
         await pilot.press("t")
         await pilot.pause()
         await pilot.press("y")
         await pilot.pause()
-        assert asked == [4321]
+        assert stopped == [4321]
 
     drive(app, flow)
 
@@ -370,7 +368,7 @@ def test_a_run_that_somebody_else_started_is_not_stopped_without_asking(
         ("finished", "u", "finished; for more steps: tfx train runs/mine --steps N"),
     ],
 )
-def test_what_cannot_be_done_is_said(state, key, message, runs, open_app):
+def test_what_cannot_be_done_is_explained(state, key, message, runs, open_app):
     write_state(runs, state=state)
     app = open_app("mine")
 
@@ -461,7 +459,7 @@ def sent_by(app, monkeypatch):
     return sent
 
 
-def test_a_request_says_what_the_picker_says_and_so_does_its_command(runs, open_app, monkeypatch):
+def test_a_request_and_its_command_follow_the_picker(runs, open_app, monkeypatch):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
@@ -577,7 +575,7 @@ def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkey
     assert not Path(sent[0]["output"]).parent.exists()
 
 
-def test_a_run_without_a_model_says_so(runs, open_app):
+def test_a_run_without_a_model_is_explained(runs, open_app):
     write_state(runs)
     app = open_app("mine")
 
@@ -626,7 +624,7 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         await pilot.press("n")
         screen = app.screen
         assert isinstance(screen, StartScreen)
-        assert screen._presets[0] == "wrong.toml"  # the user's own stand first
+        assert screen._presets[0] == "wrong.toml"  # the user's own are first
         screen.query_one("#presets").highlighted = screen._presets.index("base")
         await shown(app, pilot, "✔ valid")
         assert screen.query_one("#name").value == "base-2"
@@ -679,7 +677,7 @@ def test_every_key_is_offered_by_the_command_palette(runs, open_app):
     drive(app, flow)
 
 
-def test_a_reading_that_fails_is_said_and_the_dashboard_goes_on(runs, open_app, monkeypatch):
+def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(runs, open_app, monkeypatch):
     write_state(runs)
     app = open_app("mine")
 

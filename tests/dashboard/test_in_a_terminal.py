@@ -58,7 +58,7 @@ class Terminal:
 
     @property
     def shown_modes(self):
-        """Whether the alternate screen is on, and whether the mouse is asked for."""
+        """Whether the alternate screen is on, and whether the mouse is requested."""
         return self._tmux("display", "-p", "-t", "t", "#{alternate_on} #{mouse_any_flag}").split()
 
     @property
@@ -120,7 +120,7 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
 
     terminal.wait_for("● running")
     terminal.wait_for("commonest bin")  # the first evaluation
-    terminal.press("t")  # started here: nothing is asked
+    terminal.press("t")  # started here: no confirmation
     terminal.wait_for("■ stopped")
     assert list((tmp_path / "runs/first/checkpoints").glob("step-*"))
     terminal.press("u")

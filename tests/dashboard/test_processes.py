@@ -23,7 +23,7 @@ CHILD = str(Path(__file__).parent / "fake_child.py")
 
 
 class Talk:
-    """A generating child and what it said."""
+    """A generating child and its events."""
 
     def __init__(self, *options):
         self.events = []
@@ -39,12 +39,12 @@ class Talk:
         raise AssertionError(self.events)
 
 
-def test_a_request_is_answered_by_a_warm_child():
+def test_a_warm_child_generates_on_request():
     async def talk():
         one = Talk()
         await one.child.send({"id": 1, "request": {"sex": "female"}, "cells": 5})
         cells = await one.until("cells")
-        assert cells["profile"]["asked"]["request"] == {"sex": "female"}
+        assert cells["profile"]["received"]["request"] == {"sex": "female"}
         process = one.child._process.pid
         one.events.clear()
         await one.child.send({"id": 2, "request": {}, "cells": 7})
@@ -59,7 +59,7 @@ def test_a_request_is_answered_by_a_warm_child():
     asyncio.run(talk())
 
 
-def test_a_child_that_cannot_load_says_why():
+def test_a_child_that_cannot_load_explains_why():
     async def talk():
         one = Talk("--broken")
         await one.child.send({"id": 1, "request": {}, "cells": 5})
@@ -112,7 +112,7 @@ def test_a_busy_child_ends_when_it_is_stopped():
 # -- trainings
 
 
-def test_the_process_of_a_run_of_this_machine_can_be_asked_to_stop():
+def test_the_process_of_a_run_of_this_machine_can_be_stopped():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         status = {"host": socket.gethostname(), "pid": child.pid}
@@ -135,7 +135,7 @@ def test_the_process_of_a_run_of_this_machine_can_be_asked_to_stop():
         ({}, "has not recorded its process"),
     ],
 )
-def test_a_run_that_cannot_be_stopped_from_here_says_why(status, message):
+def test_a_run_that_cannot_be_stopped_from_here_is_explained(status, message):
     with pytest.raises(ConfigurationError, match=message):
         process_to_stop(status)
 
@@ -150,7 +150,7 @@ def test_a_run_whose_name_is_taken_is_not_started(tmp_path):
     trainings.close()
 
 
-def test_a_training_that_fails_is_told_once_with_its_error(own_folders, tmp_path):
+def test_a_training_that_fails_is_reported_once_with_its_error(own_folders, tmp_path):
     trainings = TrainingProcesses()
     (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
     launch = trainings.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
@@ -165,7 +165,7 @@ def test_a_training_that_fails_is_told_once_with_its_error(own_folders, tmp_path
     assert not launch.log.exists()
 
 
-def test_what_a_process_says_is_read_without_what_draws_it(tmp_path):
+def test_the_output_of_a_process_is_read_without_control_characters(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"\x1b[2K\x1b[1mone\x1b[0m\n\ntwo\r\n" + b"three \xff\n")
     launch = Launch("runs/x", None, log)
@@ -181,7 +181,7 @@ def test_a_training_of_the_dashboard_is_not_in_its_session(tmp_path):
     try:
         assert os.getsid(launch.process.pid) != os.getsid(0)
     except ProcessLookupError:
-        pytest.skip("it ended too soon to be asked")
+        pytest.skip("it ended too soon")
     finally:
         launch.process.wait(60)
         trainings.close()

@@ -66,7 +66,7 @@ def test_a_heartbeat_from_the_future_that_stands_still_is_not_alive(runs):
     assert state_of(workspace) == "crashed"
 
 
-def test_a_run_that_ended_stays_what_it_said(runs):
+def test_a_run_that_ended_keeps_its_state(runs):
     write_state(runs, state="finished", age=10_000.0)
     assert state_of(Clocks().workspace(runs)) == "finished"
 

@@ -38,18 +38,19 @@ def column_extremes(x: Array, y: Array, x_range: Range, n_columns: int) -> Colum
 
     ``x_range`` is the first and last x of the picture, the first smaller.
     """
-    columns = Columns(np.full(n_columns, np.nan), np.full(n_columns, np.nan))
     first, last = np.searchsorted(x, x_range[0], "left"), np.searchsorted(x, x_range[1], "right")
     edges = np.linspace(*x_range, n_columns + 1)
     starts = np.searchsorted(x[first:last], edges[:-1], "left")
     filled = np.flatnonzero(np.append(starts[1:], last - first) > starts)
-    if len(filled):
-        shown = y[first:last]
+    shown = y[first:last]
+    # fmin and fmax ignore NaN: one must not blank a whole column.
+    found = [extreme.reduceat(shown, starts[filled]) for extreme in (np.fmin, np.fmax)]
+    if np.isinf(found).any():  # rare: once more, without them
         shown = np.where(np.isfinite(shown), shown, np.nan)
-        # fmin and fmax ignore NaN: one must not blank a whole column.
-        columns.low[filled] = np.fmin.reduceat(shown, starts[filled])
-        columns.high[filled] = np.fmax.reduceat(shown, starts[filled])
-    return columns
+        found = [extreme.reduceat(shown, starts[filled]) for extreme in (np.fmin, np.fmax)]
+    columns = np.full((2, n_columns), np.nan)
+    columns[:, filled] = found
+    return Columns(*columns)
 
 
 def moving_mean(x: Array, y: Array, at: Array, width: float) -> Array:
@@ -57,25 +58,25 @@ def moving_mean(x: Array, y: Array, at: Array, width: float) -> Array:
 
     (points,) x ascending and y; (places,) ascending. A ``width`` of 0 takes values at these places.
     """
-    first = np.searchsorted(x, at - width / 2, "left")
-    return _means(y, first, np.searchsorted(x, at + width / 2, "right"))
-
-
-def _means(y: Array, first: NDArray[np.intp], last: NDArray[np.intp]) -> Array:
-    """Return the means of the finite values in ``y[first:last]``, of each pair."""
     finite = np.isfinite(y)
-    sums = np.concatenate(([0.0], np.cumsum(np.where(finite, y, 0.0))))
-    counts = np.concatenate(([0], np.cumsum(finite)))
-    n_values = counts[last] - counts[first]
+    totals = np.zeros((2, len(y) + 1))
+    totals[:, 1:] = np.cumsum([np.where(finite, y, 0.0), finite], axis=1)
+    first = np.searchsorted(x, at - width / 2, "left")
+    return _means(totals, first, np.searchsorted(x, at + width / 2, "right"))
+
+
+def _means(totals: Array, first: NDArray[np.intp], last: NDArray[np.intp]) -> Array:
+    """Return the means from each first to before each last place; ``totals`` are of sum and number."""
+    sums, counts = totals[:, last] - totals[:, first]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(n_values > 0, (sums[last] - sums[first]) / n_values, np.nan)
+        return np.where(counts > 0, sums / counts, np.nan)
 
 
 def sample_line(x: Array, y: Array, at: Array, width: float) -> Array:
     """Return the heights of a curve at ascending places: its moving mean, joined between points.
 
     A curve has no height beyond its ends, nor between two points of which one is not finite. With
-    many points between two places, the mean is that of whole columns.
+    many points between two places, the mean is that of whole columns, in one pass.
     """
     if len(x) == 0:
         return np.full(len(at), np.nan)
@@ -96,10 +97,19 @@ def _column_means(x: Array, y: Array, at: Array, width: float) -> Array:
     n_columns = len(at)
     edges = np.searchsorted(x, np.linspace(at[0], at[-1], n_columns + 1), "left")
     edges[-1] = np.searchsorted(x, at[-1], "right")
+    filled = np.flatnonzero(np.diff(edges))
+    starts, shown = edges[filled], y[: edges[-1]]
+    sums, counts = np.add.reduceat(shown, starts), np.diff(edges)[filled]
+    if not np.isfinite(sums).all():  # some value is not: once more, without those
+        finite = np.isfinite(shown)
+        sums = np.add.reduceat(np.where(finite, shown, 0.0), starts)
+        counts = np.add.reduceat(finite.astype(np.int64), starts)
+    totals = np.zeros((2, n_columns + 1))
+    totals[:, filled + 1] = sums, counts
     reach = round(width / max(at[-1] - at[0], 1e-300) * n_columns / 2)
     place = np.arange(n_columns)
     first, last = np.maximum(place - reach, 0), np.minimum(place + reach + 1, n_columns)
-    return _means(y, edges[first], edges[last])
+    return _means(totals.cumsum(axis=1), first, last)
 
 
 def _rows(values: Array, y_range: Range, n_rows: int) -> Array:
