@@ -29,9 +29,9 @@ from core.evaluation.fidelity.measures import (
     probability_generated,
     within_class_correlations,
 )
+from core.generation.cell_generator import sample_cells
 from core.generation.cell_sizes import CellSizes
 from core.generation.plan import CellPlan, plan_for
-from core.generation.sampler import sample_cells
 from core.model.folder import CellModel
 from core.random_streams import Stream, generator
 

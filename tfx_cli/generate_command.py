@@ -205,15 +205,18 @@ def generate(
         read_real_cells,
     )
     from core.generation.generated_file import read_first_cells, write_generated
-    from core.generation.request import GenerationRequest
+    from core.generation.request import (
+        GenerationRequest,
+        cells_to_generate,
+        changed_settings,
+    )
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
-    request = GenerationRequest.for_model(
-        model,
+    request = GenerationRequest(
         phenotypes,
-        n_cells,
-        sampling=changes,
+        cells_to_generate(model, phenotypes, n_cells, balance),
+        settings=changed_settings(model.generate, changes),
         unspecified=unspecified,
         seed=seed,
         library_size=library_size,

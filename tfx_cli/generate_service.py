@@ -160,8 +160,8 @@ class _Service:
     """The loaded model and the training store, if it is still in its place."""
 
     def __init__(self, folder: Path, model: "CellModel", emit: Emit) -> None:
+        from core.generation.cell_generator import check_can_generate
         from core.generation.comparison import open_training_store
-        from core.generation.sampler import check_can_generate
 
         self._folder, self._model, self._emit = folder, model, emit
         self._notes = check_can_generate(model, model.generate)
@@ -232,18 +232,21 @@ class _Service:
             read_first_cells,
             write_generated,
         )
-        from core.generation.request import GenerationRequest
+        from core.generation.request import (
+            GenerationRequest,
+            cells_to_generate,
+            changed_settings,
+        )
 
         served, sampling, old_names = _checked(record)
         output = None if served.output is None else Path(served.output)
         if output is not None:
             check_output(output, (".h5ad",), what="cells", overwrite=served.overwrite)
         model = self._model
-        request = GenerationRequest.for_model(
-            model,
+        request = GenerationRequest(
             served.request,
-            served.cells,
-            sampling=sampling,
+            cells_to_generate(model, served.request, served.cells, served.balance),
+            settings=changed_settings(model.generate, sampling),
             unspecified=served.unspecified,
             seed=served.seed,
             library_size=served.library_size,

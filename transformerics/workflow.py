@@ -19,7 +19,7 @@ from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import evaluate_held_out
 from core.generation.cell_generator import generate_cells
 from core.generation.comparison import open_training_store
-from core.generation.request import GenerationRequest, changed_settings
+from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
 from core.inference.edited_cells import edit_cells
 from core.inference.embed import embed_cells, resolve_position
 from core.inference.hints import read_hint
@@ -194,11 +194,11 @@ def generate(
         Keys of ``[generate]`` of a preset, as in ``steps=64, decode="counts"``.
     """
     model = _loaded(model)
-    request = GenerationRequest.for_model(
-        model,
-        phenotypes or {},
-        n_cells,
-        sampling=sampling,
+    requested = phenotypes or {}
+    request = GenerationRequest(
+        requested,
+        cells_to_generate(model, requested, n_cells, balance),
+        settings=changed_settings(model.generate, sampling),
         unspecified=unspecified,
         seed=seed,
         library_size=library_size,

@@ -3,10 +3,17 @@
 Values are log1p of counts per 10,000 (0 and 1 for binary models), or counts on request. Every cell is
 marked ``obs["synthetic"]``, and ``uns["tfx_generation"]`` records the model, the request and the seed.
 `core.generation.generated_file` writes any number of cells to disk.
+
+Genes start hidden and are drawn a few at a time, given those before, in a random order of each cell's own
+(any-order autoregression); the encoder runs once per step. In a model with a log-linear part the genes of a
+step are still drawn one after another: its sums follow every gene, and only the encoder's part waits for the
+next step. A model of the expressed layout reads only expressed genes, but can be queried about any: the whole
+panel is drawn, expressed genes join the input, and the others are never shown, as in training. Gibbs sweeps:
+`core.generation.plan`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,10 +27,11 @@ from scipy import sparse
 from core import __version__
 from core.errors import ConfigurationError
 from core.generation.cell_sizes import CellSizes, sample_counts
-from core.generation.plan import CellPlan, needs_normal, plan_for
+from core.generation.partial_cells import PartialCells
+from core.generation.plan import CellPlan, fixed_rate_of, plan_for
 from core.generation.request import GenerationRequest, PhenotypeDraw
-from core.generation.sampler import check_can_generate, sample_cells
 from core.model.folder import CellModel
+from core.presets.schema import GenerateSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
@@ -40,18 +48,9 @@ BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class CellBlock:
-    """Some cells of a request, in order.
+    """Some cells of a request, in order: their numbers and ``codes`` (cells, phenotypes), -1 for [NO_*].
 
-    Attributes
-    ----------
-    cells
-        Their numbers.
-    codes
-        (cells, phenotypes), -1 for [NO_*].
-    expression
-        (cells, genes), float32.
-    library_size
-        (cells,), float32, 0 where not known.
+    ``expression`` is (cells, genes), float32, and ``library_size`` (cells,), float32, 0 where not known.
     """
 
     cells: range
@@ -63,14 +62,7 @@ class CellBlock:
 class CellGenerator:
     """The cells of a request, made block by block, starting at any block.
 
-    Attributes
-    ----------
-    notes
-        Sentences that the user should read.
-    phenotypes
-        Of every cell.
-    values
-        What the values are, for provenance.
+    ``notes`` holds sentences that the user should read; ``values`` says for provenance what the values are.
 
     Raises
     ------
@@ -95,8 +87,8 @@ class CellGenerator:
         elif request.settings.decode == "bins" and model.config.kind == "binned":
             self.values = BIN_NUMBERS
         if request.settings.decode == "counts":
-            self._check_counts()
             self.values = COUNTS
+            self._check_counts()
 
     def blocks(
         self, *, start: int = 0, on_progress: Listener = ignore_progress
@@ -104,44 +96,38 @@ class CellGenerator:
         """Make the cells from number ``start`` on, a multiple of the batch size."""
         model, request = self.model, self.request
         steps = plan_for(model, request.settings)
-        n_steps = len(steps.sizes)
+        needs_normal = model.config.kind == "continuous"
         for first in range(start, request.n_cells, self.batch_size):
             cells = range(first, min(first + self.batch_size, request.n_cells))
             codes = self.phenotypes.codes(cells)
-            plan = CellPlan.draw(request.seed, cells, steps, needs_normal=needs_normal(model))
+            plan = CellPlan.draw(request.seed, cells, steps, needs_normal=needs_normal)
 
             def report(step: int, before: int = first, n: int = len(cells)) -> None:
-                done = before + n * step // n_steps
+                done = before + n * step // len(steps.sizes)
                 on_progress(ProgressEvent("generating cells", done, request.n_cells))
 
             genes_per_cell, library_size = None, np.zeros(len(cells), np.float32)
             if self._sizes is not None:
                 genes_per_cell, library_size = self._sizes.draw(cells, codes)
             drawn = sample_cells(
-                model,
-                codes,
-                request.settings,
-                plan,
-                genes_per_cell=genes_per_cell,
-                on_step=report,
+                model, codes, request.settings, plan, genes_per_cell=genes_per_cell, on_step=report
             )
             values = self._decode(drawn, cells, library_size)
             yield CellBlock(cells, codes, sparse.csr_matrix(values), library_size)
 
     def _check_counts(self) -> None:
+        message = ""
         if self.model.config.kind == "binary":
             message = (
                 "a binary model predicts which genes are expressed, no counts; leave "
                 "decode = 'counts' out"
             )
-            raise ConfigurationError(message)
-        if not self.has_library_size:
-            reason = (
-                "genes_per_cell = 'none' draws none"
-                if self.request.settings.genes_per_cell == "none"
-                else "this model keeps no counts of its training cells; train again from counts"
-            )
+        elif not self.has_library_size:
+            reason = "this model keeps no counts of its training cells; train again from counts"
+            if self.request.settings.genes_per_cell == "none":
+                reason = "genes_per_cell = 'none' draws none"
             message = f"decode = 'counts' needs library sizes, and {reason}"
+        if message:
             raise ConfigurationError(message)
 
     def _decode(
@@ -249,3 +235,75 @@ def _weights_hash(model: CellModel) -> str:
         if tensor.numel():
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str]:
+    """Return what the user should know of a model that can generate.
+
+    Raises
+    ------
+    ConfigurationError
+        It is a classifier, it was not trained on genes that are not expressed, or the settings
+        contradict the model.
+    """
+    if model.config.classified is not None:
+        message = (
+            f"this model predicts {model.config.classified} alone and generates nothing; use the model "
+            f"it was fine-tuned from, or one of train.task = 'masked'"
+        )
+        raise ConfigurationError(message)
+    if model.config.layout == "expressed":
+        if settings.method == "gibbs":
+            message = "models of the expressed layout have no Gibbs sweeps; leave method out"
+            raise ConfigurationError(message)
+        if not 0 < model.masking.unexpressed < 1:
+            message = (
+                f"this model was trained with masking.unexpressed = {model.masking.unexpressed:g} and "
+                f"cannot predict which genes are expressed; train one with 0.5 to generate"
+            )
+            raise ConfigurationError(message)
+    rate = model.masking.genes
+    if rate == "uniform":
+        return []
+    cost = (
+        "its cells start from class marginals and are redrawn by Gibbs sweeps, which look less "
+        "real (random forest AUC 0.80 against 0.73 on pbmc68k)"
+    )
+    if fixed_rate_of(model, settings) is None:
+        cost = "unmasking it gives poor cells"
+    return [
+        f"this model was trained with a fixed mask rate ({rate}) and has never seen a mostly hidden "
+        f"cell: {cost}; train with masking.genes = 'uniform' to generate"
+    ]
+
+
+@torch.inference_mode()
+def sample_cells(
+    model: CellModel,
+    codes: NDArray[np.int32],
+    settings: GenerateSettings,
+    plan: CellPlan,
+    *,
+    genes_per_cell: NDArray[np.float32] | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Generate cells of given phenotypes.
+
+    ``codes`` are (cells, phenotypes), -1 writes [NO_*]; ``plan`` is that of these cells; ``genes_per_cell``
+    (cells,) are the genes that each is to express, None: not controlled. ``on_step`` is called with the
+    number of steps done. Returns (cells, genes): bins, or log1p values of a continuous model.
+
+    Notes
+    -----
+    Guidance g sharpens the condition: logits become (1 + g) conditional - g unconditional, the
+    latter with all phenotypes masked (Ho and Salimans 2022). With the late ramp g grows with the
+    fraction of genes revealed: early guidance harms (arXiv 2507.08965).
+    """
+    cells = PartialCells(model, codes, settings, plan, genes_per_cell)
+    for step in range(len(plan.steps.ends)):
+        if step == 0 and plan.steps.is_gibbs:
+            cells.draw_marginals(codes)
+        else:
+            cells.draw(step)
+        on_step(step + 1)
+    return cells.values()

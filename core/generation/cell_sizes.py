@@ -26,24 +26,8 @@ _FRACTIONS = np.linspace(0, 1, 65)
 class CellSizes:
     """Genes per cell and library sizes of the cells of a request.
 
-    Parameters
-    ----------
-    reference
-        Of the training cells.
-    library_size
-        Total counts of every cell; None: drawn from training cells.
-
-    Attributes
-    ----------
-    is_known
-        Whether the model folder keeps genes per cell.
-    has_counts
-        Whether it keeps library sizes, too.
-
-    Raises
-    ------
-    ConfigurationError
-        A library size is given, but the model keeps none of its training cells.
+    ``library_size`` is that of every cell; None draws those of training cells. ``is_known`` says whether
+    the model folder keeps genes per cell, ``has_counts`` whether it keeps library sizes, too.
     """
 
     def __init__(self, reference: Reference, seed: int, library_size: float | None) -> None:
@@ -65,15 +49,16 @@ class CellSizes:
         """Return (B,) panel genes to express and (B,) library sizes of the cells numbered ``cells``."""
         # One uniform number per cell, in order: a part is the same as within the whole.
         rng = generator_at(cells.start, self._seed, Stream.GENES_PER_CELL)
-        fraction = rng.random(len(cells))
+        at = rng.random(len(cells))
         n_genes, counts = np.empty(len(cells), np.float32), np.empty(len(cells), np.float32)
         for place, row in enumerate(codes):
             of_genes, of_counts = self._quantiles(tuple(row.tolist()))
-            at, size = fraction[place], self._library_size
-            if size is not None:
-                at = np.interp(size, of_counts, _FRACTIONS)
-            n_genes[place] = np.interp(at, _FRACTIONS, of_genes)
-            counts[place] = np.interp(at, _FRACTIONS, of_counts) if size is None else size
+            if self._library_size is not None:
+                at[place] = np.interp(self._library_size, of_counts, _FRACTIONS)
+            n_genes[place] = np.interp(at[place], _FRACTIONS, of_genes)
+            counts[place] = np.interp(at[place], _FRACTIONS, of_counts)
+        if self._library_size is not None:
+            counts[:] = self._library_size
         return n_genes, counts
 
     def _quantiles(self, row: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -124,6 +109,12 @@ def _by_explained_size(reference: Reference) -> list[int]:
         return float((sizes * (means - overall) ** 2).sum())
 
     return sorted(range(reference.combinations.shape[1]), key=explained)
+
+
+def mean_genes_per_cell(reference: Reference) -> float:
+    """Return the expected number of panel genes that a training cell expresses."""
+    counts = reference.bin_counts
+    return float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
 
 
 def sample_counts(

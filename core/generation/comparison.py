@@ -47,9 +47,7 @@ def read_real_cells(
 ) -> tuple[sparse.csr_matrix, str] | None:
     """Read real cells of the requested phenotypes, held-out ones where there are enough.
 
-    Returns
-    -------
-    (cells, genes) as the model sees them (0 and 1 for a binary model), and which cells they are;
+    Returns (cells, genes) as the model sees them (0 and 1 for a binary model), and which cells they are;
     None where no real cell matches.
     """
     matching = np.ones(store.n_cells, dtype=bool)
@@ -92,14 +90,8 @@ def check_markers(
 ) -> list[MarkerCheck]:
     """Look up the genes that most raise and lower each requested value, from the model's reference.
 
-    Parameters
-    ----------
-    generated
-        (cells, genes).
-    wanted
-        Slot -> code.
-    n_each
-        Genes raised, and genes lowered, per phenotype.
+    ``generated`` is (cells, genes), ``wanted`` slot -> code; there are ``n_each`` genes raised, and
+    ``n_each`` lowered, per phenotype.
     """
     means = np.asarray(generated.mean(axis=0)).ravel()
     # Not the sparse mean, which multiplies by 1 / n: 1.0000000000000002 is no fraction of cells.
@@ -109,7 +101,7 @@ def check_markers(
     checks: list[MarkerCheck] = []
     for slot, code in wanted.items():
         of_phenotype = model.reference.means[starts[slot] : starts[slot + 1]]
-        n_cells = [model.reference.n_cells({slot: other}) for other in range(len(of_phenotype))]
+        n_cells = model.reference.value_counts(slot, len(of_phenotype))
         sizes = np.array(n_cells, dtype=float)
         overall = (of_phenotype * sizes[:, None]).sum(axis=0) / max(sizes.sum(), 1.0)
         order = np.argsort(of_phenotype[code] - overall)
@@ -134,16 +126,10 @@ def profile_cells(
 ) -> dict[str, Any]:
     """Describe generated cells beside real ones by numbers that any screen can draw.
 
-    Parameters
-    ----------
-    generated, real
-        (cells, genes), log1p counts per 10,000 (0 and 1 for binary models), in panel order. Without
-        real cells the real side is null.
-
-    Returns
-    -------
-    JSON values of bounded size, by the names of docs/generate-serve.md. Cells beyond the bounds are
-    left out evenly, not at random, so that the same cells give the same profile.
+    Both are (cells, genes) in panel order, log1p counts per 10,000 (0 and 1 for binary models); without
+    real cells the real side is null. Returns JSON values of bounded size, by the names of
+    docs/generate-serve.md. Cells beyond the bounds are left out evenly, not at random, so that the same
+    cells give the same profile.
     """
     mean_generated = _means(generated)
     mean_real = None if real is None else _means(real)
@@ -169,8 +155,8 @@ def profile_cells(
     profile["embedding"] = {
         "method": f"PCA of {fitted:,} real cells",
         "explained": _rounded(explained),
-        "real": [_rounded(point) for point in at_real],
-        "generated": [_rounded(point) for point in at_generated],
+        "real": _rounded(at_real),
+        "generated": _rounded(at_generated),
     }
     difference = mean_generated - mean_real
     profile["top_genes"] = [
@@ -192,10 +178,8 @@ def principal_plane(
 ) -> tuple[int, FloatArray, FloatArray, FloatArray]:
     """Place cells in the plane of the first two principal components of the real cells.
 
-    Returns
-    -------
-    Number of real cells fitted; (points, 2) of real and of generated cells; the fraction of the real
-    cells' variance along each axis. Where the real cells span less than a plane, the rest is 0.
+    Returns the number of real cells fitted; (points, 2) of real and of generated cells; the fraction of
+    the real cells' variance along each axis. Where the real cells span less than a plane, the rest is 0.
     """
     fitted = real[_evenly(real.shape[0], _FITTED_CELLS)].toarray()
     centre = fitted.mean(axis=0)
@@ -236,7 +220,7 @@ def _gene_values(cells: sparse.csr_matrix, gene: int) -> list[float]:
     return _rounded(some[:, [gene]].toarray().ravel())
 
 
-def _rounded(values: FloatArray) -> list[float]:
+def _rounded(values: FloatArray) -> list[Any]:
     """Four digits: more than a screen shows, and a third of the bytes."""
     return np.round(values.astype(np.float64), 4).tolist()
 
@@ -246,10 +230,7 @@ def comparison_png(
 ) -> bytes:
     """Draw gene means, genes per cell and a shared PCA of real and generated cells, as a PNG file.
 
-    Parameters
-    ----------
-    real, generated
-        (cells, genes), log1p counts per 10,000, in panel order.
+    Both are (cells, genes), log1p counts per 10,000, in panel order.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
     from matplotlib.figure import Figure
@@ -276,9 +257,8 @@ def comparison_png(
     counts = [np.diff(sparse.csr_matrix(cells > 0).indptr) for cells in (real, generated)]
     edges = np.linspace(min(c.min() for c in counts), max(c.max() for c in counts) + 1, 26)
     outline = {"bins": edges, "density": True, "histtype": "step", "linewidth": 1.6}
-    for n_genes, colour, name in zip(
-        counts, (_REAL, _GENERATED), ("real", "generated"), strict=True
-    ):
+    names = ("real", "generated")
+    for n_genes, colour, name in zip(counts, (_REAL, _GENERATED), names, strict=True):
         label = f"{name} ({len(n_genes):,} cells)"
         genes_axes.hist(n_genes, color=colour, label=label, **outline)
     genes_axes.legend(fontsize=8)

@@ -24,16 +24,14 @@ _FEWEST_QUERIED = 8
 
 
 class RankedInput:
-    """Cells as sequences of the whole panel."""
+    """Cells as sequences of the whole panel, any number of whose genes can be queried at once."""
 
     def __init__(self, model: CellModel, codes: NDArray[np.int32], device: torch.device) -> None:
-        n_cells, n_genes = len(codes), model.config.n_genes
-        nothing = np.zeros((n_cells, n_genes), dtype=np.float32)
-        arrays = model.batches.ranked(
-            nothing, codes, _states(codes), np.ones(nothing.shape, dtype=bool)
-        )
+        nothing = np.zeros((len(codes), model.config.n_genes), dtype=np.float32)
+        is_masked = np.ones(nothing.shape, dtype=bool)
+        arrays = model.batches.ranked(nothing, codes, _states(codes), is_masked)
         self._batch = BatchTensors.from_arrays(arrays, device)
-        self._width = len(self._batch.token_id) // n_cells
+        self._width = len(self._batch.token_id) // len(codes)
         self._first = model.config.tokens.header_length
         self._slots = slice(1, model.config.tokens.n_phenotypes + 1)
 
@@ -50,18 +48,11 @@ class RankedInput:
         *,
         with_phenotypes: bool,
     ) -> BatchTensors:
-        """Return a batch whose output positions are ``genes`` of every cell.
+        """Return a batch whose output positions are the hidden ``genes`` (B, n) of every cell.
 
-        Parameters
-        ----------
-        genes
-            (B, n), hidden ones.
-        value, continuous
-            (B, G), tokens of the genes' values, MASK where hidden; values of a continuous model.
-        mask_rate
-            (B,).
-        with_phenotypes
-            False masks all phenotypes.
+        ``value`` (B, G) are the tokens of the genes' values, MASK where hidden, ``continuous`` (B, G) the
+        values of a continuous model; ``mask_rate`` is (B,). All phenotypes are masked without
+        ``with_phenotypes``.
         """
         n_cells, n_genes = value.shape
         panel = slice(self._first, self._first + n_genes)
@@ -93,13 +84,9 @@ class RankedInput:
 class ExpressedInput:
     """Cells as sequences of the expressed genes.
 
-    Parameters
-    ----------
-    order
-        (B, G), in which the genes of each cell become known: where more are expressed than a sequence
-        holds, the first of them are shown.
-    expressed_fraction
-        Expected fraction of the panel that is expressed.
+    ``order`` (B, G) is that in which the genes of each cell become known: where more are expressed than a
+    sequence holds, the first of them are shown. ``expressed_fraction`` of the panel is expected to be
+    expressed.
     """
 
     def __init__(
@@ -137,18 +124,16 @@ class ExpressedInput:
         queried, values, numbers = (one.cpu().numpy() for one in (genes, value, continuous))
         is_expressed = numbers > 0 if is_continuous else values > tokens.first_bin
         n_cells, n_queried = queried.shape
-        token_ids, shown, levels = [], [], []
-        for cell in range(n_cells):
-            order = self._order[cell]
+        token_ids, shown, shown_numbers = [], [], []
+        none = np.zeros(n_queried, np.float32)
+        masked = np.full(n_queried, MASK)
+        for cell, order in enumerate(self._order):
             expressed = order[is_expressed[cell, order]][: max(self._room - n_queried, 0)]
             every = np.concatenate([expressed, queried[cell]])
             token_ids.append((every + tokens.first_gene).astype(tokens.token_id_type))
-            masked = np.full(n_queried, MASK)
-            shown.append(
-                np.concatenate([values[cell, expressed], masked]).astype(tokens.value_type)
-            )
-            none = np.zeros(n_queried, np.float32)
-            levels.append(np.concatenate([numbers[cell, expressed], none]))
+            shown_values = np.concatenate([values[cell, expressed], masked])
+            shown.append(shown_values.astype(tokens.value_type))
+            shown_numbers.append(np.concatenate([numbers[cell, expressed], none]))
         lengths = np.array([len(one) for one in token_ids])
         ends = np.cumsum(lengths)
         states = _states(self._codes)
@@ -161,7 +146,7 @@ class ExpressedInput:
             lengths=lengths,
             token_id=token_ids,
             value=shown,
-            continuous=levels if is_continuous else None,
+            continuous=shown_numbers if is_continuous else None,
             masked_at=(ends[:, None] - n_queried + np.arange(n_queried)).ravel(),
             n_masked=np.full(n_cells, n_queried),
             gene=queried.ravel().astype(np.int32),

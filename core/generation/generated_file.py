@@ -16,9 +16,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from scipy import sparse
 from core.errors import ConfigurationError, DataError, MachineError
 from core.files import free_space, plain_json, write_json
 from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator
-from core.generation.cell_sizes import log_values
+from core.generation.cell_sizes import log_values, mean_genes_per_cell
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 logger = logging.getLogger(__name__)
@@ -53,14 +51,6 @@ _FILES = {
 }
 
 
-@dataclass(frozen=True)
-class _Done:
-    """How much of the partial files is complete."""
-
-    cells: int = 0
-    values: int = 0
-
-
 def partial_folder(output: Path) -> Path:
     """Return the folder of the finished cells while ``output`` is incomplete."""
     return output.with_name(f"{output.name}.partial")
@@ -71,24 +61,17 @@ def discard_partial(output: Path) -> None:
     shutil.rmtree(partial_folder(output), ignore_errors=True)
 
 
-def check_disk_space(made: CellGenerator, output: Path) -> None:
-    """Check that the disk has room for the file and the partial files beside it.
-
-    Raises
-    ------
-    MachineError
-        They need more than is free.
-    """
-    counts = made.model.reference.bin_counts
-    genes_per_cell = float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
-    n_phenotypes = len(made.model.config.phenotypes)
+def _check_disk_space(made: CellGenerator, output: Path) -> None:
+    """Check that the disk has room for the file and the partial files beside it."""
+    n_cells, n_phenotypes = made.request.n_cells, len(made.model.config.phenotypes)
     # Values and their genes, twice; codes, lengths and names.
-    needed = made.request.n_cells * (2 * 8 * genes_per_cell + 8 * n_phenotypes + 40)
+    per_cell = 2 * 8 * mean_genes_per_cell(made.model.reference) + 8 * n_phenotypes + 40
+    needed = n_cells * per_cell
     nearest, free = free_space(output.absolute().parent)
     there = sum(path.stat().st_size for path in partial_folder(output).glob("*.[fi]32"))
     if free + there < needed:
         message = (
-            f"{made.request.n_cells:,} cells need about {needed / 1e9:,.1f} GB (half of it for "
+            f"{n_cells:,} cells need about {needed / 1e9:,.1f} GB (half of it for "
             f"parts that are removed at the end) but the disk of {nearest} has {free / 1e9:,.1f} GB "
             f"free; ask for fewer, free some space or choose another place"
         )
@@ -104,12 +87,8 @@ def write_generated(
 ) -> None:
     """Generate the cells of a request into an .h5ad file; an interrupted attempt is resumed.
 
-    An older file is replaced when the new one is complete.
-
-    Parameters
-    ----------
-    restart
-        Remove unfinished cells of another request instead of raising.
+    An older file is replaced when the new one is complete. ``restart`` removes unfinished cells of
+    another request instead of raising.
 
     Raises
     ------
@@ -122,21 +101,25 @@ def write_generated(
     KeyboardInterrupt
         Ctrl-C; finished cells are kept, and the same call resumes.
     """
-    check_disk_space(made, output)
+    _check_disk_space(made, output)
     folder = partial_folder(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_writer(folder, output):
+        with FileLock(folder / ".lock", timeout=0):
             try:
-                done = _unfinished(made, folder, restart=restart)
-                _draw(made, folder, done, on_progress)
-                assembled = folder / "assembled.h5ad"
-                _assemble(made, folder, assembled, on_progress)
-                assembled.replace(output)
+                finished = folder / "assembled.h5ad"
+                n_values = _draw(
+                    made, folder, _unfinished(made, folder, restart=restart), on_progress
+                )
+                _assemble(made, folder, n_values, finished, on_progress)
+                finished.replace(output)
             except BaseException as error:
                 _clean_up(folder, warn=isinstance(error, KeyboardInterrupt))
                 raise
             shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        message = f"another process is writing {output}; wait for it, or choose another name"
+        raise MachineError(message) from None
     except OSError as error:
         reason = error.strerror or str(error)
         stays = f"; finished cells stay in {folder}, and the same command resumes"
@@ -158,57 +141,44 @@ def read_first_cells(path: Path, n_cells: int) -> sparse.csr_matrix:
         return cells
 
 
-@contextmanager
-def _only_writer(folder: Path, output: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        message = f"another process is writing {output}; wait for it, or choose another name"
-        raise MachineError(message) from None
-
-
-def _fingerprint(made: CellGenerator) -> dict[str, Any]:
-    """Return what finished cells must have in common with a request to belong to it."""
-    return plain_json(made.provenance() | {"batch_size": made.batch_size})
-
-
-def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> _Done:
-    """Return how much an earlier attempt at the same request completed."""
+def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> tuple[int, int]:
+    """Return the cells and values that an earlier attempt at the same request completed."""
     path = folder / "request.json"
-    wanted = _fingerprint(made)
-    done = _read_done(folder)
-    if done.cells and not restart and _read_json(path) != wanted:
+    # What finished cells must have in common with a request to belong to it.
+    wanted = plain_json(made.provenance() | {"batch_size": made.batch_size})
+    n_cells, n_values = _read_done(folder)
+    is_same = n_cells > 0 and _read_json(path) == wanted
+    if n_cells and not restart and not is_same:
         message = (
-            f"{folder} holds {done.cells:,} unfinished cells of another request or model; finish "
+            f"{folder} holds {n_cells:,} unfinished cells of another request or model; finish "
             f"that one first, add --overwrite to start again, or choose another name"
         )
         raise ConfigurationError(message)
-    if not done.cells or _read_json(path) != wanted:
+    if not is_same:
         for name in _FILES:
             _part(folder, name).unlink(missing_ok=True)
         (folder / "progress.json").unlink(missing_ok=True)
         write_json(path, wanted)
-        return _Done()
-    for name, size in _sizes(made, done).items():
+        return 0, 0
+    for name, size in _sizes(made, n_cells, n_values).items():
         if _part(folder, name).stat().st_size < size:
             message = f"{folder}: {name} is shorter than progress.json says; remove the folder"
             raise DataError(message)
-    logger.info("resuming after %s finished cells", f"{done.cells:,}")
-    return done
+    logger.info("resuming after %s finished cells", f"{n_cells:,}")
+    return n_cells, n_values
 
 
-def _draw(made: CellGenerator, folder: Path, done: _Done, on_progress: Listener) -> None:
-    """Append the missing cells."""
+def _draw(made: CellGenerator, folder: Path, done: tuple[int, int], on_progress: Listener) -> int:
+    """Append the cells that are missing beyond (cells, values); return the number of all values."""
+    n_done, n_values = done
     with ExitStack() as stack:
         files = {}
-        for name, size in _sizes(made, done).items():
+        for name, size in _sizes(made, *done).items():
             _part(folder, name).touch()
             files[name] = stack.enter_context(_part(folder, name).open("r+b"))
             files[name].truncate(size)
             files[name].seek(size)
-        cells, values = done.cells, done.values
-        for block in made.blocks(start=done.cells, on_progress=on_progress):
+        for block in made.blocks(start=n_done, on_progress=on_progress):
             rows = block.expression
             arrays = {
                 "values": rows.data,
@@ -219,30 +189,31 @@ def _draw(made: CellGenerator, folder: Path, done: _Done, on_progress: Listener)
             }
             for name, array in arrays.items():
                 files[name].write(np.ascontiguousarray(array, dtype=_FILES[name]).tobytes())
-            cells, values = block.cells.stop, values + rows.nnz
-            if cells - done.cells >= _PART_CELLS or cells == made.request.n_cells:
+            n_cells, n_values = block.cells.stop, n_values + rows.nnz
+            if n_cells - n_done >= _PART_CELLS or n_cells == made.request.n_cells:
                 for file in files.values():
                     file.flush()
                     os.fsync(file.fileno())
-                done = _Done(cells, values)
-                write_json(folder / "progress.json", {"cells": cells, "values": values})
+                n_done = n_cells
+                write_json(folder / "progress.json", {"cells": n_cells, "values": n_values})
+    return n_values
 
 
-def _sizes(made: CellGenerator, done: _Done) -> dict[str, int]:
+def _sizes(made: CellGenerator, n_cells: int, n_values: int) -> dict[str, int]:
     """Bytes of each partial file at this progress."""
-    per_cell = {"codes": len(made.model.config.phenotypes), "lengths": 1, "library_sizes": 1}
-    return {
-        name: (per_cell[name] * done.cells if name in per_cell else done.values) * kind.itemsize
-        for name, kind in _FILES.items()
-    }
+    n_codes = n_cells * len(made.model.config.phenotypes)
+    numbers = {"values": n_values, "genes": n_values, "lengths": n_cells, "codes": n_codes}
+    numbers["library_sizes"] = n_cells
+    return {name: numbers[name] * kind.itemsize for name, kind in _FILES.items()}
 
 
-def _assemble(made: CellGenerator, folder: Path, path: Path, on_progress: Listener) -> None:
+def _assemble(
+    made: CellGenerator, folder: Path, n_values: int, path: Path, on_progress: Listener
+) -> None:
     """Assemble the .h5ad from the parts; anndata writes all but X and obs."""
     from anndata import AnnData  # 400 ms
 
     n_cells, n_genes = made.request.n_cells, made.model.config.n_genes
-    n_values = _read_done(folder).values
     AnnData(
         X=sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32)),
         obs=pd.DataFrame(index=pd.Index([], dtype=str)),
@@ -254,25 +225,19 @@ def _assemble(made: CellGenerator, folder: Path, path: Path, on_progress: Listen
         matrix = file.create_group("X")
         matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
         matrix.attrs["shape"] = np.array([n_cells, n_genes], dtype=np.int64)
-        for name, part in (("data", "values"), ("indices", "genes")):
+        for before, name, part in ((0, "data", "values"), (n_values, "indices", "genes")):
             target = _column(matrix, name, n_values, _FILES[part])
-            before = n_values if part == "genes" else 0
-            for at, values in _pieces(_part(folder, part), _FILES[part], _COPIED_VALUES):
-                target[at : at + len(values)] = values
-                done = before + at + len(values)
+            for at in range(0, n_values, _COPIED_VALUES):
+                end = min(at + _COPIED_VALUES, n_values)
+                target[at:end] = _read_part(folder, part, at, end)
                 if n_values > _COPIED_VALUES:  # else it takes no time
-                    on_progress(ProgressEvent("writing values", done, 2 * n_values))
+                    on_progress(ProgressEvent("writing values", before + end, 2 * n_values))
         indptr = _column(matrix, "indptr", n_cells + 1, np.dtype("<i8"))
-        end = 0
-        for at, lengths in _pieces(_part(folder, "lengths"), _FILES["lengths"], _COPIED_VALUES):
-            ends = end + np.cumsum(lengths, dtype=np.int64)
-            indptr[at + 1 : at + 1 + len(ends)] = ends
-            end = int(ends[-1])
-        _write_obs(made, folder, file.create_group("obs"))
+        _write_cells(made, folder, indptr, file.create_group("obs"))
 
 
-def _write_obs(made: CellGenerator, folder: Path, obs: h5py.Group) -> None:
-    """Write names, labels and the mark of every cell, as anndata writes a data frame."""
+def _write_cells(made: CellGenerator, folder: Path, indptr: h5py.Dataset, obs: h5py.Group) -> None:
+    """Write where each cell's values end, and names, labels and the mark as anndata writes a data frame."""
     from anndata.io import write_elem
 
     n_cells, phenotypes = made.request.n_cells, made.model.config.phenotypes
@@ -293,20 +258,21 @@ def _write_obs(made: CellGenerator, folder: Path, obs: h5py.Group) -> None:
         write_elem(label, "categories", np.array(list(values), dtype=object))
         kind = np.min_scalar_type(-len(values) - 1)
         code_columns.append(_column(label, "codes", n_cells, kind, encoding="array"))
-    if sizes:
-        column = _column(obs, "library_size", n_cells, _FLOAT, encoding="array")
-        for at, some in _pieces(_part(folder, "library_sizes"), _FLOAT, _COPIED_VALUES):
-            column[at : at + len(some)] = some
-    codes: NDArray[np.int32] = np.zeros((n_cells, 0), dtype=_INTEGER)
-    if phenotypes:
-        shape = (n_cells, len(phenotypes))
-        codes = np.memmap(_part(folder, "codes"), dtype=_INTEGER, mode="r", shape=shape)
+    size_columns = [_column(obs, name, n_cells, _FLOAT, encoding="array") for name in sizes]
+    n_values = 0
     for first in range(0, n_cells, _CHUNK):
-        cells = range(first, min(first + _CHUNK, n_cells))
-        names[first : cells.stop] = made.cell_names(cells)
-        mark[first : cells.stop] = True
+        end = min(first + _CHUNK, n_cells)
+        lengths = _read_part(folder, "lengths", first, end)
+        ends = n_values + np.cumsum(lengths, dtype=np.int64)
+        indptr[first + 1 : end + 1] = ends
+        n_values = int(ends[-1])
+        names[first:end] = made.cell_names(range(first, end))
+        mark[first:end] = True
+        codes = _read_part(folder, "codes", first * len(phenotypes), end * len(phenotypes))
         for slot, column in enumerate(code_columns):
-            column[first : cells.stop] = codes[first : cells.stop, slot]
+            column[first:end] = codes[slot :: len(phenotypes)]
+        for column in size_columns:
+            column[first:end] = _read_part(folder, "library_sizes", first, end)
 
 
 def _column(
@@ -323,22 +289,20 @@ def _column(
     return column
 
 
-def _pieces(path: Path, kind: np.dtype[Any], length: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Read a partial file piece by piece: index of the first value, values."""
-    at = 0
-    with path.open("rb") as file:
-        while len(values := np.frombuffer(file.read(length * kind.itemsize), dtype=kind)):
-            yield at, values
-            at += len(values)
+def _read_part(folder: Path, name: str, first: int, end: int) -> NDArray[Any]:
+    kind = _FILES[name]
+    path = _part(folder, name)
+    return np.fromfile(path, kind, count=end - first, offset=first * kind.itemsize)
 
 
 def _part(folder: Path, name: str) -> Path:
     return folder / f"{name}.{_FILES[name].kind}32"
 
 
-def _read_done(folder: Path) -> _Done:
+def _read_done(folder: Path) -> tuple[int, int]:
+    """Return the complete cells and values."""
     record = _read_json(folder / "progress.json")
-    return _Done(int(record["cells"]), int(record["values"])) if record else _Done()
+    return int(record.get("cells", 0)), int(record.get("values", 0))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -354,7 +318,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _clean_up(folder: Path, *, warn: bool) -> None:
     """Keep the folder if it holds finished cells."""
-    n_done = _read_done(folder).cells
+    n_done, _ = _read_done(folder)
     if n_done == 0:
         shutil.rmtree(folder, ignore_errors=True)
     elif warn:

@@ -24,61 +24,42 @@ _PANEL_PART = 2_048
 class LogLinearState:
     """The sums of the log-linear part for B cells.
 
-    Parameters
-    ----------
-    shown_BS
-        One-hot rows of the phenotypes shown, [NO_*] where none is.
-    n_expressed
-        (B,) genes that each cell is to express, for the expressed layout; None: the ranked layout, which
-        shows genes that are not expressed as well.
+    ``shown_BS`` are one-hot rows of the phenotypes shown, [NO_*] where none is; ``n_expressed`` (B,) are the
+    genes that each cell is to express, for the expressed layout. None: the ranked layout, which shows genes
+    that are not expressed as well.
     """
 
     def __init__(
         self, log_linear: LogLinear, shown_BS: Tensor, *, n_expressed: Tensor | None = None
     ) -> None:
-        self._log_linear = log_linear
-        self._n_genes = log_linear.n_genes
-        device = shown_BS.device
+        self._class_scale, self._n_genes = log_linear.class_scale, log_linear.n_genes
         # There are no float64 numbers on Apple's GPUs.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = torch.float32 if shown_BS.device.type == "mps" else torch.float64
         self._shows_unexpressed = n_expressed is None
-        self._n_in_all = (
-            torch.full((1, 1), self._n_genes, dtype=dtype, device=device)
-            if n_expressed is None
-            else n_expressed.unsqueeze(1).to(dtype).clamp(min=1)
-        )
+        if n_expressed is None:
+            n_expressed = torch.full((1,), self._n_genes, device=shown_BS.device)
+        self._n_in_all = n_expressed.unsqueeze(1).to(dtype).clamp(min=1)
         self._class_BGO = (shown_BS @ log_linear.class_table).view(len(shown_BS), self._n_genes, -1)
         self._prior_GO = log_linear.gene_prior.view(self._n_genes, -1).to(dtype)
         self._couplings = (
             None if log_linear.couplings is None else _CouplingSums(log_linear, shown_BS, dtype)
         )
-        self._cells = torch.arange(len(shown_BS), device=device).unsqueeze(1)
+        self._cells = torch.arange(len(shown_BS), device=shown_BS.device).unsqueeze(1)
         self._n_visible = torch.zeros_like(self._n_in_all)
 
-    def reveal(self, genes: Tensor, bins: Tensor) -> None:
-        """Make (B, n) genes visible, with their bins."""
-        self._move(genes, bins, 1)
-
-    def hide(self, genes: Tensor, bins: Tensor) -> None:
-        """Hide (B, n) visible genes, whose bins were ``bins``."""
-        self._move(genes, bins, -1)
-
-    def _move(self, genes: Tensor, bins: Tensor, sign: int) -> None:
+    def reveal(self, genes: Tensor, bins: Tensor, *, sign: int = 1) -> None:
+        """Make (B, n) genes visible, with their bins; a ``sign`` of -1 hides visible ones again."""
         is_shown = None if self._shows_unexpressed else bins > 0
-        if is_shown is None:
-            self._n_visible += sign * genes.shape[1]
-        else:
-            self._n_visible += sign * is_shown.sum(dim=1, keepdim=True)
+        n_shown = genes.shape[1] if is_shown is None else is_shown.sum(dim=1, keepdim=True)
+        self._n_visible += sign * n_shown
         if self._couplings is not None:
-            self._couplings.move(genes, bins, is_shown, sign)
+            self._couplings.add(genes, bins, is_shown, sign)
 
     def logits(self, genes: Tensor) -> Tensor:
         """Return (B, n, O) logits of hidden genes (B, n)."""
         rate = self._mask_rate()
-        logits: Tensor = (
-            self._prior_GO[genes]
-            + self._class_weight(rate)[..., None] * self._class_BGO[self._cells, genes]
-        )
+        of_class = self._class_weight(rate) * self._class_BGO[self._cells, genes]
+        logits: Tensor = self._prior_GO[genes] + of_class
         if self._couplings is None:
             return logits
         hidden = self._couplings.hidden(rate, self._n_visible)
@@ -87,7 +68,7 @@ class LogLinearState:
     def panel_logits(self) -> Iterator[Tensor]:
         """Yield (B, some genes, O) logits of the whole panel, in parts, in float32."""
         rate = self._mask_rate()
-        weight = self._class_weight(rate)[..., None]
+        weight = self._class_weight(rate)
         couplings = self._couplings
         hidden = None if couplings is None else couplings.hidden(rate, self._n_visible).float()
         for first in range(0, self._n_genes, _PANEL_PART):
@@ -103,9 +84,9 @@ class LogLinearState:
         return mask_rate(self._n_visible, self._n_in_all).float()
 
     def _class_weight(self, rate: Tensor) -> Tensor:
-        """(B or 1, 1) weight of the class table."""
-        weight: Tensor = rate + torch.sigmoid(self._log_linear.class_scale(rate)) * (1 - rate)
-        return weight
+        """(B or 1, 1, 1) weight of the class table."""
+        weight: Tensor = rate + torch.sigmoid(self._class_scale(rate)) * (1 - rate)
+        return weight[..., None]
 
 
 class _CouplingSums:
@@ -130,7 +111,7 @@ class _CouplingSums:
         self._mix_out = (last.weight.T.to(dtype), last.bias.to(dtype))
         self._sums_Br = torch.zeros(len(shown_BS), rank, dtype=dtype, device=shown_BS.device)
 
-    def move(self, genes: Tensor, bins: Tensor, is_shown: Tensor | None, sign: int) -> None:
+    def add(self, genes: Tensor, bins: Tensor, is_shown: Tensor | None, sign: int) -> None:
         """Add (1) or subtract (-1) the couplings of (B, n) genes, of those shown (None: all)."""
         couplings_Bnr = self._couplings[genes * self._n_bins + bins]
         if is_shown is not None:

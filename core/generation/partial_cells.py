@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.encoding.tokens import MASK
+from core.generation.cell_sizes import mean_genes_per_cell
 from core.generation.encoder_input import ExpressedInput, RankedInput
 from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.plan import CellPlan
@@ -42,16 +43,9 @@ _PSEUDO_CELLS = 5.0
 class PartialCells:
     """B cells that are being drawn.
 
-    Parameters
-    ----------
-    codes
-        (B, phenotypes), -1 for [NO_*].
-    settings
-        Temperature, guidance, gene steps.
-    plan
-        Which genes of these cells each step draws, and their random numbers.
-    genes_per_cell
-        (B,) genes that each cell is to express, None: not controlled.
+    ``codes`` are (B, phenotypes), -1 for [NO_*]; ``plan`` says which genes of these cells each step draws,
+    and holds their random numbers; ``genes_per_cell`` (B,) are the genes that each cell is to express,
+    None: not controlled.
     """
 
     def __init__(
@@ -90,13 +84,10 @@ class PartialCells:
         #: (B,) genes that a complete cell of the expressed layout shows.
         self._n_shown: Tensor | None = None
         if model.config.layout == "expressed":
-            counts = model.reference.bin_counts
-            mean = float((counts[:, 1:].sum(axis=1) / np.maximum(counts.sum(axis=1), 1)).sum())
-            self._n_shown = (
-                torch.full((self._n_cells,), mean, device=device)
-                if self._genes_per_cell is None
-                else self._genes_per_cell
-            )
+            mean = mean_genes_per_cell(model.reference)
+            self._n_shown = self._genes_per_cell
+            if self._n_shown is None:
+                self._n_shown = torch.full((self._n_cells,), mean, device=device)
             self._n_shown = self._n_shown.clamp(1, max(self._n_genes - 1, 1))
             if self._network.encoder_part is not None:
                 self._input = ExpressedInput(model, codes, self._genes, mean / self._n_genes)
@@ -123,10 +114,8 @@ class PartialCells:
     def logits_of_step(self, step: int) -> Iterator[tuple[Tensor, slice, Tensor]]:
         """Give logits for the genes of a step, a few genes at a time; visible ones are hidden first.
 
-        Yields
-        ------
-        Genes (B, n), their place among the draws of the plan, and their logits (B, n, O). The caller
-        must `reveal` them before the next are due.
+        Yields genes (B, n), their place among the draws of the plan, and their logits (B, n, O). The
+        caller must `reveal` them before the next are due.
         """
         end, n = self._steps.ends[step], self._steps.sizes[step]
         genes = self._genes[:, end - n : end]
@@ -178,7 +167,7 @@ class PartialCells:
 
     def _hide(self, genes: Tensor) -> None:
         for state in self._states:
-            state.hide(genes, self._value.gather(1, genes) - self._bin_0)
+            state.reveal(genes, self._value.gather(1, genes) - self._bin_0, sign=-1)
         self._value.scatter_(1, genes, MASK)
         self._continuous.scatter_(1, genes, 0.0)
         self._n_known -= genes.shape[1]
@@ -271,10 +260,8 @@ class PartialCells:
         """(B, n, O) of all parts together, guided."""
         branches = [state.logits(genes) for state in self._states]
         if encoder:
-            branches = [
-                part if not branches else part + branches[branch]
-                for branch, part in enumerate(encoder)
-            ]
+            pairs = zip(encoder, branches, strict=True)
+            branches = [part + of_state for part, of_state in pairs] if branches else list(encoder)
         if not self._is_guided:
             return branches[0]
         guidance = self._settings.guidance
@@ -301,16 +288,10 @@ def shown_phenotypes(
     uniform: Tensor | None = None,
     n_expressed: Tensor | None = None,
 ) -> Tensor:
-    """(B, S) one-hot rows of the phenotypes shown, as the log-linear part reads them.
+    """(B, S) one-hot rows of the phenotypes shown, -1 where none is, as the log-linear part reads them.
 
-    Parameters
-    ----------
-    codes
-        (B, phenotypes), -1 where none is shown.
-    uniform
-        (B,) random numbers that choose each cell's latent cell state; None: it shows none.
-    n_expressed
-        (B,) genes that each cell is to express, which its state must fit.
+    ``uniform`` (B,) random numbers choose each cell's latent cell state, which fits the ``n_expressed`` (B,)
+    genes that it is to express; without them it shows none.
     """
     tokens = model.config.tokens
     n_shown = sum(model.config.phenotype_sizes) + tokens.n_phenotypes
@@ -352,16 +333,8 @@ def shift_expression(logits: Tensor, shift: Tensor, config: TfxConfig) -> Tensor
 def solve_shift(log_odds: Tensor, is_hidden: Tensor, missing: Tensor, temperature: float) -> Tensor:
     """Find the shift at which the hidden genes are expected to add the missing number.
 
-    Parameters
-    ----------
-    log_odds, is_hidden
-        (B, G).
-    missing
-        (B,) genes still to be expressed.
-
-    Returns
-    -------
-    (B,), at most `_LARGEST_SHIFT` either way.
+    ``log_odds`` and ``is_hidden`` are (B, G), ``missing`` (B,) genes still to be expressed. Returns (B,), at
+    most `_LARGEST_SHIFT` either way.
     """
     low = torch.full_like(missing, -_LARGEST_SHIFT, dtype=log_odds.dtype)
     high = -low
@@ -377,22 +350,11 @@ def solve_shift(log_odds: Tensor, is_hidden: Tensor, missing: Tensor, temperatur
 def draw_from_class_marginals(
     model: CellModel, codes: NDArray[np.int32], uniform: NDArray[np.float32]
 ) -> NDArray[np.int64] | NDArray[np.float32]:
-    """Draw every gene on its own.
+    """Draw every gene on its own: (cells, genes) bins, or the gene's mean where it is expressed.
 
     Of a cell's phenotypes, the value that fewest training cells have is the class: it is the most
     specific, and the sweeps that follow see the others. Expressed genes take a bin as all training
-    cells did.
-
-    Parameters
-    ----------
-    codes
-        (cells, phenotypes), -1 where nothing is specified.
-    uniform
-        (cells, genes) random numbers in [0, 1).
-
-    Returns
-    -------
-    (cells, genes): bins; of a continuous model the gene's mean over the cells that express it.
+    cells did. ``codes`` are (cells, phenotypes), -1 where nothing is specified; ``uniform`` (cells, genes).
     """
     reference, sizes = model.reference, model.config.phenotype_sizes
     starts = np.cumsum([0, *sizes])[:-1]
@@ -401,19 +363,15 @@ def draw_from_class_marginals(
     overall = n_expressing / counts.sum(axis=1)  # (genes,) fraction of cells that express it
     overall_mean = (model.table.means[:, 1:] * counts[:, 1:]).sum(axis=1) / n_expressing
     cumulative = np.cumsum(counts[:, 1:], axis=1) / n_expressing[:, None]
-    n_cells = {
-        (slot, code): reference.n_cells({slot: code})
-        for slot, size in enumerate(sizes)
-        for code in range(size)
-    }
+    n_cells = [reference.value_counts(slot, size) for slot, size in enumerate(sizes)]
     drawn = np.empty(uniform.shape, np.float32 if model.config.kind == "continuous" else np.int64)
     for row in np.unique(codes, axis=0):
         rows = np.flatnonzero((codes == row).all(axis=1))
         known = [(slot, int(code)) for slot, code in enumerate(row) if code >= 0]
         rate, mean = overall, overall_mean
         if known:
-            slot, code = min(known, key=lambda value: n_cells[value])
-            n, detection = n_cells[slot, code], reference.detection[starts[slot] + code]
+            slot, code = min(known, key=lambda value: n_cells[value[0]][value[1]])
+            n, detection = n_cells[slot][code], reference.detection[starts[slot] + code]
             rate = (n * detection + _PSEUDO_CELLS * overall) / (n + _PSEUDO_CELLS)
             seen = detection > 0
             of_class = reference.means[starts[slot] + code] / np.where(seen, detection, 1)

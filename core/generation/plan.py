@@ -24,16 +24,9 @@ from core.random_streams import Stream, generator
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How many genes every step draws, the same for all cells.
+    """How many of the panel's ``n_genes`` genes each step draws (``sizes``), the same for all cells.
 
-    Attributes
-    ----------
-    n_genes
-        Of the panel.
-    sizes
-        (steps,), genes drawn in each step.
-    is_gibbs
-        The first step draws all genes, every other one hides those that it redraws.
+    With Gibbs sweeps the first step draws all genes, and every other one hides those that it redraws.
     """
 
     n_genes: int
@@ -57,9 +50,8 @@ def plan_steps(settings: GenerateSettings, n_genes: int, *, fixed_rate: float | 
     fractions = np.arange(1, steps + 1) / steps
     if settings.schedule == "cosine":  # few at first, when little is known (MaskGIT)
         fractions = 1 - np.cos(0.5 * math.pi * fractions)
-    ends = np.round(n_genes * fractions).astype(int)
     # At least one gene per step: early steps of the cosine schedule would have none.
-    ends = np.maximum(ends, np.arange(1, steps + 1))
+    ends = np.maximum(np.round(n_genes * fractions).astype(int), np.arange(1, steps + 1))
     return StepPlan(n_genes, tuple(np.diff(ends, prepend=0).tolist()))
 
 
@@ -80,55 +72,35 @@ def fixed_rate_of(model: CellModel, settings: GenerateSettings) -> float | None:
 
 @dataclass(frozen=True)
 class CellPlan:
-    """All random numbers that go into B cells.
-
-    Attributes
-    ----------
-    steps
-        How many draws each step makes.
-    genes
-        (B, D), the gene of each draw, at most once per step.
-    uniform, normal
-        (B, D), for the value of each draw; normal is (B, 0) where the model needs none.
-    state
-        (B,), uniform, for the latent cell state of each cell; None: they show none, as real cells do.
-    """
+    """All random numbers that go into B cells."""
 
     steps: StepPlan
+    #: (B, D), the gene of each draw, at most once per step.
     genes: NDArray[np.int64]
+    #: (B, D), uniform and standard normal, for the values; normal is (B, 0) where the model needs none.
     uniform: NDArray[np.float32]
     normal: NDArray[np.float32]
+    #: (B,), uniform, for the latent cell states; None: the cells show none, as real cells do.
     state: NDArray[np.float32] | None
 
     @classmethod
     def draw(cls, seed: int, cells: range, steps: StepPlan, *, needs_normal: bool) -> "CellPlan":
         """Draw for the cells numbered ``cells``."""
-        n_draws = steps.ends[-1]
-        shape = (len(cells), n_draws)
+        shape = (len(cells), steps.ends[-1])
         genes = np.empty(shape, dtype=np.int64)
         uniform = np.empty(shape, dtype=np.float32)
         normal = np.empty(shape if needs_normal else (len(cells), 0), dtype=np.float32)
         state = np.empty(len(cells), dtype=np.float32)
+        n_again = sum(steps.sizes[1:]) if steps.is_gibbs else 0
+        n_sweeps = -(-n_again // steps.n_genes)
         for place, cell in enumerate(cells):
             rng = generator(seed, cell, Stream.GENERATED_CELL)
-            genes[place] = _genes_of_cell(steps, rng)
-            uniform[place] = rng.random(n_draws, dtype=np.float32)
+            order = rng.permutation(steps.n_genes)
+            # Whole sweeps: every gene is redrawn once before any is redrawn twice.
+            sweeps = [rng.permutation(steps.n_genes) for _ in range(n_sweeps)]
+            genes[place] = np.concatenate([order, *sweeps])[: shape[1]]
+            uniform[place] = rng.random(shape[1], dtype=np.float32)
             if needs_normal:
-                normal[place] = rng.standard_normal(n_draws, dtype=np.float32)
+                normal[place] = rng.standard_normal(shape[1], dtype=np.float32)
             state[place] = rng.random(dtype=np.float32)
         return cls(steps, genes, uniform, normal, state)
-
-
-def _genes_of_cell(steps: StepPlan, rng: np.random.Generator) -> NDArray[np.int64]:
-    order = rng.permutation(steps.n_genes)
-    if not steps.is_gibbs:
-        return order
-    # Whole sweeps: every gene is redrawn once before any is redrawn twice.
-    n_again = sum(steps.sizes[1:])
-    sweeps = [rng.permutation(steps.n_genes) for _ in range(-(-n_again // steps.n_genes))]
-    return np.concatenate([order, np.concatenate(sweeps)[:n_again]])
-
-
-def needs_normal(model: CellModel) -> bool:
-    """Whether the plan of a model's cells must hold normal numbers."""
-    return model.config.kind == "continuous"

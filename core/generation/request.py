@@ -19,7 +19,6 @@ from core.cells.phenotypes import match_label, suggest
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.reference import Reference
 from core.presets.schema import GenerateSettings
 from core.presets.validation_errors import invalid_keys
 from core.random_streams import Stream, generator_at
@@ -27,7 +26,7 @@ from core.random_streams import Stream, generator_at
 #: More is likelier a typing error than a wish: months of work, terabytes of disk.
 MAX_CELLS = 1_000_000_000
 #: Cells of a request that gives no number.
-DEFAULT_CELLS = 200
+_DEFAULT_CELLS = 200
 #: Below this many training cells of a combination its cells are guesswork.
 FEW_CELLS = 20
 #: Of a cell of a few hundred genes, for the message about absurd numbers.
@@ -38,33 +37,24 @@ _BYTES_PER_CELL = 1_000
 class GenerationRequest:
     """A request for cells.
 
-    Attributes
-    ----------
-    phenotypes
-        Name -> requested value, as the user wrote it; [NO_SEX] leaves sex unspecified, whatever
-        ``unspecified`` says of the others.
-    balance
-        A phenotype whose rare values are to be filled up, or None: each value is drawn by the number of
-        training cells by which it trails the commonest.
-    unspecified
-        "sample" fills the other phenotypes from matching training cells; "none" writes [NO_*].
-    library_size
-        Total counts of every cell; None: drawn from training cells.
-    seed
-        Cell i of a seed is the same whatever the number of cells or the batch size.
-
     Raises
     ------
     ConfigurationError
         A number is out of bounds.
     """
 
+    #: Name -> value, as the user wrote it; [NO_SEX] leaves sex unspecified, whatever ``unspecified`` is.
     phenotypes: Mapping[str, str]
     n_cells: int
+    #: "sample" fills the other phenotypes from matching training cells; "none" writes [NO_*].
     unspecified: Literal["sample", "none"] = "sample"
     settings: GenerateSettings = field(default_factory=GenerateSettings)
+    #: Cell i of a seed is the same whatever the number of cells or the batch size.
     seed: int = 0
+    #: Total counts of every cell; None: drawn from training cells.
     library_size: float | None = None
+    #: A phenotype whose rare values are to be filled up: each value is drawn by the number of training
+    #: cells by which it trails the commonest.
     balance: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,34 +78,22 @@ class GenerationRequest:
             message = "a library size needs genes_per_cell = 'sample'; leave one of them out"
             raise ConfigurationError(message)
 
-    @classmethod
-    def for_model(
-        cls,
-        model: CellModel,
-        phenotypes: Mapping[str, str],
-        n_cells: int | None,
-        *,
-        sampling: Mapping[str, Any],
-        unspecified: Literal["sample", "none"] = "sample",
-        seed: int = 0,
-        library_size: float | None = None,
-        balance: str | None = None,
-    ) -> "GenerationRequest":
-        """Make a request from the model's own settings and those that ``sampling`` changes.
 
-        Without a number of cells it is the one that fills up ``balance``, or 200.
+def cells_to_generate(
+    model: CellModel, phenotypes: Mapping[str, str], n_cells: int | None, balance: str | None
+) -> int:
+    """Return the number of cells of a request: by default what fills up ``balance``, or 200.
 
-        Raises
-        ------
-        ConfigurationError
-            A sampling setting is not what the preset schema allows, or ``balance`` is impossible.
-        """
-        if n_cells is None:
-            n_cells = DEFAULT_CELLS
-            if balance is not None:
-                n_cells = sum(lacking_cells(model, phenotypes, balance).values())
-        settings = changed_settings(model.generate, sampling)
-        return cls(phenotypes, n_cells, unspecified, settings, seed, library_size, balance)
+    Raises
+    ------
+    ConfigurationError
+        ``balance`` is impossible.
+    """
+    if n_cells is not None:
+        return n_cells
+    if balance is None:
+        return _DEFAULT_CELLS
+    return sum(lacking_cells(model, phenotypes, balance).values())
 
 
 class _GenerateSection(BaseModel):
@@ -188,7 +166,7 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
         raise ConfigurationError(message)
     kept = {other: code for other, code in requested.items() if code >= 0}
     values = model.config.phenotypes[balance]
-    has = [model.reference.n_cells({**kept, slot: code}) for code in range(len(values))]
+    has = model.reference.value_counts(slot, len(values), kept)
     lacking = {value: max(has) - n if n else 0 for value, n in zip(values, has, strict=True)}
     if not any(lacking.values()):
         message = (
@@ -201,48 +179,35 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
 class PhenotypeDraw:
     """The phenotypes that the cells of a request get, in any order and in parts.
 
-    Attributes
-    ----------
-    wanted
-        Slot -> code, of the requested values.
-    n_training
-        Training cells that have all of them.
-    notes
-        Sentences that the user should read: combinations that training had few or none of.
-
-    Raises
-    ------
-    ConfigurationError
-        The request names what the model does not know.
+    ``wanted`` is slot -> code of the requested values, ``n_training`` the number of training cells that
+    have all of them, and ``notes`` holds sentences that the user should read.
     """
 
     def __init__(self, model: CellModel, request: GenerationRequest) -> None:
-        self._config, self._reference = model.config, model.reference
-        self._seed = request.seed
+        self._names = list(model.config.phenotypes)
+        self._values = list(model.config.phenotypes.values())
+        self._reference, self._seed = model.reference, request.seed
         self._requested = resolve_phenotypes(model.config, request.phenotypes)
         self.wanted = {slot: code for slot, code in self._requested.items() if code >= 0}
         self.n_training = model.reference.n_cells(self.wanted)
         self.notes = self._notes_on_training()
         self._combinations: NDArray[np.int32] | None = None
         if request.balance is not None:
-            self._fill_up(model, request, request.balance)
-        elif request.unspecified == "sample" and len(self._requested) < len(
-            self._config.phenotypes
-        ):
-            matching, given_up = _matching_combinations(self._reference, self.wanted)
-            if given_up:
-                names = list(self._config.phenotypes)
-                self.notes.append(
-                    "unspecified phenotypes come from training cells that match all but "
-                    + ", ".join(names[slot] for slot in given_up)
-                )
-            counts = self._reference.counts[matching]
+            lacking = lacking_cells(model, request.phenotypes, request.balance)
+            weights: NDArray[Any] = self._fill_up(
+                request, self._names.index(request.balance), lacking
+            )
+        elif request.unspecified == "sample" and len(self._requested) < len(self._names):
+            matching = self._matching_combinations()
+            weights = self._reference.counts[matching]
             self._combinations = self._reference.combinations[matching]
-            self._cumulative = np.cumsum(counts) / counts.sum()
+        else:
+            return
+        self._cumulative = np.cumsum(weights) / weights.sum()
 
     def codes(self, cells: range) -> NDArray[np.int32]:
         """Return (cells, phenotypes) codes of the cells numbered ``cells``, -1 for [NO_*]."""
-        codes = np.full((len(cells), len(self._config.phenotypes)), -1, dtype=np.int32)
+        codes = np.full((len(cells), len(self._names)), -1, dtype=np.int32)
         if self._combinations is not None:
             # One uniform number per cell, in order: a part is the same as within the whole.
             rng = generator_at(cells.start, self._seed, Stream.GENERATED_PHENOTYPES)
@@ -252,37 +217,49 @@ class PhenotypeDraw:
             codes[:, slot] = code
         return codes
 
-    def _fill_up(self, model: CellModel, request: GenerationRequest, balance: str) -> None:
+    def _fill_up(
+        self, request: GenerationRequest, slot: int, lacking: dict[str, int]
+    ) -> NDArray[np.float64]:
         """Weigh training combinations by what the values of the balanced phenotype lack."""
-        lacking = lacking_cells(model, request.phenotypes, balance)
-        slot = list(self._config.phenotypes).index(balance)
-        values = self._config.phenotypes[balance]
         matching = self._reference.matching(self.wanted)
         matching &= self._reference.combinations[:, slot] >= 0
         combinations = self._reference.combinations[matching]
         codes, counts = combinations[:, slot], self._reference.counts[matching]
-        lacks = np.array([lacking[value] for value in values], dtype=np.float64)
-        has = np.bincount(codes, counts, minlength=len(values))
-        weights = counts * (lacks / np.maximum(has, 1.0))[codes]
+        lacks = np.array(list(lacking.values()), dtype=np.float64)
+        has = np.bincount(codes, counts, minlength=len(lacks))
         if request.unspecified == "none":
             combinations = np.full_like(combinations, -1)
             combinations[:, slot] = codes
         self._combinations = combinations
-        self._cumulative = np.cumsum(weights) / weights.sum()
         few = [
             f"{value} ({int(n)})"
-            for value, n in zip(values, has, strict=True)
-            if lacking[value] and n < FEW_CELLS
+            for (value, lack), n in zip(lacking.items(), has, strict=True)
+            if lack and n < FEW_CELLS
         ]
         if few:
             self.notes.append(
                 f"few training cells: {', '.join(few)}; cells that fill them up are guesswork"
             )
+        return counts * (lacks / np.maximum(has, 1.0))[codes]
+
+    def _matching_combinations(self) -> NDArray[np.bool_]:
+        """Training combinations that match; if none does, the rarest values are dropped until some do."""
+        reference, kept, dropped = self._reference, dict(self.wanted), []
+        while not reference.matching(kept).any():
+            rarest = min(kept, key=lambda slot: reference.n_cells({slot: kept[slot]}))
+            dropped.append(self._names[rarest])
+            del kept[rarest]
+        if dropped:
+            self.notes.append(
+                "unspecified phenotypes come from training cells that match all but "
+                + ", ".join(dropped)
+            )
+        return reference.matching(kept)
 
     def _notes_on_training(self) -> list[str]:
         if not self.wanted or self.n_training >= FEW_CELLS:
             return []
-        described = ", ".join(self._describe(slot, code) for slot, code in self.wanted.items())
+        described = ", ".join(self._describe(slot) for slot in self.wanted)
         composed = "the model composes what it learnt of each value"
         if self.n_training > 0:
             have = "cell has" if self.n_training == 1 else "cells have"
@@ -302,35 +279,18 @@ class PhenotypeDraw:
         first = min(partners, key=lambda slot: len(partners[slot]))
         second = one + other - first
         shown = ", ".join(partners[first][:3]) + (", ..." if len(partners[first]) > 3 else "")
-        names = list(self._config.phenotypes)
-        value = self._config.phenotypes[names[first]][self.wanted[first]]
         return (
-            f"{self._describe(first, self.wanted[first])} and "
-            f"{self._describe(second, self.wanted[second])} never met in training: {value} came "
-            f"with {names[second]} {shown or 'unknown'}"
+            f"{self._describe(first)} and {self._describe(second)} never met in training: "
+            f"{self._values[first][self.wanted[first]]} came "
+            f"with {self._names[second]} {shown or 'unknown'}"
         )
 
     def _partners(self, slot: int, other: int) -> list[str]:
         """Values of ``other`` beside the requested value of ``slot`` in training, commonest first."""
-        reference = self._reference
-        has = reference.combinations[:, slot] == self.wanted[slot]
-        codes, counts = reference.combinations[has, other], reference.counts[has]
-        values = list(self._config.phenotypes.values())[other]
-        sums = np.bincount(codes[codes >= 0], counts[codes >= 0], minlength=len(values))
+        values = self._values[other]
+        wanted = {slot: self.wanted[slot]}
+        sums = np.array(self._reference.value_counts(other, len(values), wanted))
         return [values[code] for code in np.argsort(-sums, kind="stable") if sums[code] > 0]
 
-    def _describe(self, slot: int, code: int) -> str:
-        name = list(self._config.phenotypes)[slot]
-        return f"{name} = {self._config.phenotypes[name][code]}"
-
-
-def _matching_combinations(
-    reference: Reference, wanted: dict[int, int]
-) -> tuple[NDArray[np.bool_], list[int]]:
-    """Training combinations that match; if none does, the rarest values are dropped until some do."""
-    kept, given_up = dict(wanted), []
-    while not reference.matching(kept).any():
-        rarest = min(kept, key=lambda slot: reference.n_cells({slot: kept[slot]}))
-        given_up.append(rarest)
-        del kept[rarest]
-    return reference.matching(kept), given_up
+    def _describe(self, slot: int) -> str:
+        return f"{self._names[slot]} = {self._values[slot][self.wanted[slot]]}"

@@ -11,13 +11,17 @@ from scipy import sparse
 
 from core.errors import ConfigurationError, DataError
 from core.generation.cell_generator import COUNTS as COUNT_VALUES
-from core.generation.cell_generator import GENERATION_KEY, CellGenerator, generate_cells
+from core.generation.cell_generator import (
+    GENERATION_KEY,
+    CellGenerator,
+    generate_cells,
+    sample_cells,
+)
 from core.generation.cell_sizes import CellSizes, log_values, sample_counts
 from core.generation.generated_file import read_first_cells, write_generated
 from core.generation.partial_cells import solve_shift
 from core.generation.plan import CellPlan, plan_for
 from core.generation.request import GenerationRequest
-from core.generation.sampler import sample_cells
 from core.model.folder import CellModel
 from core.model.reference import SIZE_QUANTILES, size_quantiles
 from core.presets.schema import GenerateSettings

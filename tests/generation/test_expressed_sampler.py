@@ -6,9 +6,9 @@ import torch
 
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
+from core.generation.cell_generator import check_can_generate, sample_cells
 from core.generation.encoder_input import ExpressedInput
-from core.generation.plan import CellPlan, needs_normal, plan_for
-from core.generation.sampler import check_can_generate, sample_cells
+from core.generation.plan import CellPlan, plan_for
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
@@ -37,7 +37,10 @@ def biased_model():
 def sample(model, *, n_cells=20, first=0, wanted=None, **settings):
     chosen = GenerateSettings(**{"steps": 3} | settings)
     plan = CellPlan.draw(
-        0, range(first, first + n_cells), plan_for(model, chosen), needs_normal=needs_normal(model)
+        0,
+        range(first, first + n_cells),
+        plan_for(model, chosen),
+        needs_normal=model.config.kind == "continuous",
     )
     codes = np.zeros((n_cells, 2), np.int32)
     genes = None if wanted is None else np.full(n_cells, wanted, np.float32)

@@ -166,7 +166,7 @@ def test_a_fault_while_the_file_is_put_together_leaves_the_old_one_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generated_file, "_write_obs", fail)
+        patch.setattr(generated_file, "_write_cells", fail)
         with pytest.raises(MachineError, match=r"No space left.*the same command resumes"):
             write_generated(source_of(), output)
     assert output.read_bytes() == b"the old file"

@@ -47,7 +47,7 @@ def test_the_state_answers_as_the_network_does(kind, data):
             upto = data.draw(st.integers(0, N_GENES))
             genes = torch.from_numpy(order[:, min(known, upto) : max(known, upto)])
             at = torch.from_numpy(bins).gather(1, genes)
-            (state.reveal if upto > known else state.hide)(genes, at)
+            state.reveal(genes, at, sign=1 if upto > known else -1)
             known = upto
         is_hidden = np.ones(bins.shape, bool)
         np.put_along_axis(is_hidden, order[:, :known], values=False, axis=1)
@@ -99,7 +99,7 @@ def test_in_the_expressed_layout_it_answers_as_the_network_does(data):
             n_expressed=whole,
         )  # fmt: skip
         state.reveal(order, bins.gather(1, order))
-        state.hide(asked, bins.gather(1, asked))
+        state.reveal(asked, bins.gather(1, asked), sign=-1)
         found = state.logits(asked)
         batch = ExpressedInput(model, codes, order, expressed_fraction=0.5).query(
             asked, value, torch.zeros(value.shape), share, with_phenotypes=True

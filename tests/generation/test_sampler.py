@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from core.encoding.tokens import MASK
+from core.generation.cell_generator import check_can_generate, sample_cells
 from core.generation.partial_cells import draw_from_class_marginals
 from core.generation.plan import CellPlan, plan_for
-from core.generation.sampler import check_can_generate, sample_cells
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model
 
