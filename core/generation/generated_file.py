@@ -262,12 +262,12 @@ def _write_cells(made: CellGenerator, folder: Path, indptr: h5py.Dataset, obs: h
     n_values = 0
     for first in range(0, n_cells, _CHUNK):
         end = min(first + _CHUNK, n_cells)
+        names[first:end] = made.cell_names(range(first, end))
+        mark[first:end] = True
         lengths = _read_part(folder, "lengths", first, end)
         ends = n_values + np.cumsum(lengths, dtype=np.int64)
         indptr[first + 1 : end + 1] = ends
         n_values = int(ends[-1])
-        names[first:end] = made.cell_names(range(first, end))
-        mark[first:end] = True
         codes = _read_part(folder, "codes", first * len(phenotypes), end * len(phenotypes))
         for slot, column in enumerate(code_columns):
             column[first:end] = codes[slot :: len(phenotypes)]

@@ -132,7 +132,7 @@ def test_counts_are_normalised_by_their_library_sizes(tfx, made):
     change("counts.h5ad", lambda cells: cells.obs.pop("library_size"))
     refused = tfx("eval", "tiny", "--generated", "counts.h5ad", "-o", "c")
     assert refused.code == 4
-    assert "counts.h5ad holds counts, but not every cell's obs['library_size']" in refused.stderr
+    assert "counts.h5ad holds counts, but lacks the obs['library_size']" in refused.stderr
 
 
 def test_scvi_learns_from_the_counts_of_the_training_cells(tfx, made, tiny_run, monkeypatch):
