@@ -22,7 +22,6 @@ TESTED_VERSIONS: dict[str, str] = {
     "filelock": "4.2.11",
     "h5py": "3.16.0",
     "jinja2": "3.1.6",
-    "joblib": "1.6.0",
     "numpy": "2.4.6",
     "nvidia-ml-py": "13.615.71",
     "pandas": "2.3.3",
