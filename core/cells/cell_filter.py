@@ -10,8 +10,9 @@
 Only labels are read, never expression.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _QUOTES = ("'", '"')
+#: What is between two commas outside quotes: a name and "=", if any, and a value, quoted or bare. A quote
+#: counts where a value begins: the apostrophe of "Crohn's disease" is a letter.
+_PIECE = re.compile(
+    r"""\s*+(?:(?!['"])([^,=]*)=)?\s*+(?:(['"])((?:(?!\2).)*)\2\s*(?=,|\Z)|([^,]*))""", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class CellFilter:
-    """Conditions that a cell must all meet; without conditions every cell does."""
+    """Conditions that a cell must all meet; without conditions every cell does.
+
+    Every method raises ConfigurationError if a text is no condition, or if there is no such label column
+    or value; the message names the nearest.
+    """
 
     conditions: tuple[Condition, ...] = ()
     #: How the filter was given ("--where", "data.where"), for messages.
@@ -84,17 +94,9 @@ class CellFilter:
 
     @classmethod
     def parse(cls, texts: str | Sequence[str], *, where: str = "filter") -> "CellFilter":
-        """Read filters as users write them; several texts add conditions.
-
-        Raises
-        ------
-        ConfigurationError
-            A text is no condition: it lacks a name or a value, or a quote is not closed.
-        """
+        """Read filters as users write them; several texts add conditions."""
         texts = [texts] if isinstance(texts, str) else texts
-        return cls(
-            tuple(condition for text in texts for condition in _parse(text, where=where)), where
-        )
+        return cls(tuple(one for text in texts for one in _parse(text, where=where)), where)
 
     def __str__(self) -> str:
         """Write the filter as the user would."""
@@ -107,13 +109,7 @@ class CellFilter:
     def mask(
         self, labels: "Mapping[str, pd.Categorical[str]]", n_cells: int, store: str
     ) -> NDArray[np.bool_]:
-        """(cells,), whether each cell meets every condition; `store` is its name for messages.
-
-        Raises
-        ------
-        ConfigurationError
-            There is no such label column or value; the message names the nearest.
-        """
+        """(cells,), whether each cell meets every condition; `store` is its name for messages."""
         mask = np.ones(n_cells, dtype=bool)
         for condition in self.conditions:
             mask &= condition.mask(labels, store, where=self.where)
@@ -132,58 +128,31 @@ class CellFilter:
 
 def _parse(text: str, *, where: str) -> list[Condition]:
     conditions: list[Condition] = []
-    for before, value in _pieces(text, where=where):
-        if before is None:
-            if not conditions or value == "":
-                message = (
-                    f"{where} '{text}': '{value}' is no condition; write NAME=VALUE, as in "
-                    f"sex=female,tissue=lung,spleen"
-                )
-                raise ConfigurationError(message)
-            last = conditions.pop()
-            conditions.append(Condition(last.name, (*last.values, value), last.excluded))
-        else:
-            name, excluded = before.removesuffix("!").strip(), before.endswith("!")
-            if not name:
-                message = f"{where} '{text}': '={value}' lacks a name; write NAME=VALUE"
-                raise ConfigurationError(message)
-            conditions.append(Condition(name, (value,), excluded))
-    return conditions
-
-
-def _pieces(text: str, *, where: str) -> list[tuple[str | None, str]]:
-    """Cut at the commas outside quotes: (text before "=", or None, and the value).
-
-    A quote counts where a value begins: the apostrophe of "Crohn's disease" is a letter.
-    """
-    pieces: list[tuple[str | None, str]] = []
     position = 0
     while position <= len(text):
-        stop = _end(text, position)
-        name: str | None = None
-        if not text[position:stop].lstrip().startswith(_QUOTES) and "=" in text[position:stop]:
-            name = text[position : text.index("=", position)]
-            position += len(name) + 1
-        value = text[position:stop].strip()
-        if value.startswith(_QUOTES):
-            opening = text.index(value[0], position)
-            closing = text.find(value[0], opening + 1)
-            stop = _end(text, closing)
-            if closing < 0 or text[closing + 1 : stop].strip():
-                message = (
-                    f"{where} '{text}': the quote at character {opening + 1} is not closed at the "
-                    f"end of its value"
-                )
-                raise ConfigurationError(message)
-            value = text[opening + 1 : closing]
-        pieces.append((None if name is None else name.strip(), value))
-        position = stop + 1
-    return pieces
-
-
-def _end(text: str, position: int) -> int:
-    comma = text.find(",", position)
-    return len(text) if comma < 0 else comma
+        piece = _PIECE.match(text, position)
+        assert piece is not None, "every part of it may be empty"
+        before, _, quoted, bare = piece.groups()
+        value = bare.strip() if quoted is None else quoted
+        problem = ""
+        if quoted is None and value.startswith(_QUOTES):
+            opening = text.index(value[0], piece.start(4))
+            problem = f"the quote at character {opening + 1} is not closed at the end of its value"
+        elif before is not None:
+            name = before.strip().removesuffix("!").strip()
+            conditions.append(Condition(name, (value,), excluded=before.strip().endswith("!")))
+            if not name:
+                problem = f"'={value}' lacks a name; write NAME=VALUE"
+        elif conditions and value:
+            conditions[-1] = replace(conditions[-1], values=(*conditions[-1].values, value))
+        else:
+            example = "sex=female,tissue=lung,spleen"
+            problem = f"'{value}' is no condition; write NAME=VALUE, as in {example}"
+        if problem:
+            message = f"{where} '{text}': {problem}"
+            raise ConfigurationError(message)
+        position = piece.end() + 1
+    return conditions
 
 
 def _quote(value: str) -> str:

@@ -73,12 +73,8 @@ def read_cell_labels(
     """Read phenotypes and donors, split the cells, and give every label its code.
 
     `roles` are the splits that the preset gives the files to; the cells of "all" are divided.
-
-    Raises
-    ------
-    DataError
-        A named column is absent, a named phenotype has fewer than two values, or no cell is left
-        for training.
+    DataError if a named column is absent, a named phenotype has fewer than two values, or no cell is
+    left for training.
     """
     n_cells = [len(table) for table in tables]
     columns = requested_phenotypes(data)
@@ -90,7 +86,7 @@ def read_cell_labels(
         ]
         grouped = phenotype.name == "age" and data.age_groups == "decade"
         found[phenotype.name] = group_age_labels(per_file) if grouped else per_file
-    donors, donor_names = _read_donors(data, names, tables)
+    donors = _read_donors(data, names, tables)
     strata = [code_phenotype(found[phenotype.name], n_cells, None).codes for phenotype in columns]
     split = _split(data, roles, n_cells, donors, strata)
     in_training = split.codes == TRAIN
@@ -121,15 +117,14 @@ def read_cell_labels(
             continue
         reason = _why_unfit(phenotype, result)
         if phenotype.explicit or entry is not None:
-            source = f"{data.vocabulary}" if entry is not None else names[0]
             message = (
-                f"{source}: data.phenotypes.{phenotype.name} (obs column '{phenotype.column}') "
+                f"{names[0] if entry is None else data.vocabulary}: data.phenotypes.{phenotype.name} (obs column '{phenotype.column}') "
                 f"{reason}, which a model cannot learn from; map another column or set "
                 f"data.phenotypes.{phenotype.name} = false"
             )
             raise DataError(message)
         left_out[phenotype.name] = reason
-    notices = [*split.notices, *_shared_donors(roles, n_cells, donors, donor_names)]
+    notices = [*split.notices, *_shared_donors(roles, n_cells, donors)]
     requested = {name for one in columns for name in (one.name, one.column)}
     unknown = [key for key in given if key not in requested]
     if unknown:
@@ -140,11 +135,11 @@ def read_cell_labels(
             [np.empty((sum(n_cells), 0), dtype=np.int8), *(one.codes for one in coded.values())]
         ),
         split=split,
-        donors=donors,
-        donor_names=donor_names,
+        donors=None if donors is None else donors.codes,
+        donor_names=None if donors is None else donors.values,
         phenotype_report={name: _describe(result, in_training) for name, result in coded.items()},
         left_out=left_out,
-        split_report=_describe_split(split, data, donors, donor_names)
+        split_report=_describe_split(split, data, donors)
         | _describe_imbalance(split.codes, columns, strata, coded),
         notices=notices,
     )
@@ -154,7 +149,7 @@ def _split(
     data: DataSettings,
     roles: Sequence[str],
     n_cells: Sequence[int],
-    donors: Codes | None,
+    donors: CodedPhenotype | None,
     strata: Sequence[Codes],
 ) -> SplitPlan:
     """Give files their role, and divide the cells of the others among the splits without a file."""
@@ -170,40 +165,29 @@ def _split(
     if not divided.any() or not fractions:
         return SplitPlan(codes, "files")
     rng = generator(data.split.seed, Stream.SPLIT)
-    by_cell = data.split.by == "cells"
-    notices: list[str] = []
-    if donors is not None and not by_cell:
-        by_donor = split_by_donor(
-            donors[divided], fractions, rng, phenotypes=[part[divided] for part in strata]
-        )
+    phenotypes = [part[divided] for part in strata]
+    reason = f"there is no obs column '{data.split.by}'"
+    if donors is not None:
+        of_cells = donors.codes[divided]
+        by_donor = split_by_donor(of_cells, fractions, rng, phenotypes=phenotypes)
         if by_donor is not None:
             codes[divided] = by_donor
-            unknown = int(np.sum(donors[divided] == MISSING))
-            if unknown:
-                notices.append(f"{unknown} cells of unknown '{data.split.by}' are used to train")
-            return SplitPlan(codes, "donor", notices)
-        n_donors = len(np.unique(donors[divided][donors[divided] >= 0]))
-        notices.append(
-            f"obs column '{data.split.by}' has too few values ({n_donors}) to hold some out; single "
-            f"cells are split, stratified by phenotype, so scores may flatter"
-        )
-    elif not by_cell:
-        notices.append(
-            f"there is no obs column '{data.split.by}'; single cells are split, stratified by "
-            f"phenotype, so scores may flatter"
-        )
-    codes[divided] = split_stratified(
-        [part[divided] for part in strata], int(divided.sum()), fractions, rng
-    )
-    return SplitPlan(codes, "stratified", notices)
+            unknown = int(np.sum(of_cells == MISSING))
+            notice = f"{unknown} cells of unknown '{data.split.by}' are used to train"
+            return SplitPlan(codes, "donor", [notice] if unknown else [])
+        n_donors = len(np.unique(of_cells[of_cells >= 0]))
+        reason = f"obs column '{data.split.by}' has too few values ({n_donors}) to hold some out"
+    codes[divided] = split_stratified(phenotypes, int(divided.sum()), fractions, rng)
+    notice = f"{reason}; single cells are split, stratified by phenotype, so scores may flatter"
+    return SplitPlan(codes, "stratified", [] if data.split.by == "cells" else [notice])
 
 
 def _read_donors(
     data: DataSettings, names: Sequence[str], tables: Sequence[pd.DataFrame]
-) -> tuple[Codes | None, list[str] | None]:
+) -> CodedPhenotype | None:
     """Codes and names of donors over all files; a donor name means one donor in all files."""
     if data.split.by == "cells":
-        return None, None
+        return None
     column = PhenotypeColumn("donor", data.split.by, explicit=False)
     files = [
         read_labels(table, column, where=name) for name, table in zip(names, tables, strict=True)
@@ -217,31 +201,25 @@ def _read_donors(
                     f"{suggest(data.split.by, table.attrs.get('columns', map(str, table.columns)))}"
                 )
                 raise DataError(message)
-    n_cells = [len(table) for table in tables]
-    coded = code_phenotype(files, n_cells, None)
-    if not coded.values:
-        return None, None
-    return coded.codes, coded.values
+    coded = code_phenotype(files, [len(table) for table in tables], None)
+    return coded if coded.values else None
 
 
 def _shared_donors(
-    roles: Sequence[str],
-    n_cells: Sequence[int],
-    donors: Codes | None,
-    donor_names: list[str] | None,
+    roles: Sequence[str], n_cells: Sequence[int], donors: CodedPhenotype | None
 ) -> list[str]:
     """Notices of held-out files with donors of the files that train."""
-    if donors is None or donor_names is None:
+    if donors is None:
         return []
-    training = set(np.unique(donors[_cells_of(roles, n_cells, {"all", "train"})]).tolist())
+    training = donors.codes[_cells_of(roles, n_cells, {"all", "train"})]
     notices = []
     for role in ("validation", "test"):
-        held_out = set(np.unique(donors[_cells_of(roles, n_cells, {role})]).tolist())
-        if shared := sorted((held_out & training) - {MISSING}):
-            shown = ", ".join(donor_names[donor] for donor in shared[:3])
+        held_out = donors.codes[_cells_of(roles, n_cells, {role})]
+        shared = [donors.values[code] for code in np.intersect1d(held_out, training) if code >= 0]
+        if shared:
             notices.append(
-                f"data.{role}_files share {len(shared)} donors with data.files ({shown}"
-                f"{', ...' if len(shared) > 3 else ''}), so scores may flatter"
+                f"data.{role}_files share {len(shared)} donors with data.files "
+                f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}), so scores may flatter"
             )
     return notices
 
@@ -275,10 +253,7 @@ def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[st
 
 
 def _describe_split(
-    split: SplitPlan,
-    data: DataSettings,
-    donors: Codes | None,
-    donor_names: list[str] | None,
+    split: SplitPlan, data: DataSettings, donors: CodedPhenotype | None
 ) -> dict[str, Any]:
     described: dict[str, Any] = {
         "method": split.method,
@@ -287,11 +262,12 @@ def _describe_split(
         "seed": data.split.seed,
         "cells": {name: int(np.sum(split.codes == code)) for name, code in _CODES.items()},
     }
-    if donors is not None and donor_names is not None:
+    if donors is not None:
         described["donors"] = {
             name: [
-                donor_names[donor]
-                for donor in np.unique(donors[(split.codes == code) & (donors >= 0)])
+                donors.values[donor]
+                for donor in np.unique(donors.codes[split.codes == code])
+                if donor >= 0
             ]
             for name, code in _CODES.items()
         }
@@ -304,10 +280,9 @@ def _describe_imbalance(
     strata: Sequence[Codes],
     phenotypes: Collection[str],
 ) -> dict[str, Any]:
-    """Distances of the phenotypes of held-out cells from those of all cells, and the worst case.
+    """Distances (see `phenotype_distances`) of the phenotypes of held-out cells, and the worst case.
 
-    A distance is the fraction of the split's cells that would need another label; phenotypes left out
-    of the store have none.
+    Phenotypes left out of the store have none.
     """
     distances = phenotype_distances(codes, strata)
     imbalance = {
@@ -320,12 +295,11 @@ def _describe_imbalance(
         if code != TRAIN and code in distances
     }
     cases = [
-        (distance, split, name)
+        {"split": split, "phenotype": name, "distance": distance}
         for split, of_split in imbalance.items()
         for name, distance in of_split.items()
     ]
-    worst = None
-    if cases:
-        distance, split, name = max(cases)
-        worst = {"split": split, "phenotype": name, "distance": distance}
+    worst = max(
+        cases, key=lambda one: (one["distance"], one["split"], one["phenotype"]), default=None
+    )
     return {"imbalance": imbalance, "worst_imbalance": worst}

@@ -20,18 +20,10 @@ BUILTIN_PREFIX = "builtin:"
 def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> list[str]:
     """List the files of patterns, in the order of the patterns.
 
-    Parameters
-    ----------
-    patterns
-        Paths, globs (``*``, ``?``, ``[...]``, ``**``), braces (``{0..43}``, ``{00..43}``,
-        ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally.
-    allow_missing
-        Also return files of braces that do not exist, as for plain paths.
-
-    Returns
-    -------
-    Paths as given; the files of a glob in natural order (2 before 10). A plain path is returned
-    even if it does not exist: reading it raises the error.
+    Patterns are paths, globs (``*``, ``?``, ``[...]``, ``**``), braces (``{0..43}``, ``{00..43}``,
+    ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally; the files of a glob
+    come in natural order (2 before 10). A plain path is returned even if it does not exist: reading it
+    raises the error. With `allow_missing`, the same holds for files of braces.
 
     Raises
     ------
@@ -43,8 +35,7 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
     files = [file for pattern in patterns for file in _expand(pattern, allow_missing=allow_missing)]
     seen: dict[str, str] = {}
     for file in files:
-        same = seen.get(_key(file))
-        seen[_key(file)] = file
+        same, seen[_key(file)] = seen.get(_key(file)), file
         if same is not None:
             also = "" if same == file else f" (as '{same}' and '{file}')"
             message = f"{file}: listed twice{also}; its cells would count double, name it once"
@@ -53,13 +44,7 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
 
 
 def check_overlap(lists: dict[str, Sequence[str]]) -> None:
-    """Check that no file is in two lists of files; ``lists`` maps preset keys to expanded files.
-
-    Raises
-    ------
-    ConfigurationError
-        Naming the file and both keys.
-    """
+    """Check that no file is in two lists of files; ``lists`` maps preset keys to expanded files."""
     owner: dict[str, str] = {}
     for key, files in lists.items():
         for file in files:

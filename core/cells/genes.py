@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from core.cells.phenotypes import suggest
 from core.errors import DataError
+from core.wording import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,32 +30,10 @@ _NUMBER = re.compile(r"\d+")
 
 #: var columns that hold Ensembl ids, most specific first; the names in CELLxGENE, Cell Ranger
 #: (scanpy's ``read_10x_h5``), scvi-tools and the common loaders.
-_ID_COLUMNS = [
-    "ensembl_id",
-    "ensembl_ids",
-    "ensembl",
-    "ensembl_gene_id",
-    "gene_ids",
-    "gene_id",
-    "feature_id",
-    "feature_ids",
-    "ENSEMBL",
-    "id",
-    "ids",
-]
-_SYMBOL_COLUMNS = [
-    "feature_name",
-    "gene_name",
-    "gene_names",
-    "gene_symbol",
-    "gene_symbols",
-    "symbol",
-    "symbols",
-    "hgnc_symbol",
-    "gene_short_name",
-    "gene",
-    "name",
-]
+_ID_COLUMNS = ["ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "gene_ids", "gene_id"]
+_ID_COLUMNS += ["feature_id", "feature_ids", "ENSEMBL", "id", "ids"]
+_SYMBOL_COLUMNS = ["feature_name", "gene_name", "gene_names", "gene_symbol", "gene_symbols"]
+_SYMBOL_COLUMNS += ["symbol", "symbols", "hgnc_symbol", "gene_short_name", "gene", "name"]
 
 #: A column counts as Ensembl ids when at least this fraction of it looks so (files carry a few
 #: spike-ins or transgenes).
@@ -136,22 +116,12 @@ def strip_version(gene_id: str) -> str:
 
 
 def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable:
-    """Find the ids (without version, unique) and symbols of a file's genes.
+    """Find the ids (without version, unique) and symbols of a file's genes, (genes, columns) in `var`.
 
-    Parameters
-    ----------
-    var
-        (genes, columns), the file's table of genes.
-    gene_ids
-        "var_names", the name of a var column, or "auto": Ensembl ids from var_names or a column,
-        else symbols from var_names (unless these are mere numbers) or a column.
-    where
-        The file and matrix, for messages.
-
-    Raises
-    ------
-    DataError
-        The column is absent, nothing looks like gene names, or ids are missing or duplicated.
+    `gene_ids` is "var_names", the name of a var column, or "auto": Ensembl ids from var_names or a
+    column, else symbols from var_names (unless these are mere numbers) or a column. `where` is the file
+    and matrix, for messages. DataError if the column is absent, nothing looks like gene names, or ids
+    are missing or duplicated.
     """
     key = _content(var, gene_ids)
     if key not in _KNOWN_TABLES:
@@ -181,12 +151,9 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     elif gene_ids in var.columns:
         names, source = _texts(var[gene_ids]), f"var column '{gene_ids}'"
     else:
-        columns = [str(name) for name in var.columns]
-        near = (difflib.get_close_matches(gene_ids, columns, n=3) or columns)[:5]
-        hint = f"did you mean {', '.join(map(repr, near))}? Or " if near else ""
         message = (
             f"{where}: data.gene_ids names the var column '{gene_ids}', which does not exist; "
-            f"{hint}use 'var_names' or 'auto'"
+            f"{suggest(gene_ids, map(str, var.columns))}, or use 'var_names' or 'auto'"
         )
         raise DataError(message)
     if "" in names:
@@ -198,10 +165,10 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     ids = [strip_version(name) for name in names]
     if len(set(ids)) < len(ids):
         repeated = [name for name, count in Counter(ids).items() if count > 1]
-        shown = ", ".join(repeated[:3]) + (", ..." if len(repeated) > 3 else "")
         message = (
-            f"{where}: {len(repeated)} gene ids in {source} occur more than once ({shown}); sum or "
-            f"drop the duplicates, or set data.gene_ids to a column of unique ids"
+            f"{where}: {len(repeated)} gene ids in {source} occur more than once "
+            f"({listed(repeated)}); sum or drop the duplicates, or set data.gene_ids to a column of "
+            f"unique ids"
         )
         raise DataError(message)
     n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
@@ -277,32 +244,27 @@ class GeneJoin:
 def join_genes(
     tables: Sequence[GeneTable], names: Sequence[str], how: Literal["intersection", "union"]
 ) -> GeneJoin:
-    """Join the genes of files by id.
-
-    Raises
-    ------
-    DataError
-        The files share no gene; the message shows what the ids of each look like.
-    """
+    """Join the genes of files by id; DataError if the files share no gene."""
     # Shards of one dataset come with one and the same table.
     different = list({id(table): table for table in tables}.values())
     shared = set(different[0].ids).intersection(*(table.ids for table in different[1:]))
     # A union is checked too: files of two naming schemes would hold every gene twice.
-    if not (_all_overlap(different) if how == "union" else shared):
+    n_files = Counter(gene for table in different for gene in table.ids)
+    overlap = [any(n_files[gene] > 1 for gene in table.ids) for table in different]
+    if not (len(different) == 1 or all(overlap) if how == "union" else shared):
         looks = {describe_ids(table.ids): name for table, name in zip(tables, names, strict=True)}
-        listed = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
+        shown = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
         message = (
-            f"the {len(tables)} files share no gene ({listed}); set data.gene_ids to a column of "
+            f"the {len(tables)} files share no gene ({shown}); set data.gene_ids to a column of "
             f"the same kind of ids in all of them"
         )
         raise DataError(message)
     symbols: dict[str, str] = {}
     for table in different:
         for gene, symbol in zip(table.ids, table.symbols, strict=True):
-            if how == "union" or gene in shared:
-                known = symbols.setdefault(gene, symbol)
-                if known == gene:  # a later file may know the symbol
-                    symbols[gene] = symbol
+            # A later file may know the symbol.
+            if (how == "union" or gene in shared) and symbols.get(gene, gene) == gene:
+                symbols[gene] = symbol
     panel = GenePanel(tuple(symbols), tuple(symbols.values()))
     place = {gene: column for column, gene in enumerate(panel.ids)}
     columns = {
@@ -310,9 +272,3 @@ def join_genes(
         for table in different
     }
     return GeneJoin(panel, [columns[id(table)] for table in tables])
-
-
-def _all_overlap(tables: Sequence[GeneTable]) -> bool:
-    """Whether every file shares a gene with another."""
-    n_files = Counter(gene for table in tables for gene in table.ids)
-    return len(tables) == 1 or all(any(n_files[gene] > 1 for gene in table.ids) for table in tables)

@@ -15,7 +15,6 @@ FORMAT_VERSION = 2
 #: Formats that are read: 1 had no checksums, and another random order.
 _READABLE = (1, 2)
 MANIFEST_NAME = "manifest.json"
-_BLOCK = 2**22
 
 
 class _Record(BaseModel):
@@ -67,13 +66,7 @@ class Manifest(_Record):
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read ``manifest.json`` of a store.
-
-        Raises
-        ------
-        DataError
-            The folder is not a store, the manifest is damaged, or a newer tfx wrote it.
-        """
+        """Read ``manifest.json``; DataError if it is absent or damaged, or if a newer tfx wrote it."""
         path = folder / MANIFEST_NAME
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -113,11 +106,8 @@ class Manifest(_Record):
 
 def checksum(path: Path) -> str:
     """sha256 of a file, as ``sha256sum`` prints it."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:

@@ -79,15 +79,10 @@ class MatrixChoice:
 
 
 def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
-    """Choose the matrix to read.
+    """Choose the matrix to read; DataError if it does not exist or holds neither counts nor log values.
 
     `wanted` names it, or is "auto": counts (X, layers named like counts, raw), else log-normalised
     values (X, raw, layers).
-
-    Raises
-    ------
-    DataError
-        The matrix does not exist or holds neither counts nor log values; with "auto", none does.
     """
     present = source.matrices()
     if wanted != "auto":
@@ -118,8 +113,7 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
                 others = {name: look.describe() for name, look in seen.items() if name != matrix}
                 return MatrixChoice(matrix, state, others)
     if len(seen) == 1:
-        ((matrix, found),) = seen.items()
-        raise DataError(_unfit(source, matrix, found))
+        raise DataError(_unfit(source, *seen.popitem()))
     listed = "; ".join(f"{name}: {look.describe()}" for name, look in seen.items())
     message = (
         f"{source.name}: no matrix holds raw counts or log1p values ({listed}); add one and set "
@@ -133,12 +127,9 @@ def inspect_matrix(source: CellSource, matrix: str) -> Inspection:
     # A file may begin with one donor or type, but what its values are does not change.
     for chunk in source.chunks(matrix, _LOOK):
         if chunk.nnz:
-            return _inspect_values(chunk)
-    return Inspection(MatrixState.EMPTY)
-
-
-def _inspect_values(chunk: sparse.csr_matrix) -> Inspection:
-    """Inspect (cells, genes) values without stored zeros, at least one."""
+            break
+    else:
+        return Inspection(MatrixState.EMPTY)
     values = chunk.data
     finite = np.isfinite(values)
     if not finite.all():
@@ -160,13 +151,7 @@ def _inspect_values(chunk: sparse.csr_matrix) -> Inspection:
 def check_chunk(
     chunk: sparse.csr_matrix, choice: MatrixChoice, source: CellSource, first_row: int
 ) -> None:
-    """Check that a chunk holds what the first look found.
-
-    Raises
-    ------
-    DataError
-        Naming the file, the matrix and the first offending cell and gene.
-    """
+    """Check that a chunk holds what the first look found; DataError names the first other value."""
     values = chunk.data
     checks: list[tuple[NDArray[np.bool_], str]] = [
         (~np.isfinite(values), "NaN or infinite"),

@@ -4,11 +4,12 @@ For a first preset, where the user sees what is found. Nothing here decides what
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from core.cells.checks.phenotype_rows import likely_column
 from core.cells.phenotypes import PhenotypeColumn, code_phenotype, count_codes, read_labels
@@ -51,6 +52,8 @@ class FoundColumn:
     values: tuple[str, ...]
     #: Cells that have a label.
     n_known: int
+    #: (cells of all files,), of the sorted labels.
+    codes: NDArray[np.signedinteger] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,110 +74,88 @@ class ObsColumns:
 
 def find_columns(tables: Sequence[pd.DataFrame]) -> ObsColumns:
     """Find phenotypes and donors in the (cells, columns) obs tables of the files."""
-    everywhere = [
-        str(name) for name in tables[0].columns if all(name in table.columns for table in tables)
-    ]
+    n_cells = sum(map(len, tables))
     anywhere = list(dict.fromkeys(str(name) for table in tables for name in table.columns))
-    read = _Columns(tables)
-    donors = _find_donors(everywhere, read)
+    free = [name for name in anywhere if all(name in table.columns for table in tables)]
+    donors = _find_donors(free, tables)
+    if donors is not None:
+        free.remove(donors.column)
     phenotypes: dict[str, FoundColumn] = {}
     single: list[FoundColumn] = []
     partial: list[str] = []
-    free = [name for name in everywhere if donors is None or name != donors.column]
     for name, usual in STANDARD_PHENOTYPES.items():
-        candidates = [one for one in free if one == usual or not _is_worth_having(one)]
+        taken = {one.column for one in phenotypes.values()}
         column = likely_column(
-            usual, name, [one for one in candidates if one not in _taken(phenotypes)]
+            usual,
+            name,
+            [one for one in free if one not in taken and (one == usual or not _is_wanted(one))],
         )
-        found = None if column is None else read.labels(name, column)
-        if found is None:
-            if likely_column(usual, name, anywhere) is not None and column is None:
+        if column is None:
+            if likely_column(usual, name, anywhere) is not None:
                 partial.append(name)
-            continue
-        if len(found.values) < 2:
-            single.append(found)
-        elif found.n_known >= _CELLS_PER_LABEL * len(found.values):
-            phenotypes[name] = found
+        elif found := _read(tables, name, column):
+            if len(found.values) < 2:
+                single.append(found)
+            elif found.n_known >= _CELLS_PER_LABEL * len(found.values):
+                phenotypes[name] = found
     further: list[FoundColumn] = []
-    known = [] if donors is None else [donors]
-    used = {*_taken(phenotypes), *(one.column for one in single)}
+    used = {one.column for one in [*phenotypes.values(), *single]}
     for column in free:
-        if column in used or (_OF_NO_USE.fullmatch(column) and not _is_worth_having(column)):
+        if column in used or (_OF_NO_USE.fullmatch(column) and not _is_wanted(column)):
             continue
-        found = read.labels(_phenotype_name(column, phenotypes), column)
-        if found is None or not _could_be_phenotype(found, read.n_cells):
+        # A name that becomes a control token, ``[NO_NAME]``: letters, digits and '_'.
+        name = re.sub(r"\W+", "_", column).strip("_").lower() or "phenotype"
+        name += "_2" if name in phenotypes or name in STANDARD_PHENOTYPES else ""
+        found = _read(tables, name, column)
+        if (
+            found is None
+            or not 2 <= len(found.values) <= _MOST_LABELS
+            or found.n_known < max(_COVERED * n_cells, _CELLS_PER_LABEL * len(found.values))
+        ):
             continue
-        if _is_worth_having(column):
-            phenotypes[found.name] = found
-        elif not any(read.are_alike(found, one) for one in [*known, *phenotypes.values()]):
+        if _is_wanted(column):
+            phenotypes[name] = found
+        elif not any(_are_alike(found, one) for one in [donors, *phenotypes.values()] if one):
             further.append(found)
     return ObsColumns(
         tuple(phenotypes.values()), tuple(single), tuple(partial), tuple(further), donors
     )
 
 
-class _Columns:
-    """Reads labels of all files together, each column once."""
-
-    def __init__(self, tables: Sequence[pd.DataFrame]) -> None:
-        self._tables = tables
-        self._codes: dict[str, np.ndarray] = {}
-        self.n_cells = sum(len(table) for table in tables)
-
-    def labels(self, name: str, column: str) -> FoundColumn | None:
-        """Labels of a column; None if it holds a measurement."""
-        wanted = PhenotypeColumn(name, column, explicit=False)
-        try:
-            files = [read_labels(table, wanted, where="obs") for table in self._tables]
-        except DataError:
-            return None
-        coded = code_phenotype(files, [len(table) for table in self._tables], None)
-        self._codes[column] = coded.codes
-        values, counts = coded.values, count_codes(coded.codes, len(coded.values))
-        order = np.argsort(-counts, kind="stable")
-        return FoundColumn(name, column, tuple(values[index] for index in order), int(counts.sum()))
-
-    def are_alike(self, first: FoundColumn, second: FoundColumn) -> bool:
-        """Whether the labels of one column are those of another under other names."""
-        if len(first.values) != len(second.values):
-            return False
-        pairs = np.column_stack([self._codes[first.column], self._codes[second.column]])
-        pairs = pairs[(pairs >= 0).all(axis=1)]
-        return len(np.unique(pairs, axis=0)) == len(first.values)
+def _read(tables: Sequence[pd.DataFrame], name: str, column: str) -> FoundColumn | None:
+    """Labels of a column in all files; None if it holds a measurement."""
+    wanted = PhenotypeColumn(name, column, explicit=False)
+    try:
+        files = [read_labels(table, wanted, where="obs") for table in tables]
+    except DataError:
+        return None
+    coded = code_phenotype(files, [len(table) for table in tables], None)
+    counts = count_codes(coded.codes, len(coded.values))
+    order = np.argsort(-counts, kind="stable")
+    values = tuple(coded.values[index] for index in order)
+    return FoundColumn(name, column, values, int(counts.sum()), coded.codes)
 
 
-def _find_donors(columns: Sequence[str], read: _Columns) -> FoundColumn | None:
+def _find_donors(columns: Sequence[str], tables: Sequence[pd.DataFrame]) -> FoundColumn | None:
     """Find the column of donors: of enough of them, with enough cells each."""
     rest = list(columns)
     while (column := likely_column("donor_id", "donor_id", rest)) is not None:
-        found = read.labels("donor_id", column)
-        if (
-            found is not None
-            and len(found.values) >= _LEAST_DONORS
-            and found.n_known >= _CELLS_PER_DONOR * len(found.values)
-        ):
+        found = _read(tables, "donor_id", column)
+        n_donors = len(found.values) if found else 0
+        if found and n_donors >= _LEAST_DONORS and found.n_known >= _CELLS_PER_DONOR * n_donors:
             return found
         rest.remove(column)
     return None
 
 
-def _taken(phenotypes: Mapping[str, FoundColumn]) -> set[str]:
-    return {one.column for one in phenotypes.values()}
+def _are_alike(first: FoundColumn, second: FoundColumn) -> bool:
+    """Whether the labels of one column are those of another under other names."""
+    if len(first.values) != len(second.values):
+        return False
+    pairs = np.column_stack([first.codes, second.codes])
+    pairs = pairs[(pairs >= 0).all(axis=1)]
+    return len(np.unique(pairs, axis=0)) == len(first.values)
 
 
-def _is_worth_having(column: str) -> bool:
+def _is_wanted(column: str) -> bool:
     return _WORTH_HAVING.fullmatch(column) is not None
-
-
-def _could_be_phenotype(found: FoundColumn, n_cells: int) -> bool:
-    return (
-        2 <= len(found.values) <= _MOST_LABELS
-        and found.n_known >= _COVERED * n_cells
-        and found.n_known >= _CELLS_PER_LABEL * len(found.values)
-    )
-
-
-def _phenotype_name(column: str, phenotypes: Mapping[str, FoundColumn]) -> str:
-    """Return a name that becomes a control token, ``[NO_NAME]``: letters, digits and '_'."""
-    name = re.sub(r"\W+", "_", column).strip("_").lower() or "phenotype"
-    return f"{name}_2" if name in phenotypes or name in STANDARD_PHENOTYPES else name

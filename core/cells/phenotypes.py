@@ -27,31 +27,9 @@ MISSING = -1
 #: Cells counted at a time.
 _BLOCK_CELLS = 2**20
 #: What authors write for an unknown label, case folded.
-_MISSING_LABELS = frozenset(
-    [
-        "",
-        "-",
-        "--",
-        "?",
-        "<na>",
-        "na",
-        "n/a",
-        "#n/a",
-        "nan",
-        "none",
-        "null",
-        "missing",
-        "unknown",
-        "unspecified",
-        "not specified",
-        "unassigned",
-        "not available",
-        "not applicable",
-        "not collected",
-        "not provided",
-        "not reported",
-        "not determined",
-    ]
+_MISSING_LABEL = re.compile(
+    r"-{0,2}|\?|<na>|na|#?n/a|nan|none|null|missing|unknown|unspecified|unassigned"
+    r"|not (?:specified|available|applicable|collected|provided|reported|determined)"
 )
 #: A numeric column with more values than this is a measurement, not a phenotype. (Ages in years,
 #: clusters and plate numbers stay below.)
@@ -64,20 +42,9 @@ _YEARS = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:(?:years?|yrs?|yo|y)\b.*)?", re.IG
 #: After birth only: "10th week post-fertilization" is a stage of its own.
 _YOUNGER = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(month|week|day)s?[\s-]*old\b.*", re.IGNORECASE)
 _PER_YEAR = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
-_ORDINALS = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-]
+_ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
 #: CELLxGENE: "fifth decade human stage" is the years 40 to 49.
-_DECADE = re.compile(rf"({'|'.join(_ORDINALS)}) decade\b.*", re.IGNORECASE)
+_DECADE = re.compile(rf"({_ORDINALS}) decade\b.*", re.IGNORECASE)
 _FIRST_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _OLDEST = 130.0
 
@@ -136,13 +103,8 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
     """Read a phenotype's labels from an obs table; None if a column the preset does not name is absent.
 
     ``obs.attrs["columns"]`` may list columns that the table leaves out; `where` is the file, for
-    messages.
-
-    Raises
-    ------
-    DataError
-        A column that the preset names is absent (the message names the nearest), or holds a
-        measurement rather than labels.
+    messages. DataError if a column that the preset names is absent, or if the column holds a
+    measurement rather than labels.
     """
     if phenotype.column not in obs.columns:
         if not phenotype.explicit:
@@ -172,22 +134,17 @@ def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
     """Put the ages of all files into decades, deciding on the labels of all of them together."""
     values = sorted({value for labels in files if labels for value in labels.values})
     groups = dict(zip(values, group_ages(values), strict=True))
-    return [
-        None
-        if labels is None
-        else replace(
-            _to_labels(labels.codes, [groups[value] for value in labels.values]),
-            missing=labels.missing,
-        )
-        for labels in files
-    ]
+
+    def grouped(labels: Labels) -> Labels:
+        of_decades = _to_labels(labels.codes, [groups[value] for value in labels.values])
+        return replace(of_decades, missing=labels.missing)
+
+    return [labels and grouped(labels) for labels in files]
 
 
-def code_type(n_values: int) -> type[np.int8] | type[np.int16] | type[np.int32]:
+def _code_type(n_values: int) -> "np.dtype[np.signedinteger]":
     """Smallest type of codes below `n_values` and of `MISSING`."""
-    if n_values <= np.iinfo(np.int8).max:
-        return np.int8
-    return np.int16 if n_values <= np.iinfo(np.int16).max else np.int32
+    return np.min_scalar_type(-max(n_values, 1))
 
 
 def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int64]:
@@ -201,24 +158,21 @@ def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int
 
 def is_missing(label: str) -> bool:
     """Whether a label is one of those that mean "not known"."""
-    return label.strip().casefold() in _MISSING_LABELS
+    return _MISSING_LABEL.fullmatch(label.strip().casefold()) is not None
 
 
 def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
     """Merge equal texts and set those that mean "not known" aside."""
-    counts = count_codes(codes, len(texts))
-    missing: dict[str, int] = {}
+    counts = dict[str, int]()
     if n_empty := int(np.sum(codes < 0)):
-        missing["nan"] = n_empty
-    known: set[str] = set()
-    for text, count in zip(texts, counts, strict=True):
-        if count and is_missing(text):
-            missing[text] = missing.get(text, 0) + int(count)
-        elif count:
-            known.add(text)
-    values = sorted(known)
+        counts["nan"] = n_empty
+    for text, count in zip(texts, count_codes(codes, len(texts)).tolist(), strict=True):
+        if count:
+            counts[text] = counts.get(text, 0) + count
+    missing = {text: count for text, count in counts.items() if is_missing(text)}
+    values = sorted(counts.keys() - missing)
     place = {value: code for code, value in enumerate(values)}
-    kind = code_type(len(values))
+    kind = _code_type(len(values))
     recode = np.array([place.get(text, MISSING) for text in texts] + [MISSING], dtype=kind)
     return Labels(recode[codes], tuple(values), missing)
 
@@ -295,14 +249,14 @@ def parse_years(label: str) -> float | None:
     Months, weeks and days after birth are parts of a year; a decade gives its first year.
     """
     text = label.strip().replace("_", " ")
-    years: float | None = None
+    years = math.inf
     if match := _YEARS.fullmatch(text):
         years = float(match[1])
     elif match := _YOUNGER.fullmatch(text):
         years = float(match[1]) / _PER_YEAR[match[2].lower()]
     elif match := _DECADE.fullmatch(text):
-        years = 10.0 * _ORDINALS.index(match[1].lower())
-    return years if years is not None and years <= _OLDEST else None
+        years = 10.0 * _ORDINALS.split("|").index(match[1].lower())
+    return years if years <= _OLDEST else None
 
 
 def group_ages(labels: Sequence[str]) -> list[str]:
@@ -333,13 +287,7 @@ def age_sort_key(label: str) -> tuple[float, str]:
 
 
 def load_vocabulary(path: Path) -> dict[str, list[str]]:
-    """Read a vocabulary file: phenotype name or obs column -> values as written there.
-
-    Raises
-    ------
-    DataError
-        The file is missing, not JSON, or not lists of names by phenotype; or values repeat.
-    """
+    """Read a vocabulary file: phenotype name or obs column -> values as written there."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -359,10 +307,10 @@ def load_vocabulary(path: Path) -> dict[str, list[str]]:
         message = f'{path}: a vocabulary has the form {{"cell_type": ["T cell", ...], ...}}'
         raise DataError(message)
     for name, values in record.items():
-        repeated = [value for value, count in Counter(values).items() if count > 1]
-        if repeated:
-            message = f"{path}: '{name}' lists {repeated[0]!r} more than once; keep it once"
-            raise DataError(message)
+        for value, count in Counter(values).items():
+            if count > 1:
+                message = f"{path}: '{name}' lists {value!r} more than once; keep it once"
+                raise DataError(message)
     return {str(name): list(values) for name, values in record.items()}
 
 
@@ -384,17 +332,9 @@ def code_phenotype(
 ) -> CodedPhenotype:
     """Give every cell the code of its label, files and cells in their order.
 
-    Parameters
-    ----------
-    files, n_cells
-        Of each file: its labels, None if it lacks the column, and its cells.
-    in_training
-        (cells of all files,); None to learn from all cells.
-    given
-        Values of a vocabulary file, whose order is kept, in the spelling of the cells if they have the
-        value; None to learn them, sorted.
-    ages, decades
-        Whether values are ages (numeric order), and grouped.
+    `files` are the labels of each file, None if it lacks the column. Values are learnt, sorted, from the
+    cells `in_training`, (cells of all files,), or all; those `given` in a vocabulary file keep their
+    order, in the spelling of the cells. Values may be `ages` (numeric order), and in `decades`.
     """
     found = sorted({value for labels in files if labels for value in labels.values})
     place = {value: index for index, value in enumerate(found)}
@@ -402,12 +342,12 @@ def code_phenotype(
     parts = []
     for labels, n in zip(files, n_cells, strict=True):
         if labels is None:
-            parts.append(np.full(n, MISSING, dtype=code_type(len(found))))
+            parts.append(np.full(n, MISSING, dtype=_code_type(len(found))))
             missing["(no such column)"] += n
             continue
         missing.update(labels.missing)
         places = [place[value] for value in labels.values] + [MISSING]
-        recode = np.array(places, dtype=code_type(len(found)))
+        recode = np.array(places, dtype=_code_type(len(found)))
         parts.append(recode[labels.codes])
     codes = np.concatenate(parts)
     per_label = count_codes(codes, len(found))
@@ -418,7 +358,12 @@ def code_phenotype(
         values = sorted(known, key=age_sort_key) if ages else known
         meaning = {value: value for value in values}
     else:
-        values, meaning = _adopt(_usable(given, decades=decades), found)
+        usable = _usable(given, decades=decades)
+        # Given values are spelled as the cells do, and mean the cells' labels.
+        means = {label: value for label in found if (value := match_label(label, usable))}
+        spelling = {value: label for label, value in reversed(means.items())}
+        values = [spelling.get(value, value) for value in usable]
+        meaning = {label: spelling[value] for label, value in means.items()}
     code_of = {value: code for code, value in enumerate(values)}
     final = [code_of[meaning[value]] if value in meaning else MISSING for value in found]
     unmapped = {
@@ -426,7 +371,7 @@ def code_phenotype(
         for value, count in zip(found, per_label, strict=True)
         if value not in meaning
     }
-    new_code: NDArray[np.signedinteger] = np.array([*final, MISSING], code_type(len(values)))
+    new_code: NDArray[np.signedinteger] = np.array([*final, MISSING], _code_type(len(values)))
     return CodedPhenotype(new_code[codes], values, dict(sorted(missing.items())), unmapped)
 
 
@@ -438,14 +383,3 @@ def _usable(given: Sequence[str], *, decades: bool) -> list[str]:
         if not _NOT_SPECIFIED.fullmatch(value) and not is_missing(value)
     ]
     return list(dict.fromkeys(group_ages(plain) if decades else plain))
-
-
-def _adopt(given: list[str], found: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Spell given values as the cells do, and map the cells' labels to them."""
-    meaning: dict[str, str] = {}
-    spelling: dict[str, str] = {}
-    for label in found:
-        value = match_label(label, given)
-        if value is not None:
-            meaning[label] = spelling.setdefault(value, label)
-    return [spelling.get(value, value) for value in given], meaning

@@ -108,9 +108,7 @@ class AnnDataSource:
         """Drop transposed matrices; further reading makes them again."""
         self._converted.clear()
 
-    def close(self) -> None:
-        """Drop transposed matrices; the object itself is its owner's."""
-        self.release()
+    close = release  # the object itself is its owner's
 
     def _matrix(self, matrix: str) -> Any:  # noqa: ANN401 (any of AnnData's matrix types)
         if matrix == "X":
@@ -198,7 +196,13 @@ class H5adSource:
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
         """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
-        self._check_shape(matrix)
+        shape, expected = self._shape(matrix), (self.n_cells, len(self.var(matrix)))
+        if shape != expected:
+            message = (
+                f"{self._path}: '{_key(matrix)}' is {' x '.join(map(str, shape))}, obs and var "
+                f"make it {expected[0]} x {expected[1]}; write the file again by AnnData"
+            )
+            raise DataError(message)
         end = self.n_cells if stop is None else min(stop, self.n_cells)
         how = self.stored(matrix)
         at_once = max(self.n_cells, 1)
@@ -206,8 +210,13 @@ class H5adSource:
             at_once = max(self.n_cells * BY_COLUMNS_VALUES // max(how.n_values, 1), 1)
         for begin in range(start, end, at_once):
             until = min(begin + at_once, end)
+            first_row = begin if how.by_columns else 0
             with _readable(self._path, _key(matrix)):
-                values, first_row = self._rows(matrix, how, begin, until)
+                values: Any = self._file[_key(matrix)]
+                if how.by_columns:
+                    values = _rows_of_columns(values, begin, until)
+                elif how.is_sparse:
+                    values = _StoredRows(values)
             for first in range(begin, until, rows_per_chunk):
                 with _readable(self._path, _key(matrix)):
                     last = min(first + rows_per_chunk, until)
@@ -221,27 +230,10 @@ class H5adSource:
         """Close the file."""
         self._file.close()
 
-    def _check_shape(self, matrix: str) -> None:
-        """Check that a matrix is one of these cells and genes."""
+    def _shape(self, matrix: str) -> tuple[int, ...]:
         with _readable(self._path, _key(matrix)):
             stored = self._file[_key(matrix)]
-            shape = stored.shape if _is_dense(stored) else tuple(stored.attrs["shape"])
-            expected = (self.n_cells, len(self.var(matrix)))
-            if tuple(shape) != expected:
-                message = (
-                    f"{self._path}: '{_key(matrix)}' is {' x '.join(map(str, shape))}, obs and var "
-                    f"make it {expected[0]} x {expected[1]}; write the file again by AnnData"
-                )
-                raise DataError(message)
-
-    def _rows(self, matrix: str, how: StoredMatrix, start: int, stop: int) -> tuple[Any, int]:
-        """Something to slice rows [start, stop) from, and the number of its first row."""
-        stored = self._file[_key(matrix)]
-        if not how.is_sparse:
-            return stored, 0
-        if how.by_columns:
-            return _rows_of_columns(stored, start, stop), start
-        return _StoredRows(stored), 0
+            return tuple(stored.shape if _is_dense(stored) else stored.attrs["shape"])
 
     def _table(self, key: str) -> "pd.DataFrame":
         import pandas as pd
@@ -265,17 +257,46 @@ CellSource = AnnDataSource | H5adSource
 def open_source(spec: str | Path) -> CellSource:
     """Open an h5ad file by its path, or a built-in dataset ("builtin:NAME").
 
-    Raises
-    ------
-    DataError
-        The file is missing, a folder, unreadable, truncated, or not an h5ad.
+    DataError if the file is missing, a folder, unreadable, truncated, or not an h5ad.
     """
-    name = str(spec)
-    if name.startswith(BUILTIN_PREFIX):
+    if str(spec).startswith(BUILTIN_PREFIX):
         from core.cells.builtin import load_builtin  # builds on this package; scanpy's 2 s
 
-        return AnnDataSource(load_builtin(name), name)
-    return _open_h5ad(Path(name))
+        return AnnDataSource(load_builtin(str(spec)), str(spec))
+    import h5py
+
+    path = Path(spec)
+    _check_path(path)
+    try:
+        with path.open("rb"):  # whose error is clearer than that of HDF5
+            pass
+        if not h5py.is_hdf5(path):
+            message = f"{path}: not an h5ad file; tfx reads AnnData files (adata.write_h5ad)"
+            raise DataError(message)
+        file = h5py.File(path, "r")
+    except PermissionError:
+        message = f"{path}: no permission to read this file; change its mode or owner"
+        raise DataError(message) from None
+    except OSError as error:
+        message = f"{path}: damaged or truncated h5ad file ({_first_line(error)}); copy it again"
+        raise DataError(message) from error
+    try:
+        with _readable(path, "obs"):
+            if "obs" not in file or "var" not in file:
+                message = (
+                    f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
+                )
+                raise DataError(message)
+            if isinstance(file["obs"], h5py.Group):
+                return H5adSource(path, file)
+            # Written before anndata 0.7: its own reader knows those layouts.
+            file.close()
+            import anndata
+
+            return AnnDataSource(anndata.read_h5ad(path), str(path))
+    except DataError:
+        file.close()
+        raise
 
 
 def fingerprint(spec: str) -> str:
@@ -295,11 +316,7 @@ def version_of(distribution: str) -> str:
         return "unknown"
 
 
-def _to_csr(
-    rows: Any,  # noqa: ANN401 (any of AnnData's matrix types)
-    *,
-    own: bool = False,
-) -> sparse.csr_matrix:
+def _to_csr(rows: Any, *, own: bool = False) -> sparse.csr_matrix:  # noqa: ANN401 (any matrix)
     """Turn rows of any kind into float32 CSR: columns ascending, no duplicates, no zeros.
 
     Rows that no other object holds (`own`) may be changed in place.
@@ -353,43 +370,6 @@ def _rows_of_columns(stored: "h5py.Group", start: int, stop: int) -> sparse.csr_
         return sparse.csr_matrix(np.zeros((stop - start, n_genes), dtype=np.float32))
     places = (np.concatenate(rows), np.concatenate(genes))
     return sparse.csr_matrix((np.concatenate(data), places), shape=(stop - start, n_genes))
-
-
-def _open_h5ad(path: Path) -> CellSource:
-    import h5py
-
-    _check_path(path)
-    try:
-        is_hdf5 = h5py.is_hdf5(path)
-        with path.open("rb"):
-            pass
-        if not is_hdf5:
-            message = f"{path}: not an h5ad file; tfx reads AnnData files (adata.write_h5ad)"
-            raise DataError(message)
-        file = h5py.File(path, "r")
-    except PermissionError:
-        message = f"{path}: no permission to read this file; change its mode or owner"
-        raise DataError(message) from None
-    except OSError as error:
-        message = f"{path}: damaged or truncated h5ad file ({_first_line(error)}); copy it again"
-        raise DataError(message) from error
-    try:
-        with _readable(path, "obs"):
-            if "obs" not in file or "var" not in file:
-                message = (
-                    f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
-                )
-                raise DataError(message)
-            if isinstance(file["obs"], h5py.Group):
-                return H5adSource(path, file)
-            # Written before anndata 0.7: its own reader knows those layouts.
-            file.close()
-            import anndata
-
-            return AnnDataSource(anndata.read_h5ad(path), str(path))
-    except DataError:
-        file.close()
-        raise
 
 
 def _check_path(path: Path) -> None:

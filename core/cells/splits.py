@@ -61,25 +61,10 @@ def split_by_donor(
 ) -> NDArray[np.int8] | None:
     """Divide whole donors among splits, so that each split has the mixture of phenotypes of the whole.
 
-    Parameters
-    ----------
-    donors
-        (cells,), donor codes; cells of unknown donor (-1) train.
-    fractions
-        Held-out split -> fraction of the cells.
-    rng
-        Draws the donors' order.
-    phenotypes
-        Codes (cells,) of each phenotype, -1 unknown. They only balance the splits: no result of any
-        model is looked at.
+    Given (cells,) donor codes, the fraction of each held-out split, and (cells,) codes of each
+    phenotype, -1 unknown, returns (cells,) split codes, near the fractions; None if there are fewer
+    donors than splits. Every split has a donor; cells of unknown donor train.
 
-    Returns
-    -------
-    (cells,) split codes, near the fractions; every split has a donor. None if there are fewer donors
-    than splits.
-
-    Notes
-    -----
     Of 500 random deals that come near the fractions (fewer only if donors x phenotype values are
     many millions) the best is taken: first, training loses the fewest phenotype values that more
     than one donor has; then the worst held-out split is nearest to the whole, counting the mean
@@ -121,28 +106,24 @@ def phenotype_distances(
     in [0, 1]: the part of the split's cells that would need another label. 1 if the split has no known
     label; 0 if no cell has one.
     """
-    distances: dict[int, list[float]] = {}
-    for split in (TRAIN, VALIDATION, TEST):
-        inside = codes == split
-        if inside.any():
-            distances[split] = [_total_variation(labels, inside) for labels in phenotypes]
-    return distances
+    return {
+        split: [_total_variation(labels, codes == split) for labels in phenotypes]
+        for split in (TRAIN, VALIDATION, TEST)
+        if (codes == split).any()
+    }
 
 
 def _total_variation(labels: Codes, inside: NDArray[np.bool_]) -> float:
-    known = labels >= 0
-    if not known.any():
-        return 0.0
-    if not (known & inside).any():
-        return 1.0
     whole = _count(labels)
-    part = count_codes(labels[known & inside], len(whole))
+    part = count_codes(labels[inside], len(whole))
+    if not whole.any():
+        return 0.0
+    if not part.any():
+        return 1.0
     return float(np.abs(part / part.sum() - whole / whole.sum()).sum() / 2)
 
 
-def _close_ranks(
-    codes: Codes,
-) -> tuple[Codes, int]:
+def _close_ranks(codes: Codes) -> tuple[Codes, int]:
     """Renumber codes so that each below their number occurs; -1 stays. Return both."""
     occurs = _count(codes) > 0
     place = np.append(np.cumsum(occurs) - 1, -1)  # index -1 is the unknown code
@@ -170,12 +151,7 @@ class _LabelTable:
     shared: NDArray[np.bool_]
 
     @classmethod
-    def count(
-        cls,
-        donors: Codes,
-        n_donors: int,
-        phenotypes: Sequence[Codes],
-    ) -> "_LabelTable":
+    def count(cls, donors: Codes, n_donors: int, phenotypes: Sequence[Codes]) -> "_LabelTable":
         parts: list[sparse.csr_matrix] = []
         for labels in phenotypes:
             codes, n_codes = _close_ranks(labels)
@@ -210,10 +186,7 @@ class _LabelTable:
 
 
 def _deal(
-    sizes: NDArray[np.int64],
-    targets: NDArray[np.float64],
-    n_draws: int,
-    rng: np.random.Generator,
+    sizes: NDArray[np.int64], targets: NDArray[np.float64], n_draws: int, rng: np.random.Generator
 ) -> NDArray[np.int8]:
     """Deal donors of (donors,) cells in random order to (held-out splits,) targets, many times at once.
 
@@ -308,35 +281,22 @@ def split_stratified(
     Given (cells,) codes of each phenotype and the fraction of each held-out split, returns (cells,)
     split codes. Every label that occurs stays in training.
 
-    Notes
-    -----
     Cells are sorted by their phenotypes, the finest first, and every k-th is held out: groups of
     equal cells get their fraction, groups too small for it have one in common with their neighbours.
     """
     finest_first = sorted(phenotypes, key=lambda codes: -len(np.unique(codes)))
     shuffled = rng.permutation(n_cells)
     keys = [codes[shuffled] for codes in reversed(finest_first)]
-    order = shuffled[np.lexsort(keys)] if keys else shuffled
+    remaining = shuffled[np.lexsort(keys)] if keys else shuffled
     codes = np.full(n_cells, TRAIN, dtype=np.int8)
-    remaining = order
     left = 1.0
     for split, fraction in fractions.items():
-        held_out = _every_kth(len(remaining), fraction / left, rng)
+        steps = np.arange(len(remaining) + 1) * (fraction / left)
+        held_out = np.diff(np.floor(steps + rng.random())) > 0  # every k-th
         codes[remaining[held_out]] = split
         remaining = remaining[~held_out]
         left -= fraction
     for labels in phenotypes:
-        _keep_labels_in_training(codes, labels)
-    return codes
-
-
-def _every_kth(n: int, fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    steps = np.floor(np.arange(n + 1) * fraction + rng.random())
-    return np.diff(steps) > 0
-
-
-def _keep_labels_in_training(codes: NDArray[np.int8], labels: Codes) -> None:
-    trained = set(np.unique(labels[codes == TRAIN]).tolist())
-    for label in np.unique(labels[labels >= 0]).tolist():
-        if label not in trained:
+        for label in np.setdiff1d(labels[labels >= 0], labels[codes == TRAIN]):
             codes[np.flatnonzero(labels == label)[0]] = TRAIN
+    return codes

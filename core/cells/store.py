@@ -8,7 +8,8 @@ docs/store-format.md describes each array.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from core.cells.manifest import Manifest
 from core.cells.normalisation import count_scales, log_normalise
 from core.cells.phenotypes import match_label, suggest
 from core.errors import ConfigurationError, DataError
+from core.wording import listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,7 +44,7 @@ TRUTH_NAME = "truth.json"
 class StoredCells:
     """Cells in CSR form as they are stored, for encoders that work on counts."""
 
-    #: (cells + 1,), int64.
+    #: (cells + 1,).
     indptr: NDArray[np.int64]
     #: (values,), store columns, ascending within a cell.
     genes: NDArray[np.integer[Any]]
@@ -52,24 +54,13 @@ class StoredCells:
     totals: NDArray[np.float32]
 
 
-class LabelColumns(Mapping[str, "pd.Categorical[str]"]):
-    """Label columns by name; each is made a categorical with all its values on access."""
-
-    def __init__(self, columns: Mapping[str, tuple[NDArray[Any], Sequence[str]]]) -> None:
-        self._columns = columns
+class LabelColumns(UserDict[str, Any]):
+    """Label columns by name: set to codes and values, read as a categorical with all its values."""
 
     def __getitem__(self, name: str) -> "pd.Categorical[str]":
-        """(cells,) labels; KeyError for an unknown name."""
-        codes, values = self._columns[name]
+        """(cells,) labels."""
+        codes, values = self.data[name]
         return pd.Categorical.from_codes(codes, pd.Index(list(values)))
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        """Return the number of columns."""
-        return len(self._columns)
 
 
 class Store:
@@ -137,17 +128,13 @@ class Store:
         DataError
             The folder is no store, is damaged, or has a format this tfx does not read.
         """
-        folder = Path(path)
-        return cls(folder, Manifest.load(folder))
+        return cls(Path(path), Manifest.load(Path(path)))
 
     @cached_property
     def truth(self) -> dict[str, Any] | None:
         """The known truth of simulated cells, or None for real ones."""
         path = self.path / TRUTH_NAME
-        if not path.exists():
-            return None
-        truth: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return truth
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Rows of one split, ascending."""
@@ -156,12 +143,7 @@ class Store:
     def where(self, cells: CellFilter | str | Sequence[str]) -> NDArray[np.bool_]:
         """(cells,), whether each cell meets a filter such as "sex=female,tissue=lung,spleen".
 
-        Only labels are read.
-
-        Raises
-        ------
-        ConfigurationError
-            The filter cannot be read, or names what the store does not have.
+        ConfigurationError if the filter cannot be read, or names what the store does not have.
         """
         wanted = cells if isinstance(cells, CellFilter) else CellFilter.parse(cells)
         return wanted.mask(self.labels, self.n_cells, str(self.path))
@@ -202,14 +184,8 @@ class Store:
         """Choose the genes of a model, most variable first.
 
         Genes in `include` (ids or symbols) take the places of the least variable ones. A store with
-        fewer than `n_genes` genes gives all of its genes.
-
-        Raises
-        ------
-        DataError
-            An included gene is not in the store; the message names the nearest.
-        ConfigurationError
-            More genes are included than the panel holds.
+        fewer than `n_genes` genes gives all of its genes. DataError if an included gene is not in the
+        store, ConfigurationError if the panel does not hold all of them.
         """
         is_included = np.zeros(len(self.genes), dtype=bool)
         for name in include:
@@ -238,13 +214,8 @@ class Store:
         """Expression of cells over a panel: (cells, genes of the panel) float32.
 
         log1p of counts per 10,000, of the total over all genes of the source file. Rows may come in
-        any order and repeat. Genes that the store lacks are zero (logged once; see
-        `missing_genes`). No stored zeros; columns ascend within each row.
-
-        Raises
-        ------
-        DataError
-            The store has none of the panel's genes.
+        any order and repeat. Genes that the store lacks are zero (logged once; see `missing_genes`);
+        DataError if it has none of them. No stored zeros; columns ascend within each row.
         """
         cells = self.read_stored(rows)
         columns, row_ends, kept = self._of_panel(cells, panel)
@@ -256,12 +227,8 @@ class Store:
     def read_counts(self, rows: NDArray[np.integer[Any]], panel: GenePanel) -> sparse.csr_matrix:
         """Raw counts of cells over a panel; arguments and shape as for `read`.
 
-        float32, or float64 if there is a count above 2**24: no count is rounded.
-
-        Raises
-        ------
-        DataError
-            The store holds log values, or none of the panel's genes.
+        float32, or float64 if there is a count above 2**24: no count is rounded. DataError if the store
+        holds log values.
         """
         if self.value_kind != "counts":
             message = (
@@ -287,8 +254,11 @@ class Store:
         genes = np.concatenate([self.columns[:0], *(self.columns[span] for span in spans)])
         values = np.concatenate([self.values[:0], *(self.values[span] for span in spans)])
         indptr = np.concatenate(([0], np.cumsum(ends - starts)))
-        if len(self._large_at):
-            values = self._with_large_counts(values, starts, indptr)
+        if len(self._large_at) and len(reserved := np.flatnonzero(values == LARGE_COUNT)):
+            cell = np.searchsorted(indptr, reserved, side="right") - 1
+            stored_at = starts[cell] + reserved - indptr[cell]
+            values = values.astype(np.uint32)
+            values[reserved] = self._large_values[np.searchsorted(self._large_at, stored_at)]
         return StoredCells(indptr, genes, values, self.totals[rows])
 
     def missing_genes(self, panel: GenePanel) -> list[str]:
@@ -314,7 +284,12 @@ class Store:
         is_rows = isinstance(cells, np.ndarray) and cells.dtype != bool
         rows = np.asarray(cells if is_rows else self.select(cells), dtype=np.int64)
         panel = self.genes if panel is None else panel
-        obs: dict[str, Any] = {name: self.labels[name].take(rows) for name in self.phenotypes}
+        names = pd.Series(
+            [f"{source}-{row}" for source, row in self.origins[rows].tolist()], dtype=object
+        )
+        again = names.groupby(names).cumcount()  # a repeated cell gets -1, -2 and so on behind it
+        names = names.where(again == 0, names + "-" + again.astype(str))
+        obs = self.phenotype_table(rows).set_index(pd.Index(names, dtype=object))
         for name in ("donor", "split", "source"):
             if name in self._own_labels:
                 obs[f"tfx_{name}"] = self._own_labels[name].take(rows)
@@ -322,7 +297,7 @@ class Store:
         kind = "counts" if values == "counts" else "log1p counts per 10,000"
         return AnnData(
             X=self.read(rows, panel) if values == "log1p" else self.read_counts(rows, panel),
-            obs=pd.DataFrame(obs, index=_cell_names(self.origins[rows])),
+            obs=obs,
             var=pd.DataFrame({"gene_symbol": list(panel.symbols)}, index=pd.Index(panel.ids)),
             uns={"tfx": {"store": self.manifest.key, "values": kind}},
         )
@@ -351,25 +326,12 @@ class Store:
             )
             raise DataError(message)
         if missing:
-            examples = ", ".join(missing[:3])
-            text = "%s lacks %d of %d panel genes (%s, ...); they are read as zero"
-            logger.warning(text, self.path, len(missing), len(panel), examples)
+            text = "%s lacks %d of %d panel genes (%s); they are read as zero"
+            logger.warning(text, self.path, len(missing), len(panel), listed(missing))
         place = {gene: column for column, gene in enumerate(panel.ids)}
         columns = np.array([place.get(gene, -1) for gene in self.genes.ids], dtype=np.int32)
         self._column_maps[panel.hash] = columns
         return columns
-
-    def _with_large_counts(
-        self, values: NDArray[np.uint16], starts: NDArray[np.int64], indptr: NDArray[np.int64]
-    ) -> NDArray[Any]:
-        reserved = np.flatnonzero(values == LARGE_COUNT)
-        if not len(reserved):
-            return values
-        cell = np.searchsorted(indptr, reserved, side="right") - 1
-        stored_at = starts[cell] + reserved - indptr[cell]
-        widened = values.astype(np.uint32)
-        widened[reserved] = self._large_values[np.searchsorted(self._large_at, stored_at)]
-        return widened
 
     def _array(self, name: str, shape: tuple[int | None, ...], dtype: Any) -> NDArray[Any]:  # noqa: ANN401
         path = self.path / f"{name}.npy"
@@ -403,12 +365,7 @@ class OneVsRest(Store):
     """A store whose `phenotype` has the value `positive` (code 0) or not (1); -1 stays missing.
 
     Nothing is written, and filters still know all values. `positive` may have any spelling that
-    `match_label` accepts.
-
-    Raises
-    ------
-    ConfigurationError
-        The phenotype has no such value.
+    `match_label` accepts; ConfigurationError if the phenotype has no such value.
     """
 
     def __init__(self, store: Store, phenotype: str, positive: str) -> None:
@@ -449,10 +406,7 @@ def gene_index_type(n_genes: int) -> type[np.uint16] | type[np.int32]:
 
 
 def _csr(
-    values: NDArray[Any],
-    columns: NDArray[np.int32],
-    row_ends: NDArray[np.int64],
-    n_columns: int,
+    values: NDArray[Any], columns: NDArray[np.int32], row_ends: NDArray[np.int64], n_columns: int
 ) -> sparse.csr_matrix:
     """Make a canonical matrix of columns in any order within a row."""
     index_type = np.int32 if row_ends[-1] < 2**31 else np.int64
@@ -461,10 +415,3 @@ def _csr(
     )
     matrix.sort_indices()
     return matrix
-
-
-def _cell_names(origins: NDArray[np.int64]) -> "pd.Index[str]":
-    """(cells,) SOURCE-ROW by number; a repeated cell gets -1, -2 and so on behind it."""
-    names = pd.Series([f"{source}-{row}" for source, row in origins.tolist()], dtype=object)
-    again = names.groupby(names).cumcount()
-    return pd.Index(names.where(again == 0, names + "-" + again.astype(str)), dtype=object)

@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from core.cells.builtin import load_builtin
-from core.cells.gene_moments import (
-    ClippedPass,
-    MomentsPass,
-    clipped_moments,
-    moments,
-)
 from core.cells.hvg_ranking import (
     CannotRankError,
+    ClipLimits,
+    MomentsPass,
     clip_limits,
+    clipped_moments,
+    moments,
     rank_by_dispersion,
     rank_in_passes,
     resolve_method,
@@ -277,7 +275,7 @@ def test_a_method_makes_its_passes(wanted, n_passes):
     seen = []
     ranked_in_chunks(COUNTS, "counts", wanted=wanted, seen=seen)
     assert len(seen) == n_passes
-    assert [isinstance(one, ClippedPass) for one in seen] == [False, True][: len(seen)]
+    assert [isinstance(one, ClipLimits) for one in seen] == [False, True][: len(seen)]
 
 
 # ------------------------------------------------------------------------------ ties and failures

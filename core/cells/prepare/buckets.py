@@ -7,9 +7,8 @@ of its training cells, from which genes are ranked.
 
 import json
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import add
 from pathlib import Path
@@ -19,11 +18,18 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from core.cells.gene_moments import GeneMoments, moments
+from core.cells.hvg_ranking import GeneMoments, moments
 from core.cells.normalisation import rescale_log
-from core.cells.prepare.parts import BUCKETS, Part, in_order, rows_of, write_part
+from core.cells.prepare.parts import (
+    BUCKETS,
+    Part,
+    in_order,
+    naming_write_errors,
+    read_array,
+    rows_of,
+    write_part,
+)
 from core.cells.store import LARGE_COUNT, SPLITS
-from core.errors import MachineError
 
 #: Parts whose stretches are requested from the disk together.
 _PARTS_AHEAD = 64
@@ -61,10 +67,6 @@ class MergePlan:
     #: In the order of the sources.
     parts: tuple[PartRecord, ...]
 
-    def to_json(self) -> str:
-        """Return the plan as the text of a file."""
-        return json.dumps(asdict(self))
-
 
 @dataclass(frozen=True)
 class BucketTask:
@@ -89,13 +91,7 @@ def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> No
 
 
 def write_bucket(task: BucketTask) -> None:
-    """Write the cells of a bucket into the store, unless that is done.
-
-    Raises
-    ------
-    MachineError
-        The store cannot be written, or a part is damaged.
-    """
+    """Write the cells of a bucket into the store, unless that is done."""
     if task.note.exists():
         return
     plan = _read_plan(task.plan)
@@ -107,9 +103,13 @@ def write_bucket(task: BucketTask) -> None:
     }
     note: dict[str, NDArray[Any]] = {"at": np.empty(0, np.int64), "counts": np.empty(0, np.uint32)}
     if plan.sum_genes:
-        sums = _sum_training_cells(
-            cells["lengths"], labels["splits"], genes, values, plan.sum_genes
-        )
+        sums = moments(genes, values, plan.sum_genes, len(of_cell))
+        others = np.flatnonzero(labels["splits"] != SPLITS.index("train"))
+        if len(others):  # few
+            starts = np.concatenate(([0], np.cumsum(cells["lengths"])))
+            other_genes = in_order(rows_of(genes, starts), others)
+            other_values = in_order(rows_of(values, starts), others)
+            sums -= moments(other_genes, other_values, plan.sum_genes, len(others))
         note |= {"n_cells": np.array([sums.n_cells]), "sums": sums.sums, "squares": sums.squares}
     if plan.counts:
         at = np.flatnonzero(values >= LARGE_COUNT)
@@ -117,64 +117,29 @@ def write_bucket(task: BucketTask) -> None:
         if values.dtype != np.uint16:
             values = np.minimum(values, LARGE_COUNT).astype(np.uint16)
     ends = task.first_value + np.cumsum(cells["lengths"])
-    of_values = {"genes": genes, "values": values}
-    of_cells = {
-        "totals": cells["totals"].astype(np.float32),
-        "origins": np.column_stack((cells["sources"], cells["rows"])),
-        **labels,
-    }
-    stretches = {name: (task.first_value, array) for name, array in of_values.items()}
+    origins = np.column_stack((cells["sources"], cells["rows"]))
+    of_cells = {"totals": cells["totals"].astype(np.float32), "origins": origins, **labels}
+    stretches = {"genes": (task.first_value, genes), "values": (task.first_value, values)}
     stretches["indptr"] = (task.first_cell + 1, ends.astype(np.int64))
     stretches |= {name: (task.first_cell, array) for name, array in of_cells.items()}
-    try:
+    with naming_write_errors(f"{plan.folder}: the store"):
         if len(of_cell):
             for name, (first, stretch) in stretches.items():
                 _write_stretch(Path(plan.folder) / f"{name}.npy", first, stretch)
         write_part(task.note, note)
-    except OSError as error:
-        message = (
-            f"{plan.folder}: the store cannot be written ({error.strerror or error}); free some "
-            f"space or mend the folder, then run the same command to continue"
-        )
-        raise MachineError(message) from error
 
 
 def large_counts(notes: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Positions and counts that values.npy has no room for, from the notes in order of buckets."""
-    at, counts = [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
-    for note in notes:
-        with Part(note) as part:
-            at.append(part.read("at"))
-            counts.append(part.read("counts"))
+    at, counts = ([read_array(note, name) for note in notes] for name in ("at", "counts"))
     return np.concatenate(at), np.concatenate(counts)
 
 
 def sums_of_training_cells(notes: list[Path]) -> GeneMoments:
     """Merge the sums of training cells, from the notes of a plan with `sum_genes`."""
-    return reduce(add, map(_read_sums, notes))
-
-
-def _read_sums(note: Path) -> GeneMoments:
-    with Part(note) as part:
-        return GeneMoments(int(part.read("n_cells")[0]), part.read("sums"), part.read("squares"))
-
-
-def _sum_training_cells(
-    lengths: NDArray[np.int64],
-    splits: NDArray[np.int8],
-    genes: NDArray[Any],
-    values: NDArray[Any],
-    n_genes: int,
-) -> GeneMoments:
-    """Sum all cells, and subtract the few of other splits."""
-    sums = moments(genes, values, n_genes, len(lengths))
-    others = np.flatnonzero(splits != SPLITS.index("train"))
-    if not len(others):
-        return sums
-    starts = np.concatenate(([0], np.cumsum(lengths)))
-    other_genes = in_order(rows_of(genes, starts), others)
-    other_values = in_order(rows_of(values, starts), others)
-    return sums - moments(other_genes, other_values, n_genes, len(others))
+    names = ("n_cells", "sums", "squares")
+    read = ([read_array(note, name) for name in names] for note in notes)
+    return reduce(add, (GeneMoments(int(n_cells[0]), *sums) for n_cells, *sums in read))
 
 
 @lru_cache(maxsize=1)
@@ -187,13 +152,39 @@ def _gather(
     plan: MergePlan, number: int
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any]]:
     """Cells of a bucket in the order of their keys, their genes, and their values."""
-    names = ("keys", "rows", "lengths", "totals", "sources", "first_cells")
+    step = BUCKETS // plan.n_buckets
+    fences = (number * step, (number + 1) * step + 1)
+    names = ("keys", "rows", "totals", "lengths", "sources", "first_cells")
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     genes: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
-    for first in range(0, len(plan.parts), _PARTS_AHEAD):
-        records = plan.parts[first : first + _PARTS_AHEAD]
-        _gather_from(records, plan.n_buckets, number, columns, genes, values)
+    for at in range(0, len(plan.parts), _PARTS_AHEAD):
+        records = plan.parts[at : at + _PARTS_AHEAD]
+        with ExitStack() as stack:
+            parts = [stack.enter_context(Part(Path(record.path))) for record in records]
+            for part in parts:  # the disk fetches all of them at once
+                start, *_, stop = part.read("value_fences", *fences).tolist()
+                part.read_ahead("genes", start, stop)
+                part.read_ahead("values", start, stop)
+            for record, part in zip(records, parts, strict=True):
+                first, *_, last = part.read("cell_fences", *fences).tolist()
+                if first == last:
+                    continue
+                starts = part.read("starts", first, last + 1)
+                own = {name: part.read(name, first, last) for name in names[:3]}
+                own["totals"] *= record.log_scale
+                own["lengths"] = np.diff(starts)
+                own["sources"] = np.full(last - first, record.source, dtype=np.int64)
+                own["first_cells"] = np.full(last - first, record.first_cell, dtype=np.int64)
+                for name, array in own.items():
+                    columns[name].append(array)
+                stretch = int(starts[0]), int(starts[-1])
+                genes += rows_of(part.read("genes", *stretch), starts - starts[0])
+                found = part.read("values", *stretch)
+                if record.log_scale != 1.0:
+                    found = rescale_log(found.astype(np.float64), record.log_scale)
+                    found = found.astype(np.float32)
+                values += rows_of(found, starts - starts[0])
     if not genes:
         nothing = {name: np.empty(0, np.int64) for name in names}
         return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
@@ -202,43 +193,6 @@ def _gather(
     all_genes = in_order(genes, order)
     genes.clear()  # large, and not needed while values are put in order
     return {name: cells[name][order] for name in names}, all_genes, in_order(values, order)
-
-
-def _gather_from(
-    records: Sequence[PartRecord],
-    n_buckets: int,
-    number: int,
-    columns: dict[str, list[NDArray[Any]]],
-    genes: list[NDArray[Any]],
-    values: list[NDArray[Any]],
-) -> None:
-    """Append a bucket's cells from some parts, all of which the disk fetches at once."""
-    step = BUCKETS // n_buckets
-    fences = (number * step, (number + 1) * step + 1)
-    with ExitStack() as stack:
-        parts = [stack.enter_context(Part(Path(record.path))) for record in records]
-        for part in parts:
-            borders = part.read("value_fences", *fences)
-            for name in ("genes", "values"):
-                part.read_ahead(name, int(borders[0]), int(borders[-1]))
-        for record, part in zip(records, parts, strict=True):
-            borders = part.read("cell_fences", *fences)
-            first, last = int(borders[0]), int(borders[-1])
-            if first == last:
-                continue
-            starts = part.read("starts", first, last + 1)
-            columns["keys"].append(part.read("keys", first, last))
-            columns["rows"].append(part.read("rows", first, last))
-            columns["lengths"].append(np.diff(starts))
-            columns["totals"].append(part.read("totals", first, last) * record.log_scale)
-            columns["sources"].append(np.full(last - first, record.source, dtype=np.int64))
-            columns["first_cells"].append(np.full(last - first, record.first_cell, dtype=np.int64))
-            stretch = int(starts[0]), int(starts[-1])
-            genes += rows_of(part.read("genes", *stretch), starts - starts[0])
-            found = part.read("values", *stretch)
-            if record.log_scale != 1.0:
-                found = rescale_log(found.astype(np.float64), record.log_scale).astype(np.float32)
-            values += rows_of(found, starts - starts[0])
 
 
 def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:

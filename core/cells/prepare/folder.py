@@ -34,20 +34,12 @@ class PreparationFolder:
     #: Whether the folder outlives a failure: set once there is a piece that a retry can use.
     keep: bool = False
 
-    @property
-    def parts(self) -> Path:
-        """Pieces of the first stage."""
-        return self.root / "parts"
-
-    @property
-    def of_store(self) -> Path:
-        """What only the store of this key needs."""
-        return self.root / self.key[:16]
-
-    @property
-    def store(self) -> Path:
-        """The store, before it is moved to its name."""
-        return self.of_store / "store"
+    def __post_init__(self) -> None:
+        """Name the pieces of the first stage, what only this store needs, and the store."""
+        self.parts = self.root / "parts"
+        self.of_store = self.root / self.key[:16]
+        self.labels = self.of_store / "labels"
+        self.store = self.of_store / "store"
 
     def publish(self, destination: Path) -> None:
         """Move the store to its name, in the place of a store that exists."""
@@ -67,16 +59,10 @@ class PreparationFolder:
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Check that a store may be written to a folder.
-
-    Raises
-    ------
-    ConfigurationError
-        `destination` exists and may not be replaced: `overwrite` is off, or it is no store.
-    """
+    """Check that a store may be written to a folder: only a store is replaced, if `overwrite`."""
     is_store = (destination / MANIFEST_NAME).exists()
-    may_be_replaced = overwrite and is_store
-    if destination.exists() and not may_be_replaced and not _is_empty_folder(destination):
+    may_be_replaced = _is_empty_folder(destination) or (overwrite and is_store)
+    if destination.exists() and not may_be_replaced:
         todo = "give another folder" if overwrite else "give another folder or overwrite it"
         what = "a store of other cells or settings" if is_store else "not a store"
         message = f"{destination}: exists and is {what}; {todo}"
@@ -91,11 +77,6 @@ def open_preparation(
 
     Waits for another process that prepares the same store. After a failure the folder stays if a
     retry can use something in it; otherwise nothing stays.
-
-    Raises
-    ------
-    MachineError
-        The folder cannot be written.
     """
     folder = PreparationFolder(destination.with_name(f"{destination.name}.preparing"), key)
     made = [parent for parent in destination.parents if not parent.exists()]  # innermost first

@@ -11,10 +11,9 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from core.cells.matrix_state import MatrixChoice, MatrixState, check_chunk, row_
 from core.cells.reading import CellSource, open_source
 from core.cells.store import gene_index_type
 from core.errors import MachineError
+from core.files import replacing
 
 T = TypeVar("T", bound=np.generic)
 
@@ -63,37 +63,21 @@ class ShardTask:
     @property
     def path(self) -> Path:
         """The part's file, named by everything that its bytes depend on."""
-        matrix, state = self.choice.matrix, str(self.choice.state)
-        record = [
-            _PART_VERSION,
-            self.source,
-            self.fingerprint,
-            matrix,
-            state,
-            self.start,
-            self.stop,
-        ]
+        record = [_PART_VERSION, self.source, self.fingerprint, self.choice.matrix]
+        record += [str(self.choice.state), self.start, self.stop]
         record += [self.columns.stem, self.n_genes, self.seed]
         digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.part"
 
 
 def write_shard(task: ShardTask) -> None:
-    """Write the part of a task, unless it exists.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, or has values that differ in kind from its first cells'; the message
-        names the place.
-    MachineError
-        The part cannot be written.
-    """
+    """Write the part of a task, unless it exists."""
     if task.path.exists():
         return
     columns: NDArray[np.int32] = np.load(task.columns)
     has_them = np.array_equal(columns, np.arange(task.n_genes))
     source = _opened(task)
+    is_counts = task.choice.state == MatrixState.COUNTS
     n_cells = task.stop - task.start
     lengths = np.zeros(n_cells, dtype=np.int64)
     totals = np.zeros(n_cells)
@@ -107,16 +91,23 @@ def write_shard(task: ShardTask) -> None:
         cells = slice(at, at + chunk.shape[0])
         at += chunk.shape[0]
         expression = chunk.data
-        if task.choice.state == MatrixState.LOG1P:
+        if not is_counts:
             expression = np.expm1(expression.astype(np.float64))
         totals[cells] = row_sums(chunk, expression)
         taken = chunk if has_them else _take_columns(chunk, columns, task.n_genes)
         lengths[cells] = np.diff(taken.indptr)
         genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)
-        values += rows_of(_narrow(taken.data, task.choice.state), taken.indptr)
+        stored = taken.data
+        if is_counts:
+            is_small = stored.max(initial=0) <= np.iinfo(np.uint16).max
+            stored = stored.astype(np.uint16 if is_small else np.uint32)
+        values += rows_of(stored, taken.indptr)
     keys = _cell_keys(task.seed, task.source, task.start, task.stop)
     order = np.argsort(keys, kind="stable")
-    fences = _fences(keys[order])
+    # Where each equal range of keys begins.
+    borders = np.arange(1, BUCKETS, dtype=np.uint64) * np.uint64(2**64 // BUCKETS)
+    inner = np.searchsorted(keys[order], borders, side="left")
+    fences = np.concatenate(([0], inner, [n_cells])).astype(np.int64)
     starts = np.concatenate(([0], np.cumsum(lengths[order])))
     arrays = {
         "cell_fences": fences,
@@ -130,48 +121,41 @@ def write_shard(task: ShardTask) -> None:
     genes.clear()  # large, and not needed while values are put in order
     arrays["values"] = in_order(values, order)
     values.clear()
-    try:
+    with naming_write_errors(f"{task.folder.parent}: a piece of the store"):
         write_part(task.path, arrays)
+
+
+@contextlib.contextmanager
+def naming_write_errors(what: str) -> Iterator[None]:
+    """Turn errors of the disk into a MachineError."""
+    try:
+        yield
     except OSError as error:
         message = (
-            f"{task.folder.parent}: a piece of the store cannot be written "
-            f"({error.strerror or error}); free some space or mend the folder, then run the same "
-            f"command to continue"
+            f"{what} cannot be written ({error.strerror or error}); free some space or mend the "
+            f"folder, then run the same command to continue"
         )
         raise MachineError(message) from error
 
 
 def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write one-dimensional arrays into one file: a JSON header, then their bytes.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written; nothing is left of it.
-    """
+    """Write one-dimensional arrays into one file: a JSON header, then their bytes."""
     header = {name: [str(array.dtype), len(array)] for name, array in arrays.items()}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-            for array in arrays.values():
-                file.write(np.ascontiguousarray(array).data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Part:
     """A part, open for reading stretches of its arrays.
 
-    Raises
-    ------
-    MachineError
-        The file is not a whole part: a disk that lost power may keep a name without its bytes.
+    A file that is not a whole part is a MachineError: a disk that lost power may keep a name without
+    its bytes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -197,12 +181,7 @@ class Part:
         """Give the open part."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the file."""
         self._file.close()
 
@@ -224,17 +203,18 @@ class Part:
         if _advise is None:
             return
         dtype, _, at = self._places[name]
-        size = dtype.itemsize
+        begin, length = at + start * dtype.itemsize, (stop - start) * dtype.itemsize
         with contextlib.suppress(OSError):  # a file system may not take advice
-            _advise(
-                self._file.fileno(),
-                at + start * size,
-                (stop - start) * size,
-                os.POSIX_FADV_WILLNEED,
-            )
+            _advise(self._file.fileno(), begin, length, os.POSIX_FADV_WILLNEED)
 
     def _damage(self) -> str:
         return f"{self._path}: a damaged piece of an unfinished store; delete it and prepare again"
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One whole array of a part."""
+    with Part(path) as part:
+        return part.read(name)
 
 
 def rows_of(values: NDArray[T], starts: NDArray[np.integer[Any]]) -> list[NDArray[T]]:
@@ -248,24 +228,22 @@ def in_order(rows: Sequence[NDArray[T]], order: NDArray[np.int64]) -> NDArray[T]
     return np.concatenate([rows[number] for number in order.tolist()])
 
 
+#: The source of the last task, by name and fingerprint; between tasks of one file it stays open.
+_open: dict[tuple[str, str], CellSource] = {}
+
+
 def close_source() -> None:
-    """Close the source of the last task; between tasks of one file it stays open."""
-    global _last
-    if _last is not None:
-        _last[1].close()
-    _last = None
-
-
-_last: tuple[tuple[str, str], CellSource] | None = None
+    """Close the source of the last task."""
+    while _open:
+        _open.popitem()[1].close()
 
 
 def _opened(task: ShardTask) -> CellSource:
-    global _last
     key = (task.source, task.fingerprint)
-    if _last is None or _last[0] != key:
+    if key not in _open:
         close_source()
-        _last = (key, open_source(task.source))
-    return _last[1]
+        _open[key] = open_source(task.source)
+    return _open[key]
 
 
 def _take_columns(
@@ -283,13 +261,6 @@ def _take_columns(
     return taken
 
 
-def _narrow(values: NDArray[np.float32], state: MatrixState) -> NDArray[Any]:
-    if state != MatrixState.COUNTS:
-        return values
-    is_small = values.max(initial=0) <= np.iinfo(np.uint16).max
-    return values.astype(np.uint16 if is_small else np.uint32)
-
-
 def _cell_keys(seed: int, source: str, start: int, stop: int) -> NDArray[np.uint64]:
     """Keys of a source's rows [start, stop), by which a store's cells are sorted.
 
@@ -304,10 +275,3 @@ def _cell_keys(seed: int, source: str, start: int, stop: int) -> NDArray[np.uint
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
-
-
-def _fences(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """(BUCKETS + 1,) where each equal range of keys begins among ascending keys."""
-    borders = np.arange(1, BUCKETS, dtype=np.uint64) * np.uint64(2**64 // BUCKETS)
-    inner = np.searchsorted(keys, borders, side="left")
-    return np.concatenate(([0], inner, [len(keys)])).astype(np.int64)

@@ -5,7 +5,7 @@ number of cells, in bounded memory:
 
 1. `parts` reads ranges of rows and writes each as a part, its cells in random order;
 2. `buckets` takes one range of the random order from all parts and writes it into the store;
-3. `rank_stage` ranks the genes over the training cells, and the files get their checksums.
+3. `hvg_ranking` ranks the genes over the training cells, and the files get their checksums.
 
 Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated: after a kill at any
 moment the same call continues, and the store is the same, byte for byte.
@@ -20,20 +20,27 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.cell_labels import CellLabels, read_cell_labels
+from core.cells.cell_labels import read_cell_labels
 from core.cells.checks.check import check_data
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
-from core.cells.gene_moments import GeneMoments
 from core.cells.genes import GeneJoin, join_genes
-from core.cells.hvg_ranking import resolve_method
+from core.cells.hvg_ranking import (
+    ClipLimits,
+    GeneMoments,
+    GeneRanking,
+    MomentsPass,
+    rank_in_passes,
+    resolve_method,
+)
 from core.cells.manifest import MANIFEST_NAME, checksum
 from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.normalisation import TARGET_SUM
@@ -47,12 +54,17 @@ from core.cells.prepare.buckets import (
     write_bucket,
 )
 from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
-from core.cells.prepare.parts import BUCKETS, Part, ShardTask, close_source, write_shard
-from core.cells.prepare.rank_stage import rank_genes
+from core.cells.prepare.parts import (
+    BUCKETS,
+    ShardTask,
+    close_source,
+    read_array,
+    write_shard,
+)
 from core.cells.prepare.report import describe_store, joint_truth, make_manifest, store_key
 from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
-from core.cells.reading import BY_COLUMNS_VALUES, StoredMatrix
-from core.cells.store import TRUTH_NAME, Store, gene_index_type
+from core.cells.reading import BY_COLUMNS_VALUES
+from core.cells.store import SPLITS, TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -72,6 +84,8 @@ _ALONE_VALUES = 2**26
 _CHUNK = 2**18
 _DENSE_CHUNK = 2**24
 _PIECES_CHUNK = 2**21
+#: Values of the chunks in which training cells are summed.
+_SUMMED_CHUNK = 2**22
 #: Types of the store's labels; before, they are as small as their values allow.
 _LABEL_TYPES = {"phenotypes": np.int32, "donors": np.int32, "splits": np.int8}
 
@@ -89,8 +103,7 @@ def prepare_store(
 
     A store of the same cells and settings at `destination` is opened and returned; one of others is
     replaced if `overwrite`. `workers` is a number of processes (by default as the machine and the size
-    of the data suggest), `dask` the address of a scheduler whose workers do the work instead. Reports
-    "checking files", "reading cells", "writing cells", "ranking genes" and "checksums".
+    of the data suggest), `dask` the address of a scheduler whose workers do the work instead.
 
     Raises
     ------
@@ -104,10 +117,7 @@ def prepare_store(
     if (existing := _open_matching(destination, key)) is not None:
         return existing
     check_destination(destination, overwrite=overwrite)
-    with (
-        _interrupted_by_sigterm(),
-        open_preparation(destination, key, on_progress) as folder,
-    ):
+    with _interrupted_by_sigterm(), open_preparation(destination, key, on_progress) as folder:
         # Another process may have made it while this one waited.
         if (existing := _open_matching(destination, key)) is not None:
             return existing
@@ -181,14 +191,24 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             _write_parts(job, runner, tasks)
         finally:
             close_source()
-        totals = [_read_totals(tasks) for tasks in tasks_of_inputs]
+        totals = [  # of the cells of each source, over all genes
+            np.concatenate([read_array(task.path, "totals") for task in tasks])
+            for tasks in tasks_of_inputs
+        ]
         scales, scale_notices = _log_scales(inputs, totals, value_kind)
         report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
         del totals
-        _write_labels(job.folder, labels)
-        n_values, sums = _write_store(
-            job, runner, inputs, tasks_of_inputs, scales, len(join.panel), value_kind
-        )
+        job.folder.labels.mkdir(exist_ok=True)
+        _write_array(job.folder.labels, "phenotypes", labels.phenotype_codes)
+        _write_array(job.folder.labels, "splits", labels.split.codes)
+        if labels.donors is not None:
+            _write_array(job.folder.labels, "donors", labels.donors)
+        records = [
+            PartRecord(str(task.path), number, one.first_cell, scales[number])
+            for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True))
+            for task in tasks
+        ]
+        n_values, sums = _write_store(job, runner, records, len(join.panel), value_kind)
         truth, truth_notices = joint_truth(inputs)
         if truth is not None:
             text = json.dumps(truth, indent=1, ensure_ascii=False) + "\n"
@@ -197,7 +217,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         _write_array(store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
         manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
         manifest.write(store)
-        ranking = rank_genes(Store.open(store), runner, data.hvg, sums, job.on_progress)
+        ranking = _rank_genes(job, runner, sums)
         _write_array(store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
     report |= {
@@ -216,9 +236,8 @@ def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
     report = report.without("cost")
     report.raise_failures()
     files = report.files
-    warnings: list[str] = []
-    if not all(one.name.startswith(BUILTIN_PREFIX) for one in files):
-        warnings = [row.sentence for row in report.of_level("warn")]
+    are_built_in = all(one.name.startswith(BUILTIN_PREFIX) for one in files)
+    warnings = [] if are_built_in else [row.sentence for row in report.of_level("warn")]
     for warning in warnings:
         logger.warning("%s", warning)
     cells_before = itertools.accumulate((one.n_cells for one in files), initial=0)
@@ -240,7 +259,9 @@ def _plan_parts(
         # To read some rows of a matrix stored by columns is to read it all: few large ranges.
         values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
         n_parts = -(-one.n_cells // max(one.n_cells * values // n_values, 1))
-        rows_at_once = int(np.clip(one.n_cells * _chunk_values(one.stored) // n_values, 64, 8_192))
+        chunk_values = _PIECES_CHUNK if one.stored.in_pieces else _CHUNK
+        chunk_values = chunk_values if one.stored.is_sparse else _DENSE_CHUNK
+        rows_at_once = int(np.clip(one.n_cells * chunk_values // n_values, 64, 8_192))
         borders = [one.n_cells * number // n_parts for number in range(n_parts + 1)]
         planned.append(
             [
@@ -271,12 +292,6 @@ def _piece_values(n_values: int) -> int:
     """
     of_many = int(np.clip(n_values // _MANY_PIECES, PART_VALUES, 4 * PART_VALUES))
     return max(of_many, n_values // BUCKETS)
-
-
-def _chunk_values(stored: StoredMatrix) -> int:
-    if not stored.is_sparse:
-        return _DENSE_CHUNK
-    return _PIECES_CHUNK if stored.in_pieces else _CHUNK
 
 
 def _try_shard(task: ShardTask) -> DataError | None:
@@ -318,15 +333,6 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     raise DataError("; ".join(map(str, failed.values())) + kept)
 
 
-def _read_totals(tasks: Sequence[ShardTask]) -> NDArray[np.float64]:
-    """(cells,) sums over all genes of a source's cells, in the order of its parts."""
-    totals = []
-    for task in tasks:
-        with Part(task.path) as part:
-            totals.append(part.read("totals"))
-    return np.concatenate(totals)
-
-
 def _log_scales(
     inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]], value_kind: str
 ) -> tuple[list[float], list[str]]:
@@ -352,75 +358,57 @@ def _log_scales(
     return scales, notices
 
 
-def _write_labels(folder: PreparationFolder, labels: CellLabels) -> None:
-    labels_folder = folder.of_store / "labels"
-    labels_folder.mkdir(exist_ok=True)
-    _write_array(labels_folder, "phenotypes", labels.phenotype_codes)
-    _write_array(labels_folder, "splits", labels.split.codes)
-    if labels.donors is not None:
-        _write_array(labels_folder, "donors", labels.donors)
-
-
 def _write_store(
     job: _Preparation,
     runner: TaskRunner,
-    inputs: Sequence[StoreInput],
-    tasks_of_inputs: Sequence[Sequence[ShardTask]],
-    scales: Sequence[float],
+    records: Sequence[PartRecord],
     n_genes: int,
     value_kind: str,
 ) -> tuple[int, GeneMoments | None]:
     """Run the second stage; return the number of stored values, and sums of the training cells."""
     cells_before = np.zeros(BUCKETS + 1, dtype=np.int64)
     values_before = np.zeros(BUCKETS + 1, dtype=np.int64)
-    records = []
-    for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True)):
-        for task in tasks:
-            with Part(task.path) as part:
-                cells_before += part.read("cell_fences")
-                values_before += part.read("value_fences")
-            records.append(PartRecord(str(task.path), number, one.first_cell, scales[number]))
+    for record in records:
+        cells_before += read_array(Path(record.path), "cell_fences")
+        values_before += read_array(Path(record.path), "value_fences")
     n_cells, n_values = int(cells_before[-1]), int(values_before[-1])
     if n_values == 0:
         message = (
-            f"{inputs[0].name}: every value of the {n_genes} genes the files have in common is "
+            f"{job.data.files[0]}: every value of the {n_genes} genes the files have in common is "
             f"zero; check data.matrix and data.join"
         )
         raise DataError(message)
     n_buckets, bucket_values = 1, _piece_values(n_values)
     while n_buckets < BUCKETS and n_values > n_buckets * bucket_values:
         n_buckets *= 2
-    labels = job.folder.of_store / "labels"
     plan = MergePlan(
         folder=str(job.folder.store),
-        labels=str(labels),
+        labels=str(job.folder.labels),
         counts=value_kind == "counts",
         n_buckets=n_buckets,
         sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
     )
-    digest = hashlib.sha256(plan.to_json().encode()).hexdigest()[:16]
+    plan_text = json.dumps(asdict(plan))
+    digest = hashlib.sha256(plan_text.encode()).hexdigest()[:16]
     notes = job.folder.of_store / f"buckets-{digest}"
     if not notes.exists():
-        _make_arrays(job.folder.store, labels, n_cells, n_values, n_genes, value_kind)
+        _make_arrays(job.folder, n_cells, n_values, n_genes, value_kind)
         notes.mkdir()
     plan_path = job.folder.of_store / f"plan-{digest}.json"
-    plan_path.write_text(plan.to_json(), encoding="utf-8")
+    plan_path.write_text(plan_text, encoding="utf-8")
     step = BUCKETS // n_buckets
+    first_cells, first_values = cells_before[::step].tolist(), values_before[::step].tolist()
     buckets = [
-        BucketTask(
-            plan_path,
-            notes / f"{number:04d}.note",
-            number,
-            int(cells_before[number * step]),
-            int(values_before[number * step]),
+        BucketTask(plan_path, notes / f"{number:04d}.note", number, first_cell, first_value)
+        for number, (first_cell, first_value) in enumerate(
+            zip(first_cells[:-1], first_values[:-1], strict=True)
         )
-        for number in range(n_buckets)
     ]
     done = 0
     job.on_progress(ProgressEvent("writing cells", 0, n_cells))
     for number, _ in runner.run(write_bucket, buckets):
-        done += int(cells_before[(number + 1) * step] - cells_before[number * step])
+        done += first_cells[number + 1] - first_cells[number]
         job.on_progress(ProgressEvent("writing cells", done, n_cells))
     written = [bucket.note for bucket in buckets]
     large_at, large_values = large_counts(written)
@@ -430,8 +418,9 @@ def _write_store(
 
 
 def _make_arrays(
-    folder: Path, labels: Path, n_cells: int, n_values: int, n_genes: int, value_kind: str
+    work: PreparationFolder, n_cells: int, n_values: int, n_genes: int, value_kind: str
 ) -> None:
+    folder = work.store
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     value_type = np.uint16 if value_kind == "counts" else np.float32
@@ -440,13 +429,60 @@ def _make_arrays(
     new_array(folder, "values", (n_values,), value_type)
     new_array(folder, "totals", (n_cells,), np.float32)
     new_array(folder, "origins", (n_cells, 2), np.int64)
-    for path in labels.glob("*.npy"):
+    for path in work.labels.glob("*.npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         new_array(folder, path.stem, array.shape, _LABEL_TYPES[path.stem])
 
 
 def _write_array(folder: Path, name: str, array: NDArray[Any]) -> None:
     np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def _rank_genes(job: _Preparation, runner: TaskRunner, known: GeneMoments | None) -> GeneRanking:
+    """Rank the store's genes; sums of the training cells' counts that are `known` need no pass."""
+    store = Store.open(job.folder.store)
+    # Chunks of equally many training cells: log values are summed in these chunks.
+    training = store.rows("train")
+    at_once = max(_SUMMED_CHUNK * store.n_cells // store.manifest.n_values, 1)
+    borders = [*training[::at_once].tolist(), int(training[-1]) + 1]
+    del training  # 8 bytes a cell
+
+    def sum_over_cells(one_pass: MomentsPass | ClipLimits) -> Any:  # noqa: ANN401 (sums of the pass)
+        if known is not None and one_pass == MomentsPass("stored"):
+            return known
+        tasks = [(store.path, one_pass, *ends) for ends in itertools.pairwise(borders)]
+        job.on_progress(ProgressEvent("ranking genes", 0, store.n_cells))
+        merged: Any = None
+        for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
+            merged = sums if merged is None else merged + sums
+            job.on_progress(ProgressEvent("ranking genes", task[-1], store.n_cells))
+        job.on_progress(ProgressEvent("ranking genes", store.n_cells, store.n_cells))
+        return merged
+
+    try:
+        return rank_in_passes(
+            sum_over_cells,
+            wanted=job.data.hvg,
+            value_kind=store.value_kind,
+            n_genes=len(store.genes),
+        )
+    finally:
+        _opened_store.cache_clear()  # if this process is the worker
+
+
+@lru_cache(maxsize=1)
+def _opened_store(path: Path) -> Store:
+    return Store.open(path)
+
+
+def _sum_chunk(task: tuple[Path, MomentsPass | ClipLimits, int, int]) -> Any:  # noqa: ANN401
+    """Sum the training cells among the cells [first, last) of a store."""
+    path, one_pass, first, last = task
+    store = _opened_store(path)
+    # Not `Store.rows`: every worker would hold the numbers of all training cells.
+    is_training = store.split_codes[first:last] == SPLITS.index("train")
+    cells = store.read_stored(first + np.flatnonzero(is_training))
+    return one_pass.sum_chunk(cells, store.value_kind, len(store.genes))
 
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:

@@ -7,6 +7,7 @@ Processes are concurrent.futures' own: joblib's workers outlive a parent that is
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,13 +78,6 @@ def open_runner(*, workers: int, dask: str | None, shared: Path) -> Iterator[Tas
     """Give a runner of `workers` processes, or of a Dask scheduler's ("tcp://host:8786") workers.
 
     Tasks write to the folder `shared`, which every worker of a cluster must see.
-
-    Raises
-    ------
-    ConfigurationError
-        Dask is not installed.
-    MachineError
-        The scheduler does not answer, has no workers, or a worker does not see the folder.
     """
     if dask is not None:
         with _dask_runner(dask, shared) as runner:
@@ -145,12 +139,8 @@ def _dask_runner(address: str, shared: Path) -> Iterator[TaskRunner]:
         if not client.nthreads():
             message = f"{address}: the Dask cluster has no workers; start some with 'dask worker'"
             raise MachineError(message)
-        probe = shared / f"seen-by-{os.getpid()}"
-        probe.touch()
-        try:
-            seen: dict[str, bool] = client.run(_sees, str(probe.resolve()))
-        finally:
-            probe.unlink()
+        with tempfile.NamedTemporaryFile(prefix="seen-by-", dir=shared.resolve()) as probe:
+            seen: dict[str, bool] = client.run(_sees, probe.name)
         if blind := [worker for worker, sees in seen.items() if not sees]:
             message = (
                 f"{shared}: {len(blind)} of {len(seen)} Dask workers do not see this folder "
