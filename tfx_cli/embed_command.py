@@ -70,8 +70,7 @@ def embed(
     check_output(output, (".h5ad",), what="embedded cells", overwrite=overwrite)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
-    from core.inference.annotated_file import AnnotatedCopy
-    from core.inference.embed import (
+    from core.inference.annotate import (
         add_denoised,
         add_gene_embeddings,
         embed_cells,
@@ -79,8 +78,8 @@ def embed(
         note_on_embedding,
         resolve_position,
     )
-    from core.inference.hints import read_hint
-    from core.inference.query_cells import open_query_cells
+    from core.inference.annotated_file import AnnotatedCopy
+    from core.inference.query_cells import open_query_cells, read_hint
     from core.model.folder import CellModel
     from core.training.machine import choose_device
 

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from core.inference.hints import Hint
-    from core.inference.predict import PhenotypePredictions
-    from core.inference.query_cells import QueryCells
+    from core.inference.annotate import PhenotypePredictions
+    from core.inference.query_cells import Hint, QueryCells
     from core.model.folder import CellModel
 
 #: Endings of the new obs columns of a phenotype.
@@ -82,10 +81,9 @@ def predict(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.files import replace_file
+    from core.inference.annotate import predict_phenotypes_of, prediction_table
     from core.inference.annotated_file import AnnotatedCopy
-    from core.inference.hints import read_hint
-    from core.inference.predict import predict_phenotypes_of, prediction_table
-    from core.inference.query_cells import open_query_cells
+    from core.inference.query_cells import open_query_cells, read_hint
     from core.model.folder import CellModel
     from core.training.machine import choose_device
 

@@ -20,11 +20,14 @@ from core.evaluation.held_out import evaluate_held_out
 from core.generation.cell_generator import generate_cells
 from core.generation.comparison import open_training_store
 from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
+from core.inference.annotate import (
+    embed_cells,
+    predict_phenotypes_of,
+    prediction_table,
+    resolve_position,
+)
 from core.inference.edited_cells import edit_cells
-from core.inference.embed import embed_cells, resolve_position
-from core.inference.hints import read_hint
-from core.inference.predict import predict_phenotypes_of, prediction_table
-from core.inference.query_cells import open_query_cells
+from core.inference.query_cells import open_query_cells, read_hint
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
 from core.progress import Listener, ignore_progress

@@ -208,6 +208,8 @@ class H5adSource:
         at_once = max(self.n_cells, 1)
         if how.by_columns:
             at_once = max(self.n_cells * BY_COLUMNS_VALUES // max(how.n_values, 1), 1)
+            # Whole chunks: where they start must not depend on how many rows are read at once.
+            at_once = -(-at_once // rows_per_chunk) * rows_per_chunk
         for begin in range(start, end, at_once):
             until = min(begin + at_once, end)
             first_row = begin if how.by_columns else 0

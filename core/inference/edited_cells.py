@@ -20,8 +20,7 @@ from core.files import replacing
 from core.generation.cell_generator import GENERATION_KEY, model_facts
 from core.generation.edit import check_can_edit, edit_bins
 from core.generation.request import FEW_CELLS, resolve_phenotypes
-from core.inference.hints import Hint, read_hint
-from core.inference.query_cells import QueryCells
+from core.inference.query_cells import Hint, QueryCells, read_hint
 from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES, GenerateSettings
 from core.progress import Listener, ProgressEvent, ignore_progress

@@ -5,18 +5,21 @@ those that it does not know are counted and left out. If the cells that the mode
 exist, baselines learn from them, over the genes that all files have.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
+from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
+from core.cells.reading import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
-from core.errors import DataError
+from core.errors import ConfigurationError, DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.method_comparison import (
     KnownCells,
@@ -34,10 +37,33 @@ from core.evaluation.predict import (
     predict,
 )
 from core.evaluation.report.records import EvaluationFacts, EvaluationReport
-from core.inference.labelled_files import LabelledFile, read_labelled, trained_on
+from core.inference.query_cells import open_query_cells, read_hint
 from core.model.folder import CellModel
+from core.presets.schema import STANDARD_PHENOTYPES
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+
+_BLOCK = 4_096
+_FEW = 5
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """Chosen cells of a file."""
+
+    #: (cells, the model's genes), log1p counts per 10,000.
+    expression: sparse.csr_matrix
+    #: (cells, phenotypes), the model's codes, -1 where a label is missing or unknown to the model.
+    codes: NDArray[np.int32]
+    #: (cells,), names; "" where not known.
+    donors: NDArray[Any]
+    #: (cells,), their places in the file, ascending, out of this number of cells.
+    rows: NDArray[np.int64]
+    n_cells: int
+    #: (the model's genes,), which the file lacks.
+    missing: NDArray[np.bool_]
+    #: Which labels could not be read.
+    notes: list[str]
 
 
 def evaluate_files(
@@ -60,15 +86,13 @@ def evaluate_files(
     Parameters
     ----------
     files, labels, donor_column, matrix, gene_ids
-        See `core.inference.labelled_files.read_labelled`.
+        See `read_labelled`.
     store, trained_where
         The cells that the model was trained on, for the baselines; None: there are no baselines.
     baselines
         Some of `core.evaluation.baselines.ALL_BASELINES`.
     max_cells
         Score a seeded sample of at most this number of cells of each file.
-    seed
-        Of samples and bootstrap draws.
 
     Raises
     ------
@@ -77,7 +101,7 @@ def evaluate_files(
     ConfigurationError
         The model has no such phenotype.
     """
-    config = model.config
+    config, provenance = model.config, model.provenance
 
     def choose(codes: NDArray[np.int32]) -> NDArray[np.int64]:
         rows = np.flatnonzero((codes >= 0).any(axis=1))
@@ -86,8 +110,7 @@ def evaluate_files(
         rng = generator(seed, Stream.EVALUATED_CELLS)
         return np.sort(rng.choice(rows, max_cells, replace=False))
 
-    read = []
-    parts: list[Probabilities] = []
+    read, parts = [], []
     for file in files:
         one = read_labelled(
             model, file, phenotypes=config.predicted, choose=choose, labels=labels,
@@ -95,16 +118,24 @@ def evaluate_files(
         )  # fmt: skip
         read.append(one)
         parts.append(_predict(model, one, seed=seed, on_progress=on_progress))
-    codes = np.concatenate([one.codes for one in read])
-    if not len(codes):
+    cells, donor_names = join_files(read)
+    if not len(cells):
         message = (
             f"{', '.join(files)}: no cell has a label that the model knows, of any of "
             f"{', '.join(config.predicted)}; name the columns by --label NAME=COLUMN"
         )
         raise DataError(message)
     present = ~np.any([one.missing for one in read], axis=0)
-    donor_names, donors = _donor_codes(np.concatenate([one.donors for one in read]))
-    expression = sparse.csr_matrix(sparse.vstack([one.expression for one in read]))
+    notes = [note for one in read for note in one.notes]
+    notes += [
+        f"the model was trained on {file}, so the scores are too high"
+        for file in trained_on(model, files)
+    ]
+    is_simulated = all(file.startswith("builtin:atlas") for file in files)
+    if provenance.get("simulated") and not is_simulated:
+        notes.append(
+            "the model was trained on simulated cells: its scores mean nothing for real biology"
+        )
     training = None
     if store is not None:
         rng = generator(seed, Stream.EVALUATED_CELLS)
@@ -112,10 +143,14 @@ def evaluate_files(
         training, donor_names = with_joint_donors(
             training.of_genes(present), store.donor_names or (), donor_names
         )
+    else:
+        notes.append(
+            "the cells that the model was trained on are gone or changed, so there are no baselines"
+        )
     compared = compare_methods(
         config,
         join_probabilities(model, parts),
-        KnownCells(expression, codes, donors).of_genes(present),
+        cells.of_genes(present),
         training,
         baselines=baselines,
         donor_names=donor_names,
@@ -123,27 +158,22 @@ def evaluate_files(
         seed=seed,
         on_progress=on_progress,
     )
-    name = model.provenance.get("name", "model")
     return replace(
         compared,
-        title=f"{name} on {', '.join(Path(file).name for file in files)}",
+        title=f"{provenance.get('name', 'model')} on {', '.join(Path(file).name for file in files)}",
         facts=EvaluationFacts(
-            model=model.provenance.get("name"),
-            step=model.provenance.get("step"),
+            model=provenance.get("name"),
+            step=provenance.get("step"),
             data=", ".join(files),
-            simulated=_are_simulated(files),
-            n_cells=len(codes),
+            simulated=is_simulated,
+            n_cells=len(cells),
             baselines=baseline_names(baselines if store is not None else ()),
             n_cells_of_baselines=None if training is None else len(training),
             n_genes=len(model.panel),
             n_genes_missing=int((~present).sum()),
             seed=seed,
         ),
-        notes=(
-            *(note for one in read for note in one.notes),
-            *_training_notes(model, files, store),
-            *compared.notes,
-        ),
+        notes=(*notes, *compared.notes),
     )
 
 
@@ -153,13 +183,13 @@ def _predict(
     size = batch_cells(model)
 
     def batches() -> Iterator[CellBatch]:
+        names = list(model.config.phenotypes)
         for first in range(0, file.n_cells, size):
             last = min(first + size, file.n_cells)
             some = file.expression[slice(*np.searchsorted(file.rows, (first, last)).tolist())]
             if some.shape[0]:
                 # A code of 0 masks a phenotype whose label is missing; the model does not see it.
-                masked = np.zeros((some.shape[0], len(model.config.phenotypes)), dtype=np.int32)
-                names = list(model.config.phenotypes)
+                masked = np.zeros((some.shape[0], len(names)), dtype=np.int32)
                 rng = generator(seed, first, Stream.QUERY_GENES)
                 yield model.batches.visible(some, masked, names, rng, missing=file.missing)
             on_progress(ProgressEvent("predicting phenotypes", last, file.n_cells))
@@ -169,31 +199,106 @@ def _predict(
     )
 
 
-def _donor_codes(donors: NDArray[np.object_]) -> tuple[list[str], NDArray[np.int64] | None]:
-    """Names, and (cells,) codes, -1 where not known; None if no donor is known."""
+# ------------------------------------------------------------------------------------ labelled files
+
+
+def read_labelled(
+    model: CellModel,
+    file: str,
+    *,
+    phenotypes: Iterable[str],
+    choose: Callable[[NDArray[np.int32]], NDArray[np.int64]],
+    labels: Sequence[str] = (),
+    donor_column: str = "donor_id",
+    matrix: str = "auto",
+    gene_ids: str = "auto",
+) -> LabelledFile:
+    """Read a file of real cells: .h5ad, or "builtin:NAME".
+
+    Parameters
+    ----------
+    phenotypes
+        Those of the model whose labels are read.
+    choose
+        (cells, phenotypes) codes -> the rows that are kept, ascending.
+    labels
+        "tissue=organ": the obs column of a phenotype; default that of the CELLxGENE schema, else that
+        of the phenotype's own name.
+    donor_column
+        The obs column that names donors, if the file has it.
+    matrix, gene_ids
+        As ``data.matrix`` and ``data.gene_ids`` of a preset.
+    """
+    wanted = {one.partition("=")[0]: one for one in labels}
+    known = list(phenotypes)
+    for name in wanted:
+        if name not in known:
+            message = (
+                f"--label {wanted[name]}: the model does not know a phenotype '{name}'; "
+                f"{suggest(name, known)}"
+            )
+            raise ConfigurationError(message)
+    with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
+        codes, notes = _read_codes(model, cells.source, known, wanted)
+        rows = choose(codes)
+        donors = np.full(cells.n_cells, "", dtype=object)
+        column = PhenotypeColumn("donor", donor_column, explicit=False)
+        obs = cells.source.obs_columns([donor_column])
+        if (of_donors := read_labels(obs, column, where=cells.source.name)) is not None:
+            donors = np.array([*of_donors.values, ""], dtype=object)[of_donors.codes]
+        parts = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
+        for first, block in cells.blocks(_BLOCK):
+            inside = rows[(rows >= first) & (rows < first + block.shape[0])]
+            parts.append(block[inside - first])
+        expression = sparse.csr_matrix(sparse.vstack(parts))
+        return LabelledFile(
+            expression, codes[rows], donors[rows], rows, cells.n_cells, cells.missing, notes
+        )
+
+
+def _read_codes(
+    model: CellModel, source: CellSource, names: Sequence[str], wanted: Mapping[str, str]
+) -> tuple[NDArray[np.int32], list[str]]:
+    codes = np.full((source.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
+    notes = []
+    for name in names:
+        candidates = [STANDARD_PHENOTYPES.get(name, name), name]
+        if name not in wanted and not len(source.obs_columns(candidates).columns):
+            notes.append(f"{name}: {source.name} has no column '{candidates[0]}'; not scored")
+            continue
+        try:
+            hint = read_hint(source, model.config, wanted.get(name, name))
+        except DataError as error:
+            if name in wanted:  # an explicit request is met or refused
+                raise
+            notes.append(f"{name}: not scored ({error})")
+            continue
+        codes[:, hint.slot] = hint.codes
+        if hint.unknown:
+            first = ", ".join(f"'{x}' ({n:,})" for x, n in list(hint.unknown.items())[:_FEW])
+            more = ", ..." if len(hint.unknown) > _FEW else ""
+            notes.append(
+                f"{name}: {sum(hint.unknown.values()):,} cells of {source.name} have labels that the "
+                f"model does not know, and are not scored: {first}{more}"
+            )
+    return codes, notes
+
+
+def join_files(read: Sequence[LabelledFile]) -> tuple[KnownCells, list[str]]:
+    """Return the cells of all files, and the names of their donors; without these, no donor codes."""
+    donors = np.concatenate([one.donors for one in read])
     names = sorted(set(donors.tolist()) - {""})
-    if not names:
-        return [], None
     place = {name: code for code, name in enumerate(names)} | {"": -1}
-    return names, np.array([place[name] for name in donors.tolist()], dtype=np.int64)
+    cells = KnownCells(
+        sparse.csr_matrix(sparse.vstack([one.expression for one in read])),
+        np.concatenate([one.codes for one in read]),
+        np.array([place[one] for one in donors.tolist()], dtype=np.int64) if names else None,
+    )
+    return cells, names
 
 
-def _are_simulated(files: Sequence[str]) -> bool:
-    return all(file.startswith("builtin:atlas") for file in files)
-
-
-def _training_notes(model: CellModel, files: Sequence[str], store: Store | None) -> list[str]:
-    """Note how the files and the model's training cells are related."""
-    notes = [
-        f"the model was trained on {file}, so the scores are too high"
-        for file in trained_on(model, files)
-    ]
-    if model.provenance.get("simulated") and not _are_simulated(files):
-        notes.append(
-            "the model was trained on simulated cells: its scores mean nothing for real biology"
-        )
-    if store is None:
-        notes.append(
-            "the cells that the model was trained on are gone or changed, so there are no baselines"
-        )
-    return notes
+def trained_on(model: CellModel, files: Sequence[str]) -> list[str]:
+    """Return the files that the model was trained on."""
+    sources = {str(one) for one in model.provenance.get("sources", [])}
+    resolved = {Path(one).resolve() for one in sources if not one.startswith("builtin:")}
+    return [file for file in files if file in sources or Path(file).resolve() in resolved]

@@ -14,7 +14,7 @@ from core.errors import DataError
 from core.generation.cell_generator import BIN_NUMBERS, COUNTS, GENERATION_KEY
 from core.generation.cell_sizes import log_values
 from core.generation.request import resolve_phenotypes
-from core.inference.hints import read_hint
+from core.inference.query_cells import read_hint
 from core.model.folder import CellModel
 
 #: Cells of all files that are read at most; an even sample beyond.

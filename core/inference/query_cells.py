@@ -1,4 +1,4 @@
-"""Cells of a file as a model reads them: its genes in its order, its normalisation, block by block.
+"""Cells of a file as a model reads them: its genes in its order, its normalisation, its phenotypes' codes.
 
 Genes are joined by id, or by symbol where that finds more. Genes that the file lacks are listed, so that
 they are masked, not taken for unexpressed. Memory is that of a block of cells.
@@ -7,7 +7,7 @@ they are masked, not taken for unexpressed. Memory is that of a block of cells.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,18 @@ from core.cells.matrix_state import (
     row_sums,
 )
 from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise, rescale_log
+from core.cells.phenotypes import (
+    PhenotypeColumn,
+    group_ages,
+    match_label,
+    nearest,
+    read_labels,
+    suggest,
+)
 from core.cells.reading import AnnDataSource, CellSource, open_source
-from core.errors import DataError
+from core.errors import ConfigurationError, DataError
+from core.model.configuration import TfxConfig
+from core.presets.schema import STANDARD_PHENOTYPES
 from core.wording import listed
 
 if TYPE_CHECKING:
@@ -47,27 +57,17 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class QueryCells:
-    """An open file of cells and how its genes map onto a model's.
-
-    Attributes
-    ----------
-    source
-        The cells.
-    choice
-        The matrix that is read, and whether it holds counts.
-    column_of
-        (model's genes,), column of each gene in the matrix, -1 where the file lacks it.
-    joined_by
-        "ids" or "symbols".
-    log_total
-        Sum of each cell's values before the log, where that is one number and not the model's;
-        None where values are counts, or are used as they are.
-    """
+    """An open file of cells and how its genes map onto a model's."""
 
     source: CellSource
+    #: The matrix that is read, and whether it holds counts.
     choice: MatrixChoice
+    #: (model's genes,), column of each gene in the matrix, -1 where the file lacks it.
     column_of: NDArray[np.int64]
+    #: "ids" or "symbols".
     joined_by: str
+    #: Sum of each cell's values before the log, where that is one number and not the model's; None where
+    #: values are counts, or are used as they are.
     log_total: float | None
 
     @property
@@ -81,17 +81,10 @@ class QueryCells:
         return self.column_of < 0
 
     def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
-        """Give the cells in the order of the file, ``n_cells`` at a time.
+        """Give the cells in the order of the file, ``n_cells`` at a time, each time the first one's number.
 
-        Yields
-        ------
-        The first cell's number, and (cells, model's genes) log1p counts per 10,000 by the total of
-        all the file's genes.
-
-        Raises
-        ------
-        DataError
-            A value contradicts the first cells, of whole counts say.
+        Cells are (cells, model's genes) log1p counts per 10,000 by the total of all the file's genes. A
+        value that contradicts the first cells, of whole counts say, is a DataError.
         """
         present = np.flatnonzero(~self.missing)
         columns = self.column_of[present]
@@ -143,22 +136,15 @@ def open_query_cells(
         table = choose_gene_ids(
             source.var(choice.matrix), gene_ids, f"{source.name} ({choice.matrix})"
         )
-        column_of, joined_by = _join(table, panel)
+        found = (_columns(table.ids, panel), _columns(table.symbols, panel))
+        column_of = max(found, key=lambda columns: int((columns >= 0).sum()))
+        names = {table.ids[column] for column in column_of[column_of >= 0]}
+        is_by_ids = 2 * len(names.intersection(panel.ids)) >= int((column_of >= 0).sum())
         _check_genes_found(source.name, table, panel, column_of)
+        joined_by = "ids" if is_by_ids else "symbols"
         yield QueryCells(source, choice, column_of, joined_by, _log_total(source, choice))
     finally:
         source.close()
-
-
-def _join(table: GeneTable, panel: GenePanel) -> tuple[NDArray[np.int64], str]:
-    """Find the column of each gene of the panel, by whichever name finds more."""
-    found = max(
-        (_columns(table.ids, panel), _columns(table.symbols, panel)),
-        key=lambda columns: int((columns >= 0).sum()),
-    )
-    names = [table.ids[column] for column in found[found >= 0]]
-    is_by_ids = 2 * len(set(names).intersection(panel.ids)) >= len(names)
-    return found, "ids" if is_by_ids else "symbols"
 
 
 def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
@@ -172,13 +158,8 @@ def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
     total = None if chunk is None else constant_sum(row_sums(chunk, np.expm1(chunk.data)))
     if total is None or abs(total / TARGET_SUM - 1) < _ALIKE:
         return None
-    logger.warning(
-        "%s: %s was normalised to %.4g per cell; it is rescaled to %.4g, as the model's cells",
-        source.name,
-        choice.matrix,
-        total,
-        TARGET_SUM,
-    )
+    text = "%s: %s was normalised to %.4g per cell; it is rescaled to %.4g, as the model's cells"
+    logger.warning(text, source.name, choice.matrix, total, TARGET_SUM)
     return total
 
 
@@ -206,13 +187,8 @@ def _check_genes_found(
     if n_found >= LEAST_FOUND * len(panel):
         if len(lost):
             named = listed([panel.symbols[gene] for gene in lost], most=_FEW)
-            logger.warning(
-                "%s lacks %d of the model's %d genes, which are masked: %s",
-                name,
-                len(lost),
-                len(panel),
-                named,
-            )
+            text = "%s lacks %d of the model's %d genes, which are masked: %s"
+            logger.warning(text, name, len(lost), len(panel), named)
         return
     folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
     same = sum(symbol.casefold() in folded for symbol in table.symbols)
@@ -237,3 +213,89 @@ def _check_genes_found(
         f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
     )
     raise DataError(message)
+
+
+# ------------------------------------------------------------------------------------------- labels
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Known labels of one phenotype, read from an obs column.
+
+    ``codes`` are (cells,), the model's, -1 where the label is missing or unknown to the model;
+    ``unknown`` maps labels that the model does not know to numbers of cells.
+    """
+
+    name: str
+    slot: int
+    column: str
+    codes: NDArray[np.int32]
+    unknown: dict[str, int]
+
+
+def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
+    """Read the labels of one phenotype.
+
+    ``wanted``: "tissue", or "tissue=my_column"; the default column is that of the CELLxGENE schema, else
+    the phenotype's name.
+
+    Raises
+    ------
+    ConfigurationError
+        The model has no such phenotype.
+    DataError
+        The column does not exist, or the model knows none of its labels.
+    """
+    name, _, column = wanted.partition("=")
+    if name not in config.phenotypes:
+        message = f"--given {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
+        raise ConfigurationError(message)
+    if config.classified is not None and name not in (config.classified, *config.given):
+        known = ", ".join(config.given) or "it knows none"
+        message = (
+            f"--given {wanted}: this classifier of {config.classified} was not trained with {name} "
+            f"given ({known})"
+        )
+        raise ConfigurationError(message)
+    slot = config.phenotype_names.index(name)
+    if not column:
+        candidates = [STANDARD_PHENOTYPES.get(name, name), name]
+        present = source.obs_columns(candidates).columns
+        column = next((one for one in candidates if one in present), candidates[0])
+    wanted_column = PhenotypeColumn(name, column, explicit=True)
+    labels = read_labels(source.obs_columns([column]), wanted_column, where=source.name)
+    assert labels is not None, "an explicit column exists, or read_labels raises"
+    values = config.phenotypes[name]
+    found = _codes(labels.values, values)
+    if config.positive is not None and name == config.classified:
+        found[found < 0] = 1  # any other label is "not" the one
+    if len(labels.values) and (found < 0).all():
+        near = nearest(labels.values[0], values)
+        message = (
+            f"{source.name}: the model knows none of the labels of '{column}' as {name} "
+            f"({_first(labels.values)}); it knows {_first(values)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+        raise DataError(message)
+    codes = np.append(found, -1).astype(np.int32)[labels.codes]
+    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.values))
+    unknown = {
+        label: int(n)
+        for label, code, n in zip(labels.values, found, counts, strict=True)
+        if code < 0
+    }
+    return Hint(name, slot, column, codes, unknown)
+
+
+def _codes(labels: Sequence[str], values: Sequence[str]) -> NDArray[np.int64]:
+    """(labels,), the code of each; ages also by their decade."""
+    known = list(values)
+    codes = []
+    for label, group in zip(labels, group_ages(labels), strict=True):
+        match = match_label(label, known) or match_label(group, known)
+        codes.append(known.index(match) if match is not None else -1)
+    return np.array(codes, dtype=np.int64)
+
+
+def _first(values: Sequence[str]) -> str:
+    return ", ".join(map(repr, values[:4])) + (", ..." if len(values) > 4 else "")

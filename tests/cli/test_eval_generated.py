@@ -12,8 +12,8 @@ import pytest
 
 from core.cells.builtin import load_builtin
 from core.evaluation.fidelity import scvi_baseline
-from core.evaluation.fidelity.rebalancing import REBALANCED_BY
-from core.evaluation.fidelity.verdict import RULES
+from core.evaluation.fidelity.class_baselines import REBALANCED_BY
+from core.evaluation.fidelity.report import RULES
 from core.generation import comparison
 from core.inference import evaluate_generated as module
 from core.model.folder import CellModel
@@ -139,17 +139,17 @@ def test_scvi_learns_from_the_counts_of_the_training_cells(tfx, made, tiny_run, 
     """The package itself is an extra; here something stands in its place that shows what it is given."""
     given = {}
 
-    class Repeats:
-        def __init__(self, counts, totals, classes, **others):
-            given.update(counts=counts, totals=totals, classes=classes)
-            self._values = np.log1p(counts.toarray() * 1e4 / totals[:, None]).astype(np.float32)
+    def repeats(counts, totals, classes, **others):
+        given.update(counts=counts, totals=totals)
+        values = np.log1p(counts.toarray() * 1e4 / totals[:, None]).astype(np.float32)
 
-        def draw(self, classes, rng):
-            rows = [rng.choice(np.flatnonzero(given["classes"] == one)) for one in classes]
-            return self._values[rows]
+        def draw(wanted, rng):
+            return values[[rng.choice(np.flatnonzero(classes == one)) for one in wanted]]
+
+        return draw
 
     monkeypatch.setattr(module, "check_scvi", lambda: None)
-    monkeypatch.setattr(module, "ScviBaseline", Repeats)
+    monkeypatch.setattr(module, "fit_scvi", repeats)
     ask = ("eval", "tiny", "--generated", "generated.h5ad", "--baselines", "all")
     result = tfx(*ask)
     assert result.code == 0, result.stderr

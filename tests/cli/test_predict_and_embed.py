@@ -13,7 +13,7 @@ import scanpy as sc
 from scipy import sparse
 
 from core.cells.builtin import load_builtin
-from core.inference.embed import note_on_embedding
+from core.inference.annotate import note_on_embedding
 from core.model.folder import CellModel
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,15 +9,15 @@ import torch
 from scipy import sparse
 
 from core.errors import ConfigurationError
-from core.inference.embed import (
+from core.inference.annotate import (
     DENOISING_PASSES,
     denoise_cells,
     embed_cells,
     gene_embeddings,
+    predict_phenotypes_of,
     resolve_position,
 )
-from core.inference.hints import Hint
-from core.inference.predict import predict_phenotypes_of
+from core.inference.query_cells import Hint
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model, make_expression
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from core.cells import reading
 from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.inference.query_cells import open_query_cells
@@ -50,6 +51,16 @@ def test_genes_are_joined_by_whichever_name_they_have(tmp_path, names):
     np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
     assert not cells.missing.any()
     assert cells.joined_by == ("symbols" if names is PANEL.symbols else "ids")
+
+
+def test_blocks_of_a_large_file_by_columns_start_at_multiples_of_their_size(tmp_path, monkeypatch):
+    path, counts = write(tmp_path)
+    cells = ad.read_h5ad(path)
+    cells.X = cells.X.tocsc()
+    cells.write_h5ad(path)
+    monkeypatch.setattr(reading, "BY_COLUMNS_VALUES", 25)  # 3 of 9 cells at once
+    _, found = read(path, n_cells=2)
+    np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
 
 
 @pytest.mark.parametrize("total", [1e4, 1e6])

@@ -1,8 +1,8 @@
-"""Two simple generators that a model must beat: independent genes, and a Gaussian copula.
+"""Two simple generators that a model must beat, and whether generated cells help a classifier more.
 
-Both draw cells of given classes (a cell type, a combination of phenotypes) from the training cells of the
-class, and cannot draw classes without training cells. They work in bins, bin 0 being "not expressed";
-`core.encoding.values` makes bins of values and values of bins.
+Independent genes and a Gaussian copula draw cells of given classes (a cell type, a combination of
+phenotypes) from the training cells of the class, and cannot draw classes without training cells. They work
+in bins, bin 0 being "not expressed"; `core.encoding.values` makes bins of values and values of bins.
 
 The copula follows the idea of scDesign2 (Sun et al. 2021, doi:10.1186/s13059-021-02367-2) and scDesign3
 (Song et al. 2024, doi:10.1038/s41587-023-01772-1): marginals per gene and class, joined by a Gaussian
@@ -10,12 +10,21 @@ dependence. Here the marginals are fractions of bins, and the dependence is shru
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import DataError
+from core.evaluation.fidelity.measures import (
+    ClassClassifier,
+    Codes,
+    FloatArray,
+    LabelledCells,
+    macro_f1,
+)
+from core.evaluation.report.records import Difference, Rebalanced
+from core.random_streams import Stream, generator
 
 #: Least weight of the pooled correlation in that of a class, and cells at which it is a half.
 _LEAST_SHRINKAGE, _HALF_SHRUNK = 0.3, 50
@@ -23,25 +32,19 @@ _LEAST_SHRINKAGE, _HALF_SHRUNK = 0.3, 50
 _FEW_CELLS = 5
 #: Weight of the identity, which makes every correlation matrix positive definite.
 _IDENTITY = 0.05
+#: Ways to learn from rare classes, in the order of the report.
+REBALANCED_BY = ("real", "class weights", "repeated", "copula", "generated")
+#: Real cells that classifiers learn from at most; bootstrap draws of their scores.
+_MOST_CELLS, _RESAMPLES = 5_000, 500
 
-FloatArray = NDArray[np.float64]
 Bins = NDArray[np.uint8]
-Codes = NDArray[np.integer[Any]]
 
 
 class ClassBaselines:
     """Independent genes and the Gaussian copula, fitted to the same training cells.
 
-    Parameters
-    ----------
-    bins
-        (cells, genes), bins of training cells.
-    classes
-        (cells,), codes; cells without a class (-1) are not learnt from.
-    n_bins
-        Number of bins.
-    rng
-        Breaks ties of equal bins when ranks become normal scores.
+    ``bins`` are (cells, genes); cells without a class (-1) are left out; ``rng`` breaks ties of equal bins
+    when ranks become normal scores.
     """
 
     def __init__(self, bins: Bins, classes: Codes, n_bins: int, rng: np.random.Generator) -> None:
@@ -135,3 +138,78 @@ def _as_correlations(products: FloatArray) -> FloatArray:
     scale = 1 / np.sqrt(np.maximum(np.diag(products), 1e-12))
     scaled: FloatArray = products * scale[:, None] * scale
     return scaled
+
+
+# ------------------------------------------------------------------------------------- rare classes
+
+
+def compare_rebalancing(
+    training: LabelledCells,
+    real: LabelledCells,
+    generated: LabelledCells,
+    encoder: ValueEncoder,
+    table: ValueTable,
+    n_classes: int,
+) -> dict[str, Rebalanced]:
+    """Fit a classifier of the class in five ways and score each on the same held-out real cells.
+
+    It learns from (a sample of 5,000) real training cells: as they are; with equal weights of the classes;
+    with cells of rare classes repeated; and with rare classes filled up to the largest by the copula, or by
+    ``generated`` cells as far as they suffice. Empty if training or held-out cells have one class only.
+    """
+    rng = generator(0, Stream.REBALANCING)
+    some = training.take(np.sort(rng.permutation(len(training))[:_MOST_CELLS]))
+    counts = np.bincount(some.classes, minlength=n_classes)
+    real = real.take(np.isin(real.classes, np.flatnonzero(counts)))
+    if (counts > 0).sum() < 2 or len(np.unique(real.classes)) < 2:
+        return {}
+    missing = np.where(counts > 0, counts.max() - counts, 0)
+    baselines = ClassBaselines(encoder.encode(some.values), some.classes, encoder.n_bins, rng)
+    wanted = np.repeat(np.arange(n_classes), missing)
+    drawn = table.decode(baselines.copula(wanted, rng), how="sample", rng=rng)
+    nothing = some.take(np.zeros(0, dtype=np.int64))
+    added = {
+        "real": nothing,
+        "class weights": nothing,
+        "repeated": some.take(_fill(some.classes, missing, rng, repeat=True)),
+        "copula": LabelledCells(drawn, wanted),
+        "generated": generated.take(_fill(generated.classes, missing, rng, repeat=False)),
+    }
+    n = len(real)
+    weights = np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)])
+    predicted, scores = {}, {}
+    for name in REBALANCED_BY:
+        classifier = ClassClassifier(
+            np.concatenate([some.values, added[name].values]),
+            np.concatenate([some.classes, added[name].classes]),
+            balanced=name == "class weights",
+        )
+        predicted[name] = classifier.predict(real.values)
+        scores[name] = macro_f1(real.classes, predicted[name], n_classes, weights)
+    found = {}
+    for name, of_way in scores.items():
+        ahead = of_way - scores["class weights"]
+        low, high = np.percentile(ahead[1:], (2.5, 97.5))
+        recalls = [
+            (predicted[name][real.classes == code] == code).mean()
+            for code in np.unique(real.classes)
+        ]
+        found[name] = Rebalanced(
+            float(np.mean(recalls)),
+            float(of_way[0]),
+            Difference(float(ahead[0]), (float(low), float(high))),
+            len(added[name]),
+        )
+    return found
+
+
+def _fill(classes: Codes, missing: Codes, rng: np.random.Generator, *, repeat: bool) -> Codes:
+    """Rows of the cells that each class is missing; without repeats, of those that exist."""
+    rows = [np.zeros(0, dtype=np.int64)]
+    for code, n in enumerate(missing.tolist()):
+        of_class = np.flatnonzero(classes == code)
+        if n and len(of_class):
+            rows.append(
+                rng.choice(of_class, n if repeat else min(n, len(of_class)), replace=repeat)
+            )
+    return np.concatenate(rows)

@@ -7,18 +7,18 @@ marginals are those of the independent genes of the protocol: counts of the clas
 cells, over n + 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from torch.nn import functional
 
 from core.encoding.cell_batch import CellBatch
 from core.encoding.masking import Show
-from core.evaluation.fidelity.class_baselines import bin_counts, class_fractions
+from core.evaluation.fidelity.class_baselines import Bins, bin_counts, class_fractions
+from core.evaluation.fidelity.measures import Codes, FloatArray
 from core.evaluation.method_comparison import KnownCells
-from core.evaluation.predict import predict
+from core.evaluation.predict import Prediction, predict
 from core.evaluation.report.records import ConditionLikelihood, Difference
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
@@ -26,38 +26,24 @@ from core.random_streams import Stream, generator
 
 #: Cells at most: an even sample.
 _MOST_CELLS = 1_000
-_BATCH = 64
-_BLOCK = 1_024
-_RESAMPLES = 1_000
-
-FloatArray = NDArray[np.float64]
+_BATCH, _BLOCK, _RESAMPLES = 64, 1_024, 1_000
 
 
 def condition_likelihood(
     model: CellModel,
     real: KnownCells,
-    classes: NDArray[np.int64],
+    classes: Codes,
     training: KnownCells,
-    training_classes: NDArray[np.int64],
+    training_classes: Codes,
     *,
     slots: Sequence[int],
-    genes: NDArray[np.int64],
+    genes: Codes,
 ) -> ConditionLikelihood | None:
     """Mask all genes of real cells, show the phenotypes of their class, and predict the genes.
 
-    Parameters
-    ----------
-    real, training
-        Held-out cells, and those that the marginals are taken from; over the model's genes.
-    classes, training_classes
-        (cells,), codes, -1 unknown.
-    slots
-        Phenotypes that make the class, and are visible.
-    genes
-        Panel genes that are scored.
+    Cells of ``real`` and ``training`` (from which the marginals are taken) have the model's genes, of which
+    ``genes`` are scored, and classes, -1 unknown, made of the phenotypes at ``slots``.
 
-    Returns
-    -------
     None for a model of the expressed layout, of continuous values, or a classifier, which predict
     something else; and if no real cell has a class that training had.
     """
@@ -76,7 +62,9 @@ def condition_likelihood(
         _masked_batch(model, real.take(some), slots)
         for some in np.array_split(rows, -(-len(rows) // _BATCH))
     )
-    of_model = np.concatenate([nll[:, genes].mean(axis=1) for nll in _gene_nll(model, batches)])
+    of_model = np.concatenate(
+        [_gene_nll(model, one)[:, genes].mean(axis=1) for one in predict(model, batches)]
+    )
     of_marginals = marginal_nll.mean(axis=1)
     rng = generator(0, Stream.LIKELIHOOD_RESAMPLES)
     n = len(rows)
@@ -89,10 +77,10 @@ def condition_likelihood(
 
 
 def class_marginal_nll(
-    bins: NDArray[np.uint8],
-    classes: NDArray[np.int64],
-    training_bins: NDArray[np.uint8],
-    training_classes: NDArray[np.int64],
+    bins: Bins,
+    classes: Codes,
+    training_bins: Bins,
+    training_classes: Codes,
     n_bins: int,
 ) -> FloatArray:
     """(cells, genes) nats of cells' bins under the training marginals of their class.
@@ -109,9 +97,7 @@ def class_marginal_nll(
     return nll
 
 
-def _bins(
-    model: CellModel, expression: sparse.csr_matrix, genes: NDArray[np.int64]
-) -> NDArray[np.uint8]:
+def _bins(model: CellModel, expression: sparse.csr_matrix, genes: Codes) -> Bins:
     """(cells, genes), block by block: the dense values of a wide panel never exist whole."""
     blocks = [
         model.values.encode(expression[first : first + _BLOCK].toarray())[:, genes]
@@ -128,13 +114,12 @@ def _masked_batch(model: CellModel, cells: KnownCells, slots: Sequence[int]) -> 
     return model.batches.ranked(values, codes, states, np.ones(values.shape, dtype=bool))
 
 
-def _gene_nll(model: CellModel, batches: Iterator[CellBatch]) -> Iterator[FloatArray]:
-    """(cells of the batch, genes) nats of every gene, all of which are masked."""
-    for prediction in predict(model, batches):
-        logits = bin_logits(prediction.output.gene_logits, model.config)
-        targets = prediction.batch.gene_target.long()
-        nll = functional.cross_entropy(logits, targets, reduction="none")
-        cells = prediction.cells
-        found = np.zeros((int(cells.gene_cell.max()) + 1, model.config.n_genes))
-        found[cells.gene_cell, cells.gene] = nll.double().cpu().numpy()
-        yield found
+def _gene_nll(model: CellModel, prediction: Prediction) -> FloatArray:
+    """(cells, genes) nats of every gene of a batch, all of which are masked."""
+    logits = bin_logits(prediction.output.gene_logits, model.config)
+    targets = prediction.batch.gene_target.long()
+    nll = functional.cross_entropy(logits, targets, reduction="none")
+    cells = prediction.cells
+    found = np.zeros((int(cells.gene_cell.max()) + 1, model.config.n_genes))
+    found[cells.gene_cell, cells.gene] = nll.double().cpu().numpy()
+    return found

@@ -14,6 +14,7 @@ cells), times each cell is taken: ones, or the counts of a bootstrap resample.
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,24 @@ _TOP_GENES = 50
 
 Values = NDArray[np.floating[Any]]
 FloatArray = NDArray[np.float64]
-Codes = NDArray[np.integer[Any]]
+Codes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Cells, (cells, genes) float32, and the code of the class of each."""
+
+    values: NDArray[np.float32]
+    classes: Codes
+
+    def __len__(self) -> int:
+        """Return the number of cells."""
+        return len(self.classes)
+
+    def take(self, rows: NDArray[Any]) -> "LabelledCells":
+        """Return some of the cells."""
+        return LabelledCells(self.values[rows], self.classes[rows])
+
 
 # ------------------------------------------------------------------------------------- classifiers
 
@@ -91,8 +109,7 @@ def weighted_auc(
 class ClassClassifier:
     """Logistic regression of the class of a cell, on genes of unit variance.
 
-    ``cells`` are (cells, genes), ``classes`` (cells,) codes; ``balanced``: whether all classes weigh the
-    same, whatever their number of cells.
+    ``balanced``: whether all classes weigh the same, whatever their number of cells.
     """
 
     def __init__(self, cells: Values, classes: Codes, *, balanced: bool = True) -> None:
@@ -258,10 +275,7 @@ def detected_genes(cells: Values) -> NDArray[np.int64]:
 
 
 def correlation_genes(real: Values) -> NDArray[np.int64]:
-    """Choose the genes whose correlations are compared, most variable first.
-
-    The columns of the 100 genes of highest variance among those detected in under 97 % of the cells.
-    """
+    """Return the 100 genes of highest variance among those detected in under 97 % of the cells."""
     return choose_variable_genes(real.var(axis=0, dtype=np.float64), (real > 0).mean(axis=0))
 
 
@@ -315,21 +329,13 @@ def fold_changes(cells: Values, classes: Codes, n_classes: int) -> FloatArray:
 def fold_change_agreement(
     chosen_by: FloatArray, real: FloatArray, generated: FloatArray
 ) -> tuple[float, float]:
-    """Compare the differences between each class and the rest.
+    """Compare the differences between each class and the rest; all are (classes, genes) fold changes.
 
-    Parameters
-    ----------
-    chosen_by
-        (classes, genes), fold changes in cells of neither side (training cells), which choose the
-        genes of each class: chosen on the real side, chance would make every slope too small.
-    real, generated
-        (classes, genes); classes that are NaN on either side are left out.
-
-    Returns
-    -------
-    Slope through the origin of generated on real fold changes of the 50 genes (at most a quarter of
-    all) that change most; fraction of the genes that rise most on the real side which also do on the
-    generated one, mean over classes. NaN without a class.
+    Returns the slope through the origin of generated on real changes of the 50 genes (at most a quarter of
+    all) that change most, and the fraction of the genes that rise most on the real side which also do on
+    the generated one, mean over classes. Classes that are NaN on either side are left out; NaN without a
+    class. ``chosen_by``, changes in cells of neither side (training cells), chooses the genes of the slope:
+    chosen on the real side, chance would make every slope too small.
     """
     n_top = max(1, min(_TOP_GENES, real.shape[1] // 4))
     products = squares = 0.0

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.evaluation.fidelity.judge import LabelledCells
 from core.evaluation.fidelity.measures import (
+    LabelledCells,
     correlation_genes,
     detected_genes,
     fit_components,
@@ -36,14 +36,8 @@ def fidelity_pictures(
 ) -> dict[str, bytes]:
     """Draw the pictures of the report; heading -> PNG.
 
-    Parameters
-    ----------
-    shown
-        "target" (real cells), "generated", and "copula" if there is one, on equal class counts.
-    symbols
-        Of the genes.
-    classes
-        Code -> name.
+    ``shown``: "target" (real cells), "generated", and "copula" if there is one, on equal class counts;
+    ``classes``: code -> name.
     """
     real, generated = shown["target"], shown["generated"]
     return {
@@ -124,40 +118,34 @@ def _plane(
 
 def _genes(shown: Mapping[str, LabelledCells], symbols: Sequence[str]) -> bytes:
     """Draw gene means, dropout, genes per cell and the correlations of pairs within classes."""
-    real, generated, copula = shown["target"], shown["generated"], shown.get("copula")
-    figure, axes = side_by_side(4 if copula is None else 5, width=3.4)
+    real, generated = shown["target"], shown["generated"]
+    sides = {"real": (real, _REAL), "generated": (generated, _GENERATED)}
+    if "copula" in shown:
+        sides["copula"] = (shown["copula"], _COPULA)
+    figure, axes = side_by_side(2 + len(sides), width=3.4)
     means = [cells.values.mean(axis=0) for cells in (real, generated)]
     dropout = [(cells.values <= 0).mean(axis=0) for cells in (real, generated)]
     _against(axes[0], means[0], means[1], "mean log1p per 10k", symbols)
     _against(axes[1], dropout[0], dropout[1], "dropout (fraction of cells at 0)", symbols)
-    sides = (
-        (real, _REAL, "real"),
-        (generated, _GENERATED, "generated"),
-        (copula, _COPULA, "copula"),
-    )
-    counts = [
-        (detected_genes(cells.values), colour, name)
-        for cells, colour, name in sides
-        if cells is not None
-    ]
-    top = max(int(n.max()) for n, _, _ in counts) + 1
-    edges = np.linspace(min(int(n.min()) for n, _, _ in counts), top, 26)
-    for n, colour, name in counts:
-        axes[2].hist(n, bins=edges, histtype="step", linewidth=1.4, color=colour, label=name)
+    n_genes = {name: detected_genes(cells.values) for name, (cells, _) in sides.items()}
+    every = np.concatenate(list(n_genes.values()))
+    edges = np.linspace(int(every.min()), int(every.max()) + 1, 26)
+    for name, (_, colour) in sides.items():
+        axes[2].hist(
+            n_genes[name], bins=edges, histtype="step", linewidth=1.4, color=colour, label=name
+        )
     axes[2].set_xlabel("genes detected per cell", fontsize=8)
     axes[2].set_yticks([])
     axes[2].legend(fontsize=7)
     columns = correlation_genes(real.values)
     pairs = within_class_correlations(real.values[:, columns], real.classes)
-    for place, cells, name in ((3, generated, "generated"), (4, copula, "copula")):
-        if cells is None:
-            continue
+    ends = [min(pairs.min(initial=0), -0.1), max(pairs.max(initial=0), 0.1)]
+    for panel, (name, (cells, _)) in zip(axes[3:], list(sides.items())[1:], strict=True):
         theirs = within_class_correlations(cells.values[:, columns], cells.classes)
-        axes[place].scatter(pairs, theirs, s=3, alpha=0.3, linewidths=0, color=_GENERATED)
-        ends = [min(pairs.min(initial=0), -0.1), max(pairs.max(initial=0), 0.1)]
-        axes[place].plot(ends, ends, color="grey", linewidth=0.8)
-        axes[place].set_xlabel("real correlation within classes", fontsize=8)
-        axes[place].set_ylabel(name, fontsize=8)
+        panel.scatter(pairs, theirs, s=3, alpha=0.3, linewidths=0, color=_GENERATED)
+        panel.plot(ends, ends, color="grey", linewidth=0.8)
+        panel.set_xlabel("real correlation within classes", fontsize=8)
+        panel.set_ylabel(name, fontsize=8)
     return png_bytes(figure)
 
 

@@ -1,22 +1,32 @@
 """The protocol for generated cells: matched classes, several seeds, every baseline on the same cells.
 
-Held-out real cells are halved, by donor where donors are known: all methods are compared with one half; the
-other is the reference, what real cells score. Every method has the same number of cells of each class. A
-seed is another division, other draws of the baselines and other forests; the generated cells are one set,
-from which each seed takes others if there are more than enough.
+Held-out real cells are halved, by donor where donors are known: all methods (generated cells, other real
+cells, the baselines) are compared with one half, on the same number of cells of each class and with the same
+resamples of that half; the other half is the reference, what real cells score. A seed is another division,
+other draws of the baselines and other forests; the generated cells are one set, from which each seed takes
+others if there are more than enough.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import DataError
+from core.evaluation.fidelity import measures
 from core.evaluation.fidelity.class_baselines import ClassBaselines
-from core.evaluation.fidelity.judge import FidelityJudge, LabelledCells
+from core.evaluation.fidelity.measures import (
+    ClassClassifier,
+    Codes,
+    FloatArray,
+    LabelledCells,
+    squared_distances,
+)
 from core.evaluation.report.records import Difference, Measured
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
@@ -25,14 +35,14 @@ from core.random_streams import Stream, generator
 LEAST_CELLS = 40
 #: Divisions of donors that are tried for halves of similar composition.
 _DIVISIONS = 50
-#: Training cells that the baselines are fitted on at most.
-_MOST_TRAINING = 20_000
+#: Training cells that the baselines, and that the classifier and the components, are fitted on at most.
+_MOST_TRAINING, _MOST_FITTED = 20_000, 5_000
+#: Training cells among which the nearest is sought at most; copies are sought among all.
+_MOST_NEIGHBOURS = 20_000
 
 #: Generated cells first, then what they are compared with.
 METHODS = ("generated", "real", "copula", "independent", "scvi", "training")
 
-FloatArray = NDArray[np.float64]
-Codes = NDArray[np.int64]
 #: (cells,) classes and a random generator -> (cells, genes) values.
 Draw = Callable[[Codes, np.random.Generator], NDArray[np.float32]]
 #: Seed -> (1 + resamples,): the estimate, then bootstrap draws.
@@ -41,13 +51,11 @@ _Draws = Mapping[int, FloatArray]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """Rows of equal class counts: of real cells twice, and of generated ones."""
+    """(cells,), rows of equal class counts: of real cells twice, and of generated ones."""
 
-    #: (cells,), rows of the real cells that all methods are compared with.
+    #: The real cells that all methods are compared with.
     target: Codes
-    #: (cells,), rows of other real cells.
     reference: Codes
-    #: (cells,), rows of generated cells.
     generated: Codes
 
 
@@ -67,6 +75,9 @@ class ProtocolResult:
     shown: dict[str, LabelledCells]
 
 
+# ------------------------------------------------------------------------------------- matched cells
+
+
 def match_cells(
     real: Codes,
     generated: Codes,
@@ -75,21 +86,10 @@ def match_cells(
     donors: Codes | None = None,
     most: int = 1_000,
 ) -> MatchedCells:
-    """Choose equal numbers of cells of each class.
+    """Choose equal numbers of cells of each class, by the (cells,) classes of both sides.
 
-    Parameters
-    ----------
-    real, generated
-        (cells,), classes.
-    donors
-        (real cells,) codes: the real halves have no donor in common, unless there is one donor only.
-    most
-        Cells of a side at most; classes then keep their fractions.
-
-    Raises
-    ------
-    DataError
-        Fewer than `LEAST_CELLS` on a side.
+    The real halves have no donor in common, unless there is one donor only. Of more than ``most`` cells on a
+    side classes keep their fractions; fewer than `LEAST_CELLS` are a DataError.
     """
     n_classes = int(max(real.max(initial=0), generated.max(initial=0))) + 1
     available = np.bincount(generated, minlength=n_classes)
@@ -142,6 +142,171 @@ def _halve(
     return left
 
 
+# -------------------------------------------------------------------------------------- one judgement
+
+
+class _TrainingCells:
+    """What the measures of copying and of classes need of the training cells."""
+
+    def __init__(
+        self, cells: LabelledCells, real: LabelledCells, encoder: ValueEncoder, seed: int
+    ) -> None:
+        def sample(most: int) -> LabelledCells:
+            if len(cells) <= most:
+                return cells
+            rng = generator(seed, Stream.FIDELITY_SAMPLE)
+            return cells.take(np.sort(rng.choice(len(cells), most, replace=False)))
+
+        fitted = sample(_MOST_FITTED)
+        self._classifier = ClassClassifier(fitted.values, fitted.classes)
+        # Of training cells: in their own components the real cells are too far from all others.
+        self._components = measures.fit_components(fitted.values)
+        self._points = self._components.transform(sample(_MOST_NEIGHBOURS).values)
+        self._encoder, self._bins = encoder, encoder.encode(cells.values)
+        self._real_distances = self._distances(real)
+
+    def _distances(self, cells: LabelledCells) -> FloatArray:
+        """(cells,), distance to the nearest training cell."""
+        return measures.nearest_distances(self._components.transform(cells.values), self._points)
+
+    def score(
+        self, cells: LabelledCells, weights: FloatArray, real_weights: FloatArray
+    ) -> dict[str, FloatArray]:
+        """Measure copying, and whether cells are of the class that they are meant to be."""
+        right = self._classifier.predict(cells.values) == cells.classes
+        near, real_near = self._distances(cells), self._real_distances
+        ratios = [
+            np.median(near[_rows(w)]) / max(np.median(real_near[_rows(v)]), 1e-12)
+            for w, v in zip(weights, real_weights, strict=True)
+        ]
+        copies = measures.find_copies(self._encoder.encode(cells.values), self._bins)
+        return {
+            "condition_accuracy": _mean(right, weights),
+            "nn_ratio": np.array(ratios),
+            "copies": weights @ copies,
+        }
+
+
+class _Judge:
+    """Every measure of cells beside the same real cells; those of training cells are NaN without these."""
+
+    def __init__(
+        self,
+        real: LabelledCells,
+        training: LabelledCells | None,
+        encoder: ValueEncoder,
+        n_classes: int,
+        *,
+        seed: int,
+        n_resamples: int,
+        n_trees: int,
+    ) -> None:
+        self._real, self._n_classes = real, n_classes
+        self._seed, self._n_trees, self._n_resamples = seed, n_trees, n_resamples
+        self._rng = generator(seed, Stream.FIDELITY_RESAMPLES)
+        self._weights = self._resamples(len(real))
+        self._components = measures.fit_components(real.values)
+        self._points = self._components.transform(real.values)
+        self._median = measures.median_squared_distance(self._points)
+        self._squares = squared_distances(self._points, self._points)
+        self._genes = measures.correlation_genes(real.values)
+        self._correlations = [
+            measures.within_class_correlations(
+                real.values[rows][:, self._genes], real.classes[rows]
+            )
+            for rows in map(_rows, self._weights)
+        ]
+        self._training = None
+        self._training_changes = np.full((n_classes, real.values.shape[1]), math.nan)
+        if training is not None:
+            self._training = _TrainingCells(training, real, encoder, seed)
+            self._training_changes = self._changes(training)
+
+    def limits(self, other_real: LabelledCells) -> dict[str, float]:
+        """Return the 95th percentile of MMD^2 between random real halves, and the real genes per cell."""
+        both = np.concatenate([self._points, self._components.transform(other_real.values)])
+        rng = generator(self._seed, Stream.FIDELITY_HALVES)
+        n_genes = measures.detected_genes(self._real.values)
+        return {
+            "mmd2": float(np.percentile(measures.mmd2_of_splits(both, self._median, rng), 95)),
+            "genes_mean": float(n_genes.mean()),
+            "genes_sd": float(n_genes.std()),
+        }
+
+    def score(self, cells: LabelledCells) -> dict[str, FloatArray]:
+        """Measure -> (1 + resamples,): the estimate, then bootstrap draws; NaN where undefined."""
+        real, real_weights, weights = self._real, self._weights, self._resamples(len(cells))
+        points = self._components.transform(cells.values)
+        between = squared_distances(self._points, points)
+        among = squared_distances(points, points)
+        probabilities = measures.probability_generated(
+            real.values, cells.values, seed=self._seed, n_trees=self._n_trees
+        )
+        n_genes = measures.detected_genes(cells.values)
+        mean = _mean(n_genes, weights)
+        within_real, within, across = (
+            measures.gaussian_kernel(x, self._median) for x in (self._squares, among, between)
+        )
+        learnt = ClassClassifier(cells.values, cells.classes).predict(real.values)
+        scores = {
+            "rf_auc": measures.weighted_auc(*probabilities, real_weights, weights),
+            "mmd2": measures.mmd2(within_real, within, across, real_weights, weights),
+            "recall": _mean(measures.recalled(among, between), real_weights),
+            "coverage": _mean(measures.covered(self._squares, between), real_weights),
+            "genes_mean": mean,
+            "genes_sd": np.sqrt(np.maximum(_mean(n_genes**2, weights) - mean**2, 0)),
+            "tstr_f1": measures.macro_f1(real.classes, learnt, self._n_classes, real_weights),
+        }
+        if self._training is None:
+            nothing = np.full(len(weights), math.nan)
+            scores |= dict.fromkeys(("condition_accuracy", "nn_ratio", "copies"), nothing)
+        else:
+            scores |= self._training.score(cells, weights, real_weights)
+        drawn = [
+            self._gene_measures(real.take(_rows(v)), cells.take(_rows(w)), correlations)
+            for v, w, correlations in zip(real_weights, weights, self._correlations, strict=True)
+        ]
+        return scores | {name: np.array([one[name] for one in drawn]) for name in drawn[0]}
+
+    def _gene_measures(
+        self, real: LabelledCells, other: LabelledCells, real_correlations: FloatArray
+    ) -> dict[str, float]:
+        """Measures that need the resampled cells themselves."""
+        mean_r, dropout = measures.marginal_agreement(real.values, other.values)
+        correlations = measures.within_class_correlations(
+            other.values[:, self._genes], other.classes
+        )
+        r, slope = measures.correlation_agreement(real_correlations, correlations)
+        change, overlap = measures.fold_change_agreement(
+            self._training_changes, self._changes(real), self._changes(other)
+        )
+        return {
+            "gene_mean_r": mean_r, "dropout_mae": dropout, "within_r": r, "within_slope": slope,
+            "fold_change_slope": change, "fold_change_overlap": overlap,
+        }  # fmt: skip
+
+    def _changes(self, cells: LabelledCells) -> FloatArray:
+        return measures.fold_changes(cells.values, cells.classes, self._n_classes)
+
+    def _resamples(self, n_cells: int) -> FloatArray:
+        """(1 + resamples, cells), times each cell is taken; once in the first row."""
+        drawn = self._rng.multinomial(n_cells, np.full(n_cells, 1 / n_cells), self._n_resamples)
+        return np.concatenate([np.ones((1, n_cells)), drawn])
+
+
+def _rows(weights: FloatArray) -> Codes:
+    return np.repeat(np.arange(len(weights)), weights.astype(np.int64))
+
+
+def _mean(values: NDArray[Any], weights: FloatArray) -> FloatArray:
+    """(weightings,), weighted mean over cells."""
+    found: FloatArray = (weights @ values) / weights.sum(axis=1)
+    return found
+
+
+# --------------------------------------------------------------------------------------- all methods
+
+
 def run_protocol(
     real: LabelledCells,
     generated: LabelledCells,
@@ -163,8 +328,6 @@ def run_protocol(
 
     Parameters
     ----------
-    real
-        Held-out cells.
     training
         Cells that the model learnt from; None: no baselines, and no measures of copies and classes.
     encoder, table
@@ -177,8 +340,6 @@ def run_protocol(
     others
         Method of `METHODS` -> draws values of cells of some classes: more generators, which know the
         same classes as the baselines.
-    max_cells
-        Of a side.
     n_seeds, n_trees, n_resamples
         Divisions, trees of a forest, bootstrap draws of each seed.
 
@@ -192,17 +353,17 @@ def run_protocol(
         learnt = training.take(np.flatnonzero(matching)) if matching.any() else None
     if learnt is not None:
         chosen = np.random.default_rng(0).permutation(len(learnt))[:_MOST_TRAINING]
-        bins = encoder.encode(learnt.values[chosen])
         baselines = ClassBaselines(
-            bins, learnt.classes[chosen], encoder.n_bins, np.random.default_rng(1)
-        )
+            encoder.encode(learnt.values[chosen]), learnt.classes[chosen], encoder.n_bins,
+            np.random.default_rng(1),
+        )  # fmt: skip
         # The baselines cannot draw classes without training cells: all methods leave them out.
         known = np.array(sorted(baselines.n_cells))
         of_real, of_generated = np.isin(real.classes, known), np.isin(generated.classes, known)
         real, generated = real.take(of_real), generated.take(of_generated)
         donors = None if donors is None else donors[of_real]
     draws: dict[str, dict[str, dict[int, FloatArray]]] = {}
-    limits: dict[str, list[float]] = {"mmd2": [], "genes_mean": [], "genes_sd": []}
+    limits: list[dict[str, float]] = []
     n_cells, class_cells, shown = [], {}, {}
     for seed in range(n_seeds):
         rng = generator(seed, Stream.FIDELITY_CELLS)
@@ -212,22 +373,15 @@ def run_protocol(
         if learnt is not None:
             wanted = target.classes
             # Both are drawn before either is decoded: the order of the random numbers is fixed.
-            bins_of = {
-                "copula": baselines.copula(wanted, rng),
-                "independent": baselines.independent(wanted, rng),
-            }
-            for name, drawn in bins_of.items():
+            bins = (baselines.copula(wanted, rng), baselines.independent(wanted, rng))
+            for name, drawn in zip(("copula", "independent"), bins, strict=True):
                 sets[name] = LabelledCells(table.decode(drawn, how="sample", rng=rng), wanted)
             for name, draw in others.items():
                 sets[name] = LabelledCells(draw(wanted, rng), wanted)
             sets["training"] = learnt.take(_like(learnt.classes, wanted, rng))
-        judge = FidelityJudge(
-            target, training, encoder, n_classes, seed=seed, n_resamples=n_resamples,
-            n_trees=n_trees,
-        )  # fmt: skip
-        limits["mmd2"].append(judge.mmd2_limit(sets["real"]))
-        limits["genes_mean"].append(judge.genes_mean)
-        limits["genes_sd"].append(judge.genes_sd)
+        settings = {"seed": seed, "n_resamples": n_resamples, "n_trees": n_trees}
+        judge = _Judge(target, training, encoder, n_classes, **settings)
+        limits.append(judge.limits(sets["real"]))
         n_cells.append(len(target))
         total = n_seeds * len(sets)
         for number, (name, cells) in enumerate(sets.items(), start=seed * len(sets)):
@@ -243,11 +397,11 @@ def run_protocol(
         {
             method: {
                 measure: _measured(of_seeds, draws.get("copula", {}).get(measure), method)
-                for measure, of_seeds in measures.items()
+                for measure, of_seeds in of_method.items()
             }
-            for method, measures in draws.items()
+            for method, of_method in draws.items()
         },
-        {name: float(np.mean(values)) for name, values in limits.items()},
+        {name: float(np.mean([one[name] for one in limits])) for name in limits[0]},
         n_cells,
         class_cells,
         shown,

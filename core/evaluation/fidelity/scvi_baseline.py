@@ -20,6 +20,8 @@ from scipy import sparse
 
 from core.cells.normalisation import TARGET_SUM
 from core.errors import DataError, MachineError
+from core.evaluation.fidelity.measures import Codes, FloatArray
+from core.evaluation.fidelity.protocol import Draw
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 #: A class of fewer cells has the latent covariance of all classes.
@@ -29,9 +31,6 @@ _EPOCHS = 400
 _CHATTY = ("scvi", "lightning", "pytorch_lightning")
 #: With many cells there are fewer epochs, so that about this number of cells is seen.
 _CELLS_SEEN = 2_000_000
-
-FloatArray = NDArray[np.float64]
-Codes = NDArray[np.int64]
 
 
 def check_scvi() -> None:
@@ -44,110 +43,82 @@ def check_scvi() -> None:
         raise MachineError(message)
 
 
-class ScviBaseline:
-    """scVI trained on counts, with a Gaussian per class over its latent space.
+def fit_scvi(
+    counts: sparse.csr_matrix,
+    totals: FloatArray,
+    classes: Codes,
+    *,
+    on_progress: Listener = ignore_progress,
+) -> Draw:
+    """Train scVI, fit a Gaussian per class over its latent space, and return what draws new cells.
 
-    Parameters
-    ----------
-    counts
-        (cells, genes), whole numbers.
-    totals
-        (cells,), counts of all genes of each cell, by which values are normalised.
-    classes
-        (cells,), codes; cells without a class (-1) train scVI, and no Gaussian.
-    seed
-        Of its weights and order of cells.
-    epochs
-        Passes over the cells; None: 400, or fewer that see two million cells.
-
-    Raises
-    ------
-    MachineError
-        scvi-tools is not installed.
+    ``counts`` are (cells, genes) whole numbers; ``totals`` (cells,), counts of all genes, by which values are
+    normalised. Cells without a class (-1) train scVI, and no Gaussian. Raises a MachineError if scvi-tools is
+    not installed.
     """
+    check_scvi()
+    library = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+    on_progress(ProgressEvent("training scVI", 0, 1))
+    with _quiet():
+        model = _train(counts, int(np.clip(_CELLS_SEEN // max(len(totals), 1), 10, _EPOCHS)))
+        latent = np.asarray(model.get_latent_representation(give_mean=False), np.float64)
+    on_progress(ProgressEvent("training scVI", 1, 1))
+    known = classes >= 0
+    centred = latent[known].copy()
+    rows_of = {code: np.flatnonzero(classes == code) for code in np.unique(classes[known]).tolist()}
+    means = {code: latent[rows].mean(axis=0) for code, rows in rows_of.items()}
+    for code, mean in means.items():
+        centred[classes[known] == code] -= mean
+    pooled = np.cov(centred, rowvar=False)
+    factors = {
+        code: _factor(np.cov(latent[rows], rowvar=False) if len(rows) >= _FEW_CELLS else pooled)
+        for code, rows in rows_of.items()
+    }
 
-    def __init__(
-        self,
-        counts: sparse.csr_matrix,
-        totals: FloatArray,
-        classes: Codes,
-        *,
-        seed: int = 0,
-        epochs: int | None = None,
-        on_progress: Listener = ignore_progress,
-    ) -> None:
-        check_scvi()
-        self._totals = np.asarray(totals, dtype=np.float64)
-        self._library = np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0)
-        n_epochs = epochs or int(np.clip(_CELLS_SEEN // max(len(totals), 1), 10, _EPOCHS))
-        on_progress(ProgressEvent("training scVI", 0, 1))
-        with _quiet():
-            self._model = _train(counts, n_epochs, seed)
-            latent = np.asarray(self._model.get_latent_representation(give_mean=False), np.float64)
-        on_progress(ProgressEvent("training scVI", 1, 1))
-        known = classes >= 0
-        centred = latent[known].copy()
-        self._rows: dict[int, NDArray[np.int64]] = {}
-        self._means: dict[int, FloatArray] = {}
-        for code in np.unique(classes[known]).tolist():
-            rows = np.flatnonzero(classes == code)
-            self._rows[code], self._means[code] = rows, latent[rows].mean(axis=0)
-            centred[classes[known] == code] -= self._means[code]
-        pooled = np.cov(centred, rowvar=False)
-        self._factors = {
-            code: _factor(np.cov(latent[rows], rowvar=False) if len(rows) >= _FEW_CELLS else pooled)
-            for code, rows in self._rows.items()
-        }
-
-    def draw(self, classes: Codes, rng: np.random.Generator) -> NDArray[np.float32]:
-        """(cells, genes) log1p of counts per 10,000 of new cells of ``classes``.
-
-        Raises
-        ------
-        DataError
-            No training cell had the class.
-        """
-        points = np.empty((len(classes), len(next(iter(self._means.values())))))
-        of_cell = np.empty(len(classes), dtype=np.int64)
-        for code in np.unique(classes).tolist():
-            if code not in self._rows:
+    def draw(wanted: Codes, rng: np.random.Generator) -> NDArray[np.float32]:
+        """(cells, genes) log1p of counts per 10,000 of new cells of classes that training cells have."""
+        points = np.empty((len(wanted), latent.shape[1]))
+        of_cell = np.empty(len(wanted), dtype=np.int64)
+        for code in np.unique(wanted).tolist():
+            if code not in rows_of:
                 message = f"no training cell has class {code}; leave its cells out"
                 raise DataError(message)
-            at = np.flatnonzero(classes == code)
+            at = np.flatnonzero(wanted == code)
             normal = rng.standard_normal((len(at), points.shape[1]))
-            points[at] = self._means[code] + normal @ self._factors[code].T
-            of_cell[at] = rng.choice(self._rows[code], len(at))
-        counts = self._decode(points, self._library[of_cell], int(rng.integers(2**31)))
-        scale = TARGET_SUM / self._totals[of_cell]
-        return np.log1p(counts * scale[:, None]).astype(np.float32)
+            points[at] = means[code] + normal @ factors[code].T
+            of_cell[at] = rng.choice(rows_of[code], len(at))
+        drawn = _decode(model.module, points, library[of_cell], int(rng.integers(2**31)))
+        scale = TARGET_SUM / np.asarray(totals, dtype=np.float64)[of_cell]
+        return np.log1p(drawn * scale[:, None]).astype(np.float32)
 
-    @torch.inference_mode()
-    def _decode(self, points: FloatArray, library: FloatArray, seed: int) -> FloatArray:
-        """(cells, genes) counts drawn from scVI's distribution for latent points and library sizes."""
-        module = self._model.module
-        device = next(module.parameters()).device
-        with _quiet():
-            torch.manual_seed(seed)
-            outputs = module.generative(
-                z=torch.as_tensor(points, dtype=torch.float32, device=device),
-                library=torch.as_tensor(np.log(library), dtype=torch.float32, device=device)[
-                    :, None
-                ],
-                batch_index=torch.zeros(len(points), 1, dtype=torch.long, device=device),
-            )
-            return np.asarray(outputs["px"].sample().cpu().numpy(), dtype=np.float64)
+    return draw
 
 
-def _train(counts: sparse.csr_matrix, n_epochs: int, seed: int) -> Any:  # noqa: ANN401 - untyped
+@torch.inference_mode()
+def _decode(module: Any, points: FloatArray, library: FloatArray, seed: int) -> FloatArray:  # noqa: ANN401 - untyped
+    """(cells, genes) counts drawn from scVI's distribution for latent points and library sizes."""
+    device = next(module.parameters()).device
+    log_library = torch.as_tensor(np.log(library), dtype=torch.float32, device=device)
+    with _quiet():
+        torch.manual_seed(seed)
+        outputs = module.generative(
+            z=torch.as_tensor(points, dtype=torch.float32, device=device),
+            library=log_library[:, None],
+            batch_index=torch.zeros(len(points), 1, dtype=torch.long, device=device),
+        )
+        return np.asarray(outputs["px"].sample().cpu().numpy(), dtype=np.float64)
+
+
+def _train(counts: sparse.csr_matrix, n_epochs: int) -> Any:  # noqa: ANN401 - untyped
     import scvi
     from anndata import AnnData
 
     cells = AnnData(sparse.csr_matrix(counts, dtype=np.float32))
-    scvi.settings.seed = seed
+    scvi.settings.seed = 0
     scvi.model.SCVI.setup_anndata(cells)
     model = scvi.model.SCVI(cells)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         quiet = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
         model.train(max_epochs=n_epochs, **quiet)
     return model

@@ -9,23 +9,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.evaluation.fidelity.measures import (
+    FloatArray,
     choose_variable_genes,
     correlation_agreement,
     pearson,
     within_class_correlations,
 )
+from core.files import plain_json
 
 _MIN_CELLS, _MIN_GENES = 3, 3
 #: Length of the gene tables.
 _TOP = 15
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,8 @@ class FidelitySummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; what is not a number becomes None."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        record: dict[str, Any] = plain_json(asdict(self))
+        return record
 
 
 def compare_cells(
@@ -77,15 +74,8 @@ def compare_cells(
 ) -> FidelitySummary:
     """Compare generated with real cells of the same condition.
 
-    Parameters
-    ----------
-    real, generated
-        (cells, genes), log1p counts per 10,000, columns in panel order; the numbers of cells may differ.
-
-    Raises
-    ------
-    DataError
-        A side has no cells, or another number of genes than the panel.
+    Both are (cells, genes), log1p counts per 10,000, columns in panel order. A side without cells, or with
+    another number of genes than the panel, is a DataError.
     """
     for side, matrix in (("real", real), ("generated", generated)):
         if matrix.shape[1] != len(panel):
@@ -97,13 +87,13 @@ def compare_cells(
         if matrix.shape[0] == 0:
             message = f"there are no {side} cells to compare; widen the request"
             raise DataError(message)
-    real_mean, generated_mean = _means(real), _means(generated)
+    means = [_means(side) for side in (real, generated)]
     expressed = [sparse.csr_matrix((side > 0).astype(np.float64)) for side in (real, generated)]
-    real_detection, generated_detection = map(_means, expressed)
+    detection = [_means(side) for side in expressed]
     real_genes, generated_genes = (np.asarray(one.sum(axis=1)).ravel() for one in expressed)
     wide = real.astype(np.float64)
-    variance = _means(sparse.csr_matrix(wide.multiply(wide))) - real_mean**2
-    columns = choose_variable_genes(variance, real_detection)
+    variance = _means(sparse.csr_matrix(wide.multiply(wide))) - means[0] ** 2
+    columns = choose_variable_genes(variance, detection[0])
     r = slope = math.nan
     if len(columns) >= _MIN_GENES and min(real.shape[0], generated.shape[0]) >= _MIN_CELLS:
         r, slope = correlation_agreement(
@@ -112,25 +102,21 @@ def compare_cells(
                 for side in (real, generated)
             )
         )
+    difference = means[1] - means[0]
+    of_genes = np.stack([*means, difference, *detection], axis=1)
 
-    def compare(gene: int) -> GeneComparison:
-        return GeneComparison(
-            gene=panel.symbols[gene],
-            real_mean=float(real_mean[gene]),
-            generated_mean=float(generated_mean[gene]),
-            difference=float(generated_mean[gene] - real_mean[gene]),
-            real_detection=float(real_detection[gene]),
-            generated_detection=float(generated_detection[gene]),
+    def largest(values: FloatArray) -> tuple[GeneComparison, ...]:
+        genes = np.argsort(-values, kind="stable")[:_TOP].tolist()
+        return tuple(
+            GeneComparison(panel.symbols[gene], *of_genes[gene].tolist()) for gene in genes
         )
 
-    highest = np.argsort(-real_mean, kind="stable")[:_TOP]
-    furthest = np.argsort(-np.abs(generated_mean - real_mean), kind="stable")[:_TOP]
     return FidelitySummary(
         n_real=real.shape[0],
         n_generated=generated.shape[0],
         n_genes=len(panel),
-        gene_mean_r=pearson(real_mean, generated_mean),
-        detection_mae=float(np.abs(real_detection - generated_detection).mean()),
+        gene_mean_r=pearson(*means),
+        detection_mae=float(np.abs(detection[0] - detection[1]).mean()),
         genes_per_cell_real_mean=float(real_genes.mean()),
         genes_per_cell_real_sd=float(real_genes.std()),
         genes_per_cell_generated_mean=float(generated_genes.mean()),
@@ -138,8 +124,8 @@ def compare_cells(
         correlation_r=r,
         correlation_slope=slope,
         n_correlation_genes=len(columns),
-        top_genes=tuple(compare(int(gene)) for gene in highest),
-        furthest_genes=tuple(compare(int(gene)) for gene in furthest),
+        top_genes=largest(means[0]),
+        furthest_genes=largest(np.abs(difference)),
     )
 
 

@@ -7,9 +7,9 @@ from scipy import sparse
 from core.cells.genes import GenePanel
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import DataError
-from core.evaluation.fidelity.judge import LabelledCells
+from core.evaluation.fidelity.measures import LabelledCells
 from core.evaluation.fidelity.protocol import METHODS, match_cells, run_protocol
-from core.evaluation.fidelity.verdict import RULES, mark_methods, verdict
+from core.evaluation.fidelity.report import RULES, mark_methods, verdict
 from core.presets.schema import EncodingSettings
 
 N_GENES = 24

@@ -7,9 +7,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from core.cells.genes import GenePanel
 from core.encoding.values import ValueTable, fit_value_encoder
-from core.evaluation.fidelity.judge import LabelledCells
-from core.evaluation.fidelity.measures import ClassClassifier
-from core.evaluation.fidelity.rebalancing import REBALANCED_BY, compare_rebalancing
+from core.evaluation.fidelity.class_baselines import REBALANCED_BY, compare_rebalancing
+from core.evaluation.fidelity.measures import ClassClassifier, LabelledCells
 from core.presets.schema import EncodingSettings
 
 N_GENES = 10

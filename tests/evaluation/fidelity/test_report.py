@@ -6,10 +6,16 @@ import struct
 import numpy as np
 import pytest
 
-from core.evaluation.fidelity.judge import LabelledCells
+from core.evaluation.fidelity.measures import LabelledCells
 from core.evaluation.fidelity.pictures import fidelity_pictures, umap
-from core.evaluation.fidelity.report import measure_table, more_tables, write_fidelity_report
-from core.evaluation.fidelity.verdict import RULES, mark_methods, verdict
+from core.evaluation.fidelity.report import (
+    RULES,
+    mark_methods,
+    measure_table,
+    more_tables,
+    verdict,
+    write_fidelity_report,
+)
 from core.evaluation.report.records import Difference, FidelityFacts, FidelityReport, Measured
 
 #: Of the generated cells, the reference (from which thresholds are made) and the copula.

@@ -1,19 +1,21 @@
-"""Embeddings of new cells and of genes, and the expression that a model expects."""
+"""Predictions, embeddings and denoised values of new cells, with all genes visible."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.phenotypes import suggest
+from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError
+from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
 from core.inference.annotated_file import AnnotatedCopy
-from core.inference.hints import Hint
-from core.inference.predict import codes_of_hints, encoded_blocks
-from core.inference.query_cells import QueryCells
+from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
@@ -29,18 +31,118 @@ Position = Literal["cls", "mean"] | int
 Write = Callable[[slice, NDArray[np.float32]], None]
 
 
-def resolve_position(config: TfxConfig, wanted: str) -> Position:
-    """Return the output position of a cell's embedding: "cls", "mean", or a phenotype's slot.
+@dataclass(frozen=True)
+class PhenotypePredictions:
+    """Predictions of one phenotype: (cells,) codes of the most likely values, their probabilities."""
 
-    Raises
-    ------
-    ConfigurationError
-        It is none of them.
+    name: str
+    values: Sequence[str]
+    codes: NDArray[np.int32]
+    probability: NDArray[np.float32]
+
+    def cells_per_value(self) -> dict[str, int]:
+        """Return predicted values -> cells, the commonest first."""
+        counts = np.bincount(self.codes, minlength=len(self.values))
+        order = np.argsort(-counts, kind="stable").tolist()
+        return {self.values[i]: int(counts[i]) for i in order if counts[i]}
+
+    def is_unsure(self, least: float) -> NDArray[np.bool_]:
+        """Return (cells,), whether the probability is below ``least``."""
+        return self.probability < least
+
+
+def prediction_table(
+    predictions: Sequence[PhenotypePredictions],
+    names: "pd.Index[str]",
+    *,
+    unsure_below: float,
+    prefix: str,
+) -> pd.DataFrame:
+    """Return (cells, 3 per phenotype): value, probability, and whether that is unsure."""
+    columns: dict[str, object] = {}
+    for one in predictions:
+        name = f"{prefix}{one.name}"
+        columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
+        columns[f"{name}_probability"] = one.probability
+        columns[f"{name}_unsure"] = one.is_unsure(unsure_below)
+    return pd.DataFrame(columns, index=pd.Index(names))
+
+
+def _encoded_blocks(
+    model: CellModel,
+    cells: QueryCells,
+    hints: Sequence[Hint],
+    stage: str,
+    on_progress: Listener,
+) -> Iterator[tuple[slice, CellBatch]]:
+    """Yield the cells of a file in batches, with their place in the file.
+
+    Genes that the file lacks are masked, and so are phenotypes without a hint.
     """
-    if wanted == "cls":
-        return "cls"
-    if wanted == "mean":
-        return "mean"
+    hidden = _without_hint(model.config.phenotypes, hints)
+    on_progress(ProgressEvent(stage, 0, cells.n_cells))
+    for first, expression in cells.blocks(batch_cells(model)):
+        span = slice(first, first + expression.shape[0])
+        codes = _codes_of_hints(hints, span, len(model.config.phenotypes))
+        rng = generator(first, Stream.QUERY_GENES)  # chooses genes of cells that are too long
+        yield span, model.batches.visible(expression, codes, hidden, rng, missing=cells.missing)
+        on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
+
+
+def _without_hint(names: Iterable[str], hints: Sequence[Hint]) -> list[str]:
+    given = {hint.name for hint in hints}
+    return [name for name in names if name not in given]
+
+
+def _codes_of_hints(hints: Sequence[Hint], span: slice, n_phenotypes: int) -> NDArray[np.int32]:
+    """Return (cells, phenotypes) codes of some cells; 0 masks a phenotype without a hint."""
+    codes = np.zeros((span.stop - span.start, n_phenotypes), dtype=np.int32)
+    for hint in hints:
+        codes[:, hint.slot] = hint.codes[span]
+    return codes
+
+
+def predict_phenotypes_of(
+    model: CellModel,
+    cells: QueryCells,
+    hints: Sequence[Hint] = (),
+    *,
+    on_progress: Listener = ignore_progress,
+) -> list[PhenotypePredictions]:
+    """Predict every phenotype of the model that has no hint; if there is none, a ConfigurationError."""
+    config = model.config
+    names = _without_hint(config.predicted, hints)
+    if not names:
+        message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
+        raise ConfigurationError(message)
+    codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
+    probability = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
+    spans: list[slice] = []
+
+    def batches() -> Iterator[CellBatch]:
+        stage = "predicting phenotypes"
+        for span, batch in _encoded_blocks(model, cells, hints, stage, on_progress):
+            spans.append(span)
+            yield batch
+
+    for prediction in predict(model, batches()):
+        probabilities = phenotype_probabilities(model, prediction)
+        for name in names:
+            codes[name][spans[-1]] = probabilities[name].argmax(axis=1)
+            probability[name][spans[-1]] = probabilities[name].max(axis=1)
+    return [
+        PhenotypePredictions(name, config.phenotypes[name], codes[name], probability[name])
+        for name in names
+    ]
+
+
+# --------------------------------------------------------------------- embeddings and denoised values
+
+
+def resolve_position(config: TfxConfig, wanted: str) -> Position:
+    """Return the output position of a cell's embedding: "cls", "mean", or a phenotype's slot."""
+    if wanted in ("cls", "mean"):
+        return "cls" if wanted == "cls" else "mean"
     if wanted in config.phenotypes:
         return config.phenotype_names.index(wanted)
     message = (
@@ -71,29 +173,16 @@ def embed_cells(
     hints: Sequence[Hint] = (),
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Pass the (cells, hidden size) embeddings to ``write``.
-
-    Raises
-    ------
-    ConfigurationError
-        The model is a log-linear part without an encoder.
-    """
+    """Pass the (cells, hidden size) embeddings to ``write``; the model needs an encoder."""
     network = model.network.eval()
     device = next(network.parameters()).device
-    blocks = encoded_blocks(model, cells, hints, stage="embedding cells", on_progress=on_progress)
-    for span, arrays in blocks:
+    for span, arrays in _encoded_blocks(model, cells, hints, "embedding cells", on_progress):
         batch = BatchTensors.from_arrays(arrays, device)
         write(span, network.cell_embeddings(batch, position).float().cpu().numpy())
 
 
 def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
-    """Return (genes, hidden size): the identity embeddings of the genes.
-
-    Raises
-    ------
-    ConfigurationError
-        The model is a log-linear part without an encoder.
-    """
+    """Return (genes, hidden size) identity embeddings; without an encoder, raise a ConfigurationError."""
     part = model.network.encoder_part
     if part is None:
         message = "this model is a log-linear part without an encoder: its genes have no embeddings"
@@ -117,11 +206,7 @@ def denoise_cells(
 
     Each gene is masked in one of `DENOISING_PASSES` passes, with others at random, and gets its expected
     value given the rest: the bins' mean training values weighted by their probabilities.
-
-    Raises
-    ------
-    ConfigurationError
-        The model is of the expressed layout, in which absent genes are no tokens, or a classifier.
+    The model must be of the ranked layout (in the expressed one absent genes are no tokens), and no classifier.
     """
     config, network = model.config, model.network
     if config.classified is not None:
@@ -138,12 +223,12 @@ def denoise_cells(
     order = generator(seed, Stream.DENOISING_PASSES).permutation(config.n_genes)
     pass_of_gene = order % DENOISING_PASSES
     means = torch.from_numpy(model.table.means).to(device)
-    hidden = [name for name in config.phenotypes if name not in {hint.name for hint in hints}]
+    hidden = _without_hint(config.phenotypes, hints)
     size = max(2**14 // config.longest_sequence, 1)
     rng = np.random.default_rng(0)  # unused: all genes of the panel fit
     for first, expression in cells.blocks(size):
         span = slice(first, first + expression.shape[0])
-        codes = codes_of_hints(hints, span, len(config.phenotypes))
+        codes = _codes_of_hints(hints, span, len(config.phenotypes))
         values = np.zeros(expression.shape, dtype=np.float32)
         for number in range(DENOISING_PASSES):
             masked = cells.missing | (pass_of_gene == number)
