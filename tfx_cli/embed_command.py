@@ -78,7 +78,7 @@ def embed(
         note_on_embedding,
         resolve_position,
     )
-    from core.inference.annotated_file import AnnotatedCopy
+    from core.inference.annotated_file import annotated_copy
     from core.inference.query_cells import open_query_cells, read_hint
     from core.model.folder import CellModel
     from core.training.machine import choose_device
@@ -104,7 +104,7 @@ def embed(
                 f"--genes and --denoise, or give --matrix X"
             )
             raise ConfigurationError(message)
-        with AnnotatedCopy(file, output) as copy, show_progress() as listener:
+        with annotated_copy(file, output) as copy, show_progress() as listener:
             new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
             new += [f"layers/{denoise}"] if denoise else []
             copy.check_free(*new, remedy="choose another --key, or layer of --denoise")

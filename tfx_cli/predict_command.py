@@ -82,7 +82,7 @@ def predict(
     # torch and transformers, 3 s: not before the options are checked.
     from core.files import replace_file
     from core.inference.annotate import predict_phenotypes_of, prediction_table
-    from core.inference.annotated_file import AnnotatedCopy
+    from core.inference.annotated_file import annotated_copy
     from core.inference.query_cells import open_query_cells, read_hint
     from core.model.folder import CellModel
     from core.training.machine import choose_device
@@ -103,7 +103,7 @@ def predict(
             output.parent.mkdir(parents=True, exist_ok=True)
             replace_file(output, table.to_csv(float_format="%.4f", index_label="cell"))
         else:
-            with AnnotatedCopy(file, output) as copy:
+            with annotated_copy(file, output) as copy:
                 known = {hint.name for hint in hints}
                 names = [name for name in model.config.predicted if name not in known]
                 columns = [f"obs/{prefix}{name}{end}" for name in names for end in _ENDINGS]

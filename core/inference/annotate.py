@@ -1,6 +1,6 @@
 """Predictions, embeddings and denoised values of new cells, with all genes visible."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from core.cells.phenotypes import suggest
 from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
-from core.inference.annotated_file import AnnotatedCopy
+from core.inference.annotated_file import AnnotatedCopy, Write
 from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
@@ -27,8 +27,6 @@ from core.random_streams import Stream, generator
 DENOISING_PASSES = 6
 
 Position = Literal["cls", "mean"] | int
-#: Takes which cells, and their rows, block by block.
-Write = Callable[[slice, NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True)

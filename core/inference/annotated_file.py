@@ -4,13 +4,11 @@ The file's matrices are copied as bytes and never read; additions are written in
 block. Names that exist already are an error before anything is computed.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,72 +17,42 @@ from numpy.typing import NDArray
 
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.errors import ConfigurationError, MachineError
+from core.files import replacing
 
+#: Takes which cells, and their rows, block by block.
 Write = Callable[[slice, NDArray[np.float32]], None]
 
 
-class AnnotatedCopy:
-    """The copy; a context manager that renames it when the block succeeds, else removes it.
-
-    Parameters
-    ----------
-    source
-        An .h5ad file, or "builtin:NAME".
-    target
-        Path of the copy.
+@contextmanager
+def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
+    """Copy an .h5ad file, or "builtin:NAME", and give the copy; ``target`` is whole, or as it was.
 
     Raises
     ------
     MachineError
         The copy cannot be written.
     """
-
-    def __init__(self, source: str | Path, target: Path) -> None:
-        self._source, self._target = source, target
-        self._partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-        self._file: Any = None
-
-    def __enter__(self) -> Self:
-        """Copy the file."""
-        with self._naming_failures():
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            if str(self._source).startswith(BUILTIN_PREFIX):
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as partial:
+            if source.startswith(BUILTIN_PREFIX):
                 from core.cells.builtin import load_builtin
 
-                load_builtin(str(self._source)).write_h5ad(self._partial)
+                load_builtin(source).write_h5ad(partial)
             else:
-                shutil.copyfile(self._source, self._partial)
-            self._file = h5py.File(self._partial, "r+")
-        return self
+                shutil.copyfile(source, partial)
+            with h5py.File(partial, "r+") as file:
+                yield AnnotatedCopy(source, file)
+    except OSError as error:  # h5py's too, of a full disk
+        message = f"{target} cannot be written ({error.strerror or error})"
+        raise MachineError(message) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Rename the copy, or remove it."""
-        try:
-            if self._file is not None:
-                self._file.close()
-            if error is None:
-                with self._naming_failures():
-                    self._partial.replace(self._target)
-        finally:
-            self._partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # h5py's, of a full disk
-            raise self._failure(error) from error
 
-    @contextmanager
-    def _naming_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._partial.unlink(missing_ok=True)
-            raise self._failure(error) from error
+class AnnotatedCopy:
+    """The open copy of a file, to which columns, arrays and facts are added."""
 
-    def _failure(self, error: OSError) -> MachineError:
-        return MachineError(f"{self._target} cannot be written ({error.strerror or error})")
+    def __init__(self, source: str, file: h5py.File) -> None:
+        self._source, self._file = source, file
 
     @property
     def n_genes(self) -> int:
@@ -93,15 +61,8 @@ class AnnotatedCopy:
         return len(index["codes"] if hasattr(index, "keys") else index)
 
     def check_free(self, *names: str, remedy: str) -> None:
-        """Check that the file has none of the names ("obs/tfx_sex", "obsm/X_tfx").
-
-        Raises
-        ------
-        ConfigurationError
-            It has one; the message ends in ``remedy``.
-        """
-        taken = [name for name in names if name in self._file]
-        if taken:
+        """Check that the file has none of the names ("obs/tfx_sex"), or raise a ConfigurationError."""
+        if taken := [name for name in names if name in self._file]:
             message = f"{self._source} has {', '.join(taken)} already; {remedy}"
             raise ConfigurationError(message)
 
@@ -128,16 +89,9 @@ class AnnotatedCopy:
         return stored.__setitem__
 
     def add_sparse(self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]) -> Write:
-        """Add a CSR matrix ("layers/tfx_denoised") with values in the same columns of every row.
+        """Add a CSR matrix ("layers/tfx_denoised") with values in the same, ascending columns of every row.
 
-        Parameters
-        ----------
-        columns
-            Ascending: those with values.
-
-        Returns
-        -------
-        A function that writes (cells, columns) values, in the order of the cells.
+        Return a function that writes (cells, columns) values, in the order of the cells.
         """
         folder, _, key = name.rpartition("/")
         group = self._group(folder).create_group(key)
