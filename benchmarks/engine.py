@@ -46,7 +46,7 @@ from core.encoding.cell_batch import CellBatch
 from core.model.batch_tensors import BatchTensors
 from core.model.losses import masked_loss
 from core.presets.schema import TrainSettings
-from core.training.optimiser import make_optimiser
+from core.training.state import make_optimiser
 
 SIZE = Size(layers=4, width=256, heads=4)
 TRAIN = TrainSettings(max_steps=1, learning_rate=1e-4, weight_decay=0.01)

@@ -46,7 +46,7 @@ from core.model.cell_model import TfxModel
 from core.model.losses import masked_loss
 from core.presets.schema import TrainSettings
 from core.training.flops import peak_flops
-from core.training.optimiser import make_optimiser
+from core.training.state import make_optimiser
 
 TOKENS = 131_072
 TRAIN = TrainSettings(max_steps=1, learning_rate=1e-4, weight_decay=0.01)

@@ -68,12 +68,8 @@ def save_checkpoint(
     """Write the checkpoint of a step into ``checkpoints/``; a whole one of that step is kept.
 
     ``weights`` are whole tensors on the host; ``state`` holds tensors and plain values only, so that
-    it is read back without pickle's code execution.
-
-    Raises
-    ------
-    MachineError
-        It cannot be written, because the disk is full, say; what was there is kept, no part is left.
+    it is read back without pickle's code execution. MachineError if it cannot be written, because the
+    disk is full, say; what was there is kept, no part is left.
     """
     final = folder / checkpoint_name(step)
     if _is_whole(final):
@@ -85,13 +81,11 @@ def save_checkpoint(
         partial.mkdir()
         save_file(weights, partial / _WEIGHTS)
         torch.save({"step": step, **state}, partial / _STATE)
-        names = (_WEIGHTS, _STATE)
-        for name in names:
+        sums = {name: _sha256(partial / name) for name in (_WEIGHTS, _STATE)}
+        marker = json.dumps({"step": step, "sha256": sums})
+        (partial / CHECKPOINT_MARKER).write_text(marker, encoding="utf-8")
+        for name in (_WEIGHTS, _STATE, CHECKPOINT_MARKER, ""):  # the files, then the folder
             _flush(partial / name)
-        marker = {"step": step, "sha256": {name: _sha256(partial / name) for name in names}}
-        (partial / CHECKPOINT_MARKER).write_text(json.dumps(marker), encoding="utf-8")
-        _flush(partial / CHECKPOINT_MARKER)
-        _flush(partial)
         shutil.rmtree(final, ignore_errors=True)  # damaged: it was skipped
         partial.rename(final)
         _flush(folder)
@@ -116,9 +110,8 @@ def prune_checkpoints(folder: Path, *, keep: int, best: int) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left unfinished; only the owner of the run may."""
-    for pattern in (".*.partial-*", ".*.old-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    for path in (*folder.glob(".*.partial-*"), *folder.glob(".*.old-*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def discard_checkpoints_after(folder: Path, step: int) -> None:
@@ -129,7 +122,7 @@ def discard_checkpoints_after(folder: Path, step: int) -> None:
 
 
 def latest_checkpoint(
-    folder: Path, *, on_damage: Callable[[Path], None] = lambda _: None
+    folder: Path, on_damage: Callable[[Path], None] = lambda _: None
 ) -> Path | None:
     """Return the newest checkpoint whose bytes are whole; damaged ones are reported and skipped."""
     for path in sorted(folder.glob("step-*"), reverse=True):
@@ -191,19 +184,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# ----------------------------------------------------------------------- what may change on resume
-
-
 def settle_preset(
     resolved: ResolvedPreset, run_folder: Path, *, n_processes: int
 ) -> tuple[ResolvedPreset, dict[str, tuple[Any, Any]]]:
-    """Settle the number of virtual ranks; return the preset, and the changes since the run's own.
-
-    Raises
-    ------
-    ConfigurationError
-        A key changed that is frozen once there is a checkpoint.
-    """
+    """Settle the number of virtual ranks; return the preset, and the changes since the run's own."""
     path = run_folder / CONFIG_FILE
     before = None
     if path.is_file() and has_checkpoint(run_folder):
@@ -246,20 +230,13 @@ def check_changes(before: Preset, after: Preset, *, where: str) -> dict[str, tup
     return differences
 
 
-# --------------------------------------------------------------- one living process per run folder
-
-
 @contextmanager
 def owned_run(folder: Path) -> Iterator[None]:
     """Own a run folder, made if absent, while the block runs.
 
-    The lock goes with the process, however it ends. Where a file system does not share locks
-    between machines, a fresh heartbeat of another machine counts as one.
-
-    Raises
-    ------
-    MachineError
-        Another process trains this run, or the folder cannot be made.
+    The lock goes with the process, however it ends. Where a file system does not share locks between
+    machines, a fresh heartbeat of another machine counts as one. MachineError if another process
+    trains this run, or the folder cannot be made.
     """
     existed = folder.exists()
     lock = FileLock(folder / LOCK_FILE)
@@ -285,12 +262,9 @@ def _status(folder: Path) -> dict[str, Any]:
 
 def _lives_elsewhere(folder: Path) -> bool:
     status = _status(folder)
-    age = time.time() - float(status.get("heartbeat", 0.0))
-    return (
-        status.get("state") in LIVE_STATES
-        and status.get("host", socket.gethostname()) != socket.gethostname()
-        and age < STALE_AFTER_SECONDS
-    )
+    is_fresh = time.time() - float(status.get("heartbeat", 0.0)) < STALE_AFTER_SECONDS
+    here = socket.gethostname()
+    return status.get("state") in LIVE_STATES and status.get("host", here) != here and is_fresh
 
 
 def _locked(folder: Path) -> str:

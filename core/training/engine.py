@@ -38,9 +38,8 @@ from core.training.checkpoints import (
     save_checkpoint,
     settle_preset,
 )
-from core.training.classification import merge_low_rank
 from core.training.machine import set_up_speed
-from core.training.processes import Processes, whole_weights
+from core.training.processes import Processes, merge_low_rank, whole_weights
 from core.training.run_log import RunLog, open_run_log
 from core.training.run_setup import RunSetup, check_feasible
 from core.training.start_weights import ConvertWeights, take_shape_of_start
@@ -132,10 +131,10 @@ def train(
             raise TrainingInterrupted(message) from None
         if processes.is_main and not run_folder.exists():
             stack.enter_context(owned_run(run_folder))
-        log = stack.enter_context(open_run_log(run_folder, setup, processes))
+        log = stack.enter_context(open_run_log(run_folder, setup))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         try:
-            loop = _Loop(setup, processes, log, run_folder, should_stop, report)
+            loop = _Loop(setup, log, run_folder, should_stop, report)
             loop.resume(changes)
             result = loop.run()
             log.status("finished", step=result.steps, eta=0.0)
@@ -156,18 +155,17 @@ class _Loop:
     def __init__(
         self,
         setup: RunSetup,
-        processes: Processes,
         log: RunLog,
         folder: Path,
         should_stop: Callable[[], object],
         on_progress: Listener,
     ) -> None:
-        self.setup, self.settings, self.processes = setup, setup.preset.train, processes
+        self.setup, self.settings, self.processes = setup, setup.preset.train, setup.processes
         self.log, self.folder = log, folder
         self.should_stop, self.on_progress = should_stop, on_progress
-        self.recorder = StepRecorder(setup, processes, log, folder)
-        self.state = TrainingState(setup, processes, self.recorder.window)
-        self.do_step = TrainStep(setup, processes, self.state.network, self.state.optimiser, log)
+        self.recorder = StepRecorder(setup, log, folder)
+        self.state = TrainingState(setup, self.recorder)
+        self.do_step = TrainStep(setup, self.state.network, self.state.optimiser, log)
         self.saved_step = -1
         #: Why the newest checkpoint, and the model of the lowest loss, could not be written.
         self.checkpoint_problem = self.model_problem = ""
@@ -204,7 +202,7 @@ class _Loop:
         # The device computes one step while the host prepares the next.
         self.recorder.settle(all_but=0 if is_logged else 1)
         if is_logged:
-            self.recorder.log_window(self.step, state.total, rate=rate, cursor=state.cursor)
+            self.recorder.log_averages(self.step, state.total, rate=rate, cursor=state.cursor)
         self._report("")
 
     def _check_stop(self, numbers: Iterable[float] = ()) -> list[float]:
@@ -244,8 +242,6 @@ class _Loop:
             is_main=self.processes.is_main,
         )
 
-    # ----------------------------------------------------------------------------- evaluations
-
     def _evaluate_and_save(self) -> None:
         """Do what is due after the steps so far."""
         state, settings = self.state, self.settings
@@ -273,10 +269,8 @@ class _Loop:
                     for name, value in metrics.items()
                     if name.startswith("acc/") and name != "acc/genes_baseline"
                 )
-                loss = metrics["loss"]
-                self._report(
-                    f"step {self.step}: validation loss {loss:.4f}  accuracy: {accuracies}"
-                )
+                loss = f"validation loss {metrics['loss']:.4f}"
+                self._report(f"step {self.step}: {loss}  accuracy: {accuracies}")
             if not metrics or metrics["loss"] < progress.best_loss:
                 progress.without_gain = 0
                 self._keep_model(metrics)
@@ -323,8 +317,6 @@ class _Loop:
         reason: str = self.processes.broadcast(problem)
         return reason
 
-    # ----------------------------------------------------------------------------- checkpoints
-
     def _save(self) -> None:
         """Save a checkpoint; if the disk is full, the older ones stay."""
         if self.saved_step == self.step:
@@ -359,21 +351,16 @@ class _Loop:
         raise MachineError(message)
 
     def resume(self, changes: dict[str, tuple[Any, Any]]) -> None:
-        """Restore the newest whole checkpoint, or begin.
-
-        ``changes`` are the keys of the preset that differ from those of the run so far.
-        """
+        """Restore the newest whole checkpoint, or begin; ``changes`` are those of the preset since."""
         folder = self.folder / CHECKPOINTS_FOLDER
         name = None
         if self.processes.is_main:
             put_back_model(self.folder / MODEL_FOLDER)
             remove_leftovers(folder)
             remove_leftovers(self.folder)
+            reason = "damaged; the one before is used"
             path = latest_checkpoint(
-                folder,
-                on_damage=lambda bad: self.log.event(
-                    "warning", checkpoint=bad.name, reason="damaged; the one before is used"
-                ),
+                folder, lambda bad: self.log.event("warning", checkpoint=bad.name, reason=reason)
             )
             name = None if path is None else path.name
         name = self.processes.broadcast(name)
@@ -392,8 +379,7 @@ class _Loop:
 def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
     """Score the model of a run: the same cells, at most ``train.eval_cells``, and masks every time.
 
-    Returns metrics by name; none if there are no cells. ``check_stop`` is called between batches; an
-    exception that it raises ends the evaluation.
+    Returns metrics by name; none if there are no cells. ``check_stop`` is called between batches.
     """
     model, store, preset = setup.model, setup.cells.store, setup.preset
     rows = setup.cells.validation

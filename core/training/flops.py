@@ -7,11 +7,12 @@ needs, whatever the kernels do besides or leave out, over the peak of the hardwa
 import functools
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from core.model.cell_model import TfxModel
 from core.training.machine import DTYPES, Precision
@@ -54,11 +55,10 @@ class EncoderFlops:
         return self.per_token(attended_length) * tokens_per_second / peak
 
 
-def mean_attended_length(lengths: Iterable[int]) -> float:
+def mean_attended_length(lengths: ArrayLike) -> float:
     """Return L̄ = Σ L² / Σ L of cells of L tokens: how many tokens a token attends to, on average."""
-    lengths = [int(length) for length in lengths]
-    n_tokens = sum(lengths)
-    return sum(length * length for length in lengths) / n_tokens if n_tokens else 0.0
+    lengths = np.asarray(lengths, dtype=np.int64)
+    return float((lengths**2).sum() / lengths.sum()) if len(lengths) else 0.0
 
 
 class _Peak(NamedTuple):

@@ -31,7 +31,6 @@ from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
 from core.training.flops import EncoderFlops, device_peak, mean_attended_length
 from core.training.machine import Machine, set_up_speed
-from core.training.optimiser import total_steps
 from core.training.profiling import (
     StepProfile,
     activation_bytes,
@@ -41,6 +40,7 @@ from core.training.profiling import (
 )
 from core.training.run_cells import RunCells
 from core.training.run_setup import check_feasible, check_preset, make_config
+from core.training.state import total_steps
 from core.training.virtual_ranks import cells_per_virtual_rank, virtual_ranks_of_process
 
 #: Cells whose genes are counted.
@@ -58,10 +58,8 @@ _MEASURING_FRACTION = 0.7
 _PROGRAMS = 0.6e9
 #: Cells that show how much memory a batch takes.
 _FEW_CELLS = 16
-#: Bytes that a cell of a pool takes per value.
-_VALUE_BYTES = 8
-#: A line of metrics.jsonl.
-_LINE_BYTES = 450
+#: Of a value of a pool's cell; of a line of metrics.jsonl.
+_VALUE_BYTES, _LINE_BYTES = 8, 450
 #: From this fraction of what is free on, memory or disk is tight.
 _TIGHT = 0.7
 #: Percent of the processors that other programs may take without a note.
@@ -322,7 +320,7 @@ class _Run:
         self.lengths = genes.astype(np.int64) + special
         self.length = float(self.lengths.mean())
         #: L̄ of `core.training.flops`.
-        self.attended_length = mean_attended_length(self.lengths.tolist())
+        self.attended_length = mean_attended_length(self.lengths)
         n_dealt = min(self.cells.n_training, _DEALT_CELLS)
         batch_size, budget = cells_per_virtual_rank(
             train, self.n_virtual_ranks, length=int(self.lengths.max()) if is_ranked else None

@@ -66,13 +66,7 @@ def choose_device(wanted: str, *, where: str = "train.device =") -> Device:
 
 
 def choose_machine(settings: TrainSettings) -> Machine:
-    """Resolve ``train.device`` and ``train.precision``.
-
-    Raises
-    ------
-    MachineError
-        The device is missing, or cannot compute in that precision.
-    """
+    """Resolve ``train.device`` and ``train.precision``; MachineError if this machine has them not."""
     device = choose_device(settings.device)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     if settings.precision == "auto":

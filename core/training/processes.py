@@ -52,11 +52,6 @@ class Processes:
 
     ``unused_parameters`` is whether some steps leave parameters out, as while the log-linear part is
     trained first.
-
-    Raises
-    ------
-    ConfigurationError
-        accelerate is configured for something else than DDP or FSDP2.
     """
 
     def __init__(self, machine: Machine, *, unused_parameters: bool = False) -> None:
@@ -91,11 +86,6 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes the run folder and reports to the user."""
         return self.index == 0
-
-    @property
-    def is_first_of_machine(self) -> bool:
-        """Whether this process is the first of those on its machine."""
-        return bool(self.accelerator.is_local_main_process)
 
     def all_reduce(self, numbers: Sequence[float]) -> list[float]:
         """Return the sums of numbers over all processes."""
@@ -152,14 +142,23 @@ def whole_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
-def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a network whole weights, under present or older names; each process keeps its own slice.
+def merge_low_rank(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return ``weights`` of a network with low-rank additions merged: W + (alpha / rank) B A (LoRA, Hu et al. 2021)."""
+    merged = dict(weights)
+    for name, module in network.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        scale = float(module.scaling["default"])
+        weight = merged.pop(f"{name}.base_layer.weight")
+        down = merged.pop(f"{name}.lora_A.default.weight")
+        up = merged.pop(f"{name}.lora_B.default.weight")
+        merged[f"{name}.weight"] = weight + scale * (up.float() @ down.float()).to(weight.dtype)
+        merged[f"{name}.bias"] = merged.pop(f"{name}.base_layer.bias")
+    return merged
 
-    Raises
-    ------
-    RuntimeError
-        Names or shapes differ, as ``load_state_dict`` raises it.
-    """
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network whole weights, under present or older names; each process keeps its own slice."""
     own = network.state_dict()
     network.load_state_dict(
         {name: _slice(tensor, own.get(name)) for name, tensor in current_tensors(weights).items()}
@@ -169,22 +168,16 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Give an optimiser what ``whole(optimiser.state_dict())`` returned."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+
+    def own_slice(value: Any, parameter: Tensor) -> Any:  # noqa: ANN401 (the count of steps is a number)
+        is_moment = isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
+        return _slice(value, parameter) if is_moment else value
+
     states = {
-        number: _slices(entries, parameters[number]) for number, entries in state["state"].items()
+        number: {name: own_slice(value, parameters[number]) for name, value in entries.items()}
+        for number, entries in state["state"].items()
     }
     optimiser.load_state_dict({**state, "state": states})
-
-
-def _slices(entries: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Slice the moments of a parameter like the parameter; the count of steps is a number."""
-
-    def is_moment(value: object) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
-
-    return {
-        name: _slice(value, parameter) if is_moment(value) else value
-        for name, value in entries.items()
-    }
 
 
 def _slice(tensor: Tensor, own: Tensor | None) -> Tensor:

@@ -30,9 +30,9 @@ from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
 from core.model.losses import masked_loss
 from core.presets.schema import LossSettings, MaskingSettings, Preset
-from core.training.classification import choose_trainable
 from core.training.machine import Machine
-from core.training.optimiser import make_optimiser
+from core.training.run_setup import choose_trainable
+from core.training.state import make_optimiser
 
 #: Tokens whose memory is counted; beyond, each adds what the last half of these did.
 _COUNTED_TOKENS = 500_000
@@ -69,9 +69,6 @@ def example_batch(
     value_encoder = example_values(config.kind, config.n_bins)
     encoder = BatchEncoder(tokens, value_encoder, max_length=config.longest_sequence)
     return encoder.masked(expression, codes, masking, rng)
-
-
-# --------------------------------------------------------------------------- activation memory
 
 
 def activation_bytes(
@@ -149,10 +146,6 @@ class _KeepPerCell(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, q.new_empty(n_kept))
         return torch.empty_like(q).transpose(0, 1)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: ANN401
-        raise NotImplementedError
-
 
 def _keep_per_cell(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, _: float) -> Tensor:
     attended: Tensor = _KeepPerCell.apply(q, k, v, bounds)  # type: ignore[no-untyped-call]
@@ -162,9 +155,6 @@ def _keep_per_cell(q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds, _: float
 def _storage(tensor: Tensor) -> int:
     """Return what identifies a storage; fake ones have no address."""
     return cast("int", tensor.untyped_storage()._cdata)
-
-
-# ------------------------------------------------------------------------------ profiling step
 
 
 @dataclass(frozen=True)

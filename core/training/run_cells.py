@@ -12,9 +12,10 @@ from core.cells.genes import GenePanel
 from core.cells.phenotypes import suggest
 from core.cells.store import OneVsRest, Split, Store
 from core.errors import ConfigurationError, DataError
+from core.model.folder import read_outline
 from core.presets.schema import Preset
 from core.random_streams import Stream, generator
-from core.training.start_weights import start_genes
+from core.training.start_weights import own_start
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +33,8 @@ class RunCells:
     def of(cls, preset: Preset, store: Store) -> "RunCells":
         """Choose the cells: those of ``data.where``; for a classification those that have a label.
 
-        Raises
-        ------
-        ConfigurationError
-            The filter cannot be read or names what the store does not have; the store lacks the
-            phenotype to classify, one that is given, or the value.
-        DataError
-            A split has no cell of the filter, or there are no training cells; a classification
-            needs two classes among them; the store has fewer than half of the genes of the model
-            that a classification starts from.
+        ConfigurationError if the preset names what the store does not have; DataError if a split has no
+        cell of the filter, or there is too little to train on.
         """
         store = _store_of_task(preset, store)
         training = _rows(preset, store, "train")
@@ -49,8 +43,8 @@ class RunCells:
                 f"{store.path}: no training cells; lower data.split.validation and data.split.test"
             )
             raise DataError(message)
-        panel = _panel(preset, store)
-        return cls(store, training, _rows(preset, store, "validation"), panel)
+        panel, validation = _panel(preset, store), _rows(preset, store, "validation")
+        return cls(store, training, validation, panel)
 
     @property
     def training_codes(self) -> NDArray[np.int32]:
@@ -91,38 +85,33 @@ def _rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]:
             )
             raise DataError(message)
         rows = chosen
-    if preset.classified is None or len(rows) == 0:
+    name = preset.classified
+    if name is None or len(rows) == 0:
         return rows
-    codes = _class_codes(preset, store, rows)
-    if split == "train":
-        _check_classes(preset, store, np.unique(codes[codes >= 0]))
+    codes = _class_codes(name, store, rows)
+    classes = np.unique(codes[codes >= 0])
+    if split == "train" and len(classes) < 2:
+        found = f"no label of {name}"
+        if len(classes):
+            found = f"one {name} alone ({store.phenotypes[name][classes[0]]})"
+        message = f"{store.path}: training cells have {found}; a classification needs two"
+        raise DataError(message)
     return rows[codes >= 0]
 
 
-def _class_codes(preset: Preset, store: Store, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-    slot = list(store.phenotypes).index(str(preset.classified))
-    return np.asarray(store.phenotype_codes[rows, slot])
-
-
-def _check_classes(preset: Preset, store: Store, codes: NDArray[np.int32]) -> None:
-    if len(codes) >= 2:
-        return
-    name = str(preset.classified)
-    found = f"no label of {name}"
-    if len(codes):
-        found = f"one {name} alone ({store.phenotypes[name][codes[0]]})"
-    message = f"{store.path}: training cells have {found}; a classification needs two"
-    raise DataError(message)
+def _class_codes(name: str, store: Store, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+    return np.asarray(store.phenotype_codes[rows, list(store.phenotypes).index(name)])
 
 
 def _panel(preset: Preset, store: Store) -> GenePanel:
     """Choose the most variable genes, or those of the model that a classification starts from."""
-    known = start_genes(preset)
-    if known is None:
+    start = own_start(preset)
+    if start is None:
         panel = store.panel(preset.data.genes, preset.data.include_genes)
         if len(panel) < preset.data.genes:
             logger.info("the store has %d genes; the panel takes all of them", len(panel))
         return panel
+    _, known = read_outline(start)
     lacking = set(store.missing_genes(known))
     if 2 * len(lacking) > len(known):
         message = (
@@ -131,12 +120,8 @@ def _panel(preset: Preset, store: Store) -> GenePanel:
         )
         raise DataError(message)
     if lacking:
-        n_lacking, n_known = len(lacking), len(known)
-        logger.warning(
-            "%d of the %d genes of model.start_from are not in the store, and are left out",
-            n_lacking,
-            n_known,
-        )
+        message = "%d of the %d genes of model.start_from are not in the store, and are left out"
+        logger.warning(message, len(lacking), len(known))
     return known.take(np.flatnonzero([gene not in lacking for gene in known.ids]))
 
 
@@ -150,7 +135,7 @@ def balanced_epochs(preset: Preset, cells: RunCells) -> Callable[[int], NDArray[
     if preset.classified is None or preset.classification.sampling == "natural":
         return None
     rows, seed = cells.training, preset.train.seed
-    codes = _class_codes(preset, cells.store, rows)
+    codes = _class_codes(preset.classified, cells.store, rows)
     classes = [rows[codes == code] for code in np.unique(codes)]
     sizes = np.full(len(classes), len(rows) // len(classes))
     sizes[: len(rows) % len(classes)] += 1

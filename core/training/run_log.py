@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,6 @@ import torch
 
 from core.runlog.schema import STATUS_SECONDS
 from core.runlog.writer import RunWriter, SystemLog
-from core.training.processes import Processes
 from core.training.run_setup import RunSetup
 from core.training.trackers import Trackers
 
@@ -28,16 +28,13 @@ logger = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
 class RunLog:
     """The run folder's writer, the trackers and the monitor; in other processes than the main one, nothing."""
 
-    def __init__(
-        self,
-        writer: RunWriter | None = None,
-        trackers: Trackers | None = None,
-        monitor: "SystemMonitor | None" = None,
-    ) -> None:
-        self._writer, self._trackers, self._monitor = writer, trackers, monitor
+    _writer: RunWriter | None = None
+    _trackers: Trackers | None = None
+    _monitor: "SystemMonitor | None" = None
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write the metrics of a split at a step, and copy them to the trackers."""
@@ -68,18 +65,13 @@ class RunLog:
 
 
 @contextmanager
-def open_run_log(folder: Path, setup: RunSetup, processes: Processes) -> Iterator[RunLog]:
-    """Open the log of a run while the block runs.
-
-    Raises
-    ------
-    MachineError
-        The folder cannot be written.
-    """
+def open_run_log(folder: Path, setup: RunSetup) -> Iterator[RunLog]:
+    """Open the log of a run while the block runs; MachineError if the folder cannot be written."""
+    processes = setup.processes
     reader = MachineReader(folder, processes.device)
     with ExitStack() as stack:
         if not processes.is_main:
-            if processes.is_first_of_machine:
+            if processes.accelerator.is_local_main_process:
                 system = SystemLog(folder)
                 stack.callback(system.close)
                 stack.enter_context(SystemMonitor(reader, system.append))
@@ -88,20 +80,18 @@ def open_run_log(folder: Path, setup: RunSetup, processes: Processes) -> Iterato
         run = setup.describe()
         writer = stack.enter_context(RunWriter(folder, run=run, config=setup.resolved.to_toml()))
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
-        handler = writer.log_handler
-        logging.getLogger("core").addHandler(handler)
-        stack.callback(logging.getLogger("core").removeHandler, handler)
+        handler, core = writer.log_handler, logging.getLogger("core")
+        core.addHandler(handler)
+        stack.callback(core.removeHandler, handler)
         trackers = Trackers.start(
             setup.preset.train.trackers,
-            run_name=folder.name,
             folder=folder,
             config={**run, "preset": setup.preset.model_dump(mode="json")},
             on_drop=lambda name, reason: writer.event("warning", tracker=name, reason=reason),
         )
-        stack.callback(trackers.close)
+        stack.enter_context(trackers)
         monitor = SystemMonitor(reader, writer.system, heartbeat=writer.heartbeat)
-        stack.enter_context(monitor)
-        yield RunLog(writer, trackers, monitor)
+        yield RunLog(writer, trackers, stack.enter_context(monitor))
 
 
 class MachineReader:
@@ -111,9 +101,7 @@ class MachineReader:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder = folder
-        self._device = device
-        self._process = psutil.Process()
+        self._folder, self._device, self._process = folder, device, psutil.Process()
         self._failed: set[str] = set()
         self._read("cpu_percent", lambda: psutil.cpu_percent(None))  # since the call before
         self._read("process_cpu_percent", lambda: self._process.cpu_percent(None))
@@ -129,41 +117,32 @@ class MachineReader:
             "disk_free": lambda: shutil.disk_usage(self._folder).free,
         }
         if self._device.type == "cuda":
-            fields["gpus"] = self._gpus
+            fields["gpus"] = lambda: list(map(self._gpu, range(torch.cuda.device_count())))
         found = {name: self._read(name, call) for name, call in fields.items()}
         return {name: value for name, value in found.items() if value not in (None, [])}
 
-    def _gpus(self) -> list[dict[str, Any]]:
-        return [self._gpu(index) for index in range(torch.cuda.device_count())]
-
     def _gpu(self, index: int) -> dict[str, Any]:
-        def total() -> int:
-            return int(torch.cuda.get_device_properties(index).total_memory)
+        cuda, is_own = torch.cuda, index == (self._device.index or 0)
 
         def used() -> int:
-            if index == self._own_index:
-                free, all_ = torch.cuda.mem_get_info(index)
-                return int(all_ - free)
+            if is_own:
+                free, total = cuda.mem_get_info(index)
+                return int(total - free)
             # mem_get_info would take up memory of a GPU that another process computes on.
-            return int(torch.cuda.device_memory_used(index))
+            return int(cuda.device_memory_used(index))
 
         fields: dict[str, Callable[[], Any]] = {
-            "name": lambda: torch.cuda.get_device_name(index),
-            "utilisation_percent": lambda: torch.cuda.utilization(index),
+            "name": lambda: cuda.get_device_name(index),
+            "utilisation_percent": lambda: cuda.utilization(index),
             "memory_used": used,
-            "memory_total": total,
-            "temperature": lambda: torch.cuda.temperature(index),
-            "power": lambda: torch.cuda.power_draw(index) / 1000,
+            "memory_total": lambda: int(cuda.get_device_properties(index).total_memory),
+            "temperature": lambda: cuda.temperature(index),
+            "power": lambda: cuda.power_draw(index) / 1000,
         }
-        if index == self._own_index:
-            fields["memory_peak"] = lambda: torch.cuda.max_memory_allocated(index)
+        if is_own:
+            fields["memory_peak"] = lambda: cuda.max_memory_allocated(index)
         found = {name: self._read(f"gpu {index} {name}", call) for name, call in fields.items()}
-        known = {name: value for name, value in found.items() if value is not None}
-        return {"index": index, **known}
-
-    @property
-    def _own_index(self) -> int:
-        return 0 if self._device.index is None else self._device.index
+        return {"index": index, **{n: value for n, value in found.items() if value is not None}}
 
     def _read(self, name: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - a JSON value
         if name in self._failed:
@@ -194,7 +173,7 @@ class SystemMonitor:
     ) -> None:
         self._reader, self._log, self._heartbeat = reader, log, heartbeat
         self._seconds = seconds
-        self._speeds: dict[str, float] = {}
+        self._speeds: dict[str, float | None] = {}
         self._is_over = threading.Event()
         self._has_warned = False
         # A daemon: a driver call that hangs must not keep the process from ending.
@@ -203,9 +182,8 @@ class SystemMonitor:
     def report(self, **speeds: float | None) -> None:
         """Set metrics of training for the next lines: wait, cells_per_second, ...; None removes one."""
         # The dictionary is replaced, never changed: the thread may be reading it.
-        self._speeds = {
-            name: value for name, value in (self._speeds | speeds).items() if value is not None
-        }
+        new = self._speeds | speeds
+        self._speeds = {name: value for name, value in new.items() if value is not None}
 
     def _run(self) -> None:
         is_over = False

@@ -1,5 +1,6 @@
 """Everything a run needs before its first step, built once: checks, cells, model, batches, machine."""
 
+import importlib.util
 import logging
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from scipy import sparse
 from core.cells.store import Store
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MachineError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig, check_parts
@@ -27,7 +28,6 @@ from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-from core.training.classification import check_classification, choose_trainable
 from core.training.flops import EncoderFlops, device_peak
 from core.training.machine import Machine, choose_machine
 from core.training.processes import Processes, launched_processes
@@ -45,6 +45,11 @@ logger = logging.getLogger(__name__)
 
 #: Training cells read to fit edges, values per bin, profiles and log-linear part; a seeded sample beyond.
 MAX_FITTING_CELLS = 50_000
+
+#: The linear layers of a block: all of them get additions (Dettmers et al. 2023, QLoRA).
+_LORA_LAYERS = ["query_key_value", "attention_output", "feed_forward_in", "feed_forward_out"]
+_GENE_HEADS = ("gene_transform", "gene_output", "gene_bias")
+_GENE_TERMS = ("class_scale", "couplings", "share_scale", "class_gate", "mix", "effects")
 
 _LOSSES = {
     "binary": ("bce", "label_smoothing"),
@@ -68,7 +73,7 @@ class RunSetup:
         on_progress: Listener,
     ) -> None:
         preset = self.preset = resolved.preset
-        self.resolved, self.machine, self.n_processes = resolved, machine, processes.count
+        self.resolved, self.machine, self.processes = resolved, machine, processes
         check_preset(preset)
         cells = self.cells = RunCells.of(preset, store)
         model = self.model = build_model(
@@ -115,14 +120,11 @@ class RunSetup:
             "device": machine.device,
             "device_name": machine.device_name,
             "precision": machine.precision,
-            "processes": self.n_processes,
+            "processes": self.processes.count,
             "encoder": asdict(self.flops),
             "peak_flops": self.peak,
             "simulated": store.truth is not None,
         }
-
-
-# ------------------------------------------------------------------- checks before any cell is read
 
 
 def check_feasible(
@@ -172,15 +174,43 @@ def check_preset(preset: Preset) -> None:
             f"use {' or '.join(repr(k) for k in fitting)}, or 'auto'"
         )
         raise ConfigurationError(message)
-    is_smoothed_binary = kind == "label_smoothing" and preset.encoding.kind == "binary"
-    if is_smoothed_binary and preset.model.head != "joint":
+    smoothed, binary = kind == "label_smoothing", preset.encoding.kind == "binary"
+    if smoothed and binary and preset.model.head != "joint":
         message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
         raise ConfigurationError(message)
-    check_classification(preset)
+    _check_classification(preset)
     start_folder(preset)
 
 
-# ------------------------------------------------------------------------------------- the model
+def _check_classification(preset: Preset) -> None:
+    """Check the settings of a classification before any cell is read."""
+    if preset.classified is None:
+        return
+    kind, layers = preset.classification.encoder, preset.model.layers
+    if preset.model.head == "joint":
+        message = (
+            "train.task = 'classification' predicts one phenotype, which model.head = 'joint' mixes "
+            "with the genes; use model.head = 'split'"
+        )
+        raise ConfigurationError(message)
+    if kind != "full" and (layers == 0 or preset.model.start_from is None):
+        message = (
+            f"classification.encoder = '{kind}' keeps weights of an encoder that was trained before; "
+            f"name it as model.start_from, or use 'full'"
+        )
+        raise ConfigurationError(message)
+    if kind == "lora" and importlib.util.find_spec("peft") is None:
+        message = (
+            "classification.encoder = 'lora' needs the package peft; install it by pip install "
+            "'transformerics[lora]', or use 'full' or 'frozen'"
+        )
+        raise MachineError(message)
+    if preset.classification.sampling == "balanced" and preset.train.tokens_per_batch is not None:
+        message = (
+            "classification.sampling = 'balanced' deals cells, not tokens; give train.batch_size "
+            "instead of train.tokens_per_batch"
+        )
+        raise ConfigurationError(message)
 
 
 def build_model(
@@ -205,14 +235,17 @@ def build_model(
     expression = store.read(rows, panel)
     on_progress(ProgressEvent("reading training cells", len(rows), len(rows)))
     codes = np.asarray(store.phenotype_codes[rows])
-    start = own_start(preset)
+    start_at = own_start(preset)
+    start = None if start_at is None else CellModel.load(start_at)
     values = (
         fit_value_encoder(preset.encoding, expression, panel)
         if start is None
         else start.values.take(np.array([start.panel.index_of(gene) for gene in panel.ids]))
     )
     table = ValueTable.fit(values, expression)
-    bins = _dense_bins(values, expression)
+    # (cells, genes), made in blocks: the dense float matrix never exists whole.
+    blocks = (expression[first : first + 4096] for first in range(0, len(rows), 4096))
+    bins = np.concatenate([values.encode(block.toarray()) for block in blocks])
     bin_counts = np.stack([(bins == b).sum(axis=0) for b in range(values.n_bins)], axis=1)
     split = store.report.get("split", {})
     config = make_config(preset, store.phenotypes, n_genes=len(panel), values=values)
@@ -266,6 +299,38 @@ def build_model(
     return model
 
 
+def choose_trainable(network: TfxModel, preset: Preset) -> None:
+    """Freeze what a classification does not train; add low-rank weights, drawn at random, if it trains those.
+
+    Gene heads predict nothing: [CLS] predicts one phenotype. peft's additions are added to the weights
+    they belong to wherever a model is saved, so that a model folder needs no peft.
+    """
+    if preset.classified is None:
+        return
+    frozen: list[Any] = []  # modules and parameters
+    part, log_linear = network.encoder_part, network.log_linear
+    if part is not None:
+        frozen += [getattr(part, name) for name in _GENE_HEADS]
+        if preset.classification.encoder != "full":
+            frozen += [part.embedding, part.encoder]
+    if log_linear is not None:
+        frozen += [getattr(log_linear, name) for name in _GENE_TERMS]
+    for weights in frozen:
+        if weights is not None:
+            weights.requires_grad_(requires_grad=False)
+    if part is not None and preset.classification.encoder == "lora":
+        from peft import LoraConfig, inject_adapter_in_model  # imports transformers' models, 2 s
+
+        rank, alpha = preset.classification.lora_rank, preset.classification.lora_alpha
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_LORA_LAYERS)
+        inject_adapter_in_model(config, part.encoder)
+    n_all = sum(p.numel() for p in network.parameters())
+    n_trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    logger.info(
+        "classification of %s: %d of %d parameters learn", preset.classified, n_trained, n_all
+    )
+
+
 def make_config(
     preset: Preset, phenotypes: dict[str, list[str]], *, n_genes: int, values: ValueEncoder
 ) -> TfxConfig:
@@ -302,23 +367,22 @@ def _make_reference(
 ) -> Reference:
     """Summarise the training cells; joint counts over all of them, profiles over those read."""
     combinations, counts = Reference.count(cells.training_codes)
-    expressed = sparse.csr_matrix(bins > 0, dtype=np.float32)
-    means, detection = [], []
-    for slot, size in enumerate(config.phenotype_sizes):
-        for code in range(size):
-            has = codes[:, slot] == code
-            n = max(int(has.sum()), 1)
-            means.append(np.asarray(expression[has].sum(axis=0)).ravel() / n)
-            detection.append(np.asarray(expressed[has].sum(axis=0)).ravel() / n)
-    shape = (sum(config.phenotype_sizes), config.n_genes)
+    sizes = config.phenotype_sizes
+    groups = [codes[:, slot] == code for slot, size in enumerate(sizes) for code in range(size)]
+
+    def profiles(matrix: sparse.csr_matrix) -> NDArray[np.float32]:
+        sums = [np.asarray(matrix[group].sum(axis=0)).ravel() for group in groups]
+        means = [one / max(int(group.sum()), 1) for one, group in zip(sums, groups, strict=True)]
+        return np.asarray(means, dtype=np.float32).reshape(len(groups), config.n_genes)
+
     store = cells.store
     is_counted = store.value_kind == "counts"
     totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
     return Reference(
         combinations=combinations,
         counts=counts,
-        means=np.asarray(means, dtype=np.float32).reshape(shape),
-        detection=np.asarray(detection, dtype=np.float32).reshape(shape),
+        means=profiles(expression),
+        detection=profiles(sparse.csr_matrix(bins > 0, dtype=np.float32)),
         bin_counts=bin_counts,
         genes_per_cell=size_quantiles(combinations, codes, (bins > 0).sum(axis=1)),
         library_size=size_quantiles(combinations, codes, totals),
@@ -326,10 +390,7 @@ def _make_reference(
 
 
 def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> torch.Tensor | None:
-    """Return (all phenotype values,) weights by inverse training frequency, mean 1 per phenotype.
-
-    None for equal weights.
-    """
+    """Return (all phenotype values,) weights by inverse training frequency; None for equal weights."""
     if kind == "none":
         return None
     parts = []
@@ -340,15 +401,6 @@ def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> tor
         parts.append(np.where(counts > 0, weights, 0.0))
     joined = np.concatenate(parts) if parts else np.zeros(0)
     return torch.from_numpy(joined.astype(np.float32))
-
-
-def _dense_bins(values: ValueEncoder, expression: sparse.csr_matrix) -> NDArray[np.uint8]:
-    """(cells, genes) bins, made in blocks: the dense float matrix never exists whole."""
-    blocks = [
-        values.encode(expression[start : start + 4096].toarray())
-        for start in range(0, expression.shape[0], 4096)
-    ]
-    return np.concatenate(blocks)
 
 
 def _fill_gene_bias(encoder: EncoderPart, config: TfxConfig, bin_counts: NDArray[np.int64]) -> None:

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from core.cells.genes import GenePanel
 from core.errors import ConfigurationError
-from core.model.cell_model import TfxModel
 from core.model.folder import CellModel, read_outline
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
@@ -47,16 +45,10 @@ def is_foreign(folder: Path) -> bool:
     return not (folder / "tfx.json").exists() and (folder / "config.json").is_file()
 
 
-def own_start(preset: Preset) -> CellModel | None:
-    """Return the model of ours that a classification starts from; None if there is none."""
-    folder = _own_folder(preset)
-    return None if folder is None else CellModel.load(folder)
-
-
-def start_genes(preset: Preset) -> GenePanel | None:
-    """Return the genes of `own_start`, without its weights."""
-    folder = _own_folder(preset)
-    return None if folder is None else read_outline(folder)[1]
+def own_start(preset: Preset) -> Path | None:
+    """Return the model folder of ours that a classification starts from; None if there is none."""
+    folder = None if preset.classified is None else start_folder(preset)
+    return None if folder is None or is_foreign(folder) else folder
 
 
 def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
@@ -64,7 +56,7 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
 
     Raises ConfigurationError if the preset sets another shape.
     """
-    folder = _own_folder(resolved.preset)
+    folder = own_start(resolved.preset)
     if folder is None:
         return resolved
     config, panel = read_outline(folder)
@@ -92,26 +84,13 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
     return resolved.changed(options=theirs, option_names=dict.fromkeys(theirs, _PROVENANCE))
 
 
-def _own_folder(preset: Preset) -> Path | None:
-    folder = None if preset.classified is None else start_folder(preset)
-    return None if folder is None or is_foreign(folder) else folder
-
-
 def start_from(
-    model: CellModel,
-    preset: Preset,
-    start: CellModel | None = None,
-    convert: ConvertWeights | None = None,
+    model: CellModel, preset: Preset, start: CellModel | None, convert: ConvertWeights | None
 ) -> None:
-    """Give a new model the weights of ``model.start_from``; ``start`` is the result of `own_start`.
+    """Give a new model the weights of ``model.start_from``; ``start`` is that of `own_start`.
 
-    Raises
-    ------
-    ConfigurationError
-        The other model has other genes, bins, phenotype values or shapes; or it is of another system
-        and there is no ``convert``.
-    DataError
-        Its folder is damaged or incomplete.
+    ConfigurationError if the other model has other genes, bins, phenotype values or shapes; or if it is
+    of another system and there is no ``convert``.
     """
     folder = start_folder(preset)
     assert folder is not None
@@ -127,7 +106,12 @@ def start_from(
             f"model.start_from: {folder} is no model folder of tfx, and cannot be converted here"
         )
         raise ConfigurationError(message)
-    _load(model.network, convert(folder, preset, model))
+    tensors = dict(convert(folder, preset, model))
+    loaded = model.network.load_state_dict(tensors, strict=False)
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    kept = [name for name in loaded.missing_keys if name.startswith("encoder_part.")]
+    if kept:
+        logger.info("not in the other model, drawn at random: %s", ", ".join(kept))
 
 
 def start_folder(preset: Preset) -> Path | None:
@@ -143,15 +127,6 @@ def start_folder(preset: Preset) -> Path | None:
         raise ConfigurationError(message)
     inside = folder / "model"
     return inside if (inside / "tfx.json").is_file() else folder
-
-
-def _load(network: TfxModel, tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite some of a network's weights."""
-    loaded = network.load_state_dict(dict(tensors), strict=False)
-    assert not loaded.unexpected_keys, loaded.unexpected_keys
-    kept = [name for name in loaded.missing_keys if name.startswith("encoder_part.")]
-    if kept:
-        logger.info("not in the other model, drawn at random: %s", ", ".join(kept))
 
 
 def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:

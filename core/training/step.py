@@ -28,7 +28,6 @@ from core.model.losses import LossCounts, masked_loss
 from core.random_streams import Stream, torch_seed
 from core.runlog.schema import NONFINITE_FOLDER
 from core.training.checkpoints import checkpoint_name
-from core.training.processes import Processes
 from core.training.run_log import RunLog
 from core.training.run_setup import RunSetup
 from core.training.virtual_ranks import RankBatch, StepBatch, StepSize
@@ -68,16 +67,15 @@ class TrainStep:
     def __init__(
         self,
         setup: RunSetup,
-        processes: Processes,
         network: nn.Module,
         optimiser: Any,  # noqa: ANN401 (accelerate's wrapper of one)
         log: RunLog,
     ) -> None:
-        self.processes, self.network, self.optimiser = processes, network, optimiser
+        self.processes, self.network, self.optimiser = setup.processes, network, optimiser
         self.config, self.loss = setup.model.config, setup.preset.loss
         self.train, self.source, self.log = setup.preset.train, setup.source, log
         weights = setup.class_weights
-        self.class_weights = None if weights is None else weights.to(processes.device)
+        self.class_weights = None if weights is None else weights.to(self.processes.device)
 
     def __call__(
         self, step: int, rows: NDArray[np.int64], batch: StepBatch, counts: LossCounts
@@ -194,55 +192,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class StepWindow:
-    """Collects steps; `close` returns their averages and starts anew."""
-
-    def __init__(self) -> None:
-        self.load({})
-
-    def state(self) -> dict[str, float]:
-        """Return the sums so far, for a checkpoint."""
-        return dict(self._sums)
-
-    def load(self, state: dict[str, float]) -> None:
-        """Continue from the result of `state`; speeds are of the steps since."""
-        self._sums = {"n_steps": 0, **dict.fromkeys(STEP_METRICS, 0.0), **state}
-        self._began = time.perf_counter()
-        self._sizes: list[StepSize] = []
-        self._waited = 0.0
-
-    def add_size(self, size: StepSize, *, waited_seconds: float) -> None:
-        """Add the size of a step over all processes, and how long it waited for its cells."""
-        self._sizes.append(size)
-        self._waited += waited_seconds
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Add the results of a step."""
-        self._sums["n_steps"] += 1
-        for name, value in metrics.items():
-            self._sums[name] += value
-
-    def close(self) -> tuple[dict[str, float], float, float]:
-        """Return metrics by name, seconds per step, and L̄ of `core.training.flops`."""
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        sums, sizes = self._sums, self._sizes
-        n = max(sums["n_steps"], 1)
-        n_tokens = sum(size.n_tokens for size in sizes)
-        metrics = {
-            "loss": sums["loss"] / n,
-            "loss/genes": sums["gene_loss"] / n,
-            "loss/phenotypes": sums["phenotype_loss"] / n,
-            **({"loss/cls": sums["cls_loss"] / n} if sums["cls_loss"] else {}),
-            "grad_norm": sums["gradient_norm"] / n,
-            "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
-            "tokens_per_second": n_tokens / seconds,
-            "wait": self._waited / seconds,
-        }
-        attended_length = sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0)
-        self.load({})
-        return metrics, seconds / max(len(sizes), 1), attended_length
-
-
 class SpikeDetector:
     """Finds losses that leap above those before them.
 
@@ -276,27 +225,38 @@ class SpikeDetector:
 class StepRecorder:
     """Reads the outcomes of steps when the device has them; logs averages, spikes, steps that are not finite."""
 
-    def __init__(self, setup: RunSetup, processes: Processes, log: RunLog, folder: Path) -> None:
-        self.setup, self.processes, self.log, self.folder = setup, processes, log, folder
-        self.window = StepWindow()
+    def __init__(self, setup: RunSetup, log: RunLog, folder: Path) -> None:
+        self.setup, self.log, self.folder = setup, log, folder
         self._non_finite_in_a_row = 0
         self._spikes = SpikeDetector()
         self._under_way: deque[StepOutcome] = deque()
+        self.load({})
+
+    def state(self) -> dict[str, float]:
+        """Return the sums over the steps since the last line, for a checkpoint."""
+        return dict(self._sums)
+
+    def load(self, state: dict[str, float]) -> None:
+        """Continue from the result of `state`; speeds are of the steps since."""
+        self._sums = {"n_steps": 0, **dict.fromkeys(STEP_METRICS, 0.0), **state}
+        self._began = time.perf_counter()
+        self._sizes: list[StepSize] = []
+        self._waited = 0.0
 
     def add(self, outcome: StepOutcome, size: StepSize, *, waited_seconds: float) -> None:
         """Add a step, its size over all processes, and how long it waited for its cells."""
         self._under_way.append(outcome)
-        self.window.add_size(size, waited_seconds=waited_seconds)
+        self._sizes.append(size)
+        self._waited += waited_seconds
 
     def settle(self, *, all_but: int = 0) -> None:
-        """Wait for the outcomes of all steps but the newest ``all_but``, and log anomalies.
-
-        TfxError if ``train.max_nonfinite`` steps in a row were not finite.
-        """
+        """Wait for the outcomes of all steps but the newest ``all_but``, and log anomalies."""
         while len(self._under_way) > all_but:
             outcome = self._under_way.popleft()
             metrics, is_finite = outcome.wait()
-            self.window.add(metrics)
+            self._sums["n_steps"] += 1
+            for name, value in metrics.items():
+                self._sums[name] += value
             step = outcome.step + 1
             if not is_finite:
                 self._non_finite_in_a_row += 1
@@ -310,8 +270,8 @@ class StepRecorder:
 
     def _log_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
         """Log a step that was skipped, and which cells it had; TfxError after too many in a row."""
-        rows = np.concatenate(self.processes.gather(rows))
-        if self.processes.is_main:
+        rows = np.concatenate(self.setup.processes.gather(rows))
+        if self.setup.processes.is_main:
             self._write_non_finite(step, rows)
         limit = self.setup.preset.train.max_nonfinite
         if self._non_finite_in_a_row >= limit:
@@ -336,20 +296,34 @@ class StepRecorder:
         except OSError as error:
             self.log.warn(step, f"{name} cannot be written ({error.strerror})")
 
-    def log_window(self, step: int, total: int, *, rate: float, cursor: Cursor) -> None:
-        """Log the averages of the window after ``step`` of ``total``."""
-        setup = self.setup
-        metrics, seconds_per_step, attended_length = self.window.close()
-        metrics["lr"] = rate
-        metrics["epoch"] = cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch)
+    def log_averages(self, step: int, total: int, *, rate: float, cursor: Cursor) -> None:
+        """Log the averages of the steps since the last line, after ``step`` of ``total``."""
+        setup, sums, sizes = self.setup, self._sums, self._sizes
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        n = max(sums["n_steps"], 1)
+        n_tokens = sum(size.n_tokens for size in sizes)
+        metrics = {
+            "loss": sums["loss"] / n,
+            "loss/genes": sums["gene_loss"] / n,
+            "loss/phenotypes": sums["phenotype_loss"] / n,
+            **({"loss/cls": sums["cls_loss"] / n} if sums["cls_loss"] else {}),
+            "grad_norm": sums["gradient_norm"] / n,
+            "cells_per_second": sum(size.n_cells for size in sizes) / seconds,
+            "tokens_per_second": n_tokens / seconds,
+            "wait": self._waited / seconds,
+            "lr": rate,
+            "epoch": cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch),
+        }
         mfu = setup.flops.utilisation(
             tokens_per_second=metrics["tokens_per_second"],
-            attended_length=attended_length,
+            attended_length=sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0),
             peak=setup.peak,
         )
+        eta = seconds / max(len(sizes), 1) * (total - step)
+        self.load({})
         if mfu is not None and not setup.model.network.log_linear_only:
             metrics["mfu"] = mfu
         self.log.metrics(step, "train", metrics)
-        self.log.status("running", step=step, eta=round(seconds_per_step * (total - step), 1))
+        self.log.status("running", step=step, eta=round(eta, 1))
         speeds = ("cells_per_second", "tokens_per_second", "wait", "mfu")
         self.log.machine(**{name: metrics.get(name) for name in speeds})

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from core.errors import ConfigurationError, MachineError
 from core.files import plain_json, write_json
+from core.runlog.settings import dotted_values
 from core.wording import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,11 @@ def check_trackers(names: Sequence[str]) -> None:
         raise MachineError(message)
 
 
-class Trackers:
+class Trackers(contextlib.AbstractContextManager["Trackers"]):
     """The trackers of one run, made by `start`; a context manager that closes them."""
 
-    def __init__(self, copies: Mapping[str, "TrackerCopy"], on_drop: DropListener) -> None:
-        self._stdout: contextlib.ExitStack = contextlib.ExitStack()
+    def __init__(self, copies: Mapping[str, "_TrackerCopy"], on_drop: DropListener) -> None:
+        self._stdout = contextlib.ExitStack()
         if copies:
             from accelerate import PartialState
 
@@ -78,22 +79,15 @@ class Trackers:
 
     @classmethod
     def start(
-        cls,
-        names: Sequence[str],
-        *,
-        run_name: str,
-        folder: Path,
-        config: Mapping[str, Any],
-        on_drop: DropListener,
+        cls, names: Sequence[str], *, folder: Path, config: Mapping[str, Any], on_drop: DropListener
     ) -> Self:
-        """Start trackers; returns at once, whether or not they respond.
+        """Start the trackers of the run in ``folder``; returns at once, whether or not they respond.
 
-        ``names`` have passed `check_trackers`; ``config`` is what identifies the run; ``on_drop`` is
-        called from the thread of the tracker that is dropped.
+        ``config`` is what identifies the run; ``on_drop`` is called from the thread of the tracker
+        that is dropped.
         """
         settings = flat_settings(config)
-        copies = {name: TRACKER_KINDS[name](run_name, folder, settings) for name in names}
-        return cls(copies, on_drop)
+        return cls({name: TRACKER_KINDS[name](folder, settings) for name in names}, on_drop)
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Copy the metrics of a split at a step, named ``split/metric``; never raises or waits."""
@@ -111,10 +105,6 @@ class Trackers:
         self._threads = []
         self._stdout.close()
 
-    def __enter__(self) -> Self:
-        """Return the trackers themselves."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Close the trackers, whatever happened."""
         self.close()
@@ -123,11 +113,10 @@ class Trackers:
 class _TrackerThread:
     """Feeds one tracker, until it fails or the run ends."""
 
-    def __init__(self, tracker: str, copy: "TrackerCopy", on_drop: DropListener) -> None:
-        self.tracker, self.is_dropped = tracker, False
+    def __init__(self, tracker: str, copy: "_TrackerCopy", on_drop: DropListener) -> None:
+        self.tracker, self.is_over = tracker, False
         self._copy, self._on_drop = copy, on_drop
         self._lock = threading.Lock()
-        self._is_abandoned = False
         # Holds (step, values); None at the end.
         self._lines: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(_MAX_WAITING)
         # A daemon: a server that does not respond must not keep the process from ending.
@@ -135,7 +124,7 @@ class _TrackerThread:
         self._thread.start()
 
     def put(self, step: int, values: dict[str, float]) -> None:
-        if self.is_dropped:
+        if self.is_over:
             return
         try:
             self._lines.put_nowait((step, values))
@@ -151,12 +140,12 @@ class _TrackerThread:
         if self._thread.is_alive():
             self._drop("it does not take what is left of the run")
         with self._lock:
-            self._is_abandoned = True  # the run is over
+            self.is_over = True
 
     def _run(self) -> None:
         try:
             self._copy.open()
-            while (line := self._lines.get()) is not None and not self.is_dropped:
+            while (line := self._lines.get()) is not None and not self.is_over:
                 self._copy.log(*line)
             self._copy.close()
         except BaseException as error:  # noqa: BLE001 - trackers raise anything, SystemExit too
@@ -166,35 +155,31 @@ class _TrackerThread:
     def _drop(self, reason: str) -> None:
         """Warn once, and note in the run, that this tracker gets no more lines."""
         with self._lock:
-            if self.is_dropped or self._is_abandoned:
+            if self.is_over:
                 return
-            self.is_dropped = True
-        logger.warning(
-            "%s is dropped (%s); the run goes on and its folder has everything",
-            self.tracker,
-            reason,
-        )
+            self.is_over = True
+        message = "%s is dropped (%s); the run goes on and its folder has everything"
+        logger.warning(message, self.tracker, reason)
         try:
             self._on_drop(self.tracker, reason)
         except Exception as error:  # noqa: BLE001 - a thread cannot raise to the run
             logger.warning("that %s was dropped could not be noted (%s)", self.tracker, error)
 
 
-# ------------------------------------------------------------------------------ the four trackers
-
-
-class TrackerCopy:
+class _TrackerCopy:
     """The copy of a run in one tracker, through accelerate's class for it; every call may raise anything."""
 
-    def __init__(self, run_name: str, folder: Path, settings: Mapping[str, Setting]) -> None:
-        self._run_name, self._folder, self._settings = run_name, folder, settings
+    #: The tracker's name in ``trackers.json``.
+    kind = ""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Setting]) -> None:
+        self._folder, self._settings = folder, settings
         self._tracker: Any = None
 
     def open(self) -> None:
         """Begin, or continue after a resume."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Take metrics, named ``split/metric``."""
         self._tracker.log(dict(values), step=step)
 
     def close(self) -> None:
@@ -202,45 +187,59 @@ class TrackerCopy:
         if self._tracker is not None:
             self._tracker.finish()
 
+    def _known_id(self) -> str | None:
+        identity = self._ids().get(self.kind)
+        return identity if isinstance(identity, str) else None
 
-class TensorBoardCopy(TrackerCopy):
+    def _keep_id(self, identity: str) -> None:
+        with _ids_lock:
+            write_json(self._folder / IDS_FILE, self._ids() | {self.kind: identity})
+
+    def _ids(self) -> dict[str, Any]:
+        try:
+            ids = json.loads((self._folder / IDS_FILE).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return ids if isinstance(ids, dict) else {}
+
+
+class _TensorBoardCopy(_TrackerCopy):
     """Event files in the run folder: ``tensorboard --logdir runs`` shows all runs."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars; the first of them says where to cut older points."""
         if self._tracker is None:
-            self._begin(step)
+            from accelerate.tracking import TensorBoardTracker
+
+            is_resumed = any((self._folder / TENSORBOARD_FOLDER).glob("events.*"))
+            cut = {"purge_step": step} if is_resumed else {}
+            self._tracker = TensorBoardTracker(TENSORBOARD_FOLDER, str(self._folder), **cut)
+            self._tracker.start()
+            if not is_resumed:
+                # Not as hyperparameters: those would show as a second run.
+                rows = [f"| {name} | {value} |" for name, value in self._settings.items()]
+                table = "\n".join(["| setting | value |", "|---|---|", *rows])
+                self._tracker.log({"run": table}, step=0)
         super().log(step, values)
 
-    def _begin(self, step: int) -> None:
-        from accelerate.tracking import TensorBoardTracker
 
-        is_resumed = any((self._folder / TENSORBOARD_FOLDER).glob("events.*"))
-        cut = {"purge_step": step} if is_resumed else {}
-        tracker = TensorBoardTracker(TENSORBOARD_FOLDER, str(self._folder), **cut)
-        tracker.start()
-        self._tracker = tracker
-        if not is_resumed:
-            # Not as hyperparameters: those would show as a second run.
-            rows = [f"| {name} | {value} |" for name, value in self._settings.items()]
-            tracker.log({"run": "\n".join(["| setting | value |", "|---|---|", *rows])}, step=0)
-
-
-class WandbCopy(TrackerCopy):
+class _WandbCopy(_TrackerCopy):
     """A run of W&B, in the project of WANDB_PROJECT; its files are in the run folder."""
 
+    kind = "wandb"
+
     def open(self) -> None:
-        """Begin or continue; without a prompt for a login, which would stop the run."""
         import wandb
         from accelerate.tracking import WandBTracker
 
-        if os.environ.get("WANDB_MODE") in (None, "online") and not _has_login(wandb):
-            message = "you are not logged in; run 'wandb login', or set WANDB_MODE=offline"
-            raise RuntimeError(message)
-        identity = _known_id(self._folder, "wandb") or uuid.uuid4().hex[:12]
+        if os.environ.get("WANDB_MODE") in (None, "online"):  # no prompt, which would stop the run
+            with contextlib.suppress(TypeError):  # an older release prompts or fails by itself
+                if not wandb.login(prompt=False, verify=False):
+                    message = "you are not logged in; run 'wandb login', or set WANDB_MODE=offline"
+                    raise RuntimeError(message)
+        identity = self._known_id() or uuid.uuid4().hex[:12]
         tracker = WandBTracker(
             os.environ.get("WANDB_PROJECT", _PROJECT),
-            name=self._run_name,
+            name=self._folder.name,
             id=identity,
             resume="allow",
             dir=str(self._folder),
@@ -249,38 +248,31 @@ class WandbCopy(TrackerCopy):
         )
         tracker.start()
         self._tracker = tracker
-        _keep_id(self._folder, "wandb", identity)
+        self._keep_id(identity)
         tracker.tracker.define_metric("step", hidden=True)
         tracker.tracker.define_metric("*", step_metric="step")
         tracker.store_init_configuration(dict(self._settings))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Send metrics, the step among them."""
         self._tracker.log({**values, "step": step})
 
 
-def _has_login(wandb: Any) -> bool:  # noqa: ANN401 - a module
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # an older release, which prompts or fails by itself
-        return True
-
-
-class MlflowCopy(TrackerCopy):
+class _MlflowCopy(_TrackerCopy):
     """A run of MLflow, at MLFLOW_TRACKING_URI."""
 
+    kind = "mlflow"
+
     def open(self) -> None:
-        """Begin, or continue if the run is still known."""
         import mlflow
         from accelerate.tracking import MLflowTracker
 
-        identity = _known_id(self._folder, "mlflow")
+        identity = self._known_id()
         if identity is not None and not _is_known(mlflow, identity):
             identity = None
-        tracker = MLflowTracker(_PROJECT, run_id=identity, run_name=self._run_name)
+        tracker = MLflowTracker(_PROJECT, run_id=identity, run_name=self._folder.name)
         tracker.start()
         self._tracker = tracker
-        _keep_id(self._folder, "mlflow", tracker.tracker.info.run_id)
+        self._keep_id(tracker.tracker.info.run_id)
         if identity is None:  # a setting that changed on resume would be refused
             tracker.store_init_configuration(dict(self._settings))
 
@@ -292,61 +284,38 @@ def _is_known(mlflow: Any, identity: str) -> bool:  # noqa: ANN401 - a module
         return False
 
 
-class TrackioCopy(TrackerCopy):
+class _TrackioCopy(_TrackerCopy):
     """A run of trackio."""
 
+    kind = "trackio"
+
     def open(self) -> None:
-        """Begin or continue."""
         from accelerate.tracking import TrackioTracker
 
-        known = _known_id(self._folder, "trackio")
-        # Another run may have had this name; trackio identifies runs by it.
-        name = known or f"{self._run_name}-{uuid.uuid4().hex[:6]}"
+        known = self._known_id()
+        # Trackio identifies runs by their names: another run may have had this one.
+        name = known or f"{self._folder.name}-{uuid.uuid4().hex[:6]}"
         tracker = TrackioTracker(
             _PROJECT, name=name, resume="allow" if known else "never", config=dict(self._settings)
         )
         tracker.start()
         self._tracker = tracker
-        _keep_id(self._folder, "trackio", name)
+        self._keep_id(name)
 
 
 #: By the name in ``train.trackers``; also the name of the package to install.
-TRACKER_KINDS: dict[str, type[TrackerCopy]] = {
-    "tensorboard": TensorBoardCopy,
-    "wandb": WandbCopy,
-    "mlflow": MlflowCopy,
-    "trackio": TrackioCopy,
+TRACKER_KINDS: dict[str, type[_TrackerCopy]] = {
+    "tensorboard": _TensorBoardCopy,
+    **{copy.kind: copy for copy in (_WandbCopy, _MlflowCopy, _TrackioCopy)},
 }
 
 
 def flat_settings(config: Mapping[str, object]) -> dict[str, Setting]:
     """Return settings as every tracker takes them: plain values by dotted key; lists as JSON, cut."""
-    flat: dict[str, Setting] = {}
-    for name, value in plain_json(config).items():
-        if isinstance(value, dict):
-            inner = flat_settings(value)
-            flat |= {f"{name}.{key}": setting for key, setting in inner.items()}
-            continue
-        setting: Setting = json.dumps(value) if isinstance(value, list) else value
-        flat[name] = setting[:_LONGEST_SETTING] if isinstance(setting, str) else setting
-    return flat
 
+    def setting(value: Any) -> Setting:  # noqa: ANN401 - a JSON value
+        plain: Setting = json.dumps(value) if isinstance(value, list) else value
+        return plain[:_LONGEST_SETTING] if isinstance(plain, str) else plain
 
-def _read_ids(folder: Path) -> dict[str, Any]:
-    try:
-        ids = json.loads((folder / IDS_FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return ids if isinstance(ids, dict) else {}
-
-
-def _known_id(folder: Path, tracker: str) -> str | None:
-    identity = _read_ids(folder).get(tracker)
-    return identity if isinstance(identity, str) else None
-
-
-def _keep_id(folder: Path, tracker: str, identity: str) -> None:
-    with _ids_lock:
-        ids = _read_ids(folder)
-        if ids.get(tracker) != identity:
-            write_json(folder / IDS_FILE, ids | {tracker: identity})
+    settings = dotted_values(plain_json(config))
+    return {name: setting(value) for name, value in settings.items() if value != {}}

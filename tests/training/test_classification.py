@@ -28,9 +28,8 @@ from tests.tiny_atlas import TINY_ATLAS, build_model, tiny_preset
 from tests.training.test_engine import assert_same_run, stop_after
 
 VALUES = {"sex": ("f", "m"), "tissue": ("lung", "blood", "skin"), "cell_type": ("a", "b")}
-SHORT = {
-    "train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4, "train__batch_size": 16,
-}  # fmt: skip
+SHORT = {"train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4}
+SHORT |= {"train__batch_size": 16}
 
 
 def classifier(column="cell_type", **options):
@@ -129,10 +128,9 @@ def test_genes_are_masked_as_regularisation():
 
 
 def test_a_classifier_learns_from_scratch_and_is_scored_beside_baselines(tiny_store, tmp_path):
-    preset = classifier(
-        "sex", data__include_genes=["XIST", "RPS4Y1"], train__max_steps=150,
-        train__learning_rate=5e-3, model__layers=1, train__eval_cells=67,
-    )  # fmt: skip
+    steps = {"train__max_steps": 150, "train__learning_rate": 5e-3, "train__eval_cells": 67}
+    genes = ["XIST", "RPS4Y1"]
+    preset = classifier("sex", data__include_genes=genes, model__layers=1, **steps)
     result = train(preset, tiny_store, tmp_path / "run")
     assert result.validation["acc/sex"] > 0.9
     assert result.validation["f1/sex"] > 0.9
@@ -195,10 +193,8 @@ def test_merged_low_rank_additions_predict_the_same(pretrained, tiny_store, tmp_
 def test_a_stopped_classifier_resumes_bit_for_bit(kind, pretrained, tiny_store, tmp_path):
     if kind == "lora":
         pytest.importorskip("peft")
-    preset = classifier(
-        model__start_from=str(pretrained), of__encoder=kind, of__sampling="balanced",
-        of__mask_genes=0.2, **SHORT,
-    )  # fmt: skip
+    options = {"of__encoder": kind, "of__sampling": "balanced", "of__mask_genes": 0.2} | SHORT
+    preset = classifier(model__start_from=str(pretrained), **options)
     train(preset, tiny_store, tmp_path / "whole")
     with pytest.raises(TrainingInterrupted):
         train(preset, tiny_store, tmp_path / "stopped", **stop_after(6))
@@ -211,13 +207,9 @@ def test_a_stopped_classifier_resumes_bit_for_bit(kind, pretrained, tiny_store, 
 
 
 def test_genes_bins_and_shape_come_from_the_model_it_begins_with(pretrained, tiny_store):
-    bare = resolve_preset(
-        None,
-        options={
-            "data.files": [TINY_ATLAS], "train.task": "classification",
-            "classification.column": "cell_type", "model.start_from": str(pretrained),
-        },
-    )  # fmt: skip
+    options = {"data.files": [TINY_ATLAS], "train.task": "classification"}
+    options |= {"classification.column": "cell_type", "model.start_from": str(pretrained)}
+    bare = resolve_preset(None, options=options)
     resolved = take_shape_of_start(bare)
     assert resolved.provenance["model.layers"] == "model.start_from"
     model = build_model(resolved.preset, tiny_store, name="x")

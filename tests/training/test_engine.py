@@ -17,15 +17,13 @@ from core.presets.loading import ResolvedPreset
 from core.progress import ProgressEvent
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.optimiser import learning_rate_factor
+from core.training.state import learning_rate_factor
 from tests.tiny_atlas import tiny_preset
 
 #: Metrics that depend on time: no two runs have the same.
 _CLOCKS = {"t", "cells_per_second", "tokens_per_second", "wait", "mfu"}
-SHORT = {
-    "train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4, "train__batch_size": 16,
-    "train__eval_cells": 24,
-}  # fmt: skip
+SHORT = {"train__max_steps": 12, "train__eval_steps": 5, "train__save_steps": 4}
+SHORT |= {"train__batch_size": 16, "train__eval_cells": 24}
 
 
 def short(**options):
@@ -74,10 +72,8 @@ def finished(tiny_store, tmp_path_factory):
 
 def test_a_run_folder_holds_the_whole_story(finished):
     folder, result, _ = finished
-    assert {path.name for path in folder.iterdir()} >= {
-        "checkpoints", "config.toml", "events.jsonl", "metrics.jsonl", "model", "run.json",
-        "status.json",
-    }  # fmt: skip
+    files = {"config.toml", "events.jsonl", "metrics.jsonl", "run.json", "status.json"}
+    assert {path.name for path in folder.iterdir()} >= files | {"checkpoints", "model"}
     assert result.run == folder
     assert result.model == folder / "model"
     assert result.steps == 12
@@ -211,8 +207,8 @@ def test_a_run_resumed_twice_equals_one_never_stopped(finished, tiny_store, tmp_
             train(short(), tiny_store, tmp_path / "run", **stop_after(n_steps))
     train(short(), tiny_store, tmp_path / "run")
     assert_same_run(folder, tmp_path / "run")
-    resumed = [e["from_step"] for e in RunReader(tmp_path / "run").events()
-               if e["event"] == "resume"]  # fmt: skip
+    events = RunReader(tmp_path / "run").events()
+    resumed = [e["from_step"] for e in events if e["event"] == "resume"]
     assert resumed == [4, 8]
 
 

@@ -126,13 +126,10 @@ def test_the_tables_of_the_files_agree_with_the_store(tiny_store, tmp_path):
 
 
 # A whole genome, as PerturbGene's: never held in memory by the forecast.
-ATLAS = CellOutline(
-    "somewhere", 50_000_000, 1_000, 58_604,
-    {"sex": ["f", "m"], "cell_type": [str(n) for n in range(161)]},
-    np.full(100, 2_000),
-)  # fmt: skip
-HUGE = {"encoding__layout": "expressed", "model__layers": 48, "model__hidden_size": 8192,
-        "model__heads": 32, "train__batch_size": 4096, "data__genes": 58_604}  # fmt: skip
+LABELS = {"sex": ["f", "m"], "cell_type": [str(n) for n in range(161)]}
+ATLAS = CellOutline("somewhere", 50_000_000, 1_000, 58_604, LABELS, np.full(100, 2_000))
+HUGE = {"model__layers": 48, "model__hidden_size": 8192, "model__heads": 32}
+HUGE |= {"encoding__layout": "expressed", "train__batch_size": 4096, "data__genes": 58_604}
 
 
 def test_a_model_larger_than_the_machine_is_foreseen_without_being_made(tmp_path):
@@ -171,10 +168,9 @@ TIMES = StepProfile(
 def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
     """32 cells a step of half a second each; processes on CPUs divide what was measured."""
     monkeypatch.setattr("core.training.forecast.profile_step", lambda *_, **__: TIMES)
-    preset = tiny_preset(
-        train__max_steps=100, train__eval_steps=40, train__eval_cells=10, model__log_linear=True,
-        train__log_linear_steps=30,
-    ).preset  # fmt: skip
+    options = {"train__max_steps": 100, "train__eval_steps": 40, "train__eval_cells": 10}
+    options |= {"model__log_linear": True, "train__log_linear_steps": 30}
+    preset = tiny_preset(**options).preset
     cells = replace(outline_of_store(preset, tiny_store), n_training=320, prepare_seconds=9.0)
     seconds = forecast_run(preset, cells, tmp_path / "run", processes=processes).seconds
     assert seconds == {
@@ -216,6 +212,11 @@ def test_more_cells_than_there_are_make_one_step(tiny_store, tmp_path):
     assert forecast.tokens["steps_per_epoch"] == 1
 
 
+SMALL_BUDGET = {"train__tokens_per_batch": 20, "encoding__layout": "expressed"}
+MANY_RANKS = {"train__virtual_ranks": 500, "train__batch_size": 500}
+TWO_RANKS = {"train__batch_size": 31, "train__virtual_ranks": 2}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -226,14 +227,11 @@ def test_more_cells_than_there_are_make_one_step(tiny_store, tmp_path):
         ({"loss__kind": "bce"}, ConfigurationError, "does not fit"),
         ({"encoding__max_length": 20}, ConfigurationError, "too short"),
         ({"train__tokens_per_batch": 39}, ConfigurationError, "no room for a cell of 40 tokens"),
-        ({"train__tokens_per_batch": 20, "encoding__layout": "expressed"}, ConfigurationError,
-         "no room for two cells of"),
-        ({"train__virtual_ranks": 500, "train__batch_size": 500}, ConfigurationError,
-         "training cells cannot be dealt to 500 virtual ranks"),
-        ({"train__batch_size": 31, "train__virtual_ranks": 2}, ConfigurationError,
-         "cannot be shared equally by 2 virtual ranks"),
+        (SMALL_BUDGET, ConfigurationError, "no room for two cells of"),
+        (MANY_RANKS, ConfigurationError, "training cells cannot be dealt to 500 virtual ranks"),
+        (TWO_RANKS, ConfigurationError, "cannot be shared equally by 2 virtual ranks"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused_as_training_refuses_it(
     tiny_store, tmp_path, options, error, message
 ):

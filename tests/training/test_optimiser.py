@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.training.optimiser import WeightAverage, learning_rate_factor, total_steps
+from core.training.state import WeightAverage, learning_rate_factor, total_steps
 
 
 def factors(total, warmup_ratio, schedule):

@@ -51,8 +51,8 @@ def test_averages_are_resumed_exactly(tiny_store, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-IMPATIENT = {"train__max_steps": 60, "train__eval_steps": 2, "train__learning_rate": 1e-12,
-             "train__warmup_ratio": 0.0, "train__patience": 3, "model__dropout": 0.0}  # fmt: skip
+IMPATIENT = {"train__max_steps": 60, "train__eval_steps": 2, "train__patience": 3}
+IMPATIENT |= {"train__learning_rate": 1e-12, "train__warmup_ratio": 0.0, "model__dropout": 0.0}
 
 
 def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_path, monkeypatch):
@@ -94,15 +94,16 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
     train(short(), tiny_store, tmp_path / "whole")
     seen, checks = [], []
 
+    def see(event):
+        if event.stage == "training":
+            seen.append(event.done)
+
     def should_stop():
         checks.append(seen[-1] if seen else 0)
         return "SIGTERM" if checks.count(5) == 2 else ""  # the first check within the evaluation
 
     with pytest.raises(TrainingInterrupted, match="stopped at step 5 of 12, checkpoint saved"):
-        train(
-            short(), tiny_store, tmp_path / "parts", should_stop=should_stop,
-            on_progress=lambda e: e.stage == "training" and seen.append(e.done),
-        )  # fmt: skip
+        train(short(), tiny_store, tmp_path / "parts", should_stop=should_stop, on_progress=see)
     assert RunReader(tmp_path / "parts").metrics("validation") == []
     assert [e["signal"] for e in events_of(tmp_path / "parts", "signal")] == ["SIGTERM"]
     train(short(), tiny_store, tmp_path / "parts")
@@ -110,11 +111,9 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
 
 
 def test_a_run_stopped_before_its_first_step_has_a_checkpoint(tiny_store, tmp_path):
+    record = tmp_path / "run" / "run.json"
     with pytest.raises(TrainingInterrupted, match="stopped at step 0 of 12, checkpoint saved"):
-        train(
-            short(), tiny_store, tmp_path / "run",
-            should_stop=lambda: (tmp_path / "run" / "run.json").exists(),
-        )  # fmt: skip
+        train(short(), tiny_store, tmp_path / "run", should_stop=record.exists)
     train(short(), tiny_store, tmp_path / "run")
     train(short(), tiny_store, tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "run")
@@ -136,18 +135,20 @@ def test_a_stop_while_the_model_is_fitted_leaves_what_was(tiny_store, tmp_path):
 # ---------------------------------------------------------------------------------- the lock
 
 
+OWN_A_RUN = """
+import sys, pathlib, time
+from core.training.checkpoints import owned_run
+with owned_run(pathlib.Path(sys.argv[1])):
+    print('mine', flush=True)
+    time.sleep(600)
+"""
+
+
 def test_a_run_that_another_process_trains_is_refused(tiny_store, tmp_path):
     with pytest.raises(TrainingInterrupted):
         train(short(), tiny_store, tmp_path / "run", **stop_after(3))
-    holder = subprocess.Popen(
-        [sys.executable, "-c",
-         "import sys, pathlib, time\n"
-         "from core.training.checkpoints import owned_run\n"
-         "with owned_run(pathlib.Path(sys.argv[1])):\n"
-         "    print('mine', flush=True)\n"
-         "    time.sleep(600)", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-c", OWN_A_RUN, str(tmp_path / "run")]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "mine\n"
         with pytest.raises(MachineError, match=rf"being trained by process {os.getpid()} on"):
@@ -265,10 +266,8 @@ def test_a_run_resumes_with_changed_keys_that_may_change(tiny_store, tmp_path):
     result = train(short(**changes), tiny_store, tmp_path / "run")
     assert result.steps == 16
     (resume,) = events_of(tmp_path / "run", "resume")
-    assert resume["changed"] == {
-        "train.max_steps": [12, 16], "train.learning_rate": [2e-3, 1e-4],
-        "train.weight_decay": [0.01, 0.3],
-    }  # fmt: skip
+    expected = {"train.max_steps": [12, 16], "train.learning_rate": [2e-3, 1e-4]}
+    assert resume["changed"] == expected | {"train.weight_decay": [0.01, 0.3]}
     assert [r["step"] for r in metrics_of(tmp_path / "run") if r["split"] == "train"] == list(
         range(1, 17)
     )
@@ -313,6 +312,6 @@ def test_keys_that_may_change_are_keys():
 def test_differences_of_tables_are_found_key_by_key():
     one = short(data__phenotypes={"dose": "dose"}).preset
     two = short(data__phenotypes={"dose": "amount", "batch": "batch"}).preset
-    assert preset_differences(one, two) == {
-        "data.phenotypes.dose": ("dose", "amount"), "data.phenotypes.batch": (None, "batch"),
-    }  # fmt: skip
+    expected = {"dose": ("dose", "amount"), "batch": (None, "batch")}
+    expected = {f"data.phenotypes.{name}": values for name, values in expected.items()}
+    assert preset_differences(one, two) == expected

@@ -153,7 +153,7 @@ def test_what_trackers_print_stays_out_of_stdout(capsys):
 
 def test_no_trackers_change_nothing():
     before = sys.stdout
-    with Trackers.start([], run_name="run", folder=None, config={}, on_drop=Drops()) as copies:
+    with Trackers.start([], folder=None, config={}, on_drop=Drops()) as copies:
         assert sys.stdout is before
         copies.log("train", 1, {"loss": 1.0})
 
@@ -209,9 +209,7 @@ def scalars(folder):
 
 def start(name, folder, drops):
     config = {"parameters": 12, "phenotypes": {"sex": ["female", "male"]}}
-    return Trackers.start(
-        [name, name], run_name="base", folder=folder, config=config, on_drop=drops
-    )
+    return Trackers.start([name, name], folder=folder, config=config, on_drop=drops)
 
 
 def run_twice(name, folder, drops):

@@ -40,9 +40,8 @@ def test_virtual_ranks_that_cannot_be_dealt_equally_are_refused():
 @pytest.mark.parametrize("weighting", ["mean", "rate"])
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_parts_add_up_to_the_step(tiny_store, tmp_path, layout, weighting, weights):
-    options = PLAIN | {
-        "encoding__layout": layout, "loss__weighting": weighting, "loss__class_weights": weights,
-    }  # fmt: skip
+    options = PLAIN | {"loss__weighting": weighting, "loss__class_weights": weights}
+    options["encoding__layout"] = layout
     train(short(**options), tiny_store, tmp_path / "whole")
     train(short(train__micro_batches=3, **options), tiny_store, tmp_path / "parts")
     np.testing.assert_allclose(
