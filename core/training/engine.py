@@ -379,7 +379,7 @@ class _Loop:
 def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
     """Score the model of a run: the same cells, at most ``train.eval_cells``, and masks every time.
 
-    Returns metrics by name; none if there are no cells. ``check_stop`` is called between batches.
+    Returns metrics by name; none if there are no cells.
     """
     model, store, preset = setup.model, setup.cells.store, setup.preset
     rows = setup.cells.validation

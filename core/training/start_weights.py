@@ -31,13 +31,9 @@ _SHAPE = (
     *("encoding.kind", "encoding.layout", "model.layers", "model.hidden_size", "model.heads"),
     *("model.intermediate_size", "model.norm", "model.activation"),
 )
-_TABLES = _IDENTITIES, _VALUES, _SUMMARY = (
-    "encoder_part.embedding.identity.weight",
-    "encoder_part.embedding.value.weight",
-    "encoder_part.embedding.summary.weight",
-)
 #: What a classification takes; gene heads predict nothing, and its phenotype output is new.
-_TAKEN = ("encoder_part.embedding.", "encoder_part.encoder.", "encoder_part.phenotype_transform.")
+_EMBEDDING = "encoder_part.embedding."
+_TAKEN = (_EMBEDDING, "encoder_part.encoder.", "encoder_part.phenotype_transform.")
 
 
 def is_foreign(folder: Path) -> bool:
@@ -131,44 +127,34 @@ def start_folder(preset: Preset) -> Path | None:
 
 def _translated(start: CellModel, model: CellModel) -> dict[str, Tensor]:
     """Return the encoder's weights of another model of ours, its tables by name of gene and value."""
-    theirs, ours = start.config.tokens, model.config.tokens
-    weights = start.network.state_dict()
-    own = model.network.state_dict()
+    weights, own = start.network.state_dict(), model.network.state_dict()
     taken = {
-        name: tensor
-        for name, tensor in weights.items()
-        if name.startswith(_TAKEN) and name in own and name not in _TABLES
+        name: tensor for name, tensor in weights.items() if name.startswith(_TAKEN) and name in own
     }
-    positions = {gene: n for n, gene in enumerate(start.panel.ids)}
-    genes = [positions[gene] for gene in model.panel.ids]
-    identities = {place: place for place in range(ours.first_slot)}
-    identities |= {ours.first_gene + n: theirs.first_gene + gene for n, gene in enumerate(genes)}
-    values = {place: place for place in range(ours.first_bin + ours.n_bins)}
-    for slot, phenotype in enumerate(ours.names):
-        if phenotype not in theirs.names:
-            continue
-        their_slot = theirs.names.index(phenotype)
-        identities[ours.first_slot + slot] = theirs.first_slot + their_slot
-        first, their_first = int(ours.not_specified[slot]), int(theirs.not_specified[their_slot])
-        values[first] = their_first
-        known = theirs.phenotypes[phenotype]
-        for code, value in enumerate(ours.phenotypes[phenotype], start=1):
-            if value in known:
-                values[first + code] = their_first + 1 + known.index(value)
-    tables = [(_IDENTITIES, identities), (_VALUES, values)]
-    if _SUMMARY in own and _SUMMARY in weights:
-        n_bins = len(own[_SUMMARY]) // len(model.panel)
-        summary = {
-            n * n_bins + bin_: gene * n_bins + bin_
-            for n, gene in enumerate(genes)
-            for bin_ in range(n_bins)
-        }
-        tables.append((_SUMMARY, summary))
-    for name, rows in tables:
-        table = own[name].clone()
-        table[list(rows)] = weights[name][list(rows.values())]
-        taken[name] = table
+    ours, theirs = _row_names(model), _row_names(start)
+    for table in taken.keys() & ours.keys():
+        rows = {name: row for row, name in enumerate(theirs[table])}
+        shared = {row: rows[name] for row, name in enumerate(ours[table]) if name in rows}
+        taken[table] = own[table].clone()
+        taken[table][list(shared)] = weights[table][list(shared.values())]
     return taken
+
+
+def _row_names(model: CellModel) -> dict[str, list[object]]:
+    """Return what each row of the embedding tables is for."""
+    tokens, genes = model.config.tokens, model.panel.ids
+    values = {name: [None, *values] for name, values in tokens.phenotypes.items()}
+    slots = [("slot", name) for name in tokens.names]
+    return {
+        f"{_EMBEDDING}identity.weight": [*range(tokens.first_slot), *slots, *genes],
+        f"{_EMBEDDING}value.weight": [
+            *range(tokens.first_bin + tokens.n_bins),
+            *((name, value) for name in values for value in values[name]),
+        ],
+        f"{_EMBEDDING}summary.weight": [
+            (gene, bin_) for gene in genes for bin_ in range(tokens.n_bins)
+        ],
+    }
 
 
 def _copy(model: CellModel, folder: Path) -> None:
