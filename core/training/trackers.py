@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from core.errors import ConfigurationError, MachineError
 from core.files import plain_json, write_json
-from core.runlog.settings import dotted_values
+from core.runlog.reader import dotted_values
 from core.wording import did_you_mean
 
 logger = logging.getLogger(__name__)
