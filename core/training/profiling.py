@@ -22,8 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from core.encoding.batches import BatchEncoder
 from core.encoding.cell_batch import CellBatch
 from core.encoding.values import ValueEncoder
-from core.model.attention import AttentionRoute, resolve_attention
-from core.model.attention_cpu import KEPT_BYTES
+from core.model.attention import KEPT_BYTES, AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors, CellBounds
 from core.model.cell_model import TfxModel
 from core.model.cell_objectives import cell_loss
@@ -136,7 +135,7 @@ def batch_activation_bytes(
 
 
 class _KeepPerCell(torch.autograd.Function):
-    """Keeps what `core.model.attention_cpu` keeps."""
+    """Keeps what `core.model.attention` keeps."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bounds: CellBounds) -> Tensor:  # noqa: ANN401

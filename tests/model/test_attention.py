@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from core.errors import MachineError
-from core.model.attention import resolve_attention
-from core.model.attention_cpu import attend_per_cell
+from core.model.attention import attend_per_cell, resolve_attention
 from core.model.batch_tensors import CellBounds
 
 HEADS, WIDTH = 3, 8
@@ -116,8 +115,8 @@ def test_a_route_in_bf16_equals_the_reference_of_the_rounded_inputs(name, shape)
 @pytest.mark.parametrize("block", [1, 200_000, 400_000, 2**22], ids=["rows", "1", "2", "cells"])
 def test_a_cpu_cell_may_be_cut_into_heads_and_blocks_of_queries(monkeypatch, kept, block):
     """What is kept for the backward pass is bounded; the rest is made again there, to the same end."""
-    monkeypatch.setattr("core.model.attention_cpu._BLOCK_BYTES", block)
-    monkeypatch.setattr("core.model.attention_cpu.KEPT_BYTES", kept)
+    monkeypatch.setattr("core.model.attention._BLOCK_BYTES", block)
+    monkeypatch.setattr("core.model.attention.KEPT_BYTES", kept)
     shape = ([150, 150, 7, 7, 200], [150, 150, 7, 7, 90])
     held = []
 

@@ -133,7 +133,7 @@ def test_attention_weights_are_kept_up_to_a_limit(monkeypatch):
     """Both the kernel and its replacement."""
     config, loss, machine, route, batch = described()
     every_one = batch_activation_bytes(config, loss, machine, route, batch)
-    for module in ("core.model.attention_cpu", "core.training.profiling"):
+    for module in ("core.model.attention", "core.training.profiling"):
         monkeypatch.setattr(f"{module}.KEPT_BYTES", 2**20)
     some = batch_activation_bytes(config, loss, machine, route, batch)
     assert some < every_one - 2**20
