@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 import typer.main
@@ -24,42 +24,39 @@ from tfx_cli.command_line import (
     describe_usage_error,
     is_request_for_help,
     new_app,
+    option,
 )
 from tfx_cli.launch import is_main_process
 
-#: The commands in the order of the help, by panel: name, object to import, summary.
+#: The commands in the order of the help, by panel: name, object of a module NAME_command, summary.
 _PANELS = {
     "Data": (
-        ("check", "check_command:check", "Check whether cells are fit for preparing and training."),
-        ("prepare", "prepare_command:prepare", "Make a store from .h5ad files."),
+        ("check", "check:check", "Check whether cells are fit for preparing and training."),
+        ("prepare", "prepare:prepare", "Make a store from .h5ad files."),
     ),
     "Model": (
-        ("train", "train_command:train", "Train a model from a preset."),
-        ("eval", "eval_command:evaluate", "Evaluate a model, or generated cells, with baselines."),
-        (
-            "predict",
-            "predict_command:predict",
-            "Label the cells of a new file, with probabilities.",
-        ),
-        ("embed", "embed_command:embed", "Add embeddings of cells and genes to a file."),
-        ("generate", "generate_command:generate", "Generate cells of the requested phenotypes."),
+        ("train", "train:train", "Train a model from a preset."),
+        ("eval", "eval:evaluate", "Evaluate a model, or generated cells, with baselines."),
+        ("predict", "annotate:predict", "Label the cells of a new file, with probabilities."),
+        ("embed", "annotate:embed", "Add embeddings of cells and genes to a file."),
+        ("generate", "generate:generate", "Generate cells of the requested phenotypes."),
     ),
     "Watch": (
         (
             "dashboard",
-            "dashboard_command:dashboard",
+            "dashboard:dashboard",
             "Watch and control runs, generate cells, in the terminal.",
         ),
-        ("runs", "runs_command:app", "List, show, compare and export runs."),
+        ("runs", "runs:app", "List, show, compare and export runs."),
     ),
     "Project": (
-        ("presets", "presets_command:app", "List, show and check presets."),
-        ("init", "init_command:init", "Write a preset for your own files."),
-        ("doctor", "doctor_command:doctor", "Check whether this machine is fit for tfx."),
+        ("presets", "presets:app", "List, show and check presets."),
+        ("init", "init:init", "Write a preset for your own files."),
+        ("doctor", "check:doctor", "Check whether this machine is fit for tfx."),
     ),
 }
 COMMANDS: tuple[LazyCommand, ...] = tuple(
-    LazyCommand(name, f"tfx_cli.{target}", panel, summary)
+    LazyCommand(name, f"tfx_cli.{target.replace(':', '_command:')}", panel, summary)
     for panel, commands in _PANELS.items()
     for name, target, summary in commands
 )
@@ -89,16 +86,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def tfx(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print more, library warnings included.")
-    ] = False,
+    version: bool = option(
+        "--version",
+        "Print the version and exit.",
+        callback=_print_version,
+        is_eager=True,
+        default=False,
+    ),
+    quiet: bool = option("--quiet -q", "Print errors only.", default=False),
+    verbose: bool = option("--verbose -v", "Print more, library warnings included.", default=False),
 ) -> None:
     """Masked language models of single cells: train, evaluate, generate.
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import ConfigurationError, DataError
+from core.errors import ConfigurationError, DataError, TfxError
 
 if TYPE_CHECKING:
     from core.presets.loading import ResolvedPreset
-    from core.presets.schema import Preset
 
 #: The folder of runs, below the current folder.
 RUNS = Path("runs")
@@ -23,13 +22,7 @@ RUNS = Path("runs")
 def resolve_sources(
     sources: Sequence[str], config: Sequence[Path] | None, assign: Sequence[str] | None
 ) -> "ResolvedPreset":
-    """Resolve the preset, or the files of cells, that a command reads; with --config and --set.
-
-    Raises
-    ------
-    ConfigurationError
-        Something follows a preset, it does not exist, or a value is wrong.
-    """
+    """Resolve the preset, or the files of cells, that a command reads; with --config and --set."""
     from core.presets.loading import resolve_preset
 
     bundled = bundled_presets()
@@ -38,8 +31,11 @@ def resolve_sources(
         for source in sources
         if source.endswith(".toml") or source.removeprefix("presets/") in bundled
     ]
-    if not presets and len(sources) == 1 and not _names_cells(sources[0]):
-        presets = list(sources)  # a mistyped name of a preset: the search for it says so
+    if not presets and len(sources) == 1:
+        only = Path(sources[0])
+        looks_like_cells = only.suffix or any(sign in sources[0] for sign in "*?[{/\\:")
+        if not looks_like_cells and not only.exists():
+            presets = list(sources)  # a mistyped name of a preset: the search for it says so
     if presets and len(sources) > 1:
         message = f"'{presets[0]}' is a preset; give either one preset or files of cells"
         raise ConfigurationError(message)
@@ -60,12 +56,6 @@ def bundled_presets() -> set[str]:
     return {preset.name for preset in list_presets()}
 
 
-def _names_cells(source: str) -> bool:
-    """Return whether an argument is meant as cells: a file, a pattern, a built-in data set."""
-    looks_like_file = Path(source).suffix != "" or any(sign in source for sign in "*?[{/\\:")
-    return looks_like_file or Path(source).exists()
-
-
 # -- runs and models
 
 
@@ -78,13 +68,7 @@ def existing_run(target: str) -> Path | None:
 
 
 def new_run_folder(name: str, wanted: str | None) -> Path:
-    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken.
-
-    Raises
-    ------
-    ConfigurationError
-        A run of the wanted name exists, or a folder cannot have that name.
-    """
+    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken."""
     if wanted is not None:
         if not is_run_name(wanted):
             message = f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
@@ -106,15 +90,7 @@ def is_run_name(name: str) -> bool:
 
 
 def model_folder(run: str | None) -> Path:
-    """Return the model folder of a run (default: the newest), or the model folder that is named.
-
-    Raises
-    ------
-    ConfigurationError
-        There is no such run.
-    DataError
-        The run has no model yet.
-    """
+    """Return the model folder of a run (default: the newest), or the model folder that is named."""
     from core.runlog.reader import find_run
 
     if run is not None and (Path(run) / "tfx.json").is_file():
@@ -126,14 +102,8 @@ def model_folder(run: str | None) -> Path:
     return folder
 
 
-def preset_of(folder: Path) -> "Preset":
-    """Read the preset of a run.
-
-    Raises
-    ------
-    DataError
-        The run folder has lost it.
-    """
+def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "ResolvedPreset":
+    """Read the preset of a run."""
     from core.presets.loading import ResolvedPreset
     from core.runlog.schema import CONFIG_FILE
 
@@ -142,8 +112,8 @@ def preset_of(folder: Path) -> "Preset":
         text = config.read_text(encoding="utf-8")
     except OSError as error:
         message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
-        raise DataError(message) from error
-    return ResolvedPreset.from_toml(text, where=str(config)).preset
+        raise error_type(message) from error
+    return ResolvedPreset.from_toml(text, where=str(config))
 
 
 def report_folder(run: Path, file: str) -> Path:
@@ -168,11 +138,6 @@ def check_output(
 
     ``suffixes`` lists the allowed endings, the usual one first. ``what`` names the content in
     messages. ``overwrite`` is None where the command never replaces a file.
-
-    Raises
-    ------
-    ConfigurationError
-        The path is a folder, ends in something else, cannot be written, or exists.
     """
     usual = suffixes[0]
     if path.is_dir():
@@ -192,13 +157,7 @@ def check_output(
 
 
 def check_output_folder(path: Path, *, option: str = "--output") -> None:
-    """Check that files can be written into a folder, which may be missing.
-
-    Raises
-    ------
-    ConfigurationError
-        The path is a file, or the folder cannot be made or written to.
-    """
+    """Check that files can be written into a folder, which may be missing."""
     if path.exists() and not path.is_dir():
         message = f"{option} {path} is a file; give a folder"
         raise ConfigurationError(message)

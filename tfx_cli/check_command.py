@@ -1,42 +1,37 @@
-"""`tfx check`: whether cells are fit for preparing and training, before either costs time."""
+"""`tfx check` and `tfx doctor`: whether cells, or this machine, are fit; each finding with its fix."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from core.errors import ExitCode
-from tfx_cli.arguments import existing_run, resolve_sources
+from tfx_cli.arguments import RUNS, existing_run, resolve_sources
+from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources
-from tfx_cli.output import findings_text, print_result
-from tfx_cli.progress import show_progress
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from core.cells.checks.report import CheckReport, CheckRow
     from core.cells.genes import GenePanel
+    from core.findings import FindingsReport
 
 #: Rows of one check and level that the table shows; --json lists all.
 _MOST_ALIKE = 5
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def check(
-    sources: Sources,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="RUN", help="Also check the genes of this run's model."),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Read some thousand cells of each file only.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 on warnings too.")] = False,
-    config: ConfigFiles = None,
-    assign: Assignments = None,
-    as_json: JsonOutput = False,
+    sources: list[str] = SOURCES,
+    model: str | None = option("--model RUN", "Also check the genes of this run's model."),
+    quick: bool = option("--quick", "Read some thousand cells of each file only.", default=False),
+    strict: bool = option("--strict", "Exit with 4 on warnings too.", default=False),
+    config: list[Path] | None = CONFIG_FILES,
+    assign: list[str] | None = ASSIGNMENTS,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Check whether cells are fit for preparing and training: ok, warn or fail, with the fix.
 
@@ -61,9 +56,36 @@ def check(
             model_genes=panel,
             on_progress=listener,
         )
-    print_result("check", report.to_dict(), as_json=as_json, text=lambda: _tables(report))
+    print_result("check", report.to_dict(), as_json=as_json, text=lambda: _check_text(report))
     if report.level == "fail" or (strict and report.level == "warn"):
         raise typer.Exit(ExitCode.DATA)
+
+
+def doctor(as_json: bool = JSON_OUTPUT) -> None:
+    """Check whether this machine is fit for tfx: ok, warn or fail, with the fix.
+
+    Python and packages, torch against driver, attention kernels by a real call each, memory,
+    the disk of runs/, terminal, open files, optional packages. Leaves nothing behind and needs no
+    network. Exits with 3 if a row fails.
+
+    Examples
+    --------
+    tfx doctor
+    tfx doctor --json > machine.json
+    """
+    # numpy and psutil here, torch later, in a check of its own.
+    from core.doctor.check import check_machine
+
+    narrate("checking this machine; torch takes some seconds")
+    report = check_machine(RUNS)
+    print_result(
+        "doctor",
+        report.to_dict(),
+        as_json=as_json,
+        text=lambda: _findings_text(report, ((row, 0) for row in report.rows)),
+    )
+    if report.level == "fail":
+        raise typer.Exit(ExitCode.MACHINE)
 
 
 def _genes_of(model: str) -> "GenePanel":
@@ -75,12 +97,11 @@ def _genes_of(model: str) -> "GenePanel":
     return read_genes(of_run if of_run.is_dir() else folder)
 
 
-def _tables(report: "CheckReport") -> Iterator["RenderableType"]:
+def _check_text(report: "CheckReport") -> Iterator[Paragraph]:
     facts = report.facts
     genes = "" if facts["genes"] is None else f" x {facts['genes']:,} genes"
     yield f"{count_of(len(facts['files']), 'file')}, {facts['cells']:,} cells{genes}"
-    yield ""
-    yield from findings_text(report, _shortened(report.rows))
+    yield from _findings_text(report, _shortened(report.rows))
 
 
 def _shortened(rows: Sequence["CheckRow"]) -> Iterator[tuple["CheckRow", int]]:
@@ -90,6 +111,32 @@ def _shortened(rows: Sequence["CheckRow"]) -> Iterator[tuple["CheckRow", int]]:
         alike[row.family, row.check, row.level].append(row)
     for group in alike.values():
         shown = group[:_MOST_ALIKE] if len(group) > _MOST_ALIKE + 1 else group
-        for row in shown[:-1]:
-            yield row, 0
+        yield from ((row, 0) for row in shown[:-1])
         yield shown[-1], len(group) - len(shown)
+
+
+def _findings_text(
+    report: "FindingsReport[Any]", rows: Iterable[tuple[Any, int]]
+) -> Iterator[Paragraph]:
+    """Make the table of findings, by family, and the verdict; ``rows`` as from `_shortened`."""
+    from rich.text import Text
+
+    cells: list[list[object]] = []
+    family = ""
+    for row, n_more in rows:
+        if row.family != family:
+            family = row.family
+            cells.append([Text(family, style="bold"), "", ""])
+        finding = Text(row.finding, overflow="fold")  # a path is not cut
+        if row.fix:
+            finding.append(f"\n-> {row.fix}", style="cyan")
+        cells.append([Text(f"  {row.level}", style=_STYLES[row.level]), row.check, finding])
+        if n_more:
+            cells.append(["", "", f"... and {n_more:,} more like it (--json lists all)"])
+    yield make_table(["", "check", "finding"], cells)
+    n_failures, n_warnings = len(report.of_level("fail")), len(report.of_level("warn"))
+    warnings = count_of(n_warnings, "warning")
+    if n_failures:
+        yield f"not fit: {count_of(n_failures, 'failure')}, {warnings}"
+    else:
+        yield f"fit, with {warnings} to look at" if n_warnings else "fit"

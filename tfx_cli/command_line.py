@@ -1,6 +1,6 @@
 """Our use of Typer: commands that are imported when they run, literal help, one-sentence errors.
 
-A command is a function with Typer annotations, or a `typer.Typer` for a command with
+A command is a function whose defaults are options and arguments, or a `typer.Typer` for a command with
 sub-commands. Its docstring is its help; a section "Examples", underlined as in numpy docstrings,
 appears at the end, after the options. There is no markup: brackets are brackets.
 """
@@ -33,6 +33,25 @@ def new_app(**settings: Any) -> typer.Typer:  # noqa: ANN401 - handed to Typer
         pretty_exceptions_show_locals=False,
         **settings,
     )
+
+
+def option(
+    declaration: str,
+    help_text: str,
+    *,
+    default: Any = None,  # noqa: ANN401 - of the option's type
+    **settings: Any,  # noqa: ANN401 - Typer's
+) -> Any:  # noqa: ANN401 - the value, in the eyes of the command
+    """Return an option, declared as the help shows it: ``--output -o FILE``."""
+    words = declaration.split()
+    names = [word for word in words if word.startswith("-")]
+    metavar = " ".join(words[len(names) :]) or None
+    return typer.Option(default, *names, metavar=metavar, help=help_text, **settings)
+
+
+def argument(metavar: str, help_text: str, *, default: Any = ...) -> Any:  # noqa: ANN401 - as above
+    """Return an argument, required if it has no default."""
+    return typer.Argument(default, metavar=metavar, help=help_text)
 
 
 class LazyCommand(TyperCommand):

@@ -6,13 +6,12 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from core.errors import ConfigurationError, MachineError
 from tfx_cli.arguments import RUNS, check_output, existing_run
-from tfx_cli.options import JsonOutput
+from tfx_cli.command_line import argument, option
+from tfx_cli.options import JSON_OUTPUT
 from tfx_cli.output import narrate, print_result
 
 if TYPE_CHECKING:
@@ -20,41 +19,32 @@ if TYPE_CHECKING:
     from textual.pilot import Pilot
 
     from tfx_cli.dashboard.app import DashboardApp
-    from tfx_cli.dashboard.workspace import WorkspaceView
 
 _LONGEST_WAIT = 600.0  # seconds
-_headless = functools.partial(typer.Option, rich_help_panel="Without a terminal")
+_headless = functools.partial(option, rich_help_panel="Without a terminal")
 
 
 def dashboard(
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[RUNS | RUN]", help="A folder of runs, or a run to open; default: runs."
-        ),
-    ] = None,
-    refresh: Annotated[
-        float, typer.Option("--refresh", min=0.1, max=20, help="Reads of the disk per second.")
-    ] = 2.0,
-    theme: Annotated[
-        Literal["dark", "light", "colour-blind"], typer.Option("--theme", help="Colours.")
-    ] = "dark",
-    once: Annotated[bool, _headless("--once", help="Draw one frame and exit.")] = False,
-    svg: Annotated[
-        Path | None, _headless("--svg", metavar="FILE", help="With --once: the file of the frame.")
-    ] = None,
-    frame: Annotated[
-        str, _headless("--size", metavar="COLUMNSxROWS", help="With --svg: the size of the frame.")
-    ] = "120x40",
-    keys: Annotated[
-        str,
-        _headless("--keys", help="With --svg: keys to press before it, as '2' or 'g,right,g'."),
-    ] = "",
-    web: Annotated[
-        bool, _headless("--web", help="Serve it to a browser on 127.0.0.1 (extra: web).")
-    ] = False,
-    port: Annotated[int, _headless("--port", min=1, max=65535, help="With --web.")] = 8000,
-    as_json: JsonOutput = False,
+    target: str | None = argument(
+        "[RUNS | RUN]", "A folder of runs, or a run to open; default: runs.", default=None
+    ),
+    refresh: float = option(
+        "--refresh", "Reads of the disk per second.", min=0.1, max=20, default=2.0
+    ),
+    theme: Literal["dark", "light", "colour-blind"] = option("--theme", "Colours.", default="dark"),
+    once: bool = _headless("--once", "Draw one frame and exit.", default=False),
+    svg: Path | None = _headless("--svg FILE", "With --once: the file of the frame."),
+    frame: str = _headless(
+        "--size COLUMNSxROWS", "With --svg: the size of the frame.", default="120x40"
+    ),
+    keys: str = _headless(
+        "--keys", "With --svg: keys to press before it, as '2' or 'g,right,g'.", default=""
+    ),
+    web: bool = _headless(
+        "--web", "Serve it to a browser on 127.0.0.1 (extra: web).", default=False
+    ),
+    port: int = _headless("--port", "With --web.", min=1, max=65535, default=8000),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Watch, start, stop and resume runs, pick control tokens and see the generated cells.
 
@@ -164,6 +154,7 @@ async def _settle(app: "DashboardApp", pilot: "Pilot[None]") -> None:
 
 def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
     from tfx_cli.dashboard.workspace import Workspace
+    from tfx_cli.runs_command import runs_table
 
     view = Workspace(root).poll([] if run is None else [str(run)])
     opened = {}
@@ -179,13 +170,11 @@ def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
         "unreadable": [asdict(one) for one in view.unreadable],
         "open": opened,
     }
-    print_result("dashboard", data, as_json=as_json, text=lambda: _table(view))
 
+    def text() -> "Table | str":
+        return runs_table(view.rows, now=view.now) if view.rows else "no runs"
 
-def _table(view: "WorkspaceView") -> "Table | str":
-    from tfx_cli.runs_tables import runs_table
-
-    return runs_table(view.rows, now=view.now) if view.rows else "no runs"
+    print_result("dashboard", data, as_json=as_json, text=text)
 
 
 def _serve(target: str | None, *, port: int, theme: str) -> None:

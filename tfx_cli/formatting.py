@@ -3,15 +3,18 @@
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core.runlog.json_lines import number_in
+from core.runlog.overview import RunRow
 from core.runlog.schema import metric_info
 from core.wording import duration, size
 
 _COUNT_UNITS = ("", "k", "M", "G", "T")
 _BLOCKS = "▁▂▃▄▅▆▇█"
+#: accelerate's name of a precision -> ours.
+PRECISIONS = {"no": "fp32"}
 
 
 def shortened(text: str, width: int) -> str:
@@ -71,20 +74,34 @@ def progress_of(step: int | None, total: int | None, *, short: bool = False) -> 
     return f"{step:,}" + (f" of {total:,}" if total is not None else "")
 
 
+def run_texts(row: RunRow, *, now: float) -> dict[str, str]:
+    """Return the columns of a list of runs: name -> text."""
+    return {
+        "run": row.name,
+        "state": row.state,
+        "step": progress_of(row.step, row.total, short=True),
+        "loss": metric_value("loss", row.loss),
+        "val. loss": metric_value("loss", row.validation_loss),
+        "accuracy": metric_value("acc/mean", row.accuracy),
+        "last data": ago(row.last_data, now=now),
+        "left": "" if row.eta is None else duration(row.eta),
+    }
+
+
 # -- machines
 
 
 def machine_text(line: Mapping[str, Any]) -> str:
     """Write a line of system-HOST.jsonl without what it lacks."""
-    cpu, own = number_in(line, "cpu_percent"), number_in(line, "process_cpu_percent")
-    disk = number_in(line, "disk_free")
-    parts = [
-        "" if cpu is None else f"CPU {cpu:.0f} %",
-        "" if own is None else f"this process {own:.0f} % of one core",
-        _memory(line, "process_memory", "memory_total"),
-        "" if disk is None else f"{size(disk)} of disk free",
-    ]
-    return ", ".join(filter(None, parts))
+    return _known(
+        line,
+        {
+            "cpu_percent": "CPU {:.0f} %".format,
+            "process_cpu_percent": "this process {:.0f} % of one core".format,
+            "process_memory": lambda used: _memory(used, line),
+            "disk_free": lambda free: f"{size(free)} of disk free",
+        },
+    )
 
 
 def gpus_of(line: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -95,23 +112,26 @@ def gpus_of(line: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _gpu_text(gpu: Mapping[str, Any]) -> str:
-    use, peak = number_in(gpu, "utilisation_percent"), number_in(gpu, "memory_peak")
-    degrees, power = number_in(gpu, "temperature"), number_in(gpu, "power")
-    parts = [
-        str(gpu.get("name") or ""),
-        "" if use is None else f"{use:.0f} % in use",
-        _memory(gpu, "memory_used", "memory_total"),
-        "" if peak is None else f"at most {size(peak)} by this run",
-        "" if degrees is None else f"{degrees:.0f} °C",
-        "" if power is None else f"{power:.0f} W",
-    ]
-    return ", ".join(filter(None, parts))
+    state = _known(
+        gpu,
+        {
+            "utilisation_percent": "{:.0f} % in use".format,
+            "memory_used": lambda used: _memory(used, gpu),
+            "memory_peak": lambda peak: f"at most {size(peak)} by this run",
+            "temperature": "{:.0f} °C".format,
+            "power": "{:.0f} W".format,
+        },
+    )
+    return ", ".join(filter(None, [str(gpu.get("name") or ""), state]))
 
 
-def _memory(line: Mapping[str, Any], used_key: str, total_key: str) -> str:
-    used, total = number_in(line, used_key), number_in(line, total_key)
-    if used is None:
-        return ""
+def _known(line: Mapping[str, Any], texts: Mapping[str, Callable[[float], str]]) -> str:
+    known = {key: value for key in texts if (value := number_in(line, key)) is not None}
+    return ", ".join(texts[key](value) for key, value in known.items())
+
+
+def _memory(used: float, line: Mapping[str, Any]) -> str:
+    total = number_in(line, "memory_total")
     return f"{size(used)} of memory" + (f" ({size(total)})" if total else "")
 
 

@@ -1,141 +1,118 @@
-"""`tfx generate`: from control tokens to cells, and a short comparison with real ones."""
+"""`tfx generate`: from control tokens to cells, or real cells with phenotypes set to other values."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
 from tfx_cli.arguments import check_output, model_folder
+from tfx_cli.command_line import option
 from tfx_cli.options import (
-    Age,
-    CellType,
-    Disease,
-    JsonOutput,
-    ModelOption,
-    PhenotypePairs,
-    Sex,
-    Tissue,
+    JSON_OUTPUT,
+    MODEL,
+    OVERWRITE,
+    as_sentence,
+    name_of_option,
     phenotype_request,
 )
-from tfx_cli.output import make_table, narrate, print_result, warn
-from tfx_cli.progress import show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import RenderableType
-
     from core.evaluation.fidelity.summary import FidelitySummary
     from core.generation.comparison import MarkerCheck
+    from core.inference.edited_cells import EditedCells
 
+#: The standard phenotypes, each with a value.
+_PHENOTYPES = {
+    "sex": "female",
+    "tissue": "lung",
+    "cell_type": "'B cell'",
+    "age": "60-69",
+    "disease": "normal",
+}
 #: Sampling settings that apply to changed cells (--from), too.
 _EDITING = ("steps", "schedule", "decode")
+#: Genes in the report on changed cells.
+_SHOWN_GENES = 10
+_SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
 
 
-def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace ``**sampling`` of a command by one option for each sampling setting of a preset.
+def _with_options_of_schema(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace ``**values`` by an option per standard phenotype and per sampling setting.
 
-    Values are checked against the preset schema when the request is made.
+    Values are checked against the model and the preset schema when the request is made.
     """
-    signature = inspect.signature(command)
-    kept = [one for one in signature.parameters.values() if one.kind != one.VAR_KEYWORD]
+    made: dict[str, tuple[Any, Any]] = {}
+    for name, example in _PHENOTYPES.items():
+        declaration = f"{name_of_option(name)} VALUE"
+        shown = option(declaration, f"As in {example}.", rich_help_panel="Phenotypes")
+        made[name] = (str | None, shown)
     for name, field in GenerateSettings.model_fields.items():
-        option = f"--{name.replace('_', '-')}"
-        text = f"{field.description}"
-        shown = typer.Option(
-            option, help=f"{text[:1].upper()}{text[1:]}.", rich_help_panel="Sampling"
-        )
-        kept.append(_optional(name, field.annotation, shown))
-    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        text = f"{as_sentence(field.description)}."
+        shown = option(name_of_option(name), text, rich_help_panel="Sampling")
+        kind: Any = field.annotation
+        made[name] = (kind | None, shown)
+    signature = inspect.signature(command)
+    *written, _ = signature.parameters.values()
+    parameters = [
+        inspect.Parameter(name, written[0].kind, default=shown, annotation=kind)
+        for name, (kind, shown) in made.items()
+    ]
+    n_first = len(_PHENOTYPES)
+    ordered = [*parameters[:n_first], *written, *parameters[n_first:]]
+    command.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
     return command
 
 
-def _optional(name: str, kind: Any, option: Any) -> inspect.Parameter:  # noqa: ANN401 - a type
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
-
-
-@_with_sampling_options
+@_with_options_of_schema
 def generate(
-    sex: Sex = None,
-    tissue: Tissue = None,
-    cell_type: CellType = None,
-    age: Age = None,
-    disease: Disease = None,
-    phenotype: PhenotypePairs = None,
-    n_cells: Annotated[
-        int | None,
-        typer.Option(
-            "-n", "--cells", help="Number of cells; default 200, or what --balance needs."
-        ),
-    ] = None,
-    balance: Annotated[
-        str | None,
-        typer.Option(
-            "--balance",
-            metavar="PHENOTYPE",
-            help="Fill up the rare values of a phenotype, as in cell_type.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.h5ad", help="File to write.")
-    ] = Path("generated.h5ad"),
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", metavar="FILE.png", help="Draw the cells beside real ones of the same kind."
-        ),
-    ] = None,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="FILE.h5ad",
-            help="Change these real cells instead; --set names the change.",
-        ),
-    ] = None,
-    set_values: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="With --from: the phenotype to change, as in disease=normal; can be repeated.",
-        ),
-    ] = None,
-    run: ModelOption = None,
-    unspecified: Annotated[
-        Literal["sample", "none"],
-        typer.Option(
-            help="Phenotypes that you do not name: sample draws them from matching training cells, "
-            "none writes [NO_*]."
-        ),
-    ] = "sample",
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same cells.")
-    ] = 0,
-    library_size: Annotated[
-        float | None,
-        typer.Option(
-            metavar="COUNTS",
-            help="Total counts of every cell; default: drawn from training cells.",
-            rich_help_panel="Sampling",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output file.")
-    ] = False,
-    serve: Annotated[
-        bool,
-        typer.Option("--serve", help="Serve another program: JSON lines on stdin and stdout."),
-    ] = False,
-    as_json: JsonOutput = False,
-    **sampling: Any,  # noqa: ANN401 - one option for each field of GenerateSettings
+    phenotype: list[str] | None = option(
+        "--phenotype NAME=VALUE",
+        "Any phenotype of the model, as in treatment=control; can be repeated.",
+        rich_help_panel="Phenotypes",
+    ),
+    n_cells: int | None = option(
+        "-n --cells", "Number of cells; default 200, or what --balance needs."
+    ),
+    balance: str | None = option(
+        "--balance PHENOTYPE", "Fill up the rare values of a phenotype, as in cell_type."
+    ),
+    output: Path = option(
+        "--output -o FILE.h5ad", "File to write.", default=Path("generated.h5ad")
+    ),
+    plot: Path | None = option(
+        "--plot FILE.png", "Draw the cells beside real ones of the same kind."
+    ),
+    from_file: str | None = option(
+        "--from FILE.h5ad", "Change these real cells instead; --set names the change."
+    ),
+    set_values: list[str] | None = option(
+        "--set NAME=VALUE",
+        "With --from: the phenotype to change, as in disease=normal; can be repeated.",
+    ),
+    run: str | None = MODEL,
+    unspecified: Literal["sample", "none"] = option(
+        "--unspecified",
+        "Phenotypes that you do not name: sample draws them from matching training cells, none "
+        "writes [NO_*].",
+        default="sample",
+    ),
+    seed: int = option(
+        "--seed", "The same seed gives the same cells.", min=0, max=2**63 - 1, default=0
+    ),
+    library_size: float | None = option(
+        "--library-size COUNTS",
+        "Total counts of every cell; default: drawn from training cells.",
+        rich_help_panel="Sampling",
+    ),
+    overwrite: bool = OVERWRITE,
+    serve: bool = option(
+        "--serve", "Serve another program: JSON lines on stdin and stdout.", default=False
+    ),
+    as_json: bool = JSON_OUTPUT,
+    **values: Any,  # noqa: ANN401 - see `_with_options_of_schema`
 ) -> None:
     """Generate synthetic cells of the requested phenotypes, as an .h5ad file.
 
@@ -150,9 +127,9 @@ def generate(
     tfx generate --balance cell_type -o rare.h5ad
     tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad
     """
-    phenotypes = phenotype_request(
-        sex=sex, tissue=tissue, cell_type=cell_type, age=age, disease=disease, phenotype=phenotype
-    )
+    standard = {name: values.pop(name) for name in _PHENOTYPES}
+    phenotypes = phenotype_request(phenotype=phenotype, **standard)
+    changes = {name: value for name, value in values.items() if value is not None}
     if serve:
         if phenotypes or plot is not None or as_json:
             message = "--serve takes its requests from stdin: give no other option than --run"
@@ -164,7 +141,6 @@ def generate(
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
         check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
-    changes = {name: value for name, value in sampling.items() if value is not None}
     if from_file is not None:
         unfit = {
             "-n": n_cells,
@@ -177,17 +153,11 @@ def generate(
         if others := [name for name, value in unfit.items() if value is not None]:
             message = f"--from changes real cells and does not take {others[0]}; use --set"
             raise ConfigurationError(message)
-        from tfx_cli.generate_edit import edit_file
-
-        edit_file(
-            from_file,
-            set_values or [],
-            output,
-            folder=model_folder(run),
-            seed=seed,
-            changes=changes,
-            as_json=as_json,
-        )
+        wanted = phenotype_request(phenotype=set_values, pair_option="--set")
+        if not wanted:
+            message = "--from needs what to change, as in --set disease=normal"
+            raise ConfigurationError(message)
+        _edit_file(from_file, wanted, output, model_folder(run), seed, changes, as_json=as_json)
         return
     if set_values:
         message = "--set changes cells of a file; name it by --from"
@@ -229,81 +199,133 @@ def generate(
         write_generated(source, output, restart=overwrite, on_progress=listener)
     narrate(f"{output}: {request.n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
-    wanted = source.phenotypes.wanted
-    is_comparable = source.values != BIN_NUMBERS
-    if not is_comparable:
+    codes = source.phenotypes.wanted
+    markers, real, summary = [], None, None
+    if source.values == BIN_NUMBERS:
         warn("bin numbers are not compared with real cells")
-    markers = check_markers(model, generated, wanted) if is_comparable else []
-    store = open_training_store(model) if is_comparable else None
-    real = None if store is None else read_real_cells(model, store, wanted)
-    compared = None if real is None else (compare_cells(real[0], generated, model.panel), real[1])
+    else:
+        markers = check_markers(model, generated, codes)
+        if (store := open_training_store(model)) is not None:
+            real = read_real_cells(model, store, codes)
+    if real is not None:
+        summary = compare_cells(real[0], generated, model.panel)
     if plot is not None and real is None:
-        why = "there are no real cells to compare with" if is_comparable else "these are bins"
+        is_bins = source.values == BIN_NUMBERS
+        why = "these are bins" if is_bins else "there are no real cells to compare with"
         warn(f"no picture is drawn: {why}")
     elif plot is not None and real is not None:
         title = ", ".join(f"{name} {value}" for name, value in phenotypes.items()) or "all cells"
         replace_file(plot, comparison_png(real[0], generated, model.panel, title=title))
         narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
-    n_training, is_simulated = source.phenotypes.n_training, bool(model.provenance.get("simulated"))
+    record = {
+        "output": output,
+        "cells": request.n_cells,
+        "request": phenotypes,
+        "training_cells": source.phenotypes.n_training,
+        "model": folder,
+        "simulated": bool(model.provenance.get("simulated")),
+        "markers": [vars(marker) for marker in markers],
+        "fidelity": None if summary is None else summary.to_dict(),
+        "compared_with": None if real is None else real[1],
+        "notes": source.notes,
+    }
     print_result(
-        "generate",
-        {
-            "output": output,
-            "cells": request.n_cells,
-            "request": phenotypes,
-            "training_cells": n_training,
-            "model": folder,
-            "simulated": is_simulated,
-            "markers": [vars(marker) for marker in markers],
-            "fidelity": None if compared is None else compared[0].to_dict(),
-            "compared_with": None if compared is None else compared[1],
-            "notes": source.notes,
-        },
-        as_json=as_json,
-        text=lambda: _report(
-            request.n_cells, n_training, markers, compared, is_simulated=is_simulated
-        ),
+        "generate", record, as_json=as_json, text=lambda: _generated_text(record, markers, summary)
     )
 
 
-def _report(
-    n_cells: int,
-    n_training: int,
-    markers: "list[MarkerCheck]",
-    compared: "tuple[FidelitySummary, str] | None",
-    *,
-    is_simulated: bool,
-) -> "Iterator[RenderableType]":
-    if is_simulated:
-        yield "The model was trained on simulated cells: these say nothing about real biology."
-    yield f"{n_cells:,} synthetic cells; {n_training:,} training cells match the request"
+def _generated_text(
+    record: Mapping[str, Any], markers: "list[MarkerCheck]", summary: "FidelitySummary | None"
+) -> Iterator[Paragraph]:
+    n_training = record["training_cells"]
+    head = f"{record['cells']:,} synthetic cells; {n_training:,} training cells match the request"
+    yield [_SIMULATED, head] if record["simulated"] else head
     if markers:
-        yield ""
-        yield "genes that set the request apart (mean log1p per 10k)"
-        rows = [
-            [
-                f"{one.phenotype} = {one.value}",
-                one.gene,
-                f"{one.training_mean:.2f}",
-                f"{one.other_mean:.2f}",
-                f"{one.generated_mean:.2f}",
-                f"{one.generated_detection:.0%}",
-            ]
-            for one in markers
-        ]
-        yield make_table(
-            ["request", "gene", "training", "all training", "generated", "cells with it"], rows
-        )
-    if compared is not None:
-        summary, which = compared
+        rows = []
+        for one in markers:
+            means = (one.training_mean, one.other_mean, one.generated_mean)
+            cells = [f"{one.phenotype} = {one.value}", one.gene, *(f"{n:.2f}" for n in means)]
+            rows.append([*cells, f"{one.generated_detection:.0%}"])
+        heads = ["request", "gene", "training", "all training", "generated", "cells with it"]
+        title = "genes that set the request apart (mean log1p per 10k)"
+        yield [title, make_table(heads, rows)]
+    if summary is not None:
         real_mean, real_sd = summary.genes_per_cell_real_mean, summary.genes_per_cell_real_sd
         mean, sd = summary.genes_per_cell_generated_mean, summary.genes_per_cell_generated_sd
-        yield ""
-        yield f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"
+        which = record["compared_with"]
+        title = f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"
         rows = [
             ["genes per cell", f"{real_mean:.1f} (sd {real_sd:.1f})", f"{mean:.1f} (sd {sd:.1f})"],
             ["gene means, r", "", f"{summary.gene_mean_r:.3f}"],
             ["detection rates, mean difference", "", f"{summary.detection_mae:.3f}"],
             ["gene-gene correlations, r", "", f"{summary.correlation_r:.3f}"],
         ]
-        yield make_table(["", "real", "generated"], rows)
+        yield [title, make_table(["", "real", "generated"], rows)]
+
+
+# -- changed cells
+
+
+def _edit_file(
+    file: str,
+    values: Mapping[str, str],
+    output: Path,
+    folder: Path,
+    seed: int,
+    changes: Mapping[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Change the cells of a file, write them and report which genes moved."""
+    if (decode := changes.get("decode")) in ("bins", "counts"):
+        message = (
+            f"--decode {decode}: genes that do not move keep their values, so the others need values "
+            f"too; use sample or mean"
+        )
+        raise ConfigurationError(message)
+    # torch and transformers, 3 s: not before the options are checked.
+    from core.generation.request import changed_settings
+    from core.inference.edited_cells import edit_cells, write_edited
+    from core.inference.query_cells import open_query_cells
+    from core.model.folder import CellModel
+
+    model = CellModel.load(folder)
+    settings = changed_settings(model.generate, {"decode": "sample", **changes})
+    with open_query_cells(file, model.panel) as query, show_progress() as listener:
+        edited = edit_cells(
+            model, query, values, settings=settings, seed=seed, on_progress=listener
+        )
+    for note in edited.notes:
+        warn(note)
+    write_edited(edited.cells, output)
+    narrate(f"{output}: {edited.cells.n_obs:,} cells x {edited.cells.n_vars:,} genes")
+    record = {
+        "output": output,
+        "from": file,
+        "set": values,
+        "cells": edited.cells.n_obs,
+        "changed_cells": edited.n_changed,
+        "moved_genes_per_cell": edited.moved_per_cell,
+        "model": folder,
+        "simulated": bool(model.provenance.get("simulated")),
+        "genes": [vars(change) for change in edited.changes],
+        "notes": edited.notes,
+    }
+    print_result(
+        "generate.edit", record, as_json=as_json, text=lambda: _edited_text(record, edited)
+    )
+
+
+def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[Paragraph]:
+    wanted = ", ".join(f"{name} = {value}" for name, value in record["set"].items())
+    head = (
+        f"{wanted}: {edited.n_changed:,} of {edited.cells.n_obs:,} cells changed, "
+        f"{edited.moved_per_cell:.1f} of {edited.cells.n_vars:,} genes each"
+    )
+    yield [_SIMULATED, head] if record["simulated"] else head
+    rows = []
+    for one in edited.changes[:_SHOWN_GENES]:
+        means = [f"{one.before:.2f}", f"{one.after:.2f}", f"{one.change:+.2f}"]
+        rows.append([one.gene, *means, f"{one.moved:.0%}"])
+    table = make_table(["gene", "before", "after", "change", "cells it moved in"], rows)
+    yield ["genes with the largest change of the mean (log1p per 10k)", table]

@@ -5,6 +5,7 @@ prints to stdout goes to stderr, so that every line of stdout is an event.
 """
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -25,7 +26,7 @@ from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
 from core.renamed import current_section, notes_on_keys
 from tfx_cli.arguments import check_output
-from tfx_cli.options import phenotype_arguments
+from tfx_cli.options import name_of_option, phenotype_arguments
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -68,7 +69,7 @@ class ServedRequest(BaseModel):
         if self.unspecified != "sample":
             options["unspecified"] = self.unspecified
         for name, value in options.items():
-            words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+            words += [] if value is None else [name_of_option(name), str(value)]
         return shlex.join([*words, "-o", self.output or "generated.h5ad"])
 
 
@@ -111,19 +112,10 @@ def _write_event(stream: TextIO, event: dict[str, Any]) -> None:
 
 
 def serve(folder: Path, lines: Iterable[str], emit: Emit) -> None:
-    """Load the model once and serve requests in the order they arrive.
+    """Load the model once and serve requests in the order they arrive, by calls of ``emit``.
 
-    Parameters
-    ----------
-    lines
-        Requests. After the last line the requests that wait are still served.
-    emit
-        Is called with each event.
-
-    Raises
-    ------
-    TfxError
-        The model cannot be loaded or cannot generate; there is an "error" event too.
+    After the last line the requests that wait are still served. An error of loading is an "error"
+    event, and raised as well.
     """
     emit({"event": "loading", "model": str(folder)})
     try:
@@ -166,7 +158,7 @@ class _Service:
         self._folder, self._model, self._emit = folder, model, emit
         self._notes = check_can_generate(model, model.generate)
         self._store: Store | None = open_training_store(model)
-        self._real: dict[tuple[tuple[int, int], ...], tuple[sparse.csr_matrix, str] | None] = {}
+        self._real_cells = functools.lru_cache(maxsize=_KEPT_REAL)(self._read_real)
         self._cancelled: set[int | str] = set()
 
     def ready(self) -> dict[str, Any]:
@@ -247,10 +239,7 @@ class _Service:
             served.request,
             cells_to_generate(model, served.request, served.cells, served.balance),
             settings=changed_settings(model.generate, sampling),
-            unspecified=served.unspecified,
-            seed=served.seed,
-            library_size=served.library_size,
-            balance=served.balance,
+            **served.model_dump(include={"unspecified", "seed", "library_size", "balance"}),
         )
         n_cells = request.n_cells
         began = time.monotonic()
@@ -272,30 +261,31 @@ class _Service:
                 raise
             expression = read_first_cells(output, MAX_COMPARED)
         seconds = time.monotonic() - began
-        are_bins = source.values == BIN_NUMBERS
-        real = None if are_bins else self._real_cells(source.phenotypes.wanted)
         notes = [*old_names, *source.notes]
-        if are_bins:
+        real, which = None, None
+        if source.values == BIN_NUMBERS:
             notes.append("bin numbers are not compared with real cells")
-        elif real is None:
+        elif (found := self._real_cells(*sorted(source.phenotypes.wanted.items()))) is not None:
+            real, which = found
+        else:
             notes.append("there are no real cells of this request to compare with")
-        profile = profile_cells(expression, None if real is None else real[0], model.panel)
+        profile = profile_cells(expression, real, model.panel)
         if real is not None:
-            profile["fidelity"] = compare_cells(real[0], expression, model.panel).to_dict()
+            profile["fidelity"] = compare_cells(real, expression, model.panel).to_dict()
+        profile |= {
+            "training_cells": source.phenotypes.n_training,
+            "real_cells": 0 if real is None else real.shape[0],
+            "compared_with": which,
+            "notes": notes,
+            "command": served.command_line(self._folder, n_cells, sampling),
+        }
         return {
             "event": "cells",
             "id": served.id,
             "output": None if output is None else str(output),
             "cells": n_cells,
             "seconds": round(seconds, 3),
-            "profile": profile
-            | {
-                "training_cells": source.phenotypes.n_training,
-                "real_cells": 0 if real is None else real[0].shape[0],
-                "compared_with": None if real is None else real[1],
-                "notes": notes,
-                "command": served.command_line(self._folder, n_cells, sampling),
-            },
+            "profile": profile,
         }
 
     def _progress(self, number: int | str) -> Callable[[ProgressEvent], None]:
@@ -314,26 +304,16 @@ class _Service:
 
         return listen
 
-    def _real_cells(self, wanted: dict[int, int]) -> "tuple[sparse.csr_matrix, str] | None":
-        """Return real cells that match the request; those of the last requests are kept."""
+    def _read_real(self, *wanted: tuple[int, int]) -> "tuple[sparse.csr_matrix, str] | None":
+        """Return real cells of the requested phenotypes, slot and code, if the store has any."""
         from core.generation.comparison import read_real_cells
 
-        key = tuple(sorted(wanted.items()))
-        if self._store is not None and key not in self._real:
-            if len(self._real) >= _KEPT_REAL:
-                del self._real[next(iter(self._real))]
-            self._real[key] = read_real_cells(self._model, self._store, wanted)
-        return self._real.get(key)
+        store = self._store
+        return None if store is None else read_real_cells(self._model, store, dict(wanted))
 
 
 def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
-    """Return a request, the sampling settings that it gives, and sentences about old names.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no object, lacks its id, or a value is not what it must be.
-    """
+    """Return a request, the sampling settings that it gives, and sentences about old names."""
     if not isinstance(record, dict):
         message = "a request must be a JSON object"
         raise ConfigurationError(message)

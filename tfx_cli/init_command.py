@@ -3,35 +3,25 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from tfx_cli.arguments import check_output
+from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import count_of
-from tfx_cli.options import Device, JsonOutput
-from tfx_cli.output import make_table, print_result, warn
-from tfx_cli.progress import show_progress
+from tfx_cli.options import DEVICE, JSON_OUTPUT, Device
+from tfx_cli.output import Paragraph, make_table, print_result, show_progress, warn
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from core.cells.preset_draft import DraftFacts, Sizes
 
 
 def init(
-    files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILES...",
-            help=".h5ad files: paths, globs, 'name_{0..43}.h5ad', builtin:atlas.",
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The preset to write.")
-    ] = Path("preset.toml"),
-    device: Device = "auto",
-    as_json: JsonOutput = False,
+    files: list[str] = argument(
+        "FILES...", ".h5ad files: paths, globs, 'name_{0..43}.h5ad', builtin:atlas."
+    ),
+    output: Path = option("--output -o FILE", "The preset to write.", default=Path("preset.toml")),
+    device: Device = DEVICE,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Write a preset for your own files; 'tfx train' runs it as it is.
 
@@ -75,19 +65,15 @@ def init(
     )
 
 
-def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> Iterator["RenderableType"]:
+def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> Iterator[Paragraph]:
     yield f"{output}: {facts.n_cells:,} cells x {facts.n_genes:,} genes, {facts.values}"
-    yield ""
     rows = [[one.phenotype, one.column, one.note] for one in facts.phenotypes]
     rows += [[one.phenotype, "", one.note] for one in facts.left_out]
     if rows:
         yield make_table(["phenotype", "obs column", ""], rows)
-        yield ""
-    yield f"split by {facts.split_by}: {facts.split_note}"
     layers = f"{count_of(sizes.layers, 'layer')} x {sizes.hidden_size}"
     steps = f"{sizes.max_steps:,} steps of {sizes.batch_size} cells"
-    yield f"{sizes.genes:,} genes, {layers}, {steps}"
-    yield ""
-    shown = shlex.quote(str(output))
-    yield f"next: tfx train {shown} --dry-run"
-    yield f"      tfx train {shown}"
+    split = f"split by {facts.split_by}: {facts.split_note}"
+    yield [split, f"{sizes.genes:,} genes, {layers}, {steps}"]
+    train = f"tfx train {shlex.quote(str(output))}"
+    yield [f"next: {train} --dry-run", f"      {train}"]

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import IO
 
 from core.errors import ExitCode
 from tfx_cli.output import narrate
@@ -47,7 +46,17 @@ def launch(arguments: Sequence[str], n_processes: int) -> int:
     The first process has this one's stdout and stderr. Output of another process is shown only
     where it is the first to fail.
     """
-    port = _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    common = {
+        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // n_processes, 1)),
+        **os.environ,  # which may set the number of threads
+        "WORLD_SIZE": str(n_processes),
+        "LOCAL_WORLD_SIZE": str(n_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        LAUNCHER: str(os.getpid()),
+    }
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(n_processes - 1)]
         processes: list[subprocess.Popen[bytes]] = []
@@ -60,7 +69,14 @@ def launch(arguments: Sequence[str], n_processes: int) -> int:
 
         with _handling_signals(pass_on):
             processes.extend(
-                _start(arguments, rank, n_processes, port, output)
+                subprocess.Popen(
+                    [sys.executable, "-m", "tfx_cli", *arguments],
+                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=output,
+                    stderr=output,
+                    # Ctrl-C reaches the launcher alone, which passes it on: once, to each.
+                    start_new_session=True,
+                )
                 for rank, output in enumerate([None, *outputs])
             )
             failed = _wait(processes)
@@ -69,52 +85,29 @@ def launch(arguments: Sequence[str], n_processes: int) -> int:
         if processes[0].returncode in _REPORTED:
             return processes[0].returncode
         if failed:
-            sys.stderr.write(_tail(outputs[failed - 1], failed))
+            output = outputs[failed - 1]
+            output.seek(0)
+            lines = output.read().decode(errors="replace").splitlines()
+            errors = [line for line in lines if line.startswith("Error:")] or lines[-5:]
+            sys.stderr.writelines(f"process {failed}: {line}\n" for line in errors)
         return max(processes[failed].returncode, ExitCode.FAILED)
-
-
-def _start(
-    arguments: Sequence[str], rank: int, n_processes: int, port: int, output: IO[bytes] | None
-) -> "subprocess.Popen[bytes]":
-    threads = max((os.cpu_count() or 1) // n_processes, 1)
-    environment = {
-        "OMP_NUM_THREADS": str(threads),  # one may be set already
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(n_processes),
-        "LOCAL_WORLD_SIZE": str(n_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        LAUNCHER: str(os.getpid()),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tfx_cli", *arguments],
-        env=environment,
-        stdout=output,
-        stderr=output,
-        # Ctrl-C reaches the launcher alone, which passes it on: once, to each.
-        start_new_session=True,
-    )
 
 
 def _wait(processes: "list[subprocess.Popen[bytes]]") -> int | None:
     """Wait for all; return the first that failed, or None."""
     failed: int | None = None
     deadline = float("inf")
-    while any(process.poll() is None for process in processes):
+    while True:
+        is_over = all(process.poll() is not None for process in processes)
         if failed is None:
-            failed = _first_failed(processes)
-            if failed is not None:
-                deadline = time.monotonic() + _GRACE
+            codes = [process.poll() for process in processes]
+            failed = next((rank for rank, code in enumerate(codes) if code), None)
+            deadline = float("inf") if failed is None else time.monotonic() + _GRACE
+        if is_over:
+            return failed
         if time.monotonic() > deadline:
             _kill(processes)
         time.sleep(0.05)
-    return _first_failed(processes) if failed is None else failed
-
-
-def _first_failed(processes: "list[subprocess.Popen[bytes]]") -> int | None:
-    return next((rank for rank, process in enumerate(processes) if process.poll()), None)
 
 
 def _kill(processes: "list[subprocess.Popen[bytes]]") -> None:
@@ -125,50 +118,31 @@ def _kill(processes: "list[subprocess.Popen[bytes]]") -> None:
         process.wait()
 
 
-def _tail(output: IO[bytes], rank: int) -> str:
-    output.seek(0)
-    lines = output.read().decode(errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("Error:")] or lines[-5:]
-    return "".join(f"process {rank}: {line}\n" for line in errors)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 # -- signals
-
-
-class _StopSignal:
-    """Call it to learn why training should stop; an empty text: it should not."""
-
-    def __init__(self) -> None:
-        self._received = ""
-
-    def __call__(self) -> str:
-        if not self._received and launcher_is_gone():
-            self._received = "the launcher died"
-        return self._received
-
-    def handle(self, number: int, _: FrameType | None) -> None:
-        """Take a signal: the first saves a checkpoint, a second Ctrl-C interrupts at once."""
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._received = signal.Signals(number).name
-        narrate(
-            f"{self._received}: saving a checkpoint after this step; Ctrl-C again leaves at once"
-        )
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], str]]:
-    """Yield the function that tells training why to stop, while signals are caught."""
-    stop = _StopSignal()
-    with _handling_signals(stop.handle):
-        yield stop
+    """Yield the function that returns why training should stop ("": it should not).
+
+    The first signal saves a checkpoint; a second Ctrl-C interrupts at once.
+    """
+    received = ""
+
+    def reason() -> str:
+        nonlocal received
+        received = received or ("the launcher died" if launcher_is_gone() else "")
+        return received
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal received
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received = signal.Signals(number).name
+        narrate(f"{received}: saving a checkpoint after this step; Ctrl-C again leaves at once")
+
+    with _handling_signals(handle):
+        yield reason
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""Everything `tfx` prints: results on stdout, narration on stderr, and an exit code at the end.
+"""Everything `tfx` prints: results on stdout, narration and progress on stderr, and exit codes.
 
 The only module that writes to stdout or decides on exit codes. A command ends by one call of
-`print_result`; everything else goes through `narrate`, `warn` or a logger. rich is imported where
-it draws (20 to 60 ms): most lines need no drawing.
+`print_result`; everything else goes through `narrate`, `warn`, `show_progress` or a logger. rich is
+imported where it draws (20 to 60 ms): most lines need no drawing.
 """
 
 import contextlib
@@ -12,26 +12,34 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
+from core.progress import Listener, ProgressEvent, ignore_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import Console, RenderableType
+    from rich.progress import TaskID
     from rich.table import Table
 
-    from core.findings import FindingsReport
+#: A part of a result for people: a string, printed as it is, a rich object, or a list of both.
+Paragraph: TypeAlias = "RenderableType | list[RenderableType]"
 
 #: Loggers of the commands and of all others; `core` has its own, below "core".
 _NARRATOR = logging.getLogger("tfx_cli")
 _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 #: Columns of a table that goes to a file or a pipe, where nothing is cut to a window.
 _FILE_WIDTH = 400
-_FINDING_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+#: Without a terminal a line appears at least this often while work advances.
+_LINE_SECONDS = 30.0
+#: Shorter remaining times are not shown.
+_SHORTEST_LEFT = 60.0
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HDF5_ERRNO = re.compile(r"filename = (?P<file>'[^']*').*?errno = (?P<errno>\d+)", re.DOTALL)
@@ -48,14 +56,14 @@ def print_result(
     data: Mapping[str, object],
     *,
     as_json: bool,
-    text: "Callable[[], Iterable[RenderableType] | RenderableType]",
+    text: "Callable[[], Iterator[Paragraph] | Paragraph]",
     version: int = 1,
 ) -> None:
     """Print the result of a command.
 
     JSON has ``"schema": "tfx.NAME/VERSION"`` (a change of meaning raises the version) and the
-    data, numbers that are not finite as null. Otherwise ``text`` makes the form for people:
-    strings, printed as they are, or rich objects.
+    data, numbers that are not finite as null. Otherwise ``text`` makes the form for people: one
+    paragraph, or several with an empty line between them.
     """
     if as_json:
         from core.files import plain_json
@@ -64,12 +72,17 @@ def print_result(
         print_text(json.dumps(document, indent=2, allow_nan=False))
         return
     made = text()
-    parts = [made] if isinstance(made, str) or not isinstance(made, Iterable) else list(made)
-    for part in parts:
-        if isinstance(part, str):
-            print_text(part)
-        else:
-            _print_drawing(part)
+    is_first = True
+    for paragraph in made if isinstance(made, Iterator) else [made]:
+        parts = paragraph if isinstance(paragraph, list) else [paragraph]
+        if parts and not is_first:
+            print_text("")
+        is_first = is_first and not parts
+        for part in parts:
+            if isinstance(part, str):
+                print_text(part)
+            else:
+                _print_drawing(part)
 
 
 def print_text(text: str) -> None:
@@ -138,37 +151,6 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def findings_text(
-    report: "FindingsReport[Any]", rows: "Iterable[tuple[Any, int]]"
-) -> "Iterator[RenderableType]":
-    """Make the table of a report of findings, by family, and its verdict.
-
-    ``rows`` are the rows to show, each with the number of similar rows that are omitted after it.
-    """
-    from rich.text import Text
-
-    cells: list[list[object]] = []
-    family = ""
-    for row, n_more in rows:
-        if row.family != family:
-            family = row.family
-            cells.append([Text(family, style="bold"), "", ""])
-        finding = Text(row.finding, overflow="fold")  # a path is not cut
-        if row.fix:
-            finding.append(f"\n-> {row.fix}", style="cyan")
-        cells.append([Text(f"  {row.level}", style=_FINDING_STYLES[row.level]), row.check, finding])
-        if n_more:
-            cells.append(["", "", f"... and {n_more:,} more like it (--json lists all)"])
-    yield make_table(["", "check", "finding"], cells)
-    yield ""
-    n_failures, n_warnings = len(report.of_level("fail")), len(report.of_level("warn"))
-    warnings = f"{n_warnings} warning{'s' * (n_warnings != 1)}"
-    if n_failures:
-        yield f"not fit: {n_failures} failure{'s' * (n_failures != 1)}, {warnings}"
-    else:
-        yield f"fit, with {warnings} to look at" if n_warnings else "fit"
 
 
 # -- narration
@@ -260,18 +242,109 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+# -- progress
+
+
 @contextlib.contextmanager
-def live_console() -> "Iterator[Console]":
-    """Yield a console that draws on stderr; narration appears above its drawing."""
+def show_progress() -> Iterator[Listener]:
+    """Yield a listener for `on_progress`: bars on a terminal, else a plain line now and then."""
+    if is_quiet():
+        yield ignore_progress
+    elif not sys.stderr.isatty():
+        yield ProgressLines()
+    else:
+        with _progress_bars() as listener:
+            yield listener
+
+
+@contextlib.contextmanager
+def _progress_bars() -> Iterator[Listener]:
+    """Draw one bar per stage on stderr, narration above them; a stage may begin again."""
+    from rich import progress
     from rich.console import Console
 
     global _live
     console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
+    # stdout is for results, not for narration.
+    bars = progress.Progress(
+        *columns, console=console, redirect_stdout=False, redirect_stderr=False
+    )
+
+    def show(event: ProgressEvent) -> None:
+        if event.message:
+            narrate(event.message)
+        if event.stage not in tasks:
+            tasks[event.stage] = bars.add_task(event.stage, total=event.total)
+        task = tasks[event.stage]
+        if event.done < bars.tasks[task].completed:
+            bars.reset(task, total=event.total)
+        bars.update(task, completed=event.done, total=event.total)
+
     before, _live = _live, console
     try:
-        yield console
+        with bars:
+            yield show
     finally:
         _live = before
+
+
+@dataclass
+class ProgressLines:
+    """A plain line when a stage begins, at each tenth of it, and every ``line_seconds``."""
+
+    line_seconds: float = _LINE_SECONDS
+    write: Callable[[str], None] = narrate
+    clock: Callable[[], float] = time.monotonic
+    _stage: str = ""
+    _tenth: int = 0
+    _last_done: int = 0
+    _last_line: float = 0.0
+    #: Time, and units done before, at the start of the stage.
+    _began: tuple[float, int] = (0.0, 0)
+
+    def __call__(self, event: ProgressEvent) -> None:
+        """Take an event of a core function."""
+        if event.message:
+            self.write(event.message)
+        if event.stage != self._stage or event.done < self._last_done:
+            self._stage, self._tenth = event.stage, 0
+            self._last_line = self.clock()
+            self._began = (self._last_line, event.done)
+            if event.done == 0:
+                self.write(f"{event.stage} ...")
+        self._last_done = event.done
+        tenth = event.done * 10 // event.total if event.total else 0
+        is_late = self.clock() - self._last_line >= self.line_seconds
+        if tenth > self._tenth or (is_late and event.done):
+            self._tenth = tenth
+            self._last_line = self.clock()
+            self.write(f"{event.stage}: {_amount(event)}{self._time_left(event)}")
+
+    def _time_left(self, event: ProgressEvent) -> str:
+        began, done_before = self._began
+        if not event.total or event.done <= done_before:
+            return ""
+        pace = (self.clock() - began) / (event.done - done_before)
+        seconds = pace * (event.total - event.done)
+        if seconds < _SHORTEST_LEFT:
+            return ""
+        minutes = round(seconds / 60)
+        return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
+
+
+def _amount(event: ProgressEvent) -> str:
+    if not event.total:
+        return f"{event.done:,}"
+    return f"{event.done * 100 // event.total} % ({event.done:,} of {event.total:,})"
 
 
 # -- exit codes

@@ -2,50 +2,34 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from tfx_cli.arguments import resolve_sources
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, Sources, preset_option
-from tfx_cli.output import make_table, narrate, print_result
-from tfx_cli.progress import show_progress
+from tfx_cli.command_line import option
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES, preset_option
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from core.cells.store import Store
-    from core.presets.loading import ResolvedPreset
 
 #: Labels of a kind that a report names; the others are counted.
 _NAMED_LABELS = 5
 
 
 def prepare(
-    sources: Sources,
-    store: Annotated[
-        Path | None,
-        preset_option("data.store", "--output", "-o", metavar="STORE"),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a store of other cells or settings.")
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", min=1, help="Processes; default: one to four, by size and cores."
-        ),
-    ] = None,
-    dask: Annotated[
-        str | None,
-        typer.Option("--dask", metavar="ADDRESS", help="Use this Dask scheduler: tcp://host:8786."),
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Only compare a store with its checksums.")
-    ] = False,
-    config: ConfigFiles = None,
-    assign: Assignments = None,
-    as_json: JsonOutput = False,
+    sources: list[str] = SOURCES,
+    store: Path | None = preset_option("--output -o STORE", "data.store"),
+    overwrite: bool = option(
+        "--overwrite", "Replace a store of other cells or settings.", default=False
+    ),
+    workers: int | None = option(
+        "--workers", "Processes; default: one to four, by size and cores.", min=1
+    ),
+    dask: str | None = option("--dask ADDRESS", "Use this Dask scheduler: tcp://host:8786."),
+    verify: bool = option("--verify", "Only compare a store with its checksums.", default=False),
+    config: list[Path] | None = CONFIG_FILES,
+    assign: list[str] | None = ASSIGNMENTS,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Make a store from .h5ad files: checked, joined, split, and ready for training.
 
@@ -62,18 +46,23 @@ def prepare(
     """
     if verify and store is None and len(sources) == 1 and Path(sources[0]).is_dir():
         store = Path(sources[0])
-    if verify and store is not None:
-        _verify(store, as_json=as_json)
-        return
-    resolved = resolve_sources(sources, config, assign)
-    store = store or _store_of(resolved)
-    if verify:
-        _verify(store, as_json=as_json)
-        return
+    if not verify or store is None:
+        resolved = resolve_sources(sources, config, assign)
     # anndata, scanpy and pandas, 2 to 3 s: only after the preset has proved right.
-    from core.cells.manifest import MANIFEST_NAME
-    from core.cells.prepare import prepare_store
+    from core.cells.manifest import MANIFEST_NAME, verify_store
+    from core.cells.prepare import prepare_store, store_path
 
+    store = store or store_path(resolved.preset.data, resolved.name)
+    if verify:
+        with show_progress() as listener:
+            n_files = verify_store(store, on_progress=listener)
+        print_result(
+            "prepare",
+            {"store": store, "verified": True, "files": n_files},
+            as_json=as_json,
+            text=lambda: f"{store}: all {n_files} files are as they were prepared",
+        )
+        return
     manifest = store / MANIFEST_NAME
     before = _modified(manifest)
     with show_progress() as listener:
@@ -103,66 +92,33 @@ def prepare(
     )
 
 
-def _store_of(resolved: "ResolvedPreset") -> Path:
-    from core.cells.prepare import store_path
-
-    return store_path(resolved.preset.data, resolved.name)
-
-
-def _verify(store: Path, *, as_json: bool) -> None:
-    from core.cells.manifest import verify_store
-
-    with show_progress() as listener:
-        n_files = verify_store(store, on_progress=listener)
-    print_result(
-        "prepare",
-        {"store": store, "verified": True, "files": n_files},
-        as_json=as_json,
-        text=lambda: f"{store}: all {n_files} files are as they were prepared",
-    )
-
-
 def _modified(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return None
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
-def _report(store: "Store", *, with_notices: bool) -> Iterator["RenderableType"]:
+def _report(store: "Store", *, with_notices: bool) -> Iterator[Paragraph]:
     report = store.report
-    yield f"{store.path}: {store.n_cells:,} cells x {len(store.genes):,} genes, {store.value_kind}"
-    if report.get("gene_ranking"):
-        yield f"genes ranked by {report['gene_ranking']} on training cells"
-    yield ""
+    head = f"{store.path}: {store.n_cells:,} cells x {len(store.genes):,} genes, {store.value_kind}"
+    ranking = report.get("gene_ranking")
+    yield [head, f"genes ranked by {ranking} on training cells"] if ranking else head
     keys = ("name", "matrix", "state", "gene_ids", "n_cells", "n_genes", "lost_genes")
-    yield make_table(
-        ["file", "matrix", "holds", "gene ids", "cells", "genes", "lost genes"],
-        [[file[key] for key in keys] for file in report["files"]],
-    )
-    yield ""
-    yield make_table(
-        ["phenotype", "values", "cells without", "unknown labels"],
-        [
-            [name, found["values"], found["missing_cells"], sum(found["unmapped_labels"].values())]
-            for name, found in report["phenotypes"].items()
-        ],
-    )
-    yield ""
+    heads = ["file", "matrix", "holds", "gene ids", "cells", "genes", "lost genes"]
+    yield make_table(heads, [[file[key] for key in keys] for file in report["files"]])
+    rows = [
+        [name, found["values"], found["missing_cells"], sum(found["unmapped_labels"].values())]
+        for name, found in report["phenotypes"].items()
+    ]
+    yield make_table(["phenotype", "values", "cells without", "unknown labels"], rows)
     donors: Mapping[str, list[str]] = report["split"].get("donors") or {}
-    yield make_table(
-        ["split", "cells", "donors"],
-        [
-            [name, cells, len(donors[name]) if name in donors else None]
-            for name, cells in report["split"]["cells"].items()
-        ],
-    )
+    rows = [
+        [name, cells, len(donors[name]) if name in donors else None]
+        for name, cells in report["split"]["cells"].items()
+    ]
+    yield make_table(["split", "cells", "donors"], rows)
     remarks = list(_remarks(report))
     if with_notices:
         remarks += [*report.get("warnings", []), *report["notices"]]
-    if remarks:
-        yield ""
-        yield from (f"- {remark}" for remark in remarks)
+    yield [f"- {remark}" for remark in remarks]
 
 
 def _remarks(report: Mapping[str, Any]) -> Iterator[str]:

@@ -3,20 +3,18 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
 from tfx_cli.arguments import check_output
-from tfx_cli.command_line import new_app
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput
+from tfx_cli.command_line import argument, new_app, option
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT
 from tfx_cli.output import make_table, print_result, print_text
 
 app = new_app(no_args_is_help=True, add_completion=False)
 
-PresetArgument = Annotated[
-    str, typer.Argument(metavar="PRESET", help="A file, or the name of a bundled preset.")
-]
+_PRESET = argument("PRESET", "A file, or the name of a bundled preset.")
 
 
 @app.callback()
@@ -31,7 +29,7 @@ def presets() -> None:
 
 
 @app.command("list")
-def list_command(as_json: JsonOutput = False) -> None:
+def list_command(as_json: bool = JSON_OUTPUT) -> None:
     """List the bundled presets.
 
     Examples
@@ -53,10 +51,10 @@ def list_command(as_json: JsonOutput = False) -> None:
 
 @app.command("show")
 def show_command(
-    preset: PresetArgument,
-    config: ConfigFiles = None,
-    assign: Assignments = None,
-    as_json: JsonOutput = False,
+    preset: str = _PRESET,
+    config: list[Path] | None = CONFIG_FILES,
+    assign: list[str] | None = ASSIGNMENTS,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Show a preset in full: every key, its value, and the provenance of the value.
 
@@ -87,10 +85,10 @@ def show_command(
 
 @app.command("validate")
 def validate_command(
-    preset: PresetArgument,
-    config: ConfigFiles = None,
-    assign: Assignments = None,
-    as_json: JsonOutput = False,
+    preset: str = _PRESET,
+    config: list[Path] | None = CONFIG_FILES,
+    assign: list[str] | None = ASSIGNMENTS,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Check a preset and list all validation errors; exit code 2 if there are any.
 
@@ -115,22 +113,15 @@ def validate_command(
 @app.command("import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def import_command(
     context: typer.Context,
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[FILE]",
-            help="A JSON configuration of PolyGene, or a shell script of PerturbGene; without "
-            "one, give the command line itself after '--'.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File to write; default: stdout."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output file if it exists.")
-    ] = False,
-    as_json: JsonOutput = False,
+    source: Path | None = argument(
+        "[FILE]",
+        "A JSON configuration of PolyGene, or a shell script of PerturbGene; without one, "
+        "give the command line itself after '--'.",
+        default=None,
+    ),
+    output: Path | None = option("--output -o FILE", "File to write; default: stdout."),
+    overwrite: bool = option("--overwrite", "Replace the output file if it exists.", default=False),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Turn a run of PolyGene or PerturbGene into a preset.
 
@@ -149,18 +140,13 @@ def import_command(
     from core.published.commands import read_arguments, read_file
     from core.published.to_preset import to_preset
 
-    words = list(context.args)
-    is_file = source is not None and not words
-    if source is None and not words:
+    words = [*([] if source is None else [str(source)]), *context.args]
+    if not words:
         message = "name a JSON configuration or a script, or give the command line after '--'"
         raise ConfigurationError(message)
     if output is not None:
         check_output(output, (".toml",), what="the preset", overwrite=overwrite)
-    run = (
-        read_file(Path(str(source)))
-        if is_file
-        else read_arguments([*([str(source)] if source is not None else []), *words])
-    )
+    run = read_arguments(words) if source is None or context.args else read_file(source)
     text = to_preset(run)
     resolved = resolve_text(text, where=output or Path("imported.toml"))
     if output is not None:
@@ -181,11 +167,10 @@ def import_command(
 
 @app.command("schema")
 def schema_command(
-    form: Annotated[
-        Literal["markdown", "json"],
-        typer.Option("--format", help="A page for people, or JSON Schema for editors."),
-    ] = "markdown",
-    as_json: JsonOutput = False,
+    form: Literal["markdown", "json"] = option(
+        "--format", "A page for people, or JSON Schema for editors.", default="markdown"
+    ),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Print the schema of presets: keys, values, defaults, meanings.
 

@@ -1,30 +1,82 @@
 """`tfx runs`: list, show, compare and export runs. Nothing here imports torch."""
 
+import json
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
-from core.wording import did_you_mean
+from core.runlog.export import format_of, metrics_table, to_bytes, write_export
+from core.runlog.json_lines import number_in
+from core.runlog.overview import (
+    ComparedMetric,
+    Comparison,
+    RunOverview,
+    RunRow,
+    compare_runs,
+    overview,
+    run_row,
+)
+from core.runlog.reader import RunReader, find_run, list_runs
+from core.runlog.schema import (
+    RESERVED_METRIC_KEYS,
+    RUN_FILE,
+    SEEN_STATES,
+    EventRecord,
+    MetricRecord,
+    metric_info,
+)
+from core.wording import did_you_mean, duration, size
 from tfx_cli.arguments import RUNS
-from tfx_cli.command_line import new_app
-from tfx_cli.options import JsonOutput
-from tfx_cli.output import narrate, print_result, print_text
+from tfx_cli.command_line import argument, new_app, option
+from tfx_cli.formatting import (
+    PRECISIONS,
+    ago,
+    curve_text,
+    date,
+    gpus_of,
+    machine_text,
+    metric_value,
+    progress_of,
+    run_texts,
+    short_count,
+)
+from tfx_cli.options import JSON_OUTPUT
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, print_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from rich.table import Table
+    from rich.text import Text
 
-    from core.runlog.overview import RunOverview, RunRow
+
+#: States that need attention, or are alive.
+_STYLES = {
+    "running": "green",
+    "starting": "green",
+    "stale": "yellow",
+    "stopped": "yellow",
+    "crashed": "red",
+    "failed": "red",
+}
+_EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite"})
+_LONGEST_DETAIL, _LONGEST_SETTING = 160, 60  # characters
+#: Model FLOPs utilisation; docs/run-format.md explains the symbols.
+_MFU = "(6 P + 12 · layers · d · L̄) · tokens/s / peak FLOP/s"
+#: Rows of `tfx runs compare` that are no metric of their own name.
+_LABELS = {
+    ("seconds", "run"): "time of training",
+    ("parameters", "run"): "parameters",
+    ("step", "kept"): "  at step",
+    ("loss", "train"): "train loss, last",
+    ("loss", "last"): "validation loss, last",
+    ("loss", "kept"): "validation loss, lowest",
+}
 
 app = new_app(no_args_is_help=True, add_completion=False)
 
-RunArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="[RUN]", help="A run, by name or folder; default: the newest."),
-]
+_RUN = argument("[RUN]", "A run, by name or folder; default: the newest.", default=None)
 SortKey = Literal["started", "name", "step", "loss", "accuracy"]
 
 
@@ -41,17 +93,12 @@ def runs() -> None:
 
 @app.command("list")
 def list_command(
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Folder of runs; default: runs.")
-    ] = None,
-    state: Annotated[
-        list[str] | None,
-        typer.Option("--state", help="Only runs in this state, as in stale; can be repeated."),
-    ] = None,
-    sort: Annotated[SortKey, typer.Option("--sort", help="Newest, best or furthest first.")] = (
-        "started"
+    folder: Path | None = argument("[FOLDER]", "Folder of runs; default: runs.", default=None),
+    state: list[str] | None = option(
+        "--state", "Only runs in this state, as in stale; can be repeated."
     ),
-    as_json: JsonOutput = False,
+    sort: SortKey = option("--sort", "Newest, best or furthest first.", default="started"),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """List runs: progress, losses, and whether they still train.
 
@@ -65,11 +112,6 @@ def list_command(
     tfx runs list --state running --state stale
     tfx runs list experiments --sort accuracy --json
     """
-    from core.runlog.overview import run_row
-    from core.runlog.reader import list_runs
-    from core.runlog.schema import RUN_FILE, SEEN_STATES
-    from tfx_cli.runs_tables import runs_table
-
     for one in state or ():
         if one not in SEEN_STATES:
             hint = did_you_mean(one, SEEN_STATES) or f"one of {', '.join(SEEN_STATES)}"
@@ -109,11 +151,9 @@ def list_command(
 
 @app.command("show")
 def show_command(
-    run: RunArgument = None,
-    n_events: Annotated[
-        int, typer.Option("--events", metavar="N", min=0, help="How many of the last events.")
-    ] = 10,
-    as_json: JsonOutput = False,
+    run: str | None = _RUN,
+    n_events: int = option("--events N", "How many of the last events.", min=0, default=10),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Show everything about a run, as text.
 
@@ -126,40 +166,27 @@ def show_command(
     tfx runs show base --events 50
     tfx runs show runs/base --json
     """
-    from core.runlog.overview import overview
-    from core.runlog.reader import RunReader, find_run
-    from tfx_cli.runs_tables import overview_text
-
     reader = RunReader(find_run(RUNS, run))
     now = time.time()
     found = overview(reader, n_events=n_events, now=now)
     record = asdict(found)
+    record["metrics"] = {
+        name: {key: getattr(metric_info(name), key) for key in ("label", "unit", "better")}
+        for name in [*(found.train or ()), *(found.last or ())]
+        if name not in RESERVED_METRIC_KEYS
+    }
     print_result(
         "runs.show",
-        {**record.pop("row"), **record, "metrics": _described(found)},
+        {**record.pop("row"), **record},
         as_json=as_json,
         text=lambda: overview_text(found, reader.metrics(), now=now),
     )
 
 
-def _described(found: "RunOverview") -> dict[str, object]:
-    """Return label, unit and better direction of the metrics of a run."""
-    from core.runlog.schema import RESERVED_METRIC_KEYS, metric_info
-
-    names = dict.fromkeys([*(found.train or ()), *(found.last or ())])
-    infos = {name: metric_info(name) for name in names if name not in RESERVED_METRIC_KEYS}
-    return {
-        name: {"label": info.label, "unit": info.unit, "better": info.better}
-        for name, info in infos.items()
-    }
-
-
 @app.command("compare")
 def compare_command(
-    names: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN...", help="Two runs or more, by name or folder.")
-    ],
-    as_json: JsonOutput = False,
+    names: list[str] = argument("RUN RUN...", "Two runs or more, by name or folder."),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Compare runs: differences of their presets, and their metrics.
 
@@ -171,10 +198,6 @@ def compare_command(
     tfx runs compare base wide
     tfx runs compare runs/base runs/base-2 --json
     """
-    from core.runlog.overview import compare_runs
-    from core.runlog.reader import RunReader, find_run
-    from tfx_cli.runs_tables import comparison_text
-
     folders = [find_run(RUNS, name) for name in names]
     if len({folder.resolve() for folder in folders}) < 2:
         message = "give two different runs or more; 'tfx runs list' names them"
@@ -191,22 +214,16 @@ def compare_command(
 
 @app.command("export")
 def export_command(
-    run: RunArgument = None,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="File to write; - for stdout.")
-    ] = "-",
-    form: Annotated[
-        Literal["wide", "long"],
-        typer.Option("--form", help="A column per metric, or a row per value."),
-    ] = "wide",
-    file_format: Annotated[
-        Literal["csv", "json", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="Format; default: by the file's name, csv for stdout."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", metavar="SPLIT", help="Only train or validation.")
-    ] = None,
-    as_json: JsonOutput = False,
+    run: str | None = _RUN,
+    output: str = option("--output -o FILE", "File to write; - for stdout.", default="-"),
+    form: Literal["wide", "long"] = option(
+        "--form", "A column per metric, or a row per value.", default="wide"
+    ),
+    file_format: Literal["csv", "json", "jsonl", "parquet"] | None = option(
+        "--format", "Format; default: by the file's name, csv for stdout."
+    ),
+    split: str | None = option("--split SPLIT", "Only train or validation."),
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Write the metrics of a run as a table for other programs.
 
@@ -218,9 +235,6 @@ def export_command(
     tfx runs export base -o base.csv
     tfx runs export base -o - --form long --split validation
     """
-    from core.runlog.export import format_of, metrics_table, to_bytes, write_export
-    from core.runlog.reader import RunReader, find_run
-
     is_stdout = output == "-"
     if is_stdout and as_json:
         message = "--json describes a written file; for the metrics as JSON give --format json"
@@ -249,3 +263,223 @@ def export_command(
         as_json=as_json,
         text=lambda: f"{output}: {len(rows):,} rows, {len(columns)} columns",
     )
+
+
+# -- text
+
+
+def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
+    """Make the table of `tfx runs list`, about 80 columns wide."""
+    texts = [run_texts(row, now=now) for row in rows]
+    cells = [[*{**one, "state": _state(one["state"])}.values()] for one in texts]
+    return make_table(list(texts[0]), cells, right=range(2, 8))
+
+
+def _state(state: str) -> "Text":
+    from rich.text import Text
+
+    return Text(state, style=_STYLES.get(state, ""))
+
+
+# -- one run
+
+
+def overview_text(
+    found: RunOverview, metrics: Sequence[MetricRecord], *, now: float
+) -> Iterator[Paragraph]:
+    """Make the text of `tfx runs show`; ``metrics`` are for its curves."""
+    yield f"{found.row.path}: {_headline(found.row, now=now)}"
+    yield make_table(["", ""], _facts(found))
+    yield [curve for split in ("train", "validation") if (curve := _curve(metrics, split))]
+    if found.train is not None or found.last is not None:
+        mfu = number_in(found.train, "mfu")
+        lines = [] if mfu is None else [f"MFU {metric_value('mfu', mfu)} = {_MFU}"]
+        yield [_metrics_table(found), *(line + _mfu_numbers(found.run) for line in lines)]
+    if found.machines:
+        yield make_table(["machine", "", "at"], _machines(found, now=now))
+    if found.checkpoints:
+        yield make_table(["checkpoint", "step", "size", ""], _checkpoints(found))
+    if found.events:
+        shown = len(found.events)
+        title = f"last {shown} of {found.n_events} events" if shown < found.n_events else ""
+        yield make_table(["event", "step", "", "at"], map(_event, found.events), title=title)
+    if found.bad_lines:
+        yield f"{found.bad_lines:,} lines of its files could not be read and were left out"
+
+
+def _headline(row: RunRow, *, now: float) -> str:
+    parts = [row.state]
+    if row.step is not None:
+        fraction = f" ({row.step / row.total:.0%})" if row.total else ""
+        parts.append(f"step {progress_of(row.step, row.total)}{fraction}")
+    if row.last_data is not None:
+        parts.append(f"last data {ago(row.last_data, now=now)}")
+    if row.eta is not None:
+        parts.append(f"{duration(row.eta)} left")
+    return ", ".join(parts)
+
+
+def _facts(found: RunOverview) -> Iterator[tuple[str, str]]:
+    run = found.run
+
+    def known(name: str, text: str = "{}") -> list[str]:
+        return [] if run.get(name) in (None, "") else [text.format(str(run[name]))]
+
+    def count(name: str, noun: str) -> list[str]:
+        return [f"{run[name]:,} {noun}"] if type(run.get(name)) is int else []
+
+    if found.status.get("error"):
+        yield "error", str(found.status["error"])
+    sources = ", ".join(f"{source} ({number})" for source, number in found.sources.items())
+    yield "preset", f"{run.get('name', '')}{f': values from {sources}' if sources else ''}"
+    yield "store", f"{run.get('store', '')}{' (simulated cells)' if run.get('simulated') else ''}"
+    phenotypes = run.get("phenotypes")
+    parts = [
+        f"{name} ({len(values)})" if isinstance(values, list) else str(name)
+        for name, values in (phenotypes if isinstance(phenotypes, dict) else {}).items()
+    ]
+    parts = [*count("parameters", "parameters"), *count("genes", "genes"), *parts]
+    yield "model", ", ".join(parts)
+    if found.model_size is not None:
+        step = "" if found.kept is None else f", of step {found.kept['step']:,}"
+        yield "model folder", f"{found.row.path}/model ({size(found.model_size)}{step})"
+    precision = [PRECISIONS.get(one, one) for one in known("precision")]
+    devices = dict.fromkeys([*known("device"), *known("device_name")])
+    processes = count("processes", "process" if run.get("processes") == 1 else "processes")
+    yield "device", ", ".join([*devices, *precision, *processes])
+    yield "host", ", ".join([*known("host"), *known("job", "job {}")])
+    yield "started", f"{date(number_in(run, 'started'))}, {duration(found.seconds)} of training"
+    versions = [*known("tfx", "tfx {}"), *known("python", "python {}")]
+    yield "versions", ", ".join([*versions, *known("commit", "commit {:.12}")])
+    if isinstance(run.get("argv"), list):
+        yield "command", " ".join(map(str, run["argv"]))
+
+
+def _curve(metrics: Sequence[MetricRecord], split: str) -> str:
+    losses = [number_in(one, "loss") for one in metrics if one.get("split") == split]
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < 2:
+        return ""
+    first, last, lowest = (metric_value("loss", one) for one in (known[0], known[-1], min(known)))
+    return f"{f'{split} loss':<15}  {curve_text(losses)}  {first} to {last}, lowest {lowest}"
+
+
+def _metrics_table(found: RunOverview) -> "Table":
+    columns = {"train": found.train, "validation": found.last}
+    if found.kept is not None and found.kept is not found.last:
+        columns["lowest loss"] = found.kept
+    names = dict.fromkeys(name for record in columns.values() for name in record or ())
+    rows = []
+    for name in names:
+        if name not in RESERVED_METRIC_KEYS:
+            best = found.best.get(name)
+            last = "" if best is None else f"{metric_value(name, best.value)} at {best.step:,}"
+            shown = [_metric(record, name) for record in columns.values()]
+            rows.append([_label(name), *shown, last])
+    heads = [
+        f"{head}, step {record['step']:,}" if record is not None else head
+        for head, record in columns.items()
+    ]
+    return make_table(["metric", *heads, "best, at step"], rows, right=range(1, 2 + len(heads)))
+
+
+def _label(name: str) -> str:
+    info = metric_info(name)
+    return f"{info.label}, {info.unit}" if info.unit else info.label
+
+
+def _metric(record: MetricRecord | None, name: str) -> str:
+    if record is None or name not in record:
+        return ""
+    nonfinite = record.get("nonfinite")
+    if record[name] is None and isinstance(nonfinite, list) and name in nonfinite:
+        return "not finite"
+    return metric_value(name, record[name])
+
+
+def _mfu_numbers(run: Mapping[str, Any]) -> str:
+    """Write P, layers, d and the peak, if the run has recorded them."""
+    encoder, peak = run.get("encoder"), number_in(run, "peak_flops")
+    if not isinstance(encoder, dict) or peak is None:
+        return ""
+    return (
+        f", P = {encoder.get('parameters'):,}, {encoder.get('layers')} layers, "
+        f"d = {encoder.get('width')}, peak {short_count(peak)}FLOP/s"
+    )
+
+
+def _machines(found: RunOverview, *, now: float) -> Iterator[Sequence[object]]:
+    for host, line in found.machines.items():
+        yield host, machine_text(line), ago(number_in(line, "t"), now=now)
+        yield from ((f"  {name}", text, "") for name, text in gpus_of(line))
+
+
+def _checkpoints(found: RunOverview) -> Iterator[Sequence[object]]:
+    for one in found.checkpoints:
+        notes = ["best"] if one.is_best else []
+        notes += ["newest"] if one is found.checkpoints[-1] else []
+        notes += [] if one.is_whole else ["not whole"]
+        yield one.name, one.step, size(one.size), ", ".join(notes)
+
+
+def _event(record: EventRecord) -> Sequence[object]:
+    step = number_in(record, "step")
+    details = []
+    for name, value in record.items():
+        if name not in _EVENT_KEYS and value is not None:
+            text = metric_value(name, value) if isinstance(value, float) else str(value)
+            is_cells = name == "rows" and isinstance(value, list)
+            details.append(f"{name}: {f'{len(value)} cells' if is_cells else text}")
+    shown = "  ".join(details)
+    cut = shown[:_LONGEST_DETAIL] + ("..." if len(shown) > _LONGEST_DETAIL else "")
+    when = date(number_in(record, "t"))
+    return str(record.get("event", "")), None if step is None else int(step), cut, when
+
+
+# -- runs side by side
+
+
+def comparison_text(found: Comparison) -> Iterator[Paragraph]:
+    """Make the text of `tfx runs compare`."""
+    names = [row.name for row in found.runs]
+    names = [row.path if names.count(row.name) > 1 else row.name for row in found.runs]
+    settings = [[key, *map(_setting, values)] for key, values in found.settings.items()]
+    yield make_table(["preset", *names], settings) if settings else "The presets are the same."
+    rows: list[Sequence[object]] = [
+        ["state", *(_state(row.state) for row in found.runs)],
+        ["step", *(progress_of(row.step, row.total) for row in found.runs)],
+        *map(_compared, found.metrics),
+    ]
+    table = make_table(["metric", *names], rows, right=range(1, 1 + len(names)))
+    best = ["* best"] if any(metric.best for metric in found.metrics) else []
+    yield [table, *best, *found.notes]
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _LONGEST_SETTING else text[: _LONGEST_SETTING - 3] + "..."
+
+
+def _compared(metric: ComparedMetric) -> Sequence[object]:
+    from rich.text import Text
+
+    label = _LABELS.get((metric.name, metric.at))
+    if label is None:
+        label = f"  {_label(metric.name)}" if metric.at == "kept" else _label(metric.name)
+    cells = []
+    for place, value in enumerate(metric.values):
+        text, is_best = _value(metric.name, value), place in metric.best
+        cells.append(Text(f"* {text}" if is_best else text, style="bold" if is_best else ""))
+    return [label, *cells]
+
+
+def _value(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name == "seconds":
+        return duration(value)
+    if name == "step":
+        return f"{value:,.0f}"
+    return short_count(value) if name == "parameters" else metric_value(name, value)

@@ -1,58 +1,54 @@
-"""`tfx train`: train a preset as a new run, or continue a run that stopped."""
+"""`tfx train`: train a preset as a new run, continue a run that stopped, or forecast either."""
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
-from tfx_cli.arguments import bundled_presets, existing_run, new_run_folder
+from core.wording import duration, size
+from tfx_cli.arguments import bundled_presets, existing_run, new_run_folder, preset_of
+from tfx_cli.command_line import argument, option
 from tfx_cli.launch import LAUNCHER, is_main_process, launch, stop_on_signals
-from tfx_cli.options import Assignments, ConfigFiles, JsonOutput, preset_option
-from tfx_cli.output import make_table, narrate, print_result
-from tfx_cli.progress import show_progress
-from tfx_cli.train_forecast import show_forecast
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, preset_option
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
     from core.cells.store import Store
     from core.presets.loading import ResolvedPreset
     from core.training.engine import TrainResult
+    from core.training.forecast import RunForecast
+
+_BAR_WIDTH = 24
+_VERDICTS = {
+    "ok": "memory and disk suffice",
+    "tight": "memory or disk is tight",
+    "too much": "this does not fit",
+}
 
 
 def train(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET | RUN",
-            help="A preset (file or bundled name), or a run that stopped, to continue it.",
-        ),
-    ],
-    run: Annotated[
-        str | None,
-        typer.Option("--run", metavar="NAME", help="Name of the new run; default: the preset's."),
-    ] = None,
-    steps: Annotated[int | None, preset_option("train.max_steps", "--steps")] = None,
-    device: Annotated[
-        str | None, preset_option("train.device", "--device", metavar="auto|cpu|cuda|mps")
-    ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(
-            "--processes", metavar="N", min=1, help="Processes: one per GPU of this machine."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Forecast size, memory, time and files; write nothing."),
-    ] = False,
-    config: ConfigFiles = None,
-    assign: Assignments = None,
-    as_json: JsonOutput = False,
+    target: str = argument(
+        "PRESET | RUN", "A preset (file or bundled name), or a run that stopped, to continue it."
+    ),
+    run: str | None = option("--run NAME", "Name of the new run; default: the preset's."),
+    steps: int | None = preset_option("--steps", "train.max_steps"),
+    device: str | None = preset_option("--device auto|cpu|cuda|mps", "train.device"),
+    processes: int | None = option(
+        "--processes N", "Processes: one per GPU of this machine.", min=1
+    ),
+    dry_run: bool = option(
+        "--dry-run", "Forecast size, memory, time and files; write nothing.", default=False
+    ),
+    config: list[Path] | None = CONFIG_FILES,
+    assign: list[str] | None = ASSIGNMENTS,
+    as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Train a model of cells; the store of cells is prepared first if it is missing.
 
@@ -107,13 +103,9 @@ def train(
     check_start_shape(resolved.preset)
     CellFilter.parse(resolved.preset.data.where, where="data.where")
     if dry_run:
-        show_forecast(
-            resolved,
-            folder or new_run_folder(resolved.name, run),
-            store=None if folder is None else _store_of_run(folder),
-            processes=processes or 1,
-            as_json=as_json,
-        )
+        folder_of_run = folder or new_run_folder(resolved.name, run)
+        store = None if folder is None else _store_of_run(folder)
+        _show_forecast(resolved, folder_of_run, store, processes or 1, as_json=as_json)
         return
     with show_progress() as listener:
         if folder is not None:
@@ -153,18 +145,10 @@ def train(
 
 def _changed_preset(folder: Path, changes: Mapping[str, Any]) -> "ResolvedPreset":
     """Read the preset of a run, with the changes of the command line."""
-    from core.presets.loading import ResolvedPreset
     from core.runlog.reader import RunReader
-    from core.runlog.schema import CONFIG_FILE
     from core.training.checkpoints import check_changes
 
-    path = folder / CONFIG_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        message = f"{path} cannot be read ({error.strerror}): this run cannot continue; train its preset again"
-        raise ConfigurationError(message) from error
-    own = ResolvedPreset.from_toml(text, where=str(path))
+    own = preset_of(folder, error_type=ConfigurationError)
     resolved = own.changed(**changes)
     has_changes = bool(check_changes(own.preset, resolved.preset, where=str(folder)))
     status = RunReader(folder).status
@@ -190,14 +174,118 @@ def _store_of_run(folder: Path) -> "Store":
     return store
 
 
-def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator["RenderableType"]:
+def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator[Paragraph]:
     yield f"{result.run}: {result.steps:,} steps; the model folder holds step {result.best_step:,}"
-    accuracies = {name: one for name, one in result.validation.items() if name.startswith("acc/")}
-    if accuracies:
-        rows = [[name.removeprefix("acc/"), f"{one:.3f}"] for name, one in accuracies.items()]
-        yield ""
+    rows = [
+        [name.removeprefix("acc/"), f"{one:.3f}"]
+        for name, one in result.validation.items()
+        if name.startswith("acc/")
+    ]
+    if rows:
         yield make_table(["validation: mask accuracy", ""], rows)
     use = "predict new.h5ad -o labelled.h5ad" if is_classifier else "generate -n 1000 -o cells.h5ad"
-    yield ""
-    yield f"next: tfx eval {result.run}"
-    yield f"      tfx {use} --run {result.run}"
+    yield [f"next: tfx eval {result.run}", f"      tfx {use} --run {result.run}"]
+
+
+# -- the forecast of --dry-run
+
+
+def _show_forecast(
+    resolved: "ResolvedPreset",
+    folder: Path,
+    store: "Store | None",
+    processes: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Print size, memory, time and files of a new run, or of the rest of the run of a store."""
+    from core.cells.checks.check import check_data
+    from core.cells.prepare import find_store
+    from core.runlog.schema import CHECKPOINTS_FOLDER
+    from core.training.forecast import forecast_run, outline_of_facts, outline_of_store
+
+    preset = resolved.preset
+    store = store or find_store(preset.data, resolved.name)
+    if store is not None:
+        cells = outline_of_store(preset, store)
+    else:
+        with show_progress() as listener:
+            report = check_data(preset.data, scope="tables", on_progress=listener)
+        report.raise_failures()
+        cells = outline_of_facts(preset, report.facts)
+    saved = sorted((folder / CHECKPOINTS_FOLDER).glob("step-*"))
+    done = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    forecast = forecast_run(preset, cells, folder, processes=processes, done=done)
+    print_result(
+        "train-forecast",
+        {"run": folder, "cells_from": cells.source, **asdict(forecast)},
+        as_json=as_json,
+        text=lambda: _forecast_text(forecast, cells.source, folder),
+    )
+
+
+def _forecast_text(forecast: "RunForecast", source: str, folder: Path) -> Iterator[Paragraph]:
+    yield f"{folder}: a forecast; nothing was written"
+    yield make_table(["", ""], _forecast_facts(forecast, source))
+    n_parameters = sum(forecast.parameters.values())
+    yield _parts_table(["parameters", f"{n_parameters:,}", ""], forecast.parameters, "{:,}".format)
+    formulas = {"token": "6 P + 12 · layers · d · L̄"}
+    rows = [
+        [f"per {unit}", _operations(n), formulas.get(unit, "")]
+        for unit, n in forecast.operations.items()
+    ]
+    yield make_table(["operations", "", ""], rows, right=(1,))
+    used, free = sum(forecast.memory.values()), forecast.memory_available
+    head = ["memory of a process", size(used), f"{used / free:.0%} of {size(free)} free"]
+    yield _parts_table(head, forecast.memory, size)
+    if forecast.seconds:
+        times = {
+            stage: f"{n * 1e3:.0f} ms" if n < 1 else duration(n)
+            for stage, n in forecast.seconds.items()
+        }
+        yield make_table(["time", ""], times.items(), right=(1,))
+    yield f"times: {forecast.timing}"
+    head = ["files", size(sum(forecast.files.values())), f"of {size(forecast.disk_free)} free"]
+    yield _parts_table(head, forecast.files, size)
+    yield [*(f"note: {note}" for note in forecast.notes), _VERDICTS[forecast.verdict]]
+
+
+def _parts_table(
+    head: list[str], parts: Mapping[str, float], text: Callable[[float], str]
+) -> "Table":
+    """Make a table of parts of a whole, with bars."""
+    whole = sum(parts.values())
+    rows = []
+    for part, n in parts.items():
+        blocks, eighths = divmod(round(n / whole * _BAR_WIDTH * 8), 8)
+        rows.append([part, text(n), "█" * blocks + " ▏▎▍▌▋▊▉"[eighths].strip()])
+    return make_table(head, rows, right=(1,))
+
+
+def _forecast_facts(forecast: "RunForecast", source: str) -> Iterator[list[object]]:
+    machine, tokens, cells = forecast.machine, forecast.tokens, forecast.cells
+    done = f", {tokens['steps_done']:,.0f} of them done" if tokens["steps_done"] else ""
+    together = f"{machine['processes']} processes, each: " if machine["processes"] != 1 else ""
+    epochs = f"{tokens['epochs']:,.1f} epochs of {tokens['steps_per_epoch']:,.0f}"
+    device = f"{machine['device']} ({machine['name']}), {machine['precision']}"
+    genes = f"{tokens['genes']:,.0f} genes"
+    if tokens["longest"] == tokens["sequence"]:
+        sequence = f"{tokens['sequence']:,.0f} tokens: {genes}, header and end"
+    else:
+        longest = f"{tokens['longest']:,.0f} at most; a panel of {genes}"
+        sequence = f"{tokens['sequence']:,.0f} tokens on average, {longest}"
+    n_training, n_validation = cells["training"], cells["validation"]
+    yield ["cells", f"{n_training:,.0f} for training, {n_validation:,.0f} for validation"]
+    yield ["known from", source]
+    yield ["sequence", sequence]
+    yield ["step", f"{cells['step']:,.0f} cells, {tokens['step']:,.0f} tokens"]
+    yield ["steps", f"{tokens['steps']:,.0f}{done}: {epochs}"]
+    yield ["computed on", f"{together}{device}"]
+    yield ["attention", f"{machine['attention']}: {machine['reason']}"]
+
+
+def _operations(n: float) -> str:
+    for unit, one in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if n >= one:
+            return f"{n / one:,.1f} {unit}"
+    return f"{n / 1e6:,.1f} MFLOP"

@@ -270,15 +270,14 @@ def drawn(matrix, values, *, colour=False):
         file=io.StringIO(), width=100, force_terminal=colour,
         color_system="truecolor" if colour else None,
     )  # fmt: skip
-    parts = list(confusion_text("tissue", SimpleNamespace(confusion=matrix, values=values)))
-    for part in parts:
+    for part in confusion_text("tissue", SimpleNamespace(confusion=matrix, values=values)):
         console.print(part)
     return console.file.getvalue()
 
 
 def test_rows_are_per_cent_of_the_true_values_cells():
     text = drawn([[3, 1, 0], [0, 8, 0], [0, 0, 0]], ["lung", "blood", "unseen"])
-    _, title, head, _, *rows = [line.split() for line in text.splitlines()]
+    title, head, _, *rows = [line.split() for line in text.splitlines()]
     assert " ".join(title) == "tissue: predictions (columns) in per cent of the true value's cells"
     assert head == ["true", "value", "cells", "a", "b"]
     assert rows == [["a", "lung", "4", "75", "25"], ["b", "blood", "8", ".", "100"]]

@@ -5,7 +5,7 @@ import pytest
 
 from core.progress import ProgressEvent, ignore_progress
 from tfx_cli import output
-from tfx_cli.progress import ProgressLines, show_progress
+from tfx_cli.output import ProgressLines, show_progress
 
 
 class Clock:

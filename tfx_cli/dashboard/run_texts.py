@@ -13,6 +13,7 @@ from core.runlog.schema import EventRecord, metric_info
 from tfx_cli.dashboard.themes import bar
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import (
+    PRECISIONS,
     ago,
     date,
     gpus_of,
@@ -21,7 +22,6 @@ from tfx_cli.formatting import (
     short_count,
     shortened,
 )
-from tfx_cli.runs_tables import PRECISIONS
 
 PHENOTYPE_COLUMNS = ("phenotype", "mask accuracy", "best", "majority", "test", "LR", "test F1")
 _EVENT_STYLES = {

@@ -23,8 +23,7 @@ from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, Series
 from tfx_cli.dashboard.themes import series_colours, state_sign
 from tfx_cli.dashboard.workspace import WorkspaceView
-from tfx_cli.formatting import count_of
-from tfx_cli.runs_tables import run_texts
+from tfx_cli.formatting import count_of, run_texts
 
 _COLUMNS = ("", "run", "state", "step", "loss", "val. loss", "accuracy", "last data", "left")
 _LEFT_COLUMNS = ("", "run", "state")

@@ -1,0 +1,279 @@
+"""`tfx predict` and `tfx embed`: annotate the cells of a file that the model has never seen."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.errors import ConfigurationError
+from tfx_cli.arguments import check_output, model_folder
+from tfx_cli.command_line import argument, option
+from tfx_cli.options import (
+    DEVICE,
+    GENE_IDS,
+    JSON_OUTPUT,
+    MATRIX,
+    MODEL,
+    OVERWRITE,
+    Device,
+)
+from tfx_cli.output import make_table, narrate, print_result, show_progress, warn
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from core.inference.query_cells import Hint, QueryCells
+    from core.model.folder import CellModel
+
+_CELLS = argument("FILE.h5ad", "The cells.")
+_GIVEN = option(
+    "--given NAME[=COLUMN]",
+    "A known phenotype to show to the model: tissue, or tissue=organ for the obs column organ; can "
+    "be repeated.",
+)
+
+
+def predict(
+    file: str = _CELLS,
+    output: Path = option(
+        "--output -o OUT.h5ad | OUT.csv",
+        "A copy of the file with the predictions in obs, or a table of the predictions.",
+        default=...,
+    ),
+    run: str | None = MODEL,
+    given: list[str] | None = _GIVEN,
+    least: float = option(
+        "--unsure-below",
+        "Probability below which a prediction is unsure.",
+        min=0.0,
+        max=1.0,
+        default=0.5,
+    ),
+    prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
+    matrix: str = MATRIX,
+    gene_ids: str = GENE_IDS,
+    device: Device = DEVICE,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Label the cells of a file: every phenotype of the model, with its probability.
+
+    Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
+    tfx_NAME_probability and tfx_NAME_unsure. Genes are joined by id or symbol; those that the file
+    lacks are masked, not taken for unexpressed. The model folder is enough: you need neither the
+    training cells nor the run.
+
+    Examples
+    --------
+    tfx predict new.h5ad -o labelled.h5ad
+    tfx predict new.h5ad -o labels.csv --given tissue=organ --run runs/base
+    """
+    check_output(output, (".h5ad", ".csv"), what="labelled cells", overwrite=overwrite)
+    folder = model_folder(run)
+    # torch and transformers, 3 s: not before the options are checked.
+    from core.files import replace_file
+    from core.inference.annotate import predict_phenotypes_of, prediction_table
+    from core.inference.annotated_file import annotated_copy
+
+    model = _load(folder, device)
+    with _query(file, model, given, matrix, gene_ids) as (cells, hints):
+        with contextlib.ExitStack() as stack:
+            copy = None
+            if output.suffix != ".csv":
+                copy = stack.enter_context(annotated_copy(file, output))
+                known = {hint.name for hint in hints}
+                names = [f"{prefix}{name}" for name in model.config.predicted if name not in known]
+                ends = ("", "_probability", "_unsure")
+                columns = [f"obs/{name}{end}" for name in names for end in ends]
+                copy.check_free(*columns, remedy="choose another --prefix")
+            with show_progress() as listener:
+                predictions = predict_phenotypes_of(model, cells, hints, on_progress=listener)
+            table = prediction_table(
+                predictions, cells.source.obs.index, unsure_below=least, prefix=prefix
+            )
+            if copy is None:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(output, table.to_csv(float_format="%.4f", index_label="cell"))
+            else:
+                copy.add_columns("obs", {str(name): table[name].array for name in table})
+                copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
+        n_cells, missing = cells.n_cells, int(cells.missing.sum())
+    narrate(f"{output}: {n_cells:,} cells")
+    summaries = {
+        one.name: {
+            "cells": one.cells_per_value(),
+            "mean_probability": float(one.probability.mean()) if n_cells else None,
+            "unsure": int(one.is_unsure(least).sum()),
+        }
+        for one in predictions
+    }
+    is_simulated = bool(model.provenance.get("simulated"))
+    print_result(
+        "predict",
+        {
+            "output": output,
+            "cells": n_cells,
+            "model": folder,
+            "genes_missing": missing,
+            "given": [hint.name for hint in hints],
+            "phenotypes": summaries,
+        },
+        as_json=as_json,
+        text=lambda: _predictions_text(summaries, n_cells, is_simulated=is_simulated),
+    )
+
+
+def embed(
+    file: str = _CELLS,
+    output: Path = option("--output -o OUT.h5ad", "An annotated copy of the file.", default=...),
+    run: str | None = MODEL,
+    place: str = option(
+        "--from PLACE",
+        "Output position of the embedding: cls, mean (over all tokens), or a phenotype.",
+        default="cls",
+    ),
+    key: str = option("--key", "Name in obsm (cells), and in varm (genes).", default="X_tfx"),
+    genes: bool = option("--genes", "Add embeddings of the genes to varm as well.", default=False),
+    denoise: str | None = option(
+        "--denoise LAYER",
+        "Add the expression that the model expects of each of its genes to this layer.",
+    ),
+    given: list[str] | None = _GIVEN,
+    matrix: str = MATRIX,
+    gene_ids: str = GENE_IDS,
+    device: Device = DEVICE,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Add embeddings of cells to obsm, ready for scanpy's neighbors and umap.
+
+    Genes are joined as in 'tfx predict'. Then, in Python:
+    sc.pp.neighbors(adata, use_rep="X_tfx"); sc.tl.umap(adata).
+
+    Examples
+    --------
+    tfx embed new.h5ad -o embedded.h5ad
+    tfx embed new.h5ad -o embedded.h5ad --from cell_type --genes --denoise tfx_denoised
+    """
+    check_output(output, (".h5ad",), what="embedded cells", overwrite=overwrite)
+    folder = model_folder(run)
+    # torch and transformers, 3 s: not before the options are checked.
+    from core.inference.annotate import (
+        add_denoised,
+        add_gene_embeddings,
+        embed_cells,
+        gene_embeddings,
+        note_on_embedding,
+        resolve_position,
+    )
+    from core.inference.annotated_file import annotated_copy
+
+    model = _load(folder, device)
+    position = resolve_position(model.config, place)
+    if model.network.encoder_part is None:
+        gene_embeddings(model)  # raises: there are none
+    elif (note := note_on_embedding(model.config, position)) is not None:
+        warn(note)
+    if denoise is not None and "/" in denoise:
+        message = f"--denoise {denoise}: the name of a layer has no '/'"
+        raise ConfigurationError(message)
+    width = model.config.hidden_size
+    with _query(file, model, given, matrix, gene_ids) as (cells, hints):
+        if cells.choice.matrix == "raw" and (genes or denoise):
+            message = (
+                f"{file}: the model's genes are in raw, which has other rows than var; leave out "
+                f"--genes and --denoise, or give --matrix X"
+            )
+            raise ConfigurationError(message)
+        with annotated_copy(file, output) as copy, show_progress() as listener:
+            new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
+            new += [f"layers/{denoise}"] if denoise else []
+            copy.check_free(*new, remedy="choose another --key, or layer of --denoise")
+            write = copy.add_array(f"obsm/{key}", (cells.n_cells, width))
+            embed_cells(model, cells, write, position=position, hints=hints, on_progress=listener)
+            if genes:
+                add_gene_embeddings(copy, key, model, cells)
+            if denoise:
+                add_denoised(copy, denoise, model, cells, hints=hints, on_progress=listener)
+        n_cells, missing = cells.n_cells, int(cells.missing.sum())
+    narrate(f"{output}: obsm['{key}'] ({n_cells:,} x {width})")
+    print_result(
+        "embed",
+        {
+            "output": output,
+            "cells": n_cells,
+            "key": key,
+            "width": width,
+            "model": folder,
+            "from": place,
+            "genes_missing": missing,
+        },
+        as_json=as_json,
+        text=lambda: f'next: sc.pp.neighbors(adata, use_rep="{key}")',
+    )
+
+
+def _load(folder: Path, device: str) -> "CellModel":
+    from core.model.folder import CellModel
+    from core.training.machine import choose_device
+
+    return CellModel.load(folder, device=choose_device(device, where="--device"))
+
+
+@contextlib.contextmanager
+def _query(
+    file: str, model: "CellModel", given: Sequence[str] | None, matrix: str, gene_ids: str
+) -> Iterator[tuple["QueryCells", "list[Hint]"]]:
+    """Open the cells of a file with the phenotypes that are given of them, and describe them."""
+    from core.inference.query_cells import open_query_cells, read_hint
+
+    with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
+        hints = [read_hint(cells.source, model.config, one) for one in given or []]
+        found = int((~cells.missing).sum())
+        narrate(
+            f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} "
+            f"genes (by {cells.joined_by}), {cells.choice.matrix} holds {cells.choice.state}"
+        )
+        for one in hints:
+            if one.unknown:
+                first = list(one.unknown.items())[:5]
+                labels = ", ".join(f"'{label}' ({n:,})" for label, n in first)
+                warn(
+                    f"--given {one.name}: the model does not know {labels}; taken as not specified"
+                )
+        yield cells, hints
+
+
+def _facts(
+    model: "CellModel", folder: Path, cells: "QueryCells", hints: "Sequence[Hint]", least: float
+) -> dict[str, Any]:
+    from core import __version__
+
+    return {
+        "tfx": __version__,
+        "model": str(model.provenance.get("name", folder)),
+        "step": int(model.provenance.get("step", 0)),
+        "genes": len(model.panel),
+        "genes_missing": int(cells.missing.sum()),
+        "joined_by": cells.joined_by,
+        "matrix": cells.choice.matrix,
+        "given": json.dumps({hint.name: hint.column for hint in hints}),
+        "unsure_below": least,
+        "simulated_training_data": bool(model.provenance.get("simulated", False)),
+    }
+
+
+def _predictions_text(
+    summaries: dict[str, dict[str, Any]], n_cells: int, *, is_simulated: bool
+) -> "list[RenderableType]":
+    rows = []
+    for name, found in summaries.items():
+        common = list(found["cells"].items())[:3]
+        shown = ", ".join(f"{value} {n / max(n_cells, 1):.0%}" for value, n in common)
+        more = ", ..." if len(found["cells"]) > 3 else ""
+        unsure = f"{found['unsure'] / max(n_cells, 1):.0%}"
+        rows.append([name, shown + more, f"{found['mean_probability'] or 0:.2f}", unsure])
+    table = make_table(["phenotype", "most cells are", "mean probability", "unsure"], rows)
+    note = "The model was trained on simulated cells: these labels say nothing about real biology."
+    return [note, table] if is_simulated else [table]
