@@ -53,7 +53,7 @@ class FoundColumn:
     #: Cells that have a label.
     n_known: int
     #: (cells of all files,), of the sorted labels.
-    codes: NDArray[np.signedinteger] = field(repr=False)
+    codes: NDArray[np.signedinteger] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
