@@ -52,14 +52,9 @@ def train(
 ) -> CellModel:
     """Train a model, as `tfx train`, and return it; its cells are prepared first.
 
-    Parameters
-    ----------
-    preset
-        A TOML file, or the name of a bundled preset.
-    folder
-        Of the run. An interrupted run continues from its last checkpoint.
-    settings
-        Keys of the preset to change, as in ``{"data.files": "cells.h5ad", "train.max_steps": 100}``.
+    ``preset`` is a TOML file or the name of a bundled preset; ``settings`` are keys of it to change, as in
+    ``{"data.files": "cells.h5ad", "train.max_steps": 100}``. An interrupted run in ``folder`` continues from
+    its last checkpoint.
     """
     resolved = take_shape_of_start(resolve_preset(Path(preset), options=settings))
     check_preset(resolved.preset)
@@ -119,20 +114,15 @@ def predict(
 ) -> "AnnData":
     """Return a copy of the cells with predicted phenotypes in obs, as `tfx predict`.
 
-    Parameters
-    ----------
-    given
-        Phenotypes that are known: "tissue", or "tissue=organ" for the obs column organ.
-    unsure_below
-        Probability below which a prediction is unsure.
+    ``given`` are phenotypes that are known: "tissue", or "tissue=organ" for the obs column organ. A
+    prediction is unsure below the probability ``unsure_below``.
     """
     model, labelled = _loaded(model), _in_memory(cells)
     with open_query_cells(labelled, model.panel) as query:
         hints = [read_hint(query.source, model.config, one) for one in given]
         predictions = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
-    table = prediction_table(
-        predictions, labelled.obs_names, unsure_below=unsure_below, prefix=prefix
-    )
+    names = labelled.obs_names
+    table = prediction_table(predictions, names, unsure_below=unsure_below, prefix=prefix)
     for name in table:
         labelled.obs[name] = table[name]
     return labelled
@@ -149,24 +139,15 @@ def embed(
 ) -> "AnnData":
     """Return a copy of the cells with (cells, hidden size) embeddings in obsm, as `tfx embed`.
 
-    Parameters
-    ----------
-    place
-        Output position of the embedding: "cls", "mean" (over all tokens), or a phenotype.
+    ``place`` is the output position of the embedding: "cls", "mean" (over all tokens), or a phenotype.
     """
     model, embedded = _loaded(model), _in_memory(cells)
     position = resolve_position(model.config, place)
     found = np.empty((embedded.n_obs, model.config.hidden_size), dtype=np.float32)
     with open_query_cells(embedded, model.panel) as query:
         hints = [read_hint(query.source, model.config, one) for one in given]
-        embed_cells(
-            model,
-            query,
-            found.__setitem__,
-            position=position,
-            hints=hints,
-            on_progress=on_progress,
-        )
+        write = found.__setitem__
+        embed_cells(model, query, write, position=position, hints=hints, on_progress=on_progress)
     embedded.obsm[key] = found
     return embedded
 
@@ -185,16 +166,9 @@ def generate(
 ) -> "AnnData":
     """Generate cells, as `tfx generate`: X (cells, genes), log1p of counts per 10,000.
 
-    ``uns["tfx_generation"]`` records the request, and notes that you should read.
-
-    Parameters
-    ----------
-    phenotypes
-        Name -> value, as in ``{"sex": "female", "tissue": "lung"}``.
-    n_cells
-        By default 200, or the number that fills up ``balance``.
-    sampling
-        Keys of ``[generate]`` of a preset, as in ``steps=64, decode="counts"``.
+    ``phenotypes`` is name -> value, as in ``{"sex": "female", "tissue": "lung"}``; ``n_cells`` is by default
+    200, or the number that fills up ``balance``. ``sampling`` are keys of ``[generate]`` of a preset, as in
+    ``steps=64, decode="counts"``. ``uns["tfx_generation"]`` records the request, and notes that you should read.
     """
     model = _loaded(model)
     requested = phenotypes or {}
@@ -221,12 +195,8 @@ def edit(
 ) -> "AnnData":
     """Set phenotypes of real cells, as `tfx generate --from`; their genes change with them.
 
-    X holds the changed cells, ``layers["before"]`` the cells as they were.
-
-    Parameters
-    ----------
-    values
-        Phenotype -> value to set, as in ``{"disease": "normal"}``.
+    ``values`` is phenotype -> value to set, as in ``{"disease": "normal"}``. X holds the changed cells,
+    ``layers["before"]`` the cells as they were.
     """
     model = _loaded(model)
     settings = changed_settings(model.generate, {"decode": "sample", **sampling})

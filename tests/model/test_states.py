@@ -11,9 +11,9 @@ from core.encoding.masking import Show
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError
 from core.generation.cell_generator import sample_cells
-from core.generation.edit import edit_bins
 from core.generation.partial_cells import shown_phenotypes
 from core.generation.plan import CellPlan, plan_for
+from core.inference.edited_cells import edit_bins
 from core.model.batch_tensors import BatchTensors
 from core.model.log_linear_fit import find_states, fit_log_linear
 from tests.model.examples import make_cell_model, make_network

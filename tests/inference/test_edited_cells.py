@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigurationError
-from core.generation.edit import check_can_edit, edit_bins
+from core.inference.edited_cells import check_can_edit, edit_bins
 from core.presets.schema import GenerateSettings
+from tests.generation.examples import FEMALE, MARGINALS, known_model, set_class_effect, set_pairs
 from tests.model.examples import N_GENES, make_cell_model
-
-from .examples import FEMALE, MARGINALS, known_model, set_class_effect, set_pairs
 
 N_CELLS = 4000
 CLOSE = 5 * 0.5 / np.sqrt(N_CELLS)
