@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core import __version__
+from core.cells.genes import GenePanel
 from core.errors import ConfigurationError
 from core.generation.cell_sizes import CellSizes, sample_counts
 from core.generation.partial_cells import PartialCells
@@ -152,11 +153,6 @@ class CellGenerator:
         """Return the obs names of the cells."""
         return [f"tfx-{self.request.seed}-{cell}" for cell in cells]
 
-    def genes(self) -> pd.DataFrame:
-        """Return var."""
-        panel = self.model.panel
-        return pd.DataFrame({"gene_symbol": list(panel.symbols)}, index=pd.Index(panel.ids))
-
     def provenance(self) -> dict[str, Any]:
         """Return ``uns["tfx_generation"]``: plain values, because .h5ad files have no None."""
         request, size = self.request, self.request.library_size
@@ -179,6 +175,11 @@ class CellGenerator:
             **model_facts(self.model),
             "notes": list(self.notes),
         }
+
+
+def gene_table(panel: GenePanel) -> pd.DataFrame:
+    """Return var of the genes of a panel."""
+    return pd.DataFrame({"gene_symbol": list(panel.symbols)}, index=pd.Index(panel.ids))
 
 
 def model_facts(model: CellModel) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def generate_cells(
     cells = AnnData(
         X=sparse.vstack([block.expression for block in blocks], format="csr"),
         obs=pd.DataFrame(labels, index=pd.Index(made.cell_names(range(request.n_cells)))),
-        var=made.genes(),
+        var=gene_table(model.panel),
         uns={GENERATION_KEY: made.provenance()},
     )
     return cells, made.notes

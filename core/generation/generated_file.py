@@ -29,7 +29,7 @@ from scipy import sparse
 
 from core.errors import ConfigurationError, DataError, MachineError
 from core.files import free_space, plain_json, write_json
-from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator
+from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator, gene_table
 from core.generation.cell_sizes import log_values, mean_genes_per_cell
 from core.progress import Listener, ProgressEvent, ignore_progress
 
@@ -217,7 +217,7 @@ def _assemble(
     AnnData(
         X=sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32)),
         obs=pd.DataFrame(index=pd.Index([], dtype=str)),
-        var=made.genes(),
+        var=gene_table(made.model.panel),
         uns={GENERATION_KEY: made.provenance()},
     ).write_h5ad(path)
     with h5py.File(path, "r+") as file:

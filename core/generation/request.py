@@ -149,11 +149,6 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
     """Return value of a phenotype -> training cells by which it trails the commonest value.
 
     Values without training cells cannot be filled up, and lack none.
-
-    Raises
-    ------
-    ConfigurationError
-        The model has no such phenotype, the request fixes it, or its values are balanced already.
     """
     requested = resolve_phenotypes(model.config, phenotypes)
     names = list(model.config.phenotypes)

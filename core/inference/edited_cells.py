@@ -28,7 +28,7 @@ from torch import Tensor
 
 from core.errors import ConfigurationError, MachineError
 from core.files import replacing
-from core.generation.cell_generator import GENERATION_KEY, model_facts
+from core.generation.cell_generator import GENERATION_KEY, gene_table, model_facts
 from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.generation.request import FEW_CELLS, resolve_phenotypes
@@ -136,18 +136,13 @@ def edit_cells(
     was, now = sparse.vstack(before, format="csr"), sparse.vstack(after, format="csr")
     obs = query.source.obs.copy()
     columns = {hint.slot: hint.column for hint in hints}
-    names = list(model.config.phenotypes)
+    phenotypes = list(model.config.phenotypes.items())
     for slot, code in wanted.items():
-        value = model.config.phenotypes[names[slot]][code]
+        name, labels = phenotypes[slot]
         # A phenotype without a column in the file gets a new one.
-        column = columns.get(slot, f"tfx_{names[slot]}")
-        obs[column] = pd.Categorical([value] * query.n_cells)
+        obs[columns.get(slot, f"tfx_{name}")] = pd.Categorical([labels[code]] * query.n_cells)
     obs["synthetic"] = differs
-    panel, genes = model.panel, np.flatnonzero(present)
-    var = pd.DataFrame(
-        {"gene_symbol": [panel.symbols[gene] for gene in genes]},
-        index=pd.Index([panel.ids[gene] for gene in genes]),
-    )
+    var = gene_table(model.panel)[present]
     facts = {
         "synthetic": True,
         "edited_from": query.source.name,
