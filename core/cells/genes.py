@@ -153,7 +153,7 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     else:
         message = (
             f"{where}: data.gene_ids names the var column '{gene_ids}', which does not exist; "
-            f"{suggest(gene_ids, map(str, var.columns))}, or use 'var_names' or 'auto'"
+            f"{suggest(gene_ids, map(str, var.columns))} (or use 'var_names' or 'auto')"
         )
         raise DataError(message)
     if "" in names:

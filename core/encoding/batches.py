@@ -9,6 +9,10 @@ Both layouts give the same form of batch, so the model does not distinguish them
 
 Everything is vectorised over the batch but joining slices, one per cell. Values are binned as they
 are stored: counts are compared with a cell's own thresholds (`count_bins`), never normalised.
+
+The panel may be all 58,604 genes of an annotation, of which a cell expresses a twentieth, so
+candidates for unexpressed genes are drawn uniformly from the whole panel and looked up; only for cells
+with hardly any unexpressed gene left are these listed.
 """
 
 from collections.abc import Sequence
@@ -24,12 +28,90 @@ from core.encoding.count_bins import CountBins
 from core.encoding.masking import Show, draw_masked_counts, draw_phenotype_states, draw_subsets
 from core.encoding.panel_cells import PanelCells
 from core.encoding.tokens import MASK, TokenSpace
-from core.encoding.unexpressed import Lookup, draw_unexpressed
 from core.encoding.values import ValueEncoder
 from core.presets.schema import MaskingSettings
 
 #: A little below glibc's largest threshold, 32 MiB.
 _BLOCK_BYTES = 31 * 2**20
+#: Cells looked up at a time: their rows of a 58,604-gene panel fit a core's own cache.
+_ROWS = 16
+#: Candidates per wanted gene beyond which listing the unexpressed genes is cheaper.
+_MOST_CANDIDATES = 4
+
+
+class Lookup:
+    """Memory in which cells are looked up, kept between batches: touching new pages is slow.
+
+    ``width`` is the number of columns of the source, plus one.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.expressed = np.zeros(_ROWS * width, dtype=bool)
+        self.last_drawn = np.zeros(_ROWS * width, dtype=np.int32)
+
+    def are_new(
+        self, cells: PanelCells, columns: NDArray[np.int64], ends: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Return which drawn columns their cell does not express and has not drawn twice.
+
+        ``columns`` (candidates,) are in the order of cells; ``ends`` (cells + 1,) is where the
+        candidates of each cell begin.
+        """
+        is_new = np.empty(len(columns), dtype=bool)
+        row = np.arange(0, _ROWS * self.width, self.width)
+        for first in range(0, cells.n_cells, _ROWS):
+            end = min(first + _ROWS, cells.n_cells)
+            some = slice(int(ends[first]), int(ends[end]))
+            if some.start == some.stop:
+                continue
+            places = np.repeat(row[: end - first], np.diff(cells.indptr[first : end + 1]))
+            places += cells.columns[int(cells.indptr[first]) : int(cells.indptr[end])]
+            self.expressed[:] = False
+            self.expressed[places] = True
+            places = np.repeat(row[: end - first], np.diff(ends[first : end + 1]))
+            places += columns[some]
+            draw = np.arange(len(places), dtype=np.int32)
+            self.last_drawn[places] = draw
+            is_last = self.last_drawn.take(places) == draw
+            is_new[some] = is_last & ~self.expressed.take(places)
+        return is_new
+
+
+def draw_unexpressed(
+    cells: PanelCells, n_wanted: NDArray[np.int64], lookup: Lookup, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw ``n_wanted`` (cells,) distinct genes that each cell does not express, uniformly.
+
+    Returns the panel index of the drawn genes, cell after cell, and (cells,) the number drawn, which is
+    lower where a cell has no more. ``cells`` hold expressed values alone.
+    """
+    n_genes = cells.n_genes
+    n_free = n_genes - np.diff(cells.indptr)
+    n_drawn = np.minimum(n_wanted, n_free)
+    # Enough for the expressed and the twice drawn among them, plus three standard deviations.
+    ample = (n_drawn + 3 * np.sqrt(n_drawn) + 3) * n_genes / np.maximum(n_free, 1)
+    most = _MOST_CANDIDATES * n_drawn + 16
+    n_candidates = np.where(n_drawn > 0, np.minimum(np.ceil(ample), most), 0).astype(np.int64)
+    ends = np.concatenate(([0], np.cumsum(n_candidates)))
+    drawn = (rng.random(int(ends[-1])) * n_genes).astype(np.int64)
+    good = np.flatnonzero(lookup.are_new(cells, cells.gene_columns.take(drawn), ends))
+    bounds = np.searchsorted(good, ends)
+    found = np.diff(bounds)
+    enough = found >= n_drawn
+    # The candidates are in random order, so the first good ones are as random as any.
+    rank = np.arange(len(good)) - np.repeat(bounds[:-1], found)
+    n_first = np.where(enough, n_drawn, 0)
+    genes = drawn[good[rank < np.repeat(n_first, found)]]
+    if enough.all():
+        return genes, n_drawn
+    parts = np.split(genes, np.cumsum(n_first)[:-1])
+    for cell in np.flatnonzero(~enough).tolist():
+        is_free = np.ones(cells.n_columns + 1, dtype=bool)
+        is_free[cells.columns[cells.indptr[cell] : cells.indptr[cell + 1]]] = False
+        free = np.flatnonzero(is_free[cells.gene_columns])
+        parts[cell] = rng.choice(free, int(n_drawn[cell]), replace=False)
+    return np.concatenate(parts), n_drawn
 
 
 class _Encoded(NamedTuple):
@@ -53,17 +135,10 @@ class _Encoded(NamedTuple):
 
 
 class BatchEncoder:
-    """Make batches from expression and phenotype codes.
+    """Make batches of at most ``max_length`` tokens a cell from expression and phenotype codes.
 
-    Parameters
-    ----------
-    tokens, values
-        Token ids and bins of the model.
-    max_length
-        Longest sequence; ranked sequences never need more than the panel.
-    bins_on_device
-        Leave the bins of counts to the device (`CellBatch.thresholds`) where that is possible: stored
-        counts, bins, and edges that all genes share.
+    ``bins_on_device`` leaves the bins of counts to the device (`CellBatch.thresholds`) where that is
+    possible: stored counts, bins, and edges that all genes share.
     """
 
     def __init__(
@@ -97,14 +172,8 @@ class BatchEncoder:
     ) -> CellBatch:
         """Encode cells with genes and phenotypes masked at random, as in training.
 
-        Parameters
-        ----------
-        expression
-            Cells over the panel: as stored, or (cells, genes) log1p counts per 10,000.
-        codes
-            (cells, phenotypes), -1 where missing.
-        rng
-            The only source of chance: the same state gives the same batch.
+        ``expression`` has cells over the panel: as stored, or (cells, genes) log1p counts per 10,000;
+        ``codes`` (cells, phenotypes) are -1 where missing. All chance is of ``rng``.
         """
         cells = expression if isinstance(expression, PanelCells) else PanelCells.of(expression)
         states = draw_phenotype_states(
@@ -147,9 +216,8 @@ class BatchEncoder:
             states[:, self.tokens.names.index(name)] = Show.MASKED
         if self.tokens.layout == "expressed":
             unmasked = MaskingSettings(genes=0.0, phenotypes=0.0)
-            return self._expressed(
-                cells, codes, states, unmasked, rng, np.ones(len(codes), dtype=bool)
-            )
+            visible = np.ones(len(codes), dtype=bool)
+            return self._expressed(cells, codes, states, unmasked, rng, visible)
         mask = np.zeros((cells.n_cells, cells.n_genes), dtype=bool)
         if missing is not None:
             mask[:, missing] = True
@@ -164,18 +232,10 @@ class BatchEncoder:
     ) -> CellBatch:
         """Encode every panel gene of every cell, masked exactly at ``states`` and ``mask``.
 
-        Parameters
-        ----------
-        expression
-            (cells, genes), dense; masked entries are targets only.
-        codes, states
-            (cells, phenotypes).
-        mask
-            (cells, genes).
+        ``expression`` and ``mask`` are (cells, genes), ``codes`` and ``states`` (cells, phenotypes).
         """
-        return self._ranked(
-            self._tokens_of(self.values.encode(expression), expression), codes, states, mask
-        )
+        encoded = self._tokens_of(self.values.encode(expression), expression)
+        return self._ranked(encoded, codes, states, mask)
 
     def _ranked(
         self,

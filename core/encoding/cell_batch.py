@@ -84,22 +84,10 @@ def pack(
 ) -> CellBatch:
     """Put headers and ends around the genes of each cell.
 
-    Parameters
-    ----------
-    codes, states
-        (cells, phenotypes), labels and how they are shown.
-    lengths
-        (cells,), genes of each cell.
-    token_id, value, continuous
-        One array per cell, of its genes; ``continuous`` is None but for continuous models.
-    masked_at
-        (M,), place of the masked genes among all genes of the batch, ascending.
-    n_masked, mask_rate
-        (cells,), number of masked genes, and their fraction.
-    gene, target
-        (M,), panel index and target.
-    thresholds
-        As in `CellBatch`.
+    ``codes`` and ``states`` are (cells, phenotypes); ``lengths``, ``n_masked`` and ``mask_rate``
+    (cells,); ``token_id``, ``value`` and ``continuous`` have one array per cell, of its genes.
+    ``masked_at`` (M,) is the place of the masked genes among all genes of the batch, ascending, with
+    panel index ``gene`` and ``target`` (M,).
     """
     n_cells, n_slots = codes.shape
     if tokens.classified is not None:

@@ -33,14 +33,9 @@ def count_thresholds(edges: NDArray[np.float32], totals: NDArray[np.float32]) ->
 
 
 class CountBins:
-    """The bins of the counts of some cells, with edges that all genes share.
+    """The bins of the counts of some cells, of library sizes ``totals`` (cells,).
 
-    Parameters
-    ----------
-    edges
-        (edges,), ascending, log1p counts per 10,000, above zero.
-    totals
-        (cells,), library sizes.
+    All genes share the ``edges`` (edges,): ascending, log1p counts per 10,000, above zero.
     """
 
     def __init__(self, edges: NDArray[np.float32], totals: NDArray[np.float32]) -> None:

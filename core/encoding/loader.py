@@ -93,8 +93,6 @@ class BatchLoader(Generic[T]):
     """Batches from a cursor on, without end, made ahead by a thread.
 
     Use as a context manager: leaving it, also by an exception or Ctrl-C, ends the thread.
-
-    The thread makes ``ready`` batches ahead.
     """
 
     def __init__(

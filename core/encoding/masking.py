@@ -49,8 +49,6 @@ def draw_subsets(
 
     Returns (sum of n_available,), the sets one after another, True where chosen.
 
-    Notes
-    -----
     Every place of a set is taken with one probability, so that the expected number is the wanted one:
     whatever the number turns out to be, each subset of that size is equally likely. Then single places
     are taken or given back, uniformly, until the number is right. Of a set that is chosen for the most
@@ -106,17 +104,11 @@ def draw_phenotype_states(
 ) -> NDArray[np.int8]:
     """Draw how each phenotype of each cell is shown: (cells, phenotypes) `Show` values.
 
-    Parameters
-    ----------
-    codes
-        (cells, phenotypes), -1 where the label is missing: those are always [NO_*].
-    mask
-        Probability of [MASK], the only state with a loss.
-    drop
-        Fraction of the masked ones that leave the input altogether (PerturbGene), without a loss.
-    unspecified
-        Probability that a known, unmasked value is written [NO_*], so that the model learns what
-        "not specified" means even where every cell has a label.
+    ``codes`` (cells, phenotypes) are -1 where the label is missing: always [NO_*]. ``mask`` is the
+    probability of [MASK], the only state with a loss; ``drop`` the fraction of the masked ones that
+    leave the input altogether (PerturbGene), without a loss; ``unspecified`` the probability that a
+    known, unmasked value is written [NO_*], so that the model learns what "not specified" means even
+    where every cell has a label.
     """
     states = np.full(codes.shape, Show.VALUE, dtype=np.int8)
     states[rng.random(codes.shape) < unspecified] = Show.NOT_SPECIFIED

@@ -102,10 +102,7 @@ class PanelCells:
 class PanelReader:
     """Reads cells of a store for the encoder of a panel; genes that it lacks are never expressed.
 
-    Raises
-    ------
-    DataError
-        The store has none of the panel's genes.
+    DataError if the store has none of the panel's genes.
     """
 
     def __init__(self, store: Store, panel: GenePanel) -> None:

@@ -77,23 +77,10 @@ class _Order(NamedTuple):
 class BlockSampler:
     """The cells of each batch of one virtual rank.
 
-    Parameters
-    ----------
-    rows
-        (cells,), training rows of the store, ascending.
-    batch_size
-        Cells per batch and virtual rank; fewer cells than that form one batch of all.
-    lengths, tokens_per_batch
-        (cells,) most tokens of each cell, and of a batch: instead of ``batch_size``.
-    virtual_rank, virtual_ranks
-        This stream, and the number of streams.
-    rows_of_epoch
-        Epoch -> rows, the same number as in ``rows``, ascending, repeats allowed (not with ``lengths``).
-
-    Raises
-    ------
-    ConfigurationError
-        There are fewer cells than virtual ranks, or a batch has no room for two of the longest cells.
+    ``rows`` (cells,) are training rows of the store, ascending. A batch has ``batch_size`` cells (fewer
+    cells than that form one batch of all), or at most ``tokens_per_batch`` tokens for ``lengths`` (cells,)
+    of the cells. ``rows_of_epoch`` is epoch -> rows, the same number as in ``rows``, ascending, repeats
+    allowed (not with ``lengths``).
     """
 
     def __init__(
@@ -131,7 +118,8 @@ class BlockSampler:
         self.quota = min(self._full_quota(batch_size, tokens_per_batch), int(smallest))
         self._rows_of = lru_cache(maxsize=2)(rows_of_epoch or (lambda _: rows))
         self._order_of = lru_cache(maxsize=2)(self._order)
-        self._pool_of = lru_cache(maxsize=2)(self._pool)
+        #: (epoch, index) -> one of this virtual rank's pools.
+        self.pool = lru_cache(maxsize=2)(self._pool)
 
     def _full_quota(self, batch_size: int, tokens_per_batch: int | None) -> int:
         if self.lengths is None or tokens_per_batch is None:
@@ -166,13 +154,7 @@ class BlockSampler:
         return replace(cursor, epoch=cursor.epoch + 1, batch=0)
 
     def resume(self, cursor: Cursor) -> Cursor:
-        """Check that a saved cursor means the same cells here, and return it.
-
-        Raises
-        ------
-        ConfigurationError
-            The seed differs; or, within an epoch, the number of virtual ranks or the size of batches.
-        """
+        """Check that a saved cursor means the same cells here, and return it; else ConfigurationError."""
         if cursor.seed != self.seed:
             message = (
                 f"train.seed = {self.seed}, but the checkpoint's order of cells has seed "
@@ -218,10 +200,6 @@ class BlockSampler:
     def generator(self, cursor: Cursor) -> np.random.Generator:
         """Return the generator of a batch: masks, genes of long cells."""
         return generator(self.seed, cursor.epoch, cursor.batch, self.virtual_rank, Stream.BATCH)
-
-    def pool(self, epoch: int, index: int) -> Pool:
-        """Return one of this virtual rank's pools."""
-        return self._pool_of(epoch, index)
 
     def _order(self, epoch: int) -> _Order:
         blocks = generator(self.seed, epoch, Stream.BLOCK_ORDER).permutation(len(self.block_starts))

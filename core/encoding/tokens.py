@@ -10,7 +10,7 @@ only in the genes of a sequence (`batches`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from core.errors import ConfigurationError
 
 CLS, START, END = 0, 1, 2
-_FIRST_SLOT = 3
 
 NONE, MASK = 0, 1
 #: Value of bin 0.
@@ -29,6 +28,9 @@ FIRST_BIN = 2
 class TokenSpace:
     """The token ids and values of one model."""
 
+    #: Token id of the first phenotype, and value of bin 0.
+    first_slot: ClassVar[int] = 3
+    first_bin: ClassVar[int] = FIRST_BIN
     #: Name -> values, in header order.
     phenotypes: Mapping[str, Sequence[str]]
     #: Size of the panel.
@@ -59,7 +61,7 @@ class TokenSpace:
     @property
     def n_token_ids(self) -> int:
         """CLS, START, END, the slots, the genes."""
-        return _FIRST_SLOT + self.n_phenotypes + self.n_genes
+        return self.first_slot + self.n_phenotypes + self.n_genes
 
     @property
     def n_values(self) -> int:
@@ -79,19 +81,9 @@ class TokenSpace:
         return np.uint16 if self.n_values <= 65_536 else np.int32
 
     @property
-    def first_slot(self) -> int:
-        """Token id of the first phenotype."""
-        return _FIRST_SLOT
-
-    @property
     def first_gene(self) -> int:
         """Token id of gene 0."""
-        return _FIRST_SLOT + self.n_phenotypes
-
-    @property
-    def first_bin(self) -> int:
-        """Value of bin 0."""
-        return FIRST_BIN
+        return self.first_slot + self.n_phenotypes
 
     @cached_property
     def not_specified(self) -> NDArray[np.int64]:
@@ -105,12 +97,9 @@ class TokenSpace:
         return self.header_length + self.n_genes + 1
 
     def resolve_max_length(self, wanted: int | None) -> int:
-        """Check a preset's ``max_length`` against the header in use; None: what the panel needs.
+        """Check that a preset's ``max_length`` has room for the panel (ranked) or a gene (expressed).
 
-        Raises
-        ------
-        ConfigurationError
-            It has no room for the panel (ranked) or for a gene (expressed).
+        None: what the panel needs.
         """
         if wanted is None:
             return self.required_length

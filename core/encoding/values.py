@@ -88,13 +88,6 @@ def fit_value_encoder(
     ``training`` is (cells, genes), log1p counts per 10,000 of training cells, read only for quantiles;
     the panel is for edges per gene. Equal width as in PolyGene: bin 0 below the threshold, bins - 2 bins
     of equal width up to ``maximum``, and the last bin above it.
-
-    Raises
-    ------
-    ConfigurationError
-        The edges are not increasing, or their number does not fit ``bins``.
-    DataError
-        The edge file is missing, unreadable or lacks genes of the panel.
     """
     above_threshold = np.nextafter(np.float32(settings.threshold), np.float32(np.inf))
     if settings.kind != "binned":
@@ -160,13 +153,6 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
 
     Genes are looked up by id (Ensembl versions ignored) or symbol; the file may hold more genes
     than the panel, never fewer.
-
-    Raises
-    ------
-    DataError
-        The file is missing or not such an object, or a gene lacks edges.
-    ConfigurationError
-        The edges of a gene do not fit ``bins``, or decrease.
     """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))

@@ -19,8 +19,8 @@ from core.cells.phenotypes import match_label, suggest
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
+from core.presets.fields import invalid_keys
 from core.presets.schema import GenerateSettings
-from core.presets.validation_errors import invalid_keys
 from core.random_streams import Stream, generator_at
 
 #: More is likelier a typing error than a wish: months of work, terabytes of disk.

@@ -45,13 +45,7 @@ def _title(path: Path) -> str:
 
 
 def find_preset(name_or_path: str | Path) -> Path:
-    """Return the file of a preset: a file, or a bundled preset such as ``base`` or ``presets/base.toml``.
-
-    Raises
-    ------
-    ConfigurationError
-        Neither; the message names the nearest bundled presets.
-    """
+    """Return the file of a preset: a file, or a bundled preset such as ``base`` or ``presets/base.toml``."""
     path = Path(name_or_path)
     try:
         if path.is_file():

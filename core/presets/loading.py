@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from core.errors import ConfigurationError
 from core.presets.catalogue import find_preset
-from core.presets.fields import EXTENDS, all_fields, section_at
+from core.presets.fields import EXTENDS, InvalidKey, all_fields, invalid_keys, section_at
 from core.presets.schema import ALTERNATIVES, STANDARD_PHENOTYPES, Preset, phenotype_of
 from core.presets.sources import (
     Leaf,
@@ -28,7 +28,6 @@ from core.presets.sources import (
     read_text,
 )
 from core.presets.toml_text import KeyPath, dotted, write_key, write_value
-from core.presets.validation_errors import InvalidKey, invalid_keys
 
 logger = logging.getLogger(__name__)
 
@@ -74,16 +73,9 @@ class ResolvedPreset:
 
     @classmethod
     def from_toml(cls, text: str, *, where: str = "config.toml") -> Self:
-        """Read the text of `to_toml`; ``where`` names the text in error messages.
-
-        Raises
-        ------
-        ConfigurationError
-            The text is not a complete and valid preset.
-        """
-        return cls._resolved(
-            [read_text(text, name=where, level=0)], [Path(where)], has_comments=True
-        )
+        """Read the text of `to_toml`; ``where`` names the text in error messages."""
+        source = read_text(text, name=where, level=0)
+        return cls._resolved([source], [Path(where)], has_comments=True)
 
     def changed(
         self,
@@ -137,21 +129,9 @@ def resolve_preset(
 ) -> ResolvedPreset:
     """Merge all sources into one checked preset.
 
-    Parameters
-    ----------
-    path
-        The preset: a file, or the name of a bundled one. None: only the other sources.
-    overlays
-        Files that change some keys (`--config`), the later the stronger.
-    environment
-        `os.environ`, of which `TFX_SECTION__KEY` are used.
-    options
-        Dotted key -> value of the command's own options; None is "not given".
-    option_names
-        Dotted key -> the option's name in error messages, if it is not ``--`` and the last part of
-        the key.
-    assignments
-        ``a.b=c`` of `--set`.
+    ``path`` is a file or the name of a bundled preset; ``overlays`` are the files of `--config`, the
+    later the stronger. ``options`` have dotted keys and None where not given; ``option_names`` are their
+    names in messages, if not ``--`` and the last part of the key. ``assignments`` are ``a.b=c``.
 
     Raises
     ------
@@ -174,12 +154,8 @@ def resolve_preset(
 def resolve_text(text: str, *, where: Path) -> ResolvedPreset:
     """Check the text of a preset that is to become the file ``where``.
 
-    Messages name that file, and a preset that the text extends is searched for beside it.
-
-    Raises
-    ------
-    ConfigurationError
-        One line per error: ``file:line: key: message``.
+    Messages name that file, and a preset that the text extends is searched for beside it. Errors as in
+    `resolve_preset`.
     """
     sources = _read_chain(where, read_text(text, name=str(where), level=0))
     return ResolvedPreset._resolved(sources, [where])

@@ -1,22 +1,65 @@
-"""Reading the options of a run of PolyGene or PerturbGene: a JSON file, a script, a command line."""
+"""The options of PolyGene and PerturbGene, and reading those of a run: a JSON file, a script, a command line.
 
+The table of options is options.csv, in the order of docs/published-models.md, which the tests compare
+with it: the values of each option, and the preset keys that it sets.
+"""
+
+import csv
 import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import ConfigurationError, DataError
-from core.published.options import OPTIONS, PublishedOption, System, find_option
 from core.wording import did_you_mean
+
+System = Literal["PolyGene", "PerturbGene"]
 
 _TASKS = ("mlm", "cls")
 #: Options that PolyGene does not have; every run of PerturbGene has some of them.
 _PERTURBGENES = {"bin_edges", "bin_edges_path", "num_top_genes", "vocab_path", "gene_mask_prob"}
 _FROM_FILE = re.compile(r"\$\(\s*(?:<|cat)\s*([^)\s]+)\s*\)")
 _PROGRAM = re.compile(r"\.py$|(^|\.)main$")
+
+
+@dataclass(frozen=True)
+class PublishedOption:
+    """One option, or key of a JSON configuration."""
+
+    #: Without dashes, and older names of it.
+    name: str
+    aliases: tuple[str, ...]
+    #: Values on a command line: "one", "many" or "nothing".
+    takes: str
+    #: Keys of a preset that it sets; none if tfx needs no such option.
+    ours: tuple[str, ...]
+    #: Why it sets nothing, or what differs; "" if it means the same.
+    note: str
+
+
+def _read_table() -> dict[System, list[PublishedOption]]:
+    table: dict[System, list[PublishedOption]] = {"PolyGene": [], "PerturbGene": []}
+    text = (resources.files("core.published") / "options.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        aliases, ours = tuple(row["aliases"].split()), tuple(row["ours"].split())
+        system: System = "PolyGene" if row["system"] == "PolyGene" else "PerturbGene"
+        option = PublishedOption(row["name"], aliases, row["takes"], ours, row["note"])
+        table[system].append(option)
+    return table
+
+
+OPTIONS = _read_table()
+
+
+def find_option(system: System, name: str) -> PublishedOption | None:
+    """Return an option by its name, with or without dashes, or by an older one; None if unknown."""
+    bare = name.lstrip("-").replace("-", "_")
+    known = (option for option in OPTIONS[system] if bare in (option.name, *option.aliases))
+    return next(known, None)
 
 
 @dataclass(frozen=True)
@@ -40,15 +83,7 @@ class PublishedRun:
 
 
 def read_file(path: Path) -> PublishedRun:
-    """Read a JSON configuration or a shell script.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read.
-    ConfigurationError
-        It is neither, holds several commands, or an option that the systems do not have.
-    """
+    """Read a JSON configuration, or a shell script of one command."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -73,13 +108,7 @@ def read_file(path: Path) -> PublishedRun:
 
 
 def read_arguments(arguments: Sequence[str], *, where: str = "the command line") -> PublishedRun:
-    """Read the words of a command line; the program and its launcher may come first.
-
-    Raises
-    ------
-    ConfigurationError
-        An option is unknown or lacks its value, or the command line has none.
-    """
+    """Read the words of a command line; the program and its launcher may come first."""
     words = list(arguments)
     names = {word.partition("=")[0].lstrip("-") for word in words if word.startswith("--")}
     system: System = "PerturbGene" if names & _PERTURBGENES else "PolyGene"

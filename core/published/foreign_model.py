@@ -105,15 +105,7 @@ class ForeignModel:
 
 
 def read_foreign_model(folder: Path, *, vocabulary: Path | None = None) -> ForeignModel:
-    """Read a folder; ``vocabulary`` (the preset's ``data.vocabulary``) may be PerturbGene's.
-
-    Raises
-    ------
-    ConfigurationError
-        tfx cannot start from this model, or its genes or vocabulary are missing.
-    DataError
-        A file is missing, damaged, or not what its name says.
-    """
+    """Read a folder; ``vocabulary`` (the preset's ``data.vocabulary``) may be PerturbGene's."""
     shape = read_shape(folder)
     tensors = _read_tensors(folder, shape.family)
     if VALUE_TABLE not in tensors:
@@ -131,15 +123,7 @@ def read_foreign_model(folder: Path, *, vocabulary: Path | None = None) -> Forei
 
 
 def read_shape(folder: Path) -> ForeignShape:
-    """Read ``config.json``.
-
-    Raises
-    ------
-    ConfigurationError
-        The model is neither a BERT nor a DistilBERT, or its positions are not learned rows.
-    DataError
-        The file cannot be read or lacks a key.
-    """
+    """Read ``config.json`` of a BERT or DistilBERT; ConfigurationError for any other model."""
     path = folder / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 from core.errors import ConfigurationError
 from core.presets.schema import STANDARD_PHENOTYPES, phenotype_of
 from core.presets.toml_text import printable, write_key, write_value
-from core.published.commands import PublishedRun
-from core.published.options import OPTIONS
+from core.published.commands import OPTIONS, PublishedRun
 
 _WIDTH = 28
 _SHARD = 10_000  # both systems' default
@@ -28,13 +27,7 @@ _EXPRESSED = 2500
 
 
 def to_preset(run: PublishedRun) -> str:
-    """Write the preset of a run, as TOML.
-
-    Raises
-    ------
-    ConfigurationError
-        An option has a value that its system does not take, or options contradict each other.
-    """
+    """Write the preset of a run, as TOML; ConfigurationError if the run's options make none."""
     keys = _Keys(run)
     base = _polygene(keys) if run.system == "PolyGene" else _perturbgene(keys)
     return "\n".join([*_head(run), f'extends = "{base}"', *keys.lines(), ""])

@@ -160,28 +160,11 @@ def convert(
     panel: GenePanel,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """Convert another system's tensors to those of our network.
+    """Convert another system's tensors, of an encoder of the same shape, to those of our network.
 
-    Parameters
-    ----------
-    foreign
-        The other model, whose encoder has the same shape as ours.
-    config, panel
-        Of our network.
-    columns
-        Phenotype -> obs column, for systems that name phenotypes by their column.
-
-    Returns
-    -------
-    Name in `TfxModel.state_dict` -> tensor, float64. Tensors that the other model lacks are absent:
-    the network keeps its own initial weights there.
-
-    Raises
-    ------
-    ConfigurationError
-        The other model does not know a gene, a phenotype, a value or the bins of ours.
-    DataError
-        A tensor is missing, not finite, or of another shape than its configuration says.
+    ``columns`` is phenotype -> obs column, for systems that name phenotypes by their column. Returns
+    name in `TfxModel.state_dict` -> tensor, float64; tensors that the other model lacks are absent: the
+    network keeps its own initial weights there.
     """
     source = _Source(foreign)
     if foreign.shape.norm_epsilon != _OUR_EPSILON:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.cells.obs_columns import find_columns
+from core.cells.preset_draft import find_columns
 from tests.cells.examples import make_obs
 
 N = 120

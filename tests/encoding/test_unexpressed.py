@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from core.encoding.batches import Lookup, draw_unexpressed
 from core.encoding.panel_cells import PanelCells
-from core.encoding.unexpressed import Lookup, draw_unexpressed
 
 
 def draw(dense, wanted, seed=0):

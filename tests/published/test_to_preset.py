@@ -9,8 +9,7 @@ import pytest
 from core.errors import ConfigurationError, DataError
 from core.presets.catalogue import list_presets
 from core.presets.loading import resolve_preset, resolve_text
-from core.published.commands import read_arguments, read_file
-from core.published.options import OPTIONS
+from core.published.commands import OPTIONS, read_arguments, read_file
 from core.published.to_preset import to_preset
 
 PAGE = Path(__file__).parents[2] / "docs" / "published-models.md"
