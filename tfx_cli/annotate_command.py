@@ -73,8 +73,7 @@ def predict(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.files import replace_file
-    from core.inference.annotate import predict_phenotypes_of, prediction_table
-    from core.inference.annotated_file import annotated_copy
+    from core.inference.annotate import annotated_copy, predict_phenotypes_of, prediction_table
 
     model = _load(folder, device)
     with _query(file, model, given, matrix, gene_ids) as (cells, hints):
@@ -162,12 +161,12 @@ def embed(
     from core.inference.annotate import (
         add_denoised,
         add_gene_embeddings,
+        annotated_copy,
         embed_cells,
         gene_embeddings,
         note_on_embedding,
         resolve_position,
     )
-    from core.inference.annotated_file import annotated_copy
 
     model = _load(folder, device)
     position = resolve_position(model.config, place)

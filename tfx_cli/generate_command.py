@@ -20,7 +20,7 @@ from tfx_cli.options import (
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:
-    from core.evaluation.fidelity.summary import FidelitySummary
+    from core.evaluation.fidelity.measures import FidelitySummary
     from core.generation.comparison import MarkerCheck
     from core.inference.edited_cells import EditedCells
 
@@ -164,7 +164,7 @@ def generate(
         raise ConfigurationError(message)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
-    from core.evaluation.fidelity.summary import compare_cells
+    from core.evaluation.fidelity.measures import compare_cells
     from core.files import replace_file
     from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
     from core.generation.comparison import (

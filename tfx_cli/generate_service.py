@@ -215,7 +215,7 @@ class _Service:
             self._emit({"event": "error", "id": number, "message": _message_of(error)})
 
     def _generate(self, record: object) -> dict[str, Any]:
-        from core.evaluation.fidelity.summary import compare_cells
+        from core.evaluation.fidelity.measures import compare_cells
         from core.generation.cell_generator import BIN_NUMBERS, CellGenerator, generate_cells
         from core.generation.cell_sizes import log_values
         from core.generation.comparison import MAX_COMPARED, profile_cells

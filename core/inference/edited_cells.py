@@ -87,13 +87,8 @@ def edit_cells(
     """Set phenotypes of the cells of a file: ``values`` is phenotype -> value.
 
     ``settings`` are the steps, and whether moved bins become the mean of their values or one drawn from them.
-
-    Raises
-    ------
-    ConfigurationError
-        The model cannot change cells, or knows no such phenotype or value.
-    DataError
-        The file's cells do not fit the model.
+    A model that cannot change cells, or knows no such phenotype or value, is a ConfigurationError; cells that
+    do not fit the model, a DataError.
     """
     from anndata import AnnData  # 400 ms
 
@@ -164,13 +159,7 @@ def edit_cells(
 
 
 def write_edited(cells: "AnnData", path: Path) -> None:
-    """Write an .h5ad file whole.
-
-    Raises
-    ------
-    MachineError
-        It cannot be written; an older one stays.
-    """
+    """Write an .h5ad file whole; if it cannot be written, an older one stays, and MachineError is raised."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

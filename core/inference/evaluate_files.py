@@ -83,23 +83,10 @@ def evaluate_files(
 ) -> EvaluationReport:
     """Score a model on labelled files, with all genes visible and all phenotypes masked.
 
-    Parameters
-    ----------
-    files, labels, donor_column, matrix, gene_ids
-        See `read_labelled`.
-    store, trained_where
-        The cells that the model was trained on, for the baselines; None: there are no baselines.
-    baselines
-        Some of `core.evaluation.baselines.ALL_BASELINES`.
-    max_cells
-        Score a seeded sample of at most this number of cells of each file.
-
-    Raises
-    ------
-    DataError
-        A file cannot be read, has too few of the model's genes, or no file has a label to score.
-    ConfigurationError
-        The model has no such phenotype.
+    `read_labelled` reads the files. ``store`` and ``trained_where`` are the cells that the model was trained
+    on, from which the ``baselines`` learn; of each file a seeded sample of ``max_cells`` is scored. Raises a
+    DataError if a file cannot be read, has too few of the model's genes, or no file has a label to score; a
+    ConfigurationError for an unknown phenotype.
     """
     config, provenance = model.config, model.provenance
 
@@ -215,19 +202,9 @@ def read_labelled(
 ) -> LabelledFile:
     """Read a file of real cells: .h5ad, or "builtin:NAME".
 
-    Parameters
-    ----------
-    phenotypes
-        Those of the model whose labels are read.
-    choose
-        (cells, phenotypes) codes -> the rows that are kept, ascending.
-    labels
-        "tissue=organ": the obs column of a phenotype; default that of the CELLxGENE schema, else that
-        of the phenotype's own name.
-    donor_column
-        The obs column that names donors, if the file has it.
-    matrix, gene_ids
-        As ``data.matrix`` and ``data.gene_ids`` of a preset.
+    ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
+    ``labels``, as "tissue=organ", name the obs columns of phenotypes; the default is that of the CELLxGENE
+    schema, else the phenotype's name. ``matrix`` and ``gene_ids`` are as in a preset.
     """
     wanted = {one.partition("=")[0]: one for one in labels}
     known = list(phenotypes)

@@ -7,20 +7,22 @@ classes of cells.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.phenotypes import suggest
+from core.cells.reading import CellSource, open_source
 from core.cells.store import Store
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
-from core.evaluation.fidelity.class_baselines import compare_rebalancing
-from core.evaluation.fidelity.likelihood import condition_likelihood
+from core.evaluation.fidelity.class_baselines import compare_rebalancing, condition_likelihood
 from core.evaluation.fidelity.measures import Codes, LabelledCells
 from core.evaluation.fidelity.pictures import fidelity_pictures
 from core.evaluation.fidelity.protocol import Draw, run_protocol
@@ -28,16 +30,20 @@ from core.evaluation.fidelity.report import mark_methods, verdict
 from core.evaluation.fidelity.scvi_baseline import check_scvi, fit_scvi
 from core.evaluation.method_comparison import KnownCells
 from core.evaluation.report.records import FidelityFacts, FidelityReport
+from core.generation.cell_generator import BIN_NUMBERS, COUNTS, GENERATION_KEY
+from core.generation.cell_sizes import log_values
+from core.generation.request import resolve_phenotypes
 from core.inference.evaluate_files import join_files, read_labelled, trained_on
-from core.inference.generated_cells import read_generated
+from core.inference.query_cells import read_hint
 from core.model.folder import CellModel
 from core.presets.schema import EncodingSettings
 from core.progress import Listener, ignore_progress
 
 #: The baselines' bins: not expressed, and nine of equal counts per gene.
 _BASELINE_BINS = 10
-#: Training cells, and held-out cells, read at most: an even sample.
+#: Generated, training, and held-out cells, read at most: an even sample.
 _MOST_CELLS = 20_000
+_BLOCK = 4_096
 #: Genes scored at most: the copula needs the square of their number.
 _MOST_GENES = 2_000
 
@@ -65,34 +71,13 @@ def evaluate_generated(
 ) -> tuple[FidelityReport, dict[str, bytes]]:
     """Score generated cells beside real cells, independent genes and the Gaussian copula.
 
-    Parameters
-    ----------
-    files
-        Files of `tfx generate`; several files are scored as one set of cells.
-    store, trained_where
-        The store and cells that the model was trained on; None: no baselines, and `real_files` are needed.
-    real_files
-        Real cells to compare with, instead of the held-out cells of the store; how to read them:
-        `core.inference.evaluate_files.read_labelled`.
-    classes
-        Phenotypes that make the classes; default the cell type.
-    max_cells, n_seeds, n_trees, n_resamples
-        See `core.evaluation.fidelity.protocol.run_protocol`.
-    with_scvi
-        Also compare with scVI, trained on the same cells; needs counts and scvi-tools.
+    Several ``files`` of `tfx generate` are scored as one set of cells. Without the ``store`` that the model
+    was trained on there are no baselines, and ``real_files`` are needed, which replace its held-out cells
+    (`read_labelled` reads them). ``with_scvi`` trains scVI on the same cells; it needs counts and scvi-tools.
+    `run_protocol` explains the numbers of cells, seeds, trees and resamples.
 
-    Returns
-    -------
-    The report, and its pictures by heading.
-
-    Raises
-    ------
-    DataError
-        A file is unfit, there are no real cells, or too few that match.
-    ConfigurationError
-        The model has no such phenotype.
-    MachineError
-        scVI is requested and scvi-tools is not installed.
+    Returns the report, and its pictures by heading. Raises a DataError for unfit files and too few matching
+    cells, a ConfigurationError for an unknown phenotype, a MachineError without scvi-tools.
     """
     if with_scvi:
         check_scvi()
@@ -356,3 +341,119 @@ def _scored_genes(
         genes = np.sort(genes[np.argsort(-variance, kind="stable")[:_MOST_GENES]])
         notes.append(f"the {_MOST_GENES:,} most variable of {len(model.panel):,} genes are scored")
     return genes.astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------ generated files
+
+
+@dataclass(frozen=True)
+class GeneratedCells:
+    """Cells of one or several files; ``notes`` are sentences that the user should read."""
+
+    #: (cells, the model's genes), and (cells, phenotypes), the model's codes, -1 where not specified.
+    expression: sparse.csr_matrix
+    codes: NDArray[np.int32]
+    #: Of each file: slot -> requested code.
+    requests: list[dict[int, int]]
+    #: Cells of the files, including those that were not read.
+    n_cells: int
+    notes: list[str]
+
+
+def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
+    """Read files of `tfx generate`, which must have the genes and labels of the model.
+
+    They are of this release or an older one. Other files, and bin numbers, are a DataError.
+    """
+    parts, codes, requests, notes = [], [], [], []
+    n_cells = 0
+    for file in files:
+        record = _provenance(file)
+        if record.get("values") == BIN_NUMBERS:
+            message = (
+                f"{file} holds bin numbers, which do not compare with real cells; generate again "
+                f"without --decode bins"
+            )
+            raise DataError(message)
+        requests.append(_request(model, file, record))
+        trained_by, step = record.get("model_name"), record.get("model_step")
+        own = model.provenance
+        if (trained_by, step) != (str(own.get("name", "")), int(own.get("step", 0))):
+            notes.append(
+                f"{file} was generated by {trained_by or 'a model without a name'} at step {step}, "
+                f"not by this model: it may have had other training cells"
+            )
+        source = open_source(file)
+        try:
+            if list(source.var("X").index) != list(model.panel.ids):
+                message = (
+                    f"{file}: its {len(source.var('X')):,} genes are not the {len(model.panel):,} of "
+                    f"the model; name the run that generated it, or generate again with this one"
+                )
+                raise DataError(message)
+            n_cells += source.n_cells
+            step_rows = max(1, -(-source.n_cells * len(files) // _MOST_CELLS))
+            kept = np.arange(0, source.n_cells, step_rows)
+            of_file = np.full((source.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
+            for slot, name in enumerate(model.config.phenotypes):
+                if name in source.obs_columns([name]).columns:
+                    of_file[:, slot] = read_hint(source, model.config, f"{name}={name}").codes
+            codes.append(of_file[kept])
+            first = 0
+            sizes = _library_sizes(source, file) if record.get("values") == COUNTS else None
+            for block in source.chunks("X", _BLOCK):
+                inside = kept[(kept >= first) & (kept < first + block.shape[0])]
+                cells = sparse.csr_matrix(block[inside - first])
+                parts.append(cells if sizes is None else log_values(cells, sizes[inside]))
+                first += block.shape[0]
+        finally:
+            source.close()
+    expression = sparse.csr_matrix(sparse.vstack(parts))
+    if not np.isfinite(expression.data).all() or (expression.data < 0).any():
+        message = f"{', '.join(files)}: values below zero or not finite; generate the cells again"
+        raise DataError(message)
+    return GeneratedCells(expression, np.concatenate(codes), requests, n_cells, notes)
+
+
+def _provenance(file: str) -> dict[str, Any]:
+    """Read ``uns["tfx_generation"]``."""
+    from anndata.io import read_elem  # 400 ms
+
+    open_source(file).close()  # raises for missing or damaged files
+    with h5py.File(file) as opened:
+        group = opened.get(f"uns/{GENERATION_KEY}")
+        record = read_elem(group) if isinstance(group, h5py.Group) else None
+    if not isinstance(record, dict):
+        message = (
+            f"{file} has no provenance (no uns['{GENERATION_KEY}']), so it is not "
+            f"from tfx generate; name files of real cells without --generated"
+        )
+        raise DataError(message)
+    return record
+
+
+def _library_sizes(source: CellSource, file: str) -> NDArray[np.float64]:
+    """(cells,), the totals that normalise the counts."""
+    column = source.obs_columns(["library_size"])
+    sizes = column.to_numpy(dtype=np.float64, na_value=np.nan).ravel()
+    if not len(column.columns) or not (sizes > 0).all():
+        message = (
+            f"{file} holds counts, but lacks the obs['library_size'] that normalises them; "
+            f"generate the cells again"
+        )
+        raise DataError(message)
+    return sizes
+
+
+def _request(model: CellModel, file: str, record: dict[str, Any]) -> dict[int, int]:
+    request = record.get("request", {})
+    request = {str(k): str(v) for k, v in request.items()} if isinstance(request, dict) else {}
+    unknown = [name for name in request if name not in model.config.phenotypes]
+    if unknown:
+        message = (
+            f"{file} was generated for a phenotype '{unknown[0]}', which this model does not have; "
+            f"name the run that generated it"
+        )
+        raise DataError(message)
+    codes = resolve_phenotypes(model.config, request)
+    return {slot: code for slot, code in codes.items() if code >= 0}

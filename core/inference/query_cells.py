@@ -116,17 +116,8 @@ def open_query_cells(
 ) -> Iterator[QueryCells]:
     """Open cells for a model of these genes while the block runs.
 
-    Parameters
-    ----------
-    spec
-        An .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed.
-    matrix, gene_ids
-        As ``data.matrix`` and ``data.gene_ids`` of a preset.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, holds no counts or log values, or has too few of the genes.
+    ``spec`` is an .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed; ``matrix`` and
+    ``gene_ids`` are as in a preset. Unreadable cells, no counts or log values, or too few genes: DataError.
     """
     source: CellSource = (
         open_source(spec) if isinstance(spec, str | Path) else AnnDataSource(spec, "the AnnData")
@@ -237,14 +228,8 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
     """Read the labels of one phenotype.
 
     ``wanted``: "tissue", or "tissue=my_column"; the default column is that of the CELLxGENE schema, else
-    the phenotype's name.
-
-    Raises
-    ------
-    ConfigurationError
-        The model has no such phenotype.
-    DataError
-        The column does not exist, or the model knows none of its labels.
+    the phenotype's name. A phenotype that the model lacks is a ConfigurationError; no such column, or a column
+    without known labels, a DataError.
     """
     name, _, column = wanted.partition("=")
     if name not in config.phenotypes:

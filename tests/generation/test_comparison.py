@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from core.cells.genes import GenePanel
-from core.evaluation.fidelity.summary import compare_cells
+from core.evaluation.fidelity.measures import compare_cells
 from core.generation import comparison
 from core.generation.comparison import (
     MAX_GENES,

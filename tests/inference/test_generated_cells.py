@@ -4,7 +4,7 @@ import numpy as np
 
 from core.generation.cell_generator import GENERATION_KEY, generate_cells
 from core.generation.request import GenerationRequest
-from core.inference.generated_cells import read_generated
+from core.inference.evaluate_generated import read_generated
 from tests.generation.examples import with_reference
 from tests.model.examples import make_cell_model
 

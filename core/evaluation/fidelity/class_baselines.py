@@ -1,4 +1,4 @@
-"""Two simple generators that a model must beat, and whether generated cells help a classifier more.
+"""Two simple generators that a model must beat, by classifiers that learn from cells, and by likelihood.
 
 Independent genes and a Gaussian copula draw cells of given classes (a cell type, a combination of
 phenotypes) from the training cells of the class, and cannot draw classes without training cells. They work
@@ -9,11 +9,15 @@ The copula follows the idea of scDesign2 (Sun et al. 2021, doi:10.1186/s13059-02
 dependence. Here the marginals are fractions of bins, and the dependence is shrunk to that of all classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from torch.nn import functional
 
+from core.encoding.cell_batch import CellBatch
+from core.encoding.masking import Show
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import DataError
 from core.evaluation.fidelity.measures import (
@@ -23,7 +27,11 @@ from core.evaluation.fidelity.measures import (
     LabelledCells,
     macro_f1,
 )
-from core.evaluation.report.records import Difference, Rebalanced
+from core.evaluation.method_comparison import KnownCells
+from core.evaluation.predict import Prediction, predict
+from core.evaluation.report.records import ConditionLikelihood, Difference, Rebalanced
+from core.model.folder import CellModel
+from core.model.losses import bin_logits
 from core.random_streams import Stream, generator
 
 #: Least weight of the pooled correlation in that of a class, and cells at which it is a half.
@@ -36,6 +44,9 @@ _IDENTITY = 0.05
 REBALANCED_BY = ("real", "class weights", "repeated", "copula", "generated")
 #: Real cells that classifiers learn from at most; bootstrap draws of their scores.
 _MOST_CELLS, _RESAMPLES = 5_000, 500
+#: Held-out cells of the likelihood at most (an even sample), and bootstrap draws.
+_MOST_HELD_OUT, _LIKELIHOOD_RESAMPLES = 1_000, 1_000
+_BATCH, _BLOCK = 64, 1_024
 
 Bins = NDArray[np.uint8]
 
@@ -213,3 +224,103 @@ def _fill(classes: Codes, missing: Codes, rng: np.random.Generator, *, repeat: b
                 rng.choice(of_class, n if repeat else min(n, len(of_class)), replace=repeat)
             )
     return np.concatenate(rows)
+
+
+# --------------------------------------------------------------------- likelihood from the class alone
+
+
+def condition_likelihood(
+    model: CellModel,
+    real: KnownCells,
+    classes: Codes,
+    training: KnownCells,
+    training_classes: Codes,
+    *,
+    slots: Sequence[int],
+    genes: Codes,
+) -> ConditionLikelihood | None:
+    """Mask all genes of real cells, show the phenotypes of their class, and predict the genes.
+
+    The best prediction is then the distribution of each gene within the class: counts of the class plus the
+    fractions of all cells, over n + 1. Without sampling, this finds a model that ignores the class. Cells of ``real`` and ``training`` (from which the marginals are taken) have the model's genes, of which
+    ``genes`` are scored, and classes, -1 unknown, made of the phenotypes at ``slots``.
+
+    None for a model of the expressed layout, of continuous values, or a classifier, which predict
+    something else; and if no real cell has a class that training had.
+    """
+    config = model.config
+    if config.layout != "ranked" or config.kind == "continuous" or config.classified is not None:
+        return None
+    rows = np.flatnonzero(np.isin(classes, np.unique(training_classes[training_classes >= 0])))
+    if len(rows) == 0:
+        return None
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_HELD_OUT)).astype(np.int64)]
+    marginal_nll = class_marginal_nll(
+        _bins(model, real.expression[rows], genes), classes[rows],
+        _bins(model, training.expression, genes), training_classes, config.n_bins,
+    )  # fmt: skip
+    batches = (
+        _masked_batch(model, real.take(some), slots)
+        for some in np.array_split(rows, -(-len(rows) // _BATCH))
+    )
+    of_model = np.concatenate(
+        [_gene_nll(model, one)[:, genes].mean(axis=1) for one in predict(model, batches)]
+    )
+    of_marginals = marginal_nll.mean(axis=1)
+    rng = generator(0, Stream.LIKELIHOOD_RESAMPLES)
+    n = len(rows)
+    weights = rng.multinomial(n, np.full(n, 1 / n), _LIKELIHOOD_RESAMPLES)
+    low, high = np.percentile(weights @ (of_model - of_marginals) / n, (2.5, 97.5))
+    ours, theirs = float(of_model.mean()), float(of_marginals.mean())
+    return ConditionLikelihood(
+        n, ours, theirs, Difference(ours - theirs, (float(low), float(high)))
+    )
+
+
+def class_marginal_nll(
+    bins: Bins,
+    classes: Codes,
+    training_bins: Bins,
+    training_classes: Codes,
+    n_bins: int,
+) -> FloatArray:
+    """(cells, genes) nats of cells' bins under the training marginals of their class.
+
+    One more cell is spread over the bins, so that none is impossible.
+    """
+    overall = (bin_counts(training_bins, n_bins) + 1 / n_bins) / (len(training_bins) + 1)
+    nll = np.empty(bins.shape)
+    columns = np.arange(bins.shape[1])
+    for code in np.unique(classes):
+        fractions = class_fractions(training_bins[training_classes == code], overall)
+        has = classes == code
+        nll[has] = -np.log(fractions[columns, bins[has]])
+    return nll
+
+
+def _bins(model: CellModel, expression: sparse.csr_matrix, genes: Codes) -> Bins:
+    """(cells, genes), block by block: the dense values of a wide panel never exist whole."""
+    blocks = [
+        model.values.encode(expression[first : first + _BLOCK].toarray())[:, genes]
+        for first in range(0, expression.shape[0], _BLOCK)
+    ]
+    return np.concatenate(blocks)
+
+
+def _masked_batch(model: CellModel, cells: KnownCells, slots: Sequence[int]) -> CellBatch:
+    values = cells.expression.toarray()
+    states = np.full(cells.codes.shape, Show.MASKED, dtype=np.int8)
+    states[:, list(slots)] = Show.VALUE
+    codes = np.where(states == Show.VALUE, cells.codes, 0).astype(np.int32)
+    return model.batches.ranked(values, codes, states, np.ones(values.shape, dtype=bool))
+
+
+def _gene_nll(model: CellModel, prediction: Prediction) -> FloatArray:
+    """(cells, genes) nats of every gene of a batch, all of which are masked."""
+    logits = bin_logits(prediction.output.gene_logits, model.config)
+    targets = prediction.batch.gene_target.long()
+    nll = functional.cross_entropy(logits, targets, reduction="none")
+    cells = prediction.cells
+    found = np.zeros((int(cells.gene_cell.max()) + 1, model.config.n_genes))
+    found[cells.gene_cell, cells.gene] = nll.double().cpu().numpy()
+    return found

@@ -324,29 +324,13 @@ def run_protocol(
     n_resamples: int = 100,
     on_progress: Listener = ignore_progress,
 ) -> ProtocolResult:
-    """Score generated cells, real ones and the baselines alike.
+    """Score generated cells, real ones and the baselines alike; a DataError if too few can be matched.
 
-    Parameters
-    ----------
-    training
-        Cells that the model learnt from; None: no baselines, and no measures of copies and classes.
-    encoder, table
-        The baselines' bins, and the training values in each.
-    donors
-        (real cells,) codes, or None.
-    matching
-        (training cells,), those of the requested phenotypes, from which the baselines learn; None: all.
-        If no training cell matches, there are no baselines.
-    others
-        Method of `METHODS` -> draws values of cells of some classes: more generators, which know the
-        same classes as the baselines.
-    n_seeds, n_trees, n_resamples
-        Divisions, trees of a forest, bootstrap draws of each seed.
-
-    Raises
-    ------
-    DataError
-        Too few cells can be matched.
+    Without ``training`` cells there are no baselines, and no measures of copies and classes. ``encoder`` and
+    ``table`` are the baselines' bins and the training values in each; ``donors`` are codes of the real cells.
+    The baselines learn from the ``matching`` training cells, those of the requested phenotypes (None: all);
+    if none matches, there are none. ``others``, more methods, know the same classes as the baselines. A seed
+    is a division, with its own forests of ``n_trees`` and its own ``n_resamples`` bootstrap draws.
     """
     learnt = training
     if training is not None and matching is not None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from core.evaluation.fidelity.likelihood import class_marginal_nll, condition_likelihood
+from core.evaluation.fidelity.class_baselines import class_marginal_nll, condition_likelihood
 from core.evaluation.method_comparison import KnownCells
 from core.evaluation.report.records import ConditionLikelihood, Difference
 from tests.model.examples import N_GENES, make_cell_model

@@ -9,7 +9,7 @@ from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.errors import DataError
-from core.evaluation.fidelity.summary import compare_cells
+from core.evaluation.fidelity.measures import compare_cells
 
 
 def panel(n_genes):
