@@ -8,7 +8,7 @@ Both layouts give the same form of batch, so the model does not distinguish them
   keeps a random choice of them.
 
 Everything is vectorised over the batch but joining slices, one per cell. Values are binned as they
-are stored: counts are compared with a cell's own thresholds (`count_bins`), never normalised.
+are stored: counts are compared with a cell's own thresholds (`CountBins`), never normalised.
 
 The panel may be all 58,604 genes of an annotation, of which a cell expresses a twentieth, so
 candidates for unexpressed genes are drawn uniformly from the whole panel and looked up; only for cells
@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.encoding.cell_batch import CellBatch, pack
-from core.encoding.count_bins import CountBins
 from core.encoding.masking import Show, draw_masked_counts, draw_phenotype_states, draw_subsets
 from core.encoding.panel_cells import PanelCells
 from core.encoding.tokens import MASK, TokenSpace
-from core.encoding.values import ValueEncoder
+from core.encoding.values import CountBins, ValueEncoder
 from core.presets.schema import MaskingSettings
 
 #: A little below glibc's largest threshold, 32 MiB.

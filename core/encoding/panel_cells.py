@@ -17,7 +17,7 @@ from scipy import sparse
 
 from core.cells.genes import GenePanel
 from core.cells.store import LARGE_COUNT, Store
-from core.encoding.count_bins import log_values
+from core.encoding.values import log_values
 
 #: Cells whose genes are counted at a time.
 _COUNTING_CELLS = 4096

@@ -205,20 +205,12 @@ def _polygene(keys: _Keys) -> str:
         keys.put("train.batch_size", size * parts, f"{quoted}, {parts} at a time")
         keys.put("train.micro_batches", parts, "gradient_accumulation_steps in its code")
         n_batches = max(n_files * keys.number("shard_size", int, _SHARD) // size, 1)
-        for key, fraction, source in (
-            (
-                "train.save_steps",
-                keys.number("save_steps", float, 0.1),
-                "save_steps {} of {} batches",
-            ),
-            (
-                "train.eval_steps",
-                0.1 if label is not None else 0.25,
-                "{} of {} batches in its code",
-            ),
-        ):
-            steps = max(int(fraction * n_batches), 1)
-            keys.put(key, steps, source.format(f"{fraction:g}", f"{n_batches:,}"))
+        saving = keys.number("save_steps", float, 0.1)
+        source = f"save_steps {saving:g} of {n_batches:,} batches"
+        keys.put("train.save_steps", max(int(saving * n_batches), 1), source)
+        evaluating = 0.1 if label is not None else 0.25
+        source = f"{evaluating:g} of {n_batches:,} batches in its code"
+        keys.put("train.eval_steps", max(int(evaluating * n_batches), 1), source)
     keys.copy("shard_size", "train.eval_cells", int)
     if label is not None:
         return "polygene-classify-2434"

@@ -100,12 +100,7 @@ _NAMES = {
 def check_start_shape(preset: Preset) -> None:
     """Check the shape of another system's model in ``model.start_from``, before any cell is read.
 
-    Raises
-    ------
-    ConfigurationError
-        Its encoder has another shape than the preset's, or is of a kind that tfx does not have.
-    DataError
-        Its configuration cannot be read.
+    ConfigurationError if it is not the preset's; DataError if its configuration cannot be read.
     """
     folder = start_folder(preset)
     if folder is not None and is_foreign(folder):
@@ -115,13 +110,8 @@ def check_start_shape(preset: Preset) -> None:
 def convert_start(folder: Path, preset: Preset, model: CellModel) -> dict[str, Tensor]:
     """Read another system's model and convert its weights for a new model of ours.
 
-    Raises
-    ------
-    ConfigurationError
-        The other model has another shape, or does not know a gene, a phenotype, a value or the bins
-        of ours.
-    DataError
-        A file of it is missing or damaged.
+    ConfigurationError if its shape, genes, phenotypes, values or bins do not fit ours; DataError if a
+    file is missing or damaged.
     """
     given = preset.data.vocabulary
     foreign = read_foreign_model(folder, vocabulary=None if given is None else Path(given))

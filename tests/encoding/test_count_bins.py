@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.encoding.count_bins import NEVER, CountBins, count_thresholds, log_values
-from core.encoding.values import ValueEncoder
+from core.encoding.values import NEVER, CountBins, ValueEncoder, count_thresholds, log_values
 
 EDGES = {
     "equal width": np.linspace(0.1, 9, 9),
