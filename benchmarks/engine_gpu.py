@@ -8,7 +8,7 @@ Encoder of 12 layers, width 768, 12 heads, bf16 autocast, fused AdamW, no dropou
 tokens x 128 cells, 2,440 x 53. Expressed: as many cells of log-normal length (mean 500) as 131,072
 tokens hold, packed. Batches lie on the device, but for the loader's own figure. Times are medians of
 whole steps, the device waited for. MFU is 6 P + 12 layers width mean L operations a token over the peak
-of the datasheet, or of a matrix product where `core.training.flops` does not know the device;
+of the datasheet, or of a matrix product where `core.training.machine` does not know the device;
 "computed" counts without what the last layer leaves out. Baseline for ragged cells: the originals'
 maths, padded, by the fastest attention that transformers has without a package (sdpa). Ends with 3
 where there is no such device.
@@ -45,7 +45,7 @@ from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.losses import masked_loss
 from core.presets.schema import TrainSettings
-from core.training.flops import peak_flops
+from core.training.machine import peak_flops
 from core.training.state import make_optimiser
 
 TOKENS = 131_072

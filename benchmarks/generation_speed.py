@@ -29,8 +29,8 @@ from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel
 from core.presets.loading import resolve_preset
-from core.training.run_cells import RunCells
 from core.training.run_setup import build_model
+from core.training.virtual_ranks import RunCells
 
 BASE = Path(__file__).parent.parent / "presets" / "base.toml"
 #: Name, keys of the preset that differ, sampling settings that differ, cells.

@@ -375,9 +375,8 @@ def measure_base(folder: Path, *, quick: bool) -> dict:
     from core.presets.loading import resolve_preset
     from core.runlog import RunReader
     from core.training.engine import train
-    from core.training.run_cells import RunCells
     from core.training.run_setup import build_model
-    from core.training.virtual_ranks import make_batch_source
+    from core.training.virtual_ranks import RunCells, make_batch_source
 
     steps = 30 if quick else 120
     preset = Path(__file__).parents[1] / "presets" / "base.toml"

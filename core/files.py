@@ -1,5 +1,6 @@
 """Writing files whole, values that strict JSON holds, and free space."""
 
+import hashlib
 import json
 import math
 import os
@@ -73,6 +74,12 @@ def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = 
             except (ValueError, TypeError, RuntimeError):
                 continue
     return str(value)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def free_space(path: Path) -> tuple[Path, int]:

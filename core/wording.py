@@ -55,6 +55,11 @@ def some_of(names: Sequence[str], n_files: int) -> str:
     return "" if len(names) == n_files else f" ({files_of(names)})"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, known: Iterable[str], *, n: int = 1, cutoff: float = 0.6) -> str:
     """Write "did you mean 'x'?" with the known names nearest to `name`; "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=n, cutoff=cutoff)

@@ -6,7 +6,7 @@ from core.cells.atlas.simulation import simulate_cells
 from core.cells.prepare import prepare_store
 from core.presets.loading import resolve_preset
 from core.training import run_setup
-from core.training.run_cells import RunCells
+from core.training.virtual_ranks import RunCells
 
 #: 464 training, 67 validation and 69 test cells or so; 720 genes.
 TINY_ATLAS = "builtin:atlas?cells=600&seed=0"

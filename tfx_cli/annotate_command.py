@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigurationError
-from tfx_cli.arguments import check_output, model_folder
-from tfx_cli.command_line import argument, option
-from tfx_cli.options import (
+from tfx_cli.arguments import (
     DEVICE,
     GENE_IDS,
     JSON_OUTPUT,
@@ -17,7 +15,10 @@ from tfx_cli.options import (
     MODEL,
     OVERWRITE,
     Device,
+    check_output,
+    model_folder,
 )
+from tfx_cli.command_line import argument, option
 from tfx_cli.output import make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:

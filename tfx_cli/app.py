@@ -51,7 +51,7 @@ _PANELS = {
     ),
     "Project": (
         ("presets", "presets:app", "List, show and check presets."),
-        ("init", "init:init", "Write a preset for your own files."),
+        ("init", "presets:init", "Write a preset for your own files."),
         ("doctor", "check:doctor", "Check whether this machine is fit for tfx."),
     ),
 }

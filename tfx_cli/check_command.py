@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from core.errors import ExitCode
-from tfx_cli.arguments import RUNS, existing_run, resolve_sources
+from tfx_cli.arguments import (
+    ASSIGNMENTS,
+    CONFIG_FILES,
+    JSON_OUTPUT,
+    RUNS,
+    SOURCES,
+    existing_run,
+    resolve_sources,
+)
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
-from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
@@ -89,7 +96,7 @@ def doctor(as_json: bool = JSON_OUTPUT) -> None:
 
 
 def _genes_of(model: str) -> "GenePanel":
-    from core.model.folder_checks import read_genes  # transformers and torch, 2 s
+    from core.model.folder import read_genes  # transformers and torch, 2 s
     from core.runlog.schema import MODEL_FOLDER
 
     folder = existing_run(model) or Path(model)

@@ -5,10 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError, DataError
-from tfx_cli.arguments import check_output_folder, model_folder, preset_of, report_folder
+from tfx_cli.arguments import (
+    DEVICE,
+    GENE_IDS,
+    JSON_OUTPUT,
+    MATRIX,
+    Device,
+    check_output_folder,
+    check_unused,
+    model_folder,
+    preset_of,
+    report_folder,
+)
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
-from tfx_cli.options import DEVICE, GENE_IDS, JSON_OUTPUT, MATRIX, Device, check_unused
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
-from tfx_cli.arguments import check_output, model_folder
-from tfx_cli.command_line import option
-from tfx_cli.options import (
+from tfx_cli.arguments import (
     JSON_OUTPUT,
     MODEL,
     OVERWRITE,
     as_sentence,
+    check_output,
+    model_folder,
     name_of_option,
     phenotype_request,
 )
+from tfx_cli.command_line import option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:

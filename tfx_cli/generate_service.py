@@ -25,8 +25,7 @@ from core.files import plain_json
 from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
 from core.renamed import current_section, notes_on_keys
-from tfx_cli.arguments import check_output
-from tfx_cli.options import name_of_option, phenotype_arguments
+from tfx_cli.arguments import check_output, name_of_option, phenotype_arguments
 
 if TYPE_CHECKING:
     from scipy import sparse

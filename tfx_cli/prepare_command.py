@@ -4,9 +4,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfx_cli.arguments import resolve_sources
+from tfx_cli.arguments import (
+    ASSIGNMENTS,
+    CONFIG_FILES,
+    JSON_OUTPUT,
+    SOURCES,
+    preset_option,
+    resolve_sources,
+)
 from tfx_cli.command_line import option
-from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES, preset_option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:

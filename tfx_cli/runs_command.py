@@ -29,7 +29,7 @@ from core.runlog.schema import (
     metric_info,
 )
 from core.wording import did_you_mean, duration, size
-from tfx_cli.arguments import RUNS
+from tfx_cli.arguments import JSON_OUTPUT, RUNS
 from tfx_cli.command_line import argument, new_app, option
 from tfx_cli.formatting import (
     PRECISIONS,
@@ -43,7 +43,6 @@ from tfx_cli.formatting import (
     run_texts,
     short_count,
 )
-from tfx_cli.options import JSON_OUTPUT
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, print_text
 
 if TYPE_CHECKING:

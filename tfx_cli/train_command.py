@@ -11,10 +11,18 @@ import typer
 
 from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
 from core.wording import duration, size
-from tfx_cli.arguments import bundled_presets, existing_run, new_run_folder, preset_of
+from tfx_cli.arguments import (
+    ASSIGNMENTS,
+    CONFIG_FILES,
+    JSON_OUTPUT,
+    bundled_presets,
+    existing_run,
+    new_run_folder,
+    preset_of,
+    preset_option,
+)
 from tfx_cli.command_line import argument, option
 from tfx_cli.launch import LAUNCHER, is_main_process, launch, stop_on_signals
-from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, preset_option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from scipy import sparse
 from core.cells.normalisation import count_scales, log_normalise
 from core.cells.store import StoredCells
 from core.errors import DataError
+from core.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def clip_limits(sums: GeneMoments) -> ClipLimits:
             warnings.simplefilter("ignore")
             fit.fit()
     except ValueError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CannotRankError(reason) from error
     deviations = np.ones(len(means))
     deviations[varies] = np.sqrt(10.0**fit.outputs.fitted_values)

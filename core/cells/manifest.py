@@ -1,6 +1,5 @@
 """The manifest of a store: what its arrays mean, in one versioned JSON file, and their checksums."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import DataError
+from core.files import sha256_of
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 #: Raised by one whenever an older reader would misread a newer store.
@@ -104,12 +104,6 @@ class Manifest(_Record):
         (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
 
 
-def checksum(path: Path) -> str:
-    """sha256 of a file, as ``sha256sum`` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
     """Compare every file of a store with the checksum in its manifest; return the number of files.
 
@@ -134,7 +128,7 @@ def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
     done, total = 0, sum(sizes.values())
     for name, n_bytes in sizes.items():
         on_progress(ProgressEvent("verifying", done, total))
-        if checksum(path / name) != manifest.checksums[name]:
+        if sha256_of(path / name) != manifest.checksums[name]:
             changed.append(name)
         done += n_bytes
     on_progress(ProgressEvent("verifying", done, total))

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.errors import DataError
+from core.wording import first_line
 
 if TYPE_CHECKING:
     import h5py
@@ -280,7 +281,7 @@ def open_source(spec: str | Path) -> CellSource:
         message = f"{path}: no permission to read this file; change its mode or owner"
         raise DataError(message) from None
     except OSError as error:
-        message = f"{path}: damaged or truncated h5ad file ({_first_line(error)}); copy it again"
+        message = f"{path}: damaged or truncated h5ad file ({first_line(error)}); copy it again"
         raise DataError(message) from error
     try:
         with _readable(path, "obs"):
@@ -392,7 +393,7 @@ def _readable(path: Path, key: str) -> Iterator[None]:
         raise
     except Exception as error:
         message = (
-            f"{path}: '{key}' cannot be read ({_first_line(error)}); the file is damaged or was not "
+            f"{path}: '{key}' cannot be read ({first_line(error)}); the file is damaged or was not "
             f"written by AnnData"
         )
         raise DataError(message) from error
@@ -410,7 +411,3 @@ def _holds_matrix(stored: "h5py.Dataset | h5py.Group | None") -> bool:
 
 def _key(matrix: str) -> str:
     return "raw/X" if matrix == "raw" else matrix
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from core.errors import ConfigurationError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
-from core.model.cell_objectives import ClsOutputs
 from core.model.configuration import TfxConfig, check_parts
 from core.model.encoder import EncoderPart, initialise
 from core.model.log_linear import LogLinear
+from core.model.losses import ClsOutputs
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ class ModelRecord(ModelSettings):
     layout: Literal["ranked", "expressed"] = "ranked"
     #: Tokens of the longest cell (transformers keeps ``max_length`` for text generation).
     longest_sequence: int = Field(4, ge=1)
-    #: Whether the model has the heads of `core.model.cell_objectives`.
+    #: Whether the model has the heads of `core.model.losses`.
     cls_reconstruction: bool = False
     cls_contrast: bool = False
     #: Of a classifier: the phenotype that it predicts at [CLS], those that it is shown, and the value

@@ -7,21 +7,23 @@
     tfx.json                         format version, transform, provenance, generation defaults, sha256
     README.md                        the model card
 
-No pickle. It is written beside its place and renamed, so that a reader never sees half a folder.
+No pickle. It is written beside its place and renamed, so that a reader never sees half a folder. JSON
+files must have the right types, ranges and names, arrays and weights the shapes that those promise;
+weights are judged by the header of their file, so that one that promises terabytes costs nothing.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
@@ -30,22 +32,15 @@ from safetensors.torch import save_file as save_tensors
 from core.cells.genes import GenePanel
 from core.encoding.batches import BatchEncoder
 from core.encoding.values import ValueEncoder, ValueTable
-from core.errors import DataError, MachineError
+from core.errors import ConfigurationError, DataError, MachineError
+from core.files import sha256_of
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
-from core.model.configuration import TfxConfig
-from core.model.folder_checks import (
-    FORMAT_VERSION,
-    check_arrays,
-    check_weights,
-    read_config,
-    read_genes,
-    read_json,
-    read_record,
-)
-from core.model.reference import Reference, current_reference
+from core.model.configuration import REQUIRED_FIELDS, ModelRecord, Name, TfxConfig
+from core.model.reference import SIZE_QUANTILES, Reference, current_reference
 from core.presets.schema import GenerateSettings, MaskingSettings
-from core.renamed import current_tensors
+from core.renamed import current_model_record, current_section, current_tensors
+from core.wording import first_line
 
 _JSON_FILES = ("config.json", "genes.json", "encoding.json")
 _CHECKED = ("model.safetensors", *_JSON_FILES, "encoding.safetensors", "reference.safetensors")
@@ -153,7 +148,7 @@ class CellModel:
                 "masking": self.masking.model_dump(),
                 "generate": self.generate.model_dump(),
                 "provenance": self.provenance,
-                "sha256": {name: _sha256(folder / name) for name in _CHECKED},
+                "sha256": {name: sha256_of(folder / name) for name in _CHECKED},
             },
         )
 
@@ -166,7 +161,7 @@ class CellModel:
             if not (folder / name).is_file():
                 message = f"{folder}: {name} is missing; copy the whole model folder again"
                 raise DataError(message)
-            if record.sha256.get(name) != _sha256(folder / name):
+            if record.sha256.get(name) != sha256_of(folder / name):
                 message = f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
                 raise DataError(message)
         config = read_config(folder)
@@ -230,6 +225,242 @@ def _save_arrays(arrays: Mapping[str, NDArray[Any] | None], path: Path) -> None:
     save_file(present, path)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+# -- checks of a folder, which may come from a stranger, before anything is built of it
+
+
+#: Of the folders that this tfx writes; it reads all earlier ones, too.
+FORMAT_VERSION = 2
+_COPY = "copy the model folder again"
+#: Bytes, as the safetensors format itself allows.
+_LARGEST_HEADER = 10**8
+_AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
+_Array = NDArray[Any]
+
+
+class _GenesRecord(BaseModel):
+    """``genes.json``: the panel, in the order of the network."""
+
+    ids: list[Name] = Field(min_length=1)
+    symbols: list[Name]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.ids) != len(self.symbols):
+            message = f"{len(self.ids)} ids but {len(self.symbols)} symbols"
+            raise ValueError(message)
+        if len(set(self.ids)) != len(self.ids):
+            message = "a gene occurs twice"
+            raise ValueError(message)
+        return self
+
+
+class _Provenance(BaseModel):
+    """Facts for the card; those that code reads have a type."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    name: str = ""
+    step: int = Field(0, ge=0)
+    total_steps: int = Field(0, ge=0)
+    sources: list[str] = Field(default_factory=list)
+    simulated: bool = False
+    store: str = ""
+    store_key: str = ""
+    split: str = ""
+    validation: dict[str, float | None] = Field(default_factory=dict)
+
+
+class FolderRecord(BaseModel):
+    """``tfx.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    masking: MaskingSettings
+    generate: GenerateSettings
+    provenance: dict[str, Any]
+    #: Of every file that is read.
+    sha256: dict[str, str]
+
+
+def read_record(folder: Path) -> FolderRecord:
+    """Read ``tfx.json``; a `DataError` if it is missing, of a later format, or wrong."""
+    path = folder / "tfx.json"
+    record = read_json(path, folder)
+    version = record.get("format_version")
+    if version not in range(1, FORMAT_VERSION + 1):
+        message = f"{folder}: model format {version!r}, this tfx reads up to {FORMAT_VERSION}; use the tfx that wrote it"
+        raise DataError(message)
+    found = _checked(FolderRecord, current_model_record(record), path)
+    _checked(_Provenance, found.provenance, path, strict=True)
+    return found
+
+
+def read_config(folder: Path) -> TfxConfig:
+    """Read ``config.json``; a `DataError` if it does not describe a model of cells.
+
+    Its keys of other kinds, which may name code to run, are ignored.
+    """
+    path = folder / "config.json"
+    record = current_section("model", read_json(path, folder))
+    for name in sorted(REQUIRED_FIELDS - record.keys()):
+        message = f"{path}: {name}: field required; {_COPY}"
+        raise DataError(message)
+    checked = _checked(ModelRecord, record, path, strict=True)
+    return TfxConfig(**checked.model_dump(exclude={"model_type", "start_from"}))
+
+
+def read_genes(folder: Path) -> GenePanel:
+    """Read ``genes.json``; a `DataError` if it does not list genes."""
+    path = folder / "genes.json"
+    record = _checked(_GenesRecord, read_json(path, folder), path, strict=True)
+    return GenePanel(tuple(record.ids), tuple(record.symbols))
+
+
+def read_json(path: Path, folder: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder; a `DataError` if it is missing, unreadable, or no object."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        message = f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
+        raise DataError(message) from None
+    except RecursionError:
+        message = f"{path}: nested too deeply for a model folder; {_COPY}"
+        raise DataError(message) from None
+    except (OSError, ValueError) as error:
+        message = f"{path}: cannot be read ({error}); {_COPY}"
+        raise DataError(message) from error
+    if not isinstance(record, dict):
+        message = f"{path}: expected a JSON object; {_COPY}"
+        raise DataError(message)
+    return record
+
+
+def _checked(
+    kind: type[_AnyRecord], record: dict[str, Any], path: Path, *, strict: bool = False
+) -> _AnyRecord:
+    try:
+        return kind.model_validate(record, strict=strict)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        message = f"{path}: {f'{where}: ' if where else ''}{what[:1].lower()}{what[1:]}; {_COPY}"
+        raise DataError(message) from None
+
+
+def check_weights(path: Path, config: TfxConfig) -> None:
+    """Raise a `DataError` if a file of weights, by its header, lacks the tensors of a configuration."""
+    found = current_tensors(_read_shapes(path))
+    # A layer has weights: building more of them than there are tensors would take for ever.
+    if config.layers > len(found):
+        message = (
+            f"{path}: too few tensors for the {config.layers:,} layers of config.json; {_COPY}"
+        )
+        raise DataError(message)
+    expected = _promised_shapes(config, path)
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            message = (
+                f"{path}: '{name[:100]}' is {_shape(found.get(name))}, config.json makes it "
+                f"{_shape(expected.get(name))}; {_COPY}"
+            )
+            raise DataError(message)
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that the header names."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size - 8):
+                raise ValueError
+            header = json.loads(stream.read(length))
+        return {
+            name: tuple(int(side) for side in entry["shape"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        message = f"{path}: not a safetensors file; {_COPY}"
+        raise DataError(message) from None
+
+
+def _promised_shapes(config: TfxConfig, path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):  # shapes without memory
+            network = TfxModel(config)
+        return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    except (ConfigurationError, RuntimeError, ValueError, OverflowError) as error:
+        reason = first_line(error)[:200]
+        message = f"{path.parent}: config.json describes no model ({reason}); {_COPY}"
+        raise DataError(message) from error
+
+
+def check_arrays(
+    folder: Path,
+    config: TfxConfig,
+    *,
+    n_genes: int,
+    kind: object,
+    encoding: Mapping[str, _Array],
+    reference: Mapping[str, _Array],
+) -> None:
+    """Raise a `DataError` for the first array that does not fit the configuration.
+
+    ``n_genes`` and ``kind`` are those of ``genes.json`` and ``encoding.json``; ``encoding`` and
+    ``reference`` are the arrays of ``encoding.safetensors`` and ``reference.safetensors``.
+    """
+    if n_genes != config.n_genes:
+        _fail(folder, f"genes.json has {n_genes:,} genes, config.json {config.n_genes:,}")
+    if kind != config.kind:
+        _fail(folder, f"encoding.json says '{kind}', config.json '{config.kind}'")
+    n_values, n_phenotypes = sum(config.phenotype_sizes), len(config.phenotype_sizes)
+    n_combinations = len(reference.get("counts", ()))
+    edges = encoding.get("edges", np.empty(0))
+    per_gene = (n_genes,) if edges.ndim == 2 else ()
+    of_bins, of_values = (n_genes, config.n_bins), (n_values, n_genes)
+    n_quantiles = encoding["quantiles"].shape[-1] if "quantiles" in encoding else 0
+    promised: list[tuple[Mapping[str, _Array], str, tuple[int, ...], str]] = [
+        (encoding, "edges", (*per_gene, config.n_bins - 1), "f"),
+        (encoding, "quantiles", (*of_bins, max(n_quantiles, 1)), "f"),
+        (encoding, "means", of_bins, "f"),
+        (reference, "counts", (max(n_combinations, 1),), "i"),
+        (reference, "combinations", (n_combinations, n_phenotypes), "i"),
+        (reference, "bin_counts", of_bins, "i"),
+        (reference, "detection", of_values, "f"),
+        (reference, "means", of_values, "f"),
+    ]
+    sizes = ("genes_per_cell", "library_size")
+    if not reference.keys().isdisjoint(sizes):  # older folders lack them
+        promised += [(reference, name, (n_combinations, SIZE_QUANTILES), "f") for name in sizes]
+    for arrays, name, shape, letter in promised:
+        _check_array(folder, name, arrays.get(name), shape, letter)
+        if name in ("edges", *sizes) and np.any(np.diff(arrays[name], axis=-1) < 0):
+            _fail(folder, f"the numbers of '{name}' decrease")
+    codes = reference["combinations"]
+    if np.any(codes < -1) or np.any(codes >= np.array(config.phenotype_sizes, dtype=np.int64)):
+        _fail(folder, "a combination of phenotypes names a value that the model does not have")
+    if np.any(reference["counts"] < 0) or np.any(reference["bin_counts"] < 0):
+        _fail(folder, "cells are counted below zero")
+
+
+def _check_array(
+    folder: Path, name: str, array: _Array | None, shape: tuple[int, ...], letter: str
+) -> None:
+    kind = {"f": "decimal", "i": "whole"}[letter]
+    if array is None or array.shape != shape or array.dtype.kind != letter:
+        found = None if array is None else array.shape
+        _fail(folder, f"'{name}' is {_shape(found)}, and must be {_shape(shape)} {kind} numbers")
+    elif letter == "f" and not np.isfinite(array).all():
+        _fail(folder, f"'{name}' holds NaN or infinity")
+
+
+def _fail(folder: Path, problem: str) -> NoReturn:
+    message = f"{folder}: {problem}; {_COPY}"
+    raise DataError(message)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "not there"
+    return " x ".join(f"{side:,}" for side in shape) or "one number"

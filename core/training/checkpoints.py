@@ -7,7 +7,6 @@ leaves the checkpoints it had. One without its marker, or whose bytes differ, is
 before. One living process owns a run folder, and most keys of the preset are frozen.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import ConfigurationError, DataError, MachineError
+from core.files import sha256_of
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.runlog.reader import RunReader, dotted_values
@@ -81,7 +81,7 @@ def save_checkpoint(
         partial.mkdir()
         save_file(weights, partial / _WEIGHTS)
         torch.save({"step": step, **state}, partial / _STATE)
-        sums = {name: _sha256(partial / name) for name in (_WEIGHTS, _STATE)}
+        sums = {name: sha256_of(partial / name) for name in (_WEIGHTS, _STATE)}
         marker = json.dumps({"step": step, "sha256": sums})
         (partial / CHECKPOINT_MARKER).write_text(marker, encoding="utf-8")
         for name in (_WEIGHTS, _STATE, CHECKPOINT_MARKER, ""):  # the files, then the folder
@@ -152,7 +152,7 @@ def _is_whole(path: Path) -> bool:
         marker = json.loads((path / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
         sums = marker["sha256"]
         return set(sums) == {_WEIGHTS, _STATE} and all(
-            _sha256(path / name) == sum_ for name, sum_ in sums.items()
+            sha256_of(path / name) == sum_ for name, sum_ in sums.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -177,11 +177,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def settle_preset(

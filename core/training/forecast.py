@@ -29,8 +29,13 @@ from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
-from core.training.flops import EncoderFlops, device_peak, mean_attended_length
-from core.training.machine import Machine, set_up_speed
+from core.training.machine import (
+    EncoderFlops,
+    Machine,
+    device_peak,
+    mean_attended_length,
+    set_up_speed,
+)
 from core.training.profiling import (
     StepProfile,
     activation_bytes,
@@ -38,10 +43,9 @@ from core.training.profiling import (
     example_values,
     profile_step,
 )
-from core.training.run_cells import RunCells
 from core.training.run_setup import check_feasible, check_preset, make_config
 from core.training.state import total_steps
-from core.training.virtual_ranks import cells_per_virtual_rank, virtual_ranks_of_process
+from core.training.virtual_ranks import RunCells, cells_per_virtual_rank, virtual_ranks_of_process
 
 #: Cells whose genes are counted.
 _COUNTED_CELLS = 5_000
@@ -106,10 +110,7 @@ def outline_of_store(preset: Preset, store: Store) -> CellOutline:
 def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
     """Outline cells that are not prepared, from the facts of `core.cells.checks.check.check_data`.
 
-    Raises
-    ------
-    ConfigurationError
-        The files' tables do not contain the number of cells.
+    ConfigurationError if the files' tables do not contain the number of cells.
     """
     split, estimate = facts.get("split"), facts.get("estimate")
     if split is None or estimate is None or not facts.get("genes"):
@@ -182,12 +183,7 @@ def forecast_run(
     """Forecast the run of a preset in ``folder``, which need not exist.
 
     ``processes`` train together, on devices like this process' (CPUs: on this machine); ``done``
-    steps are behind the run.
-
-    Raises
-    ------
-    ConfigurationError, MachineError
-        The preset cannot run, as `tfx train` would say.
+    steps are behind the run. ConfigurationError or MachineError if the preset cannot run.
     """
     check_preset(preset)
     machine, route = check_feasible(preset, processes=processes)
@@ -319,7 +315,7 @@ class _Run:
         #: (some cells,), tokens of each.
         self.lengths = genes.astype(np.int64) + special
         self.length = float(self.lengths.mean())
-        #: L̄ of `core.training.flops`.
+        #: L̄ of `core.training.machine`.
         self.attended_length = mean_attended_length(self.lengths)
         n_dealt = min(self.cells.n_training, _DEALT_CELLS)
         batch_size, budget = cells_per_virtual_rank(

@@ -1,13 +1,25 @@
-"""Where and in what precision a run computes; an explicit request that cannot be met is an error."""
+"""Where, in what precision and how fast a run computes; a request that cannot be met is an error.
 
+Model FLOPs utilisation as in PaLM (arXiv 2204.02311, appendix B): the work that the model's maths
+needs, whatever the kernels do besides or leave out, over the peak of the hardware.
+"""
+
+import functools
 import platform
+import re
+import time
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from core.errors import MachineError
 from core.presets.schema import TrainSettings
+
+if TYPE_CHECKING:
+    from core.model.cell_model import TfxModel  # imports transformers, 2 s
 
 Device = Literal["cpu", "cuda", "mps"]
 #: In accelerate's words; "no" is fp32.
@@ -45,12 +57,7 @@ class Machine:
 def choose_device(wanted: str, *, where: str = "train.device =") -> Device:
     """Resolve "auto", "cpu", "cuda" or "mps"; "auto" is a GPU if there is one.
 
-    ``where`` says in the message what requested the device.
-
-    Raises
-    ------
-    MachineError
-        This machine has no such device.
+    ``where`` says in the message what requested the device. MachineError if there is none.
     """
     available = {
         "cpu": True,
@@ -84,3 +91,136 @@ def set_up_speed(machine: Machine) -> None:
     """Let fp32 products on CUDA run in TF32: ten bits of mantissa, eight times the speed."""
     if machine.device == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+# -- floating-point operations
+
+
+#: Side of the square product that is timed; three fp32 matrices of it take 25 MB.
+_SIDE = 1440
+
+
+@dataclass(frozen=True)
+class EncoderFlops:
+    """What one token costs an encoder, forward and backward."""
+
+    #: P, parameters of the encoder's layers: no embeddings, no heads, no log-linear part.
+    parameters: int
+    layers: int
+    #: d, the hidden size.
+    width: int
+
+    @classmethod
+    def of(cls, network: "TfxModel") -> "EncoderFlops":
+        """Count the layers of a network; none without an encoder."""
+        part = network.encoder_part
+        layers = [] if part is None else list(part.encoder.layers)
+        parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+        return cls(parameters, len(layers), network.config.hidden_size)
+
+    def per_token(self, attended_length: float) -> float:
+        """Return 6 P + 12 · layers · d · L̄, the FLOPs of one token in one training step."""
+        return 6.0 * self.parameters + 12.0 * self.layers * self.width * attended_length
+
+    def utilisation(
+        self, *, tokens_per_second: float, attended_length: float, peak: float | None
+    ) -> float | None:
+        """Return the fraction of the peak that is reached (MFU), over all processes.
+
+        None without an encoder or a known peak: no metric is better than a guessed one.
+        """
+        if not self.parameters or not peak:
+            return None
+        return self.per_token(attended_length) * tokens_per_second / peak
+
+
+def mean_attended_length(lengths: ArrayLike) -> float:
+    """Return L̄ = Σ L² / Σ L of cells of L tokens: how many tokens a token attends to, on average."""
+    lengths = np.asarray(lengths, dtype=np.int64)
+    return float((lengths**2).sum() / lengths.sum()) if len(lengths) else 0.0
+
+
+class _Peak(NamedTuple):
+    """Dense TFLOP/s of a GPU; products in bf16 or fp16 accumulate in fp32."""
+
+    pattern: str
+    half: float
+    tf32: float | None
+    fp32: float
+    has_bf16: bool = True
+
+
+#: The makers' numbers without sparsity (their datasheets often give only those with it, twice as high).
+#: The first pattern that is found in the device's name counts.
+_PEAKS = (
+    # NVIDIA, HGX B200 datasheet, per GPU
+    _Peak(r"\bB200\b", 2250, 1125, 75),
+    # NVIDIA, H200 and H100 datasheets; GH200 holds the same chip as H100 SXM
+    _Peak(r"\bH200 NVL\b", 835.5, 417.7, 60),
+    _Peak(r"\bH100 NVL\b", 835.5, 417.7, 60),
+    _Peak(r"\bH100 PCIe\b", 756, 378, 51),
+    _Peak(r"\b(H200|H100|GH200)\b", 989.4, 494.7, 67),
+    # NVIDIA, datasheets of A100, A30, A40, A10
+    _Peak(r"\bA100\b", 312, 156, 19.5),
+    _Peak(r"\bA30\b", 165, 82, 10.3),
+    _Peak(r"\bA40\b", 149.7, 74.8, 37.4),
+    _Peak(r"\bA10\b", 125, 62.5, 31.2),
+    # NVIDIA, datasheets of L40S, L40, L4
+    _Peak(r"\bL40S\b", 362, 183, 91.6),
+    _Peak(r"\bL40\b", 181, 90.5, 90.5),
+    _Peak(r"\bL4\b", 121, 60, 30.3),
+    # NVIDIA, Ada and GA102 architecture papers (fp32 accumulation runs at half rate on GeForce)
+    _Peak(r"\bRTX 6000 Ada\b", 364.2, 182.1, 91.1),
+    _Peak(r"\bRTX A6000\b", 154.8, 77.4, 38.7),
+    _Peak(r"\bRTX 4090$", 165.2, 82.6, 82.6),
+    _Peak(r"\bRTX 3090$", 71, 35.6, 35.6),
+    # NVIDIA, datasheets of V100 and T4: tensor cores for fp16 alone
+    _Peak(r"\bV100-SXM", 125, None, 15.7, has_bf16=False),
+    _Peak(r"\bV100-PCIE", 112, None, 14, has_bf16=False),
+    _Peak(r"\bT4\b", 65, None, 8.1, has_bf16=False),
+    # AMD, Instinct MI300X datasheet
+    _Peak(r"\bMI300X\b", 1307.4, 653.7, 163.4),
+)
+
+
+def peak_flops(device_name: str, precision: Precision, *, tf32: bool = False) -> float | None:
+    """Return the dense peak of a GPU in FLOP/s, as its maker states it.
+
+    None for a GPU that is not in the table, for a part of one (MIG), and where bf16 is emulated.
+    ``tf32`` is whether fp32 products may run in TF32.
+    """
+    if re.search(r"\bMIG\b", device_name):
+        return None
+    peak = next((peak for peak in _PEAKS if re.search(peak.pattern, device_name)), None)
+    if peak is None or (precision == "bf16" and not peak.has_bf16):
+        return None
+    if precision == "no":
+        return 1e12 * (peak.tf32 if tf32 and peak.tf32 else peak.fp32)
+    return 1e12 * peak.half
+
+
+def device_peak(device: torch.device, precision: Precision) -> float | None:
+    """Return the peak FLOP/s of a device: of a GPU from the table, of a CPU measured; None if unknown."""
+    if device.type == "cuda":
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
+    if device.type == "cpu" and precision != "fp16":  # no fp16 kernel there: 500 times slower
+        return _measured_peak(precision, torch.get_num_threads())
+    return None
+
+
+@functools.cache
+def _measured_peak(precision: Precision, n_threads: int, *, seconds: float = 0.3) -> float:
+    """Measure the FLOP/s of a large matrix product on this CPU, once per process and number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.randn(_SIDE, _SIDE, generator=generator).to(DTYPES[precision]) for _ in range(2)
+    )
+    product = left @ right  # the first call sets kernels up
+    fastest = float("inf")  # other programs only slow a product
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.mm(left, right, out=product)
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2.0 * _SIDE**3 / fastest

@@ -25,9 +25,8 @@ from core.encoding.values import ValueEncoder
 from core.model.attention import KEPT_BYTES, AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors, CellBounds
 from core.model.cell_model import TfxModel
-from core.model.cell_objectives import cell_loss
 from core.model.configuration import TfxConfig
-from core.model.losses import masked_loss
+from core.model.losses import cell_loss, masked_loss
 from core.presets.schema import LossSettings, MaskingSettings, Preset
 from core.training.machine import Machine
 from core.training.run_setup import choose_trainable

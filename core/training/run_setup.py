@@ -18,23 +18,21 @@ from core.errors import ConfigurationError, MachineError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig, check_parts
-from core.model.encoder import EncoderPart
+from core.model.encoder import EncoderPart, start_summary
 from core.model.folder import CellModel
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
 from core.model.reference import Reference, size_quantiles
-from core.model.summary_fit import start_summary
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-from core.training.flops import EncoderFlops, device_peak
-from core.training.machine import Machine, choose_machine
+from core.training.machine import EncoderFlops, Machine, choose_machine, device_peak
 from core.training.processes import Processes, launched_processes
-from core.training.run_cells import RunCells
 from core.training.start_weights import ConvertWeights, own_start, start_folder, start_from
 from core.training.trackers import check_trackers
 from core.training.virtual_ranks import (
+    RunCells,
     StepSource,
     cells_per_virtual_rank,
     make_batch_source,
@@ -133,13 +131,8 @@ def check_feasible(
     """Choose device, precision and attention route; check that the preset can run with them.
 
     ``processes`` train together; None: as many as a launcher started.
-
-    Raises
-    ------
-    ConfigurationError
-        The virtual ranks cannot share the cells of a step, or the processes the virtual ranks.
-    MachineError
-        The device, the precision, the attention route or a tracker's package is missing.
+    ConfigurationError if virtual ranks or processes cannot share the cells of a step; MachineError if the
+    device, the precision, the attention route or a tracker's package is missing.
     """
     machine = choose_machine(preset.train)
     route = resolve_attention(
@@ -157,14 +150,7 @@ def check_feasible(
 
 
 def check_preset(preset: Preset) -> None:
-    """Check that a preset does not contradict itself.
-
-    Raises
-    ------
-    ConfigurationError
-        The loss does not fit the encoding, the parts of the model exclude each other, or
-        ``model.start_from`` does not exist.
-    """
+    """Raise ConfigurationError if a preset contradicts itself, or ``model.start_from`` does not exist."""
     check_parts(preset.model, kind=preset.encoding.kind, layout=preset.encoding.layout)
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]

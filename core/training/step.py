@@ -23,8 +23,7 @@ from core.encoding.sampler import Cursor
 from core.errors import MachineError, TfxError
 from core.files import replace_file
 from core.model.batch_tensors import BatchTensors
-from core.model.cell_objectives import cell_loss
-from core.model.losses import LossCounts, masked_loss
+from core.model.losses import LossCounts, cell_loss, masked_loss
 from core.random_streams import Stream, torch_seed
 from core.runlog.schema import NONFINITE_FOLDER
 from core.training.checkpoints import checkpoint_name

@@ -1,7 +1,7 @@
 import pytest
 
 from core.errors import ConfigurationError
-from tfx_cli.options import phenotype_request
+from tfx_cli.arguments import phenotype_request
 
 
 def test_options_and_pairs_make_one_request():

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from core.encoding.tokens import MASK
-from core.model.cell_objectives import ClsOutputs, cell_loss, outputs_with_cls
-from core.model.losses import LossCounts
+from core.model.losses import ClsOutputs, LossCounts, cell_loss, outputs_with_cls
 from core.presets.schema import LossSettings
 from tests.model.examples import make_batch, make_network
 from tests.model.test_losses import smoothed_reference

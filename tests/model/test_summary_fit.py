@@ -10,7 +10,7 @@ from core.encoding.batches import BatchEncoder
 from core.encoding.tokens import CLS
 from core.encoding.values import ValueTable
 from core.model.batch_tensors import BatchTensors
-from core.model.summary_fit import start_summary
+from core.model.encoder import start_summary
 from tests.model.examples import N_GENES, make_network, value_encoder
 
 N_CELLS = 300

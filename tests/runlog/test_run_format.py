@@ -11,7 +11,7 @@ from core.runlog import RunReader, schema
 from core.runlog.schema import metric_info
 from core.training import engine
 from core.training.checkpoints import LOCK_FILE
-from core.training.flops import EncoderFlops
+from core.training.machine import EncoderFlops
 from core.training.run_log import MachineReader
 from core.training.trackers import IDS_FILE, TENSORBOARD_FOLDER, TRACKER_KINDS
 from tests.training.test_engine import short

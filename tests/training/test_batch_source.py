@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigurationError
-from core.training.run_cells import RunCells
-from core.training.virtual_ranks import make_batch_source
+from core.training.virtual_ranks import RunCells, make_batch_source
 from tests.tiny_atlas import build_model, tiny_preset
 
 

@@ -21,9 +21,9 @@ from core.presets.loading import ResolvedPreset, resolve_preset
 from core.presets.schema import MaskingSettings
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.run_cells import RunCells, balanced_epochs
 from core.training.run_setup import check_preset
 from core.training.start_weights import _translated, take_shape_of_start
+from core.training.virtual_ranks import RunCells, balanced_epochs
 from tests.tiny_atlas import TINY_ATLAS, build_model, tiny_preset
 from tests.training.test_engine import assert_same_run, stop_after
 

@@ -8,8 +8,7 @@ from core.errors import TrainingInterrupted
 from core.model.folder import CellModel
 from core.runlog import RunReader
 from core.training.engine import train
-from core.training.run_cells import RunCells
-from core.training.virtual_ranks import make_batch_source
+from core.training.virtual_ranks import RunCells, make_batch_source
 from tests.tiny_atlas import build_model, tiny_preset
 from tests.training.test_engine import SHORT, assert_same_run, stop_after
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core.training.flops import EncoderFlops, device_peak, mean_attended_length, peak_flops
+from core.training.machine import EncoderFlops, device_peak, mean_attended_length, peak_flops
 
 # A 12 x 768 encoder: per layer four d x d projections, two d x 4d products, biases, two norms.
 BASE = EncoderFlops(parameters=12 * (12 * 768**2 + 13 * 768), layers=12, width=768)

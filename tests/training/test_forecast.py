@@ -16,8 +16,7 @@ from core.runlog import RunReader
 from core.training.engine import train
 from core.training.forecast import CellOutline, forecast_run, outline_of_facts, outline_of_store
 from core.training.profiling import StepProfile
-from core.training.run_cells import RunCells
-from core.training.virtual_ranks import make_batch_source
+from core.training.virtual_ranks import RunCells, make_batch_source
 from tests.tiny_atlas import build_model, tiny_preset
 
 

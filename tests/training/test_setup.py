@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from core.errors import ConfigurationError, DataError
-from core.training.run_cells import RunCells
 from core.training.run_setup import class_weights
 from core.training.state import make_optimiser
+from core.training.virtual_ranks import RunCells
 from tests.tiny_atlas import build_model, tiny_preset
 
 

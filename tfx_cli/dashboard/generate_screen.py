@@ -22,6 +22,7 @@ from textual.widgets import DataTable, Input, Static, TabPane
 from core.errors import TfxError
 from core.files import replacing
 from core.model.reference import ControlTokens
+from tfx_cli.arguments import phenotype_arguments
 from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, Panes
 from tfx_cli.dashboard.cells_texts import (
     FEW_CELLS,
@@ -39,7 +40,6 @@ from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, ScatterView, Series
 from tfx_cli.dashboard.themes import bar, series_colours
 from tfx_cli.formatting import count_of, shortened
-from tfx_cli.options import phenotype_arguments
 
 #: Number fields: id, label, default (else the model's own), type.
 _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (

@@ -41,7 +41,7 @@ from core.cells.hvg_ranking import (
     rank_in_passes,
     resolve_method,
 )
-from core.cells.manifest import MANIFEST_NAME, checksum
+from core.cells.manifest import MANIFEST_NAME
 from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.normalisation import TARGET_SUM
 from core.cells.prepare.buckets import (
@@ -66,6 +66,7 @@ from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
 from core.cells.reading import BY_COLUMNS_VALUES
 from core.cells.store import SPLITS, TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
+from core.files import sha256_of
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.wording import size
@@ -489,7 +490,7 @@ def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
     paths = sorted(path for path in job.folder.store.iterdir() if path.name != MANIFEST_NAME)
     sums = {}
     job.on_progress(ProgressEvent("checksums", 0, len(paths)))
-    for done, (number, digest) in enumerate(runner.run(checksum, paths), start=1):
+    for done, (number, digest) in enumerate(runner.run(sha256_of, paths), start=1):
         sums[paths[number].name] = digest
         job.on_progress(ProgressEvent("checksums", done, len(paths)))
     return dict(sorted(sums.items()))
