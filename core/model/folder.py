@@ -172,14 +172,7 @@ class CellModel:
             kind = read_json(folder / "encoding.json", folder).get("kind")
             encoding = load_file(folder / "encoding.safetensors")
             reference = current_reference(load_file(folder / "reference.safetensors"))
-            check_arrays(
-                folder,
-                config,
-                n_genes=len(panel),
-                kind=kind,
-                encoding=encoding,
-                reference=reference,
-            )
+            check_arrays(folder, config, len(panel), kind, encoding, reference)
             # Not from_pretrained: it draws a progress bar of its own.
             network = TfxModel(config)
             network.load_state_dict(current_tensors(load_tensors(weights)))
@@ -399,7 +392,6 @@ def _promised_shapes(config: TfxConfig, path: Path) -> dict[str, tuple[int, ...]
 def check_arrays(
     folder: Path,
     config: TfxConfig,
-    *,
     n_genes: int,
     kind: object,
     encoding: Mapping[str, _Array],

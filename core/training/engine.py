@@ -84,19 +84,10 @@ def train(
     ``run_folder`` is made if absent. ``convert_weights`` is needed where ``model.start_from`` names a
     model of another system. ``should_stop`` is called while the model is fitted, before every step
     and within evaluations; a true result (the name of a signal, say) saves a checkpoint and raises
-    `TrainingInterrupted`.
-
-    Raises
-    ------
-    TrainingInterrupted
-        Stopped on request, with a checkpoint.
-    KeyboardInterrupt
-        Stopped on request before anything was written.
-    ConfigurationError, DataError, MachineError
-        The preset does not fit itself, the run, the cells, or the machine; nothing was written.
-        MachineError also where memory or disk ran out.
-    TfxError
-        Loss or gradients were not finite for ``train.max_nonfinite`` steps in a row.
+    `TrainingInterrupted`, or KeyboardInterrupt before anything was written. ConfigurationError,
+    DataError or MachineError if the preset does not fit itself, the run, the cells or the machine
+    (nothing was written), MachineError also where memory or disk ran out; TfxError if loss or gradients
+    were not finite for ``train.max_nonfinite`` steps in a row.
     """
     resolved = take_shape_of_start(resolved)
     machine, _ = check_feasible(resolved.preset)
@@ -377,10 +368,7 @@ class _Loop:
 
 
 def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
-    """Score the model of a run: the same cells, at most ``train.eval_cells``, and masks every time.
-
-    Returns metrics by name; none if there are no cells.
-    """
+    """Return the metrics of the same validation cells and masks every time; none without cells."""
     model, store, preset = setup.model, setup.cells.store, setup.preset
     rows = setup.cells.validation
     if len(rows) == 0:

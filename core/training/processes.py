@@ -48,11 +48,7 @@ def leave_processes() -> None:
 
 
 class Processes:
-    """All processes of a run, seen from one of them.
-
-    ``unused_parameters`` is whether some steps leave parameters out, as while the log-linear part is
-    trained first.
-    """
+    """All processes of a run, seen from one; ``unused_parameters``: some steps leave parameters out."""
 
     def __init__(self, machine: Machine, *, unused_parameters: bool = False) -> None:
         # accelerate keeps one global state per process; another run in it may want another one.

@@ -77,10 +77,7 @@ def activation_bytes(
     lengths: NDArray[np.int64],
     n_cells: float,
 ) -> float:
-    """Return the bytes that the backward pass of ``n_cells`` needs, weights not counted.
-
-    ``lengths`` (some cells,) are the tokens of the run's cells.
-    """
+    """Return the bytes that the backward pass of ``n_cells`` of these ``lengths`` needs, without weights."""
 
     def count(counted: int) -> int:
         batch = example_batch(config, preset.training_masking, lengths, counted)
@@ -180,10 +177,7 @@ def profile_step(
     *,
     max_cells: int,
 ) -> StepProfile:
-    """Do steps of the real model: first on few cells, then on ``max_cells`` or what time allows.
-
-    ``lengths`` (some cells,) are the tokens of the run's cells.
-    """
+    """Do steps of the real model on few cells of these ``lengths``, then on ``max_cells`` if time allows."""
     device = torch.device(machine.device)
 
     def example(n_cells: int) -> BatchTensors:

@@ -48,10 +48,7 @@ def own_start(preset: Preset) -> Path | None:
 
 
 def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
-    """Give a classification the encoding and the shape of the model that it starts from.
-
-    Raises ConfigurationError if the preset sets another shape.
-    """
+    """Give a classification the shape of the model it starts from; ConfigurationError if it sets another."""
     folder = own_start(resolved.preset)
     if folder is None:
         return resolved
@@ -111,10 +108,7 @@ def start_from(
 
 
 def start_folder(preset: Preset) -> Path | None:
-    """Return the model folder of ``model.start_from`` (a run has one inside); None if it is not set.
-
-    Raises ConfigurationError if it does not exist.
-    """
+    """Return the folder of ``model.start_from``, or None; ConfigurationError if it does not exist."""
     if preset.model.start_from is None:
         return None
     folder = Path(preset.model.start_from)

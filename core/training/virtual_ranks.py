@@ -224,10 +224,7 @@ def make_batch_source(
     virtual_ranks: int = 1,
     bins_on_device: bool = False,
 ) -> BatchSource:
-    """Return what encodes the training batches of one of several virtual ranks.
-
-    ``bins_on_device`` leaves the bins of counts to the device.
-    """
+    """Return what encodes the batches of a virtual rank; ``bins_on_device``: not the bins of counts."""
     train, config, rows = preset.train, model.config, cells.training
     reader = PanelReader(cells.store, model.panel)
     encoder = BatchEncoder(
@@ -297,8 +294,7 @@ class StepBatch:
 class StepSource:
     """The batches of one process' virtual ranks, all at one cursor.
 
-    ``sources`` are by virtual rank; ``count`` counts the targets of a batch; ``pin`` is whether tensors
-    go into page-locked memory, for a GPU to fetch.
+    ``count`` counts the targets of a batch; ``pin``: tensors go into page-locked memory, for a GPU.
     """
 
     def __init__(
