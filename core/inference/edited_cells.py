@@ -102,7 +102,11 @@ def edit_cells(
     for slot, code in wanted.items():
         new_codes[:, slot] = code
     differs = (codes != new_codes).any(axis=1)
-    notes += _notes_on_training(model, wanted)
+    phenotypes = list(model.config.phenotypes.items())
+    for slot, code in wanted.items():
+        name, labels = phenotypes[slot]
+        if code >= 0 and (n := model.reference.n_cells({slot: code})) < FEW_CELLS:
+            notes.append(f"only {n:,} training cells have {name} = {labels[code]}")
     present = ~query.missing
     before, after, moved = [], [], np.zeros(len(present))
     how: Decoding = "mean" if settings.decode == "mean" else "sample"
@@ -131,7 +135,6 @@ def edit_cells(
     was, now = sparse.vstack(before, format="csr"), sparse.vstack(after, format="csr")
     obs = query.source.obs.copy()
     columns = {hint.slot: hint.column for hint in hints}
-    phenotypes = list(model.config.phenotypes.items())
     for slot, code in wanted.items():
         name, labels = phenotypes[slot]
         # A phenotype without a column in the file gets a new one.
@@ -186,15 +189,6 @@ def _labels_of(
         if n_unknown:
             notes.append(f"{name}: {n_unknown:,} cells have a label that the model does not know")
     return hints, notes
-
-
-def _notes_on_training(model: CellModel, wanted: dict[int, int]) -> list[str]:
-    names = list(model.config.phenotypes)
-    return [
-        f"only {n:,} training cells have {names[slot]} = {model.config.phenotypes[names[slot]][code]}"
-        for slot, code in wanted.items()
-        if code >= 0 and (n := model.reference.n_cells({slot: code})) < FEW_CELLS
-    ]
 
 
 def _changes(

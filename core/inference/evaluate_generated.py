@@ -24,9 +24,8 @@ from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError
 from core.evaluation.fidelity.class_baselines import compare_rebalancing, condition_likelihood
 from core.evaluation.fidelity.measures import Codes, LabelledCells
-from core.evaluation.fidelity.pictures import fidelity_pictures
 from core.evaluation.fidelity.protocol import Draw, run_protocol
-from core.evaluation.fidelity.report import mark_methods, verdict
+from core.evaluation.fidelity.report import fidelity_pictures, mark_methods, verdict
 from core.evaluation.fidelity.scvi_baseline import check_scvi, fit_scvi
 from core.evaluation.method_comparison import KnownCells
 from core.evaluation.report.records import FidelityFacts, FidelityReport

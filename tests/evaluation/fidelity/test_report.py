@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from core.evaluation.fidelity.measures import LabelledCells
-from core.evaluation.fidelity.pictures import fidelity_pictures, umap
 from core.evaluation.fidelity.report import (
     RULES,
+    fidelity_pictures,
     mark_methods,
     measure_table,
     more_tables,
+    umap,
     verdict,
     write_fidelity_report,
 )
