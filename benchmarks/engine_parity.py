@@ -136,11 +136,7 @@ def compare_equal_weights(layout: str) -> dict[str, float]:
         expected = torch.cat([gradients[f"{there}{name}.weight"].grad for name in names[1:4]])
         found = layer.query_key_value.weight.grad
         worst = max(worst, float((found - expected).norm() / expected.norm()))
-    return {
-        "their_loss": theirs.item(),
-        "our_loss": ours.item(),
-        "gradient_difference": worst,
-    }
+    return {"their_loss": theirs.item(), "our_loss": ours.item(), "gradient_difference": worst}
 
 
 # ----------------------------------------------------------------------------------- training

@@ -443,9 +443,7 @@ def disk_bytes(way: str, folder: Path) -> int:
 
 def run_way(python: str, way: str, form: str, folder: Path, seconds: float, rounds: int) -> dict:
     """Measure one way in a process of its own."""
-    steps = [
-        ["--way", way, "--form", form, "--seconds", str(seconds), "--rounds", str(rounds)],
-    ]
+    steps = [["--way", way, "--form", form, "--seconds", str(seconds), "--rounds", str(rounds)]]
     if way.startswith("annbatch"):
         steps.insert(0, ["--build", way])
     for options in steps:

@@ -176,16 +176,14 @@ def embed(
     elif (note := note_on_embedding(model.config, position)) is not None:
         warn(note)
     if denoise is not None and "/" in denoise:
-        message = f"--denoise {denoise}: the name of a layer has no '/'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"--denoise {denoise}: the name of a layer has no '/'")
     width = model.config.hidden_size
     with _query(file, model, given, matrix, gene_ids) as (cells, hints):
         if cells.choice.matrix == "raw" and (genes or denoise):
-            message = (
+            raise ConfigurationError(
                 f"{file}: the model's genes are in raw, which has other rows than var; leave out "
                 f"--genes and --denoise, or give --matrix X"
             )
-            raise ConfigurationError(message)
         with annotated_copy(file, output) as copy, show_progress() as listener:
             new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
             new += [f"layers/{denoise}"] if denoise else []

@@ -19,8 +19,6 @@ RUNS = Path("runs")
 
 
 # -- presets and files of cells
-
-
 def resolve_sources(
     sources: Sequence[str], config: Sequence[Path] | None, assign: Sequence[str] | None
 ) -> "ResolvedPreset":
@@ -39,8 +37,9 @@ def resolve_sources(
         if not looks_like_cells and not only.exists():
             presets = list(sources)  # a mistyped name of a preset: the search for it says so
     if presets and len(sources) > 1:
-        message = f"'{presets[0]}' is a preset; give either one preset or files of cells"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"'{presets[0]}' is a preset; give either one preset or files of cells"
+        )
     return resolve_preset(
         Path(presets[0]) if presets else None,
         overlays=config or (),
@@ -59,8 +58,6 @@ def bundled_presets() -> set[str]:
 
 
 # -- runs and models
-
-
 def existing_run(target: str) -> Path | None:
     """Return the run that ``target`` names, as a folder or by its name; None if there is none."""
     from core.runlog.schema import RUN_FILE
@@ -73,12 +70,14 @@ def new_run_folder(name: str, wanted: str | None) -> Path:
     """Return the folder of a new run: the wanted name, else the preset's, numbered if taken."""
     if wanted is not None:
         if not is_run_name(wanted):
-            message = f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
+            )
         folder = RUNS / wanted
         if folder.exists():
-            message = f"--run {wanted}: {folder} exists; continue it by 'tfx train {folder}', or choose another name"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"--run {wanted}: {folder} exists; continue it by 'tfx train {folder}', or choose another name"
+            )
         return folder
     folder, number = RUNS / name, 2
     while folder.exists():
@@ -99,8 +98,9 @@ def model_folder(run: str | None) -> Path:
         return Path(run)
     folder = find_run(RUNS, run) / "model"
     if not folder.is_dir():
-        message = f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
-        raise DataError(message)
+        raise DataError(
+            f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
+        )
     return folder
 
 
@@ -113,8 +113,9 @@ def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "Resol
     try:
         text = config.read_text(encoding="utf-8")
     except OSError as error:
-        message = f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
-        raise error_type(message) from error
+        raise error_type(
+            f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
+        ) from error
     return ResolvedPreset.from_toml(text, where=str(config))
 
 
@@ -126,8 +127,6 @@ def report_folder(run: Path, file: str) -> Path:
 
 
 # -- output files, checked before any work
-
-
 def check_output(
     path: Path,
     suffixes: Sequence[str],
@@ -143,26 +142,24 @@ def check_output(
     """
     usual = suffixes[0]
     if path.is_dir():
-        message = f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"
+        )
     if path.suffix not in suffixes:
-        message = (
+        raise ConfigurationError(
             f"{option} {path}: {what} are written as {' or '.join(suffixes)}; name it "
             f"{path.with_suffix(usual)}"
         )
-        raise ConfigurationError(message)
     _check_place(path, option)
     if path.exists() and not overwrite:
         or_overwrite = "" if overwrite is None else " or add --overwrite"
-        message = f"{option} {path} exists; choose another name{or_overwrite}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{option} {path} exists; choose another name{or_overwrite}")
 
 
 def check_output_folder(path: Path, *, option: str = "--output") -> None:
     """Check that files can be written into a folder, which may be missing."""
     if path.exists() and not path.is_dir():
-        message = f"{option} {path} is a file; give a folder"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{option} {path} is a file; give a folder")
     _check_place(path, option)
 
 
@@ -179,13 +176,10 @@ def _check_place(path: Path, option: str) -> None:
         except OSError as error:
             reason = f"cannot be written to ({error.strerror})"
     if reason is not None:
-        message = f"{option} {path}: {named} {reason}; choose another place"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{option} {path}: {named} {reason}; choose another place")
 
 
 # -- options that several commands share, used as defaults: ``as_json: bool = JSON_OUTPUT``
-
-
 def preset_option(declaration: str, key: str, *, default: str | None = None) -> Any:  # noqa: ANN401
     """Return an option that mirrors a preset key: the schema gives its help and checks its value."""
     section, _, name = key.partition(".")
@@ -257,17 +251,20 @@ def phenotype_request(
     for pair in phenotype or ():
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
-            message = f"{pair_option} {pair}: must be NAME=VALUE, as in disease=normal"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{pair_option} {pair}: must be NAME=VALUE, as in disease=normal"
+            )
         given.append((f"{pair_option} {pair}", name.strip(), value))
     request: dict[str, str] = {}
     for where, name, value in given:
         if not value.strip():
-            message = f"{where}: the value is empty; omit the option to leave {name} unspecified"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{where}: the value is empty; omit the option to leave {name} unspecified"
+            )
         if request.setdefault(name, value.strip()) != value.strip():
-            message = f"{where}: {name} is already '{request[name]}'; a cell has one value of it"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{where}: {name} is already '{request[name]}'; a cell has one value of it"
+            )
     return request
 
 
@@ -275,5 +272,4 @@ def check_unused(options: Mapping[str, object], reason: str) -> None:
     """Check that options which make no sense together with others were not given."""
     for name, value in options.items():
         if value and value != "auto":
-            message = f"{name}: {reason}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{name}: {reason}")

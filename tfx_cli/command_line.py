@@ -121,8 +121,6 @@ def _literal(text: str) -> str:
 
 
 # -- command lines that do not parse
-
-
 def is_request_for_help(error: TyperException) -> bool:
     """Return whether a command was called without arguments and has shown its help instead."""
     return type(error).__name__ == "NoArgsIsHelpError"

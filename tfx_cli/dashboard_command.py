@@ -58,8 +58,7 @@ def dashboard(
     """
     root, run = _find(target)
     if svg is not None and not once:
-        message = "--svg draws one frame: give --once too"
-        raise ConfigurationError(message)
+        raise ConfigurationError("--svg draws one frame: give --once too")
     from tfx_cli.dashboard.keymap import read_key_overrides
 
     read_key_overrides()  # a wrong file fails before the screen is taken
@@ -73,11 +72,10 @@ def dashboard(
         _serve(target, port=port, theme=theme)
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        message = (
+        raise ConfigurationError(
             "the dashboard needs a terminal; --once --svg FILE draws a frame without one, "
             "--once --json prints the metrics"
         )
-        raise ConfigurationError(message)
     from tfx_cli.dashboard.app import DashboardApp
 
     app = DashboardApp(root, run=run, refresh=refresh, theme=f"tfx-{theme}")
@@ -109,8 +107,7 @@ def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, them
 
     match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", size)
     if match is None or not (20 <= int(match[1]) <= 400 and 5 <= int(match[2]) <= 200):
-        message = f"--size {size}: columns x rows, as 120x40, of 20x5 to 400x200"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"--size {size}: columns x rows, as 120x40, of 20x5 to 400x200")
     check_output(svg, (".svg",), what="the frame", overwrite=True)
     app = DashboardApp(root, run=run, refresh=20.0, theme=theme)
     drawn: list[str] = []
@@ -129,8 +126,7 @@ def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, them
     if app.failure is not None:
         raise app.failure
     if not drawn:
-        message = "the dashboard could not draw a frame"
-        raise MachineError(message)
+        raise MachineError("the dashboard could not draw a frame")
     # The viewer's own monospaced font: a picture must not load one from the network.
     text = re.sub(r"@font-face\s*{[^}]*}", "", drawn[0])
     replace_file(svg, re.sub(r"Fira Code,?", "Menlo, DejaVu Sans Mono, Consolas,", text))
@@ -181,8 +177,7 @@ def _serve(target: str | None, *, port: int, theme: str) -> None:
     try:
         from textual_serve.server import Server
     except ImportError:
-        message = "--web needs textual-serve: pip install 'transformerics[web]'"
-        raise MachineError(message) from None
+        raise MachineError("--web needs textual-serve: pip install 'transformerics[web]'") from None
     arguments = [sys.executable, "-m", "tfx_cli", "dashboard", *([target] if target else [])]
     command = shlex.join([*arguments, "--theme", theme])
     Server(command, host="127.0.0.1", port=port, title="tfx dashboard").serve()

@@ -154,8 +154,9 @@ def evaluate(
 
     if store is None and not files:
         path = model.provenance.get("store")
-        message = f"{run_folder}: the store it was trained on ({path}) is gone or changed; prepare it again"
-        raise DataError(message)
+        raise DataError(
+            f"{run_folder}: the store it was trained on ({path}) is gone or changed; prepare it again"
+        )
     gene_rows: list[Any] = []
     scored: dict[str, Any] = {"baselines": BASELINE_SETS[baselines], "max_cells": max_cells}
     with show_progress() as listener:
@@ -195,8 +196,9 @@ def _run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
     has_run = bool(targets) and not is_cells(targets[0])
     files = list(targets[1:] if has_run else targets)
     if others := [file for file in files if not is_cells(file)]:
-        message = f"'{others[0]}' is no .h5ad file; give one run, then files of cells"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"'{others[0]}' is no .h5ad file; give one run, then files of cells"
+        )
     return targets[0] if has_run else None, files
 
 
@@ -206,8 +208,9 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     if not generated:
         check_unused({"--classes": given["classes"]}, "needs --generated")
     if generated and given["baselines"] == "none":
-        message = "--baselines none: generated cells are always compared with baselines"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "--baselines none: generated cells are always compared with baselines"
+        )
     if generated or files:
         reason = "cannot be used with --generated" if generated else "FILES are scored whole"
         check_unused({"--split": given["split"], "--where": given["where"]}, reason)
@@ -236,8 +239,6 @@ def _trained_on(run: Path) -> tuple[str, "CellFilter | None"]:
 
 
 # -- text
-
-
 def _evaluation_text(report: "EvaluationReport") -> Iterator[Paragraph]:
     from core.evaluation.report.tables import (
         gene_tables,

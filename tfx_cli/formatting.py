@@ -89,8 +89,6 @@ def run_texts(row: RunRow, *, now: float) -> dict[str, str]:
 
 
 # -- machines
-
-
 def machine_text(line: Mapping[str, Any]) -> str:
     """Write a line of system-HOST.jsonl without what it lacks."""
     return _known(
@@ -136,8 +134,6 @@ def _memory(used: float, line: Mapping[str, Any]) -> str:
 
 
 # -- curves
-
-
 def curve_text(values: Sequence[float | None], *, width: int = 60) -> str:
     """Draw values as one line of blocks, low to high; values that are not finite are gaps.
 

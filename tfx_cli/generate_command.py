@@ -133,8 +133,9 @@ def generate(
     changes = {name: value for name, value in values.items() if value is not None}
     if serve:
         if phenotypes or plot is not None or as_json:
-            message = "--serve takes its requests from stdin: give no other option than --run"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                "--serve takes its requests from stdin: give no other option than --run"
+            )
         from tfx_cli.generate_service import serve_stdin
 
         serve_stdin(model_folder(run))
@@ -152,17 +153,16 @@ def generate(
         }
         unfit |= {f"--{name}": value for name, value in changes.items() if name not in _EDITING}
         if others := [name for name, value in unfit.items() if value is not None]:
-            message = f"--from changes real cells and does not take {others[0]}; use --set"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"--from changes real cells and does not take {others[0]}; use --set"
+            )
         wanted = phenotype_request(phenotype=set_values, pair_option="--set")
         if not wanted:
-            message = "--from needs what to change, as in --set disease=normal"
-            raise ConfigurationError(message)
+            raise ConfigurationError("--from needs what to change, as in --set disease=normal")
         _edit_file(from_file, wanted, output, model_folder(run), seed, changes, as_json=as_json)
         return
     if set_values:
-        message = "--set changes cells of a file; name it by --from"
-        raise ConfigurationError(message)
+        raise ConfigurationError("--set changes cells of a file; name it by --from")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity.measures import compare_cells
@@ -176,11 +176,7 @@ def generate(
         read_real_cells,
     )
     from core.generation.generated_file import read_first_cells, write_generated
-    from core.generation.request import (
-        GenerationRequest,
-        cells_to_generate,
-        changed_settings,
-    )
+    from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
     from core.model.folder import CellModel
 
     model = CellModel.load(folder)
@@ -265,8 +261,6 @@ def _generated_text(
 
 
 # -- changed cells
-
-
 def _edit_file(
     file: str,
     values: Mapping[str, str],
@@ -279,11 +273,10 @@ def _edit_file(
 ) -> None:
     """Change the cells of a file, write them and report which genes moved."""
     if (decode := changes.get("decode")) in ("bins", "counts"):
-        message = (
+        raise ConfigurationError(
             f"--decode {decode}: genes that do not move keep their values, so the others need values "
             f"too; use sample or mean"
         )
-        raise ConfigurationError(message)
     # torch and transformers, 3 s: not before the options are checked.
     from core.generation.request import changed_settings
     from core.inference.edited_cells import edit_cells, write_edited

@@ -223,11 +223,7 @@ class _Service:
             read_first_cells,
             write_generated,
         )
-        from core.generation.request import (
-            GenerationRequest,
-            cells_to_generate,
-            changed_settings,
-        )
+        from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
 
         served, sampling, old_names = _checked(record)
         output = None if served.output is None else Path(served.output)
@@ -246,8 +242,9 @@ class _Service:
         progress = self._progress(served.id)
         if output is None:
             if n_cells > _MOST_IN_MEMORY:
-                message = f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
-                raise ConfigurationError(message)
+                raise ConfigurationError(
+                    f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
+                )
             cells, _ = generate_cells(model, request, on_progress=progress)
             expression = cells.X
             if request.settings.decode == "counts":
@@ -314,8 +311,7 @@ class _Service:
 def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
     """Return a request, the sampling settings that it gives, and sentences about old names."""
     if not isinstance(record, dict):
-        message = "a request must be a JSON object"
-        raise ConfigurationError(message)
+        raise ConfigurationError("a request must be a JSON object")
     notes = notes_on_keys("generate", record)
     record = current_section("generate", record)
     known = GenerateSettings.model_fields
@@ -325,8 +321,9 @@ def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"request: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(
+            f"request: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        ) from None
     return served, {name: value for name, value in sampling.items() if value is not None}, notes
 
 

@@ -119,8 +119,6 @@ def _kill(processes: "list[subprocess.Popen[bytes]]") -> None:
 
 
 # -- signals
-
-
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], str]]:
     """Yield the function that returns why training should stop ("": it should not).

@@ -49,8 +49,6 @@ _live: "Console | None" = None  # the console that draws progress bars at the mo
 
 
 # -- results
-
-
 def print_result(
     name: str,
     data: Mapping[str, object],
@@ -154,8 +152,6 @@ def _cell(value: object) -> str:
 
 
 # -- narration
-
-
 def narrate(message: str) -> None:
     """Print a line about the work on stderr; nothing under --quiet."""
     _NARRATOR.info("%s", message)
@@ -243,8 +239,6 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
 
 
 # -- progress
-
-
 @contextlib.contextmanager
 def show_progress() -> Iterator[Listener]:
     """Yield a listener for `on_progress`: bars on a terminal, else a plain line now and then."""
@@ -348,8 +342,6 @@ def _amount(event: ProgressEvent) -> str:
 
 
 # -- exit codes
-
-
 def exit_code_of(call: Callable[[], object]) -> int:
     """Run a command and turn what it raises into one sentence on stderr and an exit code.
 

@@ -153,8 +153,9 @@ def import_command(
 
     words = [*([] if source is None else [str(source)]), *context.args]
     if not words:
-        message = "name a JSON configuration or a script, or give the command line after '--'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "name a JSON configuration or a script, or give the command line after '--'"
+        )
     if output is not None:
         check_output(output, (".toml",), what="the preset", overwrite=overwrite)
     run = read_arguments(words) if source is None or context.args else read_file(source)
@@ -206,8 +207,6 @@ def schema_command(
 
 
 # -- tfx init
-
-
 def init(
     files: list[str] = argument(
         "FILES...", ".h5ad files: paths, globs, 'name_{0..43}.h5ad', builtin:atlas."

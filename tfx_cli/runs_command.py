@@ -114,15 +114,12 @@ def list_command(
     for one in state or ():
         if one not in SEEN_STATES:
             hint = did_you_mean(one, SEEN_STATES) or f"one of {', '.join(SEEN_STATES)}"
-            message = f"--state {one}: there is no such state; {hint}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"--state {one}: there is no such state; {hint}")
     root = RUNS if folder is None else folder
     if folder is not None and not folder.is_dir():
-        message = f"there is no folder '{folder}'; give the folder that holds runs"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"there is no folder '{folder}'; give the folder that holds runs")
     if (root / RUN_FILE).is_file():
-        message = f"'{root}' is a run itself; see 'tfx runs show {root}'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"'{root}' is a run itself; see 'tfx runs show {root}'")
     now = time.time()
     rows = [run_row(summary) for summary in list_runs(root, now=now)]
     shown = [row for row in rows if not state or row.state in state]
@@ -199,8 +196,7 @@ def compare_command(
     """
     folders = [find_run(RUNS, name) for name in names]
     if len({folder.resolve() for folder in folders}) < 2:
-        message = "give two different runs or more; 'tfx runs list' names them"
-        raise ConfigurationError(message)
+        raise ConfigurationError("give two different runs or more; 'tfx runs list' names them")
     found = compare_runs([RunReader(folder) for folder in folders])
     record = asdict(found)
     print_result(
@@ -236,19 +232,18 @@ def export_command(
     """
     is_stdout = output == "-"
     if is_stdout and as_json:
-        message = "--json describes a written file; for the metrics as JSON give --format json"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "--json describes a written file; for the metrics as JSON give --format json"
+        )
     wanted = file_format or ("csv" if is_stdout else format_of(Path(output)))
     if is_stdout and wanted == "parquet":
-        message = "Parquet cannot be printed; give -o FILE.parquet"
-        raise ConfigurationError(message)
+        raise ConfigurationError("Parquet cannot be printed; give -o FILE.parquet")
     folder = find_run(RUNS, run)
     records = RunReader(folder).metrics()
     splits = sorted({str(record.get("split")) for record in records})
     if split is not None and split not in splits:
         has = f"it has {', '.join(splits)}" if splits else "it has no metrics yet"
-        message = f"--split {split}: {folder} has no metrics of that split; {has}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"--split {split}: {folder} has no metrics of that split; {has}")
     kept = [record for record in records if split is None or record.get("split") == split]
     columns, rows = metrics_table(kept, form=form)
     content = to_bytes(columns, rows, wanted)
@@ -265,8 +260,6 @@ def export_command(
 
 
 # -- text
-
-
 def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
     """Make the table of `tfx runs list`, about 80 columns wide."""
     texts = [run_texts(row, now=now) for row in rows]
@@ -281,8 +274,6 @@ def _state(state: str) -> "Text":
 
 
 # -- one run
-
-
 def overview_text(
     found: RunOverview, metrics: Sequence[MetricRecord], *, now: float
 ) -> Iterator[Paragraph]:
@@ -436,8 +427,6 @@ def _event(record: EventRecord) -> Sequence[object]:
 
 
 # -- runs side by side
-
-
 def comparison_text(found: Comparison) -> Iterator[Paragraph]:
     """Make the text of `tfx runs compare`."""
     names = [row.name for row in found.runs]

@@ -78,8 +78,9 @@ def train(
     if target in bundled_presets():
         folder = None  # a bundled preset wins over a run of its name
     if folder is not None and run:
-        message = f"{folder} continues under its own name; omit --run, or train a preset"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{folder} continues under its own name; omit --run, or train a preset"
+        )
     from core.presets.loading import resolve_preset
 
     changes: dict[str, Any] = {
@@ -162,11 +163,13 @@ def _changed_preset(folder: Path, changes: Mapping[str, Any]) -> "ResolvedPreset
     status = RunReader(folder).status
     steps, done = resolved.preset.train.max_steps, status.get("step")
     if status.get("state") == "finished" and not has_changes:
-        message = f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or train its preset again"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{folder} is finished; evaluate it by 'tfx eval {folder}', give it more --steps, or train its preset again"
+        )
     if status.get("state") == "finished" and isinstance(done, int) and (steps or done + 1) <= done:
-        message = f"{folder} has done {done:,} steps already; give it more than {steps:,}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{folder} has done {done:,} steps already; give it more than {steps:,}"
+        )
     return resolved
 
 
@@ -177,8 +180,9 @@ def _store_of_run(folder: Path) -> "Store":
     run = RunReader(folder).run
     store = Store.open(str(run.get("store", "")))
     if store.manifest.key != run.get("store_key"):
-        message = f"{store.path} was prepared again after {folder} began; train the preset again"
-        raise DataError(message)
+        raise DataError(
+            f"{store.path} was prepared again after {folder} began; train the preset again"
+        )
     return store
 
 
@@ -196,8 +200,6 @@ def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator[Paragrap
 
 
 # -- the forecast of --dry-run
-
-
 def _show_forecast(
     resolved: "ResolvedPreset",
     folder: Path,

@@ -31,11 +31,10 @@ def _check_own_packages() -> None:
         places = [] if found is None else list(found.submodule_search_locations or [])
         if not places or Path(places[0]).parent.resolve() != Path(__file__).parent.parent.resolve():
             where = places[0] if places else "nowhere"
-            message = (
+            raise ImportError(
                 f"Python finds the package '{name}' of transformerics at {where}, not beside "
                 f"transformerics; rename your folder, or put it last in sys.path (docs/python.md)"
             )
-            raise ImportError(message)
 
 
 _check_own_packages()
@@ -44,8 +43,7 @@ _check_own_packages()
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in __all__:
-        message = f"module 'transformerics' has no attribute '{name}'"
-        raise AttributeError(message)
+        raise AttributeError(f"module 'transformerics' has no attribute '{name}'")
     value = getattr(importlib.import_module(_MODULES.get(name, "transformerics.workflow")), name)
     globals()[name] = value
     return value

@@ -85,8 +85,9 @@ def evaluate(
     model = CellModel.load(folder / "model")
     store = open_training_store(model)
     if store is None:
-        message = f"{folder}: the store it was trained on is gone or changed; prepare it again"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: the store it was trained on is gone or changed; prepare it again"
+        )
     config = folder / CONFIG_FILE
     preset = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config)).preset
     trained_where = CellFilter.parse(preset.data.where, where="data.where")

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 _MAX_DIGITS = 12
 
 #: Data set -> option -> default.
-_OPTIONS: dict[str, dict[str, int]] = {
-    "pbmc68k": {},
-    "atlas": {"cells": 12_000, "seed": 0},
-}
+_OPTIONS: dict[str, dict[str, int]] = {"pbmc68k": {}, "atlas": {"cells": 12_000, "seed": 0}}
 
 
 def load_builtin(spec: str) -> "AnnData":
@@ -39,8 +36,7 @@ def load_builtin(spec: str) -> "AnnData":
     name, _, query = spec.removeprefix(BUILTIN_PREFIX).partition("?")
     if not spec.startswith(BUILTIN_PREFIX) or name not in _OPTIONS:
         known = [BUILTIN_PREFIX + one for one in _OPTIONS]
-        message = f"there is no built-in data set {spec!r}; {_nearest(spec, known)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"there is no built-in data set {spec!r}; {_nearest(spec, known)}")
     options = _parse_options(spec, name, query)
     if name == "pbmc68k":
         return _load_pbmc68k()
@@ -53,14 +49,14 @@ def _parse_options(spec: str, name: str, query: str) -> dict[str, int]:
     options = dict(_OPTIONS[name])
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in options:
-            message = f"{spec}: unknown option {key!r}; {_nearest(key, list(options))}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{spec}: unknown option {key!r}; {_nearest(key, list(options))}"
+            )
         if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
-            message = (
+            raise ConfigurationError(
                 f"{spec}: {key} must be a whole number of 0 or more, not {value!r}; write "
                 f"for example {BUILTIN_PREFIX}{name}?{key}={_OPTIONS[name][key]}"
             )
-            raise ConfigurationError(message)
         options[key] = int(value)
     return options
 

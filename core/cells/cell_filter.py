@@ -52,8 +52,9 @@ class Condition:
     ) -> NDArray[np.bool_]:
         """(cells,), whether each cell meets the condition; see `CellFilter.mask`."""
         if self.name not in labels:
-            message = f"{where} {self}: {store} has no phenotype '{self.name}'; {suggest(self.name, labels)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{where} {self}: {store} has no phenotype '{self.name}'; {suggest(self.name, labels)}"
+            )
         column = labels[self.name]
         known = list(column.categories)
         # The last entry is for code -1: no value.
@@ -75,8 +76,9 @@ class Condition:
             hint = suggest(label, known)
             if "," in hint and self.name not in ("split", "source"):
                 hint += " (quote a value that has commas)"
-            message = f"{where} {self}: {store} has no {self.name} '{label}'; {hint}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{where} {self}: {store} has no {self.name} '{label}'; {hint}"
+            )
         return known.index(value)
 
 
@@ -149,8 +151,7 @@ def _parse(text: str, *, where: str) -> list[Condition]:
             example = "sex=female,tissue=lung,spleen"
             problem = f"'{value}' is no condition; write NAME=VALUE, as in {example}"
         if problem:
-            message = f"{where} '{text}': {problem}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{where} '{text}': {problem}")
         position = piece.end() + 1
     return conditions
 

@@ -65,10 +65,7 @@ class CellLabels:
 
 
 def read_cell_labels(
-    data: DataSettings,
-    names: Sequence[str],
-    tables: Sequence[pd.DataFrame],
-    roles: Sequence[str],
+    data: DataSettings, names: Sequence[str], tables: Sequence[pd.DataFrame], roles: Sequence[str]
 ) -> CellLabels:
     """Read phenotypes and donors, split the cells, and give every label its code.
 
@@ -91,11 +88,10 @@ def read_cell_labels(
     split = _split(data, roles, n_cells, donors, strata)
     in_training = split.codes == TRAIN
     if not in_training.any():
-        message = (
+        raise DataError(
             f"{names[0]}: no cell is left for training; lower data.split.validation and test, or "
             f"add cells"
         )
-        raise DataError(message)
     given = {} if data.vocabulary is None else load_vocabulary(Path(data.vocabulary))
     coded: dict[str, CodedPhenotype] = {}
     left_out = {name: "set to false" for name, column in data.phenotypes.items() if column is False}
@@ -117,12 +113,11 @@ def read_cell_labels(
             continue
         reason = _why_unfit(phenotype, result)
         if phenotype.explicit or entry is not None:
-            message = (
+            raise DataError(
                 f"{names[0] if entry is None else data.vocabulary}: data.phenotypes.{phenotype.name} (obs column '{phenotype.column}') "
                 f"{reason}, which a model cannot learn from; map another column or set "
                 f"data.phenotypes.{phenotype.name} = false"
             )
-            raise DataError(message)
         left_out[phenotype.name] = reason
     notices = [*split.notices, *_shared_donors(roles, n_cells, donors)]
     requested = {name for one in columns for name in (one.name, one.column)}
@@ -195,12 +190,11 @@ def _read_donors(
     if "by" in data.split.model_fields_set:
         for name, table, labels in zip(names, tables, files, strict=True):
             if labels is None:
-                message = (
+                raise DataError(
                     f"{name}: data.split.by names the obs column '{data.split.by}', which does not "
                     f"exist; use 'cells' to split single cells, or another column: "
                     f"{suggest(data.split.by, table.attrs.get('columns', map(str, table.columns)))}"
                 )
-                raise DataError(message)
     coded = code_phenotype(files, [len(table) for table in tables], None)
     return coded if coded.values else None
 

@@ -24,13 +24,6 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
     ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally; the files of a glob
     come in natural order (2 before 10). A plain path is returned even if it does not exist: reading it
     raises the error. With `allow_missing`, the same holds for files of braces.
-
-    Raises
-    ------
-    DataError
-        A glob matches nothing, or files that braces name are missing.
-    ConfigurationError
-        Two patterns name the same file.
     """
     files = [file for pattern in patterns for file in _expand(pattern, allow_missing=allow_missing)]
     seen: dict[str, str] = {}
@@ -38,8 +31,9 @@ def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> lis
         same, seen[_key(file)] = seen.get(_key(file)), file
         if same is not None:
             also = "" if same == file else f" (as '{same}' and '{file}')"
-            message = f"{file}: listed twice{also}; its cells would count double, name it once"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{file}: listed twice{also}; its cells would count double, name it once"
+            )
     return files
 
 
@@ -50,11 +44,10 @@ def check_overlap(lists: dict[str, Sequence[str]]) -> None:
         for file in files:
             first = owner.setdefault(_key(file), key)
             if first != key:
-                message = (
+                raise ConfigurationError(
                     f"{file}: is in {first} and in {key}; a model must not be evaluated on its "
                     f"training cells, leave it in one of them"
                 )
-                raise ConfigurationError(message)
 
 
 def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
@@ -69,19 +62,17 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
         if glob.has_magic(name):
             found = sorted(glob.glob(name, recursive=True), key=_natural)  # noqa: PTH207 (keeps the path as given)
             if not found:
-                message = f"{pattern}: no file matches this pattern; check it"
-                raise DataError(message)
+                raise DataError(f"{pattern}: no file matches this pattern; check it")
             files += found
         else:
             files.append(name)
     if not allow_missing and names != [pattern]:
         missing = [file for file in files if not Path(file).exists()]
         if missing:
-            message = (
+            raise DataError(
                 f"{pattern}: {len(missing)} of the {len(files)} files it names do not exist "
                 f"({listed(missing)}); correct the braces or add the files"
             )
-            raise DataError(message)
     return files
 
 

@@ -151,26 +151,23 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     elif gene_ids in var.columns:
         names, source = _texts(var[gene_ids]), f"var column '{gene_ids}'"
     else:
-        message = (
+        raise DataError(
             f"{where}: data.gene_ids names the var column '{gene_ids}', which does not exist; "
             f"{suggest(gene_ids, map(str, var.columns))} (or use 'var_names' or 'auto')"
         )
-        raise DataError(message)
     if "" in names:
-        message = (
+        raise DataError(
             f"{where}: {names.count('')} of {len(names)} genes have no name in {source} (the first "
             f"is gene {names.index('')}); fill it or set data.gene_ids to another column"
         )
-        raise DataError(message)
     ids = [strip_version(name) for name in names]
     if len(set(ids)) < len(ids):
         repeated = [name for name, count in Counter(ids).items() if count > 1]
-        message = (
+        raise DataError(
             f"{where}: {len(repeated)} gene ids in {source} occur more than once "
             f"({listed(repeated)}); sum or drop the duplicates, or set data.gene_ids to a column of "
             f"unique ids"
         )
-        raise DataError(message)
     n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
     return GeneTable(tuple(ids), tuple(_choose_symbols(var, ids)), source, n_versioned)
 
@@ -190,11 +187,10 @@ def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], s
         if not all(map(_NUMBER.fullmatch, values)):
             return values, f"var column '{column}'"
     columns = ", ".join(map(str, var.columns)) or "none"
-    message = (
+    raise DataError(
         f"{where}: var_names are numbers ({', '.join(index[:3])}, ...) and no var column holds "
         f"gene names; set data.gene_ids to the column that does (columns: {columns})"
     )
-    raise DataError(message)
 
 
 def _choose_symbols(var: "pd.DataFrame", ids: list[str]) -> list[str]:
@@ -254,11 +250,10 @@ def join_genes(
     if not (len(different) == 1 or all(overlap) if how == "union" else shared):
         looks = {describe_ids(table.ids): name for table, name in zip(tables, names, strict=True)}
         shown = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
-        message = (
+        raise DataError(
             f"the {len(tables)} files share no gene ({shown}); set data.gene_ids to a column of "
             f"the same kind of ids in all of them"
         )
-        raise DataError(message)
     symbols: dict[str, str] = {}
     for table in different:
         for gene, symbol in zip(table.ids, table.symbols, strict=True):

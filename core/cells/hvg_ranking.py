@@ -179,11 +179,10 @@ class GeneRanking:
 def resolve_method(wanted: str, value_kind: str) -> str:
     """Settle ``data.hvg`` = "auto"; DataError if seurat_v3 is wanted, but there are no counts."""
     if wanted == "seurat_v3" and value_kind != "counts":
-        message = (
+        raise DataError(
             "data.hvg = 'seurat_v3' needs raw counts but the files hold log values; set it to "
             "'seurat' or 'auto', or set data.matrix to a matrix of counts"
         )
-        raise DataError(message)
     if wanted == "auto":
         return "seurat_v3" if value_kind == "counts" else "seurat"
     return wanted
@@ -210,11 +209,10 @@ def rank_in_passes(
     except CannotRankError as error:
         cells = f"{sums.n_cells} training cells x {n_genes} genes ({error})"
         if wanted == method:
-            message = (
+            raise DataError(
                 f"data.hvg = '{method}' cannot rank these {cells}; set data.hvg to 'auto' or "
                 f"'none', or add cells"
-            )
-            raise DataError(message) from error
+            ) from error
         notice = (
             f"genes are ranked by the variance of their log values, because {method} failed on "
             f"{cells}"
@@ -234,8 +232,7 @@ def clip_limits(sums: GeneMoments) -> ClipLimits:
     means, variances = sums.means, sums.variances
     varies = variances > 0
     if varies.sum() < _FEWEST_FOR_LOESS:
-        message = f"fewer than {_FEWEST_FOR_LOESS} genes vary"
-        raise CannotRankError(message)
+        raise CannotRankError(f"fewer than {_FEWEST_FOR_LOESS} genes vary")
     fit = loess(
         np.log10(means[varies]), np.log10(variances[varies]), span=_LOESS_SPAN, degree=_LOESS_DEGREE
     )
@@ -245,8 +242,7 @@ def clip_limits(sums: GeneMoments) -> ClipLimits:
             warnings.simplefilter("ignore")
             fit.fit()
     except ValueError as error:
-        reason = first_line(error)
-        raise CannotRankError(reason) from error
+        raise CannotRankError(first_line(error)) from error
     deviations = np.ones(len(means))
     deviations[varies] = np.sqrt(10.0**fit.outputs.fitted_values)
     return ClipLimits(deviations, means + deviations * np.sqrt(sums.n_cells))
@@ -286,8 +282,7 @@ def _order(scores: NDArray[np.float64], sums: GeneMoments) -> NDArray[np.int32]:
     """(genes,), highest score first; then genes without a score, then genes never seen."""
     finite = np.isfinite(scores)
     if not finite.any():
-        message = "no gene has a finite score"
-        raise CannotRankError(message)
+        raise CannotRankError("no gene has a finite score")
     # Rounded, so that scores which are equal but for the order of sums tie: both genes of a bin of
     # two score 1 / sqrt(2). The sort is stable: ties keep the order of the columns.
     scores = np.where(finite, np.round(scores, 10), -np.inf)

@@ -71,32 +71,33 @@ class Manifest(_Record):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            message = (
+            raise DataError(
                 f"{folder}: not a store (no {MANIFEST_NAME}); make one with 'tfx prepare', or give "
                 f"the folder it wrote"
-            )
-            raise DataError(message) from None
+            ) from None
         except OSError as error:
-            message = f"{path}: cannot be read ({error.strerror}); check the file's permissions"
-            raise DataError(message) from error
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); check the file's permissions"
+            ) from error
         except ValueError as error:
-            message = f"{path}: damaged manifest ({error}); prepare the store again"
-            raise DataError(message) from error
+            raise DataError(
+                f"{path}: damaged manifest ({error}); prepare the store again"
+            ) from error
         version = record.get("format_version") if isinstance(record, dict) else None
         if version not in _READABLE:
             readable = " and ".join(map(str, _READABLE))
-            message = (
+            raise DataError(
                 f"{path}: store format {version!r}, this tfx reads {readable}; prepare the store "
                 f"again or use the tfx that wrote it"
             )
-            raise DataError(message)
         try:
             return cls.model_validate(record)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            message = f"{path}: damaged manifest ({place}: {first['msg']}); prepare the store again"
-            raise DataError(message) from error
+            raise DataError(
+                f"{path}: damaged manifest ({place}: {first['msg']}); prepare the store again"
+            ) from error
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``, the same for the same store."""
@@ -115,11 +116,10 @@ def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
     """
     manifest = Manifest.load(path)
     if not manifest.checksums:
-        message = (
+        raise DataError(
             f"{path}: a store of format {manifest.format_version}, which has no checksums; prepare "
             f"it again to get them"
         )
-        raise DataError(message)
     missing = [name for name in manifest.checksums if not (path / name).exists()]
     sizes = {
         name: (path / name).stat().st_size for name in manifest.checksums if name not in missing
@@ -135,9 +135,8 @@ def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
     faults = [f"{', '.join(changed)} changed since it was prepared"] if changed else []
     faults += [f"{', '.join(missing)} missing"] if missing else []
     if faults:
-        message = (
+        raise DataError(
             f"{path}: damaged store ({'; '.join(faults)}); delete it and prepare it again, or copy "
             f"it again from where it is whole"
         )
-        raise DataError(message)
     return len(manifest.checksums)

@@ -87,17 +87,17 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
     present = source.matrices()
     if wanted != "auto":
         if wanted not in present:
-            message = (
+            raise DataError(
                 f"{source.name}: no matrix '{wanted}' (data.matrix); {suggest(wanted, present)}"
             )
-            raise DataError(message)
         found = inspect_matrix(source, wanted)
         if found.state not in {MatrixState.COUNTS, MatrixState.LOG1P}:
             raise DataError(_unfit(source, wanted, found))
         return MatrixChoice(wanted, found.state)
     if not present:
-        message = f"{source.name}: holds no matrix (no X, raw or layers); add the expression values"
-        raise DataError(message)
+        raise DataError(
+            f"{source.name}: holds no matrix (no X, raw or layers); add the expression values"
+        )
     seen: dict[str, Inspection] = {}
     layers = [name for name in present if name.startswith("layers/")]
     counts_like = [name for name in layers if any(word in name.lower() for word in _COUNT_WORDS)]
@@ -115,11 +115,10 @@ def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
     if len(seen) == 1:
         raise DataError(_unfit(source, *seen.popitem()))
     listed = "; ".join(f"{name}: {look.describe()}" for name, look in seen.items())
-    message = (
+    raise DataError(
         f"{source.name}: no matrix holds raw counts or log1p values ({listed}); add one and set "
         f"data.matrix to it"
     )
-    raise DataError(message)
 
 
 def inspect_matrix(source: CellSource, matrix: str) -> Inspection:
@@ -166,12 +165,11 @@ def check_chunk(
         if offending.any():
             row, column = _place(chunk, offending)
             value = values[np.flatnonzero(offending)[0]]
-            message = (
+            raise DataError(
                 f"{source.name}: {choice.matrix} holds {value:.6g} ({what}) "
                 f"{_name_place(source, choice.matrix, (first_row + row, column))}; correct the file "
                 f"or set data.matrix to another matrix"
             )
-            raise DataError(message)
 
 
 def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

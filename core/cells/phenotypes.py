@@ -110,23 +110,21 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
         if not phenotype.explicit:
             return None
         known = obs.attrs.get("columns", [str(name) for name in obs.columns])
-        message = (
+        raise DataError(
             f"{where}: data.phenotypes.{phenotype.name} names the obs column '{phenotype.column}', "
             f"which does not exist; {suggest(phenotype.column, known)}"
         )
-        raise DataError(message)
     column = obs[phenotype.column]
     if isinstance(column.dtype, pd.CategoricalDtype):
         codes, distinct = column.cat.codes.to_numpy(), column.cat.categories
     else:
         codes, distinct = pd.factorize(column.astype(object), use_na_sentinel=True)
     if pd.api.types.is_float_dtype(column.dtype) and len(distinct) > _MOST_NUMERIC_VALUES:
-        message = (
+        raise DataError(
             f"{where}: the obs column '{phenotype.column}' of data.phenotypes.{phenotype.name} holds "
             f"{len(distinct)} different numbers; a phenotype has labels, so group the values first "
             f"or set data.phenotypes.{phenotype.name} = false"
         )
-        raise DataError(message)
     return _to_labels(codes, [_text(value) for value in distinct])
 
 
@@ -291,26 +289,25 @@ def load_vocabulary(path: Path) -> dict[str, list[str]]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        message = f"{path}: no such file; data.vocabulary must name a JSON file of phenotype values"
-        raise DataError(message) from None
+        raise DataError(
+            f"{path}: no such file; data.vocabulary must name a JSON file of phenotype values"
+        ) from None
     except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror}); check data.vocabulary"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); check data.vocabulary"
+        ) from error
     except ValueError as error:
-        message = f"{path}: not valid JSON ({error}); correct the vocabulary"
-        raise DataError(message) from error
+        raise DataError(f"{path}: not valid JSON ({error}); correct the vocabulary") from error
     well_formed = isinstance(record, dict) and all(
         isinstance(values, list) and all(isinstance(value, str) for value in values)
         for values in record.values()
     )
     if not well_formed:
-        message = f'{path}: a vocabulary has the form {{"cell_type": ["T cell", ...], ...}}'
-        raise DataError(message)
+        raise DataError(f'{path}: a vocabulary has the form {{"cell_type": ["T cell", ...], ...}}')
     for name, values in record.items():
         for value, count in Counter(values).items():
             if count > 1:
-                message = f"{path}: '{name}' lists {value!r} more than once; keep it once"
-                raise DataError(message)
+                raise DataError(f"{path}: '{name}' lists {value!r} more than once; keep it once")
     return {str(name): list(values) for name, values in record.items()}
 
 

@@ -451,8 +451,7 @@ def save_draft(text: str, path: Path) -> None:
     ResolvedPreset.from_toml(text, where=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        message = f"{path} exists; choose another name"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{path} exists; choose another name")
     replace_file(path, text)
 
 

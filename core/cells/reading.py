@@ -199,11 +199,10 @@ class H5adSource:
         """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
         shape, expected = self._shape(matrix), (self.n_cells, len(self.var(matrix)))
         if shape != expected:
-            message = (
+            raise DataError(
                 f"{self._path}: '{_key(matrix)}' is {' x '.join(map(str, shape))}, obs and var "
                 f"make it {expected[0]} x {expected[1]}; write the file again by AnnData"
             )
-            raise DataError(message)
         end = self.n_cells if stop is None else min(stop, self.n_cells)
         how = self.stored(matrix)
         at_once = max(self.n_cells, 1)
@@ -243,8 +242,9 @@ class H5adSource:
 
         table = self._element(key)
         if not isinstance(table, pd.DataFrame):
-            message = f"{self._path}: '{key}' is no table; the file is damaged or was not written by AnnData"
-            raise DataError(message)
+            raise DataError(
+                f"{self._path}: '{key}' is no table; the file is damaged or was not written by AnnData"
+            )
         return table
 
     def _element(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
@@ -274,22 +274,22 @@ def open_source(spec: str | Path) -> CellSource:
         with path.open("rb"):  # whose error is clearer than that of HDF5
             pass
         if not h5py.is_hdf5(path):
-            message = f"{path}: not an h5ad file; tfx reads AnnData files (adata.write_h5ad)"
-            raise DataError(message)
+            raise DataError(f"{path}: not an h5ad file; tfx reads AnnData files (adata.write_h5ad)")
         file = h5py.File(path, "r")
     except PermissionError:
-        message = f"{path}: no permission to read this file; change its mode or owner"
-        raise DataError(message) from None
+        raise DataError(
+            f"{path}: no permission to read this file; change its mode or owner"
+        ) from None
     except OSError as error:
-        message = f"{path}: damaged or truncated h5ad file ({first_line(error)}); copy it again"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: damaged or truncated h5ad file ({first_line(error)}); copy it again"
+        ) from error
     try:
         with _readable(path, "obs"):
             if "obs" not in file or "var" not in file:
-                message = (
+                raise DataError(
                     f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
                 )
-                raise DataError(message)
             if isinstance(file["obs"], h5py.Group):
                 return H5adSource(path, file)
             # Written before anndata 0.7: its own reader knows those layouts.
@@ -344,13 +344,11 @@ class _StoredRows:
         """(rows, genes), as stored."""
         borders = self._indptr[rows.start : rows.stop + 1]
         if (np.diff(borders) < 0).any():
-            message = "rows that end before they begin"
-            raise ValueError(message)
+            raise ValueError("rows that end before they begin")
         values = slice(int(borders[0]), int(borders[-1]))
         genes = self._genes[values]
         if len(genes) and (genes.min() < 0 or genes.max() >= self._n_genes):
-            message = f"a gene outside the {self._n_genes:,} of var"
-            raise ValueError(message)
+            raise ValueError(f"a gene outside the {self._n_genes:,} of var")
         shape = (len(borders) - 1, self._n_genes)
         return sparse.csr_matrix((self._data[values], genes, borders - borders[0]), shape=shape)
 
@@ -377,11 +375,11 @@ def _rows_of_columns(stored: "h5py.Group", start: int, stop: int) -> sparse.csr_
 
 def _check_path(path: Path) -> None:
     if not path.exists():
-        message = f"{path}: no such file; check the path"
-        raise DataError(message)
+        raise DataError(f"{path}: no such file; check the path")
     if path.is_dir():
-        message = f"{path}: a folder, not an h5ad file; name the files in it ('{path}/*.h5ad')"
-        raise DataError(message)
+        raise DataError(
+            f"{path}: a folder, not an h5ad file; name the files in it ('{path}/*.h5ad')"
+        )
 
 
 @contextmanager
@@ -392,11 +390,10 @@ def _readable(path: Path, key: str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        message = (
+        raise DataError(
             f"{path}: '{key}' cannot be read ({first_line(error)}); the file is damaged or was not "
             f"written by AnnData"
-        )
-        raise DataError(message) from error
+        ) from error
 
 
 def _is_dense(stored: "h5py.Dataset | h5py.Group") -> bool:

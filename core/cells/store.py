@@ -165,8 +165,9 @@ class Store:
         elif cells.dtype == bool and cells.shape == (self.n_cells,):
             mask = cells
         else:
-            message = f"a mask of cells is bool ({self.n_cells},), not {cells.dtype} {cells.shape}"
-            raise ValueError(message)
+            raise ValueError(
+                f"a mask of cells is bool ({self.n_cells},), not {cells.dtype} {cells.shape}"
+            )
         if split is not None:
             mask = mask & (self.split_codes == SPLITS.index(split))
         return np.flatnonzero(mask).astype(np.int64, copy=False)
@@ -193,19 +194,17 @@ class Store:
             if index is None:
                 near = self.genes.nearest(name)
                 hint = f"did you mean {', '.join(near)}?" if near else "use an id or symbol it has"
-                message = (
+                raise DataError(
                     f"{self.path}: data.include_genes names '{name}', which is none of the store's "
                     f"{len(self.genes)} genes; {hint}"
                 )
-                raise DataError(message)
             is_included[index] = True
         n_included = int(is_included.sum())
         if n_included > n_genes:
-            message = (
+            raise ConfigurationError(
                 f"data.include_genes names {n_included} genes but data.genes = {n_genes}; raise "
                 f"data.genes"
             )
-            raise ConfigurationError(message)
         in_order = is_included[self.hvg_order]
         free = min(n_genes, len(self.genes)) - n_included
         return self.genes.take(self.hvg_order[in_order | (np.cumsum(~in_order) <= free)])
@@ -231,11 +230,10 @@ class Store:
         holds log values.
         """
         if self.value_kind != "counts":
-            message = (
+            raise DataError(
                 f"{self.path}: the store holds log values, which do not give counts back; "
                 f"prepare one from files with counts, or read log1p values"
             )
-            raise DataError(message)
         cells = self.read_stored(rows)
         columns, row_ends, kept = self._of_panel(cells, panel)
         counts = cells.values[kept]
@@ -319,12 +317,11 @@ class Store:
             return cached
         missing = self.missing_genes(panel)
         if len(missing) == len(panel):
-            message = (
+            raise DataError(
                 f"{self.path}: the store has none of the model's {len(panel)} genes "
                 f"({', '.join(panel.ids[:3])}, ... against {', '.join(self.genes.ids[:3])}, ...); "
                 f"prepare it with data.gene_ids set to the column of ids that the model knows"
             )
-            raise DataError(message)
         if missing:
             text = "%s lacks %d of %d panel genes (%s); they are read as zero"
             logger.warning(text, self.path, len(missing), len(panel), listed(missing))
@@ -338,20 +335,19 @@ class Store:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            message = f"{self.path}: damaged store, {path.name} is missing; prepare it again"
-            raise DataError(message) from None
+            raise DataError(
+                f"{self.path}: damaged store, {path.name} is missing; prepare it again"
+            ) from None
         except (ValueError, OSError) as error:
-            message = f"{path}: cannot be read ({error}); prepare the store again"
-            raise DataError(message) from error
+            raise DataError(f"{path}: cannot be read ({error}); prepare the store again") from error
         fits = len(array.shape) == len(shape) and all(
             want is None or have == want for have, want in zip(array.shape, shape, strict=True)
         )
         if not fits or array.dtype != dtype:
-            message = (
+            raise DataError(
                 f"{path}: damaged store, holds {array.dtype} {array.shape} instead of "
                 f"{np.dtype(dtype)} {shape}; prepare it again"
             )
-            raise DataError(message)
         # A plain view of the map: slicing numpy's memmap class costs microseconds per slice.
         return np.asarray(array)
 
@@ -373,11 +369,10 @@ class OneVsRest(Store):
         values = store.phenotypes[phenotype]
         value = match_label(positive, values)
         if value is None:
-            message = (
+            raise ConfigurationError(
                 f"classification.positive = {positive!r} is no value of {phenotype} in "
                 f"{store.path}; {suggest(positive, values)}"
             )
-            raise ConfigurationError(message)
         self.phenotypes = {**store.phenotypes, phenotype: values_of_one(value)}
         recode = np.ones(len(values) + 1, dtype=np.int32)
         recode[values.index(value)], recode[-1] = 0, -1

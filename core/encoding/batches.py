@@ -315,11 +315,7 @@ class BatchEncoder:
         )
 
     def _swaps(
-        self,
-        cells: PanelCells,
-        n_masked: NDArray[np.int64],
-        rate: float,
-        rng: np.random.Generator,
+        self, cells: PanelCells, n_masked: NDArray[np.int64], rate: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Choose masked genes, and for each an unexpressed gene of its cell to replace it.
 

@@ -107,8 +107,9 @@ class BlockSampler:
         self.pool_blocks = max(pool_cells // self.block_cells, 1)
         self.block_starts = np.arange(0, n_cells, self.block_cells)
         if len(self.block_starts) < virtual_ranks:
-            message = f"{n_cells} training cells cannot be dealt to {virtual_ranks} virtual ranks; lower train.virtual_ranks, or start fewer processes"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{n_cells} training cells cannot be dealt to {virtual_ranks} virtual ranks; lower train.virtual_ranks, or start fewer processes"
+            )
         self.block_weights = (
             np.diff(self.block_starts, append=n_cells)
             if lengths is None
@@ -127,12 +128,11 @@ class BlockSampler:
         longest, ranks = int(self.lengths.max()), self.virtual_ranks
         if tokens_per_batch < 2 * longest:
             each = f" in each of {ranks} virtual ranks" if ranks > 1 else ""
-            message = (
+            raise ConfigurationError(
                 f"train.tokens_per_batch = {tokens_per_batch * ranks} has no room for two cells of "
                 f"{longest} tokens{each}; give at least {2 * longest * ranks} or lower "
                 f"encoding.max_length"
             )
-            raise ConfigurationError(message)
         # The last cell that begins within the quota ends at most its length, less a token, behind it.
         return tokens_per_batch - longest + 1
 
@@ -156,25 +156,22 @@ class BlockSampler:
     def resume(self, cursor: Cursor) -> Cursor:
         """Check that a saved cursor means the same cells here, and return it; else ConfigurationError."""
         if cursor.seed != self.seed:
-            message = (
+            raise ConfigurationError(
                 f"train.seed = {self.seed}, but the checkpoint's order of cells has seed "
                 f"{cursor.seed}; resume with the run's own config.toml"
             )
-            raise ConfigurationError(message)
         if cursor.batch and cursor.virtual_ranks != self.virtual_ranks:
-            message = (
+            raise ConfigurationError(
                 f"the checkpoint is within an epoch dealt to {cursor.virtual_ranks} virtual ranks and "
                 f"cannot continue with {self.virtual_ranks}; set train.virtual_ranks = "
                 f"{cursor.virtual_ranks}"
             )
-            raise ConfigurationError(message)
         if cursor.batch and cursor.quota != self.quota:
-            message = (
+            raise ConfigurationError(
                 f"the checkpoint is within an epoch cut by {cursor.quota} and cannot continue with "
                 f"{self.quota}; resume with its train.batch_size or train.tokens_per_batch, and its "
                 f"cells"
             )
-            raise ConfigurationError(message)
         return replace(cursor, virtual_ranks=self.virtual_ranks, quota=self.quota)
 
     def pieces(self, cursor: Cursor) -> list[tuple[int, NDArray[np.int64]]]:

@@ -105,16 +105,14 @@ class TokenSpace:
             return self.required_length
         if self.layout == "ranked" and wanted < self.required_length:
             room = wanted - self.header_length - 1
-            message = (
+            raise ConfigurationError(
                 f"encoding.max_length = {wanted} is too short: {self.n_genes} genes, "
                 f"{self.n_phenotypes} phenotypes and CLS, START, END need {self.required_length}; "
                 f"raise it{f', leave it out, or lower data.genes to {room}' if room > 0 else ' or leave it out'}"
             )
-            raise ConfigurationError(message)
         if wanted < self.header_length + 2:
-            message = (
+            raise ConfigurationError(
                 f"encoding.max_length = {wanted} leaves no room for genes: the header and END "
                 f"take {self.header_length + 1}; give at least {self.header_length + 2}"
             )
-            raise ConfigurationError(message)
         return wanted

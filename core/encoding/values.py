@@ -103,11 +103,10 @@ def fit_value_encoder(
     n_edges = settings.bins - 1
     if settings.edges == "equal_width":
         if settings.maximum <= settings.threshold:
-            message = (
+            raise ConfigurationError(
                 f"encoding.maximum ({settings.maximum}) must be above encoding.threshold "
                 f"({settings.threshold})"
             )
-            raise ConfigurationError(message)
         edges = np.linspace(settings.threshold, settings.maximum, n_edges, dtype=np.float32)
     elif settings.edges in ("quantile", "gene_quantile"):
         per_gene = settings.edges == "gene_quantile"
@@ -117,14 +116,12 @@ def fit_value_encoder(
     else:
         edges = np.asarray(settings.edges, dtype=np.float32)
         if len(edges) != n_edges:
-            message = (
+            raise ConfigurationError(
                 f"encoding.edges has {len(edges)} numbers, but encoding.bins = {settings.bins} "
                 f"needs {n_edges}"
             )
-            raise ConfigurationError(message)
         if not np.all(np.diff(edges) > 0):
-            message = "encoding.edges must be strictly increasing"
-            raise ConfigurationError(message)
+            raise ConfigurationError("encoding.edges must be strictly increasing")
     edges[edges <= 0] = np.nextafter(np.float32(0), np.float32(1))  # a zero is never expressed
     return ValueEncoder("binned", edges)
 
@@ -141,8 +138,7 @@ def _quantile_edges(
     inner = np.linspace(0, 1, n_edges + 1)[1:-1]  # edges between the n_edges expressed bins
     pooled = training.data[training.data >= above_threshold]
     if pooled.size == 0:
-        message = "no training value is above encoding.threshold: lower it"
-        raise DataError(message)
+        raise DataError("no training value is above encoding.threshold: lower it")
     common = np.concatenate([[above_threshold], np.quantile(pooled, inner)]).astype(np.float32)
     if not per_gene:
         return common
@@ -165,41 +161,40 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        message = (
+        raise DataError(
             f"encoding.edges: cannot read {path} ({error.strerror}); give 'equal_width', 'quantile', "
             f"'gene_quantile', numbers, or a JSON file"
-        )
-        raise DataError(message) from error
+        ) from error
     except ValueError as error:
-        message = f"{path}: not JSON ({error}); expected an object of gene: [edges]"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: not JSON ({error}); expected an object of gene: [edges]"
+        ) from error
     if not isinstance(table, dict):
-        message = f"{path}: expected an object of gene: [edges], found a {type(table).__name__}"
-        raise DataError(message)
+        raise DataError(
+            f"{path}: expected an object of gene: [edges], found a {type(table).__name__}"
+        )
     named = {strip_version(str(gene)): edges for gene, edges in table.items()}
     rows = [
         named.get(gene, named.get(symbol))
         for gene, symbol in zip(panel.ids, panel.symbols, strict=True)
     ]
     if lacking := [panel.symbols[at] for at, row in enumerate(rows) if row is None]:
-        message = (
+        raise DataError(
             f"{path}: no edges for {len(lacking)} of the {len(panel)} panel genes "
             f"({listed(lacking)}); add them or use encoding.edges = 'gene_quantile'"
         )
-        raise DataError(message)
     for symbol, row in zip(panel.symbols, rows, strict=True):
         if not isinstance(row, list) or len(row) != n_edges:
-            message = f"{path}: gene {symbol} must have {n_edges} edges (encoding.bins - 1)"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{path}: gene {symbol} must have {n_edges} edges (encoding.bins - 1)"
+            )
         if not all(isinstance(edge, int | float) for edge in row):
-            message = f"{path}: an edge of gene {symbol} is not a number"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{path}: an edge of gene {symbol} is not a number")
     edges = np.asarray(rows, dtype=np.float32)
     sound = np.isfinite(edges).all(axis=1) & np.all(edges[:, 1:] >= edges[:, :-1], axis=1)
     if not sound.all():
         gene = panel.symbols[int(np.argmin(sound))]
-        message = f"{path}: the edges of gene {gene} must be finite and increasing"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{path}: the edges of gene {gene} must be finite and increasing")
     return edges
 
 
@@ -256,11 +251,7 @@ class ValueTable:
         return cls(quantiles.astype(np.float32), means.astype(np.float32))
 
     def decode(
-        self,
-        bins: NDArray[np.integer[Any]],
-        *,
-        how: Decoding,
-        rng: np.random.Generator,
+        self, bins: NDArray[np.integer[Any]], *, how: Decoding, rng: np.random.Generator
     ) -> FloatArray:
         """Turn (cells, genes) bins into log1p counts per 10,000, float32.
 
@@ -349,9 +340,7 @@ class CountBins:
 
 
 def log_values(
-    counts: NDArray[np.unsignedinteger[Any]],
-    indptr: NDArray[np.int64],
-    totals: NDArray[np.float32],
+    counts: NDArray[np.unsignedinteger[Any]], indptr: NDArray[np.int64], totals: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return (values,) log1p counts per 10,000, bit for bit those of `Store.read`."""
     return log_normalise(counts, np.repeat(count_scales(totals), np.diff(indptr)))

@@ -145,19 +145,17 @@ def _chosen_rows(
 ) -> NDArray[np.int64]:
     rows = store.rows(split)
     if len(rows) == 0:
-        message = (
+        raise DataError(
             f"{store.path}: the {split} split has no cells; set data.split.{split} above 0 or give "
             f"data.{split}_files, and prepare again"
         )
-        raise DataError(message)
     if where:
         of_split, rows = rows, store.select(where, split=split)
         if len(rows) == 0:
-            message = (
+            raise DataError(
                 f"{store.path}: no {split} cell matches {where.where} {where} "
                 f"({where.describe_no_match(store.labels, of_split)}); choose other cells"
             )
-            raise DataError(message)
     if max_cells is not None and len(rows) > max_cells:
         rows = np.sort(rng.choice(rows, max_cells, replace=False))
     return rows

@@ -14,12 +14,7 @@ from core.cells.store import OneVsRest, Store
 from core.evaluation.baselines import predict_by_baseline, score_two_genes
 from core.evaluation.metrics import score_methods
 from core.evaluation.predict import Probabilities
-from core.evaluation.report.records import (
-    EvaluationReport,
-    PhenotypeScores,
-    Scores,
-    TwoGeneScores,
-)
+from core.evaluation.report.records import EvaluationReport, PhenotypeScores, Scores, TwoGeneScores
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -112,8 +107,6 @@ def with_joint_donors(
 
 
 # ------------------------------------------------------------------------------------- comparison
-
-
 def baseline_names(baselines: Sequence[str]) -> str:
     """List the baselines of a report."""
     return ", ".join(method.replace("_", " ") for method in baselines) or "none"
@@ -179,8 +172,6 @@ def compare_methods(
 
 
 # ------------------------------------------------------------------------------------------ notes
-
-
 def review_scores(name: str, methods: Mapping[str, PhenotypeScores]) -> Iterator[str]:
     """Name the baselines that score higher than the model, to the three digits of the report."""
     model = methods["model"]

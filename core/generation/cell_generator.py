@@ -248,21 +248,20 @@ def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str
         contradict the model.
     """
     if model.config.classified is not None:
-        message = (
+        raise ConfigurationError(
             f"this model predicts {model.config.classified} alone and generates nothing; use the model "
             f"it was fine-tuned from, or one of train.task = 'masked'"
         )
-        raise ConfigurationError(message)
     if model.config.layout == "expressed":
         if settings.method == "gibbs":
-            message = "models of the expressed layout have no Gibbs sweeps; leave method out"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                "models of the expressed layout have no Gibbs sweeps; leave method out"
+            )
         if not 0 < model.masking.unexpressed < 1:
-            message = (
+            raise ConfigurationError(
                 f"this model was trained with masking.unexpressed = {model.masking.unexpressed:g} and "
                 f"cannot predict which genes are expressed; train one with 0.5 to generate"
             )
-            raise ConfigurationError(message)
     rate = model.masking.genes
     if rate == "uniform":
         return []

@@ -35,11 +35,10 @@ class CellSizes:
         self.is_known = reference.genes_per_cell is not None
         self.has_counts = reference.library_size is not None and bool(reference.library_size.any())
         if library_size is not None and not self.has_counts:
-            message = (
+            raise ConfigurationError(
                 "this model keeps no counts of its training cells, so a library size cannot be "
                 "given; train again from counts"
             )
-            raise ConfigurationError(message)
         self._slots = _by_explained_size(reference)
         self._kept: dict[tuple[int, ...], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
 

@@ -70,12 +70,11 @@ def _check_disk_space(made: CellGenerator, output: Path) -> None:
     nearest, free = free_space(output.absolute().parent)
     there = sum(path.stat().st_size for path in partial_folder(output).glob("*.[fi]32"))
     if free + there < needed:
-        message = (
+        raise MachineError(
             f"{n_cells:,} cells need about {needed / 1e9:,.1f} GB (half of it for "
             f"parts that are removed at the end) but the disk of {nearest} has {free / 1e9:,.1f} GB "
             f"free; ask for fewer, free some space or choose another place"
         )
-        raise MachineError(message)
 
 
 def write_generated(
@@ -118,13 +117,15 @@ def write_generated(
                 raise
             shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
-        message = f"another process is writing {output}; wait for it, or choose another name"
-        raise MachineError(message) from None
+        raise MachineError(
+            f"another process is writing {output}; wait for it, or choose another name"
+        ) from None
     except OSError as error:
         reason = error.strerror or str(error)
         stays = f"; finished cells stay in {folder}, and the same command resumes"
-        message = f"{output} cannot be written ({reason}){stays if folder.exists() else ''}"
-        raise MachineError(message) from error
+        raise MachineError(
+            f"{output} cannot be written ({reason}){stays if folder.exists() else ''}"
+        ) from error
 
 
 def read_first_cells(path: Path, n_cells: int) -> sparse.csr_matrix:
@@ -149,11 +150,10 @@ def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> tuple[in
     n_cells, n_values = _read_done(folder)
     is_same = n_cells > 0 and _read_json(path) == wanted
     if n_cells and not restart and not is_same:
-        message = (
+        raise ConfigurationError(
             f"{folder} holds {n_cells:,} unfinished cells of another request or model; finish "
             f"that one first, add --overwrite to start again, or choose another name"
         )
-        raise ConfigurationError(message)
     if not is_same:
         for name in _FILES:
             _part(folder, name).unlink(missing_ok=True)
@@ -162,8 +162,9 @@ def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> tuple[in
         return 0, 0
     for name, size in _sizes(made, n_cells, n_values).items():
         if _part(folder, name).stat().st_size < size:
-            message = f"{folder}: {name} is shorter than progress.json says; remove the folder"
-            raise DataError(message)
+            raise DataError(
+                f"{folder}: {name} is shorter than progress.json says; remove the folder"
+            )
     logger.info("resuming after %s finished cells", f"{n_cells:,}")
     return n_cells, n_values
 
@@ -311,8 +312,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        message = f"{path}: cannot be read ({error}); remove the folder {path.parent}"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); remove the folder {path.parent}"
+        ) from error
     return record if isinstance(record, dict) else {}
 
 

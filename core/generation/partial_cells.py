@@ -113,11 +113,7 @@ class ExpressedInput:
     """
 
     def __init__(
-        self,
-        model: CellModel,
-        codes: NDArray[np.int32],
-        order: Tensor,
-        expressed_fraction: float,
+        self, model: CellModel, codes: NDArray[np.int32], order: Tensor, expressed_fraction: float
     ) -> None:
         self._config, self._codes = model.config, codes
         self._expressed_fraction = expressed_fraction

@@ -60,23 +60,23 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.n_cells < 1:
-            message = f"cannot generate {self.n_cells:,} cells; ask for 1 or more"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"cannot generate {self.n_cells:,} cells; ask for 1 or more")
         if self.n_cells > MAX_CELLS:
             disk = self.n_cells * _BYTES_PER_CELL / 1e12
-            message = (
+            raise ConfigurationError(
                 f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,.0f} TB "
                 f"of disk; ask for at most {MAX_CELLS:,}"
             )
-            raise ConfigurationError(message)
         if self.library_size is None:
             return
         if not 0 < self.library_size < math.inf:
-            message = f"library size {self.library_size} must be a number of counts above 0"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"library size {self.library_size} must be a number of counts above 0"
+            )
         if self.settings.genes_per_cell == "none":
-            message = "a library size needs genes_per_cell = 'sample'; leave one of them out"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                "a library size needs genes_per_cell = 'sample'; leave one of them out"
+            )
 
 
 def cells_to_generate(
@@ -115,8 +115,7 @@ def changed_settings(settings: GenerateSettings, changes: Mapping[str, Any]) -> 
         return _GenerateSection.model_validate({"generate": changed}, strict=True).generate
     except ValidationError as error:
         first = invalid_keys(error.errors(include_url=False))[0]
-        message = f"{first.path[-1]} {first.message}"
-        raise ConfigurationError(message) from None
+        raise ConfigurationError(f"{first.path[-1]} {first.message}") from None
 
 
 def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int, int]:
@@ -131,16 +130,18 @@ def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int
     names = list(config.phenotypes)
     for name, label in wanted.items():
         if name not in config.phenotypes:
-            message = f"this model has no phenotype '{name}'; {suggest(name, names)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"this model has no phenotype '{name}'; {suggest(name, names)}"
+            )
         values = config.phenotypes[name]
         if label == f"[NO_{name.upper()}]":
             codes[names.index(name)] = -1
             continue
         value = match_label(label, values)
         if value is None:
-            message = f"this model knows no {name} '{label}'; {suggest(label, values)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"this model knows no {name} '{label}'; {suggest(label, values)}"
+            )
         codes[names.index(name)] = values.index(value)
     return codes
 
@@ -153,21 +154,22 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
     requested = resolve_phenotypes(model.config, phenotypes)
     names = list(model.config.phenotypes)
     if balance not in names:
-        message = f"this model has no phenotype '{balance}' to balance; {suggest(balance, names)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"this model has no phenotype '{balance}' to balance; {suggest(balance, names)}"
+        )
     slot = names.index(balance)
     if slot in requested:
-        message = f"{balance} cannot be both requested and balanced; leave one of them out"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{balance} cannot be both requested and balanced; leave one of them out"
+        )
     kept = {other: code for other, code in requested.items() if code >= 0}
     values = model.config.phenotypes[balance]
     has = model.reference.value_counts(slot, len(values), kept)
     lacking = {value: max(has) - n if n else 0 for value, n in zip(values, has, strict=True)}
     if not any(lacking.values()):
-        message = (
+        raise ConfigurationError(
             f"there is nothing to fill up: the values of {balance} have equal numbers of cells"
         )
-        raise ConfigurationError(message)
     return lacking
 
 

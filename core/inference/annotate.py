@@ -74,11 +74,7 @@ def prediction_table(
 
 
 def _encoded_blocks(
-    model: CellModel,
-    cells: QueryCells,
-    hints: Sequence[Hint],
-    stage: str,
-    on_progress: Listener,
+    model: CellModel, cells: QueryCells, hints: Sequence[Hint], stage: str, on_progress: Listener
 ) -> Iterator[tuple[slice, CellBatch]]:
     """Yield the cells of a file in batches, with their place in the file.
 
@@ -118,8 +114,9 @@ def predict_phenotypes_of(
     config = model.config
     names = _without_hint(config.predicted, hints)
     if not names:
-        message = "nothing is left to predict: the model's phenotypes are all given, or it has none"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "nothing is left to predict: the model's phenotypes are all given, or it has none"
+        )
     codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
     probability = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
     spans: list[slice] = []
@@ -142,19 +139,16 @@ def predict_phenotypes_of(
 
 
 # --------------------------------------------------------------------- embeddings and denoised values
-
-
 def resolve_position(config: TfxConfig, wanted: str) -> Position:
     """Return the output position of a cell's embedding: "cls", "mean", or a phenotype's slot."""
     if wanted in ("cls", "mean"):
         return "cls" if wanted == "cls" else "mean"
     if wanted in config.phenotypes:
         return config.phenotype_names.index(wanted)
-    message = (
+    raise ConfigurationError(
         f"--from {wanted}: an embedding is taken from cls, from the mean, or from a phenotype; "
         f"{suggest(wanted, ['cls', 'mean', *config.phenotypes])}"
     )
-    raise ConfigurationError(message)
 
 
 def note_on_embedding(config: TfxConfig, position: Position) -> str | None:
@@ -190,8 +184,9 @@ def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
     """Return (genes, hidden size) identity embeddings; without an encoder, raise a ConfigurationError."""
     part = model.network.encoder_part
     if part is None:
-        message = "this model is a log-linear part without an encoder: its genes have no embeddings"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "this model is a log-linear part without an encoder: its genes have no embeddings"
+        )
     weight = part.embedding.identity.weight.detach()
     found: NDArray[np.float32] = weight[model.config.tokens.first_gene :].float().cpu().numpy()
     return found
@@ -215,14 +210,14 @@ def denoise_cells(
     """
     config, network = model.config, model.network
     if config.classified is not None:
-        message = (
+        raise ConfigurationError(
             f"denoising needs a model of genes; this one predicts {config.classified} alone: use the "
             f"model it was fine-tuned from"
         )
-        raise ConfigurationError(message)
     if config.layout != "ranked":
-        message = "denoising needs a model of the ranked layout; the expressed layout does not show the other genes"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "denoising needs a model of the ranked layout; the expressed layout does not show the other genes"
+        )
     device = next(network.parameters()).device
     network.eval()
     order = generator(seed, Stream.DENOISING_PASSES).permutation(config.n_genes)
@@ -248,8 +243,6 @@ def denoise_cells(
 
 
 # --------------------------------------------------------------------------------- the annotated copy
-
-
 @contextmanager
 def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
     """Copy an .h5ad file, or "builtin:NAME", and give the copy; a MachineError if it cannot be written.
@@ -268,8 +261,7 @@ def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
             with h5py.File(partial, "r+") as file:
                 yield AnnotatedCopy(source, file)
     except OSError as error:  # h5py's too, of a full disk
-        message = f"{target} cannot be written ({error.strerror or error})"
-        raise MachineError(message) from error
+        raise MachineError(f"{target} cannot be written ({error.strerror or error})") from error
 
 
 class AnnotatedCopy:
@@ -287,8 +279,7 @@ class AnnotatedCopy:
     def check_free(self, *names: str, remedy: str) -> None:
         """Check that the file has none of the names ("obs/tfx_sex"), or raise a ConfigurationError."""
         if taken := [name for name in names if name in self._file]:
-            message = f"{self._source} has {', '.join(taken)} already; {remedy}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{self._source} has {', '.join(taken)} already; {remedy}")
 
     def add_columns(self, table: str, columns: Mapping[str, Any]) -> None:
         """Add columns to "obs" or "var"."""

@@ -168,8 +168,7 @@ def write_edited(cells: "AnnData", path: Path) -> None:
         with replacing(path) as temporary:
             cells.write_h5ad(temporary, compression="gzip")
     except OSError as error:
-        message = f"{path} cannot be written ({error.strerror or error})"
-        raise MachineError(message) from error
+        raise MachineError(f"{path} cannot be written ({error.strerror or error})") from error
 
 
 def _labels_of(
@@ -208,17 +207,15 @@ def _changes(
 def check_can_edit(model: CellModel) -> None:
     """Raise a `ConfigurationError` unless the model is of the ranked layout, with bins and a variable mask rate."""
     if model.config.layout != "ranked" or model.config.kind == "continuous":
-        message = (
+        raise ConfigurationError(
             "cells are changed by models of the ranked layout with bins; train one with "
             "encoding.layout = 'ranked' and encoding.kind = 'binned'"
         )
-        raise ConfigurationError(message)
     if model.masking.genes != "uniform":
-        message = (
+        raise ConfigurationError(
             f"this model was trained with a fixed mask rate ({model.masking.genes}), and changing cells "
             f"needs one trained at all mask rates; train with masking.genes = 'uniform'"
         )
-        raise ConfigurationError(message)
 
 
 @torch.inference_mode()

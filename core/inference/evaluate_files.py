@@ -107,11 +107,10 @@ def evaluate_files(
         parts.append(_predict(model, one, seed=seed, on_progress=on_progress))
     cells, donor_names = join_files(read)
     if not len(cells):
-        message = (
+        raise DataError(
             f"{', '.join(files)}: no cell has a label that the model knows, of any of "
             f"{', '.join(config.predicted)}; name the columns by --label NAME=COLUMN"
         )
-        raise DataError(message)
     present = ~np.any([one.missing for one in read], axis=0)
     notes = [note for one in read for note in one.notes]
     notes += [
@@ -187,8 +186,6 @@ def _predict(
 
 
 # ------------------------------------------------------------------------------------ labelled files
-
-
 def read_labelled(
     model: CellModel,
     file: str,
@@ -210,11 +207,10 @@ def read_labelled(
     known = list(phenotypes)
     for name in wanted:
         if name not in known:
-            message = (
+            raise ConfigurationError(
                 f"--label {wanted[name]}: the model does not know a phenotype '{name}'; "
                 f"{suggest(name, known)}"
             )
-            raise ConfigurationError(message)
     with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)

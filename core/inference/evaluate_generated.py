@@ -106,20 +106,18 @@ def evaluate_generated(
         has_donors = sides["real"].donors is not None
         source = "held-out cells" + (" of held-out donors" if has_donors else "")
     else:
-        message = (
+        raise DataError(
             f"the store that the model was trained on ({provenance.get('store')}) is gone or "
             f"changed: prepare it again, or name files of real cells before --generated"
         )
-        raise DataError(message)
     slots = _class_slots(model, generated.codes, classes)
     requested = _describe(model, generated.requests)
     meets = _meets(sides["real"].codes, generated.requests)
     if not meets.any():
-        message = (
+        raise DataError(
             f"none of the {len(meets):,} {source} has the phenotypes that were requested "
             f"({requested}); name files of such cells before --generated"
         )
-        raise DataError(message)
     real = sides["real"] = sides["real"].take(np.flatnonzero(meets))
     if store is not None:
         sides["training"] = _sample_of(model, store, store.rows("train"), trained_where)
@@ -259,11 +257,10 @@ def _sample_of(model: CellModel, store: Store, rows: Codes, where: CellFilter | 
 def _held_out_cells(model: CellModel, store: Store, where: CellFilter | None) -> KnownCells:
     rows = np.sort(np.concatenate([store.rows("validation"), store.rows("test")]))
     if len(rows) == 0:
-        message = (
+        raise DataError(
             f"{store.path}: no cell was held out of training; set data.split.test above 0 and "
             f"train again, or name files of real cells before --generated"
         )
-        raise DataError(message)
     cells = _sample_of(model, store, rows, where)
     is_by_donor = store.report.get("split", {}).get("method") != "cells"
     return cells if is_by_donor else replace(cells, donors=None)
@@ -276,8 +273,9 @@ def _class_slots(
     names = model.config.phenotype_names
     for name in wanted:
         if name not in names:
-            message = f"--classes {name}: the model has no such phenotype; {suggest(name, names)}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"--classes {name}: the model has no such phenotype; {suggest(name, names)}"
+            )
     if not wanted:
         labelled = [
             name for name, codes in zip(names, generated.T, strict=True) if (codes >= 0).any()
@@ -343,8 +341,6 @@ def _scored_genes(
 
 
 # ------------------------------------------------------------------------------------ generated files
-
-
 @dataclass(frozen=True)
 class GeneratedCells:
     """Cells of one or several files; ``notes`` are sentences that the user should read."""
@@ -369,11 +365,10 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
     for file in files:
         record = _provenance(file)
         if record.get("values") == BIN_NUMBERS:
-            message = (
+            raise DataError(
                 f"{file} holds bin numbers, which do not compare with real cells; generate again "
                 f"without --decode bins"
             )
-            raise DataError(message)
         requests.append(_request(model, file, record))
         trained_by, step = record.get("model_name"), record.get("model_step")
         own = model.provenance
@@ -385,11 +380,10 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
         source = open_source(file)
         try:
             if list(source.var("X").index) != list(model.panel.ids):
-                message = (
+                raise DataError(
                     f"{file}: its {len(source.var('X')):,} genes are not the {len(model.panel):,} of "
                     f"the model; name the run that generated it, or generate again with this one"
                 )
-                raise DataError(message)
             n_cells += source.n_cells
             step_rows = max(1, -(-source.n_cells * len(files) // _MOST_CELLS))
             kept = np.arange(0, source.n_cells, step_rows)
@@ -409,8 +403,9 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
             source.close()
     expression = sparse.csr_matrix(sparse.vstack(parts))
     if not np.isfinite(expression.data).all() or (expression.data < 0).any():
-        message = f"{', '.join(files)}: values below zero or not finite; generate the cells again"
-        raise DataError(message)
+        raise DataError(
+            f"{', '.join(files)}: values below zero or not finite; generate the cells again"
+        )
     return GeneratedCells(expression, np.concatenate(codes), requests, n_cells, notes)
 
 
@@ -423,11 +418,10 @@ def _provenance(file: str) -> dict[str, Any]:
         group = opened.get(f"uns/{GENERATION_KEY}")
         record = read_elem(group) if isinstance(group, h5py.Group) else None
     if not isinstance(record, dict):
-        message = (
+        raise DataError(
             f"{file} has no provenance (no uns['{GENERATION_KEY}']), so it is not "
             f"from tfx generate; name files of real cells without --generated"
         )
-        raise DataError(message)
     return record
 
 
@@ -436,11 +430,10 @@ def _library_sizes(source: CellSource, file: str) -> NDArray[np.float64]:
     column = source.obs_columns(["library_size"])
     sizes = column.to_numpy(dtype=np.float64, na_value=np.nan).ravel()
     if not len(column.columns) or not (sizes > 0).all():
-        message = (
+        raise DataError(
             f"{file} holds counts, but lacks the obs['library_size'] that normalises them; "
             f"generate the cells again"
         )
-        raise DataError(message)
     return sizes
 
 
@@ -449,10 +442,9 @@ def _request(model: CellModel, file: str, record: dict[str, Any]) -> dict[int, i
     request = {str(k): str(v) for k, v in request.items()} if isinstance(request, dict) else {}
     unknown = [name for name in request if name not in model.config.phenotypes]
     if unknown:
-        message = (
+        raise DataError(
             f"{file} was generated for a phenotype '{unknown[0]}', which this model does not have; "
             f"name the run that generated it"
         )
-        raise DataError(message)
     codes = resolve_phenotypes(model.config, request)
     return {slot: code for slot, code in codes.items() if code >= 0}

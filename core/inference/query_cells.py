@@ -199,16 +199,13 @@ def _check_genes_found(
             "use a model of these genes, or name the var column that holds the model's kind of ids "
             "by --gene-ids"
         )
-    message = (
+    raise DataError(
         f"{name}: only {n_found:,} of the model's {len(panel):,} genes are in the file, which has "
         f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
     )
-    raise DataError(message)
 
 
 # ------------------------------------------------------------------------------------------- labels
-
-
 @dataclass(frozen=True)
 class Hint:
     """Known labels of one phenotype, read from an obs column.
@@ -233,15 +230,15 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
     """
     name, _, column = wanted.partition("=")
     if name not in config.phenotypes:
-        message = f"--given {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"--given {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
+        )
     if config.classified is not None and name not in (config.classified, *config.given):
         known = ", ".join(config.given) or "it knows none"
-        message = (
+        raise ConfigurationError(
             f"--given {wanted}: this classifier of {config.classified} was not trained with {name} "
             f"given ({known})"
         )
-        raise ConfigurationError(message)
     slot = config.phenotype_names.index(name)
     if not column:
         candidates = [STANDARD_PHENOTYPES.get(name, name), name]
@@ -256,12 +253,11 @@ def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
         found[found < 0] = 1  # any other label is "not" the one
     if len(labels.values) and (found < 0).all():
         near = nearest(labels.values[0], values)
-        message = (
+        raise DataError(
             f"{source.name}: the model knows none of the labels of '{column}' as {name} "
             f"({_first(labels.values)}); it knows {_first(values)}"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
-        raise DataError(message)
     codes = np.append(found, -1).astype(np.int32)[labels.codes]
     counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.values))
     unknown = {

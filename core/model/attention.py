@@ -286,8 +286,7 @@ def resolve_attention(
     if wanted != "auto":
         lacks = _why_not(wanted, device, dtype, dropout)
         if lacks:
-            message = f"model.attention = '{wanted}' cannot run here: {lacks}; use 'auto'"
-            raise MachineError(message)
+            raise MachineError(f"model.attention = '{wanted}' cannot run here: {lacks}; use 'auto'")
         return AttentionRoute(wanted, "requested", _ROUTES[wanted])
     if device.type == "cpu":
         lacks = _why_not("cpu", device, dtype, dropout)

@@ -117,10 +117,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         without an encoder raises ConfigurationError.
         """
         if self.encoder_part is None:
-            message = (
+            raise ConfigurationError(
                 "this model is a log-linear part without an encoder: it has no [CLS] embedding"
             )
-            raise ConfigurationError(message)
         starts = batch.cu_seqlens[:-1].long()
         route = self.attention_route()
         if position == "mean":

@@ -51,8 +51,7 @@ class ModelRecord(ModelSettings):
     @classmethod
     def _no_absurd_size(cls, value: object) -> object:
         if isinstance(value, int) and value > _LARGEST:
-            message = f"must be at most {_LARGEST:,}"
-            raise ValueError(message)
+            raise ValueError(f"must be at most {_LARGEST:,}")
         return value
 
     @model_validator(mode="after")

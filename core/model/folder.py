@@ -114,8 +114,7 @@ class CellModel:
             shutil.rmtree(outgoing, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
-            message = f"model folder {folder} cannot be written ({reason})"
-            raise MachineError(message) from error
+            raise MachineError(f"model folder {folder} cannot be written ({reason})") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -159,11 +158,11 @@ class CellModel:
         record = read_record(folder)
         for name in _CHECKED:
             if not (folder / name).is_file():
-                message = f"{folder}: {name} is missing; copy the whole model folder again"
-                raise DataError(message)
+                raise DataError(f"{folder}: {name} is missing; copy the whole model folder again")
             if record.sha256.get(name) != sha256_of(folder / name):
-                message = f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
-                raise DataError(message)
+                raise DataError(
+                    f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
+                )
         config = read_config(folder)
         panel = read_genes(folder)
         weights = folder / "model.safetensors"
@@ -178,8 +177,9 @@ class CellModel:
             network.load_state_dict(current_tensors(load_tensors(weights)))
             for name, tensor in network.state_dict().items():
                 if not torch.isfinite(tensor).all():
-                    message = f"{folder}: the weights '{name}' hold NaN or infinity; train the model again"
-                    raise DataError(message)
+                    raise DataError(
+                        f"{folder}: the weights '{name}' hold NaN or infinity; train the model again"
+                    )
             return cls(
                 network=network.to(device).eval(),
                 panel=panel,
@@ -191,8 +191,9 @@ class CellModel:
                 provenance=record.provenance,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-            message = f"{folder}: the model folder cannot be read ({error}); copy it again"
-            raise DataError(message) from error
+            raise DataError(
+                f"{folder}: the model folder cannot be read ({error}); copy it again"
+            ) from error
 
 
 def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
@@ -239,11 +240,9 @@ class _GenesRecord(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if len(self.ids) != len(self.symbols):
-            message = f"{len(self.ids)} ids but {len(self.symbols)} symbols"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.ids)} ids but {len(self.symbols)} symbols")
         if len(set(self.ids)) != len(self.ids):
-            message = "a gene occurs twice"
-            raise ValueError(message)
+            raise ValueError("a gene occurs twice")
         return self
 
 
@@ -281,8 +280,9 @@ def read_record(folder: Path) -> FolderRecord:
     record = read_json(path, folder)
     version = record.get("format_version")
     if version not in range(1, FORMAT_VERSION + 1):
-        message = f"{folder}: model format {version!r}, this tfx reads up to {FORMAT_VERSION}; use the tfx that wrote it"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: model format {version!r}, this tfx reads up to {FORMAT_VERSION}; use the tfx that wrote it"
+        )
     found = _checked(FolderRecord, current_model_record(record), path)
     _checked(_Provenance, found.provenance, path, strict=True)
     return found
@@ -296,8 +296,7 @@ def read_config(folder: Path) -> TfxConfig:
     path = folder / "config.json"
     record = current_section("model", read_json(path, folder))
     for name in sorted(REQUIRED_FIELDS - record.keys()):
-        message = f"{path}: {name}: field required; {_COPY}"
-        raise DataError(message)
+        raise DataError(f"{path}: {name}: field required; {_COPY}")
     checked = _checked(ModelRecord, record, path, strict=True)
     return TfxConfig(**checked.model_dump(exclude={"model_type", "start_from"}))
 
@@ -314,17 +313,15 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        message = f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
-        raise DataError(message) from None
+        raise DataError(
+            f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
+        ) from None
     except RecursionError:
-        message = f"{path}: nested too deeply for a model folder; {_COPY}"
-        raise DataError(message) from None
+        raise DataError(f"{path}: nested too deeply for a model folder; {_COPY}") from None
     except (OSError, ValueError) as error:
-        message = f"{path}: cannot be read ({error}); {_COPY}"
-        raise DataError(message) from error
+        raise DataError(f"{path}: cannot be read ({error}); {_COPY}") from error
     if not isinstance(record, dict):
-        message = f"{path}: expected a JSON object; {_COPY}"
-        raise DataError(message)
+        raise DataError(f"{path}: expected a JSON object; {_COPY}")
     return record
 
 
@@ -337,8 +334,9 @@ def _checked(
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
-        message = f"{path}: {f'{where}: ' if where else ''}{what[:1].lower()}{what[1:]}; {_COPY}"
-        raise DataError(message) from None
+        raise DataError(
+            f"{path}: {f'{where}: ' if where else ''}{what[:1].lower()}{what[1:]}; {_COPY}"
+        ) from None
 
 
 def check_weights(path: Path, config: TfxConfig) -> None:
@@ -346,18 +344,16 @@ def check_weights(path: Path, config: TfxConfig) -> None:
     found = current_tensors(_read_shapes(path))
     # A layer has weights: building more of them than there are tensors would take for ever.
     if config.layers > len(found):
-        message = (
+        raise DataError(
             f"{path}: too few tensors for the {config.layers:,} layers of config.json; {_COPY}"
         )
-        raise DataError(message)
     expected = _promised_shapes(config, path)
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
-            message = (
+            raise DataError(
                 f"{path}: '{name[:100]}' is {_shape(found.get(name))}, config.json makes it "
                 f"{_shape(expected.get(name))}; {_COPY}"
             )
-            raise DataError(message)
 
 
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -374,8 +370,7 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             if name != "__metadata__"
         }
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        message = f"{path}: not a safetensors file; {_COPY}"
-        raise DataError(message) from None
+        raise DataError(f"{path}: not a safetensors file; {_COPY}") from None
 
 
 def _promised_shapes(config: TfxConfig, path: Path) -> dict[str, tuple[int, ...]]:
@@ -385,8 +380,9 @@ def _promised_shapes(config: TfxConfig, path: Path) -> dict[str, tuple[int, ...]
         return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     except (ConfigurationError, RuntimeError, ValueError, OverflowError) as error:
         reason = first_line(error)[:200]
-        message = f"{path.parent}: config.json describes no model ({reason}); {_COPY}"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path.parent}: config.json describes no model ({reason}); {_COPY}"
+        ) from error
 
 
 def check_arrays(
@@ -448,8 +444,7 @@ def _check_array(
 
 
 def _fail(folder: Path, problem: str) -> NoReturn:
-    message = f"{folder}: {problem}; {_COPY}"
-    raise DataError(message)
+    raise DataError(f"{folder}: {problem}; {_COPY}")
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

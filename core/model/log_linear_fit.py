@@ -65,12 +65,11 @@ def fit_log_linear(
     ConfigurationError.
     """
     if log_linear.class_table.numel() > MAX_CLASS_TABLE:
-        message = (
+        raise ConfigurationError(
             f"model.log_linear needs a table of {log_linear.class_table.numel():,} entries for "
             f"{config.n_genes} genes, {config.n_bins} bins and {log_linear.n_shown} phenotype "
             f"values (at most {MAX_CLASS_TABLE:,}); lower data.genes or set model.log_linear = false"
         )
-        raise ConfigurationError(message)
     counts = bin_counts(bins, config.n_bins)
     _fill_bin_values(log_linear, table, counts)
     _fill_phenotype_prior(log_linear, config, codes)

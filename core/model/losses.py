@@ -199,8 +199,6 @@ def _average(
 
 
 # -- predictions
-
-
 def bin_logits(logits: Tensor, config: TfxConfig) -> Tensor:
     """Return (M, bins) float32 logits of a binary or binned model, whatever its head."""
     logits = logits.float()

@@ -97,8 +97,7 @@ def current_reference(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]
     present = {name: array for name, array in arrays.items() if name not in REFERENCE_ARRAYS}
     for old in REFERENCE_ARRAYS.keys() & arrays.keys():
         if arrays[old].ndim != 3 or arrays[old].shape[1] != 2:
-            message = f"'{old}' has the shape {arrays[old].shape}"
-            raise ValueError(message)
+            raise ValueError(f"'{old}' has the shape {arrays[old].shape}")
         for at, new in enumerate(REFERENCE_ARRAYS[old]):
             present[new] = np.ascontiguousarray(arrays[old][:, at])
     return present
@@ -135,16 +134,17 @@ class ControlTokens:
             }
             generate, provenance = dict(record["generate"]), dict(record["provenance"])
         except FileNotFoundError as error:
-            message = (
+            raise DataError(
                 f"{folder}: no model to generate with ({Path(str(error.filename)).name} is missing)"
-            )
-            raise DataError(message) from None
+            ) from None
         except (OSError, SafetensorError, RecursionError, *_WRONG_CONTENT) as error:
-            message = f"{folder}: the model folder cannot be read ({error}); copy it again"
-            raise DataError(message) from error
+            raise DataError(
+                f"{folder}: the model folder cannot be read ({error}); copy it again"
+            ) from error
         if combinations.ndim != 2 or combinations.shape != (len(counts), len(phenotypes)):
-            message = f"{folder}: reference.safetensors and config.json do not fit each other"
-            raise DataError(message)
+            raise DataError(
+                f"{folder}: reference.safetensors and config.json do not fit each other"
+            )
         nothing = np.empty((0, 0))
         return cls(
             phenotypes=phenotypes,

@@ -63,5 +63,6 @@ def find_preset(name_or_path: str | Path) -> Path:
     hint = f"; {near}" if near else ""
     own = [preset.name for preset in bundled.values() if not preset.is_published]
     more = ", ..." if len(own) < len(bundled) else ""
-    message = f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(own)}{more})"
-    raise ConfigurationError(message)
+    raise ConfigurationError(
+        f"{str(name_or_path)!r} {what}{hint} (bundled presets: {', '.join(own)}{more})"
+    )

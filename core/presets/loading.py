@@ -254,8 +254,7 @@ def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source])
         found.append((sources.index(source) if source in sources else -1, problem))
     if preset is None or found:
         found.sort(key=lambda item: (item[0], item[1].line))
-        message = "\n".join(dict.fromkeys(str(problem) for _, problem in found))
-        raise ConfigurationError(message)
+        raise ConfigurationError("\n".join(dict.fromkeys(str(problem) for _, problem in found)))
     return preset
 
 

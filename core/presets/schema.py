@@ -30,8 +30,9 @@ def _one_or_many(value: object) -> object:
 
 def _folder_name(value: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", value):
-        message = "must be letters, digits, '_', '.' or '-', and must not begin with '.' or '-'"
-        raise ValueError(message)
+        raise ValueError(
+            "must be letters, digits, '_', '.' or '-', and must not begin with '.' or '-'"
+        )
     return value
 
 
@@ -62,8 +63,9 @@ class SplitSettings(_Section):
     @model_validator(mode="after")
     def _leaves_training_cells(self) -> Self:
         if self.validation + self.test >= 1.0:
-            message = "validation and test together must leave cells for training (sum below 1)"
-            raise ValueError(message)
+            raise ValueError(
+                "validation and test together must leave cells for training (sum below 1)"
+            )
         return self
 
 
@@ -235,10 +237,9 @@ class ModelSettings(_Section):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.hidden_size % self.heads:
-            message = (
+            raise ValueError(
                 f"hidden_size must be a multiple of heads (got {self.hidden_size} and {self.heads})"
             )
-            raise ValueError(message)
         return self
 
 
@@ -315,11 +316,9 @@ class ClassificationSettings(_Section):
     @model_validator(mode="after")
     def _hides_its_column(self) -> Self:
         if self.column is None and (self.positive is not None or self.given):
-            message = "positive and given need a column"
-            raise ValueError(message)
+            raise ValueError("positive and given need a column")
         if self.column in self.given:
-            message = f"given must not name the column to predict ({self.column!r})"
-            raise ValueError(message)
+            raise ValueError(f"given must not name the column to predict ({self.column!r})")
         return self
 
 
@@ -415,8 +414,7 @@ class TrainSettings(_Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and self.epochs is not None:
-            message = "give max_steps or epochs, not both"
-            raise ValueError(message)
+            raise ValueError("give max_steps or epochs, not both")
         return self
 
 
@@ -478,21 +476,18 @@ class Preset(_Section):
     def _task_has_its_section(self) -> Self:
         has_column = self.classification.column is not None
         if self.train.task == "classification" and not has_column:
-            message = "train.task = 'classification' needs classification.column"
-            raise ValueError(message)
+            raise ValueError("train.task = 'classification' needs classification.column")
         if has_column and self.train.task != "classification":
-            message = "classification.column needs train.task = 'classification'"
-            raise ValueError(message)
+            raise ValueError("classification.column needs train.task = 'classification'")
         return self
 
     @model_validator(mode="after")
     def _classifies_a_phenotype(self) -> Self:
         if self.classified is not None and self.data.phenotypes.get(self.classified) is False:
-            message = (
+            raise ValueError(
                 f"classification.column is {self.classified!r}, which "
                 f"data.phenotypes.{self.classified} = false leaves out"
             )
-            raise ValueError(message)
         return self
 
     @property

@@ -33,8 +33,7 @@ def write_value(value: object) -> str:
     try:
         return tomlkit.item(value).as_string()
     except tomlkit.exceptions.ConvertError as error:
-        message = f"TOML has no form for a {type(value).__name__}"
-        raise TypeError(message) from error
+        raise TypeError(f"TOML has no form for a {type(value).__name__}") from error
 
 
 def show_value(value: object) -> str:
@@ -135,7 +134,6 @@ class LineFinder:
         return rest[1:].strip() if rest.startswith("#") else ""
 
     # -- the scanner: every method moves self._at and leaves it after what it read
-
     def _scan(self) -> None:
         table: KeyPath = ()
         while True:

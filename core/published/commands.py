@@ -78,8 +78,7 @@ class PublishedRun:
     def __post_init__(self) -> None:
         """Check that the run has options."""
         if not self.options:
-            message = f"{self.where}: there are no options to import"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{self.where}: there are no options to import")
 
 
 def read_file(path: Path) -> PublishedRun:
@@ -88,8 +87,7 @@ def read_file(path: Path) -> PublishedRun:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        message = f"{path} cannot be read ({reason})"
-        raise DataError(message) from error
+        raise DataError(f"{path} cannot be read ({reason})") from error
     if text.lstrip().startswith("{"):
         return _read_json(text, str(path))
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
@@ -99,11 +97,10 @@ def read_file(path: Path) -> PublishedRun:
         if " --" in line and any(_PROGRAM.search(word) for word in line.split())
     ]
     if len(commands) != 1:
-        message = (
+        raise ConfigurationError(
             f"{path} holds {len(commands) or 'no'} command{'s' * (len(commands) > 1)} with options; "
             f"give a JSON configuration, or a script of one command (others after '#')"
         )
-        raise ConfigurationError(message)
     return read_arguments(_split(commands[0], path), where=str(path))
 
 
@@ -131,8 +128,7 @@ def read_arguments(arguments: Sequence[str], *, where: str = "the command line")
             values.append(words[at])
             at += 1
         if option.takes == "one" and not values:
-            message = f"{where}: --{option.name} lacks its value"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{where}: --{option.name} lacks its value")
         is_flag = option.takes == "nothing"
         options[option.name] = is_flag or (values if option.takes == "many" else values[0])
     return PublishedRun(system, options, task, where)
@@ -142,14 +138,12 @@ def _read_json(text: str, where: str) -> PublishedRun:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        message = (
+        raise ConfigurationError(
             f"{where} is not valid JSON ({error}); give a configuration of PolyGene or PerturbGene"
-        )
-        raise ConfigurationError(message) from error
+        ) from error
     record = record.get("metadata", record)  # of PerturbGene's static evaluation sets
     if not isinstance(record, dict):
-        message = f"{where}: expected an object of options"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{where}: expected an object of options")
     system: System = "PerturbGene" if record.keys() & _PERTURBGENES else "PolyGene"
     task = str(record.pop("subcommand", None) or "mlm")
     if "label" in record:
@@ -170,8 +164,9 @@ def _known(system: System, name: str, where: str) -> PublishedOption:
         return option
     bare = name.lstrip("-")
     hint = did_you_mean(bare, [one.name for one in OPTIONS[system]])
-    message = f"{where}: {bare!r} is not an option of {system}" + (f"; {hint}" if hint else "")
-    raise ConfigurationError(message)
+    raise ConfigurationError(
+        f"{where}: {bare!r} is not an option of {system}" + (f"; {hint}" if hint else "")
+    )
 
 
 def _split(command: str, script: Path) -> list[str]:
@@ -182,13 +177,11 @@ def _split(command: str, script: Path) -> list[str]:
         for path in (named, script.parent / named, script.parent / named.name):
             if path.is_file():
                 return path.read_text(encoding="utf-8")
-        message = (
+        raise ConfigurationError(
             f"{script}: takes words from {named}, which does not exist; put it beside the script"
         )
-        raise ConfigurationError(message)
 
     try:
         return shlex.split(_FROM_FILE.sub(of_file, command))
     except ValueError as error:
-        message = f"{script}: the command line does not end ({error})"
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(f"{script}: the command line does not end ({error})") from error

@@ -109,8 +109,9 @@ def read_foreign_model(folder: Path, *, vocabulary: Path | None = None) -> Forei
     shape = read_shape(folder)
     tensors = _read_tensors(folder, shape.family)
     if VALUE_TABLE not in tensors:
-        message = f"{folder}: {VALUE_TABLE} is not among its tensors; this is no {shape.family}"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: {VALUE_TABLE} is not among its tensors; this is no {shape.family}"
+        )
     tokens = None
     if shape.family == "distilbert":
         if TYPE_TABLE in tensors:  # only PerturbGene's DistilBERT has token types
@@ -128,23 +129,21 @@ def read_shape(folder: Path) -> ForeignShape:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            message = f"{path}: expected a JSON object; copy the model again"
-            raise DataError(message)
+            raise DataError(f"{path}: expected a JSON object; copy the model again")
         return _shape(record, folder)
     except (OSError, ValueError, TypeError) as error:
-        message = f"{path}: cannot be read ({error}); copy the model again"
-        raise DataError(message) from error
+        raise DataError(f"{path}: cannot be read ({error}); copy the model again") from error
     except KeyError as error:
-        message = f"{path}: {error} is missing; copy the model again"
-        raise DataError(message) from error
+        raise DataError(f"{path}: {error} is missing; copy the model again") from error
 
 
 def _shape(record: dict[str, Any], folder: Path) -> ForeignShape:
     family = record.get("model_type")
     positions = record.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        message = f"model.start_from: {folder} has {positions} positions; tfx starts from models with absolute ones"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} has {positions} positions; tfx starts from models with absolute ones"
+        )
     if family == "bert":
         return ForeignShape(
             family="bert",
@@ -165,16 +164,13 @@ def _shape(record: dict[str, Any], folder: Path) -> ForeignShape:
             activation=str(record.get("activation", "gelu")),
             norm_epsilon=1e-12,  # fixed in the family's code, whatever layer_norm_eps says
         )
-    message = (
+    raise ConfigurationError(
         f"model.start_from: {folder} is a model of type {family!r}; tfx starts from its own model "
         f"folders and from BERT and DistilBERT"
     )
-    raise ConfigurationError(message)
 
 
 # ---------------------------------------------------------------------------------------- tokens
-
-
 def _polygene_tokens(
     folder: Path, tensors: Mapping[str, Tensor], vocabulary: Sequence[str]
 ) -> ForeignTokens:
@@ -184,23 +180,24 @@ def _polygene_tokens(
     positions 0, 1, ...; its value table holds the lines of ``vocab.txt``, then the bins.
     """
     if POSITION_TABLE not in tensors:
-        message = f"{folder}: {POSITION_TABLE} is not among its tensors; copy the model again"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: {POSITION_TABLE} is not among its tensors; copy the model again"
+        )
     genes = _read_genes(folder)
     n_values, n_positions = len(tensors[VALUE_TABLE]), len(tensors[POSITION_TABLE])
     row = {token: index for index, token in enumerate(vocabulary)}
     needed = ("[CLS]", "[START]", "[END]", "[MASK]", *(f"[no_{name}]" for name in _POLYGENE_SLOTS))
     missing = [token for token in needed if token not in row]
     if missing:
-        message = f"{folder}: {_POLYGENE_FILE} lacks {', '.join(missing)}; copy the vocabulary that the model was trained with"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: {_POLYGENE_FILE} lacks {', '.join(missing)}; copy the vocabulary that the model was trained with"
+        )
     header = len(_POLYGENE_SLOTS) + 2
     if n_positions != header + len(genes) + 1:
-        message = (
+        raise DataError(
             f"{folder}: {_GENES_FILE} lists {len(genes)} genes, but {n_positions} positions are those "
             f"of {n_positions - header - 1}; list the genes of the model's shards, in their order"
         )
-        raise DataError(message)
     _check_bins(folder, f"{_POLYGENE_FILE} has {len(vocabulary)} lines", len(vocabulary), n_values)
     special = {*needed, "[PAD]", "[SEP]", "[UNK]"}
     labels = {token: index for token, index in row.items() if token not in special}
@@ -234,11 +231,10 @@ def _perturbgene_tokens(
     paths = (*(folder / name for name in _PERTURBGENE_FILES), given)
     path = next((path for path in paths if path is not None and path.is_file()), None)
     if path is None:
-        message = (
+        raise ConfigurationError(
             f"model.start_from: {folder} is a PerturbGene model without its vocabulary; copy "
             f"{_PERTURBGENE_FILES[0]} into it, or name it as data.vocabulary"
         )
-        raise ConfigurationError(message)
     vocabulary = load_vocabulary(path)
     genes = _read_genes(folder)
     n_values, n_types = len(tensors[VALUE_TABLE]), len(tensors[TYPE_TABLE])
@@ -247,11 +243,10 @@ def _perturbgene_tokens(
     row = {token: index for index, token in enumerate(tokens)}
     _check_bins(folder, f"its vocabulary has {len(tokens)} tokens", len(tokens), n_values)
     if n_types != 1 + len(columns) + len(genes):
-        message = (
+        raise DataError(
             f"{folder}: {_GENES_FILE} lists {len(genes)} genes, but {n_types} token types are those of "
             f"{n_types - 1 - len(columns)}; list the genes of the model's shards, in their order"
         )
-        raise DataError(message)
     empty = Token(row["[PAD]"], 0)
     return ForeignTokens(
         system="PerturbGene",
@@ -271,8 +266,9 @@ def _perturbgene_tokens(
 
 def _check_bins(folder: Path, has: str, n_tokens: int, n_values: int) -> None:
     if n_values - n_tokens < 2:
-        message = f"{folder}: {has} and the model {n_values} tokens, which leaves no bins; copy the vocabulary that it was trained with"
-        raise DataError(message)
+        raise DataError(
+            f"{folder}: {has} and the model {n_values} tokens, which leaves no bins; copy the vocabulary that it was trained with"
+        )
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -280,8 +276,7 @@ def _read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        message = f"{path}: cannot be read ({error}); copy it again"
-        raise DataError(message) from error
+        raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
     while lines and not lines[-1]:
         lines.pop()
     return lines
@@ -298,32 +293,26 @@ def _read_genes(folder: Path) -> GenePanel:
             record = json.loads(path.read_text(encoding="utf-8"))
             ids, symbols = tuple(record["ids"]), tuple(record["symbols"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"{path}: cannot be read ({error}); copy it again"
-            raise DataError(message) from error
+            raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
     else:
-        message = (
+        raise ConfigurationError(
             f"model.start_from: {folder} does not say which genes its model knows; write them into "
             f"{path}, one id or symbol a line, in the order of var_names in its training files"
         )
-        raise ConfigurationError(message)
     seen: set[str] = set()
     for name in ids:
         if not name or name in seen:
             what = f"{name!r} is named twice" if name else "an empty line"
-            message = f"{path}: {what}; give every gene once"
-            raise DataError(message)
+            raise DataError(f"{path}: {what}; give every gene once")
         seen.add(name)
     return GenePanel(ids, symbols)
 
 
 # --------------------------------------------------------------------------------------- tensors
-
-
 def _read_tensors(folder: Path, family: str) -> dict[str, Tensor]:
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        message = f"{folder}: no weights ({' or '.join(_WEIGHTS)}); copy the whole model"
-        raise DataError(message)
+        raise DataError(f"{folder}: no weights ({' or '.join(_WEIGHTS)}); copy the whole model")
     if path.suffix == ".bin":
         saved = _read_pickled(path)
     elif path.suffix == ".json":
@@ -348,14 +337,12 @@ def _shards(index: Path) -> list[str]:
         record = json.loads(index.read_text(encoding="utf-8"))
         names = sorted(set(record["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{index}: cannot be read ({error}); copy the model again"
-        raise DataError(message) from error
+        raise DataError(f"{index}: cannot be read ({error}); copy the model again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            message = (
+            raise DataError(
                 f"{index}: names {name!r}, which is no file of its folder; copy the model again"
             )
-            raise DataError(message)
     return names
 
 
@@ -363,23 +350,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        message = f"{path}: no such file; copy the whole model"
-        raise DataError(message) from error
+        raise DataError(f"{path}: no such file; copy the whole model") from error
     except (SafetensorError, OSError, ValueError) as error:
-        message = f"{path}: not a safetensors file, or damaged ({error}); copy the model again"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: not a safetensors file, or damaged ({error}); copy the model again"
+        ) from error
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        message = f"{path}: damaged, or holds more than tensors, which could run code; save the model as safetensors"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path}: damaged, or holds more than tensors, which could run code; save the model as safetensors"
+        ) from error
     tensors = isinstance(saved, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in saved.items()
     )
     if not tensors:
-        message = f"{path}: not a dictionary of tensors; save the model as safetensors"
-        raise DataError(message)
+        raise DataError(f"{path}: not a dictionary of tensors; save the model as safetensors")
     return saved

@@ -77,8 +77,7 @@ class _Keys:
 
     def fail(self, message: str) -> NoReturn:
         """Raise an error that names the run."""
-        text = f"{self.run.where}: {message}"
-        raise ConfigurationError(text)
+        raise ConfigurationError(f"{self.run.where}: {message}")
 
     def lines(self) -> Iterator[str]:
         for section, values in self.values.items():
@@ -166,8 +165,6 @@ def _masking(keys: _Keys, genes: str, phenotypes: str, n_genes: float, n_phenoty
 
 
 # ------------------------------------------------------------------------------------- PolyGene
-
-
 def _polygene(keys: _Keys) -> str:
     """Set the keys of a PolyGene; return the preset to extend."""
     options, label = keys.options, keys.options.get("label")
@@ -231,8 +228,6 @@ def _filter(keys: _Keys) -> None:
 
 
 # ---------------------------------------------------------------------------------- PerturbGene
-
-
 def _perturbgene(keys: _Keys) -> str:
     """Set the keys of a PerturbGene; return the preset to extend."""
     options, column = keys.options, keys.options.get("phenotype_category")

@@ -140,8 +140,9 @@ def _check_shape(shape: ForeignShape, ours: ModelSettings, folder: Path) -> None
     if shape.activation != "gelu":
         found.append(f"an activation {shape.activation!r}, which tfx does not have (it has 'gelu')")
     if found:
-        message = f"model.start_from: {folder} has {', '.join(found)}; set the [model] section to its shape"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} has {', '.join(found)}; set the [model] section to its shape"
+        )
 
 
 def convert(
@@ -183,18 +184,19 @@ class _Source:
         """Return a tensor of a shape (None: any length), float64."""
         tensor = self.tensors.get(name)
         if tensor is None:
-            message = f"{self.folder}: {name} is not among its tensors; copy the model again"
-            raise DataError(message)
+            raise DataError(f"{self.folder}: {name} is not among its tensors; copy the model again")
         fits = tensor.ndim == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, tensor.shape, strict=True)
         )
         if not fits:
             wanted = " x ".join("any" if length is None else str(length) for length in shape)
-            message = f"{self.folder}: {name} is {' x '.join(map(str, tensor.shape))}, where its config.json means {wanted}; copy both from one model"
-            raise DataError(message)
+            raise DataError(
+                f"{self.folder}: {name} is {' x '.join(map(str, tensor.shape))}, where its config.json means {wanted}; copy both from one model"
+            )
         if not torch.isfinite(tensor).all():
-            message = f"{self.folder}: {name} holds values that are not finite; start from another checkpoint"
-            raise DataError(message)
+            raise DataError(
+                f"{self.folder}: {name} holds values that are not finite; start from another checkpoint"
+            )
         return tensor.double()
 
     def module(self, name: str, *shape: int) -> Iterator[tuple[str, Tensor]]:
@@ -297,8 +299,9 @@ def _match_rows(
     """Find our genes, phenotypes and values among another model's, by name."""
     where = f"model.start_from: {foreign.folder}"
     if config.kind == "continuous" or config.n_bins != len(tokens.bins):
-        message = f"{where} has {len(tokens.bins)} bins; set encoding.kind = 'binned' and encoding.bins = {len(tokens.bins)}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{where} has {len(tokens.bins)} bins; set encoding.kind = 'binned' and encoding.bins = {len(tokens.bins)}"
+        )
     genes, unknown = [], []
     for gene, symbol in zip(panel.ids, panel.symbols, strict=True):
         index = tokens.genes.index_of(gene)
@@ -308,16 +311,18 @@ def _match_rows(
         else:
             genes.append(tokens.first_gene + index)
     if unknown:
-        message = f"{where} does not know {listed(unknown, most=5)} of the panel's {len(panel)} genes; lower data.genes, or prepare from files with its genes only"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{where} does not know {listed(unknown, most=5)} of the panel's {len(panel)} genes; lower data.genes, or prepare from files with its genes only"
+        )
     rows = _Rows([], genes, [], [])
     unmatched = []
     for name, own in config.phenotypes.items():
         names = (name, columns.get(name), STANDARD_PHENOTYPES.get(name))
         key = next((one for one in names if one in tokens.slots), None)
         if key is None:
-            message = f"{where} does not know the phenotype '{name}' (it knows {', '.join(tokens.slots)}); set data.phenotypes.{name} = false"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{where} does not know the phenotype '{name}' (it knows {', '.join(tokens.slots)}); set data.phenotypes.{name} = false"
+            )
         known = tokens.values[key]
         found = {value: match_label(label_token(value), known) for value in own}
         unmatched += [f"{name} '{value}'" for value, token in found.items() if token is None]
@@ -326,8 +331,9 @@ def _match_rows(
         rows.unspecified.append(tokens.unspecified.get(key))
     if unmatched:
         ages = "; ages in years need data.age_groups = 'none'" if "age" in config.phenotypes else ""
-        message = f"{where} does not know {listed(unmatched, most=5)}; give its values as data.vocabulary{ages}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"{where} does not know {listed(unmatched, most=5)}; give its values as data.vocabulary{ages}"
+        )
     absent = [name for name, row in tokens.slots.items() if row not in rows.slots]
     if absent:
         note = "%s was trained with the phenotypes %s, which these cells do not have"

@@ -26,8 +26,9 @@ def format_of(path: Path) -> ExportFormat:
     for name in known:
         if path.suffix.lower() == f".{name}":
             return name
-    message = f"'{path}': its ending must name the format, one of .{', .'.join(known)}"
-    raise ConfigurationError(message)
+    raise ConfigurationError(
+        f"'{path}': its ending must name the format, one of .{', .'.join(known)}"
+    )
 
 
 def metrics_table(
@@ -68,10 +69,9 @@ def to_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Export
 
 def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     if importlib.util.find_spec("pyarrow") is None:
-        message = (
+        raise MachineError(
             "Parquet needs pyarrow, which is not installed; run pip install pyarrow, or write .csv"
         )
-        raise MachineError(message)
     import pandas as pd  # 400 ms
 
     frame = pd.DataFrame(list(rows), columns=list(columns), dtype=object)
@@ -91,5 +91,4 @@ def write_export(path: Path, content: bytes) -> None:
     try:
         replace_file(path, content)
     except OSError as error:
-        message = f"'{path}' cannot be written ({error.strerror or error})"
-        raise MachineError(message) from error
+        raise MachineError(f"'{path}' cannot be written ({error.strerror or error})") from error

@@ -48,13 +48,13 @@ class RunReader:
         self.folder = folder
         self.run = _read_json(folder / RUN_FILE)
         if not self.run:
-            message = f"'{folder}' is not a run folder: it has no readable {RUN_FILE}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"'{folder}' is not a run folder: it has no readable {RUN_FILE}"
+            )
         version = self.run.get("format", 0)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             known = f"this tfx reads up to {FORMAT_VERSION}: update tfx"
-            message = f"the run '{folder}' has format {version}, {known}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"the run '{folder}' has format {version}, {known}")
         self._metrics = RecordTail(folder / METRICS_FILE)
         self._events = RecordTail(folder / EVENTS_FILE, most=most)
         self._most = most
@@ -171,14 +171,12 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     runs = list_runs(root)
     if not runs:
         what = "there are no runs" if name_or_path is None else f"there is no run '{name_or_path}'"
-        message = f"{what} in '{root}'; make one with 'tfx train PRESET'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{what} in '{root}'; make one with 'tfx train PRESET'")
     if name_or_path is None:
         return runs[0].path
     names = [run.name for run in runs]
     hint = did_you_mean(Path(name_or_path).name, names) or f"the newest is '{names[0]}'"
-    message = f"there is no run '{name_or_path}' in '{root}'; {hint}"
-    raise ConfigurationError(message)
+    raise ConfigurationError(f"there is no run '{name_or_path}' in '{root}'; {hint}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -86,8 +86,9 @@ class RunWriter:
             if not (folder / RUN_FILE).exists():
                 write_json(folder / RUN_FILE, self._describe() | dict(run))
         except OSError as error:
-            message = f"the run folder '{folder}' cannot be written ({error.strerror or error})"
-            raise MachineError(message) from error
+            raise MachineError(
+                f"the run folder '{folder}' cannot be written ({error.strerror or error})"
+            ) from error
 
     def _describe(self) -> dict[str, object]:
         return {

@@ -94,8 +94,7 @@ def save_checkpoint(
         n_bytes = sum(tensor.nbytes for tensor in weights.values())
         if folder.exists() and shutil.disk_usage(folder).free < n_bytes:
             reason = "the disk is full"  # torch and safetensors have other words for it
-        message = f"checkpoint {final} cannot be written ({reason})"
-        raise MachineError(message) from error
+        raise MachineError(f"checkpoint {final} cannot be written ({reason})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
@@ -138,8 +137,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return load_file(path / _WEIGHTS), torch.load(path / _STATE, weights_only=True)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        message = f"{path} cannot be read ({error}); remove the checkpoint to use the one before"
-        raise DataError(message) from error
+        raise DataError(
+            f"{path} cannot be read ({error}); remove the checkpoint to use the one before"
+        ) from error
 
 
 def has_checkpoint(run_folder: Path) -> bool:
@@ -217,11 +217,10 @@ def check_changes(before: Preset, after: Preset, *, where: str) -> dict[str, tup
         if not CHANGEABLE.intersection((key, key.partition(".")[0]))
     ]
     if frozen:
-        message = (
+        raise ConfigurationError(
             f"{where} cannot resume with another preset: its {'; its '.join(frozen)}; leave that as "
             f"it is, or train the changed preset as a new run"
         )
-        raise ConfigurationError(message)
     return differences
 
 
@@ -241,8 +240,9 @@ def owned_run(folder: Path) -> Iterator[None]:
     except Timeout:
         raise MachineError(_locked(folder)) from None
     except OSError as error:
-        message = f"the run folder '{folder}' cannot be written ({error.strerror or error})"
-        raise MachineError(message) from error
+        raise MachineError(
+            f"the run folder '{folder}' cannot be written ({error.strerror or error})"
+        ) from error
     try:
         if existed and _lives_elsewhere(folder):
             raise MachineError(_locked(folder))

@@ -118,8 +118,9 @@ def train(
         except _StopRequestedError:  # fitting a model may take minutes: leave at once
             if not has_checkpoint(run_folder):
                 raise KeyboardInterrupt from None
-            message = "stopped before its next step, its checkpoint is as it was"
-            raise TrainingInterrupted(message) from None
+            raise TrainingInterrupted(
+                "stopped before its next step, its checkpoint is as it was"
+            ) from None
         if processes.is_main and not run_folder.exists():
             stack.enter_context(owned_run(run_folder))
         log = stack.enter_context(open_run_log(run_folder, setup))
@@ -213,17 +214,15 @@ class _Loop:
         progress = self.state.progress
         problem = self.model_problem or self.checkpoint_problem
         if problem:
-            message = (
+            raise MachineError(
                 f"the run is at its end, but {problem}; free some disk and do its last steps "
                 f"again by 'tfx train {self.folder}'"
             )
-            raise MachineError(message)
         if progress.best_step == 0:
-            message = (
+            raise TfxError(
                 f"no evaluation of {self.folder} had a finite loss: training diverged, and there is "
                 f"no model; train anew with a lower train.learning_rate"
             )
-            raise TfxError(message)
         return TrainResult(
             run=self.folder,
             model=self.folder / MODEL_FOLDER,
@@ -333,13 +332,11 @@ class _Loop:
         self._save()
         where = f"stopped at step {self.step} of {self.state.total}"
         if self.saved_step == self.step:
-            message = f"{where}, checkpoint saved"
-            raise TrainingInterrupted(message)
-        message = (
+            raise TrainingInterrupted(f"{where}, checkpoint saved")
+        raise MachineError(
             f"{where}, but {self.checkpoint_problem}; free some disk: "
             f"'tfx train {self.folder}' resumes from the newest checkpoint"
         )
-        raise MachineError(message)
 
     def resume(self, changes: dict[str, tuple[Any, Any]]) -> None:
         """Restore the newest whole checkpoint, or begin; ``changes`` are those of the preset since."""

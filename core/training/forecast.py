@@ -114,8 +114,9 @@ def outline_of_facts(preset: Preset, facts: dict[str, Any]) -> CellOutline:
     """
     split, estimate = facts.get("split"), facts.get("estimate")
     if split is None or estimate is None or not facts.get("genes"):
-        message = "the cells cannot be counted without reading them; see 'tfx check', or prepare them first by 'tfx prepare'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "the cells cannot be counted without reading them; see 'tfx check', or prepare them first by 'tfx prepare'"
+        )
     n_genes = min(preset.data.genes, int(facts["genes"]))
     per_cell = estimate["n_values"] / max(facts["cells"], 1)
     assumptions = ["the cells are not prepared yet: sizes are those of the files' tables"]

@@ -67,8 +67,9 @@ def choose_device(wanted: str, *, where: str = "train.device =") -> Device:
     if wanted == "auto":
         return "cuda" if available["cuda"] else "cpu"
     if not available.get(wanted, False):
-        message = f"{where} '{wanted}', but this machine has no such device; use 'auto' or 'cpu'"
-        raise MachineError(message)
+        raise MachineError(
+            f"{where} '{wanted}', but this machine has no such device; use 'auto' or 'cpu'"
+        )
     return cast("Device", wanted)
 
 
@@ -79,11 +80,13 @@ def choose_machine(settings: TrainSettings) -> Machine:
     if settings.precision == "auto":
         return Machine(device, "bf16" if has_bf16 else "no")
     if settings.precision == "fp16" and device != "cuda":
-        message = f"train.precision = 'fp16' needs a CUDA device (this run uses {device}); use 'auto', 'fp32' or 'bf16'"
-        raise MachineError(message)
+        raise MachineError(
+            f"train.precision = 'fp16' needs a CUDA device (this run uses {device}); use 'auto', 'fp32' or 'bf16'"
+        )
     if settings.precision == "bf16" and device == "cuda" and not has_bf16:
-        message = "train.precision = 'bf16', but this GPU has no bf16; use 'fp16', 'fp32' or 'auto'"
-        raise MachineError(message)
+        raise MachineError(
+            "train.precision = 'bf16', but this GPU has no bf16; use 'fp16', 'fp32' or 'auto'"
+        )
     return Machine(device, "no" if settings.precision == "fp32" else settings.precision)
 
 

@@ -69,11 +69,13 @@ class Processes:
         kind = self.accelerator.distributed_type
         self.is_sharded = kind == DistributedType.FSDP
         if self.is_sharded and not self.accelerator.is_fsdp2:
-            message = "accelerate is configured for FSDP 1; set fsdp_version: 2, as presets/accelerate/fsdp2.yaml does"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                "accelerate is configured for FSDP 1; set fsdp_version: 2, as presets/accelerate/fsdp2.yaml does"
+            )
         if self.count > 1 and not self.is_sharded and kind not in _REPLICATED:
-            message = f"accelerate is configured for {kind.value}; tfx trains with DDP or FSDP2"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"accelerate is configured for {kind.value}; tfx trains with DDP or FSDP2"
+            )
         self._host = None
         if self.count > 1 and dist.get_backend() != "gloo":
             self._host = dist.new_group(backend="gloo", timeout=_TIMEOUT)

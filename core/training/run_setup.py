@@ -155,15 +155,15 @@ def check_preset(preset: Preset) -> None:
     kind = loss_kind(preset.loss, preset.encoding.kind)
     fitting = _LOSSES[preset.encoding.kind]
     if kind not in fitting:
-        message = (
+        raise ConfigurationError(
             f"loss.kind = '{kind}' does not fit encoding.kind = '{preset.encoding.kind}'; "
             f"use {' or '.join(repr(k) for k in fitting)}, or 'auto'"
         )
-        raise ConfigurationError(message)
     smoothed, binary = kind == "label_smoothing", preset.encoding.kind == "binary"
     if smoothed and binary and preset.model.head != "joint":
-        message = "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
+        )
     _check_classification(preset)
     start_folder(preset)
 
@@ -174,29 +174,25 @@ def _check_classification(preset: Preset) -> None:
         return
     kind, layers = preset.classification.encoder, preset.model.layers
     if preset.model.head == "joint":
-        message = (
+        raise ConfigurationError(
             "train.task = 'classification' predicts one phenotype, which model.head = 'joint' mixes "
             "with the genes; use model.head = 'split'"
         )
-        raise ConfigurationError(message)
     if kind != "full" and (layers == 0 or preset.model.start_from is None):
-        message = (
+        raise ConfigurationError(
             f"classification.encoder = '{kind}' keeps weights of an encoder that was trained before; "
             f"name it as model.start_from, or use 'full'"
         )
-        raise ConfigurationError(message)
     if kind == "lora" and importlib.util.find_spec("peft") is None:
-        message = (
+        raise MachineError(
             "classification.encoder = 'lora' needs the package peft; install it by pip install "
             "'transformerics[lora]', or use 'full' or 'frozen'"
         )
-        raise MachineError(message)
     if preset.classification.sampling == "balanced" and preset.train.tokens_per_batch is not None:
-        message = (
+        raise ConfigurationError(
             "classification.sampling = 'balanced' deals cells, not tokens; give train.batch_size "
             "instead of train.tokens_per_batch"
         )
-        raise ConfigurationError(message)
 
 
 def build_model(

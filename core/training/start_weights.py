@@ -69,11 +69,10 @@ def take_shape_of_start(resolved: ResolvedPreset) -> ResolvedPreset:
         if resolved.provenance[key] not in ("default", _PROVENANCE) and ours[section][name] != value
     ]
     if differing:
-        message = (
+        raise ConfigurationError(
             f"model.start_from: {folder} has another shape than the preset: "
             f"{', '.join(differing)}; leave these keys out, they are taken from there"
         )
-        raise ConfigurationError(message)
     return resolved.changed(options=theirs, option_names=dict.fromkeys(theirs, _PROVENANCE))
 
 
@@ -95,10 +94,9 @@ def start_from(
         _copy(model, folder)
         return
     if convert is None:
-        message = (
+        raise ConfigurationError(
             f"model.start_from: {folder} is no model folder of tfx, and cannot be converted here"
         )
-        raise ConfigurationError(message)
     tensors = dict(convert(folder, preset, model))
     loaded = model.network.load_state_dict(tensors, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
@@ -113,8 +111,9 @@ def start_folder(preset: Preset) -> Path | None:
         return None
     folder = Path(preset.model.start_from)
     if not folder.is_dir():
-        message = f"model.start_from: {folder} is no folder; give a run, a model folder, or the folder of a BERT or DistilBERT"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} is no folder; give a run, a model folder, or the folder of a BERT or DistilBERT"
+        )
     inside = folder / "model"
     return inside if (inside / "tfx.json").is_file() else folder
 
@@ -155,17 +154,21 @@ def _copy(model: CellModel, folder: Path) -> None:
     """Copy the weights of another model of the same panel, vocabularies and shapes."""
     other = CellModel.load(folder)
     if other.panel.hash != model.panel.hash:
-        message = f"model.start_from: {folder} has other genes than this preset's panel; use the same data.genes and files"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} has other genes than this preset's panel; use the same data.genes and files"
+        )
     theirs, ours = other.values, model.values
     if theirs.kind != ours.kind or not np.array_equal(theirs.edges, ours.edges):
-        message = f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} has other bins; use its [encoding] section and the same training cells"
+        )
     if other.config.phenotypes != model.config.phenotypes:
-        message = f"model.start_from: {folder} has other phenotype values; give its vocabulary as data.vocabulary"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"model.start_from: {folder} has other phenotype values; give its vocabulary as data.vocabulary"
+        )
     try:
         model.network.load_state_dict(other.network.state_dict())
     except RuntimeError as error:
-        message = f"model.start_from: {folder} has other shapes than the [model] section describes"
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(
+            f"model.start_from: {folder} has other shapes than the [model] section describes"
+        ) from error

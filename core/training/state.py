@@ -131,13 +131,15 @@ class TrainingState:
     def restore(self, path: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Continue from a checkpoint's content; DataError if it is of an older tfx or another model."""
         if "progress" not in state:
-            message = f"{path} was written by an older tfx, whose order of cells was another; train the preset anew"
-            raise DataError(message)
+            raise DataError(
+                f"{path} was written by an older tfx, whose order of cells was another; train the preset anew"
+            )
         try:
             load_weights(self.own_network, weights)
         except RuntimeError as error:
-            message = f"{path}: the checkpoint does not fit the preset's model; resume with the run's own config.toml"
-            raise DataError(message) from error
+            raise DataError(
+                f"{path}: the checkpoint does not fit the preset's model; resume with the run's own config.toml"
+            ) from error
         load_optimiser(self.optimiser, state["optimiser"])
         # The preset's decay holds, which may have been changed; the optimiser remembers the old.
         for group, decay in zip(self.optimiser.param_groups, self._weight_decays, strict=True):

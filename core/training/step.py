@@ -167,18 +167,16 @@ class TrainStep:
             torch.cuda.empty_cache()
         wanted = 2 * self.source.n_parts
         if self.processes.count > 1:
-            message = (
+            raise MachineError(
                 f"a process ran out of memory ({reason}); resume with "
                 f"--set train.micro_batches={wanted}, which computes the same steps in more parts"
             )
-            raise MachineError(message)
         if self.source.n_parts >= max(rank.arrays.n_cells for rank in batch.ranks):
             longest = max(rank.arrays.max_length for rank in batch.ranks)
-            message = (
+            raise MachineError(
                 f"a single cell of {longest} tokens does not fit into memory ({reason}); lower "
                 f"encoding.max_length, data.genes or model.hidden_size"
             )
-            raise MachineError(message)
         self.source.n_parts = wanted
         logger.warning("memory ran out: steps are computed in %d parts from now on", wanted)
         self.log.event("warning", step=step + 1, micro_batches=wanted, reason="memory ran out")
@@ -274,11 +272,10 @@ class StepRecorder:
             self._write_non_finite(step, rows)
         limit = self.setup.preset.train.max_nonfinite
         if self._non_finite_in_a_row >= limit:
-            message = (
+            raise TfxError(
                 f"loss or gradient was not finite for {limit} steps in a row (step {step}); lower "
                 f"train.learning_rate or use train.precision = 'fp32', by --set when you resume the run"
             )
-            raise TfxError(message)
 
     def _write_non_finite(self, step: int, rows: NDArray[np.int64]) -> None:
         name = f"{NONFINITE_FOLDER}/{checkpoint_name(step)}.csv"

@@ -53,15 +53,13 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKER_KINDS:
             hint = did_you_mean(name, TRACKER_KINDS) or f"there are {', '.join(TRACKER_KINDS)}"
-            message = f"train.trackers: there is no tracker '{name}'; {hint}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"train.trackers: there is no tracker '{name}'; {hint}")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        message = (
+        raise MachineError(
             f"train.trackers: {', '.join(missing)} is not installed; run pip install "
             f"'transformerics[trackers]' or leave it out of train.trackers"
         )
-        raise MachineError(message)
 
 
 class Trackers(contextlib.AbstractContextManager["Trackers"]):
@@ -234,8 +232,9 @@ class _WandbCopy(_TrackerCopy):
         if os.environ.get("WANDB_MODE") in (None, "online"):  # no prompt, which would stop the run
             with contextlib.suppress(TypeError):  # an older release prompts or fails by itself
                 if not wandb.login(prompt=False, verify=False):
-                    message = "you are not logged in; run 'wandb login', or set WANDB_MODE=offline"
-                    raise RuntimeError(message)
+                    raise RuntimeError(
+                        "you are not logged in; run 'wandb login', or set WANDB_MODE=offline"
+                    )
         identity = self._known_id() or uuid.uuid4().hex[:12]
         tracker = WandBTracker(
             os.environ.get("WANDB_PROJECT", _PROJECT),

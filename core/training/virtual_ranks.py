@@ -53,10 +53,9 @@ class RunCells:
         store = _store_of_task(preset, store)
         training = _rows(preset, store, "train")
         if len(training) == 0:
-            message = (
+            raise DataError(
                 f"{store.path}: no training cells; lower data.split.validation and data.split.test"
             )
-            raise DataError(message)
         panel, validation = _panel(preset, store), _rows(preset, store, "validation")
         return cls(store, training, validation, panel)
 
@@ -74,11 +73,10 @@ def _store_of_task(preset: Preset, store: Store) -> Store:
     names = [("column", preset.classified), *(("given", name) for name in settings.given)]
     for key, name in names:
         if name not in store.phenotypes:
-            message = (
+            raise ConfigurationError(
                 f"classification.{key} names {name!r}, which is no phenotype of {store.path}; "
                 f"{suggest(name, store.phenotypes)}"
             )
-            raise ConfigurationError(message)
     if settings.positive is not None:
         return OneVsRest(store, preset.classified, settings.positive)
     return store
@@ -93,11 +91,10 @@ def _rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]:
             remedy = (
                 "" if split == "train" else f", or set data.split.{split} = 0 and prepare again"
             )
-            message = (
+            raise DataError(
                 f"{store.path}: no {split} cell matches data.where = {cells} "
                 f"({cells.describe_no_match(store.labels, rows)}); choose other cells{remedy}"
             )
-            raise DataError(message)
         rows = chosen
     name = preset.classified
     if name is None or len(rows) == 0:
@@ -108,8 +105,7 @@ def _rows(preset: Preset, store: Store, split: Split) -> NDArray[np.int64]:
         found = f"no label of {name}"
         if len(classes):
             found = f"one {name} alone ({store.phenotypes[name][classes[0]]})"
-        message = f"{store.path}: training cells have {found}; a classification needs two"
-        raise DataError(message)
+        raise DataError(f"{store.path}: training cells have {found}; a classification needs two")
     return rows[codes >= 0]
 
 
@@ -128,11 +124,10 @@ def _panel(preset: Preset, store: Store) -> GenePanel:
     _, known = read_outline(start)
     lacking = set(store.missing_genes(known))
     if 2 * len(lacking) > len(known):
-        message = (
+        raise DataError(
             f"{store.path} has only {len(known) - len(lacking):,} of the {len(known):,} genes of "
             f"model.start_from; start from a model of these genes"
         )
-        raise DataError(message)
     if lacking:
         message = "%d of the %d genes of model.start_from are not in the store, and are left out"
         logger.warning(message, len(lacking), len(known))
@@ -166,8 +161,6 @@ def balanced_epochs(preset: Preset, cells: RunCells) -> Callable[[int], NDArray[
 
 
 # -- the cells of a step
-
-
 def virtual_ranks_of_process(
     virtual_ranks: int | None, *, index: int, count: int
 ) -> tuple[list[int], int]:
@@ -178,11 +171,10 @@ def virtual_ranks_of_process(
     """
     total = count if virtual_ranks is None else virtual_ranks
     if total % count:
-        message = (
+        raise ConfigurationError(
             f"train.virtual_ranks = {total} cannot be dealt equally to {count} processes; start a number "
             f"of processes that divides it, or begin a run of {count} virtual ranks"
         )
-        raise ConfigurationError(message)
     return list(range(index, total, count)), total
 
 
@@ -196,22 +188,20 @@ def cells_per_virtual_rank(
     """
     if train.tokens_per_batch is None:
         if train.batch_size % virtual_ranks:
-            message = (
+            raise ConfigurationError(
                 f"train.batch_size = {train.batch_size} cells cannot be shared equally by {virtual_ranks} "
                 f"virtual ranks; give a multiple of {virtual_ranks}"
             )
-            raise ConfigurationError(message)
         return train.batch_size // virtual_ranks, None
     budget = train.tokens_per_batch // virtual_ranks
     if length is None:
         return train.batch_size, budget
     if budget < length:
         of_each = f" in each of {virtual_ranks} virtual ranks" if virtual_ranks > 1 else ""
-        message = (
+        raise ConfigurationError(
             f"train.tokens_per_batch = {train.tokens_per_batch} has no room for a cell of "
             f"{length} tokens{of_each}; give at least {length * virtual_ranks} or lower data.genes"
         )
-        raise ConfigurationError(message)
     return budget // length, None
 
 

@@ -60,8 +60,7 @@ def make_adata(
         sparse.csr_matrix(make_counts(n_cells, n_genes, seed)),
         obs=make_obs(n_cells, n_donors, seed),
         var=pd.DataFrame(
-            {"feature_name": [f"GENE{number}" for number in range(n_genes)]},
-            index=ensembl(n_genes),
+            {"feature_name": [f"GENE{number}" for number in range(n_genes)]}, index=ensembl(n_genes)
         ),
     )
 

@@ -110,10 +110,7 @@ texts = st.text("ab ,='!x", max_size=6).map(str.strip)
 @given(
     st.lists(
         st.builds(
-            Condition,
-            names,
-            st.lists(texts, min_size=1, max_size=3).map(tuple),
-            st.booleans(),
+            Condition, names, st.lists(texts, min_size=1, max_size=3).map(tuple), st.booleans()
         ),
         max_size=4,
     )

@@ -103,10 +103,7 @@ def test_counts_in_one_file_and_log_values_in_another_fail(tmp_path):
     [
         (lambda counts: counts - counts.mean(axis=0), "scaled"),
         (lambda counts: counts / counts.sum(axis=1, keepdims=True) * 1e4, "not logged"),
-        (
-            lambda counts: np.log2(1 + counts / counts.sum(axis=1, keepdims=True) * 1e4),
-            "log2",
-        ),
+        (lambda counts: np.log2(1 + counts / counts.sum(axis=1, keepdims=True) * 1e4), "log2"),
         (lambda counts: counts * 0, "only zeros"),
     ],
 )

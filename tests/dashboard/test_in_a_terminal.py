@@ -54,7 +54,7 @@ class Terminal:
             if text in self.text.partition(below)[2] if below else text in self.text:
                 return
             time.sleep(0.2)
-        raise AssertionError(f"'{text}' did not appear in:\n{self.text}")  # noqa: EM102
+        raise AssertionError(f"'{text}' did not appear in:\n{self.text}")
 
     @property
     def shown_modes(self):

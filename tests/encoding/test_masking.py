@@ -7,12 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.encoding.masking import (
-    Show,
-    draw_masked_counts,
-    draw_phenotype_states,
-    draw_subsets,
-)
+from core.encoding.masking import Show, draw_masked_counts, draw_phenotype_states, draw_subsets
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.15, 0.5, 1.0])

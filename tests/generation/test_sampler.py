@@ -50,8 +50,7 @@ def watch(model):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"steps": 3}, {"steps": 7, "guidance": 1.5}, {"steps": 4, "method": "gibbs"}],
+    "settings", [{"steps": 3}, {"steps": 7, "guidance": 1.5}, {"steps": 4, "method": "gibbs"}]
 )
 @pytest.mark.parametrize("kind", ["binned", "binary", "continuous"])
 def test_a_cell_is_the_same_alone_and_among_others(kind, settings):

@@ -101,10 +101,7 @@ def test_the_last_layer_computes_only_the_output_positions_and_loses_nothing(
     assert 0 < len(outputs.position) < len(batch.token_id)
     part = network.encoder_part
     outcomes = []
-    for hidden in (
-        part.encode(batch, route, outputs),
-        part.encode(batch, route)[outputs.position],
-    ):
+    for hidden in (part.encode(batch, route, outputs), part.encode(batch, route)[outputs.position]):
         network.zero_grad()
         hidden.pow(3).sum().backward()
         gradients = [p.grad.clone() for p in part.encoder.parameters()]

@@ -48,13 +48,7 @@ def bert_config(**changes):
 
 def distilbert_config(**changes):
     return DistilBertConfig(
-        **{
-            "n_layers": 2,
-            "dim": 12,
-            "n_heads": 3,
-            "hidden_dim": 20,
-            "attn_implementation": "eager",
-        }
+        **{"n_layers": 2, "dim": 12, "n_heads": 3, "hidden_dim": 20, "attn_implementation": "eager"}
         | changes
     )
 
@@ -93,8 +87,7 @@ class PolyGene:
         self.model = randomise(
             BertForMaskedLM(
                 bert_config(
-                    vocab_size=len(self.VOCABULARY) + n_bins,
-                    max_position_embeddings=len(GENES) + 8,
+                    vocab_size=len(self.VOCABULARY) + n_bins, max_position_embeddings=len(GENES) + 8
                 )
             )
         )

@@ -162,10 +162,7 @@ def test_an_encoder_without_a_head_is_taken_alone(tmp_path):
             {"phenotypes": {"sex": ["female", "unknown1", "x"]}},
             r"does not know sex 'unknown1', sex 'x'; give its values as data\.vocabulary$",
         ),
-        (
-            {"phenotypes": {"age": ["30-39"]}},
-            r"age '30-39'.*need data\.age_groups = 'none'",
-        ),
+        ({"phenotypes": {"age": ["30-39"]}}, r"age '30-39'.*need data\.age_groups = 'none'"),
         (
             {"phenotypes": {"treatment": ["drug"]}},
             r"'treatment' \(it knows sex, tissue, .*set data\.phenotypes\.treatment = false",

@@ -55,7 +55,7 @@ class DashboardApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     CSS_PATH = "styles.tcss"
     BINDINGS = [  # noqa: RUF012 - as textual declares it
-        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("ctrl+c", "quit", show=False, priority=True)
     ]
 
     def __init__(
@@ -82,7 +82,6 @@ class DashboardApp(App[None]):
         self._generator: GeneratorProcess | None = None
 
     # -- start and end
-
     async def on_mount(self) -> None:
         for theme in THEMES:
             self.register_theme(theme)
@@ -124,7 +123,6 @@ class DashboardApp(App[None]):
         self._close_messages_no_wait()
 
     # -- reading
-
     def poll_soon(self) -> None:
         """Read the disk in a thread, one read at a time."""
         if self._is_reading:
@@ -173,7 +171,6 @@ class DashboardApp(App[None]):
         self.notify(str(problem), severity="error", markup=False)
 
     # -- screens
-
     def _open(self, screen: DashboardScreen) -> None:
         screen.is_paused = self.is_paused
         self.push_screen(screen)
@@ -194,7 +191,6 @@ class DashboardApp(App[None]):
         return self.screen.current_run() if isinstance(self.screen, DashboardScreen) else None
 
     # -- generating
-
     @property
     def is_generating(self) -> bool:
         return any(screen.is_busy for screen in self._dashboard_screens())
@@ -223,7 +219,6 @@ class DashboardApp(App[None]):
             screen.take_event(run, event)
 
     # -- training
-
     def _free_name(self, name: str) -> str:
         """Return a name for a run that no run has yet."""
         free, number = name, 2
@@ -306,7 +301,6 @@ class DashboardApp(App[None]):
             self._notify_error(error)
 
     # -- actions of all screens
-
     def action_pause(self) -> None:
         """Keep the view as it is; data are still read."""
         self.is_paused = not self.is_paused

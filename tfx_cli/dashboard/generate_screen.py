@@ -222,7 +222,6 @@ class GenerateScreen(DashboardScreen):
             row.focus()
 
     # -- the picker
-
     def _chosen_values(self) -> dict[str, str]:
         return {row.phenotype: row.value for row in self._rows() if row.value is not None}
 
@@ -262,7 +261,6 @@ class GenerateScreen(DashboardScreen):
         self.app.push_screen(ChoiceDialog(title, row.options(), chosen=row.choice), take)
 
     # -- generating
-
     def _numbers(self) -> dict[str, float | int] | None:
         """Read the number fields; None where one is wrong, with a notification."""
         found: dict[str, float | int] = {}
@@ -372,7 +370,6 @@ class GenerateScreen(DashboardScreen):
             self._shows_moved = False
 
     # -- drawing
-
     def _show(self) -> None:
         if self.is_laid_out:
             name = Path(self.run_path).name
@@ -412,7 +409,6 @@ class GenerateScreen(DashboardScreen):
         table.add_rows(row[:shown] for row in rows)
 
     # -- saving
-
     def _command(self, output: str) -> str:
         """Return the command line that makes the cells of the last request."""
         request = self._request
@@ -471,10 +467,7 @@ class GenerateScreen(DashboardScreen):
 
 def _gene_table(name: str) -> DataTable[Text]:
     return DataTable(
-        id=name,
-        cursor_type="row",
-        zebra_stripes=True,
-        cursor_foreground_priority="renderable",
+        id=name, cursor_type="row", zebra_stripes=True, cursor_foreground_priority="renderable"
     )
 
 

@@ -98,25 +98,22 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if named:
-            message = f"TFX_KEYS={named}: there is no such file"
-            raise ConfigurationError(message) from None
+            raise ConfigurationError(f"TFX_KEYS={named}: there is no such file") from None
         return {}
     except (OSError, ValueError) as error:
-        message = f"{path}: the keys cannot be read ({error})"
-        raise ConfigurationError(message) from error
+        raise ConfigurationError(f"{path}: the keys cannot be read ({error})") from error
     known = {key.id for key in KEYS}
     # ``[run] log-axis`` and ``"run.log-axis"`` alike.
     flat = {KEY_IDS.get(name, name): keys for name, keys in dotted_values(found).items()}
     for name, keys in flat.items():
         if name not in known:
             hint = did_you_mean(name, sorted(known))
-            message = f"{path}: there is no key '{name}'{hint and f'; {hint}'}"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{path}: there is no key '{name}'{hint and f'; {hint}'}")
         if not isinstance(keys, str) or not keys.strip():
-            message = f'{path}: {name} must be a key such as "j" or "ctrl+d,j"'
-            raise ConfigurationError(message)
+            raise ConfigurationError(f'{path}: {name} must be a key such as "j" or "ctrl+d,j"')
         taken = RESERVED_KEYS.intersection(one.strip().lower() for one in keys.split(","))
         if taken:
-            message = f"{path}: {name}: {', '.join(sorted(taken))} belongs to the terminal or tmux; choose another"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"{path}: {name}: {', '.join(sorted(taken))} belongs to the terminal or tmux; choose another"
+            )
     return {name: str(keys) for name, keys in flat.items()}

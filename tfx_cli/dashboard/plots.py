@@ -226,7 +226,6 @@ class CurveView(Picture, can_focus=True):
         return (low, high) if high > low else everything
 
     # -- moves of the window
-
     def zoomed(self, factor: float, at: float | None = None) -> CurveWindow:
         """Return the window with a range ``factor`` times as wide, around ``at`` or the crosshair."""
         everything, visible = self.x_range, self.visible_range
@@ -284,7 +283,6 @@ class CurveView(Picture, can_focus=True):
         return visible[0] + fraction * (visible[1] - visible[0])
 
     # -- drawing
-
     @property
     def _names_ends(self) -> bool:
         return self.size.width >= _SHORTEST_NAMED and len(self.series) > 1

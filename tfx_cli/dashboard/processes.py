@@ -35,8 +35,6 @@ _GRACE = 3.0  # seconds
 
 
 # -- training
-
-
 @dataclass(frozen=True)
 class Launch:
     """A `tfx train` that was started here: its run folder, its process, and the log of its output."""
@@ -68,12 +66,12 @@ class TrainingProcesses:
     def start(self, preset: str, name: str, assignments: Sequence[str], root: Path) -> Launch:
         """Train a preset as the run ``root / name``; it must not exist."""
         if root.name != RUNS.name:
-            message = f"tfx train writes to a folder '{RUNS}', not to '{root}'; start 'tfx dashboard' in the folder of your presets"
-            raise ConfigurationError(message)
+            raise ConfigurationError(
+                f"tfx train writes to a folder '{RUNS}', not to '{root}'; start 'tfx dashboard' in the folder of your presets"
+            )
         path = root / name
         if path.exists():
-            message = f"{path} exists; choose another name"
-            raise ConfigurationError(message)
+            raise ConfigurationError(f"{path} exists; choose another name")
         options = [part for one in assignments for part in ("--set", one)]
         return self._launch(str(path), [preset, "--run", name, *options], root.parent)
 
@@ -93,8 +91,7 @@ class TrainingProcesses:
                     start_new_session=True,
                 )
         except OSError as error:
-            message = f"tfx train cannot be started ({error.strerror})"
-            raise MachineError(message) from error
+            raise MachineError(f"tfx train cannot be started ({error.strerror})") from error
         launch = Launch(path, process, log)
         self._launches[path] = self._started[path] = launch
         return launch
@@ -158,8 +155,6 @@ def send_stop(pid: int) -> None:
 
 
 # -- generating
-
-
 class GeneratorProcess:
     """A process with one loaded model, which reads and writes JSON lines (docs/generate-serve.md).
 

@@ -99,7 +99,6 @@ class RunScreen(DashboardScreen):
         self.call_after_refresh(self._show)
 
     # -- drawing
-
     def _show(self) -> None:
         if not self.is_laid_out:
             return
@@ -211,7 +210,6 @@ class RunScreen(DashboardScreen):
             self._show_confusion(str(event.row_key.value))
 
     # -- the window of the curves
-
     def _look(self, window: CurveWindow) -> None:
         self._window = window
         self._show()
@@ -239,7 +237,6 @@ class RunScreen(DashboardScreen):
         self._look(replace(self._window, zoom=None, crosshair=None))
 
     # -- panes
-
     def on_tabbed_content_tab_activated(self) -> None:
         """Fill the active pane and give it the focus."""
         self._show()

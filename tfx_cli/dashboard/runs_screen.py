@@ -87,7 +87,6 @@ class RunsScreen(DashboardScreen):
         self.call_after_refresh(self._show)
 
     # -- the table
-
     def _show(self) -> None:
         if not self.is_laid_out:
             return
@@ -139,7 +138,6 @@ class RunsScreen(DashboardScreen):
         return run_colours(row.path for row in self._view.rows)
 
     # -- the overlay
-
     def _show_overlay(self) -> None:
         self.set_class(bool(self._selected), "-overlay")
         opened, colours = self._view.open_runs, self._colours()
@@ -166,7 +164,6 @@ class RunsScreen(DashboardScreen):
         overlay.show(overlay.series, window=event.window)
 
     # -- actions
-
     def action_open(self) -> None:
         path = self.current_run()
         unreadable = {one.path: one.reason for one in self._view.unreadable}

@@ -28,18 +28,12 @@ def simulate_atlas(n_cells: int, *, seed: int = 0) -> "AnnData":
     The seed determines donors, cells and counts; biology and number of donors are always the same.
     Returns raw counts in ``X`` (CSR float32); obs with sex, tissue, cell_type, development_stage,
     disease, donor_id, assay and simulated; ``uns["tfx_simulated"]`` and ``uns["tfx_truth"]`` (JSON).
-
-    Raises
-    ------
-    ConfigurationError
-        The number of cells is below one or absurdly large.
     """
     if not 1 <= n_cells <= _MAX_CELLS:
-        message = (
+        raise ConfigurationError(
             f"the number of simulated cells must be between 1 and {_MAX_CELLS:,}, not {n_cells:,}; "
             f"change 'cells'"
         )
-        raise ConfigurationError(message)
     rng = np.random.default_rng(seed)
     truth = atlas_biology()
     donors = _draw_donors(truth, rng)
@@ -87,11 +81,6 @@ def simulate_cells(
     ``condition`` gives sex, tissue, cell_type or disease; unspecified ones, and the age in years,
     are drawn as frequently as they occur in the simulated population. Returns an AnnData as of
     `simulate_atlas`, without ``uns["tfx_truth"]``.
-
-    Raises
-    ------
-    ConfigurationError
-        The combination does not exist in the simulated world, or is left out.
     """
     truth = atlas_biology()
     allowed, weights = _allowed_conditions(truth, condition, include_left_out=include_left_out)
@@ -213,8 +202,9 @@ def _allowed_conditions(
                     )
     if not codes:
         requested = ", ".join(f"{name}={value}" for name, value in request.items())
-        message = f"the simulated atlas has no cells with {requested}; choose another combination"
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            f"the simulated atlas has no cells with {requested}; choose another combination"
+        )
     return np.array(codes, dtype=np.int64), np.array(weights)
 
 

@@ -221,8 +221,9 @@ def _read_tables(
     has_genes = not matrices or any(len(source.var(matrix)) for matrix in matrices)
     if source.n_cells == 0 or not has_genes:
         what = "genes" if source.n_cells else "cells"
-        message = f"{one.name}: holds no {what}; leave the file out or check how it was written"
-        raise DataError(message)
+        raise DataError(
+            f"{one.name}: holds no {what}; leave the file out or check how it was written"
+        )
     _read_obs(one, source, data)
     one.truth, one.fingerprint = source.truth, fingerprint(one.name)
     one.n_cells = source.n_cells

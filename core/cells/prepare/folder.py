@@ -65,8 +65,7 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     if destination.exists() and not may_be_replaced:
         todo = "give another folder" if overwrite else "give another folder or overwrite it"
         what = "a store of other cells or settings" if is_store else "not a store"
-        message = f"{destination}: exists and is {what}; {todo}"
-        raise ConfigurationError(message)
+        raise ConfigurationError(f"{destination}: exists and is {what}; {todo}")
 
 
 @contextmanager
@@ -100,8 +99,9 @@ def open_preparation(
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not about a file: a fault of ours
-        message = f"{destination}: the store cannot be written ({error.strerror or error})"
-        raise MachineError(message) from error
+        raise MachineError(
+            f"{destination}: the store cannot be written ({error.strerror or error})"
+        ) from error
 
 
 @contextmanager

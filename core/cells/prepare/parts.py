@@ -131,11 +131,10 @@ def naming_write_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = (
+        raise MachineError(
             f"{what} cannot be written ({error.strerror or error}); free some space or mend the "
             f"folder, then run the same command to continue"
-        )
-        raise MachineError(message) from error
+        ) from error
 
 
 def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

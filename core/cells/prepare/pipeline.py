@@ -54,13 +54,7 @@ from core.cells.prepare.buckets import (
     write_bucket,
 )
 from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
-from core.cells.prepare.parts import (
-    BUCKETS,
-    ShardTask,
-    close_source,
-    read_array,
-    write_shard,
-)
+from core.cells.prepare.parts import BUCKETS, ShardTask, close_source, read_array, write_shard
 from core.cells.prepare.report import describe_store, joint_truth, make_manifest, store_key
 from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
 from core.cells.reading import BY_COLUMNS_VALUES
@@ -374,11 +368,10 @@ def _write_store(
         values_before += read_array(Path(record.path), "value_fences")
     n_cells, n_values = int(cells_before[-1]), int(values_before[-1])
     if n_values == 0:
-        message = (
+        raise DataError(
             f"{job.data.files[0]}: every value of the {n_genes} genes the files have in common is "
             f"zero; check data.matrix and data.join"
         )
-        raise DataError(message)
     n_buckets, bucket_values = 1, _piece_values(n_values)
     while n_buckets < BUCKETS and n_values > n_buckets * bucket_values:
         n_buckets *= 2
@@ -509,12 +502,11 @@ def _check_disk(
     existing = sum(task.path.stat().st_size for task in tasks if task.path.exists())
     free = shutil.disk_usage(folder.root).free
     if free + existing < needed:
-        message = (
+        raise MachineError(
             f"{folder.root.parent}: preparing needs {size(needed)} (half of it for pieces that are "
             f"removed at the end) but the disk has {size(free)} free; free some space or give "
             f"another folder"
         )
-        raise MachineError(message)
 
 
 @contextmanager

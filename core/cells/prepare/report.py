@@ -41,13 +41,7 @@ def store_key(data: DataSettings) -> str:
 
 
 def store_settings(data: DataSettings) -> dict[str, Any]:
-    """Return the settings that make the store, file patterns expanded.
-
-    Raises
-    ------
-    ConfigurationError, DataError
-        A pattern matches nothing, or a file is listed twice.
-    """
+    """Return the settings that make the store, file patterns expanded."""
     settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_STORE)
     lists = {key: expand_files(settings[key]) for key in _FILE_LISTS}
     check_overlap({f"data.{key}": files for key, files in lists.items()})
@@ -63,8 +57,9 @@ def joint_truth(inputs: Sequence[StoreInput]) -> tuple[dict[str, Any] | None, li
     try:
         truth: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        message = f"{name}: uns['{TRUTH_KEY}'] is not valid JSON ({error}); correct or remove it"
-        raise DataError(message) from error
+        raise DataError(
+            f"{name}: uns['{TRUTH_KEY}'] is not valid JSON ({error}); correct or remove it"
+        ) from error
     if len(texts) > 1:
         others = " and ".join(texts.values())
         return truth, [f"the simulated truths of {others} differ; that of {name} is kept"]

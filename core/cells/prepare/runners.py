@@ -122,31 +122,29 @@ def _dask_runner(address: str, shared: Path) -> Iterator[TaskRunner]:
     try:
         from distributed import Client
     except ImportError:
-        message = (
+        raise ConfigurationError(
             "--dask needs the dask extra, which is not installed; run pip install "
             "'transformerics[dask]', or leave --dask out to prepare on this machine"
-        )
-        raise ConfigurationError(message) from None
+        ) from None
     try:
         client = Client(address, timeout="10s")
     except (OSError, ValueError, TimeoutError) as error:
-        message = (
+        raise MachineError(
             f"{address}: no Dask scheduler answers there ({error}); start one with 'dask scheduler' "
             f"and give its address"
-        )
-        raise MachineError(message) from error
+        ) from error
     try:
         if not client.nthreads():
-            message = f"{address}: the Dask cluster has no workers; start some with 'dask worker'"
-            raise MachineError(message)
+            raise MachineError(
+                f"{address}: the Dask cluster has no workers; start some with 'dask worker'"
+            )
         with tempfile.NamedTemporaryFile(prefix="seen-by-", dir=shared.resolve()) as probe:
             seen: dict[str, bool] = client.run(_sees, probe.name)
         if blind := [worker for worker, sees in seen.items() if not sees]:
-            message = (
+            raise MachineError(
                 f"{shared}: {len(blind)} of {len(seen)} Dask workers do not see this folder "
                 f"({blind[0]}); prepare into a folder that all machines share"
             )
-            raise MachineError(message)
         yield TaskRunner(client.get_executor(pure=False, retries=2))
     finally:
         client.close()

@@ -62,8 +62,9 @@ class ClassBaselines:
         labelled = classes >= 0
         bins, classes = bins[labelled], classes[labelled]
         if not len(bins):
-            message = "no training cell has a class; there is nothing for the baselines to learn"
-            raise DataError(message)
+            raise DataError(
+                "no training cell has a class; there is nothing for the baselines to learn"
+            )
         overall = bin_counts(bins, n_bins) / len(bins)
         self._cumulative: dict[int, FloatArray] = {}
         self._own: dict[int, NDArray[np.float32]] = {}
@@ -111,8 +112,7 @@ class ClassBaselines:
     def _rows(self, classes: Codes) -> Iterator[tuple[int, NDArray[np.int64]]]:
         for code in np.unique(classes).tolist():
             if code not in self.n_cells:
-                message = f"no training cell has class {code}; leave its cells out"
-                raise DataError(message)
+                raise DataError(f"no training cell has class {code}; leave its cells out")
             yield code, np.flatnonzero(classes == code)
 
     def _invert(self, code: int, uniform: FloatArray) -> Bins:
@@ -152,8 +152,6 @@ def _as_correlations(products: FloatArray) -> FloatArray:
 
 
 # ------------------------------------------------------------------------------------- rare classes
-
-
 def compare_rebalancing(
     training: LabelledCells,
     real: LabelledCells,
@@ -227,8 +225,6 @@ def _fill(classes: Codes, missing: Codes, rng: np.random.Generator, *, repeat: b
 
 
 # --------------------------------------------------------------------- likelihood from the class alone
-
-
 def condition_likelihood(
     model: CellModel,
     real: KnownCells,
@@ -278,11 +274,7 @@ def condition_likelihood(
 
 
 def class_marginal_nll(
-    bins: Bins,
-    classes: Codes,
-    training_bins: Bins,
-    training_classes: Codes,
-    n_bins: int,
+    bins: Bins, classes: Codes, training_bins: Bins, training_classes: Codes, n_bins: int
 ) -> FloatArray:
     """(cells, genes) nats of cells' bins under the training marginals of their class.
 

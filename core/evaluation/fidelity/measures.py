@@ -71,8 +71,6 @@ class LabelledCells:
 
 
 # ------------------------------------------------------------------------------------- classifiers
-
-
 def probability_generated(
     real: Values, generated: Values, *, seed: int, n_trees: int = _TREES
 ) -> tuple[FloatArray, FloatArray]:
@@ -155,8 +153,6 @@ def macro_f1(true: Codes, predicted: Codes, n_classes: int, weights: FloatArray)
 
 
 # --------------------------------------------------------------------------------------- distances
-
-
 def fit_components(cells: Values) -> Any:  # noqa: ANN401 (of scikit-learn, untyped)
     """Return the PCA of (cells, genes): 30 components, or as many as cells and genes allow."""
     from sklearn.decomposition import PCA  # 500 ms
@@ -267,8 +263,6 @@ def find_copies(bins: NDArray[np.uint8], training_bins: NDArray[np.uint8]) -> ND
 
 
 # ------------------------------------------------------------------------------------------- genes
-
-
 def marginal_agreement(real: Values, generated: Values) -> tuple[float, float]:
     """Pearson correlation of the genes' means, and mean absolute difference of detection rates."""
     means = [cells.mean(axis=0, dtype=np.float64) for cells in (real, generated)]
@@ -369,8 +363,6 @@ def pearson(left: FloatArray, right: FloatArray) -> float:
 
 
 # ------------------------------------------------------------------ the summary of `tfx generate`
-
-
 @dataclass(frozen=True)
 class GeneComparison:
     """One gene on both sides: mean log1p value and fraction of cells that express it."""
@@ -423,14 +415,12 @@ def compare_cells(
     """
     for side, matrix in (("real", real), ("generated", generated)):
         if matrix.shape[1] != len(panel):
-            message = (
+            raise DataError(
                 f"the {side} cells have {matrix.shape[1]} genes, the panel {len(panel)}; "
                 "read them with the model's panel"
             )
-            raise DataError(message)
         if matrix.shape[0] == 0:
-            message = f"there are no {side} cells to compare; widen the request"
-            raise DataError(message)
+            raise DataError(f"there are no {side} cells to compare; widen the request")
     means = [_means(side) for side in (real, generated)]
     expressed = [sparse.csr_matrix((side > 0).astype(np.float64)) for side in (real, generated)]
     detection = [_means(side) for side in expressed]

@@ -76,8 +76,6 @@ class ProtocolResult:
 
 
 # ------------------------------------------------------------------------------------- matched cells
-
-
 def match_cells(
     real: Codes,
     generated: Codes,
@@ -101,12 +99,11 @@ def match_cells(
         n_left = most - int(counts.sum())
         counts[np.argsort(counts - exact, kind="stable")[:n_left]] += 1
     if counts.sum() < LEAST_CELLS:
-        message = (
+        raise DataError(
             f"only {int(counts.sum())} cells of a side can be matched by class "
             f"({int(available.sum()):,} generated, {len(real):,} real), and fewer than {LEAST_CELLS} "
             f"cannot be scored; generate more cells of the classes that real cells have"
         )
-        raise DataError(message)
 
     def draw(classes: Codes, allowed: NDArray[np.bool_]) -> Codes:
         rows = [
@@ -143,8 +140,6 @@ def _halve(
 
 
 # -------------------------------------------------------------------------------------- one judgement
-
-
 class _TrainingCells:
     """What the measures of copying and of classes need of the training cells."""
 
@@ -305,8 +300,6 @@ def _mean(values: NDArray[Any], weights: FloatArray) -> FloatArray:
 
 
 # --------------------------------------------------------------------------------------- all methods
-
-
 def run_protocol(
     real: LabelledCells,
     generated: LabelledCells,

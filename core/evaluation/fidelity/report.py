@@ -56,9 +56,8 @@ Scores = Mapping[str, Mapping[str, Measured]]
 #: Value, reference and limit of a measure -> whether it meets the threshold, and the threshold in words.
 Test = Callable[[float, float, float], tuple[bool, str]]
 
+
 # -------------------------------------------------------------------------------------- thresholds
-
-
 @dataclass(frozen=True)
 class Rule:
     """One measure: its name in the report and in words, where good values are, its threshold."""
@@ -158,8 +157,6 @@ def _mark(rule: Rule, method: str, scores: Scores, limits: Mapping[str, float]) 
 
 
 # ----------------------------------------------------------------------------------------- verdict
-
-
 def verdict(scores: Scores, marks: Mapping[str, Mapping[str, Mark]], n_cells: int) -> list[str]:
     """Summarise the measures in sentences; ``n_cells``: matched cells on a side, of the smallest seed."""
     generated, reference = scores["generated"], scores["real"]
@@ -221,8 +218,6 @@ def _better(rule: Rule, minus_copula: Difference | None) -> str:
 
 
 # --------------------------------------------------------------------------------- tables and files
-
-
 def write_fidelity_report(
     folder: Path, report: FidelityReport, pictures: Mapping[str, bytes]
 ) -> list[Path]:
@@ -327,8 +322,6 @@ def _difference(difference: Difference | None, digits: int = 3) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------ pictures
-
-
 def fidelity_pictures(
     shown: Mapping[str, LabelledCells], symbols: Sequence[str], classes: Sequence[str]
 ) -> dict[str, bytes]:
@@ -455,10 +448,7 @@ def _against(
 
 
 def _markers(
-    real: LabelledCells,
-    generated: LabelledCells,
-    symbols: Sequence[str],
-    classes: Sequence[str],
+    real: LabelledCells, generated: LabelledCells, symbols: Sequence[str], classes: Sequence[str]
 ) -> bytes:
     """Draw a dot plot: size is the fraction of cells with the gene, colour its mean."""
     codes, n = np.unique(real.classes, return_counts=True)

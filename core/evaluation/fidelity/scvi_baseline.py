@@ -36,11 +36,10 @@ _CELLS_SEEN = 2_000_000
 def check_scvi() -> None:
     """Raise a MachineError if scvi-tools is not installed."""
     if find_spec("scvi") is None:
-        message = (
+        raise MachineError(
             "the package scvi-tools is not installed: pip install 'transformerics[scvi]', or leave "
             "--baselines all out"
         )
-        raise MachineError(message)
 
 
 def fit_scvi(
@@ -81,8 +80,7 @@ def fit_scvi(
         of_cell = np.empty(len(wanted), dtype=np.int64)
         for code in np.unique(wanted).tolist():
             if code not in rows_of:
-                message = f"no training cell has class {code}; leave its cells out"
-                raise DataError(message)
+                raise DataError(f"no training cell has class {code}; leave its cells out")
             at = np.flatnonzero(wanted == code)
             normal = rng.standard_normal((len(at), points.shape[1]))
             points[at] = means[code] + normal @ factors[code].T

@@ -33,8 +33,6 @@ class Difference:
 
 
 # ------------------------------------------------------------------------------------- phenotypes
-
-
 @dataclass(frozen=True)
 class Intervals:
     """A 95 % bootstrap interval of each score."""
@@ -142,8 +140,6 @@ class Conditions:
 
 
 # ------------------------------------------------------------------------------------------ genes
-
-
 @dataclass(frozen=True)
 class MaskedGenes:
     """Genes masked as in training."""
@@ -211,8 +207,6 @@ class GeneRates:
 
 
 # ---------------------------------------------------------------------------------------- reports
-
-
 @dataclass(frozen=True)
 class EvaluationFacts:
     """What was evaluated."""
@@ -347,13 +341,7 @@ def _present(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_evaluation(record: Mapping[str, Any]) -> EvaluationReport:
-    """Read the record of an evaluation, of this tfx or an older one.
-
-    Raises
-    ------
-    ValueError
-        It is not such a record.
-    """
+    """Read the record of an evaluation, of this tfx or an older one."""
     return TypeAdapter(EvaluationReport).validate_python(current_report(record))
 
 
@@ -361,6 +349,5 @@ def read_evaluation_file(path: Path) -> EvaluationReport:
     """Read a report.json; raises OSError or ValueError."""
     record = json.loads(path.read_bytes())
     if not isinstance(record, dict):
-        message = f"{path} is not a report"
-        raise ValueError(message)
+        raise ValueError(f"{path} is not a report")
     return read_evaluation(record)

@@ -24,12 +24,7 @@ from core.evaluation.report.pictures import (
     gene_likelihood_png,
     reliability_png,
 )
-from core.evaluation.report.records import (
-    EvaluationReport,
-    FidelityReport,
-    GeneRow,
-    report_record,
-)
+from core.evaluation.report.records import EvaluationReport, FidelityReport, GeneRow, report_record
 from core.evaluation.report.tables import (
     ReportTable,
     fact_rows,
@@ -204,8 +199,6 @@ def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
 
 
 # ----------------------------------------------------------------------------------- the model card
-
-
 def card_text(report: EvaluationReport) -> str:
     """Return accuracy and macro-F1 of every phenotype and method on test cells, as Markdown."""
     methods = list(dict.fromkeys(one for scores in report.phenotypes.values() for one in scores))
