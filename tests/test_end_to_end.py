@@ -50,8 +50,6 @@ def options(changes):
 
 
 # ------------------------------------------------------------------------------------ the atlas
-
-
 @pytest.fixture(scope="module")
 def atlas_run(tmp_path_factory):
     """Train the shortened base preset; return the folder and the result."""
@@ -124,8 +122,6 @@ def test_generated_lung_cells_resemble_real_ones(lung):
 
 
 # ------------------------------------------------------------------------------------ real cells
-
-
 @pytest.mark.parametrize(
     ("name", "scored", "request_options"),
     [

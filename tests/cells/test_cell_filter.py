@@ -50,8 +50,6 @@ def conditions(*texts):
 
 
 # ------------------------------------------------------------------------------------- as written
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -125,8 +123,6 @@ def test_a_filter_written_out_reads_back_as_itself(written):
 
 
 # ---------------------------------------------------------------------------------- cells it means
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

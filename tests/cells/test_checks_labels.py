@@ -29,8 +29,6 @@ def of_subject(report, name, subject):
 
 
 # -- coverage
-
-
 def test_coverage_names_what_is_known_and_what_is_left_out(tmp_path):
     adata = with_obs(tissue="lung", disease=None)
     rows = rows_of(check_adata(adata, tmp_path), "coverage")
@@ -118,8 +116,6 @@ def test_cells_without_any_phenotype_are_warned_of(tmp_path):
 
 
 # -- spelling, rare labels, combinations
-
-
 def test_two_spellings_in_two_files_are_listed_with_their_file(tmp_path):
     first = write(with_obs(), tmp_path, "first.h5ad")
     second = with_obs()
@@ -179,8 +175,6 @@ def test_a_label_of_held_out_cells_alone_is_warned_of(tmp_path):
 
 
 # -- donors
-
-
 def test_cells_without_donors_are_warned_of_unless_intended(tmp_path):
     adata = with_obs(donor_id=None)
     row = only_row(check_adata(adata, tmp_path), "split")

@@ -25,8 +25,6 @@ def logged_adata(**others):
 
 
 # -- files
-
-
 def test_bad_files_are_named_and_the_others_are_still_checked(tmp_path):
     good = write(make_adata(), tmp_path, "good.h5ad")
     truncated = write(make_adata(), tmp_path, "truncated.h5ad")
@@ -79,8 +77,6 @@ def test_a_file_damaged_in_its_values_fails_and_the_others_are_read(tmp_path):
 
 
 # -- matrices
-
-
 def test_counts_are_recognised_and_every_value_is_read(tmp_path):
     report = check_adata(make_adata(), tmp_path)
     assert only_row(report, "values").finding == "X holds counts"
@@ -171,8 +167,6 @@ def test_quick_looks_at_the_start_the_middle_and_the_end(tmp_path):
 
 
 # -- genes
-
-
 def renamed(adata, names):
     adata = adata.copy()
     adata.var_names = names
@@ -268,8 +262,6 @@ def test_a_models_genes_are_found_by_symbol_where_ids_differ(tmp_path):
 
 
 # -- cells
-
-
 def test_empty_cells_are_counted(tmp_path):
     adata = make_adata()
     assert only_row(check_adata(adata, tmp_path), "empty cells").level == "ok"
@@ -339,8 +331,6 @@ def test_doublet_like_cells_are_warned_of_when_they_are_many(tmp_path):
 
 
 # -- cost
-
-
 def test_the_store_is_estimated_from_its_values(tmp_path):
     report = check_adata(make_adata(), tmp_path)
     estimate = report.facts["estimate"]

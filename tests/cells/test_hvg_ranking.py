@@ -109,8 +109,6 @@ def atlas_counts():
 
 
 # --------------------------------------------------------------------------------- as scanpy does
-
-
 def test_the_comparison_notices_a_wrong_rank():
     scores = scanpy_scores(COUNTS, "seurat_v3")
     right = np.argsort(-scores)
@@ -179,8 +177,6 @@ def test_a_bin_of_one_gene_gives_it_a_score_of_one_as_in_scanpy():
 
 
 # -------------------------------------------------------------------------------- sums over cells
-
-
 def packed(values):
     values = sparse.csr_matrix(values)
     return values.indices, values.data
@@ -279,8 +275,6 @@ def test_a_method_makes_its_passes(wanted, n_passes):
 
 
 # ------------------------------------------------------------------------------ ties and failures
-
-
 def test_genes_never_seen_come_last_in_the_order_of_the_columns():
     counts = np.insert(COUNTS, [0, 50], 0, axis=1)
     for wanted in ("seurat_v3", "seurat"):

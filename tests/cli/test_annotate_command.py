@@ -41,8 +41,6 @@ def setting(tiny_run, new_cells, tmp_path):
 
 
 # ------------------------------------------------------------------------------------ predict
-
-
 def test_every_phenotype_gets_label_probability_and_flag(tfx, setting):
     result = tfx("predict", "new.h5ad", "-o", "out/labelled.h5ad", "--run", "model", "--json")
     assert result.code == 0, result.stderr
@@ -152,8 +150,6 @@ def test_columns_that_are_there_are_not_overwritten(tfx, setting):
 
 
 # -------------------------------------------------------------------------------------- embed
-
-
 def test_embeddings_are_ready_for_scanpy(tfx, setting):
     result = tfx(
         "embed", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--genes", "--denoise", "smooth",
@@ -220,8 +216,6 @@ def test_builtin_cells_can_be_embedded(tfx, setting):
 
 
 # -------------------------------------------------------------------------------- in Python
-
-
 def test_the_example_of_the_docs_gives_what_the_commands_write(tfx, setting):
     page = (REPOSITORY / "docs" / "annotate.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -107,8 +107,6 @@ TRAINING_CASES = {
 
 
 # ---------------------------------------------------------------------------- other commands
-
-
 def nothing(folder):
     """Leave the folder empty."""
 

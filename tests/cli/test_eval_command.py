@@ -185,8 +185,6 @@ def test_a_model_without_phenotypes_is_scored_on_genes_alone(tfx, tiny_preset_fi
 
 
 # ------------------------------------------------------------------------------------ refusals
-
-
 def refused(result, code, *words):
     assert (result.code, result.stdout) == (code, "")
     assert result.stderr.startswith("Error: ")
@@ -263,8 +261,6 @@ def test_a_run_without_its_preset_is_refused(tfx, tiny_run):
 
 
 # -- the confusion matrix in the terminal
-
-
 def drawn(matrix, values, *, colour=False):
     console = Console(
         file=io.StringIO(), width=100, force_terminal=colour,

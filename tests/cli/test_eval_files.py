@@ -150,8 +150,6 @@ def test_a_sample_is_the_same_every_time(tfx, new):
 
 
 # ------------------------------------------------------------------------------------ refusals
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

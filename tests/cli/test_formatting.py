@@ -36,8 +36,6 @@ def test_metrics_are_told_in_their_own_format():
 
 
 # -- curves
-
-
 def test_a_rising_curve_rises():
     assert curve_text([1, 2, 3, 4, 5, 6, 7, 8]) == "▁▂▃▄▅▆▇█"
 

@@ -116,8 +116,6 @@ def test_a_combination_that_training_lacked_is_composed_with_a_warning(tfx, tiny
 
 
 # ------------------------------------------------------------------------------------ refusals
-
-
 def test_an_output_that_exists_is_kept_unless_told_otherwise(tfx, tiny_run, tmp_path):
     (tmp_path / "cells.h5ad").write_bytes(b"precious")
     arguments = ("-q", "generate", "-n", 2, "-o", "cells.h5ad")

@@ -157,8 +157,6 @@ def test_a_run_killed_at_random_moments_ends_as_if_never_killed(tmp_path):
 
 
 # ---------------------------------------------------------------------------------- launching
-
-
 def test_only_the_launcher_starts_processes(tfx, tiny_preset_file, monkeypatch):
     launched = []
     monkeypatch.setattr(
@@ -204,8 +202,6 @@ def test_a_process_notices_that_its_launcher_has_died(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------- FSDP 2
-
-
 @pytest.mark.slow
 def test_the_configuration_for_fsdp2_is_one_and_names_our_layers(tmp_path):
     """What accelerate makes of our file, told by the process that it launches."""

@@ -32,8 +32,6 @@ def lines_with(text, word):
 
 
 # -- list
-
-
 def test_list_is_a_table_of_runs(tfx, base, wide):
     result = tfx("runs", "list")
     assert (result.code, result.stderr) == (0, "")
@@ -117,8 +115,6 @@ def test_a_folder_that_holds_no_runs_is_refused(tfx, base, folder, complaint):
 
 
 # -- show
-
-
 def test_show_prints_every_figure_as_text(tfx, base):
     result = tfx("runs", "show", "base")
     assert (result.code, result.stderr) == (0, "")
@@ -196,8 +192,6 @@ def test_lines_that_cannot_be_read_are_counted(tfx, base):
 
 
 # -- compare
-
-
 def test_compare_tells_what_differs_and_marks_the_best(tfx, base, wide):
     result = tfx("runs", "compare", "base", "runs/wide")
     assert (result.code, result.stderr) == (0, "")
@@ -238,8 +232,6 @@ def test_compare_wants_two_runs(tfx, base, names):
 
 
 # -- export
-
-
 def test_export_writes_a_table_of_the_metrics(tfx, base):
     result = tfx("runs", "export", "base", "-o", "base.csv")
     assert (result.code, result.stderr) == (0, "")
@@ -285,8 +277,6 @@ def test_an_export_that_cannot_be_is_one_sentence(tfx, base, arguments, code, co
 
 
 # -- all of them
-
-
 @pytest.mark.parametrize("command", ["list", "show", "compare", "export"])
 def test_every_command_ends_its_help_with_two_examples(tfx, command):
     result = tfx("runs", command, "--help")

@@ -40,8 +40,6 @@ def interrupt(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------ a run
-
-
 def test_a_preset_becomes_a_run_and_a_json_result(tiny_training):
     folder, result = tiny_training
     assert result.code == 0, result.stderr
@@ -88,8 +86,6 @@ def test_options_and_assignments_reach_the_run(tfx, tiny_preset_file, tmp_path):
 
 
 # ------------------------------------------------------------------------------------ names
-
-
 def test_a_second_run_of_a_preset_is_numbered(tfx, tiny_run, tiny_preset_file, tmp_path):
     for wanted in ("runs/tiny-2", "runs/tiny-3"):
         result = tfx("train", tiny_preset_file, "--steps", 1, "--json")
@@ -152,8 +148,6 @@ def test_a_bundled_preset_wins_over_a_run_of_its_name(tfx, tiny_run):
 
 
 # ------------------------------------------------------------------------------------ stopping
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     tfx, tiny_preset_file, interrupt, monkeypatch, tmp_path, number
@@ -235,8 +229,6 @@ def test_a_process_that_is_told_to_end_saves_a_checkpoint(tiny_preset_file, tmp_
 
 
 # ------------------------------------------------------------------------------------ going on
-
-
 @pytest.fixture
 def unfinished(tiny_run):
     """Return the run as if it had stopped."""

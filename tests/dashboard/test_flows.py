@@ -49,8 +49,6 @@ def notes_of(app):
 
 
 # -- the table of keys
-
-
 def test_no_screen_shows_more_than_six_keys_and_none_takes_a_terminals_own():
     for screen in ("runs", "run", "generate", "start"):
         bindings = bindings_of(screen)
@@ -116,8 +114,6 @@ def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp_path,
 
 
 # -- runs
-
-
 def test_from_the_list_into_a_run_and_back(runs, open_app):
     write_state(runs)
     app = open_app()
@@ -220,8 +216,6 @@ def test_cells_can_be_generated_from_the_list(runs, open_app):
 
 
 # -- one run
-
-
 def test_the_window_of_the_curves(runs, open_app):
     write_state(runs)
     app = open_app("mine")
@@ -426,8 +420,6 @@ def test_any_bracketed_text_is_shown_verbatim_by_a_token(text):
 
 
 # -- control tokens
-
-
 def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
     write_model(write_state(runs))
     app = open_app("mine")
@@ -593,8 +585,6 @@ def test_a_run_without_a_model_is_explained(runs, open_app):
 
 
 # -- a new run
-
-
 def test_a_preset_is_checked_as_it_is_changed():
     good = check_preset_values("base", "train.max_steps=7 data.genes=64")
     assert (good.is_valid, good.name) == (True, "base")
@@ -647,8 +637,6 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
 
 
 # -- the window
-
-
 def test_themes_change_and_no_colour_is_needed(runs, open_app, monkeypatch):
     write_state(runs)
     app = open_app("mine")

@@ -110,8 +110,6 @@ def test_a_busy_child_ends_when_it_is_stopped():
 
 
 # -- trainings
-
-
 def test_the_process_of_a_run_of_this_machine_can_be_stopped():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from core.encoding.batches import BatchEncoder
+from core.encoding.batches import BatchEncoder, Lookup, draw_unexpressed
 from core.encoding.masking import Show
-from core.encoding.panel_cells import PanelReader
+from core.encoding.panel_cells import PanelCells, PanelReader
 from core.encoding.tokens import END, MASK, TokenSpace
 from core.encoding.values import ValueEncoder
 from core.presets.schema import MaskingSettings
@@ -49,8 +49,6 @@ def hide(encoder):
 
 
 # ---------------------------------------------------------------------------------- by hand
-
-
 def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     batch = hide(batch_encoder(n_genes=3))
     assert batch.token_id.tolist() == [*[0, 3, 4, 1, 5, 6, 7, 2], *[0, 4, 1, 5, 6, 7, 2]]
@@ -134,8 +132,6 @@ def test_a_cell_without_any_expressed_gene_is_a_header_and_an_end():
 
 
 # ------------------------------------------------------------------------------- properties
-
-
 def masked(encoder, cells, codes, seed, **masking):
     return encoder.masked(
         cells, codes, MaskingSettings(**masking), np.random.default_rng([seed, 1])
@@ -298,8 +294,6 @@ def test_the_fraction_of_cells_shown_whole_is_the_requested_one(layout):
 
 
 # ------------------------------------------------------------------- expressed layout alone
-
-
 @given(SEEDS, KINDS, st.sampled_from([0.3, 1.0, "uniform"]))
 def test_genes_swapped_in_are_unexpressed_distinct_and_answered_with_bin_0(seed, kind, rate):
     encoder = batch_encoder(kind, "expressed")
@@ -367,8 +361,6 @@ def test_the_genes_kept_of_a_long_cell_are_a_random_choice(method):
 
 
 # ----------------------------------------------------------------------------- all visible
-
-
 @given(SEEDS, KINDS, LAYOUTS)
 def test_visible_cells_hide_the_requested_phenotypes_and_nothing_else(seed, kind, layout):
     encoder = batch_encoder(kind, layout)
@@ -473,3 +465,44 @@ def test_integers_of_a_batch_are_as_small_as_they_can_be(tiny_store):
         assert batch.value.dtype == np.uint8
         assert batch.gene_target.dtype == (np.float32 if kind == "continuous" else np.uint8)
         assert (batch.continuous.strides == (0,)) == (kind != "continuous")
+
+
+def draw(dense, wanted, seed=0):
+    cells = PanelCells.of(sparse.csr_matrix(dense.astype(np.float32)))
+    lookup = Lookup(cells.n_columns + 1)
+    rng = np.random.default_rng(seed)
+    genes, n_drawn = draw_unexpressed(cells, np.asarray(wanted), lookup, rng)
+    return np.split(genes, np.cumsum(n_drawn)[:-1])
+
+
+@given(st.integers(0, 1000), st.floats(0, 1), st.integers(1, 40), st.integers(1, 300))
+def test_as_many_as_wanted_or_as_there_are_all_distinct_and_unexpressed(
+    seed, fraction, n_cells, n_genes
+):
+    rng = np.random.default_rng(seed)
+    dense = rng.random((n_cells, n_genes)) < fraction
+    wanted = rng.integers(0, n_genes + 1, n_cells)
+    for cell, genes in enumerate(draw(dense, wanted, seed)):
+        assert len(set(genes.tolist())) == len(genes)
+        assert not dense[cell, genes].any()
+        assert len(genes) == min(wanted[cell], (~dense[cell]).sum())
+
+
+@pytest.mark.parametrize(
+    ("n_genes", "n_expressed", "wanted"),
+    [
+        pytest.param(60, 6, 5, id="many are free"),
+        pytest.param(60, 48, 6, id="half of the free ones"),
+        pytest.param(20, 17, 2, id="listed"),
+    ],
+)
+def test_every_unexpressed_gene_is_as_likely_as_the_next(n_genes, n_expressed, wanted):
+    dense = np.zeros((4000, n_genes), dtype=bool)
+    dense[:, 3 : 3 + n_expressed] = True
+    genes = np.concatenate(draw(dense, np.full(4000, wanted)))
+    counts = np.bincount(genes, minlength=n_genes)
+    n_free = n_genes - n_expressed
+    expected = 4000 * wanted / n_free
+    assert counts[3 : 3 + n_expressed].sum() == 0
+    free = np.delete(counts, np.arange(3, 3 + n_expressed))
+    np.testing.assert_allclose(free, expected, atol=5 * np.sqrt(expected))

@@ -176,8 +176,6 @@ def test_a_split_without_cells_is_refused_with_what_to_set(model, tiny_store, sp
 
 
 # ------------------------------------------------------------------------------------- conditions
-
-
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])
 def test_a_phenotype_is_predicted_with_the_others_visible_and_itself_masked(

@@ -147,8 +147,6 @@ def test_progress_ends_at_the_number_of_cells(tiny_store, rows, models, small_ba
 
 
 # ------------------------------------------------------------------------------------- mask rates
-
-
 def test_a_mask_follows_from_seed_rate_and_row_alone():
     rows = np.array([3, 17, 40])
     mask = draw_static_mask(rows, 50, 0.5, seed=0)

@@ -198,8 +198,6 @@ def test_genes_per_cell_spread_as_in_training_cells_even_where_the_model_knows_n
 
 
 # ------------------------------------------------------------------------------------ counts
-
-
 def counting_model(kind="binned"):
     return with_depth(make_cell_model(kind), [3, 3, 4, 4, 5], [2_000, 3_000, 4_000, 5_000, 9_000])
 

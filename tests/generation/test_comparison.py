@@ -158,8 +158,6 @@ def test_a_binary_model_is_compared_on_and_off(tiny_store):
 
 
 # ------------------------------------------------------------------------------------ profiles
-
-
 def panel_of(n_genes):
     names = tuple(f"G{gene}" for gene in range(n_genes))
     return GenePanel(names, names)

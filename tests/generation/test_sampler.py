@@ -64,8 +64,6 @@ def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
 
 
 # ------------------------------------------------------------------------------------ unmasking
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 100])
 def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
     model = make_cell_model()
@@ -106,8 +104,6 @@ def test_dropout_is_off_while_sampling_and_no_global_chance_is_used():
 
 
 # ------------------------------------------------------------------------------------ what is drawn
-
-
 @pytest.mark.parametrize("steps", [1, 3, N_GENES])
 def test_independent_genes_come_with_their_marginal_frequencies(steps):
     drawn = sample(known_model(), steps=steps)
@@ -209,8 +205,6 @@ def test_no_guidance_asks_once_per_step_and_guidance_twice():
 
 
 # ------------------------------------------------------------------------------------ kinds of model
-
-
 def test_a_binary_model_draws_zeros_and_ones_of_known_frequency():
     drawn = sample(known_model("binary"), steps=3)
     assert set(np.unique(drawn)) == {0, 1}
@@ -249,8 +243,6 @@ def test_a_continuous_value_below_the_threshold_is_not_expressed():
 
 
 # ------------------------------------------------------------------------------------ who can
-
-
 def fixed_rate(model, rate=0.3):
     model.masking = model.masking.model_copy(update={"genes": rate})
     return model
@@ -268,8 +260,6 @@ def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_sentence_on_what_it_co
 
 
 # ------------------------------------------------------------------------------------ redrawing
-
-
 def test_gibbs_sweeps_hide_no_more_than_the_model_was_trained_on():
     model = fixed_rate(make_cell_model(), 0.3)  # 2 of 7 genes
     batches, heard = watch(model), []

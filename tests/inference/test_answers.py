@@ -101,8 +101,6 @@ def test_when_all_is_given_nothing_is_left_to_predict():
 
 
 # --------------------------------------------------------------------------------- embeddings
-
-
 def collected(run, n_cells, width):
     found = np.full((n_cells, width), np.nan, dtype=np.float32)
 

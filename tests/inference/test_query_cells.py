@@ -11,7 +11,12 @@ from scipy import sparse
 from core.cells import reading
 from core.cells.genes import GenePanel
 from core.errors import DataError
+from core.generation.cell_generator import GENERATION_KEY, generate_cells
+from core.generation.request import GenerationRequest
+from core.inference.evaluate_generated import read_generated
 from core.inference.query_cells import open_query_cells
+from tests.generation.examples import with_reference
+from tests.model.examples import make_cell_model
 
 PANEL = GenePanel(
     tuple(f"ENSG0000000000{n}" for n in range(6)), ("CD4", "CD8A", "MS4A1", "NKG7", "LYZ", "PPBP")
@@ -111,3 +116,16 @@ def test_a_value_that_breaks_the_promise_is_refused_where_it_stands(tmp_path):
     path, _ = write(tmp_path, n_cells=700, change=spoil)
     with pytest.raises(DataError, match=r"1\.5 \(not a whole number among counts\).*cell600"):
         read(path, n_cells=100)
+
+
+def test_a_file_of_tfx_0_1_0_is_read(tmp_path):
+    """Its provenance has the keys depth, order and remask, and not genes_per_cell."""
+    model = with_reference(make_cell_model())
+    cells, _ = generate_cells(model, GenerationRequest({"sex": "female"}, 6))
+    facts = cells.uns[GENERATION_KEY]
+    facts |= {"depth": facts.pop("genes_per_cell"), "order": "random", "remask": 0.0}
+    cells.write_h5ad(tmp_path / "old.h5ad")
+    found = read_generated(model, [str(tmp_path / "old.h5ad")])
+    assert found.requests == [{0: 0}]
+    assert (found.codes[:, 0] == 0).all()
+    np.testing.assert_array_equal(found.expression.toarray(), cells.X.toarray())

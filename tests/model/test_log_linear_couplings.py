@@ -100,8 +100,6 @@ def test_genes_without_dependence_begin_without_pairs():
 
 
 # ------------------------------------------------------------------------------- expressed layout
-
-
 def loss_of_asked(network, bins, codes, seen):
     """Mean negative log-likelihood of masked genes, half of which are expressed, beside other expressed genes."""
     rng = np.random.default_rng(4)

@@ -1,7 +1,9 @@
 import pytest
 
 from core.errors import ConfigurationError
+from core.presets.fields import all_fields, schema_as_json, schema_as_markdown
 from core.presets.loading import ResolvedPreset, resolve_preset
+from core.presets.schema import ALTERNATIVES
 
 MINIMAL = '[data]\nfiles = "builtin:atlas"\n'
 
@@ -25,8 +27,6 @@ def errors_of(*args, **kwargs):
 
 
 # -- what is accepted
-
-
 def test_later_sources_win_and_every_value_knows_where_it_came_from(preset_file):
     path = preset_file(
         MINIMAL + "genes = 1\n[train]\nseed = 1\nbatch_size = 1\nlog_steps = 1\neval_steps = 1\n"
@@ -163,8 +163,6 @@ def test_a_damaged_resolved_preset_is_refused():
 
 
 # -- what is refused
-
-
 def test_all_errors_of_all_sources_come_at_once_in_order(preset_file):
     path = preset_file(
         """\
@@ -332,8 +330,6 @@ def test_bytes_of_the_environment_that_are_not_text_are_refused(preset_file):
 
 
 # -- presets that extend others
-
-
 def test_a_preset_says_only_what_differs_from_the_one_it_extends(preset_file):
     preset_file(
         'name = "first"\n' + MINIMAL + "genes = 10\n[train]\nmax_steps = 5\nseed = 1\n", "a.toml"
@@ -392,8 +388,6 @@ def test_only_a_preset_extends(preset_file):
 
 
 # -- classification
-
-
 def test_an_obs_column_that_is_classified_becomes_a_phenotype(preset_file):
     path = preset_file(
         MINIMAL + '[classification]\ncolumn = "leiden"\n[train]\ntask = "classification"\n'
@@ -441,3 +435,30 @@ def test_a_classification_says_what_and_says_so(preset_file, text, said):
     (error,) = errors_of(preset_file(MINIMAL + text))
     assert said in error
     assert error.startswith("base.toml")
+
+
+def test_every_key_has_a_meaning():
+    assert [field.path for field in all_fields() if not field.info.description] == []
+
+
+def test_the_page_has_a_row_for_every_key():
+    page = schema_as_markdown()
+    for field in all_fields():
+        name = "NAME" if field.is_table else field.path[-1]
+        assert f"| `{name}` | {field.wanted} |" in page
+    assert "| `genes` | a number from 0 to 1 or 'uniform' | `0.15` |" in page
+    assert "## [data.split]" in page
+
+
+def test_the_json_schema_names_every_section():
+    schema = schema_as_json()
+    assert {"data", "encoding", "masking", "model", "loss", "train", "generate"} <= set(
+        schema["properties"]
+    )
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("pair", ALTERNATIVES)
+def test_alternatives_are_keys_of_the_schema(pair):
+    known = {".".join(field.path) for field in all_fields() if field.is_nullable}
+    assert set(pair) <= known

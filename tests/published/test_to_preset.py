@@ -91,8 +91,6 @@ def differences(one, two, *, but):
 
 
 # ------------------------------------------------------------------------------------ whole runs
-
-
 def test_polygenes_configuration_is_its_preset(tmp_path):
     preset = imported(of_json(tmp_path, POLYGENE))
     bundled = resolve_preset("polygene-2432-binned").preset
@@ -168,8 +166,6 @@ def test_edges_are_read_from_the_file_that_a_script_names(tmp_path):
 
 
 # ------------------------------------------------------------------------------------ the table
-
-
 def documented(system):
     text = PAGE.read_text(encoding="utf-8")
     section = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -209,8 +205,6 @@ def test_every_option_of_the_page_is_imported(system, name, tmp_path):
 
 
 # ------------------------------------------------------------------------------ what is refused
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [

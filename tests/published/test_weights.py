@@ -66,8 +66,6 @@ def own_logits(network, batch):
 
 
 # ------------------------------------------------------------------------- PolyGene and PerturbGene
-
-
 @pytest.mark.parametrize(("system", "layout"), SYSTEMS)
 @pytest.mark.parametrize(("double", "atol"), [(True, 1e-10), (False, 1e-5)])
 def test_hidden_states_and_joint_logits_are_those_of_the_published_model(
@@ -234,8 +232,6 @@ def test_perturbgenes_vocabulary_may_be_that_of_the_preset(tmp_path):
 
 
 # ---------------------------------------------------------------------------------- models of text
-
-
 @pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM, BertForPreTraining])
 def test_a_text_berts_layers_and_positions_are_taken_and_its_words_are_not(tmp_path, kind):
     bert = randomise(kind(bert_config(vocab_size=30, max_position_embeddings=40)))
@@ -309,8 +305,6 @@ def test_old_names_shards_and_pickled_tensors_give_the_same_weights(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- bad folders
-
-
 class Malice:
     """Would run a command when unpickled."""
 

@@ -49,8 +49,6 @@ def pretrained(tiny_store, tmp_path_factory):
 
 
 # ---------------------------------------------------------------------------- what it is shown
-
-
 def encoder(*, given=(), layout="ranked"):
     tokens = TokenSpace(VALUES, 6, 3, layout=layout, classified="cell_type", given=given)
     values = ValueEncoder("binned", np.array([0.5, 1.5], np.float32))
@@ -125,8 +123,6 @@ def test_genes_are_masked_as_regularisation():
 
 
 # --------------------------------------------------------------------------------- what learns
-
-
 def test_a_classifier_learns_from_scratch_and_is_scored_beside_baselines(tiny_store, tmp_path):
     steps = {"train__max_steps": 150, "train__learning_rate": 5e-3, "train__eval_cells": 67}
     genes = ["XIST", "RPS4Y1"]
@@ -204,8 +200,6 @@ def test_a_stopped_classifier_resumes_bit_for_bit(kind, pretrained, tiny_store, 
 
 
 # ------------------------------------------------------------------------- what it begins with
-
-
 def test_genes_bins_and_shape_come_from_the_model_it_begins_with(pretrained, tiny_store):
     options = {"data.files": [TINY_ATLAS], "train.task": "classification"}
     options |= {"classification.column": "cell_type", "model.start_from": str(pretrained)}
@@ -249,8 +243,6 @@ def test_embeddings_are_matched_by_name_where_values_differ(pretrained, tiny_sto
 
 
 # ------------------------------------------------------------------------------ whose cells
-
-
 def test_one_value_against_the_rest_leaves_missing_labels_missing(tiny_store):
     seen = OneVsRest(tiny_store, "tissue", "Lung")  # as `--given` would spell it
     values = tiny_store.phenotypes["tissue"]
@@ -308,8 +300,6 @@ def test_cells_without_a_label_are_left_out(tiny_store, monkeypatch, tmp_path):
 
 
 # ------------------------------------------------------------------------------ what is refused
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

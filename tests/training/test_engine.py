@@ -59,8 +59,6 @@ def assert_same_run(one, two, *, step=12):
 
 
 # ------------------------------------------------------------------------------------ a run
-
-
 @pytest.fixture(scope="module")
 def finished(tiny_store, tmp_path_factory):
     """Return the folder, result and progress events of a short run."""
@@ -281,8 +279,6 @@ def test_a_finished_run_started_again_does_nothing_more(tiny_store, tmp_path):
 
 
 # -------------------------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -310,8 +306,6 @@ def test_cuda_without_a_cuda_device_is_refused_before_anything_is_written(tiny_s
 
 
 # --------------------------------------------------------------------- non-finite gradients
-
-
 def spoil(monkeypatch, steps):
     """Make the training loss of these steps (1-based) not a number."""
     done = iter(range(1, 1000))

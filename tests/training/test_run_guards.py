@@ -28,8 +28,6 @@ def events_of(folder, name):
 
 
 # ------------------------------------------------------------------------ averages and early ends
-
-
 def test_the_averaged_weights_are_saved_and_training_keeps_its_own(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "plain")
     train(short(train__ema=0.9), tiny_store, tmp_path / "ema")
@@ -88,8 +86,6 @@ def test_a_loss_that_leaps_is_an_event_with_its_cells(tiny_store, tmp_path, monk
 
 
 # ------------------------------------------------------------------------------ stopping
-
-
 def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "whole")
     seen, checks = [], []
@@ -177,8 +173,6 @@ def test_a_fresh_heartbeat_of_another_machine_counts_as_a_lock(tmp_path, host, a
 
 
 # --------------------------------------------------------------------------------- a full disk
-
-
 def full_disk(monkeypatch, *, when):
     """Let checkpoints fail for want of space where ``when(n-th attempt)`` says so."""
     attempts = iter(range(1, 100))
@@ -258,8 +252,6 @@ def test_a_model_folder_taken_away_by_a_killed_process_is_put_back(tmp_path):
 
 
 # ------------------------------------------------------------------------------ changed keys
-
-
 def test_a_run_resumes_with_changed_keys_that_may_change(tiny_store, tmp_path):
     train(short(), tiny_store, tmp_path / "run")
     changes = {"train__max_steps": 16, "train__learning_rate": 1e-4, "train__weight_decay": 0.3}

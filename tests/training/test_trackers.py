@@ -195,8 +195,6 @@ def test_settings_are_plain_values_by_dotted_key():
 
 
 # -- the real ones, where they are installed; none may reach for the network
-
-
 def scalars(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / TENSORBOARD_FOLDER))
@@ -331,8 +329,6 @@ def test_every_tracker_of_the_presets_is_known():
 
 
 # -- within a run
-
-
 def test_one_that_is_not_installed_is_refused_before_anything_is_written(
     tiny_store, tmp_path, monkeypatch
 ):

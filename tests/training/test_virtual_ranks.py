@@ -75,8 +75,6 @@ def test_a_resumed_run_keeps_its_virtual_ranks(tiny_store, tmp_path):
 
 
 # --------------------------------------------------------------------------- out of memory
-
-
 def small_memory(monkeypatch, most_cells):
     """Let a device run out of memory on batches of more cells than that."""
     seen = []

@@ -31,9 +31,8 @@ from core.evaluation.fidelity.measures import (
     within_class_correlations,
 )
 
+
 # ------------------------------------------------------------------------------------- classifiers
-
-
 def correlated(n, seed):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, 1)) + 0.5 * rng.standard_normal((n, 8))
@@ -79,8 +78,6 @@ def test_classes_are_predicted_and_a_single_class_needs_no_model():
 
 
 # --------------------------------------------------------------------------------------- distances
-
-
 def points(n, seed, *, shift=0.0):
     return np.random.default_rng(seed).standard_normal((n, 5)) + shift
 
@@ -206,8 +203,6 @@ def test_all_components_keep_the_distances():
 
 
 # ------------------------------------------------------------------------------------------- genes
-
-
 def cells_of_two_classes(seed, n_cells=600, n_genes=40):
     """Classes that differ in the first genes; the others share a hidden activity."""
     rng = np.random.default_rng(seed)
