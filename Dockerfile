@@ -20,6 +20,7 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
 COPY pyproject.toml README.md LICENSE ./
 COPY core core
 COPY tfx_cli tfx_cli
+COPY transformerics transformerics
 COPY presets presets
 RUN pip install --no-cache-dir -c constraints.txt .
 
