@@ -92,7 +92,7 @@ def test_a_run_becomes_a_classifier_of_a_column_of_new_cells(tfx, setting):
         (("embed", "labelled.h5ad", "-o", "n.h5ad", "--run", "runs/mine", "--denoise", "d"),
          "denoising needs a model of genes"),
         (("eval", "runs/mine", "labelled.h5ad", "--label", "tissue=tissue"),
-         "does not tell a phenotype 'tissue'"),
+         "the model does not know a phenotype 'tissue'"),
     ):  # fmt: skip
         refused = tfx(*wrong)
         assert refused.code == 2, refused.stderr
