@@ -15,13 +15,17 @@ from typing import Any
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` at the end, remove it on failure.
 
-    Readers see the old file or the new one, never a part.
+    Readers see the old file or the new one, never a part; of a folder, the new one or, for a moment, none.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if temporary.is_dir() and path.is_dir():
+            shutil.rmtree(path)
         temporary.replace(path)
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 

@@ -38,7 +38,7 @@ _GIVEN = option(
 def predict(
     file: str = _CELLS,
     output: Path = option(
-        "--output -o OUT.h5ad | OUT.csv",
+        "--output -o OUT.h5ad | OUT.zarr | OUT.csv",
         "A copy of the file with the predictions in obs, or a table of the predictions.",
         default=...,
     ),
@@ -70,11 +70,12 @@ def predict(
     tfx predict new.h5ad -o labelled.h5ad
     tfx predict new.h5ad -o labels.csv --given tissue=organ --run runs/base
     """
-    check_output(output, (".h5ad", ".csv"), what="labelled cells", overwrite=overwrite)
+    check_output(output, (".h5ad", ".zarr", ".csv"), what="labelled cells", overwrite=overwrite)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
+    from core.cells.annotated_copy import annotated_copy
     from core.files import replace_file
-    from core.inference.annotate import annotated_copy, predict_phenotypes_of, prediction_table
+    from core.inference.annotate import predict_phenotypes_of, prediction_table
 
     model = _load(folder, device)
     with _query(file, model, given, matrix, gene_ids) as (cells, hints):
@@ -90,13 +91,13 @@ def predict(
             with show_progress() as listener:
                 predictions = predict_phenotypes_of(model, cells, hints, on_progress=listener)
             table = prediction_table(
-                predictions, cells.source.obs.index, unsure_below=least, prefix=prefix
+                predictions, cells.source.obs_names, unsure_below=least, prefix=prefix
             )
             if copy is None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(output, table.to_csv(float_format="%.4f", index_label="cell"))
             else:
-                copy.add_columns("obs", {str(name): table[name].array for name in table})
+                copy.add_obs({str(name): table[name].array for name in table})
                 copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
     narrate(f"{output}: {n_cells:,} cells")
@@ -126,7 +127,9 @@ def predict(
 
 def embed(
     file: str = _CELLS,
-    output: Path = option("--output -o OUT.h5ad", "An annotated copy of the file.", default=...),
+    output: Path = option(
+        "--output -o OUT.h5ad | OUT.zarr", "An annotated copy of the file.", default=...
+    ),
     run: str | None = MODEL,
     place: str = option(
         "--from PLACE",
@@ -156,13 +159,13 @@ def embed(
     tfx embed new.h5ad -o embedded.h5ad
     tfx embed new.h5ad -o embedded.h5ad --from cell_type --genes --denoise tfx_denoised
     """
-    check_output(output, (".h5ad",), what="embedded cells", overwrite=overwrite)
+    check_output(output, (".h5ad", ".zarr"), what="embedded cells", overwrite=overwrite)
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
+    from core.cells.annotated_copy import annotated_copy
     from core.inference.annotate import (
         add_denoised,
         add_gene_embeddings,
-        annotated_copy,
         embed_cells,
         gene_embeddings,
         note_on_embedding,

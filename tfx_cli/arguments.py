@@ -141,7 +141,7 @@ def check_output(
     messages. ``overwrite`` is None where the command never replaces a file.
     """
     usual = suffixes[0]
-    if path.is_dir():
+    if path.is_dir() and not (path.suffix == ".zarr" and _is_zarr(path)):
         raise ConfigurationError(
             f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"
         )
@@ -154,6 +154,12 @@ def check_output(
     if path.exists() and not overwrite:
         or_overwrite = "" if overwrite is None else " or add --overwrite"
         raise ConfigurationError(f"{option} {path} exists; choose another name{or_overwrite}")
+
+
+def _is_zarr(path: Path) -> bool:
+    from core.cells.reading import is_zarr  # scipy, 100 ms
+
+    return is_zarr(path)
 
 
 def check_output_folder(path: Path, *, option: str = "--output") -> None:

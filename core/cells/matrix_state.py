@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.phenotypes import suggest
-from core.cells.reading import CellSource
+from core.cells.sources import CellSource
 from core.errors import DataError
 
 #: Cells of the first look; every cell is checked later on.
@@ -203,7 +203,7 @@ def _unfit(source: CellSource, matrix: str, found: Inspection) -> str:
 def _name_place(source: CellSource, matrix: str, place: tuple[int, int]) -> str:
     row, column = place
     gene = source.var(matrix).index[column]
-    return f"at cell {source.obs.index[row]} (row {row}), gene {gene}"
+    return f"at cell {source.obs_names[row]} (row {row}), gene {gene}"
 
 
 def _place(chunk: sparse.csr_matrix, offending: NDArray[np.bool_]) -> tuple[int, int]:

@@ -1,25 +1,20 @@
-"""Predictions, embeddings and denoised values of new cells, and the annotated copy of their file."""
+"""Predictions, embeddings and denoised values of new cells."""
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.file_patterns import BUILTIN_PREFIX
+from core.cells.annotated_copy import AnnotatedCopy, Write
 from core.cells.phenotypes import suggest
 from core.encoding.cell_batch import CellBatch
-from core.errors import ConfigurationError, MachineError
+from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
-from core.files import replacing
 from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
@@ -31,8 +26,6 @@ from core.random_streams import Stream, generator
 #: Passes in which every gene is masked once: a sixth at a time, near the 15 % of the published models.
 DENOISING_PASSES = 6
 
-#: Takes which cells, and their rows, block by block.
-Write = Callable[[slice, NDArray[np.float32]], None]
 Position = Literal["cls", "mean"] | int
 
 
@@ -242,109 +235,7 @@ def denoise_cells(
         on_progress(ProgressEvent("denoising cells", span.stop, cells.n_cells))
 
 
-# --------------------------------------------------------------------------------- the annotated copy
-@contextmanager
-def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
-    """Copy an .h5ad file, or "builtin:NAME", and give the copy; a MachineError if it cannot be written.
-
-    It has a temporary name until it is complete. Matrices are copied as bytes and never read.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as partial:
-            if source.startswith(BUILTIN_PREFIX):
-                from core.cells.builtin import load_builtin
-
-                load_builtin(source).write_h5ad(partial)
-            else:
-                shutil.copyfile(source, partial)
-            with h5py.File(partial, "r+") as file:
-                yield AnnotatedCopy(source, file)
-    except OSError as error:  # h5py's too, of a full disk
-        raise MachineError(f"{target} cannot be written ({error.strerror or error})") from error
-
-
-class AnnotatedCopy:
-    """The open copy of a file, to which columns, arrays and facts are added."""
-
-    def __init__(self, source: str, file: h5py.File) -> None:
-        self._source, self._file = source, file
-
-    @property
-    def n_genes(self) -> int:
-        """Genes of X."""
-        index = self._file["var"][self._file["var"].attrs["_index"]]
-        return len(index["codes"] if hasattr(index, "keys") else index)
-
-    def check_free(self, *names: str, remedy: str) -> None:
-        """Check that the file has none of the names ("obs/tfx_sex"), or raise a ConfigurationError."""
-        if taken := [name for name in names if name in self._file]:
-            raise ConfigurationError(f"{self._source} has {', '.join(taken)} already; {remedy}")
-
-    def add_columns(self, table: str, columns: Mapping[str, Any]) -> None:
-        """Add columns to "obs" or "var"."""
-        from anndata.io import write_elem
-
-        group = self._file[table]
-        for name, values in columns.items():
-            is_category = isinstance(values, pd.Categorical)
-            write_elem(group, name, values if is_category else np.asarray(values))
-        order = [str(name) for name in group.attrs["column-order"]]
-        order += [name for name in columns if name not in order]
-        group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
-
-    def add_array(self, name: str, shape: tuple[int, int]) -> Write:
-        """Add a float32 array ("obsm/X_tfx"); return a function that writes some of its rows."""
-        folder, _, key = name.rpartition("/")
-        chunks = (max(min(shape[0], 4096), 1), max(shape[1], 1))
-        stored = self._group(folder).create_dataset(
-            key, shape=shape, dtype=np.float32, chunks=chunks, compression="gzip"
-        )
-        stored.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        return stored.__setitem__
-
-    def add_sparse(self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]) -> Write:
-        """Add a CSR matrix ("layers/tfx_denoised") with values in the same, ascending columns of every row.
-
-        Return a function that writes (cells, columns) values, in the order of the cells.
-        """
-        folder, _, key = name.rpartition("/")
-        group = self._group(folder).create_group(key)
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-        group.attrs["shape"] = np.array(shape)
-        n_values = shape[0] * len(columns)
-        chunks = (max(min(n_values, 2**18), 1),)
-        data, indices = (
-            group.create_dataset(
-                part, shape=(n_values,), dtype=kind, chunks=chunks, compression="gzip"
-            )
-            for part, kind in (("data", np.float32), ("indices", np.int32))
-        )
-        group.create_dataset("indptr", data=np.arange(shape[0] + 1, dtype=np.int64) * len(columns))
-
-        def write(span: slice, values: NDArray[np.float32]) -> None:
-            place = slice(span.start * len(columns), span.stop * len(columns))
-            data[place] = values.ravel()
-            indices[place] = np.tile(columns.astype(np.int32), len(values))
-
-        return write
-
-    def add_facts(self, key: str, facts: Mapping[str, Any]) -> None:
-        """Add a dictionary of plain values to uns; it replaces one of the same name."""
-        from anndata.io import write_elem
-
-        group = self._group("uns")
-        if key in group:
-            del group[key]
-        write_elem(group, key, dict(facts))
-
-    def _group(self, name: str) -> Any:  # noqa: ANN401 (an h5py group)
-        group = self._file.require_group(name)
-        if "encoding-type" not in group.attrs:
-            group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-        return group
-
-
+# ------------------------------------------------------------------------ into the annotated copy
 def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: QueryCells) -> None:
     """Add the embeddings of the model's genes to varm; other genes of the file get NaN."""
     genes = np.flatnonzero(~cells.missing)
@@ -365,8 +256,7 @@ def add_denoised(
     """Add the values of `denoise_cells` as a layer, without values at genes the model lacks."""
     genes = np.flatnonzero(~cells.missing)
     genes = genes[np.argsort(cells.column_of[genes])]
-    shape = (cells.n_cells, copy.n_genes)
-    write = copy.add_sparse(f"layers/{layer}", shape, cells.column_of[genes])
+    write = copy.add_sparse(f"layers/{layer}", copy.n_genes, cells.column_of[genes])
 
     def write_present(span: slice, values: NDArray[np.float32]) -> None:
         write(span, values[:, genes])

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
-from core.cells.reading import CellSource
+from core.cells.sources import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
 from core.errors import ConfigurationError, DataError

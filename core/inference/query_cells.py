@@ -35,7 +35,8 @@ from core.cells.phenotypes import (
     read_labels,
     suggest,
 )
-from core.cells.reading import AnnDataSource, CellSource, open_source
+from core.cells.reading import open_source
+from core.cells.sources import AnnDataSource, CellSource
 from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig
 from core.presets.schema import STANDARD_PHENOTYPES

@@ -4,7 +4,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from core.cells.matrix_state import MatrixState, check_chunk, choose_matrix, inspect_matrix
-from core.cells.reading import AnnDataSource
+from core.cells.sources import AnnDataSource
 from core.errors import DataError
 
 from .examples import log_normalised, make_adata, make_counts

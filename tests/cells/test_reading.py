@@ -4,7 +4,9 @@ import pytest
 from anndata import AnnData, read_h5ad
 from scipy import sparse
 
-from core.cells.reading import AnnDataSource, H5adSource, fingerprint, open_source
+from core.cells.reading import fingerprint, open_source
+from core.cells.sources import AnnDataSource
+from core.cells.stored_source import StoredSource
 from core.errors import DataError
 
 from .examples import make_adata, make_counts, write
@@ -108,9 +110,9 @@ def test_simulated_cells_carry_their_truth(tmp_path):
     adata = make_adata()
     adata.uns["tfx_truth"] = '{"edges": []}'
     source = open_source(write(adata, tmp_path))
-    assert source.truth == '{"edges": []}'
+    assert source.uns("tfx_truth") == '{"edges": []}'
     source.close()
-    assert AnnDataSource(make_adata(), "cells").truth is None
+    assert AnnDataSource(make_adata(), "cells").uns("tfx_truth") is None
 
 
 def test_a_changed_file_has_another_fingerprint(tmp_path):
@@ -201,7 +203,7 @@ def test_damage_inside_a_file_is_one_sentence(tmp_path, damage):
     with h5py.File(path, "a") as file:
         damage(file)
     source = open_source(path)
-    assert isinstance(source, H5adSource)
+    assert isinstance(source, StoredSource)
     with pytest.raises(DataError, match=r"cells\.h5ad: 'X' cannot be read"):
         list(source.chunks("X", 10))
     source.close()

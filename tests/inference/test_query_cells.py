@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from core.cells import reading
+from core.cells import stored_source
 from core.cells.genes import GenePanel
 from core.errors import DataError
 from core.generation.cell_generator import GENERATION_KEY, generate_cells
@@ -63,7 +63,7 @@ def test_blocks_of_a_large_file_by_columns_start_at_multiples_of_their_size(tmp_
     cells = ad.read_h5ad(path)
     cells.X = cells.X.tocsc()
     cells.write_h5ad(path)
-    monkeypatch.setattr(reading, "BY_COLUMNS_VALUES", 25)  # 3 of 9 cells at once
+    monkeypatch.setattr(stored_source, "BY_COLUMNS_VALUES", 25)  # 3 of 9 cells at once
     _, found = read(path, n_cells=2)
     np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
 

@@ -36,7 +36,8 @@ from core.cells.phenotypes import (
     read_labels,
     requested_phenotypes,
 )
-from core.cells.reading import CellSource, StoredMatrix, fingerprint, open_source
+from core.cells.reading import fingerprint, open_source
+from core.cells.sources import TRUTH_KEY, CellSource, StoredMatrix
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent
@@ -225,7 +226,9 @@ def _read_tables(
             f"{one.name}: holds no {what}; leave the file out or check how it was written"
         )
     _read_obs(one, source, data)
-    one.truth, one.fingerprint = source.truth, fingerprint(one.name)
+    truth = source.uns(TRUTH_KEY)
+    one.truth = None if truth is None else str(truth)
+    one.fingerprint = fingerprint(one.name)
     one.n_cells = source.n_cells
     with one.catching("matrix", "values"):
         choice = choose_matrix(source, data.matrix)

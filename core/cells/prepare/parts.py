@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.matrix_state import MatrixChoice, MatrixState, check_chunk, row_sums
-from core.cells.reading import CellSource, open_source
+from core.cells.reading import open_source
+from core.cells.sources import CellSource
 from core.cells.store import gene_index_type
 from core.errors import MachineError
 from core.files import replacing

@@ -57,7 +57,7 @@ from core.cells.prepare.folder import PreparationFolder, check_destination, open
 from core.cells.prepare.parts import BUCKETS, ShardTask, close_source, read_array, write_shard
 from core.cells.prepare.report import describe_store, joint_truth, make_manifest, store_key
 from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
-from core.cells.reading import BY_COLUMNS_VALUES
+from core.cells.sources import BY_COLUMNS_VALUES
 from core.cells.store import SPLITS, TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
 from core.files import sha256_of

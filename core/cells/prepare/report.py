@@ -15,7 +15,8 @@ from core.cells.file_patterns import check_overlap, expand_files
 from core.cells.genes import GeneJoin
 from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
 from core.cells.phenotypes import load_vocabulary
-from core.cells.reading import TRUTH_KEY, fingerprint, version_of
+from core.cells.reading import fingerprint, version_of
+from core.cells.sources import TRUTH_KEY
 from core.errors import DataError
 from core.presets.schema import DataSettings
 

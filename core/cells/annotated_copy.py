@@ -1,0 +1,195 @@
+"""The annotated copy of a file: what was there, with columns, arrays and facts added through AnnData.
+
+The same layout is copied as bytes, so matrices are never read. Tables of a layout from before anndata
+0.8 are written anew, because new columns do not fit into them.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from core.cells.opening import hdf5_file
+from core.cells.reading import kind_of, load_whole, read_old_tables
+from core.cells.stored_source import StoredSource
+from core.errors import ConfigurationError, MachineError
+from core.files import replacing
+
+if TYPE_CHECKING:
+    import zarr
+    from anndata import AnnData
+
+#: Takes which cells, and their rows, block by block in the order of the file.
+Write = Callable[[slice, NDArray[np.float32]], None]
+#: Values, and rows, of a piece of a new array.
+_PIECE_VALUES, _PIECE_ROWS = 2**18, 4_096
+
+
+@contextmanager
+def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
+    """Copy cells into an .h5ad file or a .zarr store, by its ending, and give the copy.
+
+    It has a temporary name until it is complete; a MachineError if it cannot be written.
+    """
+    to_zarr = target.suffix == ".zarr"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as new:
+            if kind_of(source) != ("zarr" if to_zarr else "h5ad"):
+                write_whole(load_whole(source), new, to_zarr=to_zarr)
+            elif to_zarr:
+                shutil.copytree(source, new, copy_function=shutil.copyfile)
+                for folder in (new, *(one for one in new.rglob("*") if one.is_dir())):
+                    folder.chmod(folder.stat().st_mode | 0o700)  # a folder of shared data
+            else:
+                shutil.copyfile(source, new)
+            with _open_zarr(new) if to_zarr else hdf5_file(new, "r+") as root:
+                yield AnnotatedCopy(source, root)
+    except OSError as error:  # h5py's too, of a full disk
+        raise MachineError(f"{target} cannot be written ({error.strerror or error})") from error
+
+
+def write_whole(
+    adata: "AnnData", path: Path, *, to_zarr: bool = False, compression: str | None = None
+) -> None:
+    """Write an AnnData object, text with missing values included."""
+    import anndata
+
+    with anndata.settings.override(allow_write_nullable_strings=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on what anndata will write in its next version
+        if to_zarr:
+            adata.write_zarr(path)
+        else:
+            adata.write_h5ad(path, compression=compression)
+
+
+@contextmanager
+def _open_zarr(path: Path) -> "Iterator[zarr.Group]":
+    """Open a store for writing; a list of its members in one place is made anew at the end."""
+    import zarr
+
+    was_listed = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
+    root = zarr.open_group(path, mode="r+", use_consolidated=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on parts of the format that are not in its specification
+        yield root
+        if was_listed:
+            zarr.consolidate_metadata(root.store)
+
+
+class AnnotatedCopy:
+    """The open copy of a file, to which columns, arrays and facts are added."""
+
+    def __init__(self, source: str, root: Any) -> None:  # noqa: ANN401 (h5py.File or zarr.Group)
+        self._source, self._root = source, root
+        self._cells = self._read()
+        if self._cells.obs_layout is None:
+            self._renew_tables()
+            self._cells = self._read()
+
+    @property
+    def n_genes(self) -> int:
+        """Genes of X."""
+        return len(self._cells.var("X"))
+
+    def check_free(self, *names: str, remedy: str) -> None:
+        """Check that the file has none of the names ("obs/tfx_sex"), or raise a ConfigurationError."""
+        if taken := [name for name in names if name in self._root]:
+            raise ConfigurationError(f"{self._source} has {', '.join(taken)} already; {remedy}")
+
+    def add_obs(self, columns: Mapping[str, Any]) -> None:
+        """Add columns to obs: categories or arrays."""
+        obs = self._root["obs"]
+        for name, values in columns.items():
+            is_category = isinstance(values, pd.Categorical)
+            _write(obs, name, values if is_category else np.asarray(values), {})
+        assert self._cells.obs_layout is not None, "renewed"
+        present, _ = self._cells.obs_layout
+        obs.attrs["column-order"] = [*present, *(name for name in columns if name not in present)]
+
+    def add_array(self, name: str, shape: tuple[int, int]) -> Write:
+        """Add a float32 array ("obsm/X_tfx"); return a function that writes some of its rows."""
+        n_rows, width = shape
+        group, key = self._place(name)
+        pieces = self._pieces((min(max(n_rows, 1), _PIECE_ROWS), width))
+        _write(group, key, np.empty((0, width), dtype=np.float32), pieces)
+        array = group[key]
+        array.resize(shape)
+        return array.__setitem__
+
+    def add_sparse(self, name: str, n_genes: int, columns: NDArray[np.int64]) -> Write:
+        """Add a CSR matrix ("layers/tfx_denoised") with values in the same, ascending columns of every row.
+
+        Return a function that appends (cells, columns) values, in the order of the cells.
+        """
+        from anndata.io import sparse_dataset
+
+        group, key = self._place(name)
+        pieces = self._pieces((_PIECE_VALUES,)) | {"indptr_dtype": np.dtype(np.int64)}
+        _write(group, key, empty_rows(n_genes), pieces)
+        matrix = sparse_dataset(group[key])
+
+        def write(_span: slice, values: NDArray[np.float32]) -> None:
+            ends = np.arange(len(values) + 1, dtype=np.int64) * len(columns)
+            rows = (values.ravel(), np.tile(columns.astype(np.int32), len(values)), ends)
+            matrix.append(sparse.csr_matrix(rows, shape=(len(values), n_genes)))
+
+        return write
+
+    def add_facts(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Add a dictionary of plain values to uns; it replaces one of the same name."""
+        group, key = self._place(f"uns/{key}")
+        _write(group, key, dict(facts), {})
+
+    def _read(self) -> StoredSource:
+        read_old = partial(read_old_tables, Path(self._source))
+        return StoredSource(self._root, self._source, read_old=read_old)
+
+    def _renew_tables(self) -> None:
+        """Write tables of an old layout as today's, and drop the categories that were in uns."""
+        cells, root = self._cells, self._root
+        if hasattr(root["obs"], "keys"):  # 0.7: a group; only its columns are of an older form
+            _write(root, "obs", cells.obs, {})
+            return
+        old = cells.old_tables
+        for name in ("obs", "var", "obsm", "varm"):
+            if name in root and not hasattr(root[name], "keys"):
+                table = getattr(old, name)
+                _write(root, name, table if name in {"obs", "var"} else dict(table), {})
+        for name in list(root["uns"]) if "uns" in root else []:
+            if name.endswith("_categories") and name not in old.uns:
+                del root["uns"][name]
+
+    def _place(self, name: str) -> tuple[Any, str]:
+        """Return the group of an element, made if it is missing, and the element's name in it."""
+        folder, _, key = name.rpartition("/")
+        if folder not in self._root:
+            _write(self._root, folder, {}, {})
+        return self._root[folder], key
+
+    def _pieces(self, shape: tuple[int, ...]) -> dict[str, Any]:
+        """How an array is stored that grows along its first axis, in pieces of a shape."""
+        if not isinstance(self._root, h5py.Group):
+            return {"chunks": shape, "shards": None}
+        grows = {"maxshape": (None, *shape[1:])} if len(shape) > 1 else {}  # AnnData's own for CSR
+        return {"chunks": shape, "compression": "gzip", **grows}
+
+
+def empty_rows(n_genes: int) -> sparse.csr_matrix:
+    """Return (0, n_genes), to which rows are appended."""
+    return sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32))
+
+
+def _write(group: Any, key: str, element: Any, pieces: Mapping[str, Any]) -> None:  # noqa: ANN401
+    from anndata.io import write_elem
+
+    write_elem(group, key, element, dataset_kwargs=pieces)
