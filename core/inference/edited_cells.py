@@ -138,7 +138,8 @@ def edit_cells(
     for slot, code in wanted.items():
         name, labels = phenotypes[slot]
         # A phenotype without a column in the file gets a new one.
-        obs[columns.get(slot, f"tfx_{name}")] = pd.Categorical([labels[code]] * query.n_cells)
+        label = pd.Categorical.from_codes([code] * query.n_cells, pd.Index(labels))
+        obs[columns.get(slot, f"tfx_{name}")] = label.remove_unused_categories()
     obs["synthetic"] = differs
     var = gene_table(model.panel)[present]
     facts = {

@@ -49,7 +49,6 @@ def conditions(*texts):
     return [(c.name, c.values, c.excluded) for c in CellFilter.parse(texts).conditions]
 
 
-# ------------------------------------------------------------------------------------- as written
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -122,7 +121,6 @@ def test_a_filter_written_out_reads_back_as_itself(written):
     assert again.conditions == spelt
 
 
-# ---------------------------------------------------------------------------------- cells it means
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -151,7 +149,7 @@ def test_a_filter_written_out_reads_back_as_itself(written):
         ("source=one,sex=male", lambda t: (t["source"] == 0) & (t["sex"] == "male")),
         ("tissue=lung,tissue=spleen", lambda t: np.zeros(180, dtype=bool)),
     ],
-)  # fmt: skip
+)
 def test_the_cells_are_those_whose_labels_match(store, table, text, expected):
     mask = store.where(text)
     assert mask.dtype == bool

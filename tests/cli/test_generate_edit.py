@@ -56,6 +56,12 @@ def test_the_report_for_people_names_the_genes_that_moved(tfx, tiny_run, patient
     assert "men.h5ad: 60 cells" in result.stderr
 
 
+def test_a_phenotype_set_to_not_specified_has_no_label(tfx, tiny_run, tmp_path, patients_file):
+    result = tfx("generate", "--from", "patients.h5ad", "--set", "sex=[NO_SEX]")
+    assert result.code == 0, result.stderr
+    assert anndata.read_h5ad(tmp_path / "generated.h5ad").obs["sex"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

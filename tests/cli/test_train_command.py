@@ -39,7 +39,6 @@ def interrupt(monkeypatch):
     monkeypatch.undo()
 
 
-# ------------------------------------------------------------------------------------ a run
 def test_a_preset_becomes_a_run_and_a_json_result(tiny_training):
     folder, result = tiny_training
     assert result.code == 0, result.stderr
@@ -85,7 +84,6 @@ def test_options_and_assignments_reach_the_run(tfx, tiny_preset_file, tmp_path):
         assert line in config
 
 
-# ------------------------------------------------------------------------------------ names
 def test_a_second_run_of_a_preset_is_numbered(tfx, tiny_run, tiny_preset_file, tmp_path):
     for wanted in ("runs/tiny-2", "runs/tiny-3"):
         result = tfx("train", tiny_preset_file, "--steps", 1, "--json")
@@ -147,7 +145,6 @@ def test_a_bundled_preset_wins_over_a_run_of_its_name(tfx, tiny_run):
     assert "is finished" in tfx("-q", "train", "runs/base").stderr
 
 
-# ------------------------------------------------------------------------------------ stopping
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     tfx, tiny_preset_file, interrupt, monkeypatch, tmp_path, number
@@ -228,7 +225,6 @@ def test_a_process_that_is_told_to_end_saves_a_checkpoint(tiny_preset_file, tmp_
     assert latest_checkpoint(run / "checkpoints") is not None
 
 
-# ------------------------------------------------------------------------------------ going on
 @pytest.fixture
 def unfinished(tiny_run):
     """Return the run as if it had stopped."""

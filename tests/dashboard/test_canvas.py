@@ -16,9 +16,7 @@ from tfx_cli.dashboard.canvas import (
     sample_line,
 )
 
-values = st.one_of(
-    st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
-)  # fmt: skip
+values = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
 curves = st.lists(st.tuples(st.integers(0, 200), values), max_size=60).map(
     lambda points: (
         np.array(sorted(float(x) for x, _ in points)),
@@ -144,9 +142,7 @@ def test_points_outside_are_left_out():
     assert dots[0, 1]
 
 
-@given(
-    st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 12)
-)  # fmt: skip
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 12))
 def test_ticks_are_round_few_and_inside(low, span, n_most):
     ticks = nice_ticks(low, low + span, n_most)
     assert len(ticks) <= n_most

@@ -48,7 +48,6 @@ def hide(encoder):
     return encoder.ranked(TWO_CELLS, TWO_CODES, states, mask)
 
 
-# ---------------------------------------------------------------------------------- by hand
 def test_a_ranked_batch_of_two_cells_written_out_by_hand():
     batch = hide(batch_encoder(n_genes=3))
     assert batch.token_id.tolist() == [*[0, 3, 4, 1, 5, 6, 7, 2], *[0, 4, 1, 5, 6, 7, 2]]

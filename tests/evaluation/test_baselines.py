@@ -224,8 +224,6 @@ def test_a_fit_that_does_not_converge_is_logged_and_warns_nobody(monkeypatch, ca
     assert "did not converge" in caplog.text
 
 
-# ------------------------------------------------------------------------------------- two genes
-
 SYMBOLS = tuple(f"G{i}" for i in range(30))
 
 

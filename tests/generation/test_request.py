@@ -38,7 +38,6 @@ def ask(phenotypes, n_cells=10, **others):
     return GenerationRequest(phenotypes=phenotypes, n_cells=n_cells, **others)
 
 
-# ------------------------------------------------------------------------------------ labels
 @pytest.mark.parametrize(
     "spelling", ["NK cell", "nk cell", "NK_cell", "[NK_cell]", " [nk_CELL] ", "NK  cell"]
 )
@@ -94,7 +93,6 @@ def test_settings_are_held_to_the_bounds_of_the_preset_schema(change, words):
     assert changed_settings(GenerateSettings(), {"temperature": 0.005}).temperature == 0.005
 
 
-# ------------------------------------------------------------------------------------ open ones
 def test_everything_asked_for_is_what_every_cell_gets(model):
     codes, notes = draw_codes(model, ask({"sex": "female", "tissue": "blood"}))
     assert (codes == [0, 1]).all()

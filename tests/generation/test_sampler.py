@@ -63,7 +63,6 @@ def test_a_cell_is_the_same_alone_and_among_others(kind, settings):
         np.testing.assert_array_equal(alone, together)
 
 
-# ------------------------------------------------------------------------------------ unmasking
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 100])
 def test_every_gene_is_revealed_exactly_once_and_then_left_alone(steps):
     model = make_cell_model()
@@ -103,7 +102,6 @@ def test_dropout_is_off_while_sampling_and_no_global_chance_is_used():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ------------------------------------------------------------------------------------ what is drawn
 @pytest.mark.parametrize("steps", [1, 3, N_GENES])
 def test_independent_genes_come_with_their_marginal_frequencies(steps):
     drawn = sample(known_model(), steps=steps)
@@ -204,7 +202,6 @@ def test_no_guidance_asks_once_per_step_and_guidance_twice():
     assert torch.equal(conditional.value.view(2, -1)[:, 3:], free.value.view(2, -1)[:, 3:])
 
 
-# ------------------------------------------------------------------------------------ kinds of model
 def test_a_binary_model_draws_zeros_and_ones_of_known_frequency():
     drawn = sample(known_model("binary"), steps=3)
     assert set(np.unique(drawn)) == {0, 1}
@@ -242,7 +239,6 @@ def test_a_continuous_value_below_the_threshold_is_not_expressed():
     assert (drawn >= threshold).any()
 
 
-# ------------------------------------------------------------------------------------ who can
 def fixed_rate(model, rate=0.3):
     model.masking = model.masking.model_copy(update={"genes": rate})
     return model
@@ -259,7 +255,6 @@ def test_a_model_of_a_fixed_mask_rate_can_generate_with_a_sentence_on_what_it_co
     assert "unmasking it gives poor cells" in note
 
 
-# ------------------------------------------------------------------------------------ redrawing
 def test_gibbs_sweeps_hide_no_more_than_the_model_was_trained_on():
     model = fixed_rate(make_cell_model(), 0.3)  # 2 of 7 genes
     batches, heard = watch(model), []

@@ -219,7 +219,7 @@ RECORD_CASES = {
     "checksums that are a list": (json_of("tfx.json", sha256=[]), "sha256: "),
     "a mask rate beyond one": (json_of("tfx.json", masking__genes=7), "masking.genes"),
     "no steps of generation": (json_of("tfx.json", generate__steps=0), "generate.steps: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", [*CASES, *RECORD_CASES])

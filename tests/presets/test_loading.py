@@ -406,7 +406,7 @@ def test_an_obs_column_that_is_classified_becomes_a_phenotype(preset_file):
         ("development_stage", "", "age"),
         ("organ", 'tissue = "organ"', "tissue"),
     ],
-)  # fmt: skip
+)
 def test_a_phenotypes_name_or_column_is_enough(preset_file, column, phenotypes, name):
     path = preset_file(
         f'{MINIMAL}[data.phenotypes]\n{phenotypes}\n[classification]\ncolumn = "{column}"\n'

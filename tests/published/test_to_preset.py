@@ -90,7 +90,6 @@ def differences(one, two, *, but):
     }
 
 
-# ------------------------------------------------------------------------------------ whole runs
 def test_polygenes_configuration_is_its_preset(tmp_path):
     preset = imported(of_json(tmp_path, POLYGENE))
     bundled = resolve_preset("polygene-2432-binned").preset
@@ -165,7 +164,6 @@ def test_edges_are_read_from_the_file_that_a_script_names(tmp_path):
     assert preset.masking.genes == 0.2, "an older name of the option"
 
 
-# ------------------------------------------------------------------------------------ the table
 def documented(system):
     text = PAGE.read_text(encoding="utf-8")
     section = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -204,7 +202,6 @@ def test_every_option_of_the_page_is_imported(system, name, tmp_path):
         assert "default" not in (inside or [origins[key]]), key
 
 
-# ------------------------------------------------------------------------------ what is refused
 @pytest.mark.parametrize(
     ("words", "said"),
     [
