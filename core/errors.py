@@ -20,9 +20,16 @@ class ExitCode(IntEnum):
 
 
 class TfxError(Exception):
-    """Base of all errors meant for the user; the command failed."""
+    """Base of all errors meant for the user; the command failed.
+
+    Each argument is a sentence, printed on a line of its own.
+    """
 
     exit_code = ExitCode.FAILED
+
+    def __str__(self) -> str:
+        """Return the sentences, a line each."""
+        return "\n".join(map(str, self.args))
 
 
 class ConfigurationError(TfxError):

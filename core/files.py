@@ -1,14 +1,62 @@
-"""Writing files whole, values that strict JSON holds, and free space."""
+"""Reading and writing files whole, values that strict JSON and CSV hold, and free space."""
 
+import csv
+import errno
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+
+#: Bytes of the largest text that is read whole; a preset, a vocabulary or a manifest has far fewer.
+_LARGEST_TEXT = 100 * 10**6
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file for reading; OSError at once for what may never end or never begin: a pipe, a device."""
+    _check_kind(path, path.stat().st_mode)
+    waits_not = getattr(os, "O_NONBLOCK", 0)  # for what took the file's place since
+    stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | waits_not))  # noqa: SIM115
+    try:
+        _check_kind(path, os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
+def _check_kind(path: Path, mode: int) -> None:
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error of its own
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))
+
+
+def file_bytes(path: Path, *, most: int = _LARGEST_TEXT) -> bytes:
+    """Read a file whole; OSError for what is no file, and for more than ``most`` bytes."""
+    with open_file(path) as stream:
+        n_bytes = os.fstat(stream.fileno()).st_size
+        if n_bytes > most:
+            what = f"it has {n_bytes / 1e6:,.0f} MB, and no more than {most / 1e6:,.0f} MB are read"
+            raise OSError(errno.EINVAL, what, str(path))
+        return stream.read()
+
+
+def file_text(path: Path) -> str:
+    """Read a text in UTF-8; OSError as of `file_bytes`, ValueError for other bytes."""
+    return file_bytes(path).decode()
+
+
+def file_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file; OSError as of `file_bytes`, ValueError if it is not JSON."""
+    try:
+        return json.loads(file_bytes(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager
@@ -80,9 +128,28 @@ def plain_json(value: object, *, nonfinite: list[str] | None = None, key: str = 
     return str(value)
 
 
+def csv_cell(value: object) -> object:
+    """Return a cell of a table; a text that spreadsheets run as a formula gets an apostrophe before it."""
+    if not isinstance(value, str) or len(value) < 2 or value[0] not in "=+-@\t\r":
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """Write rows as CSV in UTF-8; None is an empty cell, and no text becomes a formula of a spreadsheet."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(["" if value is None else csv_cell(value) for value in row] for row in rows)
+    return text.getvalue().encode(errors="backslashreplace")  # lone surrogates of JSON
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

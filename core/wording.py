@@ -1,9 +1,25 @@
-"""Sizes, time spans, fractions, lists and suggestions in words, for messages and reports."""
+"""Sizes, time spans, fractions, lists and suggestions in words; and text of strangers made harmless.
+
+Labels, gene names and file names come from other people's files: `visible` is for everything that is
+printed or drawn, `as_markdown` for model cards.
+"""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+#: What a terminal obeys or hides, or XML forbids: control characters, marks of direction, characters
+#: without width, line ends other than "\n", halves of surrogate pairs.
+_HIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f"
+)
+_CONTROLS = re.compile(f"[\t\n{_HIDDEN}]")
+_CONTROLS_IN_LINES = re.compile(f"[{_HIDDEN}]")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>&|~#]")
+#: Most characters of a name in a model card.
+_LONGEST_NAME = 200
 
 
 def size(n_bytes: float) -> str:
@@ -53,6 +69,40 @@ def files_of(names: Sequence[str]) -> str:
 def some_of(names: Sequence[str], n_files: int) -> str:
     """Name or count the files concerned, in brackets; "" if these are all `n_files`."""
     return "" if len(names) == n_files else f" ({files_of(names)})"
+
+
+def visible(text: str, *, lines: bool = False, most: int | None = None) -> str:
+    r"""Show control characters as such: ``\x1b``, ``\u202e``; no terminal obeys the result.
+
+    With ``lines`` line ends and tabs stay. A text (with ``lines``: a line) of more than ``most`` characters
+    loses its middle.
+    """
+    if most is not None and len(text) > most:
+        if lines and "\n" in text:
+            return "\n".join(visible(line, most=most) for line in text.split("\n"))
+        left_out = f" … ({len(text) - most:,} characters left out) … "
+        text = text[: most - most // 3] + left_out + text[len(text) - most // 3 :]
+    return (_CONTROLS_IN_LINES if lines else _CONTROLS).sub(_escape, text)
+
+
+def without_controls(text: str, width_of: Callable[[str], int]) -> str:
+    """Replace control characters by as many spaces as they take cells, so that no column moves."""
+    return _CONTROLS.sub(lambda match: " " * width_of(match[0]), text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return {"\t": "\\t", "\n": "\\n", "\r": "\\r"}.get(match[0], f"\\x{code:02x}")
+    # As TOML and JSON write them, too.
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def as_markdown(text: str, *, most: int = _LONGEST_NAME) -> str:
+    """Write a text so that Markdown shows it as it is: no HTML, link, picture or table."""
+    text = visible(text, most=most)
+    shown = {"<": "&lt;", "&": "&amp;"}
+    return _MARKDOWN.sub(lambda match: shown.get(match[0], f"\\{match[0]}"), text)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigurationError
+from core.files import csv_cell
 from tfx_cli.arguments import (
     DEVICE,
     GENE_IDS,
@@ -22,6 +23,7 @@ from tfx_cli.command_line import argument, option
 from tfx_cli.output import make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
 
     from core.inference.query_cells import Hint, QueryCells
@@ -95,7 +97,8 @@ def predict(
             )
             if copy is None:
                 output.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(output, table.to_csv(float_format="%.4f", index_label="cell"))
+                safe = _without_formulas(table)
+                replace_file(output, safe.to_csv(float_format="%.4f", index_label="cell"))
             else:
                 copy.add_obs({str(name): table[name].array for name in table})
                 copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
@@ -123,6 +126,16 @@ def predict(
         as_json=as_json,
         text=lambda: _predictions_text(summaries, n_cells, is_simulated=is_simulated),
     )
+
+
+def _without_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return a table for CSV, in which no name or label becomes a formula of a spreadsheet."""
+    labels = {
+        str(name): column.map(csv_cell)
+        for name, column in table.items()
+        if column.dtype == "category"
+    }
+    return table.assign(**labels).set_axis(table.index.map(csv_cell))
 
 
 def embed(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError, DataError, TfxError
+from core.files import file_text
 from core.presets.schema import STANDARD_PHENOTYPES, Preset
 from tfx_cli.command_line import argument, option
 
@@ -111,7 +112,7 @@ def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "Resol
 
     config = folder / CONFIG_FILE
     try:
-        text = config.read_text(encoding="utf-8")
+        text = file_text(config)
     except OSError as error:
         raise error_type(
             f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
@@ -141,6 +142,8 @@ def check_output(
     messages. ``overwrite`` is None where the command never replaces a file.
     """
     usual = suffixes[0]
+    if "\0" in str(path):
+        raise ConfigurationError(f"{option}: no file name holds a NUL character; remove it")
     if path.is_dir() and not (path.suffix == ".zarr" and _is_zarr(path)):
         raise ConfigurationError(
             f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"

@@ -9,7 +9,7 @@ from typing import Any
 from core.runlog.json_lines import number_in
 from core.runlog.overview import RunRow
 from core.runlog.schema import metric_info
-from core.wording import duration, size
+from core.wording import duration, size, visible
 
 _COUNT_UNITS = ("", "k", "M", "G", "T")
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -77,8 +77,8 @@ def progress_of(step: int | None, total: int | None, *, short: bool = False) -> 
 def run_texts(row: RunRow, *, now: float) -> dict[str, str]:
     """Return the columns of a list of runs: name -> text."""
     return {
-        "run": row.name,
-        "state": row.state,
+        "run": visible(row.name),
+        "state": visible(row.state),
         "step": progress_of(row.step, row.total, short=True),
         "loss": metric_value("loss", row.loss),
         "val. loss": metric_value("loss", row.validation_loss),

@@ -1,7 +1,8 @@
 """`tfx generate --serve`: a child process that keeps the model in memory for request after request.
 
 JSON lines: requests on stdin, events on stdout (docs/generate-serve.md). Anything else that a library
-prints to stdout goes to stderr, so that every line of stdout is an event.
+prints to stdout goes to stderr, so that every line of stdout is an event. No line can end the server: what
+is wrong with it becomes an "error" event.
 """
 
 import contextlib
@@ -15,17 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from core.errors import ConfigurationError, TfxError
 from core.files import plain_json
 from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
 from core.renamed import current_section, notes_on_keys
+from core.wording import size, visible
 from tfx_cli.arguments import check_output, name_of_option, phenotype_arguments
+from tfx_cli.output import explain
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -41,8 +45,15 @@ _MOST_COMBINATIONS = 5_000
 _MOST_IN_MEMORY = 20_000
 #: Requests whose real cells are kept.
 _KEPT_REAL = 8
+#: Bytes of a line, and requests that wait.
+_LONGEST_LINE, _MOST_WAITING = 10**6, 10_000
+#: Characters of an error's message.
+_LONGEST = 2_000
 
 Emit = Callable[[dict[str, Any]], None]
+_Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Id = _Number | Annotated[str, StringConstraints(max_length=200)]
+_ID = TypeAdapter[int | str](_Id, config=ConfigDict(strict=True))
 
 
 class ServedRequest(BaseModel):
@@ -50,12 +61,12 @@ class ServedRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    id: int | str
+    id: _Id
     request: dict[str, str] = {}
     cells: int | None = Field(None, ge=1)
     balance: str | None = None
     library_size: float | None = Field(None, gt=0.0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     unspecified: Literal["sample", "none"] = "sample"
     output: str | None = None
     overwrite: bool = False
@@ -93,15 +104,20 @@ def serve_stdin(folder: Path) -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _lines_of(descriptor: int) -> Iterator[str]:
-    """Read lines without Python's buffer, whose lock a waiting thread would hold at exit."""
-    rest = b""
+def _lines_of(descriptor: int) -> Iterator[bytes]:
+    """Read lines without Python's buffer, whose lock a waiting thread would hold at exit.
+
+    Of a line that is too long just more than the longest is kept.
+    """
+    begun = bytearray()
     while chunk := os.read(descriptor, 65_536):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.decode("utf-8", "replace")
-    if rest:
-        yield rest.decode("utf-8", "replace")
+        first, *others = chunk.split(b"\n")
+        begun += first[: _LONGEST_LINE + 1 - len(begun)]
+        for line in others:
+            yield bytes(begun)
+            begun = bytearray(line)
+    if begun:
+        yield bytes(begun)
 
 
 def _write_event(stream: TextIO, event: dict[str, Any]) -> None:
@@ -110,7 +126,7 @@ def _write_event(stream: TextIO, event: dict[str, Any]) -> None:
     stream.flush()
 
 
-def serve(folder: Path, lines: Iterable[str], emit: Emit) -> None:
+def serve(folder: Path, lines: Iterable[bytes], emit: Emit) -> None:
     """Load the model once and serve requests in the order they arrive, by calls of ``emit``.
 
     After the last line the requests that wait are still served. An error of loading is an "error"
@@ -126,25 +142,99 @@ def serve(folder: Path, lines: Iterable[str], emit: Emit) -> None:
         emit({"event": "error", "id": None, "message": str(error)})
         raise
     emit(service.ready())
-    for line in _read_ahead(lines, service):
-        service.serve_line(line)
+    requests = _Requests(lines)
+    for one in requests:
+        event = service.answer(one)
+        requests.forget(one)  # first: with the event its id is free again
+        emit(event)
 
 
-def _read_ahead(lines: Iterable[str], service: "_Service") -> Iterator[str]:
-    """Yield the lines while a thread reads on, so that a cancellation arrives during the work."""
-    waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+@dataclass
+class _Waiting:
+    """A line of stdin: its record, or what is wrong with it; and the id that its events carry."""
 
-    def read() -> None:
+    id: int | str | None = None
+    record: dict[str, Any] | None = None
+    problem: str = ""
+    is_cancelled: bool = False
+
+
+class _Requests:
+    """The requests in the order of their lines, read by a thread so that a cancellation arrives during the work."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = lines
+        #: Requests that wait or are served; an id names one of them at most.
+        self._known: dict[int | str, _Waiting] = {}
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[_Waiting]:
+        waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            try:
+                for line in self._lines:
+                    if line.strip() and (one := self._taken(line)) is not None:
+                        waiting.put(one)
+            finally:
+                waiting.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        while (one := waiting.get()) is not None:
+            yield one
+
+    def forget(self, one: _Waiting) -> None:
+        """Free the id of a request, so that a late cancellation meets nothing."""
+        with self._lock:
+            if one.id is not None and self._known.get(one.id) is one:
+                del self._known[one.id]
+
+    def _taken(self, line: bytes) -> _Waiting | None:
+        """Return what is to be served; None for a cancellation, which is carried out at once."""
         try:
-            for line in lines:
-                if line.strip() and not service.cancel(line):
-                    waiting.put(line)
-        finally:
-            waiting.put(None)
+            record = _read_line(line)
+        except ConfigurationError as error:
+            return _Waiting(problem=str(error))
+        with self._lock:
+            if record.keys() == {"cancel"}:
+                if _is_id(record["cancel"]) and record["cancel"] in self._known:
+                    self._known[record["cancel"]].is_cancelled = True
+                return None
+            number = record.get("id")
+            if not _is_id(number):
+                return _Waiting(record=record)  # refused with all that is wrong
+            if number in self._known:
+                return _Waiting(
+                    problem=f"a request of the id {number!r} is not answered yet; give another id"
+                )
+            if len(self._known) >= _MOST_WAITING:
+                return _Waiting(number, problem=f"{_MOST_WAITING:,} requests wait; send fewer")
+            self._known[number] = _Waiting(number, record)
+            return self._known[number]
 
-    threading.Thread(target=read, daemon=True).start()
-    while (line := waiting.get()) is not None:
-        yield line
+
+def _read_line(line: bytes) -> dict[str, Any]:
+    if len(line) > _LONGEST_LINE:
+        raise ConfigurationError(f"a line has at most {size(_LONGEST_LINE)}")
+    try:
+        record = json.loads(line.decode())
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except UnicodeError:
+        raise ConfigurationError("a request is UTF-8 text") from None
+    except RecursionError:
+        raise ConfigurationError("a request is one JSON object a line, not nested deeply") from None
+    except ValueError as error:
+        raise ConfigurationError(f"a request is one JSON object a line ({error})") from None
+    if not isinstance(record, dict):
+        raise ConfigurationError("a request must be a JSON object")
+    return record
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    with contextlib.suppress(ValidationError):
+        _ID.validate_python(value)
+        return True
+    return False
 
 
 class _Service:
@@ -158,7 +248,6 @@ class _Service:
         self._notes = check_can_generate(model, model.generate)
         self._store: Store | None = open_training_store(model)
         self._real_cells = functools.lru_cache(maxsize=_KEPT_REAL)(self._read_real)
-        self._cancelled: set[int | str] = set()
 
     def ready(self) -> dict[str, Any]:
         """Return the event that describes the model."""
@@ -187,33 +276,23 @@ class _Service:
             "notes": self._notes,
         }
 
-    def cancel(self, line: str) -> bool:
-        """Mark a request as cancelled if the line says so."""
+    def answer(self, one: _Waiting) -> dict[str, Any]:
+        """Return the last event of one line of stdin; an error of the request is an event, too."""
         try:
-            record = json.loads(line)
-        except ValueError:
-            return False
-        if not isinstance(record, dict) or set(record) != {"cancel"}:
-            return False
-        if isinstance(record["cancel"], int | str):
-            self._cancelled.add(record["cancel"])
-        return True
-
-    def serve_line(self, line: str) -> None:
-        """Serve one line of stdin; an error of the request is an event, too."""
-        number: Any = None
-        try:
-            record = json.loads(line)
-            number = record.get("id") if isinstance(record, dict) else None
-            self._emit(self._generate(record))
+            if one.record is None:
+                raise ConfigurationError(one.problem)
+            if one.is_cancelled:
+                raise _CancelledError
+            return self._generate(one, one.record)
         except BrokenPipeError:
             raise
         except _CancelledError:
-            self._emit({"event": "cancelled", "id": number})
-        except (ValueError, TfxError, OSError, MemoryError) as error:
-            self._emit({"event": "error", "id": number, "message": _message_of(error)})
+            return {"event": "cancelled", "id": one.id}
+        except Exception as error:  # noqa: BLE001 - the next request is served whatever this one did
+            message = str(error) if isinstance(error, TfxError) else explain(error)[0]
+            return {"event": "error", "id": one.id, "message": visible(message, most=_LONGEST)}
 
-    def _generate(self, record: object) -> dict[str, Any]:
+    def _generate(self, one: _Waiting, record: dict[str, Any]) -> dict[str, Any]:
         from core.evaluation.fidelity.measures import compare_cells
         from core.generation.cell_generator import BIN_NUMBERS, CellGenerator, generate_cells
         from core.generation.cell_sizes import log_values
@@ -239,7 +318,7 @@ class _Service:
         n_cells = request.n_cells
         began = time.monotonic()
         source = CellGenerator(model, request)
-        progress = self._progress(served.id)
+        progress = self._progress(one)
         if output is None:
             if n_cells > _MOST_IN_MEMORY:
                 raise ConfigurationError(
@@ -284,18 +363,17 @@ class _Service:
             "profile": profile,
         }
 
-    def _progress(self, number: int | str) -> Callable[[ProgressEvent], None]:
+    def _progress(self, one: _Waiting) -> Callable[[ProgressEvent], None]:
         last = 0.0
 
         def listen(event: ProgressEvent) -> None:
             nonlocal last
-            if number in self._cancelled:
-                self._cancelled.discard(number)
+            if one.is_cancelled:
                 raise _CancelledError
             now = time.monotonic()
             if now - last >= _PROGRESS_SECONDS or event.done == event.total:
                 last = now
-                done = {"event": "progress", "id": number, "done": event.done}
+                done = {"event": "progress", "id": one.id, "done": event.done}
                 self._emit(done | {"total": event.total})
 
         return listen
@@ -308,10 +386,8 @@ class _Service:
         return None if store is None else read_real_cells(self._model, store, dict(wanted))
 
 
-def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
+def _checked(record: dict[str, Any]) -> tuple[ServedRequest, dict[str, Any], list[str]]:
     """Return a request, the sampling settings that it gives, and sentences about old names."""
-    if not isinstance(record, dict):
-        raise ConfigurationError("a request must be a JSON object")
     notes = notes_on_keys("generate", record)
     record = current_section("generate", record)
     known = GenerateSettings.model_fields
@@ -325,12 +401,3 @@ def _checked(record: object) -> tuple[ServedRequest, dict[str, Any], list[str]]:
             f"request: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
         ) from None
     return served, {name: value for name, value in sampling.items() if value is not None}, notes
-
-
-def _message_of(error: Exception) -> str:
-    if isinstance(error, TfxError):
-        return str(error)
-    if isinstance(error, ValueError):
-        return f"a request is one JSON object a line ({error})"
-    reason = getattr(error, "strerror", None) or "there is not enough memory"
-    return f"the cells cannot be made or written: {reason}"

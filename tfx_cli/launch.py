@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from core.errors import ExitCode
-from tfx_cli.output import narrate
+from tfx_cli.output import narrate, print_error
 
 #: Variable that holds the process number of the launcher.
 LAUNCHER = "TFX_LAUNCHER"
@@ -89,7 +89,8 @@ def launch(arguments: Sequence[str], n_processes: int) -> int:
             output.seek(0)
             lines = output.read().decode(errors="replace").splitlines()
             errors = [line for line in lines if line.startswith("Error:")] or lines[-5:]
-            sys.stderr.writelines(f"process {failed}: {line}\n" for line in errors)
+            for line in errors:
+                print_error(f"process {failed}: {line}")
         return max(processes[failed].returncode, ExitCode.FAILED)
 
 

@@ -1,5 +1,8 @@
 """Everything `tfx` prints: results on stdout, narration and progress on stderr, and exit codes.
 
+Every string goes through `core.wording.visible`: labels and names of other people's files cannot give the
+terminal commands.
+
 The only module that writes to stdout or decides on exit codes. A command ends by one call of
 `print_result`; everything else goes through `narrate`, `warn`, `show_progress` or a logger. rich is
 imported where it draws (20 to 60 ms): most lines need no drawing.
@@ -20,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.wording import visible
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import TaskID
     from rich.table import Table
+    from rich.text import Text
 
-#: A part of a result for people: a string, printed as it is, a rich object, or a list of both.
+#: A part of a result for people: a string, a rich object, or a list of both.
 Paragraph: TypeAlias = "RenderableType | list[RenderableType]"
 
 #: Loggers of the commands and of all others; `core` has its own, below "core".
@@ -38,6 +43,8 @@ _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 _FILE_WIDTH = 400
 #: Without a terminal a line appears at least this often while work advances.
 _LINE_SECONDS = 30.0
+#: Characters after which a cell of a table, a line and a sentence lose their middle; lines of an error.
+_LONGEST_CELL, _LONGEST_LINE, _MOST_ERRORS = 1_000, 4_000, 50
 #: Shorter remaining times are not shown.
 _SHORTEST_LEFT = 60.0
 
@@ -49,6 +56,12 @@ _live: "Console | None" = None  # the console that draws progress bars at the mo
 
 
 # -- results
+class Document(str):
+    """A result that another program may read: TOML, JSON, CSV. Its lines are printed whole."""
+
+    __slots__ = ()
+
+
 def print_result(
     name: str,
     data: Mapping[str, object],
@@ -67,7 +80,7 @@ def print_result(
         from core.files import plain_json
 
         document = {"schema": f"tfx.{name}/{version}", **plain_json(data)}
-        print_text(json.dumps(document, indent=2, allow_nan=False))
+        print_json(document)
         return
     made = text()
     is_first = True
@@ -83,8 +96,21 @@ def print_result(
                 _print_drawing(part)
 
 
+def print_json(document: object) -> None:
+    """Print a JSON document to stdout."""
+    text = json.dumps(document, indent=2, allow_nan=False)
+    print_text(
+        Document(text.replace("\x7f", "\\u007f"))
+    )  # the one control character that json keeps
+
+
 def print_text(text: str) -> None:
-    """Print text to stdout as it is."""
+    """Print text to stdout, control characters as such; long lines are cut, but of a `Document`."""
+    most = None if isinstance(text, Document) else _LONGEST_LINE
+    _write(visible(text, lines=True, most=most))
+
+
+def _write(text: str) -> None:
     if not text.endswith("\n"):
         text += "\n"
     try:
@@ -97,13 +123,15 @@ def print_text(text: str) -> None:
 
 def _print_drawing(drawing: "RenderableType") -> None:
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    drawn = console.render(drawing)
+    parts = [Segment(visible(one.text, lines=True), one.style) for one in drawn if not one.control]
     with console.capture() as capture:
-        console.print(drawing)
-    lines = capture.get().splitlines()
-    print_text("\n".join(line.rstrip() for line in lines))
+        console.print(Segments(parts), end="", crop=False)
+    _write("\n".join(line.rstrip() for line in capture.get().split("\n")).rstrip("\n"))
 
 
 def make_table(
@@ -120,11 +148,10 @@ def make_table(
     """
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     rows = [list(row) for row in rows]
     table = Table(
-        title=Text(title) if title else None,
+        title=_cell(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -135,20 +162,26 @@ def make_table(
         values = [row[index] for row in rows if row[index] is not None]
         is_numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         is_flush_right = is_numeric or index in right
-        table.add_column(Text(column), justify="right" if is_flush_right else "left")
+        table.add_column(_cell(column), justify="right" if is_flush_right else "left")
     for row in rows:
-        table.add_row(*(value if isinstance(value, Text) else Text(_cell(value)) for value in row))
+        table.add_row(*map(_cell, row))
     return table
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> "Text":
+    from rich.text import Text
+
+    if isinstance(value, Text):
+        shown = visible(value.plain, lines=True, most=_LONGEST_CELL)
+        return value if shown == value.plain else Text(shown, style=value.style)
     if value is None:
-        return ""
+        return Text("")
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return Text("yes" if value else "no")
     if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return Text(f"{value:,}")
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return Text(visible(text, most=_LONGEST_CELL))
 
 
 # -- narration
@@ -177,10 +210,12 @@ class _Narration(logging.Handler):
             message = str(record.msg)
         if record.levelno >= logging.WARNING:
             message = f"{record.levelname.lower()}: {message}"
-        _write_error_line(message)
+        print_error(message, lines=record.name == "py.warnings")
 
 
-def _write_error_line(message: str) -> None:
+def print_error(message: str, *, lines: bool = False) -> None:
+    """Print a sentence, or with ``lines`` several lines, on stderr, above the progress bars."""
+    message = visible(message, lines=lines, most=_LONGEST_LINE)
     if _live is not None:
         from rich.text import Text
 
@@ -277,7 +312,7 @@ def _progress_bars() -> Iterator[Listener]:
         if event.message:
             narrate(event.message)
         if event.stage not in tasks:
-            tasks[event.stage] = bars.add_task(event.stage, total=event.total)
+            tasks[event.stage] = bars.add_task(visible(event.stage), total=event.total)
         task = tasks[event.stage]
         if event.done < bars.tasks[task].completed:
             bars.reset(task, total=event.total)
@@ -353,31 +388,34 @@ def exit_code_of(call: Callable[[], object]) -> int:
         if stop.code is None or isinstance(stop.code, int):
             code = stop.code or 0
             if code == ExitCode.INTERRUPTED:
-                _write_error_line("Interrupted.")
+                print_error("Interrupted.")
             return int(code)
-        _write_error_line(str(stop.code))
+        print_error(str(stop.code))
         return ExitCode.FAILED
     except KeyboardInterrupt:
-        _write_error_line("Interrupted.")
+        print_error("Interrupted.")
         return ExitCode.INTERRUPTED
     except TrainingInterrupted as stop:
         message = str(stop)
-        _write_error_line(message[:1].upper() + message[1:])  # requested: not an error
+        print_error(message[:1].upper() + message[1:])  # requested: not an error
         return stop.exit_code
     except TfxError as error:
-        return _report_error(error, str(error), error.exit_code)
+        return _report_error(error, [str(one) for one in error.args], error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes one sentence
-        return _report_error(error, *_explain(error))
+        sentence, code = explain(error)
+        return _report_error(error, [sentence], code)
     return ExitCode.DONE
 
 
-def _report_error(error: Exception, message: str, code: ExitCode) -> int:
+def _report_error(error: Exception, sentences: list[str], code: ExitCode) -> int:
     if os.environ.get("TFX_TRACEBACK") == "1":
-        _write_error_line("".join(traceback.format_exception(error)).rstrip())
-    lines = [*message.splitlines(), *getattr(error, "__notes__", [])]
+        print_error("".join(traceback.format_exception(error)).rstrip(), lines=True)
+    sentences = [*sentences, *getattr(error, "__notes__", [])]
+    if (more := len(sentences) - _MOST_ERRORS - 1) > 0:
+        sentences[_MOST_ERRORS:] = [f"and {more + 1:,} more errors"]
     # A list of errors begins on its own line, so that every file:line can be clicked.
-    separator = "\n" if len(lines) > 1 else " "
-    _write_error_line(f"Error:{separator}" + "\n".join(lines))
+    separator = "\n" if len(sentences) > 1 else " "
+    print_error(f"Error:{separator}" + "\n".join(map(visible, sentences)), lines=True)
     if code == ExitCode.MACHINE:
         # Its frames hold HDF5 files: one that a full disk cut short crashes the process when it
         # is freed. `tfx_cli.app.main` ends without freeing anything.
@@ -385,7 +423,7 @@ def _report_error(error: Exception, message: str, code: ExitCode) -> int:
     return code
 
 
-def _explain(error: Exception) -> tuple[str, ExitCode]:
+def explain(error: Exception) -> tuple[str, ExitCode]:
     """Put an unexpected error into a sentence."""
     # torch on a CPU raises a RuntimeError that only its words set apart.
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -13,7 +13,6 @@ from tfx_cli.output import Paragraph, make_table, print_result, show_progress, w
 if TYPE_CHECKING:
     from core.cells.preset_draft import DraftFacts, Sizes
 
-import json
 import os
 from typing import Literal
 
@@ -21,7 +20,7 @@ import typer
 
 from tfx_cli.arguments import ASSIGNMENTS, CONFIG_FILES
 from tfx_cli.command_line import new_app
-from tfx_cli.output import print_text
+from tfx_cli.output import Document, print_json
 
 app = new_app(no_args_is_help=True, add_completion=False)
 
@@ -90,7 +89,7 @@ def show_command(
             "origins": resolved.provenance,  # the name before 0.2
         },
         as_json=as_json,
-        text=resolved.to_toml,
+        text=lambda: Document(resolved.to_toml()),
     )
 
 
@@ -173,7 +172,7 @@ def import_command(
             "preset": resolved.preset.model_dump(mode="json"),
         },
         as_json=as_json,
-        text=lambda: text if output is None else f"{output}: a run of {run.system}",
+        text=lambda: Document(text) if output is None else f"{output}: a run of {run.system}",
     )
 
 
@@ -196,13 +195,13 @@ def schema_command(
     from core.presets.fields import schema_as_json, schema_as_markdown
 
     if form == "json":
-        print_text(json.dumps(schema_as_json(), indent=2))
+        print_json(schema_as_json())
         return
     print_result(
         "presets.schema",
         {"json_schema": schema_as_json()},
         as_json=as_json,
-        text=schema_as_markdown,
+        text=lambda: Document(schema_as_markdown()),
     )
 
 

@@ -43,7 +43,7 @@ from tfx_cli.formatting import (
     run_texts,
     short_count,
 )
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, print_text
+from tfx_cli.output import Document, Paragraph, make_table, narrate, print_result, print_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -248,7 +248,7 @@ def export_command(
     columns, rows = metrics_table(kept, form=form)
     content = to_bytes(columns, rows, wanted)
     if is_stdout:
-        print_text(content.decode())
+        print_text(Document(content.decode()))
         return
     write_export(Path(output), content)
     print_result(

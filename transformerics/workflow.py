@@ -17,6 +17,7 @@ from core.cells.prepare import ensure_store
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import evaluate_held_out
+from core.files import file_text
 from core.generation.cell_generator import generate_cells
 from core.generation.comparison import open_training_store
 from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
@@ -89,7 +90,7 @@ def evaluate(
             f"{folder}: the store it was trained on is gone or changed; prepare it again"
         )
     config = folder / CONFIG_FILE
-    preset = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config)).preset
+    preset = ResolvedPreset.from_toml(file_text(config), where=str(config)).preset
     trained_where = CellFilter.parse(preset.data.where, where="data.where")
     return evaluate_held_out(
         model,

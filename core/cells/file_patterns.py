@@ -1,12 +1,14 @@
 """From the file names of a preset to a list of files: braces, globs, built-in datasets.
 
 `name_{0..43}.h5ad` names 44 files that must all exist (a missing shard is an error, not a smaller
-dataset); `name_*.h5ad` names the files that exist. `builtin:...` is not changed.
+dataset); `name_*.h5ad` names the files that exist. `builtin:...` is not changed. A pattern names a bounded
+number of files, and `**` looks through a bounded number of folders.
 """
 
 import glob
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import bracex
@@ -15,6 +17,9 @@ from core.errors import ConfigurationError, DataError
 from core.wording import listed
 
 BUILTIN_PREFIX = "builtin:"
+#: Files of a pattern, and entries of folders that `**` looks at.
+_MOST_FILES, _MOST_ENTRIES = 100_000, 200_000
+_TWO_STARS = re.compile(r"(?<![^/])\*\*(?:/|$)")
 
 
 def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> list[str]:
@@ -56,11 +61,16 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
     pattern = str(Path(pattern).expanduser())
     if Path(pattern).exists():
         return [pattern]
-    names = bracex.expand(pattern, keep_escapes=True, limit=0)
+    try:
+        names = bracex.expand(pattern, keep_escapes=True, limit=_MOST_FILES)
+    except bracex.ExpansionLimitException:
+        raise ConfigurationError(
+            f"{pattern}: its braces name more than {_MOST_FILES:,} files; correct them"
+        ) from None
     files: list[str] = []
     for name in names:
         if glob.has_magic(name):
-            found = sorted(glob.glob(name, recursive=True), key=_natural)  # noqa: PTH207 (keeps the path as given)
+            found = sorted(_files_of(name), key=_natural)
             if not found:
                 raise DataError(f"{pattern}: no file matches this pattern; check it")
             files += found
@@ -74,6 +84,50 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
                 f"({listed(missing)}); correct the braces or add the files"
             )
     return files
+
+
+def _files_of(pattern: str) -> list[str]:
+    """List the files that a glob matches, each as the glob spells it."""
+    match = _TWO_STARS.search(pattern)
+    if match is None:
+        return glob.glob(pattern)  # noqa: PTH207 (keeps the path as given)
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    tops = glob.glob(before) if before else [""]  # noqa: PTH207
+    folders = [folder for top in tops for folder in _folders_below(top, pattern)]
+    found = (file for folder in folders for file in _files_of(glob.escape(folder) + (after or "*")))
+    return list(dict.fromkeys(found))
+
+
+def _folders_below(top: str, pattern: str) -> Iterator[str]:
+    """Yield a folder and those in it at any depth, but hidden ones, with a slash at the end.
+
+    A folder that links to one above it is not entered again.
+    """
+    n_entries, seen, waiting = 0, set[tuple[int, int]](), [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder or ".") as entries:
+                for one in entries:
+                    n_entries += 1
+                    if (
+                        not one.name.startswith(".")
+                        and one.is_dir()
+                        and not one.name.endswith(".zarr")
+                    ):
+                        waiting.append(f"{folder}{one.name}/")
+        except OSError:  # a folder that you may not read holds nothing for a pattern
+            continue
+        if n_entries > _MOST_ENTRIES:
+            raise ConfigurationError(
+                f"{pattern}: '**' would look at more than {_MOST_ENTRIES:,} files and folders below "
+                f"'{top or '.'}'; name the folder more closely"
+            )
+        yield folder
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

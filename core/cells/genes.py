@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.phenotypes import suggest
+from core.cells.phenotypes import check_lengths, suggest
 from core.errors import DataError
 from core.wording import listed
 
@@ -168,8 +168,10 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
             f"({listed(repeated)}); sum or drop the duplicates, or set data.gene_ids to a column of "
             f"unique ids"
         )
+    symbols = _choose_symbols(var, ids)
+    check_lengths([*ids, *symbols], f"{where}: the name of a gene in {source}")
     n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
-    return GeneTable(tuple(ids), tuple(_choose_symbols(var, ids)), source, n_versioned)
+    return GeneTable(tuple(ids), tuple(symbols), source, n_versioned)
 
 
 def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import DataError
-from core.files import sha256_of
+from core.files import file_json, sha256_of
 from core.progress import Listener, ProgressEvent, ignore_progress
 
 #: Raised by one whenever an older reader would misread a newer store.
@@ -69,7 +69,7 @@ class Manifest(_Record):
         """Read ``manifest.json``; DataError if it is absent or damaged, or if a newer tfx wrote it."""
         path = folder / MANIFEST_NAME
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = file_json(path)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{folder}: not a store (no {MANIFEST_NAME}); make one with 'tfx prepare', or give "

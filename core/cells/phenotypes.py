@@ -6,7 +6,6 @@ vocabulary is learnt from training cells alone, or given as a JSON file in our o
 """
 
 import difflib
-import json
 import math
 import re
 from collections import Counter
@@ -20,7 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from core.errors import DataError
-from core.presets.schema import STANDARD_PHENOTYPES, DataSettings
+from core.files import file_json
+from core.presets.schema import LONGEST_NAME, STANDARD_PHENOTYPES, DataSettings
 
 #: Code of a missing label.
 MISSING = -1
@@ -125,7 +125,9 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
             f"{len(distinct)} different numbers; a phenotype has labels, so group the values first "
             f"or set data.phenotypes.{phenotype.name} = false"
         )
-    return _to_labels(codes, [_text(value) for value in distinct])
+    texts = [_text(value) for value in distinct]
+    check_lengths(texts, f"{where}: a label of the obs column '{phenotype.column}'")
+    return _to_labels(codes, texts)
 
 
 def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
@@ -152,6 +154,16 @@ def count_codes(codes: NDArray[np.integer[Any]], n_codes: int) -> NDArray[np.int
         block = codes[first : first + _BLOCK_CELLS] + np.int64(1)
         counts += np.bincount(block, minlength=n_codes + 1)
     return counts[1:]
+
+
+def check_lengths(names: Iterable[str], what: str) -> None:
+    """Raise a DataError if a name is too long for a model folder; ``what`` says whose name."""
+    longest = max(names, key=len, default="")
+    if len(longest) > LONGEST_NAME:
+        raise DataError(
+            f"{what} has {len(longest):,} characters ('{longest[:40]}...'), and at most "
+            f"{LONGEST_NAME:,} are possible; shorten it"
+        )
 
 
 def is_missing(label: str) -> bool:
@@ -287,7 +299,7 @@ def age_sort_key(label: str) -> tuple[float, str]:
 def load_vocabulary(path: Path) -> dict[str, list[str]]:
     """Read a vocabulary file: phenotype name or obs column -> values as written there."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = file_json(path)
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; data.vocabulary must name a JSON file of phenotype values"
@@ -305,6 +317,7 @@ def load_vocabulary(path: Path) -> dict[str, list[str]]:
     if not well_formed:
         raise DataError(f'{path}: a vocabulary has the form {{"cell_type": ["T cell", ...], ...}}')
     for name, values in record.items():
+        check_lengths(values, f"{path}: a value of '{name[:40]}'")
         for value, count in Counter(values).items():
             if count > 1:
                 raise DataError(f"{path}: '{name}' lists {value!r} more than once; keep it once")

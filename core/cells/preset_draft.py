@@ -28,8 +28,9 @@ from core.errors import ConfigurationError, DataError
 from core.files import replace_file
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import STANDARD_PHENOTYPES, DataSettings
-from core.presets.toml_text import printable, write_key, write_value
+from core.presets.toml_text import write_key, write_value
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.wording import visible
 
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -470,7 +471,7 @@ def _head(facts: DraftFacts, path: str) -> Iterator[str]:
     if facts.warnings:
         lines += ["", " Warnings ('tfx check' has more):"]
         lines += [f" - {warning}" for warning in facts.warnings]
-    yield from (f"#{printable(line)}" for line in lines)
+    yield from (f"#{visible(line)}" for line in lines)
     yield ""
 
 
@@ -480,14 +481,14 @@ def _data(facts: DraftFacts, sizes: Sizes) -> Iterator[str]:
     matrix = "in every file" if facts.matrix != "auto" else "the files have different matrices"
     yield _setting("matrix", facts.matrix, f"{facts.values}, {matrix}")
     yield _setting("genes", sizes.genes, f"of {facts.n_genes:,}, most variable first")
-    yield f"# gene ids: {printable(facts.gene_ids)}"
+    yield f"# gene ids: {visible(facts.gene_ids)}"
     yield ""
     yield _line("[data.phenotypes]", "phenotype = obs column")
     yield from (_setting(one.phenotype, one.column, one.note) for one in facts.phenotypes)
     yield from (_setting(one.phenotype, value=False, note=one.note) for one in facts.left_out)
     for name in facts.partial:
         text = f"{name}: some files have no such column; their cells get [NO_{name.upper()}]"
-        yield f"# {printable(text)}"
+        yield f"# {visible(text)}"
     if facts.further:
         yield "# these columns could be phenotypes too:"
         yield from (f"# {_setting(one.phenotype, one.column, one.note)}" for one in facts.further)
@@ -504,4 +505,4 @@ def _setting(key: str, value: object, note: str) -> str:
 
 
 def _line(setting: str, note: str) -> str:
-    return f"{setting:<{_WIDTH - 1}} # {printable(note)}" if note else setting
+    return f"{setting:<{_WIDTH - 1}} # {visible(note)}" if note else setting

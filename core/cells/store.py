@@ -6,7 +6,6 @@ neighbours is a random sample. `core.cells.prepare` writes the folder.
 docs/store-format.md describes each array.
 """
 
-import json
 import logging
 from collections import UserDict
 from collections.abc import Sequence
@@ -24,8 +23,9 @@ from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.manifest import Manifest
 from core.cells.normalisation import count_scales, log_normalise
-from core.cells.phenotypes import match_label, suggest
+from core.cells.phenotypes import check_lengths, match_label, suggest
 from core.errors import ConfigurationError, DataError
+from core.files import file_json
 from core.wording import listed
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Store:
     def truth(self) -> dict[str, Any] | None:
         """The known truth of simulated cells, or None for real ones."""
         path = self.path / TRUTH_NAME
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return file_json(path) if path.exists() else None
 
     def rows(self, split: Split) -> NDArray[np.int64]:
         """Rows of one split, ascending."""
@@ -207,7 +207,9 @@ class Store:
             )
         in_order = is_included[self.hvg_order]
         free = min(n_genes, len(self.genes)) - n_included
-        return self.genes.take(self.hvg_order[in_order | (np.cumsum(~in_order) <= free)])
+        panel = self.genes.take(self.hvg_order[in_order | (np.cumsum(~in_order) <= free)])
+        check_lengths([*panel.ids, *panel.symbols], f"{self.path}: the name of a gene")
+        return panel
 
     def read(self, rows: NDArray[np.integer[Any]], panel: GenePanel) -> sparse.csr_matrix:
         """Expression of cells over a panel: (cells, genes of the panel) float32.

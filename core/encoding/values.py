@@ -9,7 +9,6 @@ count's bin is the number of these thresholds at or below it: comparisons of sma
 logarithm per value.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from scipy import sparse
 from core.cells.genes import GenePanel, strip_version
 from core.cells.normalisation import count_scales, log_normalise
 from core.errors import ConfigurationError, DataError
+from core.files import file_json
 from core.presets.schema import EncodingSettings
 from core.wording import listed
 
@@ -159,7 +159,7 @@ def read_gene_edges(path: Path, panel: GenePanel, n_edges: int) -> FloatArray:
     than the panel, never fewer.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = file_json(path)
     except OSError as error:
         raise DataError(
             f"encoding.edges: cannot read {path} ({error.strerror}); give 'equal_width', 'quantile', "

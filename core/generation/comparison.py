@@ -13,6 +13,7 @@ from core.cells.genes import GenePanel
 from core.cells.store import SPLITS, Store
 from core.errors import DataError
 from core.model.folder import CellModel
+from core.wording import visible
 
 #: Held-out real cells are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
@@ -238,7 +239,7 @@ def comparison_png(
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     means_axes, genes_axes, pca_axes = figure.subplots(1, 3)
-    figure.suptitle(title, fontsize=11).set_parse_math(False)
+    figure.suptitle(visible(title, most=200), fontsize=11).set_parse_math(False)
 
     x, y = (np.asarray(cells.mean(axis=0)).ravel() for cells in (real, generated))
     top = float(max(x.max(), y.max(), 1e-6)) * 1.05

@@ -12,7 +12,6 @@ costs one part. Parts end where batches end: a resumed file is the same, byte fo
 .h5ad is assembled inside the folder and renamed.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import free_space, plain_json, write_json
+from core.files import file_json, free_space, plain_json, write_json
 from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator, gene_table
 from core.generation.cell_sizes import log_values, mean_genes_per_cell
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -308,7 +307,7 @@ def _read_done(folder: Path) -> tuple[int, int]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = file_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

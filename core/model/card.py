@@ -1,5 +1,7 @@
 """The model card that every model folder carries as README.md, generated from the run's facts.
 
+Names and labels are written so that Markdown shows them as they are.
+
 `tfx eval` adds the metrics of the test cells, beside baselines, at a place that the card keeps for them.
 """
 
@@ -11,6 +13,7 @@ from core.cells.genes import GenePanel
 from core.model.configuration import TfxConfig
 from core.model.reference import Reference
 from core.presets.schema import MaskingSettings
+from core.wording import as_markdown
 
 _BEGIN, _END = "<!-- test figures -->", "<!-- end of test figures -->"
 _NO_METRICS = "None yet: `tfx eval` writes them here, beside those of simple baselines."
@@ -28,7 +31,7 @@ def model_card(
     """Return the card as Markdown, with the front matter that model hubs read."""
     parts = [
         "---\nlibrary_name: transformerics\ntags:\n- single-cell\n- transcriptomics\n---",
-        f"# {provenance.get('name') or 'A tfx model'}",
+        f"# {as_markdown(str(provenance.get('name') or 'A tfx model'))}",
         _what(config),
     ]
     if provenance.get("simulated"):
@@ -55,8 +58,8 @@ def _what(config: TfxConfig) -> str:
     if config.classified is None:
         return "A masked language model of single cells, made with tfx (transformerics)."
     values = config.phenotypes[config.classified]
-    what = " or ".join(values) if len(values) <= 2 else f"{len(values)} values"
-    return f"A classifier of single cells by {config.classified} ({what}), made with tfx (transformerics)."
+    what = " or ".join(map(as_markdown, values)) if len(values) <= 2 else f"{len(values)} values"
+    return f"A classifier of single cells by {as_markdown(config.classified)} ({what}), made with tfx (transformerics)."
 
 
 def _use(config: TfxConfig) -> str:
@@ -71,18 +74,24 @@ def _data(
     config: TfxConfig, panel: GenePanel, reference: Reference, provenance: dict[str, Any]
 ) -> str:
     # Names alone: the folders are private.
-    lines = [f"- source: {PurePath(name).name}" for name in provenance.get("sources", [])]
-    genes = ", ".join(panel.symbols[:_MOST_GENES]) + ", ..." * (len(panel) > _MOST_GENES)
+    lines = [
+        f"- source: {as_markdown(PurePath(name).name)}" for name in provenance.get("sources", [])
+    ]
+    genes = ", ".join(map(as_markdown, panel.symbols[:_MOST_GENES])) + ", ..." * (
+        len(panel) > _MOST_GENES
+    )
     split = {"donor": "whole donors", "stratified": "single cells, stratified"}
     method = provenance.get("split") or "unknown"
     lines += [
-        f"- training cells: {int(reference.counts.sum()):,}; held out: {split.get(method, method)}",
+        f"- training cells: {int(reference.counts.sum()):,}; held out: {as_markdown(split.get(method, method))}",
         f"- genes: {len(panel):,} ({genes})",
         f"- values: log1p of counts per 10,000, {config.kind}, {config.n_bins} bins, "
         f"{config.layout} layout",
     ]
     if provenance.get("where"):
-        lines.append(f"- only cells of: {'; '.join(map(str, provenance['where']))}")
+        lines.append(
+            f"- only cells of: {'; '.join(as_markdown(str(one)) for one in provenance['where'])}"
+        )
     return "\n".join(lines)
 
 
@@ -91,18 +100,19 @@ def _phenotypes(config: TfxConfig, reference: Reference) -> str:
     for slot, (name, values) in enumerate(config.phenotypes.items()):
         counts = reference.value_counts(slot, len(values))
         shown = [
-            f"{value} ({n:,})" for value, n in zip(values[:_MOST_VALUES], counts, strict=False)
+            f"{as_markdown(value)} ({n:,})"
+            for value, n in zip(values[:_MOST_VALUES], counts, strict=False)
         ]
         more = f", and {len(values) - _MOST_VALUES:,} more" if len(values) > _MOST_VALUES else ""
-        lines.append(f"- **{name}** ({len(values):,}): {', '.join(shown)}{more}")
+        lines.append(f"- **{as_markdown(name)}** ({len(values):,}): {', '.join(shown)}{more}")
     return "\n".join(lines)
 
 
 def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, Any]) -> str:
     hidden = f"- masked genes: {masking.genes}; masked phenotypes: {masking.phenotypes}"
     if config.classified is not None:
-        given = ", ".join(config.given) or "none"
-        hidden = f"- predicted: {config.classified}; shown, where known: {given}; all others hidden"
+        given = ", ".join(map(as_markdown, config.given)) or "none"
+        hidden = f"- predicted: {as_markdown(config.classified)}; shown, where known: {given}; all others hidden"
     lines = [
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
         f"log-linear part: {'yes' if config.log_linear else 'no'}",
@@ -111,7 +121,7 @@ def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, An
         f"validation loss; seed {provenance.get('seed', '?')}",
     ]
     if versions := provenance.get("versions"):
-        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        named = ", ".join(as_markdown(f"{name} {version}") for name, version in versions.items())
         lines.append(f"- made with {named}")
     return "\n".join(lines)
 
@@ -129,7 +139,9 @@ def _validation(config: TfxConfig, reference: Reference, metrics: dict[str, Any]
     lines = ["| metric | model | always the most common |", "|---|---|---|"]
     for name, value in known.items():
         beside = commonest.get(name)
-        lines.append(f"| {name} | {value:.4f} | {'' if beside is None else f'{beside:.4f}'} |")
+        lines.append(
+            f"| {as_markdown(name)} | {value:.4f} | {'' if beside is None else f'{beside:.4f}'} |"
+        )
     return "\n".join(lines)
 
 
@@ -150,7 +162,6 @@ def _limits(config: TfxConfig) -> str:
 
 
 def _licence(provenance: dict[str, Any]) -> str:
-    return str(
-        provenance.get("licence")
-        or "Not stated. Write it here before you share the folder; that of the training data may bind you."
+    return as_markdown(str(provenance.get("licence") or "")) or (
+        "Not stated. Write it here before you share the folder; that of the training data may bind you."
     )

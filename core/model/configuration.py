@@ -6,14 +6,21 @@ decide.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from transformers import PretrainedConfig
 
 from core.encoding.tokens import TokenSpace
 from core.errors import ConfigurationError
-from core.presets.schema import ModelSettings
+from core.presets.schema import LONGEST_NAME, ModelSettings
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME)]
 #: Largest integer of a configuration: more would only exhaust the memory.
 _LARGEST = 10**8
 #: Fields that configurations of earlier releases may lack.
@@ -84,7 +91,12 @@ class TfxConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - and what transformers keeps in config.json
         own = {name: settings.pop(name) for name in _FIELDS & settings.keys()}
-        record = ModelRecord(**own)
+        try:
+            record = ModelRecord(**own)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigurationError(f"no model can have this {where}: {first['msg']}") from None
         # phenotype_names and phenotype_values are lists: transformers sorts the keys of mappings.
         for name in _FIELDS:
             setattr(self, name, getattr(record, name))

@@ -33,7 +33,7 @@ from core.cells.genes import GenePanel
 from core.encoding.batches import BatchEncoder
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import sha256_of
+from core.files import file_json, open_file, sha256_of
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import REQUIRED_FIELDS, ModelRecord, Name, TfxConfig
@@ -311,13 +311,11 @@ def read_genes(folder: Path) -> GenePanel:
 def read_json(path: Path, folder: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder; a `DataError` if it is missing, unreadable, or no object."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = file_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{folder}: not a model folder ({path.name} is missing); give a run or the model folder inside it"
         ) from None
-    except RecursionError:
-        raise DataError(f"{path}: nested too deeply for a model folder; {_COPY}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {_COPY}") from error
     if not isinstance(record, dict):
@@ -359,7 +357,7 @@ def check_weights(path: Path, config: TfxConfig) -> None:
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that the header names."""
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 2 <= length <= min(_LARGEST_HEADER, path.stat().st_size - 8):
                 raise ValueError

@@ -5,7 +5,6 @@ combinations, and report how many real cells match a request, without the store.
 dashboard reads `ControlTokens`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from core.errors import DataError
+from core.files import file_json
 from core.renamed import REFERENCE_ARRAYS, current_model_record
 
 _WRONG_CONTENT = (ValueError, KeyError, TypeError, AttributeError)
@@ -120,8 +120,8 @@ class ControlTokens:
     def read(cls, folder: Path) -> "ControlTokens":
         """Read a model folder; a `DataError` if it is missing or something else."""
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            record = json.loads((folder / "tfx.json").read_text(encoding="utf-8"))
+            config = file_json(folder / "config.json")
+            record = file_json(folder / "tfx.json")
             record = current_model_record(record)
             with safe_open(folder / "reference.safetensors", framework="np") as file:
                 combinations = file.get_tensor("combinations")

@@ -17,8 +17,15 @@ from pydantic import ValidationError
 from core.errors import ConfigurationError
 from core.presets.catalogue import find_preset
 from core.presets.fields import EXTENDS, InvalidKey, all_fields, invalid_keys, section_at
-from core.presets.schema import ALTERNATIVES, STANDARD_PHENOTYPES, Preset, phenotype_of
+from core.presets.schema import (
+    ALTERNATIVES,
+    STANDARD_PHENOTYPES,
+    Preset,
+    phenotype_of,
+    unfit_phenotype,
+)
 from core.presets.sources import (
+    MOST_PROBLEMS,
     Leaf,
     Source,
     read_assignments,
@@ -101,6 +108,8 @@ class ResolvedPreset:
             for warning in source.warnings:
                 logger.warning(warning)
         leaves = _merge(sources)
+        if not has_comments:  # a run that was trained can still be evaluated
+            _check_phenotype_names(leaves)
         preset = _validate(leaves, sources)
         provenance = _default_provenance(preset)
         for path, leaf in leaves.items():
@@ -228,10 +237,18 @@ def _add_classified_column(leaves: dict[tuple[str, ...], Leaf]) -> None:
         leaves[path] = replace(column, path=path)
 
 
+def _check_phenotype_names(leaves: Mapping[tuple[str, ...], Leaf]) -> None:
+    for path, leaf in leaves.items():
+        if path[:2] == _PHENOTYPES and (reason := unfit_phenotype(path[2])) is not None:
+            leaf.source.add_problem(path, reason)
+
+
 def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source]) -> Preset:
     """Check the merged values; raise all problems of all sources together."""
     found = [(order, problem) for order, s in enumerate(sources) for problem in s.problems]
     preset, invalid = _check(leaves)
+    n_unlisted = max(len(invalid) - MOST_PROBLEMS, 0)
+    del invalid[MOST_PROBLEMS:]
     if invalid:
         # pydantic skips a table's own rules while one of its values is wrong: check without it.
         wrong = {one.path for one in invalid}
@@ -254,7 +271,10 @@ def _validate(leaves: Mapping[tuple[str, ...], Leaf], sources: Sequence[Source])
         found.append((sources.index(source) if source in sources else -1, problem))
     if preset is None or found:
         found.sort(key=lambda item: (item[0], item[1].line))
-        raise ConfigurationError("\n".join(dict.fromkeys(str(problem) for _, problem in found)))
+        sentences = list(dict.fromkeys(str(problem) for _, problem in found))
+        if more := n_unlisted + sum(source.n_unlisted for source in sources):
+            sentences.append(f"and {more:,} more errors")
+        raise ConfigurationError(*sentences)
     return preset
 
 

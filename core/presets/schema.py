@@ -19,6 +19,12 @@ STANDARD_PHENOTYPES: dict[str, str] = {
     "disease": "disease",
 }
 
+#: Most characters of a phenotype's name, a label, a gene id or a symbol: what a model folder may hold.
+LONGEST_NAME = 1_000
+_LONGEST_PHENOTYPE = 100  # it becomes part of file names
+#: Columns of obs that generated cells have beside their phenotypes.
+_OBS_COLUMNS = frozenset({"synthetic", "library_size", "_index"})
+
 #: Keys of which one at most may be set: a source that sets one unsets the other of a weaker source,
 #: so that `--set train.epochs=3` works on a preset with max_steps.
 ALTERNATIVES: tuple[tuple[str, str], ...] = (("train.max_steps", "train.epochs"),)
@@ -108,6 +114,7 @@ class DataSettings(_Section):
     )
     phenotypes: dict[str, str | Literal[False]] = Field(
         {},
+        max_length=200,
         description="phenotype = obs column. The five standard phenotypes are found by their "
         "CELLxGENE column names; a column named here must exist; false leaves a phenotype out",
     )
@@ -511,6 +518,23 @@ class Preset(_Section):
         """
         column = self.classification.column
         return None if column is None else phenotype_of(column, self.data.phenotypes)
+
+
+def unfit_phenotype(name: str) -> str | None:
+    """Say why a phenotype cannot have this name, in a model, a command line or a file; None if it can."""
+    if not name.strip():
+        return "a phenotype needs a name"
+    if len(name) > _LONGEST_PHENOTYPE:
+        return f"the name of a phenotype has at most {_LONGEST_PHENOTYPE} characters"
+    if name in _OBS_COLUMNS:
+        return (
+            f"generated cells have a column '{name}' of their own; give the phenotype another name"
+        )
+    if name.endswith(("_probability", "_unsure")):
+        return "predicted cells have columns of this ending; give the phenotype another name"
+    if name in (".", "..") or any(sign in name for sign in "/=,") or not name.isprintable():
+        return "the name of a phenotype has no '/', '=', ',' or control character"
+    return None
 
 
 def phenotype_of(column: str, phenotypes: Mapping[str, str | Literal[False]]) -> str:

@@ -13,19 +13,15 @@ from enum import IntEnum
 from pathlib import Path, PurePath
 from typing import Any
 
+from core.files import file_bytes
 from core.presets.fields import EXTENDS, all_fields, field_at, nearest_hint, section_at
-from core.presets.toml_text import (
-    KeyPath,
-    LineFinder,
-    dotted,
-    printable,
-    read_key,
-    read_value,
-    show_value,
-)
+from core.presets.toml_text import KeyPath, LineFinder, dotted, read_key, read_value, show_value
 from core.renamed import REMOVED_PRESET_KEYS, current_key
+from core.wording import visible
 
 _PREFIX = "TFX_"
+#: Bytes of a preset, and its errors that are listed.
+_LARGEST_PRESET, MOST_PROBLEMS = 10 * 10**6, 50
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _UNSET = ("", "none")  # unsets a value on the command line, for TOML has no null
 
@@ -42,8 +38,8 @@ class Problem:
     def __str__(self) -> str:
         """Write the problem as its line of the error message."""
         if not self.key or self.where.startswith(f"--set {self.key}="):
-            return printable(f"{self.where}: {self.message}")
-        return printable(f"{self.where}: {self.key}: {self.message}")
+            return visible(f"{self.where}: {self.message}")
+        return visible(f"{self.where}: {self.key}: {self.message}")
 
 
 class Level(IntEnum):
@@ -65,6 +61,8 @@ class Source:
     lines: LineFinder | None = None
     leaves: list["Leaf"] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    #: Problems beyond those that are listed.
+    n_unlisted: int = 0
     #: The file could not be read, so that missing keys mean nothing.
     is_broken: bool = False
     #: The preset whose values apply to the keys that this file does not set.
@@ -87,8 +85,15 @@ class Source:
         return f"{self.name}:{self.line_of(path)}" if self.lines else self.name
 
     def add_problem(self, path: KeyPath, message: str) -> None:
-        """Add a problem with one key."""
-        self.problems.append(self.problem(path, message))
+        """Add a problem with one key, if not too many are listed already."""
+        if self.is_full():
+            self.n_unlisted += 1
+        else:
+            self.problems.append(self.problem(path, message))
+
+    def is_full(self) -> bool:
+        """Return whether no further problem is listed."""
+        return len(self.problems) >= MOST_PROBLEMS
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """Make a problem of one key."""
@@ -97,7 +102,7 @@ class Source:
     def provenance_of(self, path: KeyPath) -> str:
         """Name the source of a value in a resolved preset."""
         name = "--set" if self.level == Level.ASSIGNMENTS else self.place_of(path)
-        return " ".join(printable(name).split())  # as it will be read back from a comment
+        return " ".join(visible(name).split())  # as it will be read back from a comment
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ def read_file(path: Path, *, level: int) -> Source:
     """Read a TOML file; if it cannot be read, or is not TOML, the source has a problem."""
     shown = _shown(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows add the mark
+        text = file_bytes(path, most=_LARGEST_PRESET).decode(
+            "utf-8-sig"
+        )  # editors on Windows add the mark
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         return _broken(shown, level, Problem(f"{shown}:{line}", "", "is not UTF-8 text", line))
@@ -266,7 +273,8 @@ def _collect(table: Mapping[str, object], path: tuple[str, ...], source: Source)
             known = field_at(here)
         except KeyError:
             if section_at(here) is None:
-                source.add_problem(here, f"unknown key; {nearest_hint(here)}")
+                hint = "" if source.is_full() else nearest_hint(here)  # a search among all keys
+                source.add_problem(here, f"unknown key; {hint}")
                 continue
             known = None
         if known is None or (known.is_table and here == known.path):

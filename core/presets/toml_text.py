@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tomlkit
 
+from core.wording import visible
+
 #: ("train", "batch_size"), with integers for the items of a list.
 KeyPath = tuple[str | int, ...]
 
@@ -31,7 +33,7 @@ def write_value(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return "[" + ", ".join(write_value(item) for item in value) + "]"
     try:
-        return tomlkit.item(value).as_string()
+        return visible(tomlkit.item(value).as_string())  # escapes are the same in a string of TOML
     except tomlkit.exceptions.ConvertError as error:
         raise TypeError(f"TOML has no form for a {type(value).__name__}") from error
 
@@ -62,11 +64,6 @@ def dotted(path: Iterable[str | int]) -> str:
         else:
             text += ("." if text else "") + write_key(part)
     return text
-
-
-def printable(text: str) -> str:
-    """Replace what would break a line of a message or a TOML comment: line ends, controls."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def read_key(text: str) -> tuple[str, ...] | None:

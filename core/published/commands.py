@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import ConfigurationError, DataError
+from core.files import file_text
 from core.wording import did_you_mean
 
 System = Literal["PolyGene", "PerturbGene"]
@@ -84,7 +85,7 @@ class PublishedRun:
 def read_file(path: Path) -> PublishedRun:
     """Read a JSON configuration, or a shell script of one command."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file_text(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise DataError(f"{path} cannot be read ({reason})") from error
@@ -176,7 +177,7 @@ def _split(command: str, script: Path) -> list[str]:
         named = Path(match[1])
         for path in (named, script.parent / named, script.parent / named.name):
             if path.is_file():
-                return path.read_text(encoding="utf-8")
+                return file_text(path)
         raise ConfigurationError(
             f"{script}: takes words from {named}, which does not exist; put it beside the script"
         )

@@ -13,7 +13,6 @@ embeddings: special tokens, bins and phenotype values in one table) and an ident
 (PolyGene's learned positions, PerturbGene's token types). Text models have no such tokens.
 """
 
-import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor
 from core.cells.genes import GenePanel, strip_version
 from core.cells.phenotypes import load_vocabulary
 from core.errors import ConfigurationError, DataError
+from core.files import file_json, file_text
 
 _GENES_FILE = "genes.txt"
 _POLYGENE_FILE = "vocab.txt"
@@ -127,7 +127,7 @@ def read_shape(folder: Path) -> ForeignShape:
     """Read ``config.json`` of a BERT or DistilBERT; ConfigurationError for any other model."""
     path = folder / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = file_json(path)
         if not isinstance(record, dict):
             raise DataError(f"{path}: expected a JSON object; copy the model again")
         return _shape(record, folder)
@@ -274,7 +274,7 @@ def _check_bins(folder: Path, has: str, n_tokens: int, n_values: int) -> None:
 def _read_lines(path: Path) -> list[str]:
     """Read a file of names, one a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = file_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
     while lines and not lines[-1]:
@@ -290,7 +290,7 @@ def _read_genes(folder: Path) -> GenePanel:
     elif table.is_file():
         path = table
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = file_json(path)
             ids, symbols = tuple(record["ids"]), tuple(record["symbols"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
@@ -334,7 +334,7 @@ def _plain(name: str, family: str) -> str:
 
 def _shards(index: Path) -> list[str]:
     try:
-        record = json.loads(index.read_text(encoding="utf-8"))
+        record = file_json(index)
         names = sorted(set(record["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index}: cannot be read ({error}); copy the model again") from error

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.errors import ConfigurationError
+from core.files import file_json
 from core.presets.schema import STANDARD_PHENOTYPES, phenotype_of
-from core.presets.toml_text import printable, write_key, write_value
+from core.presets.toml_text import write_key, write_value
 from core.published.commands import OPTIONS, PublishedRun
+from core.wording import visible
 
 _WIDTH = 28
 _SHARD = 10_000  # both systems' default
@@ -88,11 +90,11 @@ class _Keys:
                 yield f"[{section}]"
             for name, (value, source) in values.items():
                 line = f"{write_key(name)} = {write_value(value)}"
-                yield f"{line:<{_WIDTH - 1}} # {printable(source)}"
+                yield f"{line:<{_WIDTH - 1}} # {visible(source)}"
 
 
 def _head(run: PublishedRun) -> Iterator[str]:
-    yield f"# A run of {run.system}, imported from {printable(run.where)}."
+    yield f"# A run of {run.system}, imported from {visible(run.where)}."
     yield "#"
     yield f"# Behind each key is the option of {run.system}. Differences: docs/published-models.md."
     without = [
@@ -277,7 +279,7 @@ def _bins(keys: _Keys) -> int:
     path = Path(str(keys.options["bin_edges_path"]))
     keys.put("encoding.edges", str(path), keys.quoted("bin_edges_path"))
     try:
-        edges = json.loads(path.read_text(encoding="utf-8"))
+        edges = file_json(path)
         n_bins = len(next(iter(edges.values()))) + 1
     except (OSError, ValueError, AttributeError, StopIteration, TypeError):
         return 0

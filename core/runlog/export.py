@@ -1,6 +1,5 @@
 """The metrics of a run as a table for other programs: CSV, JSON, JSON lines, Parquet."""
 
-import csv
 import importlib.util
 import io
 import json
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from core.errors import ConfigurationError, MachineError
-from core.files import plain_json, replace_file
+from core.files import csv_bytes, plain_json, replace_file
 from core.runlog.json_lines import finite_number, to_line
 from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
 
@@ -56,11 +55,7 @@ def to_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Export
     if form == "parquet":
         return _parquet(columns, rows)
     if form == "csv":
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(["" if value is None else value for value in row] for row in rows)
-        return text.getvalue().encode(errors="backslashreplace")  # lone surrogates of JSON
+        return csv_bytes([columns, *rows])
     objects = [dict(zip(columns, row, strict=True)) for row in rows]
     if form == "jsonl":
         return b"".join(to_line(one) for one in objects)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
-from core.runlog.json_lines import LineFollower, number_in, parse_object
+from core.files import file_bytes
+from core.runlog.json_lines import LARGEST_LOG, LineFollower, number_in, parse_object
 from core.runlog.schema import GENE_METRICS, METRICS_FILE, RESERVED_METRIC_KEYS, MetricRecord
 
 #: Read at a time, so that a long history is never in memory as dictionaries.
@@ -150,7 +151,7 @@ class LatestMetrics:
 def read_latest_metrics(folder: Path) -> LatestMetrics:
     """Read the latest metrics of a run folder; lines that are absent or not readable are left out."""
     try:
-        data = (folder / METRICS_FILE).read_bytes()
+        data = file_bytes(folder / METRICS_FILE, most=LARGEST_LOG)
     except OSError:
         return LatestMetrics()
     rule = ResumeRule()

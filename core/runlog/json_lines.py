@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.files import plain_json
+from core.files import open_file, plain_json
 
 _LOG = logging.getLogger(__name__)
+#: Bytes of the largest file that is read: two million lines of metrics.
+LARGEST_LOG = 10**9
 
 
 def finite_number(value: object) -> float | None:
@@ -128,8 +130,10 @@ class LineFollower:
         """
         self.has_restarted = False
         try:
-            with self._path.open("rb") as file:
+            with open_file(self._path) as file:
                 status = os.fstat(file.fileno())
+                if status.st_size > LARGEST_LOG:
+                    return []
                 is_other = self._inode is not None and status.st_ino != self._inode
                 self.has_restarted = is_other or status.st_size < self.offset
                 if self.has_restarted:

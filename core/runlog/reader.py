@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigurationError
+from core.files import file_bytes, file_text
 from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.runlog.history import ResumeRule
 from core.runlog.json_lines import RecordTail, finite_number, parse_object
@@ -182,7 +183,7 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty if it is absent or not readable."""
     with contextlib.suppress(OSError):
-        return parse_object(path.read_bytes()) or {}
+        return parse_object(file_bytes(path)) or {}
     return {}
 
 
@@ -205,7 +206,7 @@ class Setting:
 def read_settings(folder: Path) -> list[Setting]:
     """Read the values of a run's preset, in the order of the file; none if it cannot be read."""
     try:
-        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        text = file_text(folder / CONFIG_FILE)
     except (OSError, ValueError):
         return []
     found = []

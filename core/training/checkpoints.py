@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import sha256_of
+from core.files import file_json, file_text, sha256_of
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.runlog.reader import RunReader, dotted_values
@@ -149,7 +149,7 @@ def has_checkpoint(run_folder: Path) -> bool:
 
 def _is_whole(path: Path) -> bool:
     try:
-        marker = json.loads((path / CHECKPOINT_MARKER).read_text(encoding="utf-8"))
+        marker = file_json(path / CHECKPOINT_MARKER)
         sums = marker["sha256"]
         return set(sums) == {_WEIGHTS, _STATE} and all(
             sha256_of(path / name) == sum_ for name, sum_ in sums.items()
@@ -186,7 +186,7 @@ def settle_preset(
     path = run_folder / CONFIG_FILE
     before = None
     if path.is_file() and has_checkpoint(run_folder):
-        before = ResolvedPreset.from_toml(path.read_text(encoding="utf-8"), where=str(path)).preset
+        before = ResolvedPreset.from_toml(file_text(path), where=str(path)).preset
     if resolved.preset.train.virtual_ranks is None:
         virtual_ranks = n_processes if before is None else before.train.virtual_ranks
         resolved = resolved.changed(

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from core.encoding.sampler import Cursor
 from core.errors import MachineError, TfxError
-from core.files import replace_file
+from core.files import csv_bytes, replace_file
 from core.model.batch_tensors import BatchTensors
 from core.model.losses import LossCounts, cell_loss, masked_loss
 from core.random_streams import Stream, torch_seed
@@ -283,12 +283,12 @@ class StepRecorder:
         self.log.event("nonfinite", step=step, rows=rows[:_CELLS_IN_EVENT].tolist(), cells=name)
         store = self.setup.cells.store
         files = [source.name for source in store.manifest.sources]
-        lines = ["store_row,file,file_row"]
         places = zip(rows.tolist(), store.origins[rows].tolist(), strict=True)
-        lines += [f'{row},"{files[file]}",{file_row}' for row, (file, file_row) in places]
+        lines = [("store_row", "file", "file_row")]
+        lines += [(row, files[file], file_row) for row, (file, file_row) in places]
         try:
             (self.folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
-            replace_file(self.folder / name, "\n".join(lines) + "\n")
+            replace_file(self.folder / name, csv_bytes(lines))
         except OSError as error:
             self.log.warn(step, f"{name} cannot be written ({error.strerror})")
 

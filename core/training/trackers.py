@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from core.errors import ConfigurationError, MachineError
-from core.files import plain_json, write_json
+from core.files import file_json, plain_json, write_json
 from core.runlog.reader import dotted_values
 from core.wording import did_you_mean
 
@@ -195,7 +195,7 @@ class _TrackerCopy:
 
     def _ids(self) -> dict[str, Any]:
         try:
-            ids = json.loads((self._folder / IDS_FILE).read_bytes())
+            ids = file_json(self._folder / IDS_FILE)
         except (OSError, ValueError):
             return {}
         return ids if isinstance(ids, dict) else {}

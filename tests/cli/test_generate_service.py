@@ -17,7 +17,7 @@ from tfx_cli.generate_service import serve
 
 def ask(folder, *requests):
     """Serve a model to requests, which are objects or raw lines; return the events."""
-    lines = [line if isinstance(line, str) else json.dumps(line) for line in requests]
+    lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in requests]
     events = []
     serve(folder, lines, events.append)
     return events
@@ -107,8 +107,8 @@ def test_rare_values_are_filled_up_as_by_the_command(tfx, model, tmp_path):
 @pytest.mark.parametrize(
     ("line", "number", "words"),
     [
-        ("{", None, "one JSON object a line"),
-        ("[1]", None, "must be a JSON object"),
+        (b"{", None, "one JSON object a line"),
+        (b"[1]", None, "must be a JSON object"),
         ({"request": {}}, None, "request: id"),
         ({"id": 7, "request": {"sex": "femal"}}, 7, "did you mean 'female'"),
         ({"id": 7, "request": {"treatment": "x"}}, 7, "has no phenotype 'treatment'"),
@@ -152,10 +152,10 @@ def test_a_request_can_be_taken_back_while_its_cells_are_drawn(model, tmp_path):
     events, may_cancel, is_cancelled = [], threading.Event(), threading.Event()
 
     def lines():
-        yield json.dumps({"id": "a", "cells": 500, "steps": 4, "output": "a.h5ad"})
+        yield b'{"id": "a", "cells": 500, "steps": 4, "output": "a.h5ad"}'
         assert may_cancel.wait(60)
-        yield json.dumps({"cancel": "a"})
-        yield json.dumps({"id": "b", "cells": 2})
+        yield b'{"cancel": "a"}'
+        yield b'{"id": "b", "cells": 2}'
         is_cancelled.set()
 
     def listen(event):

@@ -69,7 +69,7 @@ def test_an_error_for_the_user_is_one_sentence_on_stderr(capsys):
 
 
 def test_several_errors_and_notes_stand_on_lines_of_their_own(capsys):
-    error = ConfigurationError("a.toml:1: x: wrong\na.toml:2: y: wrong")
+    error = ConfigurationError("a.toml:1: x: wrong", "a.toml:2: y: wrong")
     error.add_note("see 'tfx presets schema'")
     code_of(error)
     assert capsys.readouterr().err.splitlines() == [

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
+from rich.segment import Segment
 from textual.app import App, SystemCommand
 from textual.binding import Binding
+from textual.color import Color
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.screen import Screen
 
 from core.errors import TfxError
 from core.runlog.schema import LIVE_STATES
+from core.wording import without_controls
 from tfx_cli.arguments import is_run_name
 from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OpenRun, StartRun
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
@@ -35,6 +40,19 @@ from tfx_cli.dashboard.workspace import RunView, Workspace, WorkspaceView
 
 #: Seconds that a training may take to end after its folder says that it stopped.
 _LONGEST_END = 60.0
+
+
+class _ControlFilter(LineFilter):
+    """Draws no control characters, which a name or a label may hold and a terminal would obey."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        return [
+            Segment(without_controls(text, cell_len), style, control)
+            for text, style, control in segments
+        ]
+
+
+_CONTROL_FILTER = _ControlFilter()
 
 
 @dataclass
@@ -80,6 +98,9 @@ class DashboardApp(App[None]):
         self._is_reading = False
         self._reads_again = False
         self._generator: GeneratorProcess | None = None
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), _CONTROL_FILTER]
 
     # -- start and end
     async def on_mount(self) -> None:

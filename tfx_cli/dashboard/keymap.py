@@ -13,6 +13,7 @@ from typing import NamedTuple
 from textual.binding import Binding, BindingType
 
 from core.errors import ConfigurationError
+from core.files import file_text
 from core.renamed import KEY_IDS
 from core.runlog.reader import dotted_values
 from core.wording import did_you_mean
@@ -95,12 +96,12 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
     named = environment.get("TFX_KEYS")
     path = Path(named) if named else Path.home() / ".config" / "tfx" / "keys.toml"
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(file_text(path))
     except FileNotFoundError:
         if named:
             raise ConfigurationError(f"TFX_KEYS={named}: there is no such file") from None
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: the keys cannot be read ({error})") from error
     known = {key.id for key in KEYS}
     # ``[run] log-axis`` and ``"run.log-axis"`` alike.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.errors import TfxError
 from core.evaluation.report.records import EvaluationReport, read_evaluation_file
+from core.files import open_file
 from core.runlog.history import (
     LatestMetrics,
     RunCurves,
@@ -289,7 +290,7 @@ class _RunFeed:
 def last_lines(path: Path) -> tuple[str, ...]:
     """Return the last whole lines of a text file; none if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(max(size - _LOG_BYTES, 0))
             data = file.read()

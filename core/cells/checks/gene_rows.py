@@ -22,6 +22,8 @@ SHORT_INDEX = 65_536
 #: Fraction of a model's panel that may be genes without counts.
 _EMPTY_PANEL = 0.05
 
+#: Genes of data.include_genes that get a row of their own.
+_MOST_NAMED = 5
 #: Files whose genes could be named.
 Named = Sequence[tuple[FileSummary, GeneTable]]
 
@@ -136,12 +138,15 @@ def _panel(rows: Rows, join: GeneJoin, data: DataSettings) -> None:
     if n_genes > SHORT_INDEX:
         finding = f"{n_genes:,} genes need four bytes per gene index in the store instead of two"
         rows.ok("wide index", finding)
-    for name in data.include_genes:
-        if join.panel.index_of(name) is None:
-            near = join.panel.nearest(name)
-            finding = f"data.include_genes names '{name}', which is none of the {n_genes:,} genes"
-            fix = f"did you mean {', '.join(near)}?" if near else "use an id or symbol of the files"
-            rows.fail("included genes", finding, fix)
+    absent = [name for name in data.include_genes if join.panel.index_of(name) is None]
+    for name in absent[:_MOST_NAMED]:
+        near = join.panel.nearest(name)
+        finding = f"data.include_genes names '{name}', which is none of the {n_genes:,} genes"
+        fix = f"did you mean {', '.join(near)}?" if near else "use an id or symbol of the files"
+        rows.fail("included genes", finding, fix)
+    if more := len(absent[_MOST_NAMED:]):
+        finding = f"data.include_genes names {more:,} more genes that are none of the {n_genes:,}"
+        rows.fail("included genes", finding, "use ids or symbols of the files")
 
 
 def _model_genes(rows: Rows, named: Named, panel: GenePanel) -> None:

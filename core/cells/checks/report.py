@@ -81,4 +81,4 @@ class CheckReport(FindingsReport[CheckRow]):
         if len(failures) > _MOST_LISTED:
             lines.append(f"and {len(failures) - _MOST_LISTED} more; 'tfx check' lists all")
         if lines:
-            raise DataError("\n".join(lines))
+            raise DataError(*lines)

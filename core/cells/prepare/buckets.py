@@ -5,7 +5,6 @@ bucket that is done leaves a note, a part that also holds its counts too large f
 of its training cells, from which genes are ranked.
 """
 
-import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from core.cells.prepare.parts import (
     write_part,
 )
 from core.cells.store import LARGE_COUNT, SPLITS
+from core.files import file_json
 
 #: Parts whose stretches are requested from the disk together.
 _PARTS_AHEAD = 64
@@ -144,7 +144,7 @@ def sums_of_training_cells(notes: list[Path]) -> GeneMoments:
 
 @lru_cache(maxsize=1)
 def _read_plan(path: Path) -> MergePlan:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = file_json(path)
     return MergePlan(**record | {"parts": tuple(PartRecord(**part) for part in record["parts"])})
 
 

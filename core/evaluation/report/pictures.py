@@ -17,6 +17,7 @@ from core.evaluation.report.records import (
     RateScores,
     ReliabilityBin,
 )
+from core.wording import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def confusion_png(confusion: Confusion, values: Sequence[str], *, title: str) ->
     axes.set_yticks(range(len(names)), rows, fontsize=font)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (cells)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(visible(title, most=60), fontsize=10)
     draw_as_they_are((axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()))
     if len(names) <= _MAX_NUMBERED:
         for row, column in np.ndindex(fractions.shape):
@@ -72,7 +73,7 @@ def reliability_png(curves: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
         axes.scatter(confidence, accuracy, s=8 + 90 * n_cells / n_cells.sum(), color=MODEL)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(0, 1.02)
-        axes.set_title(phenotype, fontsize=9).set_parse_math(False)
+        axes.set_title(shortened(phenotype), fontsize=9).set_parse_math(False)
         axes.set_xlabel("confidence", fontsize=8)
         axes.set_ylabel("accuracy", fontsize=8)
     return png_bytes(figure)
@@ -88,7 +89,7 @@ def donor_accuracy_png(donors: Mapping[str, Sequence[DonorAccuracy]]) -> bytes:
         shift = 0.28 * (np.arange(len(accuracy)) % 5 - 2) / 2
         axes.scatter(accuracy, row + shift, s=14, color=MODEL, alpha=0.6, linewidths=0)
         axes.plot([np.median(accuracy)] * 2, [row - 0.4, row + 0.4], color=OTHER, linewidth=1.5)
-    axes.set_yticks(range(len(donors)), list(donors), fontsize=8)
+    axes.set_yticks(range(len(donors)), list(map(shortened, donors)), fontsize=8)
     draw_as_they_are(axes.get_yticklabels())
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
@@ -165,5 +166,6 @@ def draw_as_they_are(texts: Iterable[Any]) -> None:
 
 
 def shortened(name: str, *, length: int = 34) -> str:
-    """Cut a long label."""
+    """Cut a long label, control characters as such."""
+    name = visible(name)
     return name if len(name) <= length else name[: length - 1] + "…"

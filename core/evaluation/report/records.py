@@ -4,7 +4,6 @@ An undefined number is NaN here and null in JSON. A part that a report does not 
 and missing in JSON. The meaning of each number: docs/evaluation.md and docs/fidelity.md.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, TypeAdapter
 
-from core.files import plain_json
+from core.files import file_json, plain_json
 from core.renamed import current_report
 
 EVALUATION_VERSION, FIDELITY_VERSION = 3, 2
@@ -347,7 +346,7 @@ def read_evaluation(record: Mapping[str, Any]) -> EvaluationReport:
 
 def read_evaluation_file(path: Path) -> EvaluationReport:
     """Read a report.json; raises OSError or ValueError."""
-    record = json.loads(path.read_bytes())
+    record = file_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} is not a report")
     return read_evaluation(record)

@@ -6,8 +6,6 @@ Each file is written whole or not at all; report.json is the last: where it is, 
 """
 
 import base64
-import csv
-import io
 import json
 import logging
 import math
@@ -16,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from core.evaluation.report.pictures import (
     confusion_png,
@@ -33,8 +30,9 @@ from core.evaluation.report.tables import (
     masked_gene_rows,
     phenotype_tables,
 )
-from core.files import replace_file
+from core.files import csv_bytes, file_text, replace_file
 from core.model.card import put_test_metrics
+from core.wording import as_markdown, visible
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,6 +72,7 @@ def render_page(
     templates = Environment(
         loader=PackageLoader("core.evaluation.report"),
         autoescape=True,
+        finalize=lambda one: visible(one, lines=True) if isinstance(one, str) else one,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -98,7 +97,9 @@ def write_evaluation(
     files: dict[str, bytes] = {}
     if gene_rows:
         header = [one.name for one in fields(GeneRow)]
-        files["genes.csv"] = _csv([header, *([_rounded(v) for v in astuple(r)] for r in gene_rows)])
+        files["genes.csv"] = csv_bytes(
+            [header, *([_rounded(v) for v in astuple(r)] for r in gene_rows)]
+        )
     confusions: dict[str, bytes] = {}
     stems: list[str] = []
     for phenotype, methods in report.phenotypes.items():
@@ -109,7 +110,7 @@ def write_evaluation(
         title = f"{phenotype} (model)"
         confusions[phenotype] = confusion_png(scores.confusion, scores.values, title=title)
         table = [[v, *row] for v, row in zip(scores.values, scores.confusion, strict=True)]
-        files[f"{stems[-1]}.csv"] = _csv([["true \\ predicted", *scores.values], *table])
+        files[f"{stems[-1]}.csv"] = csv_bytes([["true \\ predicted", *scores.values], *table])
         files[f"{stems[-1]}.png"] = confusions[phenotype]
     page = render_page(report, list(evaluation_sections(report, confusions, gene_rows)))
     return write_report(folder, report, page, files)
@@ -176,12 +177,6 @@ def evaluation_sections(
     yield Section("Genes", genes)
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
 def _rounded(value: object) -> object:
     """Five digits; an undefined number is empty."""
     if not isinstance(value, float):
@@ -191,7 +186,7 @@ def _rounded(value: object) -> object:
 
 def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
     """Return a safe file name, without its ending, that no other phenotype has."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", phenotype).strip("_") or "phenotype"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", phenotype[:100]).strip("_") or "phenotype"
     name, number = f"confusion_{stem}", 2
     while name.casefold() in {other.casefold() for other in taken}:
         name, number = f"confusion_{stem}_{number}", number + 1
@@ -214,15 +209,17 @@ def card_text(report: EvaluationReport) -> str:
             f"{one.accuracy:.3f} / {one.macro_f1:.3f}" if one is not None else ""
             for one in map(of_one.get, methods)
         ]
-        lines.append(f"| {name} | " + " | ".join(pairs) + " |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in report.notes)]).rstrip()
+        lines.append(f"| {as_markdown(name)} | " + " | ".join(pairs) + " |")
+    return "\n".join(
+        [*lines, "", *(f"- {as_markdown(note, most=2_000)}" for note in report.notes)]
+    ).rstrip()
 
 
 def write_into_card(folder: Path, report: EvaluationReport) -> None:
     """Write the scores into the card of a model folder, unless the folder cannot be written to."""
     path = folder / "README.md"
     try:
-        card = path.read_text(encoding="utf-8")
+        card = file_text(path)
         changed = put_test_metrics(card, card_text(report))
         if changed != card:
             replace_file(path, changed)
