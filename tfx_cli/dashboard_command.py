@@ -1,6 +1,7 @@
 """`tfx dashboard`: watch runs and generate cells in the terminal."""
 
 import functools
+import os
 import re
 import shlex
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from core.errors import ConfigurationError, MachineError
+from core.wording import first_line
 from tfx_cli.arguments import JSON_OUTPUT, RUNS, check_output, existing_run
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import narrate, print_result
@@ -71,7 +73,8 @@ def dashboard(
     if web:
         _serve(target, port=port, theme=theme)
         return
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    is_web_tab = "web_driver" in os.environ.get("TEXTUAL_DRIVER", "")  # a child of --web
+    if not is_web_tab and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigurationError(
             "the dashboard needs a terminal; --once --svg FILE draws a frame without one, "
             "--once --json prints the metrics"
@@ -173,11 +176,15 @@ def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
 
 
 def _serve(target: str | None, *, port: int, theme: str) -> None:
-    """Serve the dashboard until Ctrl-C; every browser tab has a process of its own."""
+    """Serve the dashboard until Ctrl-C."""
     try:
-        from textual_serve.server import Server
+        from tfx_cli.dashboard.web import DashboardServer
     except ImportError:
         raise MachineError("--web needs textual-serve: pip install 'transformerics[web]'") from None
     arguments = [sys.executable, "-m", "tfx_cli", "dashboard", *([target] if target else [])]
-    command = shlex.join([*arguments, "--theme", theme])
-    Server(command, host="127.0.0.1", port=port, title="tfx dashboard").serve()
+    try:
+        DashboardServer(shlex.join([*arguments, "--theme", theme]), port).serve()
+    except OSError as error:
+        raise MachineError(
+            f"--port {port} cannot be used ({first_line(error)}); choose another"
+        ) from error

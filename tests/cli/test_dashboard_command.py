@@ -1,7 +1,11 @@
 """`tfx dashboard` without a terminal, and what it must not import."""
 
+import asyncio
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -84,11 +88,52 @@ def test_a_wrong_file_of_keys_is_refused(tfx, base, monkeypatch, tmp_path):
 
 
 def test_a_browser_needs_an_extra(tfx, base, monkeypatch):
-    monkeypatch.setitem(sys.modules, "textual_serve", None)
     monkeypatch.setitem(sys.modules, "textual_serve.server", None)
+    monkeypatch.delitem(sys.modules, "tfx_cli.dashboard.web", raising=False)
     result = tfx("dashboard", "--web")
     assert result.code == 3
     assert "pip install 'transformerics[web]'" in result.stderr
+
+
+def test_a_browser_with_the_printed_address_alone_is_served(base):
+    aiohttp = pytest.importorskip("aiohttp", reason="a dependency of textual-serve")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tfx_cli", "dashboard", "--web", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=base.parent.parent, stderr=subprocess.PIPE, text=True)
+    page = f"http://127.0.0.1:{port}"
+
+    async def visit(token):
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as browser:
+
+            async def status(path, **headers):
+                async with browser.get(page + path, headers=headers) as response:
+                    return response.status
+
+            assert await status("/") == 403
+            assert await status("/?token=wrong") == 403
+            assert await status(f"/?token={token}", Origin="http://example.org") == 403
+            assert await status(f"/?token={token}", Host=f"example.org:{port}") == 403
+            assert await status("/static/js/textual.js") == 403
+            assert await status(f"/?token={token}") == 200  # which sets a cookie
+            assert await status("/static/js/textual.js") == 200
+            with pytest.raises(aiohttp.WSServerHandshakeError):
+                await browser.ws_connect(f"{page}/ws", origin="http://example.org")
+            shown = b""
+            async with browser.ws_connect(f"{page}/ws?width=100&height=30") as terminal:
+                while b"finished" not in shown:
+                    shown += (await terminal.receive_bytes(timeout=60)) or b""
+
+    try:
+        asyncio.run(visit(re.search(r"token=(\S+)", server.stderr.readline())[1]))
+        busy = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (busy.returncode, busy.stderr.count("\n")) == (3, 1)
+        assert f"--port {port} cannot be used" in busy.stderr
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) in (0, 130)
+        server.stderr.close()
 
 
 def test_the_dashboard_starts_without_what_is_heavy(base):
