@@ -5,9 +5,11 @@ printed or drawn, `as_markdown` for model cards.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+_HDF5_ERRNO = re.compile(r"errno = (\d+)")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 #: What a terminal obeys or hides, or XML forbids: control characters, marks of direction, characters
 #: without width, line ends other than "\n", halves of surrogate pairs.
@@ -103,6 +105,13 @@ def as_markdown(text: str, *, most: int = _LONGEST_NAME) -> str:
     text = visible(text, most=most)
     shown = {"<": "&lt;", "&": "&amp;"}
     return _MARKDOWN.sub(lambda match: shown.get(match[0], f"\\{match[0]}"), text)
+
+
+def cause(error: BaseException) -> str:
+    """Return in a line why a file could not be read or written; HDF5 quotes the system's error in its own."""
+    words: str | None = getattr(error, "strerror", None)
+    number = _HDF5_ERRNO.search(str(error))
+    return words or (os.strerror(int(number[1])) if number else first_line(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _CELLS = argument("FILE.h5ad", "The cells.")
 _GIVEN = option(
     "--given NAME[=COLUMN]",
-    "A known phenotype to show to the model: tissue, or tissue=organ for the obs column organ; can "
-    "be repeated.",
+    "A known phenotype to show to the model: tissue, or tissue=organ for the obs column organ "
+    "(default: the column that the model was trained on); can be repeated.",
 )
 
 
@@ -243,7 +243,7 @@ def _query(
     from core.inference.query_cells import open_query_cells, read_hint
 
     with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
-        hints = [read_hint(cells.source, model.config, one) for one in given or []]
+        hints = [read_hint(cells.source, model, one) for one in given or []]
         found = int((~cells.missing).sum())
         narrate(
             f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} "

@@ -117,6 +117,11 @@ def run(arguments: Sequence[str]) -> int:
         command = as_written(typer.main.get_command(app))
 
         def call() -> None:
+            if sys.flags.optimize > 1:
+                raise ConfigurationError(
+                    "python -OO removes docstrings, which AnnData and the help of tfx need; start "
+                    "tfx without -OO, and unset PYTHONOPTIMIZE"
+                )
             try:
                 code = command.main(
                     list(_in_present_spelling(arguments)),
@@ -146,8 +151,17 @@ def _in_present_spelling(arguments: Sequence[str]) -> Iterator[str]:
         yield f"{option}{equals}{value}"
 
 
+def _replace_closed_streams() -> None:
+    """Open the null device in place of closed standard streams, whose numbers a data file would get."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, "r" if number == 0 else "w", encoding="utf-8"))
+
+
 def main() -> NoReturn:
     """Run the command line of this process and exit: the entry point of `tfx`."""
+    _replace_closed_streams()
     code = run(sys.argv[1:])
     if code == ExitCode.MACHINE:
         # An HDF5 file that a full disk cut short crashes the interpreter as it is taken down.

@@ -169,12 +169,12 @@ def check_output_folder(path: Path, *, option: str = "--output") -> None:
     """Check that files can be written into a folder, which may be missing."""
     if path.exists() and not path.is_dir():
         raise ConfigurationError(f"{option} {path} is a file; give a folder")
-    _check_place(path, option)
+    _check_place(path, option, folders=[path, *path.parents])
 
 
-def _check_place(path: Path, option: str) -> None:
-    """Check that the nearest existing folder of a path accepts a new file."""
-    nearest = next(folder for folder in path.parents if folder.exists())
+def _check_place(path: Path, option: str, *, folders: Sequence[Path] | None = None) -> None:
+    """Check that the first existing one of the folders (default: those above a path) accepts a new file."""
+    nearest = next(folder for folder in folders or path.parents if folder.exists())
     named = "this folder" if nearest == Path() else nearest
     reason = None if nearest.is_dir() else "is not a folder"
     if reason is None:

@@ -54,7 +54,7 @@ def evaluate(
     labels: list[str] | None = option(
         "--label NAME=COLUMN",
         "FILES: the obs column of a phenotype's true labels, as in tissue=organ; default: the"
-        " CELLxGENE column, or one of the phenotype's name.",
+        " column of training, else that of CELLxGENE, or of the phenotype's name.",
     ),
     max_cells: int | None = option("--max-cells", "Score a random sample (of each file).", min=1),
     baselines: Literal["quick", "all", "none"] = option(
@@ -98,9 +98,13 @@ def evaluate(
     """
     run, files = _run_and_files(targets or [])
     _check_options(locals(), files)
-    if output is not None:
-        check_output_folder(output)
     folder = model_folder(run)
+    run_folder = folder.parent
+    scored_file = next(iter(generated or files), None)
+    target = output or (
+        report_folder(run_folder, scored_file) if scored_file else run_folder / "eval"
+    )
+    check_output_folder(target, option="report:" if output is None else "--output")
     # torch and transformers, 3 s: only after the run has been found.
     from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.report.records import EVALUATION_VERSION, FIDELITY_VERSION, report_record
@@ -111,7 +115,6 @@ def evaluate(
     chosen = "cpu" if generated else choose_device(device, where="--device")
     model = CellModel.load(folder, device=chosen)
     store = open_training_store(model)
-    run_folder = folder.parent
     donor_column, trained_where = _trained_on(run_folder)
     of_files: dict[str, Any] = {
         "store": store,
@@ -136,7 +139,6 @@ def evaluate(
                 on_progress=listener,
                 **of_files,
             )
-        target = output or report_folder(run_folder, generated[0])
         written = write_fidelity_report(target, fidelity, pictures)
         narrate(f"report: {' and '.join(str(path) for path in written)}")
         print_result(
@@ -173,7 +175,6 @@ def evaluate(
                 on_progress=listener,
                 **scored,
             )
-    target = output or (report_folder(run_folder, files[0]) if files else run_folder / "eval")
     written = write_evaluation(target, report, gene_rows)
     if not files and not where and split != "validation" and max_cells is None:
         write_into_card(folder, report)

@@ -1,7 +1,7 @@
 """`tfx generate`: from control tokens to cells, or real cells with phenotypes set to other values."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,6 +93,11 @@ def generate(
         "--set NAME=VALUE",
         "With --from: the phenotype to change, as in disease=normal; can be repeated.",
     ),
+    labels: list[str] | None = option(
+        "--label NAME=COLUMN",
+        "With --from: the obs column of a phenotype, as in tissue=organ; default: the column that "
+        "the model was trained on.",
+    ),
     run: str | None = MODEL,
     unspecified: Literal["sample", "none"] = option(
         "--unspecified",
@@ -159,10 +164,14 @@ def generate(
         wanted = phenotype_request(phenotype=set_values, pair_option="--set")
         if not wanted:
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
-        _edit_file(from_file, wanted, output, model_folder(run), seed, changes, as_json=as_json)
+        folder = model_folder(run)
+        _edit_file(from_file, wanted, labels or (), output, folder, seed, changes, as_json=as_json)
         return
-    if set_values:
-        raise ConfigurationError("--set changes cells of a file; name it by --from")
+    for unfit_option, given in (("--set", set_values), ("--label", labels)):
+        if given:
+            raise ConfigurationError(
+                f"{unfit_option} belongs to cells of a file; name it by --from"
+            )
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity.measures import compare_cells
@@ -264,6 +273,7 @@ def _generated_text(
 def _edit_file(
     file: str,
     values: Mapping[str, str],
+    labels: Sequence[str],
     output: Path,
     folder: Path,
     seed: int,
@@ -287,7 +297,7 @@ def _edit_file(
     settings = changed_settings(model.generate, {"decode": "sample", **changes})
     with open_query_cells(file, model.panel) as query, show_progress() as listener:
         edited = edit_cells(
-            model, query, values, settings=settings, seed=seed, on_progress=listener
+            model, query, values, labels=labels, settings=settings, seed=seed, on_progress=listener
         )
     for note in edited.notes:
         warn(note)

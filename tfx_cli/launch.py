@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from core.errors import ExitCode
+from core.training.launched import LAUNCHER
 from tfx_cli.output import narrate, print_error
 
-#: Variable that holds the process number of the launcher.
-LAUNCHER = "TFX_LAUNCHER"
 #: Ctrl-C; a scheduler ending the job; SLURM's usual early warning (``--signal=USR1@120``).
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 #: Seconds for the others to end by themselves after one has failed.

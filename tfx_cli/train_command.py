@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
+from core.training.launched import LAUNCHER, launched_process
 from core.wording import duration, size
 from tfx_cli.arguments import (
     ASSIGNMENTS,
@@ -22,7 +23,7 @@ from tfx_cli.arguments import (
     preset_option,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.launch import LAUNCHER, is_main_process, launch, stop_on_signals
+from tfx_cli.launch import is_main_process, launch, stop_on_signals
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def train(
         resolved = resolve_preset(Path(target), environment=os.environ, **changes)
     else:
         resolved = _changed_preset(folder, changes)
+    launched_process()  # junk in the environment fails before anything is started
     if (processes or 1) > 1 and not dry_run and LAUNCHER not in os.environ:
         raise typer.Exit(launch(sys.argv[1:], processes or 1))
     if folder is None:
@@ -102,7 +104,7 @@ def train(
     from core.cells.prepare import ensure_store
     from core.published.weights import check_start_shape, convert_start
     from core.training.engine import train as train_model
-    from core.training.processes import leave_processes
+    from core.training.processes import leave_processes, meet_processes
     from core.training.run_setup import check_feasible, check_preset
     from core.training.start_weights import take_shape_of_start
 
@@ -116,6 +118,7 @@ def train(
         store = None if folder is None else _store_of_run(folder)
         _show_forecast(resolved, folder_of_run, store, processes or 1, as_json=as_json)
         return
+    meet_processes()  # before the cells are prepared, which may take minutes
     with show_progress() as listener:
         if folder is not None:
             store = _store_of_run(folder)

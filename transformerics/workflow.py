@@ -35,6 +35,7 @@ from core.progress import Listener, ignore_progress
 from core.published.weights import check_start_shape, convert_start
 from core.runlog.schema import CONFIG_FILE
 from core.training.engine import train as train_model
+from core.training.processes import meet_processes
 from core.training.run_setup import check_preset
 from core.training.start_weights import take_shape_of_start
 
@@ -60,6 +61,7 @@ def train(
     resolved = take_shape_of_start(resolve_preset(Path(preset), options=settings))
     check_preset(resolved.preset)
     check_start_shape(resolved.preset)
+    meet_processes()
     store = ensure_store(resolved.preset.data, resolved.name, on_progress=on_progress)
     result = train_model(
         resolved, store, Path(folder), convert_weights=convert_start, on_progress=on_progress
@@ -121,7 +123,7 @@ def predict(
     """
     model, labelled = _loaded(model), _in_memory(cells)
     with open_query_cells(labelled, model.panel) as query:
-        hints = [read_hint(query.source, model.config, one) for one in given]
+        hints = [read_hint(query.source, model, one) for one in given]
         predictions = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
     names = labelled.obs_names
     table = prediction_table(predictions, names, unsure_below=unsure_below, prefix=prefix)
@@ -147,7 +149,7 @@ def embed(
     position = resolve_position(model.config, place)
     found = np.empty((embedded.n_obs, model.config.hidden_size), dtype=np.float32)
     with open_query_cells(embedded, model.panel) as query:
-        hints = [read_hint(query.source, model.config, one) for one in given]
+        hints = [read_hint(query.source, model, one) for one in given]
         write = found.__setitem__
         embed_cells(model, query, write, position=position, hints=hints, on_progress=on_progress)
     embedded.obsm[key] = found
@@ -191,20 +193,28 @@ def edit(
     cells: "AnnData | str | Path",
     values: Mapping[str, str],
     *,
+    labels: Sequence[str] = (),
     seed: int = 0,
     on_progress: Listener = ignore_progress,
     **sampling: Any,  # noqa: ANN401 - keys of [generate]
 ) -> "AnnData":
     """Set phenotypes of real cells, as `tfx generate --from`; their genes change with them.
 
-    ``values`` is phenotype -> value to set, as in ``{"disease": "normal"}``. X holds the changed cells,
+    ``values`` is phenotype -> value to set, as in ``{"disease": "normal"}``. ``labels`` name the obs columns of
+    the cells' own phenotypes, as in ``["tissue=organ"]``, where they are not those of training. X holds the changed cells,
     ``layers["before"]`` the cells as they were.
     """
     model = _loaded(model)
     settings = changed_settings(model.generate, {"decode": "sample", **sampling})
     with open_query_cells(cells, model.panel) as query:
         return edit_cells(
-            model, query, values, settings=settings, seed=seed, on_progress=on_progress
+            model,
+            query,
+            values,
+            labels=labels,
+            settings=settings,
+            seed=seed,
+            on_progress=on_progress,
         ).cells
 
 

@@ -14,7 +14,7 @@ autoregressive model.)
 Shapes: B cells, G genes of the panel, n queried genes per cell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,20 @@ from core.generation.cell_generator import GENERATION_KEY, gene_table, model_fac
 from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.generation.request import FEW_CELLS, resolve_phenotypes
-from core.inference.query_cells import Hint, QueryCells, read_hint
+from core.inference.query_cells import (
+    Hint,
+    QueryCells,
+    columns_by_phenotype,
+    label_columns,
+    read_hint,
+)
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
-from core.presets.schema import STANDARD_PHENOTYPES, GenerateSettings
+from core.presets.schema import GenerateSettings
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+from core.wording import cause
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,13 +87,15 @@ def edit_cells(
     query: QueryCells,
     values: Mapping[str, str],
     *,
+    labels: Sequence[str] = (),
     settings: GenerateSettings,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> EditedCells:
     """Set phenotypes of the cells of a file: ``values`` is phenotype -> value.
 
-    ``settings`` are the steps, and whether moved bins become the mean of their values or one drawn from them.
+    ``labels``, as "tissue=organ", name the obs columns of the cells' own phenotypes; `label_columns` are the
+    default. ``settings`` are the steps, and whether moved bins become the mean of their values or one drawn from them.
     A model that cannot change cells, or knows no such phenotype or value, is a ConfigurationError; cells that
     do not fit the model, a DataError.
     """
@@ -94,7 +103,9 @@ def edit_cells(
 
     check_can_edit(model)
     wanted = resolve_phenotypes(model.config, values)
-    hints, notes = _labels_of(model, query, wanted)
+    hints, notes = _labels_of(
+        model, query, wanted, columns_by_phenotype(labels, model.config.phenotypes)
+    )
     codes = np.full((query.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
     for hint in hints:
         codes[:, hint.slot] = hint.codes
@@ -168,22 +179,22 @@ def write_edited(cells: "AnnData", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             cells.write_h5ad(temporary, compression="gzip")
-    except OSError as error:
-        raise MachineError(f"{path} cannot be written ({error.strerror or error})") from error
+    except (OSError, RuntimeError) as error:  # of h5py
+        raise MachineError(f"{path} cannot be written ({cause(error)}); make room") from error
 
 
 def _labels_of(
-    model: CellModel, query: QueryCells, wanted: Mapping[int, int]
+    model: CellModel, query: QueryCells, wanted: Mapping[int, int], named: Mapping[str, str]
 ) -> tuple[list[Hint], list[str]]:
     """Read the file's labels of every phenotype of the model; the notes name missing ones."""
     hints, notes = [], []
     present = query.source.obs_columns([]).attrs["columns"]
     for slot, name in enumerate(model.config.phenotypes):
-        if not {STANDARD_PHENOTYPES.get(name, name), name} & set(present):
+        if name not in named and not set(label_columns(model, name)) & set(present):
             state = "is taken for not specified before" if slot in wanted else "stays so"
             notes.append(f"the file has no labels of the {name} of its cells, which {state}")
             continue
-        hint = read_hint(query.source, model.config, name)
+        hint = read_hint(query.source, model, named.get(name, name), option="--label")
         hints.append(hint)
         n_unknown = int((hint.codes < 0).sum())
         if n_unknown:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
-from core.cells.phenotypes import PhenotypeColumn, read_labels, suggest
+from core.cells.phenotypes import PhenotypeColumn, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
-from core.errors import ConfigurationError, DataError
+from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.method_comparison import (
     KnownCells,
@@ -37,9 +37,13 @@ from core.evaluation.predict import (
     predict,
 )
 from core.evaluation.report.records import EvaluationFacts, EvaluationReport
-from core.inference.query_cells import open_query_cells, read_hint
+from core.inference.query_cells import (
+    columns_by_phenotype,
+    label_columns,
+    open_query_cells,
+    read_hint,
+)
 from core.model.folder import CellModel
-from core.presets.schema import STANDARD_PHENOTYPES
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 
@@ -200,17 +204,11 @@ def read_labelled(
     """Read a file of real cells: .h5ad, or "builtin:NAME".
 
     ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
-    ``labels``, as "tissue=organ", name the obs columns of phenotypes; the default is that of the CELLxGENE
-    schema, else the phenotype's name. ``matrix`` and ``gene_ids`` are as in a preset.
+    ``labels``, as "tissue=organ", name the obs columns of phenotypes; `label_columns` are the default.
+    ``matrix`` and ``gene_ids`` are as in a preset.
     """
-    wanted = {one.partition("=")[0]: one for one in labels}
     known = list(phenotypes)
-    for name in wanted:
-        if name not in known:
-            raise ConfigurationError(
-                f"--label {wanted[name]}: the model does not know a phenotype '{name}'; "
-                f"{suggest(name, known)}"
-            )
+    wanted = columns_by_phenotype(labels, known)
     with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)
@@ -235,12 +233,12 @@ def _read_codes(
     codes = np.full((source.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
     notes = []
     for name in names:
-        candidates = [STANDARD_PHENOTYPES.get(name, name), name]
+        candidates = label_columns(model, name)
         if name not in wanted and not len(source.obs_columns(candidates).columns):
             notes.append(f"{name}: {source.name} has no column '{candidates[0]}'; not scored")
             continue
         try:
-            hint = read_hint(source, model.config, wanted.get(name, name))
+            hint = read_hint(source, model, wanted.get(name, name), option="--label")
         except DataError as error:
             if name in wanted:  # an explicit request is met or refused
                 raise

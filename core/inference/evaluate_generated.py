@@ -390,7 +390,7 @@ def read_generated(model: CellModel, files: Sequence[str]) -> GeneratedCells:
             of_file = np.full((source.n_cells, len(model.config.phenotypes)), -1, dtype=np.int32)
             for slot, name in enumerate(model.config.phenotypes):
                 if name in source.obs_columns([name]).columns:
-                    of_file[:, slot] = read_hint(source, model.config, f"{name}={name}").codes
+                    of_file[:, slot] = read_hint(source, model, f"{name}={name}").codes
             codes.append(of_file[kept])
             first = 0
             sizes = _library_sizes(source, file) if record.get("values") == COUNTS else None

@@ -7,7 +7,7 @@ they are masked, not taken for unexpressed. Memory is that of a block of cells.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from core.cells.phenotypes import (
 from core.cells.reading import open_source
 from core.cells.sources import AnnDataSource, CellSource
 from core.errors import ConfigurationError, DataError
-from core.model.configuration import TfxConfig
+from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES
 from core.wording import listed
 
@@ -222,32 +222,69 @@ class Hint:
     unknown: dict[str, int]
 
 
-def read_hint(source: CellSource, config: TfxConfig, wanted: str) -> Hint:
+def label_columns(model: CellModel, name: str) -> list[str]:
+    """Return the obs columns that may hold the labels of a phenotype, the likeliest first.
+
+    They are the column that the model was trained on (older folders do not name it), that of the CELLxGENE
+    schema, and one of the phenotype's name.
+    """
+    trained = model.provenance.get("columns", {}).get(name)
+    columns = [trained, STANDARD_PHENOTYPES.get(name, name), name]
+    return list(dict.fromkeys(column for column in columns if column))
+
+
+def columns_by_phenotype(labels: Sequence[str], known: Iterable[str]) -> dict[str, str]:
+    """Read ``--label NAME=COLUMN`` options: NAME -> "NAME=COLUMN"; ConfigurationError for an unknown NAME."""
+    names = list(known)
+    wanted: dict[str, str] = {}
+    for label in labels:
+        name, equals, column = label.partition("=")
+        if not (name and equals and column):
+            raise ConfigurationError(f"--label {label}: must be NAME=COLUMN, as in tissue=organ")
+        if name not in names:
+            raise ConfigurationError(
+                f"--label {label}: the model does not know a phenotype '{name}'; {suggest(name, names)}"
+            )
+        if wanted.setdefault(name, label) != label:
+            raise ConfigurationError(
+                f"--label {label}: {name} has a column already ({wanted[name]})"
+            )
+    return wanted
+
+
+def read_hint(
+    source: CellSource, model: CellModel, wanted: str, *, option: str = "--given"
+) -> Hint:
     """Read the labels of one phenotype.
 
-    ``wanted``: "tissue", or "tissue=my_column"; the default column is that of the CELLxGENE schema, else
-    the phenotype's name. A phenotype that the model lacks is a ConfigurationError; no such column, or a column
-    without known labels, a DataError.
+    ``wanted``: "tissue", or "tissue=my_column"; the default is the first of `label_columns` that the cells
+    have. A phenotype that the model lacks is a ConfigurationError; no such column, or a column without known
+    labels, a DataError. ``option`` is where messages say that the labels were requested.
     """
+    config = model.config
     name, _, column = wanted.partition("=")
     if name not in config.phenotypes:
         raise ConfigurationError(
-            f"--given {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
+            f"{option} {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
         )
     if config.classified is not None and name not in (config.classified, *config.given):
         known = ", ".join(config.given) or "it knows none"
         raise ConfigurationError(
-            f"--given {wanted}: this classifier of {config.classified} was not trained with {name} "
+            f"{option} {wanted}: this classifier of {config.classified} was not trained with {name} "
             f"given ({known})"
         )
     slot = config.phenotype_names.index(name)
+    present = source.obs_columns([]).attrs["columns"]
+    candidates = [column] if column else label_columns(model, name)
+    column = next((one for one in candidates if one in present), "")
     if not column:
-        candidates = [STANDARD_PHENOTYPES.get(name, name), name]
-        present = source.obs_columns(candidates).columns
-        column = next((one for one in candidates if one in present), candidates[0])
+        raise DataError(
+            f"{source.name}: {option} {wanted} needs the obs column '{candidates[0]}', which does not exist; "
+            f"{suggest(candidates[0], present)}, or name the column, as in {option} {name}=COLUMN"
+        )
     wanted_column = PhenotypeColumn(name, column, explicit=True)
     labels = read_labels(source.obs_columns([column]), wanted_column, where=source.name)
-    assert labels is not None, "an explicit column exists, or read_labels raises"
+    assert labels is not None, "the column exists"
     values = config.phenotypes[name]
     found = _codes(labels.values, values)
     if config.positive is not None and name == config.classified:

@@ -259,6 +259,8 @@ class _Provenance(BaseModel):
     store: str = ""
     store_key: str = ""
     split: str = ""
+    #: Phenotype -> obs column of its labels.
+    columns: dict[str, str] = Field(default_factory=dict)
     validation: dict[str, float | None] = Field(default_factory=dict)
 
 

@@ -2,8 +2,8 @@
 
 `train` starts a run or resumes one. Everything is built once by `run_setup`; `state` is what training
 changes; one step is `step`. Batch, masks and dropout are functions of the seed and a cursor, the
-learning rate of the step, so that a resumed run equals one that never stopped, bit for bit on CPU. The
-same holds, within rounding, for the number of processes (`virtual_ranks`).
+learning rate of the step, so that a resumed run equals one that never stopped, bit for bit on a CPU with the
+same number of threads. The same holds, within rounding, for the number of processes (`virtual_ranks`).
 """
 
 import math

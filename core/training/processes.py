@@ -9,6 +9,8 @@ taken a step by taking one, and a run stopped at its start would not resume bit 
 
 import gc
 import os
+import threading
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -22,18 +24,94 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, Ini
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MachineError
 from core.renamed import current_tensors
+from core.training.launched import hidden_variables, launched_process
 from core.training.machine import Machine
+from core.wording import first_line
 
 #: Silence after which a process counts as dead: fitting may differ by minutes.
 _TIMEOUT = timedelta(minutes=30)
+#: Seconds in which all processes of a launcher have to come.
+MEETING_SECONDS = 60.0
 _REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+#: Text of variables that are off and on, as accelerate reads them.
+_OFF, _ON = ("", "0", "false", "no", "off", "n", "f"), ("1", "true", "yes", "on", "y", "t")
+_meeting_store: dist.Store | None = None  # that of the main process serves the others
 
 
-def launched_processes() -> int:
-    """Return how many processes a launcher started, before any communication; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def meet_processes() -> None:
+    """Wait until all processes of the launcher have come, a minute at most; MachineError if they have not.
+
+    torch waits for half an hour, and handles no signal within its calls. A thread calls it here, so that
+    Ctrl-C and SIGTERM end this process at once.
+    """
+    global _meeting_store
+    process = launched_process()
+    if process.count == 1 or _meeting_store is not None or dist.is_initialized():
+        return
+    found: list[dist.Store] = []
+    problem: list[str] = []
+
+    def connect() -> None:
+        try:
+            timeout = timedelta(seconds=MEETING_SECONDS)
+            found.append(next(dist.rendezvous("env://", timeout=timeout))[0])
+        except Exception as error:  # noqa: BLE001 (of a socket or of torch; it becomes a sentence)
+            problem.append(first_line(error))
+
+    # A store of torchrun survives a restart of its processes.
+    turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"tfx/{turn}/{rank}" for rank in range(process.count)]
+    threading.Thread(target=connect, daemon=True).start()
+    end = time.monotonic() + MEETING_SECONDS
+    while time.monotonic() < end and not problem:
+        if found:
+            found[0].set(names[process.rank], "here")
+            if found[0].check(names):
+                _meeting_store = found[0]
+                return
+        time.sleep(0.05)
+    reason = f" ({problem[0]})" if problem and time.monotonic() < end - 1 else ""
+    raise MachineError(
+        f"WORLD_SIZE={process.count} in the environment, but the processes did not meet at "
+        f"{process.address} within {MEETING_SECONDS:.0f} s{reason}; start all of them by 'tfx train "
+        f"--processes N' or 'accelerate launch', or unset WORLD_SIZE to train in one process"
+    )
+
+
+def check_accelerate_variables(machine: Machine) -> None:
+    """Check that no variable of accelerate contradicts the preset; ConfigurationError if one does.
+
+    `accelerate launch` sets them from its own configuration, and some would change the result in silence.
+    """
+    device = os.environ.get("ACCELERATE_TORCH_DEVICE", "").partition(":")[0]
+    allowed: dict[str, tuple[Sequence[str], str]] = {
+        "ACCELERATE_USE_CPU": (_OFF + (_ON if machine.device == "cpu" else ()), "train.device"),
+        "ACCELERATE_TORCH_DEVICE": ((machine.device, ""), "train.device"),
+        "ACCELERATE_MIXED_PRECISION": (("no", machine.precision), "train.precision"),
+        "ACCELERATE_DYNAMO_BACKEND": (("no", ""), "train.compile"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "train.micro_batches"),
+    }
+    for strategy in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"):
+        allowed[f"ACCELERATE_USE_{strategy}"] = (_OFF, "presets/accelerate/fsdp2.yaml")
+    for name, (values, decides) in allowed.items():
+        value = os.environ.get(name)
+        if (
+            value is None
+            or (device if name == "ACCELERATE_TORCH_DEVICE" else value.lower()) in values
+        ):
+            continue
+        raise ConfigurationError(
+            f"{name}={value} in the environment does not fit this run; use {decides}, and unset {name} or "
+            f"remove it from accelerate's configuration"
+        )
+
+
+def recorded_variables() -> dict[str, str]:
+    """Return the variables of accelerate in the environment, for run.json."""
+    prefixes = ("ACCELERATE_", "FSDP_")
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(prefixes)}
 
 
 def leave_processes() -> None:
@@ -42,6 +120,8 @@ def leave_processes() -> None:
     A process that exits without it may be torn down under threads that still run, and then now and
     then ends as if it had failed (pytorch issue 190489). It cannot train again afterwards.
     """
+    global _meeting_store
+    _meeting_store = None
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # a network that was shared holds the group, and is made of cycles
@@ -53,16 +133,23 @@ class Processes:
     def __init__(self, machine: Machine, *, unused_parameters: bool = False) -> None:
         # accelerate keeps one global state per process; another run in it may want another one.
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-        self.accelerator = Accelerator(
-            cpu=machine.device == "cpu",
-            mixed_precision=machine.precision,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    broadcast_buffers=False, find_unused_parameters=unused_parameters
-                ),
-                InitProcessGroupKwargs(timeout=_TIMEOUT),
-            ],
-        )
+        try:
+            with hidden_variables(launched_process()):
+                self.accelerator = Accelerator(
+                    cpu=machine.device == "cpu",
+                    mixed_precision=machine.precision,
+                    kwargs_handlers=[
+                        DistributedDataParallelKwargs(
+                            broadcast_buffers=False, find_unused_parameters=unused_parameters
+                        ),
+                        InitProcessGroupKwargs(timeout=_TIMEOUT),
+                    ],
+                )
+        except (ValueError, ImportError, NotImplementedError, RuntimeError) as error:
+            raise MachineError(
+                f"the processes of the run cannot be set up ({first_line(error)}); check the variables "
+                f"WORLD_SIZE, MASTER_ADDR, MASTER_PORT and ACCELERATE_* of the environment"
+            ) from error
         self.index: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.phenotypes import requested_phenotypes
 from core.cells.store import Store
 from core.encoding.tokens import TokenSpace
 from core.encoding.values import ValueEncoder, ValueTable, fit_value_encoder
@@ -27,8 +28,9 @@ from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+from core.training.launched import launched_process
 from core.training.machine import EncoderFlops, Machine, choose_machine, device_peak
-from core.training.processes import Processes, launched_processes
+from core.training.processes import Processes, check_accelerate_variables, recorded_variables
 from core.training.start_weights import ConvertWeights, own_start, start_folder, start_from
 from core.training.trackers import check_trackers
 from core.training.virtual_ranks import (
@@ -119,6 +121,8 @@ class RunSetup:
             "device_name": machine.device_name,
             "precision": machine.precision,
             "processes": self.processes.count,
+            "threads": torch.get_num_threads(),
+            "accelerate": recorded_variables(),
             "encoder": asdict(self.flops),
             "peak_flops": self.peak,
             "simulated": store.truth is not None,
@@ -132,7 +136,8 @@ def check_feasible(
 
     ``processes`` train together; None: as many as a launcher started.
     ConfigurationError if virtual ranks or processes cannot share the cells of a step; MachineError if the
-    device, the precision, the attention route or a tracker's package is missing.
+    device, the precision, the attention route or a tracker's package is missing; ConfigurationError also if
+    a variable of a launcher or of accelerate contradicts the preset.
     """
     machine = choose_machine(preset.train)
     route = resolve_attention(
@@ -143,7 +148,8 @@ def check_feasible(
         ragged=preset.encoding.layout == "expressed",
     )
     check_trackers(preset.train.trackers)
-    count = launched_processes() if processes is None else processes
+    check_accelerate_variables(machine)
+    count = launched_process().count if processes is None else processes
     _, n_virtual_ranks = virtual_ranks_of_process(preset.train.virtual_ranks, index=0, count=count)
     cells_per_virtual_rank(preset.train, n_virtual_ranks)
     return machine, route
@@ -268,6 +274,11 @@ def build_model(
             "store": str(store.path.resolve()),
             "store_key": store.manifest.key,
             "split": split.get("method", "unknown") if isinstance(split, dict) else str(split),
+            "columns": {
+                one.name: one.column
+                for one in requested_phenotypes(preset.data)
+                if one.name in store.phenotypes
+            },
             "versions": {p: version(p) for p in ("torch", "transformers", "numpy")},
             "seed": seed,
             **({"where": preset.data.where} if preset.data.where else {}),

@@ -306,6 +306,8 @@ def test_doublets_have_more_counts_and_genes_than_their_donor():
     assert not looks_like_doublet(
         np.zeros(3, np.float32), np.zeros(3, np.int32), np.zeros(3, int)
     ).any()
+    totals[:200] = genes[:200] = 0
+    assert not looks_like_doublet(totals, genes, 1 - donors).any()  # a donor of empty cells alone
 
 
 def test_small_groups_are_compared_with_the_whole_file():

@@ -55,6 +55,22 @@ def test_the_help_of_a_command_loads_no_torch_and_no_anndata(command):
     assert "loaded:\n" in done.stdout, done.stdout + done.stderr
 
 
+def test_python_without_docstrings_is_refused_in_one_sentence():
+    done = run_python("-OO", "-m", "tfx_cli", "presets", "list")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: python -OO removes docstrings")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell closes the streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_fail_a_command(closed):
+    program = f'exec "{sys.executable}" -m tfx_cli presets list {closed}'
+    done = subprocess.run(["sh", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
 def test_the_package_runs_as_a_module():
     done = run_python("-m", "tfx_cli", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"tfx {__version__}\n", "")

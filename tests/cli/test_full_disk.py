@@ -16,8 +16,11 @@ app.main()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
-def test_generated_cells_that_do_not_fit_are_one_sentence(tiny_run, tmp_path):
-    arguments = ["-q", "generate", "-n", "300", "--run", str(tiny_run), "-o", "out.h5ad"]
+@pytest.mark.parametrize(
+    "what", [["-n", "300"], ["--from", "builtin:atlas?cells=300&seed=3", "--set", "sex=male"]]
+)
+def test_generated_cells_that_do_not_fit_are_one_sentence(tiny_run, tmp_path, what):
+    arguments = ["-q", "generate", *what, "--run", str(tiny_run), "-o", "out.h5ad"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(limit=50_000, arguments=arguments)],
         cwd=tmp_path,

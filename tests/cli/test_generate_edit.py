@@ -1,5 +1,7 @@
 """`tfx generate --from FILE --set NAME=VALUE` through its entry point."""
 
+import json
+
 import anndata
 import numpy as np
 import pytest
@@ -78,6 +80,9 @@ def test_a_phenotype_set_to_not_specified_has_no_label(tfx, tiny_run, tmp_path, 
         (["--from", "patients.h5ad", "--set", "sex=male", "--decode", "bins"], "--decode bins"),
         (["--from", "patients.h5ad", "--set", "sex=male", "--tissue", "lung"], "not take a phen"),
         (["--set", "sex=male"], "name it by --from"),
+        (["--label", "sex=gender"], "name it by --from"),
+        (["--from", "patients.h5ad", "--set", "sex=male", "--label", "sex"], "must be NAME=COLUMN"),
+        (["--from", "patients.h5ad", "--set", "sex=male", "--label", "sx=a"], "phenotype 'sx'"),
     ],
 )
 def test_an_unfit_change_is_one_sentence_and_writes_nothing(
@@ -89,6 +94,40 @@ def test_an_unfit_change_is_one_sentence_and_writes_nothing(
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"patients.h5ad", "runs"}
+
+
+def test_labels_come_from_the_column_of_training_or_from_the_named_one(
+    tfx, tiny_run, tmp_path, patients
+):
+    """The file has the labels elsewhere, and other ones where CELLxGENE has them."""
+    renamed = patients.copy()
+    renamed.obs["my_labels"] = renamed.obs["cell_type"]
+    renamed.obs["cell_type"] = renamed.obs["cell_type"].to_numpy()[::-1]
+    patients.write_h5ad(tmp_path / "plain.h5ad")
+    renamed.write_h5ad(tmp_path / "renamed.h5ad")
+
+    def edited(file, *options):
+        change = ["--from", file, "--set", "tissue=lung", "-o", "out.h5ad", "--overwrite"]
+        result = tfx("-q", "generate", *change, *options)
+        assert result.code == 0, result.stderr
+        return anndata.read_h5ad(tmp_path / "out.h5ad").X.toarray()
+
+    def scored(*options):
+        result = tfx("-q", "eval", "tiny", *options, "--baselines", "none", "--json")
+        assert result.code == 0, result.stderr
+        return result.json["phenotypes"]["cell_type"]
+
+    right, of_files = edited("plain.h5ad"), scored("plain.h5ad")
+    assert (edited("renamed.h5ad") != right).any()
+    np.testing.assert_array_equal(edited("renamed.h5ad", "--label", "cell_type=my_labels"), right)
+    record = tiny_run / "model" / "tfx.json"
+    document = json.loads(record.read_text())
+    assert document["provenance"]["columns"]["cell_type"] == "cell_type"
+    document["provenance"]["columns"]["cell_type"] = "my_labels"
+    record.write_text(json.dumps(document))
+    np.testing.assert_array_equal(edited("renamed.h5ad"), right)
+    np.testing.assert_array_equal(edited("plain.h5ad"), right)  # it has CELLxGENE's column alone
+    assert scored("renamed.h5ad") == of_files
 
 
 def test_a_file_that_is_not_there_is_refused(tfx, tiny_run, tmp_path):

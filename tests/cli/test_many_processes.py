@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from core.model.encoder import EncoderLayer
 from core.runlog import RunReader
 from core.training.checkpoints import latest_checkpoint
+from core.training.launched import LAUNCHER
 from core.training.processes import load_optimiser, load_weights, whole, whole_weights
 from tfx_cli import launch
 
@@ -166,7 +167,7 @@ def test_only_the_launcher_starts_processes(tfx, tiny_preset_file, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tfx", *arguments])
     assert tfx(*arguments).code == 7
     assert launched == [(arguments, 2)]
-    monkeypatch.setenv(launch.LAUNCHER, str(os.getppid()))
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
     result = tfx(*arguments, "--set", "train.batch_size=31")
     assert (result.code, len(launched)) == (2, 1)
 
@@ -195,9 +196,9 @@ def test_the_exit_code_is_that_of_whoever_knows_why(monkeypatch, tmp_path, codes
 
 def test_a_process_notices_that_its_launcher_has_died(monkeypatch):
     assert not launch.launcher_is_gone()
-    monkeypatch.setenv(launch.LAUNCHER, str(os.getppid()))
+    monkeypatch.setenv(LAUNCHER, str(os.getppid()))
     assert not launch.launcher_is_gone()
-    monkeypatch.setenv(launch.LAUNCHER, "1" if os.getppid() != 1 else "2")
+    monkeypatch.setenv(LAUNCHER, "1" if os.getppid() != 1 else "2")
     assert launch.launcher_is_gone()
 
 

@@ -190,7 +190,7 @@ def looks_like_doublet(
     """
     suspicious = np.zeros(len(library_sizes), dtype=bool)
     filled = library_sizes > 0
-    sizes = np.bincount(groups[filled & (groups >= 0)], minlength=1)
+    sizes = np.bincount(groups[filled & (groups >= 0)], minlength=int(groups.max(initial=0)) + 1)
     own = np.where((groups >= 0) & (sizes[groups] >= _ENOUGH_CELLS), groups, -1)
     for group in np.unique(own[filled]):
         members = filled & (own == group)
