@@ -109,9 +109,10 @@ def as_markdown(text: str, *, most: int = _LONGEST_NAME) -> str:
 
 def cause(error: BaseException) -> str:
     """Return in a line why a file could not be read or written; HDF5 quotes the system's error in its own."""
-    words: str | None = getattr(error, "strerror", None)
     number = _HDF5_ERRNO.search(str(error))
-    return words or (os.strerror(int(number[1])) if number else first_line(error))
+    if number is not None:
+        return os.strerror(int(number[1]))
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def first_line(error: BaseException) -> str:
