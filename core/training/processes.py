@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from core.errors import ConfigurationError, MachineError
@@ -37,7 +38,7 @@ MEETING_SECONDS = 60.0
 _REPLICATED = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 #: Text of variables that are off and on, as accelerate reads them.
 _OFF, _ON = ("", "0", "false", "no", "off", "n", "f"), ("1", "true", "yes", "on", "y", "t")
-_meeting_store: dist.Store | None = None  # that of the main process serves the others
+_meeting_store: Any = None  # that of the main process serves the others
 
 
 def meet_processes() -> None:
@@ -50,13 +51,13 @@ def meet_processes() -> None:
     process = launched_process()
     if process.count == 1 or _meeting_store is not None or dist.is_initialized():
         return
-    found: list[dist.Store] = []
+    found: list[Any] = []  # a store of torch.distributed
     problem: list[str] = []
 
     def connect() -> None:
         try:
             timeout = timedelta(seconds=MEETING_SECONDS)
-            found.append(next(dist.rendezvous("env://", timeout=timeout))[0])
+            found.append(next(rendezvous("env://", timeout=timeout))[0])
         except Exception as error:  # noqa: BLE001 (of a socket or of torch; it becomes a sentence)
             problem.append(first_line(error))
 
