@@ -225,6 +225,12 @@ class Store:
             values = log_normalise(values, np.repeat(count_scales(cells.totals), np.diff(row_ends)))
         return _csr(values, columns, row_ends, len(panel))
 
+    def library_sizes(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """(rows,) total counts of cells over all genes of their file; 0 where the store holds log values."""
+        if self.value_kind != "counts":
+            return np.zeros(len(rows), dtype=np.float32)
+        return np.asarray(self.totals[rows])
+
     def read_counts(self, rows: NDArray[np.integer[Any]], panel: GenePanel) -> sparse.csr_matrix:
         """Raw counts of cells over a panel; arguments and shape as for `read`.
 

@@ -27,7 +27,7 @@ from core.encoding.cell_batch import CellBatch, pack
 from core.encoding.masking import Show, draw_masked_counts, draw_phenotype_states, draw_subsets
 from core.encoding.panel_cells import PanelCells
 from core.encoding.tokens import MASK, TokenSpace
-from core.encoding.values import CountBins, ValueEncoder
+from core.encoding.values import CountBins, ValueEncoder, count_thresholds, possible_bins
 from core.presets.schema import MaskingSettings
 
 #: A little below glibc's largest threshold, 32 MiB.
@@ -137,7 +137,8 @@ class BatchEncoder:
     """Make batches of at most ``max_length`` tokens a cell from expression and phenotype codes.
 
     ``bins_on_device`` leaves the bins of counts to the device (`CellBatch.thresholds`) where that is
-    possible: stored counts, bins, and edges that all genes share.
+    possible: stored counts, bins, and edges that all genes share. ``with_library_size`` adds the cells'
+    library sizes, and the bins of masked genes that these allow.
     """
 
     def __init__(
@@ -147,7 +148,9 @@ class BatchEncoder:
         *,
         max_length: int,
         bins_on_device: bool = False,
+        with_library_size: bool = False,
     ) -> None:
+        self.with_library_size = with_library_size
         # The device makes bins for the targets of masked genes, which a classifier does not have.
         self.bins_on_device = bins_on_device and tokens.classified is None
         self.tokens = tokens
@@ -191,7 +194,8 @@ class BatchEncoder:
         n_masked = draw_masked_counts(every, masking.genes, rng)
         n_masked[visible] = 0
         mask = draw_subsets(every, n_masked, rng).reshape(cells.n_cells, cells.n_genes)
-        return self._ranked(self._dense(cells), codes, states, mask)
+        sizes = self._library_sizes(cells.n_cells, cells.totals, masking.unspecified, rng)
+        return self._ranked(self._dense(cells), codes, states, mask, sizes)
 
     def visible(
         self,
@@ -214,13 +218,14 @@ class BatchEncoder:
         for name in hidden:
             states[:, self.tokens.names.index(name)] = Show.MASKED
         if self.tokens.layout == "expressed":
-            unmasked = MaskingSettings(genes=0.0, phenotypes=0.0)
+            unmasked = MaskingSettings(genes=0.0, phenotypes=0.0, unspecified=0.0)
             visible = np.ones(len(codes), dtype=bool)
             return self._expressed(cells, codes, states, unmasked, rng, visible)
         mask = np.zeros((cells.n_cells, cells.n_genes), dtype=bool)
         if missing is not None:
             mask[:, missing] = True
-        return self._ranked(self._dense(cells), codes, states, mask)
+        sizes = self._library_sizes(cells.n_cells, cells.totals)
+        return self._ranked(self._dense(cells), codes, states, mask, sizes)
 
     def ranked(
         self,
@@ -228,13 +233,16 @@ class BatchEncoder:
         codes: NDArray[np.int32],
         states: NDArray[np.int8],
         mask: NDArray[np.bool_],
+        library_size: NDArray[np.float32] | None = None,
     ) -> CellBatch:
         """Encode every panel gene of every cell, masked exactly at ``states`` and ``mask``.
 
-        ``expression`` and ``mask`` are (cells, genes), ``codes`` and ``states`` (cells, phenotypes).
+        ``expression`` and ``mask`` are (cells, genes), ``codes`` and ``states`` (cells, phenotypes),
+        ``library_size`` (cells,), 0 where not known.
         """
         encoded = self._tokens_of(self.values.encode(expression), expression)
-        return self._ranked(encoded, codes, states, mask)
+        sizes = self._library_sizes(len(codes), library_size)
+        return self._ranked(encoded, codes, states, mask, sizes)
 
     def _ranked(
         self,
@@ -242,6 +250,7 @@ class BatchEncoder:
         codes: NDArray[np.int32],
         states: NDArray[np.int8],
         mask: NDArray[np.bool_],
+        library_size: NDArray[np.float32] | None,
     ) -> CellBatch:
         """Pack dense (cells, genes) values, which are masked in place."""
         n_cells, n_genes = mask.shape
@@ -250,6 +259,7 @@ class BatchEncoder:
         n_masked = mask.sum(axis=1)
         target = encoded.mask(at, tokens.first_bin)
         every = (np.arange(n_genes) + tokens.first_gene).astype(tokens.token_id_type)
+        gene = (at - np.repeat(np.arange(n_cells) * n_genes, n_masked)).astype(np.int32)
         return pack(
             tokens,
             codes,
@@ -260,10 +270,12 @@ class BatchEncoder:
             continuous=None if encoded.continuous is None else list(encoded.continuous),
             masked_at=at,
             n_masked=n_masked,
-            gene=(at - np.repeat(np.arange(n_cells) * n_genes, n_masked)).astype(np.int32),
+            gene=gene,
             target=target,
             mask_rate=(n_masked / max(n_genes, 1)).astype(np.float32),
             thresholds=encoded.thresholds,
+            library_size=library_size,
+            possible=self._possible(gene, n_masked, library_size),
         )
 
     def _expressed(
@@ -298,6 +310,8 @@ class BatchEncoder:
                 encoded.value[at[swapped]] = 0
         spans = part.spans(np.arange(part.n_cells))
         numbers = encoded.continuous
+        gene = token_id.take(at).astype(np.int32) - tokens.first_gene
+        sizes = self._library_sizes(cells.n_cells, cells.totals, masking.unspecified, rng)
         return pack(
             tokens,
             codes,
@@ -308,11 +322,44 @@ class BatchEncoder:
             continuous=None if numbers is None else [numbers[span] for span in spans],
             masked_at=at,
             n_masked=n_masked,
-            gene=token_id.take(at).astype(np.int32) - tokens.first_gene,
+            gene=gene,
             target=target,
             mask_rate=(n_masked / np.maximum(lengths, 1)).astype(np.float32),
             thresholds=encoded.thresholds,
+            library_size=sizes,
+            possible=self._possible(gene, n_masked, sizes),
         )
+
+    def _library_sizes(
+        self,
+        n_cells: int,
+        totals: NDArray[np.float32] | None,
+        hidden: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> NDArray[np.float32] | None:
+        """(cells,) library sizes, left out with the probability ``hidden``; None if the model has none."""
+        if not self.with_library_size:
+            return None
+        sizes = np.zeros(n_cells, np.float32) if totals is None else totals.astype(np.float32)
+        if rng is not None:
+            sizes[rng.random(n_cells) < hidden] = 0
+        return sizes
+
+    def _possible(
+        self,
+        gene: NDArray[np.int32],
+        n_masked: NDArray[np.int64],
+        library_size: NDArray[np.float32] | None,
+    ) -> NDArray[np.bool_] | None:
+        """(M, bins), which bins the library size allows masked genes; None where all are possible."""
+        if library_size is None or self.continuous or self.values.n_bins == 2:
+            return None
+        edges = self.values.edges
+        if self.values.edges_are_shared:
+            of_cells = possible_bins(count_thresholds(edges, library_size), library_size)
+            return np.repeat(of_cells, n_masked, axis=0)
+        sizes = np.repeat(library_size, n_masked)
+        return possible_bins(count_thresholds(edges[gene], sizes), sizes)
 
     def _swaps(
         self, cells: PanelCells, n_masked: NDArray[np.int64], rate: float, rng: np.random.Generator
@@ -335,7 +382,8 @@ class BatchEncoder:
 
     def _count_bins(self, cells: PanelCells) -> CountBins | None:
         """Bins straight from counts, where values are counts and all genes share their edges."""
-        if cells.totals is None or self.continuous or not self.values.edges_are_shared:
+        is_binned = not self.continuous and self.values.edges_are_shared
+        if cells.totals is None or not cells.holds_counts or not is_binned:
             return None
         return CountBins(self.values.edges, cells.totals)
 

@@ -54,6 +54,10 @@ class CellBatch:
     thresholds: NDArray[np.int32] | None = None
     #: Token id of gene 0.
     first_gene: int = 0
+    #: (B,), float32, library sizes, 0 where not known; None for a model that does not read them.
+    library_size: NDArray[np.float32] | None = None
+    #: (M, bins), whether a whole count of the cell falls into the bin; None where all bins are possible.
+    possible: NDArray[np.bool_] | None = None
 
     @property
     def n_cells(self) -> int:
@@ -81,13 +85,15 @@ def pack(
     target: NDArray[Any],
     mask_rate: NDArray[np.float32],
     thresholds: NDArray[np.int32] | None = None,
+    library_size: NDArray[np.float32] | None = None,
+    possible: NDArray[np.bool_] | None = None,
 ) -> CellBatch:
     """Put headers and ends around the genes of each cell.
 
     ``codes`` and ``states`` are (cells, phenotypes); ``lengths``, ``n_masked`` and ``mask_rate``
     (cells,); ``token_id``, ``value`` and ``continuous`` have one array per cell, of its genes.
     ``masked_at`` (M,) is the place of the masked genes among all genes of the batch, ascending, with
-    panel index ``gene`` and ``target`` (M,).
+    panel index ``gene`` and ``target`` (M,), and ``possible`` (M, bins).
     """
     n_cells, n_slots = codes.shape
     if tokens.classified is not None:
@@ -137,6 +143,8 @@ def pack(
         mask_rate=mask_rate,
         thresholds=thresholds,
         first_gene=tokens.first_gene,
+        library_size=library_size,
+        possible=None if possible is None else possible[predicted],
     )
 
 
@@ -218,4 +226,6 @@ def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
         phenotype_target=batch.phenotype_target[phenotypes],
         mask_rate=batch.mask_rate[first:last],
         thresholds=None if batch.thresholds is None else batch.thresholds[first:last],
+        library_size=None if batch.library_size is None else batch.library_size[first:last],
+        possible=None if batch.possible is None else batch.possible[genes],
     )

@@ -35,7 +35,7 @@ class PanelCells:
     columns: NDArray[np.integer[Any]]
     #: (values,), above zero: float32 log1p counts per 10,000, or unsigned counts.
     values: NDArray[Any]
-    #: (cells,), library sizes; None where `values` are no counts.
+    #: (cells,), library sizes, 0 where not known; None where none is.
     totals: NDArray[np.float32] | None
     #: (columns of the source,), gene of each column, -1 for genes outside the panel; None where
     #: columns are the panel's genes.
@@ -54,14 +54,21 @@ class PanelCells:
         """Columns of the source."""
         return self.n_genes if self.panel_of is None else len(self.panel_of)
 
+    @property
+    def holds_counts(self) -> bool:
+        """Whether `values` are counts, of cells of known library sizes."""
+        return self.values.dtype.kind == "u"
+
     @classmethod
-    def of(cls, matrix: sparse.csr_matrix) -> "PanelCells":
+    def of(
+        cls, matrix: sparse.csr_matrix, totals: NDArray[np.float32] | None = None
+    ) -> "PanelCells":
         """Take (cells, genes of the panel) log1p counts per 10,000, without stored zeros."""
         return cls(
             indptr=matrix.indptr.astype(np.int64),
             columns=matrix.indices,
             values=matrix.data.astype(np.float32, copy=False),
-            totals=None,
+            totals=totals,
             panel_of=None,
             column_of=None,
             n_genes=matrix.shape[1],
@@ -80,7 +87,7 @@ class PanelCells:
     @property
     def log_values(self) -> NDArray[np.float32]:
         """(values,), log1p counts per 10,000."""
-        if self.totals is None:
+        if self.totals is None or not self.holds_counts:
             return self.values
         return log_values(self.values, self.indptr, self.totals)
 

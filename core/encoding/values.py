@@ -276,10 +276,11 @@ class ValueTable:
 def count_thresholds(edges: NDArray[np.float32], totals: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return (cells, edges), in [1, `NEVER`]: the smallest count of each cell that reaches each edge.
 
-    Inverting the edge in float64 comes within less than one count of the result for all 16-bit
+    ``edges`` are (edges,) for all cells, or (cells, edges). Of ``totals`` (cells, 1) and ``edges`` (genes,
+    edges) it returns (cells, genes, edges). Inverting the edge in float64 comes within less than one count of the result for all 16-bit
     counts; which of three neighbours it is, the float32 formula of `Store.read` itself decides.
     """
-    scale = count_scales(totals)[:, None]
+    scale = count_scales(totals)[..., None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         guess = np.ceil(np.expm1(edges.astype(np.float64)) / scale)
     guess = np.clip(np.nan_to_num(guess, nan=NEVER, posinf=NEVER), 1, NEVER).astype(np.int64)
@@ -287,6 +288,50 @@ def count_thresholds(edges: NDArray[np.float32], totals: NDArray[np.float32]) ->
     for candidate in (guess, guess - 1):
         np.copyto(thresholds, candidate, where=log_normalise(candidate, scale) >= edges)
     return thresholds.clip(1, NEVER)
+
+
+def possible_bins(thresholds: NDArray[np.int64], totals: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return (..., bins), whether a whole count falls into each bin of a cell.
+
+    ``thresholds`` (..., edges) are those of `count_thresholds`, ``totals`` (...) the library sizes; where one
+    is 0, not known, every bin is possible.
+    """
+    possible = np.ones((*thresholds.shape[:-1], thresholds.shape[-1] + 1), dtype=bool)
+    # A bin is empty if the next one begins at the same count; above `NEVER` they are not told apart.
+    low, high = thresholds[..., :-1], thresholds[..., 1:]
+    possible[..., 1:-1] = (low < high) | (low == NEVER) | (totals <= 0)[..., None]
+    return possible
+
+
+@dataclass(frozen=True)
+class CountLattice:
+    """The whole counts that the bins of each gene hold, in cells of library sizes ``totals`` (cells,)."""
+
+    totals: NDArray[np.float32]
+    #: (cells, genes or 1, edges), of `count_thresholds`.
+    thresholds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: ValueEncoder, totals: NDArray[np.float32]) -> "CountLattice":
+        """Find the counts of the bins of ``values``."""
+        edges = values.edges[None] if values.edges_are_shared else values.edges
+        return cls(totals, count_thresholds(edges, totals[:, None]))
+
+    @property
+    def possible(self) -> NDArray[np.bool_]:
+        """(cells, genes or 1, bins), whether a whole count falls into each bin."""
+        return possible_bins(self.thresholds, self.totals[:, None])
+
+    def counts(
+        self, cell: int, bins: NDArray[np.integer[Any]], counts: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Bring (genes,) whole counts of one cell into their ``bins``."""
+        edges = self.thresholds[cell].shape[-1]
+        ends = np.broadcast_to(self.thresholds[cell], (len(bins), edges)).astype(np.float32)
+        ends = np.pad(ends, ((0, 0), (1, 1)), constant_values=((0, 0), (0, np.inf)))
+        genes = np.arange(len(bins))
+        # An empty bin, which the model never draws, takes the count below it.
+        return np.minimum(np.maximum(counts, ends[genes, bins]), ends[genes, bins + 1] - 1)
 
 
 class CountBins:

@@ -28,7 +28,7 @@ from core.cells.genes import GenePanel
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
 from core.encoding.masking import Show
-from core.encoding.panel_cells import PanelReader
+from core.encoding.panel_cells import PanelCells, PanelReader
 from core.evaluation.predict import (
     Probabilities,
     join_probabilities,
@@ -187,22 +187,22 @@ def _batches_at_rate(
 ) -> Iterator[CellBatch]:
     """Give the batch of the phenotypes, and that of the genes where it is another one."""
     names = list(model.config.phenotypes)
-    expression = store.read(rows, model.panel)
+    expression, sizes = store.read(rows, model.panel), store.library_sizes(rows)
     mask = draw_static_mask(rows, len(model.panel), rate, seed=seed)
     # A code of 0 masks a phenotype whose label is missing; the model does not see it.
     codes = np.zeros((len(rows), len(names)), dtype=np.int32)
     if model.config.layout == "ranked":
         states = np.full(codes.shape, Show.MASKED, dtype=np.int8)
-        yield model.batches.ranked(expression.toarray(), codes, states, mask)
+        yield model.batches.ranked(expression.toarray(), codes, states, mask, sizes)
         return
     shown = sparse.csr_matrix(expression.multiply(~mask))
     shown.eliminate_zeros()
-    yield model.batches.visible(shown, codes, names, rng)
+    yield model.batches.visible(PanelCells.of(shown, sizes), codes, names, rng)
     if model.config.classified is None:
         masking = MaskingSettings(
             genes=rate, phenotypes=1.0, unspecified=0.0, unexpressed=model.masking.unexpressed
         )
-        yield model.batches.masked(expression, codes, masking, rng)
+        yield model.batches.masked(PanelCells.of(expression, sizes), codes, masking, rng)
 
 
 def _bins(

@@ -26,6 +26,8 @@ from scipy import sparse
 
 from core import __version__
 from core.cells.genes import GenePanel
+from core.cells.normalisation import count_scales, log_normalise
+from core.encoding.values import CountLattice
 from core.errors import ConfigurationError
 from core.generation.cell_sizes import CellSizes, sample_counts
 from core.generation.partial_cells import PartialCells
@@ -79,9 +81,12 @@ class CellGenerator:
         self.phenotypes = PhenotypeDraw(model, request)
         self.notes += self.phenotypes.notes
         sizes = CellSizes(model.reference, request.seed, request.library_size)
-        is_controlled = sizes.is_known and request.settings.genes_per_cell == "sample"
-        self._sizes = sizes if is_controlled else None
-        self.has_library_size = is_controlled and sizes.has_counts
+        # A model that reads the library size always gets one: it decides how many genes are expressed.
+        is_sized = sizes.is_known and (
+            request.settings.genes_per_cell == "sample" or model.config.library_size
+        )
+        self._sizes = sizes if is_sized else None
+        self.has_library_size = is_sized and sizes.has_counts
         self.values = "log1p of counts per 10,000"
         if model.config.kind == "binary":
             self.values = "expressed (1) or not expressed (0)"
@@ -110,10 +115,20 @@ class CellGenerator:
             genes_per_cell, library_size = None, np.zeros(len(cells), np.float32)
             if self._sizes is not None:
                 genes_per_cell, library_size = self._sizes.draw(cells, codes)
+            lattice = None
+            if model.config.library_size:
+                library_size = np.maximum(np.rint(library_size), 1)
+                lattice = CountLattice.of(model.values, library_size)
             drawn = sample_cells(
-                model, codes, request.settings, plan, genes_per_cell=genes_per_cell, on_step=report
+                model,
+                codes,
+                request.settings,
+                plan,
+                genes_per_cell=genes_per_cell,
+                lattice=lattice,
+                on_step=report,
             )
-            values = self._decode(drawn, cells, library_size)
+            values = self._decode(drawn, cells, library_size, lattice)
             yield CellBlock(cells, codes, sparse.csr_matrix(values), library_size)
 
     def _check_counts(self) -> None:
@@ -132,9 +147,16 @@ class CellGenerator:
             raise ConfigurationError(message)
 
     def _decode(
-        self, drawn: NDArray[Any], cells: range, library_size: NDArray[np.float32]
+        self,
+        drawn: NDArray[Any],
+        cells: range,
+        library_size: NDArray[np.float32],
+        lattice: CountLattice | None,
     ) -> NDArray[np.float32]:
-        """Turn bins into values, and these into counts on request; each cell has its own generator."""
+        """Turn bins into values, and these into counts on request; each cell has its own generator.
+
+        With a lattice every value is that of a whole count of its bin, so that counts are the same cell.
+        """
         model, how = self.model, self.request.settings.decode
         is_binned = model.config.kind == "binned"
         values = drawn.astype(np.float32)
@@ -145,8 +167,14 @@ class CellGenerator:
             if is_binned:
                 of_bin = "sample" if how == "counts" else how
                 values[place] = model.table.decode(drawn[place : place + 1], how=of_bin, rng=rng)[0]
-            if how == "counts":
-                values[place] = sample_counts(values[place], float(library_size[place]), rng)
+            if how != "counts" and (lattice is None or how == "bins" or not is_binned):
+                continue
+            counts = sample_counts(values[place], float(library_size[place]), rng)
+            if lattice is not None:
+                counts = lattice.counts(place, drawn[place], counts)
+            if how != "counts":
+                counts = log_normalise(counts, count_scales(library_size[place]))
+            values[place] = counts
         return values
 
     def cell_names(self, cells: range) -> list[str]:
@@ -285,13 +313,15 @@ def sample_cells(
     plan: CellPlan,
     *,
     genes_per_cell: NDArray[np.float32] | None = None,
+    lattice: CountLattice | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> NDArray[np.int64] | NDArray[np.float32]:
     """Generate cells of given phenotypes.
 
     ``codes`` are (cells, phenotypes), -1 writes [NO_*]; ``plan`` is that of these cells; ``genes_per_cell``
-    (cells,) are the genes that each is to express, None: not controlled. ``on_step`` is called with the
-    number of steps done. Returns (cells, genes): bins, or log1p values of a continuous model.
+    (cells,) are the genes that each is to express, None: not controlled. ``lattice`` are the library sizes
+    of the cells and the bins that they allow, for a model that reads them: their number of genes follows
+    from these. ``on_step`` is called with the number of steps done. Returns (cells, genes): bins, or log1p values of a continuous model.
 
     Notes
     -----
@@ -299,7 +329,7 @@ def sample_cells(
     latter with all phenotypes masked (Ho and Salimans 2022). With the late ramp g grows with the
     fraction of genes revealed: early guidance harms (arXiv 2507.08965).
     """
-    cells = PartialCells(model, codes, settings, plan, genes_per_cell)
+    cells = PartialCells(model, codes, settings, plan, genes_per_cell, lattice)
     for step in range(len(plan.steps.ends)):
         if step == 0 and plan.steps.is_gibbs:
             cells.draw_marginals(codes)

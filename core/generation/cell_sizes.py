@@ -3,7 +3,7 @@
 Drawn gene by gene, cells of one type vary too little in their number of expressed genes. So each cell
 gets the genes per cell and the library size of a training cell with its phenotypes (one quantile gives
 both), and the sampler meets that number (`core.generation.partial_cells`). It needs no training and
-works for any model.
+works for any model. A model that reads the library size needs no such help: its number of genes follows.
 
 A model draws log1p of counts per 10,000. With the library size of a cell that is an expected count, seldom
 whole: it is rounded up or down at random, so that means are kept, and an expressed gene has at least one.

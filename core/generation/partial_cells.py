@@ -22,12 +22,14 @@ from torch import Tensor
 from core.encoding.cell_batch import pack
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK
+from core.encoding.values import CountLattice
 from core.generation.cell_sizes import mean_genes_per_cell
 from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.plan import CellPlan
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
+from core.model.library_size import close_bins
 from core.model.losses import sample_genes
 from core.presets.schema import GenerateSettings
 
@@ -49,11 +51,18 @@ _FEWEST_QUERIED = 8
 class RankedInput:
     """Cells as sequences of the whole panel, any number of whose genes can be queried at once."""
 
-    def __init__(self, model: CellModel, codes: NDArray[np.int32], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: CellModel,
+        codes: NDArray[np.int32],
+        device: torch.device,
+        library_size: Tensor | None,
+    ) -> None:
         nothing = np.zeros((len(codes), model.config.n_genes), dtype=np.float32)
         is_masked = np.ones(nothing.shape, dtype=bool)
         arrays = model.batches.ranked(nothing, codes, _states(codes), is_masked)
-        self._batch = BatchTensors.from_arrays(arrays, device)
+        batch = BatchTensors.from_arrays(arrays, device)
+        self._batch = replace(batch, library_size=library_size, possible=None)
         self._width = len(self._batch.token_id) // len(codes)
         self._first = model.config.tokens.header_length
         self._slots = slice(1, model.config.tokens.n_phenotypes + 1)
@@ -113,9 +122,14 @@ class ExpressedInput:
     """
 
     def __init__(
-        self, model: CellModel, codes: NDArray[np.int32], order: Tensor, expressed_fraction: float
+        self,
+        model: CellModel,
+        codes: NDArray[np.int32],
+        order: Tensor,
+        expressed_fraction: float,
+        library_size: Tensor | None = None,
     ) -> None:
-        self._config, self._codes = model.config, codes
+        self._config, self._codes, self._library_size = model.config, codes, library_size
         self._expressed_fraction = expressed_fraction
         self._order = order.cpu().numpy()
         self._room = self._config.longest_sequence - self._config.tokens.header_length - 1
@@ -172,7 +186,8 @@ class ExpressedInput:
             target=np.zeros(queried.size, np.float32 if is_continuous else tokens.value_type),
             mask_rate=mask_rate.cpu().numpy().astype(np.float32),
         )
-        return BatchTensors.from_arrays(packed, genes.device)
+        batch = BatchTensors.from_arrays(packed, genes.device)
+        return replace(batch, library_size=self._library_size)
 
 
 def _states(codes: NDArray[np.int32]) -> NDArray[np.int8]:
@@ -184,7 +199,7 @@ class PartialCells:
 
     ``codes`` are (B, phenotypes), -1 for [NO_*]; ``plan`` says which genes of these cells each step draws,
     and holds their random numbers; ``genes_per_cell`` (B,) are the genes that each cell is to express,
-    None: not controlled.
+    None: not controlled. ``lattice`` are their library sizes, for a model that reads them.
     """
 
     def __init__(
@@ -194,6 +209,7 @@ class PartialCells:
         settings: GenerateSettings,
         plan: CellPlan,
         genes_per_cell: NDArray[np.float32] | None,
+        lattice: CountLattice | None = None,
     ) -> None:
         self._model, self._config, self._settings = model, model.config, settings
         self._network = model.network.eval()
@@ -211,9 +227,18 @@ class PartialCells:
         self._cells = torch.arange(self._n_cells, device=device).unsqueeze(1)
         self._is_guided = settings.guidance > 0
         self._n_known = 0
-        self._genes_per_cell = (
-            None if genes_per_cell is None else torch.from_numpy(genes_per_cell).to(device)
-        )
+        sizes = None if genes_per_cell is None else torch.from_numpy(genes_per_cell).to(device)
+        #: (B,) genes to express; None: not controlled, because the library size decides them, say.
+        self._genes_per_cell = sizes if lattice is None else None
+        #: (B,); (B, G, O) effects on the logits; (B, G or 1, bins): of the library size.
+        self._library_size: Tensor | None = None
+        self._library_effects: Tensor | None = None
+        self._possible: Tensor | None = None
+        if lattice is not None and self._network.library_size is not None:
+            self._library_size = torch.from_numpy(lattice.totals).to(device)
+            self._library_effects = self._network.library_size(self._library_size)
+            if self._config.n_gene_outputs > 1:
+                self._possible = torch.from_numpy(lattice.possible).to(device)
         self._shift = torch.zeros(self._n_cells, device=device)
         self._n_known_at_shift = -1
         # A Gibbs sweep never hides more than a few genes.
@@ -224,19 +249,21 @@ class PartialCells:
         self._n_shown: Tensor | None = None
         if model.config.layout == "expressed":
             mean = mean_genes_per_cell(model.reference)
-            self._n_shown = self._genes_per_cell
+            self._n_shown = sizes
             if self._n_shown is None:
                 self._n_shown = torch.full((self._n_cells,), mean, device=device)
             self._n_shown = self._n_shown.clamp(1, max(self._n_genes - 1, 1))
             if self._network.encoder_part is not None:
-                self._input = ExpressedInput(model, codes, self._genes, mean / self._n_genes)
+                fraction = mean / self._n_genes
+                self._input = ExpressedInput(
+                    model, codes, self._genes, fraction, self._library_size
+                )
         elif self._network.encoder_part is not None:
-            self._input = RankedInput(model, codes, device)
+            self._input = RankedInput(model, codes, device, self._library_size)
         self._layout_shift = self._shift_of_layout()
         self._states: list[LogLinearState] = []
         if self._network.log_linear is not None:
             uniform = None if plan.state is None else torch.from_numpy(plan.state).to(device)
-            sizes = self._genes_per_cell
             shown = [shown_phenotypes(model, codes, device, uniform=uniform, n_expressed=sizes)]
             if self._is_guided:
                 shown.append(shown_phenotypes(model, np.full_like(codes, -1), device))
@@ -401,12 +428,18 @@ class PartialCells:
         if encoder:
             pairs = zip(encoder, branches, strict=True)
             branches = [part + of_state for part, of_state in pairs] if branches else list(encoder)
-        if not self._is_guided:
-            return branches[0]
-        guidance = self._settings.guidance
-        if self._settings.guidance_ramp == "late":
-            guidance *= self._n_known / self._n_genes
-        return (1 + guidance) * branches[0] - guidance * branches[1]
+        logits = branches[0]
+        if self._is_guided:
+            guidance = self._settings.guidance
+            if self._settings.guidance_ramp == "late":
+                guidance *= self._n_known / self._n_genes
+            logits = (1 + guidance) * branches[0] - guidance * branches[1]
+        if self._library_effects is not None:
+            logits = logits + self._library_effects[self._cells, genes]
+        if self._possible is not None:
+            possible = self._possible.expand(-1, self._n_genes, -1)
+            logits = close_bins(logits, possible[self._cells, genes])
+        return logits
 
     def _sample(self, logits: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         drawn = sample_genes(

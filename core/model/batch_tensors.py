@@ -169,6 +169,8 @@ class BatchTensors:
     #: None once bins are made: always on the device.
     thresholds: Tensor | None
     first_gene: int
+    library_size: Tensor | None
+    possible: Tensor | None
     #: (R,), flat positions that a head reads: masked genes and phenotypes, ascending.
     output_position: Tensor
     #: (M,), (K,), place of the masked genes and phenotypes among those.
@@ -275,6 +277,6 @@ def _wrap(array: NDArray[Any], *, pin: bool) -> Tensor:
 
 def _as_input(name: str, tensor: Tensor, device: torch.device | str) -> Tensor:
     tensor = tensor.to(device, non_blocking=True)
-    if name in ("cu_seqlens", "cu_outputs", "thresholds") or tensor.is_floating_point():
+    if name in ("cu_seqlens", "cu_outputs", "thresholds", "possible") or tensor.is_floating_point():
         return tensor
     return tensor.long()

@@ -115,7 +115,8 @@ def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, An
         hidden = f"- predicted: {as_markdown(config.classified)}; shown, where known: {given}; all others hidden"
     lines = [
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
-        f"log-linear part: {'yes' if config.log_linear else 'no'}",
+        f"log-linear part: {'yes' if config.log_linear else 'no'}"
+        + ("; reads the library size of the cell" if config.library_size else ""),
         hidden,
         f"- step {provenance.get('step', '?')} of {provenance.get('total_steps', '?')}, that of the lowest "
         f"validation loss; seed {provenance.get('seed', '?')}",

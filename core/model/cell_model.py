@@ -20,6 +20,7 @@ from core.model.attention import AttentionRoute, resolve_attention
 from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
 from core.model.configuration import TfxConfig, check_parts
 from core.model.encoder import EncoderPart, initialise
+from core.model.library_size import LibrarySizeEffects
 from core.model.log_linear import LogLinear
 from core.model.losses import ClsOutputs
 
@@ -50,6 +51,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         check_parts(config, kind=config.kind, layout=config.layout)
         self.encoder_part = EncoderPart(config) if config.layers else None
         self.log_linear = LogLinear(config) if config.log_linear else None
+        self.library_size = LibrarySizeEffects(config) if config.library_size else None
         #: Leave the encoder out, while the log-linear part is trained first.
         self.log_linear_only = False
         self._route: AttentionRoute | None = None
@@ -64,11 +66,14 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     def start(self) -> None:
         """Draw initial weights (from torch's global generator, which the caller seeds)."""
         if self.encoder_part is not None:
-            initialise(self.encoder_part)
-            if self.log_linear is not None:
+            initialise(self.encoder_part, self.config.initial_weights)
+            starts_at_zero = self.config.initial_weights == "fan_in" and self.config.head == "split"
+            if self.log_linear is not None or starts_at_zero:
                 self.encoder_part.start_at_zero()
         if self.log_linear is not None:
             self.log_linear.start()
+        if self.library_size is not None:
+            self.library_size.start()
 
     def attention_route(self) -> AttentionRoute:
         """Return the resolved attention route, logging the choice the first time."""
@@ -97,6 +102,8 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             genes, phenotypes = self.log_linear(batch)
             parts.append((genes.float(), phenotypes.float()))
         genes, phenotypes = parts[0] if len(parts) == 1 else map(torch.add, *parts)
+        if self.library_size is not None:
+            genes = self.library_size.add(genes, batch)
         if self.config.head != "joint":
             foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
             phenotypes = phenotypes.masked_fill(foreign, float("-inf"))

@@ -26,6 +26,7 @@ _LARGEST = 10**8
 #: Fields that configurations of earlier releases may lack.
 _ADDED_LATER = {"cell_states", "cell_summary", "cls_reconstruction", "cls_contrast"}
 _ADDED_LATER |= {"classified", "given", "positive", "start_from"}
+_ADDED_LATER |= {"initial_weights", "library_size"}
 
 
 class ModelRecord(ModelSettings):
@@ -155,6 +156,11 @@ def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) 
         problem = (
             "model.cell_states derives a cell's state from the whole panel, which encoding.layout = "
             "'expressed' does not show; set it to 0, or the layout to 'ranked'"
+        )
+    elif settings.library_size and (kind == "continuous" or settings.head == "joint"):
+        problem = (
+            "model.library_size needs bins and a split head; set encoding.kind = 'binned' or "
+            "'binary' and model.head = 'split', or model.library_size = false"
         )
     elif settings.layers == 0 and not settings.log_linear:
         problem = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"

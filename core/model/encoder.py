@@ -8,6 +8,8 @@ Shapes: B cells, T tokens, R output positions, M masked genes, K masked phenotyp
 H heads, O outputs per gene, V values of all phenotypes.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from core.encoding.values import ValueTable
 from core.model.attention import AttentionRoute
 from core.model.batch_tensors import BatchTensors, CellBounds, OutputPositions
 from core.model.configuration import TfxConfig
+from core.model.library_size import LibrarySizeEmbedding
 from core.model.losses import CellHeads, ClsOutputs, outputs_with_cls
 from core.random_streams import Stream, generator
 
@@ -51,6 +54,9 @@ class CellEmbedding(nn.Module):
         self.n_bins = 1 if config.kind == "continuous" else config.n_bins
         n_rows = config.n_genes * self.n_bins
         self.summary = nn.Embedding(n_rows, config.hidden_size) if config.cell_summary else None
+        self.library_size = (
+            LibrarySizeEmbedding(config.hidden_size) if config.library_size else None
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=_NORM_EPSILON)
         self.dropout = nn.Dropout(config.dropout)
         self.first_bin, self.first_gene = tokens.first_bin, tokens.first_gene
@@ -61,9 +67,12 @@ class CellEmbedding(nn.Module):
         if self.number is not None:
             follows = (batch.value == self.first_bin).unsqueeze(-1)
             embedded = embedded + self.number(batch.continuous.unsqueeze(-1)) * follows
+        at_cls = batch.cu_seqlens[:-1].long()
         if self.summary is not None:
-            at_cls = batch.cu_seqlens[:-1].long()
             embedded = embedded.index_add(0, at_cls, self._summarise(batch, self.summary))
+        if self.library_size is not None and batch.library_size is not None:
+            vectors = self.library_size(batch.library_size)
+            embedded = embedded.index_add(0, at_cls, vectors.to(embedded.dtype))
         return self.dropout(self.norm(embedded))
 
     def _summarise(self, batch: BatchTensors, table: nn.Embedding) -> Tensor:
@@ -179,11 +188,16 @@ class Encoder(nn.Module):
         return self.final_norm(last(hidden_TD, outputs.bounds, route, outputs.position))
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw BERT's initial weights: normal, biases zero, norms one."""
+def initialise(module: nn.Module, weights: Literal["bert", "fan_in"] = "bert") -> None:
+    """Draw initial weights: normal, biases zero, norms one.
+
+    Standard deviations are BERT's, or 1 / sqrt(inputs) for "fan_in", which keeps the variance of a layer's
+    input at any width (LeCun et al. 1998). Embeddings are BERT's in both cases.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=_DEVIATION)
+            is_bert = weights == "bert"
+            nn.init.normal_(part.weight, std=_DEVIATION if is_bert else part.in_features**-0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
@@ -191,6 +205,9 @@ def initialise(module: nn.Module) -> None:
         elif isinstance(part, nn.LayerNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, LibrarySizeEmbedding):
+            part.start(_DEVIATION)
 
 
 class _Transform(nn.Module):
@@ -233,7 +250,7 @@ class EncoderPart(nn.Module):
         self.cell_heads = CellHeads(config) if learns_cls else None
 
     def start_at_zero(self) -> None:
-        """Make the part contribute nothing at first, where another part has begun already."""
+        """Make the outputs zero at first, where another part or the genes' biases have begun already."""
         assert not self.joint
         for output in (self.gene_output, self.phenotype_output):
             if output is not None:

@@ -92,7 +92,12 @@ class CellModel:
     def batches(self) -> BatchEncoder:
         """An encoder of cells into this model's batches."""
         config = self.config
-        return BatchEncoder(config.tokens, self.values, max_length=config.longest_sequence)
+        return BatchEncoder(
+            config.tokens,
+            self.values,
+            max_length=config.longest_sequence,
+            with_library_size=config.library_size,
+        )
 
     def save(self, folder: Path, *, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write the folder, replacing an older one only when the new one is complete.

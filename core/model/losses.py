@@ -62,11 +62,13 @@ def gaussian_targets(n_bins: int, width: float) -> Tensor:
 def gaussian_cross_entropy(logits: Tensor, targets: Tensor, width: float) -> Tensor:
     """Ordinal cross-entropy: a near bin costs less than a far one (Transformerics): (M,), nats.
 
-    ``width`` is the standard deviation of the target distribution, in bins. The least possible loss is
-    the entropy of the targets, not zero.
+    ``width`` is the standard deviation of the target distribution, in bins, cut to those whose logit is
+    finite. The least possible loss is the entropy of the targets, not zero.
     """
-    table = gaussian_targets(logits.shape[-1], width).to(logits.device)
-    return -(table[targets] * torch.log_softmax(logits.float(), dim=-1)).sum(-1)
+    possible = torch.isfinite(logits)
+    wanted = gaussian_targets(logits.shape[-1], width).to(logits.device)[targets] * possible
+    log_probability = torch.log_softmax(logits.float(), dim=-1).masked_fill(~possible, 0.0)
+    return -(wanted / wanted.sum(-1, keepdim=True) * log_probability).sum(-1)
 
 
 def hurdle_regression(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -168,8 +168,8 @@ class MaskingSettings(_Section):
     )
     unspecified: Probability = Field(
         0.1,
-        description="probability of writing [NO_*] for a known phenotype, so that the model learns "
-        "to work with unspecified phenotypes",
+        description="probability of writing [NO_*] for a known phenotype, and with model.library_size "
+        "of leaving out a cell's library size, so that the model learns to work without them",
     )
     visible_cells: Probability = Field(
         0.0,
@@ -201,6 +201,12 @@ class ModelSettings(_Section):
     )
     activation: Literal["gelu", "geglu"] = Field(
         "gelu", description="non-linearity of the feed-forward layers"
+    )
+    initial_weights: Literal["bert", "fan_in"] = Field(
+        "bert",
+        description="standard deviation of the initial weights: bert: 0.02; fan_in: 1 / sqrt(inputs of "
+        "the layer), and outputs that start at zero. With fan_in, norm = 'pre' and a learning rate of "
+        "2e-3 the encoder learns from the first step, without a log-linear part",
     )
     attention: Literal["auto", "varlen", "flash", "sdpa", "cpu", "eager"] = Field(
         "auto",
@@ -236,6 +242,12 @@ class ModelSettings(_Section):
         description="[CLS] starts from the sum of a learnt vector for every visible gene and bin, "
         "initially the principal components of training cells (in a classifier: noise). Without it "
         "[CLS] is a poor embedding of the cell",
+    )
+    library_size: bool = Field(
+        default=False,
+        description="give the model the library size of each cell (its total counts over all genes of "
+        "the file): as a vector added to [CLS], as an effect on the logits of every gene and bin, and as "
+        "probability zero for bins that no whole count reaches. Needs counts, and binary or binned values",
     )
     start_from: str | None = Field(
         None, description="run or model folder that the initial weights come from"

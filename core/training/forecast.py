@@ -351,6 +351,7 @@ class _Run:
             parts["encoder layers"] = count(encoder.encoder)
             parts["heads"] = count(encoder) - sum(parts.values())
         parts["log_linear"] = count(self.network.log_linear)
+        parts["library_size"] = count(self.network.library_size)
         self.parameters = {name: number for name, number in parts.items() if number}
         self.n_trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         #: Numbers fitted before training (the log-linear part's), which are saved too.

@@ -65,7 +65,12 @@ def example_batch(
     sizes = np.maximum(np.array(config.phenotype_sizes, dtype=int), 1)
     codes = rng.integers(0, sizes, (n_cells, len(sizes)), dtype=np.int32)
     value_encoder = example_values(config.kind, config.n_bins)
-    encoder = BatchEncoder(tokens, value_encoder, max_length=config.longest_sequence)
+    encoder = BatchEncoder(
+        tokens,
+        value_encoder,
+        max_length=config.longest_sequence,
+        with_library_size=config.library_size,
+    )
     return encoder.masked(expression, codes, masking, rng)
 
 

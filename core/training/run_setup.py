@@ -21,6 +21,7 @@ from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig, check_parts
 from core.model.encoder import EncoderPart, start_summary
 from core.model.folder import CellModel
+from core.model.library_size import LibrarySizeFeatures
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
 from core.model.reference import Reference, size_quantiles
@@ -242,6 +243,8 @@ def build_model(
         network = TfxModel(config)
         network.start()
     encoder, log_linear = network.encoder_part, network.log_linear
+    if config.library_size and start is None:  # a classification takes it from where it starts
+        _centre_library_size(network, store, rows)
     if log_linear is not None:
         fit_log_linear(
             log_linear,
@@ -308,6 +311,7 @@ def choose_trainable(network: TfxModel, preset: Preset) -> None:
             frozen += [part.embedding, part.encoder]
     if log_linear is not None:
         frozen += [getattr(log_linear, name) for name in _GENE_TERMS]
+    frozen.append(network.library_size)
     for weights in frozen:
         if weights is not None:
             weights.requires_grad_(requires_grad=False)
@@ -368,9 +372,6 @@ def _make_reference(
         means = [one / max(int(group.sum()), 1) for one, group in zip(sums, groups, strict=True)]
         return np.asarray(means, dtype=np.float32).reshape(len(groups), config.n_genes)
 
-    store = cells.store
-    is_counted = store.value_kind == "counts"
-    totals = np.asarray(store.totals[rows]) if is_counted else np.zeros(len(rows), np.float32)
     return Reference(
         combinations=combinations,
         counts=counts,
@@ -378,7 +379,7 @@ def _make_reference(
         detection=profiles(sparse.csr_matrix(bins > 0, dtype=np.float32)),
         bin_counts=bin_counts,
         genes_per_cell=size_quantiles(combinations, codes, (bins > 0).sum(axis=1)),
-        library_size=size_quantiles(combinations, codes, totals),
+        library_size=size_quantiles(combinations, codes, cells.store.library_sizes(rows)),
     )
 
 
@@ -394,6 +395,20 @@ def class_weights(codes: NDArray[np.int32], config: TfxConfig, kind: str) -> tor
         parts.append(np.where(counts > 0, weights, 0.0))
     joined = np.concatenate(parts) if parts else np.zeros(0)
     return torch.from_numpy(joined.astype(np.float32))
+
+
+def _centre_library_size(network: TfxModel, store: Store, rows: NDArray[np.int64]) -> None:
+    """Let the library size be read relative to the mean of its logarithm in training cells."""
+    sizes = store.library_sizes(rows)
+    if not sizes.any():
+        raise ConfigurationError(
+            f"model.library_size needs counts, and {store.path} holds log values; prepare it from files "
+            f"with counts (data.matrix), or set model.library_size = false"
+        )
+    mean_log = float(np.log(sizes[sizes > 0]).mean())
+    for part in network.modules():
+        if isinstance(part, LibrarySizeFeatures):
+            part.mean_log.fill_(mean_log)
 
 
 def _fill_gene_bias(encoder: EncoderPart, config: TfxConfig, bin_counts: NDArray[np.int64]) -> None:

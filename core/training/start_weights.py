@@ -29,7 +29,7 @@ _PROVENANCE = "model.start_from"
 #: Preset keys that a classification takes from the model, whose configuration calls them alike.
 _SHAPE = (
     *("encoding.kind", "encoding.layout", "model.layers", "model.hidden_size", "model.heads"),
-    *("model.intermediate_size", "model.norm", "model.activation"),
+    *("model.intermediate_size", "model.norm", "model.activation", "model.library_size"),
 )
 #: What a classification takes; gene heads predict nothing, and its phenotype output is new.
 _EMBEDDING = "encoder_part.embedding."

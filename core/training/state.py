@@ -26,7 +26,7 @@ from core.training.step import StepRecorder
 logger = logging.getLogger(__name__)
 
 #: Which part of the model a group of parameters belongs to: ``group["part"]``.
-ENCODER, LOG_LINEAR = "encoder", "log_linear"
+ENCODER, LOG_LINEAR, LIBRARY_SIZE = "encoder", "log_linear", "library_size"
 
 
 @dataclass
@@ -158,14 +158,15 @@ class TrainingState:
 
 
 def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.AdamW:
-    """Return AdamW over three groups: encoder matrices with decay, the rest without, the log-linear part.
+    """Return AdamW over groups: encoder matrices with decay, the rest without, the model's other parts.
 
     Biases, norms and embeddings are not decayed: decay would pull rare genes' embeddings to zero
     between their few updates. The log-linear part is a regression, which needs a larger step and
     more decay.
     """
     log_linear = [] if network.log_linear is None else list(network.log_linear.parameters())
-    own = {id(parameter) for parameter in log_linear}
+    library_size = [] if network.library_size is None else list(network.library_size.parameters())
+    own = {id(parameter) for parameter in (*log_linear, *library_size)}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for module in network.modules():
@@ -182,6 +183,11 @@ def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.Ad
             "part": LOG_LINEAR,
             "lr": settings.log_linear_learning_rate,
             "weight_decay": settings.log_linear_weight_decay,
+        },
+        {
+            "params": [parameter for parameter in library_size if parameter.requires_grad],
+            "part": LIBRARY_SIZE,
+            "weight_decay": settings.weight_decay,
         },
     ]
     return torch.optim.AdamW(

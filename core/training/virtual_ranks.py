@@ -222,6 +222,7 @@ def make_batch_source(
         model.values,
         max_length=config.longest_sequence,
         bins_on_device=bins_on_device,
+        with_library_size=config.library_size,
     )
     is_ranked = config.layout == "ranked"
     batch_size, budget = cells_per_virtual_rank(

@@ -14,11 +14,13 @@ from core.encoding.values import (
     NEVER,
     QUANTILES,
     CountBins,
+    CountLattice,
     ValueEncoder,
     ValueTable,
     count_thresholds,
     fit_value_encoder,
     log_values,
+    possible_bins,
     read_gene_edges,
 )
 from core.errors import ConfigurationError, DataError
@@ -318,6 +320,40 @@ def test_every_count_at_every_library_size_gets_the_bin_of_its_normalised_value(
     np.testing.assert_array_equal(log_values(counts, indptr, totals), levels)
     expressed = found.expressed(counts, indptr)
     np.testing.assert_array_equal(wanted > 0, True if expressed is None else expressed)
+
+
+@given(LIBRARY_SIZES, st.sampled_from(sorted(EDGES)))
+def test_a_bin_is_possible_if_some_count_falls_into_it(sizes, kind):
+    edges = EDGES[kind].astype(np.float32)
+    totals = np.array([*sizes, 0], dtype=np.float32)
+    found = possible_bins(count_thresholds(edges, totals), totals)
+    assert found[-1].all()  # not known
+    of_genes = count_thresholds(np.stack([edges, edges + 1]), totals[:, None])
+    np.testing.assert_array_equal(of_genes[:, 0], count_thresholds(edges, totals))
+    np.testing.assert_array_equal(of_genes[:, 1], count_thresholds(edges + 1, totals))
+    indptr = np.array([0, len(ALL)])
+    for size, possible in zip(totals[:-1], found[:-1], strict=True):
+        bins, _ = one_by_one(ALL, totals[:1] * 0 + size, edges, indptr)
+        reached = np.isin(np.arange(len(edges) + 1), bins)
+        reached[[0, -1]] = True
+        assert (possible >= reached).all()
+        # Counts above 16 bits may fall into the others.
+        beyond = np.arange(len(edges) + 1) >= bins.max(initial=0)
+        np.testing.assert_array_equal(possible[~beyond], reached[~beyond])
+
+
+def test_counts_are_brought_into_their_bins():
+    values = ValueEncoder("binned", np.array([[0.5, 1.5, 1.6], [0.1, 2.0, 4.0]], np.float32))
+    lattice = CountLattice.of(values, np.array([5000.0], np.float32))
+    rng = np.random.default_rng(0)
+    for bins in ([0, 0], [1, 1], [3, 2], [3, 3]):
+        bins = np.array(bins)
+        for _ in range(20):
+            counts = lattice.counts(0, bins, rng.integers(0, 60, 2).astype(np.float32))
+            assert (counts == np.round(counts)).all()
+            back = np.log1p(counts.astype(np.float32) * np.float32(2))
+            np.testing.assert_array_equal(values.encode(back[None])[0], bins)
+    assert lattice.possible.tolist() == [[[True, True, False, True], [True] * 4]]
 
 
 @pytest.mark.parametrize("kind", sorted(EDGES))

@@ -273,3 +273,60 @@ def test_a_file_of_counts_is_read_back_as_values(tmp_path):
 def test_models_that_know_no_counts_say_so(model, settings, reason):
     with pytest.raises(ConfigurationError, match=reason):
         CellGenerator(model, count_request(model, **settings))
+
+
+# ----------------------------------------------------------------------- models that read library sizes
+@pytest.fixture(scope="module")
+def sized_model(tiny_store):
+    """Return an untrained model whose bins are those of the genes' quantiles."""
+    options = {
+        "model__library_size": True,
+        "encoding__edges": "gene_quantile",
+        "encoding__threshold": 0.0,
+        "encoding__bins": 8,
+        "masking__genes": "uniform",
+        "generate__steps": 4,
+    }
+    return build_model(tiny_preset(**options).preset, tiny_store)
+
+
+def sized_request(model, n_cells=40, library_size=None, **settings):
+    settings = model.generate.model_copy(update=settings)
+    return GenerationRequest({}, n_cells, settings=settings, library_size=library_size)
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 1.0}, {"decode": "mean"}])
+def test_values_are_whole_counts_of_the_cells_library_size(sized_model, settings):
+    values, _ = generate_cells(sized_model, sized_request(sized_model, **settings))
+    size = values.obs["library_size"].to_numpy(np.float64)
+    assert (size == np.round(size)).all()
+    counts = np.expm1(values.X.toarray().astype(np.float64)) * size[:, None] / 1e4
+    np.testing.assert_allclose(counts, np.round(counts), atol=2e-3, rtol=1e-5)
+    assert len(np.unique(size)) > 20
+    bins, _ = generate_cells(
+        sized_model, sized_request(sized_model, **settings | {"decode": "bins"})
+    )
+    np.testing.assert_array_equal(sized_model.values.encode(values.X.toarray()), bins.X.toarray())
+
+
+def test_counts_and_values_are_the_same_cells(sized_model):
+    values, _ = generate_cells(sized_model, sized_request(sized_model))
+    cells, _ = generate_cells(sized_model, sized_request(sized_model, decode="counts"))
+    size = cells.obs["library_size"].to_numpy(np.float32)
+    np.testing.assert_array_equal(log_values(cells.X, size).toarray(), values.X.toarray())
+    few, _ = generate_cells(sized_model, sized_request(sized_model, 7), batch_size=3)
+    np.testing.assert_array_equal(few.X.toarray(), values.X.toarray()[:7])
+
+
+@pytest.mark.parametrize("genes_per_cell", ["sample", "none"])
+def test_library_sizes_are_those_of_training_cells_or_the_requested_one(
+    sized_model, tiny_store, genes_per_cell
+):
+    request = sized_request(sized_model, 300, genes_per_cell=genes_per_cell, steps=1)
+    drawn, _ = generate_cells(sized_model, request)
+    real = np.log(tiny_store.library_sizes(tiny_store.rows("train")))
+    found = np.log(drawn.obs["library_size"].to_numpy())
+    assert found.mean() == pytest.approx(real.mean(), abs=0.1)
+    assert found.std() == pytest.approx(real.std(), abs=0.1)
+    fixed, _ = generate_cells(sized_model, sized_request(sized_model, 5, 1234.0, steps=1))
+    assert (fixed.obs["library_size"] == 1234).all()

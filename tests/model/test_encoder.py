@@ -19,6 +19,23 @@ from core.model.encoder import initialise, start_summary
 from .examples import N_GENES, make_batch, make_network, value_encoder
 
 
+@pytest.mark.parametrize("activation", ["gelu", "geglu"])
+def test_fan_in_weights_keep_the_variance_and_the_outputs_start_at_zero(activation):
+    network = make_network(
+        initial_weights="fan_in", hidden_size=60, randomise=False, activation=activation
+    )
+    part = network.encoder_part
+    for layer in part.encoder.layers:
+        for linear in (layer.query_key_value, layer.feed_forward_in, layer.feed_forward_out):
+            wanted = linear.in_features**-0.5
+            assert linear.weight.std().item() == pytest.approx(wanted, rel=0.1)
+    batch = make_batch(network.config)
+    output = network(batch)
+    assert (output.gene_logits == 0).all()
+    assert (output.phenotype_logits[torch.isfinite(output.phenotype_logits)] == 0).all()
+    assert make_network(randomise=False).encoder_part.gene_output.weight.std() > 0.01
+
+
 def bert_of(network):
     """Build a float64 BertModel that holds the network's weights: identity as position."""
     config, part = network.config, network.encoder_part

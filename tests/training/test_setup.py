@@ -170,18 +170,23 @@ def test_balanced_class_weights_are_inverse_frequencies_of_mean_1(tiny_store):
 
 def test_the_optimiser_decays_matrices_alone_and_knows_every_parameter_once(tiny_store):
     settings = {"train__weight_decay": 0.02, "train__log_linear_learning_rate": 0.007}
-    preset = tiny_preset(model__log_linear=True, **settings).preset
+    parts = {"model__log_linear": True, "model__library_size": True}
+    preset = tiny_preset(**parts, **settings).preset
     model = build_model(preset, tiny_store, name="example")
     groups = make_optimiser(model.network, preset.train).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.3]
-    assert [group["lr"] for group in groups] == [2e-3, 2e-3, 0.007]
-    decayed, plain, log_linear = ({id(p) for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.0, 0.3, 0.02]
+    assert [group["lr"] for group in groups] == [2e-3, 2e-3, 0.007, 2e-3]
+    decayed, plain, log_linear, size = ({id(p) for p in group["params"]} for group in groups)
     named = {n: p for n, p in model.network.named_parameters() if p.requires_grad}
-    assert len(decayed) + len(plain) + len(log_linear) == len(named)
+    assert len(decayed) + len(plain) + len(log_linear) + len(size) == len(named)
     for name, parameter in named.items():
         if name.startswith("log_linear"):
             assert id(parameter) in log_linear, name
-        elif parameter.ndim == 1 or "embedding" in name or "gene_bias" in name:
+        elif name.startswith("library_size"):
+            assert id(parameter) in size, name
+        elif parameter.ndim == 1 or name.endswith(
+            (".identity.weight", ".value.weight", "gene_bias.weight")
+        ):
             assert id(parameter) in plain, name
         else:
             assert id(parameter) in decayed, name
