@@ -10,6 +10,7 @@ from core.errors import ConfigurationError
 from core.files import csv_cell
 from tfx_cli.arguments import (
     DEVICE,
+    FEW_GENES,
     GENE_IDS,
     JSON_OUTPUT,
     MATRIX,
@@ -56,6 +57,7 @@ def predict(
     prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
     matrix: str = MATRIX,
     gene_ids: str = GENE_IDS,
+    few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -63,8 +65,9 @@ def predict(
     """Label the cells of a file: every phenotype of the model, with its probability.
 
     Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
-    tfx_NAME_probability and tfx_NAME_unsure. Genes are joined by id or symbol; those that the file
-    lacks are masked, not taken for unexpressed. The model folder is enough: you need neither the
+    tfx_NAME_probability and tfx_NAME_unsure. Genes are joined by id or symbol, in whichever
+    kind the file and the model have them; those that the file lacks are masked, not taken for
+    unexpressed. The model folder is enough: you need neither the
     training cells nor the run.
 
     Examples
@@ -80,7 +83,7 @@ def predict(
     from core.inference.annotate import predict_phenotypes_of, prediction_table
 
     model = _load(folder, device)
-    with _query(file, model, given, matrix, gene_ids) as (cells, hints):
+    with _query(file, model, given, matrix, gene_ids, few_genes=few_genes) as (cells, hints):
         with contextlib.ExitStack() as stack:
             copy = None
             if output.suffix != ".csv":
@@ -103,6 +106,7 @@ def predict(
                 copy.add_obs({str(name): table[name].array for name in table})
                 copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
+        translated = len(cells.genes.translated)
     narrate(f"{output}: {n_cells:,} cells")
     summaries = {
         one.name: {
@@ -120,6 +124,7 @@ def predict(
             "cells": n_cells,
             "model": folder,
             "genes_missing": missing,
+            "genes_translated": translated,
             "given": [hint.name for hint in hints],
             "phenotypes": summaries,
         },
@@ -158,6 +163,7 @@ def embed(
     given: list[str] | None = _GIVEN,
     matrix: str = MATRIX,
     gene_ids: str = GENE_IDS,
+    few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -194,7 +200,7 @@ def embed(
     if denoise is not None and "/" in denoise:
         raise ConfigurationError(f"--denoise {denoise}: the name of a layer has no '/'")
     width = model.config.hidden_size
-    with _query(file, model, given, matrix, gene_ids) as (cells, hints):
+    with _query(file, model, given, matrix, gene_ids, few_genes=few_genes) as (cells, hints):
         if cells.choice.matrix == "raw" and (genes or denoise):
             raise ConfigurationError(
                 f"{file}: the model's genes are in raw, which has other rows than var; leave out "
@@ -237,17 +243,25 @@ def _load(folder: Path, device: str) -> "CellModel":
 
 @contextlib.contextmanager
 def _query(
-    file: str, model: "CellModel", given: Sequence[str] | None, matrix: str, gene_ids: str
+    file: str,
+    model: "CellModel",
+    given: Sequence[str] | None,
+    matrix: str,
+    gene_ids: str,
+    *,
+    few_genes: bool,
 ) -> Iterator[tuple["QueryCells", "list[Hint]"]]:
     """Open the cells of a file with the phenotypes that are given of them, and describe them."""
     from core.inference.query_cells import open_query_cells, read_hint
 
-    with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
+    with open_query_cells(
+        file, model.panel, matrix=matrix, gene_ids=gene_ids, few_genes=few_genes
+    ) as cells:
         hints = [read_hint(cells.source, model, one) for one in given or []]
         found = int((~cells.missing).sum())
         narrate(
             f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} "
-            f"genes (by {cells.joined_by}), {cells.choice.matrix} holds {cells.choice.state}"
+            f"genes (by {cells.genes.joined_by}), {cells.choice.matrix} holds {cells.choice.state}"
         )
         for one in hints:
             if one.unknown:
@@ -270,7 +284,8 @@ def _facts(
         "step": int(model.provenance.get("step", 0)),
         "genes": len(model.panel),
         "genes_missing": int(cells.missing.sum()),
-        "joined_by": cells.joined_by,
+        "genes_translated": len(cells.genes.translated),
+        "joined_by": cells.genes.joined_by,
         "matrix": cells.choice.matrix,
         "given": json.dumps({hint.name: hint.column for hint in hints}),
         "unsure_below": least,

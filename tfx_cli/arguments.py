@@ -224,6 +224,12 @@ MODEL = option("--run RUN", "A run or a model folder; default: the newest run.")
 DEVICE = option("--device", "auto: a GPU where there is one, else the CPU.", default="auto")
 MATRIX = preset_option("--matrix NAME", "data.matrix", default="auto")
 GENE_IDS = preset_option("--gene-ids COLUMN", "data.gene_ids", default="auto")
+FEW_GENES = option(
+    "--few-genes",
+    "Go on if the file has fewer than half of the model's genes. The others are masked: labels are "
+    "often wrong, with high probabilities.",
+    default=False,
+)
 OVERWRITE = option("--overwrite", "Replace the output file if it exists.", default=False)
 JSON_OUTPUT = option("--json", "Print the result as JSON.", default=False)
 

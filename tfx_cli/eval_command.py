@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.errors import ConfigurationError, DataError
 from tfx_cli.arguments import (
     DEVICE,
+    FEW_GENES,
     GENE_IDS,
     JSON_OUTPUT,
     MATRIX,
@@ -76,6 +77,7 @@ def evaluate(
     ),
     matrix: str = MATRIX,
     gene_ids: str = GENE_IDS,
+    few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
     as_json: bool = JSON_OUTPUT,
 ) -> None:
@@ -163,7 +165,9 @@ def evaluate(
     scored: dict[str, Any] = {"baselines": BASELINE_SETS[baselines], "max_cells": max_cells}
     with show_progress() as listener:
         if store is None or files:
-            report = evaluate_files(model, files, on_progress=listener, **scored, **of_files)
+            report = evaluate_files(
+                model, files, few_genes=few_genes, on_progress=listener, **scored, **of_files
+            )
         else:
             report, gene_rows = evaluate_held_out(
                 model,
@@ -215,6 +219,8 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     if generated or files:
         reason = "cannot be used with --generated" if generated else "FILES are scored whole"
         check_unused({"--split": given["split"], "--where": given["where"]}, reason)
+    if generated or not files:
+        check_unused({"--few-genes": given["few_genes"]}, "needs FILES that are scored")
     if not files:
         names = {"--label": "labels", "--matrix": "matrix", "--gene-ids": "gene_ids"}
         what = "files of real cells" if generated else "files to score"

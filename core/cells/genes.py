@@ -1,7 +1,7 @@
-"""Genes: their ids and symbols, the ordered panel of a model, where a file keeps them, and their join.
+"""Genes: their ids and symbols, the ordered panel of a model, and where a file keeps them.
 
-A gene is joined across files by its id, never by its position. An Ensembl id is compared without
-its version ("ENSG00000229807.13" and "ENSG00000229807" are one gene).
+An Ensembl id is read without its version ("ENSG00000229807.13" and "ENSG00000229807" are one gene), and a name
+without its genome ("GRCh38_CD4" is CD4).
 """
 
 import difflib
@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from core.cells.gene_names import ENSEMBL, drop_genomes
 from core.cells.phenotypes import check_lengths, suggest
 from core.errors import DataError
 from core.wording import listed
@@ -23,9 +23,6 @@ from core.wording import listed
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Ensembl stable gene ids: "ENS", a species code of none or more letters, "G", digits, a version.
-#: (Fly, worm and yeast ids of Ensembl follow their own model-organism databases.)
-_ENSEMBL = re.compile(r"(ENS[A-Z]{0,6}G\d{6,})(\.\d+)?(_PAR_Y)?")
 _NUMBER = re.compile(r"\d+")
 
 #: var columns that hold Ensembl ids, most specific first; the names in CELLxGENE, Cell Ranger
@@ -34,6 +31,9 @@ _ID_COLUMNS = ["ensembl_id", "ensembl_ids", "ensembl", "ensembl_gene_id", "gene_
 _ID_COLUMNS += ["feature_id", "feature_ids", "ENSEMBL", "id", "ids"]
 _SYMBOL_COLUMNS = ["feature_name", "gene_name", "gene_names", "gene_symbol", "gene_symbols"]
 _SYMBOL_COLUMNS += ["symbol", "symbols", "hgnc_symbol", "gene_short_name", "gene", "name"]
+_SYMBOL_COLUMNS += ["Symbol", "SYMBOL", "Gene", "GeneSymbol", "GeneName", "external_gene_name"]
+#: What stands for a missing name in a column that was text before it was read.
+_NO_NAME = {"nan", "NaN", "None", "<NA>"}
 
 #: A column counts as Ensembl ids when at least this fraction of it looks so (files carry a few
 #: spike-ins or transgenes).
@@ -96,13 +96,15 @@ class GenePanel:
 class GeneTable(NamedTuple):
     """The genes of one file's matrix, in file order, and where their names were found.
 
-    ``n_versioned`` ids carry an Ensembl version in the file.
+    ``n_versioned`` ids carry an Ensembl version in the file. ``note`` says which genes have a name of
+    another column, because theirs is missing or occurs twice.
     """
 
     ids: tuple[str, ...]
     symbols: tuple[str, ...]
     source: str
     n_versioned: int = 0
+    note: str = ""
 
 
 def strip_version(gene_id: str) -> str:
@@ -111,17 +113,17 @@ def strip_version(gene_id: str) -> str:
     The copy of a pseudo-autosomal gene on Y ("ENSG00000182378.15_PAR_Y") is a gene of its own and
     keeps its suffix.
     """
-    match = _ENSEMBL.fullmatch(gene_id)
-    return match[1] + (match[3] or "") if match else gene_id
+    match = ENSEMBL.fullmatch(gene_id)
+    return match[1] + match[2] + (match[4] or "") if match else gene_id
 
 
 def choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable:
     """Find the ids (without version, unique) and symbols of a file's genes, (genes, columns) in `var`.
 
     `gene_ids` is "var_names", the name of a var column, or "auto": Ensembl ids from var_names or a
-    column, else symbols from var_names (unless these are mere numbers) or a column. `where` is the file
-    and matrix, for messages. DataError if the column is absent, nothing looks like gene names, or ids
-    are missing or duplicated.
+    column, else symbols from var_names (unless these are mere numbers) or a column; genes whose name there
+    is missing or repeated have that of another column. `where` is the file and matrix, for messages.
+    DataError if the column is absent, nothing looks like gene names, or ids are missing or duplicated.
     """
     key = _content(var, gene_ids)
     if key not in _KNOWN_TABLES:
@@ -144,8 +146,10 @@ def _content(var: "pd.DataFrame", gene_ids: str) -> str:
 
 
 def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTable:
+    note = ""
     if gene_ids == "auto":
         names, source = _choose_automatically(var, where)
+        names, note = _with_other_names(names, source, var)
     elif gene_ids == "var_names":
         names, source = _texts(var.index), "var_names"
     elif gene_ids in var.columns:
@@ -171,16 +175,16 @@ def _choose_gene_ids(var: "pd.DataFrame", gene_ids: str, where: str) -> GeneTabl
     symbols = _choose_symbols(var, ids)
     check_lengths([*ids, *symbols], f"{where}: the name of a gene in {source}")
     n_versioned = sum(name != gene for name, gene in zip(names, ids, strict=True))
-    return GeneTable(tuple(ids), tuple(symbols), source, n_versioned)
+    return GeneTable(tuple(ids), tuple(symbols), source, n_versioned, note)
 
 
 def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], str]:
     index = _texts(var.index)
-    if _is_ensembl(index):
+    if are_ensembl(index):
         return index, "var_names"
     for column in filter(var.columns.__contains__, _ID_COLUMNS):
         values = _texts(var[column])
-        if _is_ensembl(values):
+        if are_ensembl(values):
             return values, f"var column '{column}'"
     if not all(map(_NUMBER.fullmatch, index)):
         return index, "var_names"
@@ -195,77 +199,69 @@ def _choose_automatically(var: "pd.DataFrame", where: str) -> tuple[list[str], s
     )
 
 
+def _with_other_names(names: list[str], source: str, var: "pd.DataFrame") -> tuple[list[str], str]:
+    """Give genes whose name is missing or repeated their name in another column; say so in a note."""
+    count = Counter(map(strip_version, names))
+    unfit = [gene for gene, name in enumerate(names) if not name or count[strip_version(name)] > 1]
+    if not unfit:
+        return names, ""
+    columns = [name for name in (*_SYMBOL_COLUMNS, *_ID_COLUMNS) if name in var.columns]
+    others = {f"var column '{name}'": _texts(var[name]) for name in columns}
+    others["var_names"] = _texts(var.index)
+    others.pop(source, None)
+    new = list(names)
+    taken = set(map(strip_version, names))
+    used: dict[str, list[str]] = {}
+    for place, values in others.items():
+        occurs = Counter(map(strip_version, values))
+        for gene in [gene for gene in unfit if new[gene] == names[gene]]:
+            name = strip_version(values[gene])
+            if name and occurs[name] == 1 and name not in taken and not _NUMBER.fullmatch(name):
+                new[gene] = name
+                taken.add(name)
+                used.setdefault(place, []).append(name)
+    if not used:
+        return names, ""
+    missing = sum(not names[gene] for gene in unfit)
+    why = " or ".join(["no name"] * (missing > 0) + ["a repeated name"] * (missing < len(unfit)))
+    shown = listed([name for found in used.values() for name in found])
+    note = f"{len(unfit):,} of {len(names):,} genes have {why} in {source}; their names in {' and '.join(used)} are used ({shown})"
+    return new, note
+
+
 def _choose_symbols(var: "pd.DataFrame", ids: list[str]) -> list[str]:
     """Symbols from a var column, or from var_names if ids came from a column; else the ids."""
-    if not _is_ensembl(ids):
+    if not are_ensembl(ids):
         return ids
     candidates = [_texts(var[name]) for name in _SYMBOL_COLUMNS if name in var.columns]
     for values in [*candidates, _texts(var.index)]:
-        if not _is_ensembl(values) and not all(map(_NUMBER.fullmatch, values)):
+        if not are_ensembl(values) and not all(map(_NUMBER.fullmatch, values)):
             return [value or gene_id for value, gene_id in zip(values, ids, strict=True)]
     return ids
 
 
 def _texts(values: "pd.Index[str] | pd.Series[str]") -> list[str]:
-    """Names as stripped strings, "" where missing."""
+    """Names as stripped strings without their genome, "" where missing."""
     missing = np.asarray(values.isna())
-    return ["" if gone else str(value).strip() for value, gone in zip(values, missing, strict=True)]
+    names = [
+        "" if gone else str(value).strip() for value, gone in zip(values, missing, strict=True)
+    ]
+    return drop_genomes("" if name in _NO_NAME else name for name in names)
 
 
-def _is_ensembl(names: Sequence[str]) -> bool:
-    found = sum(_ENSEMBL.fullmatch(name) is not None for name in names)
+def are_ensembl(names: Sequence[str]) -> bool:
+    """Whether the names are Ensembl ids, all but a few."""
+    found = sum(ENSEMBL.fullmatch(name) is not None for name in names)
     return found >= _MOSTLY * max(len(names), 1)
 
 
 @lru_cache(maxsize=8)
 def describe_ids(ids: tuple[str, ...]) -> str:
     """Describe in a few words what a file's gene ids look like, for messages about joining."""
-    if _is_ensembl(ids):
+    if are_ensembl(ids):
         kind = "Ensembl ids"
     elif all(map(_NUMBER.fullmatch, ids)):
         kind = "numbers"
     else:
         kind = "symbols or other names"
     return f"{kind} ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-
-
-@dataclass(frozen=True)
-class GeneJoin:
-    """The genes of a store and where each file's columns go."""
-
-    #: In the order of the first file; with "union", then the genes each later file adds.
-    panel: GenePanel
-    #: For each file (genes of the file,): column in `panel`, -1 where the gene is left out.
-    columns: list[NDArray[np.int32]]
-
-
-def join_genes(
-    tables: Sequence[GeneTable], names: Sequence[str], how: Literal["intersection", "union"]
-) -> GeneJoin:
-    """Join the genes of files by id; DataError if the files share no gene."""
-    # Shards of one dataset come with one and the same table.
-    different = list({id(table): table for table in tables}.values())
-    shared = set(different[0].ids).intersection(*(table.ids for table in different[1:]))
-    # A union is checked too: files of two naming schemes would hold every gene twice.
-    n_files = Counter(gene for table in different for gene in table.ids)
-    overlap = [any(n_files[gene] > 1 for gene in table.ids) for table in different]
-    if not (len(different) == 1 or all(overlap) if how == "union" else shared):
-        looks = {describe_ids(table.ids): name for table, name in zip(tables, names, strict=True)}
-        shown = "; ".join(f"{name}: {look}" for look, name in list(looks.items())[:4])
-        raise DataError(
-            f"the {len(tables)} files share no gene ({shown}); set data.gene_ids to a column of "
-            f"the same kind of ids in all of them"
-        )
-    symbols: dict[str, str] = {}
-    for table in different:
-        for gene, symbol in zip(table.ids, table.symbols, strict=True):
-            # A later file may know the symbol.
-            if (how == "union" or gene in shared) and symbols.get(gene, gene) == gene:
-                symbols[gene] = symbol
-    panel = GenePanel(tuple(symbols), tuple(symbols.values()))
-    place = {gene: column for column, gene in enumerate(panel.ids)}
-    columns = {
-        id(table): np.array([place.get(gene, -1) for gene in table.ids], dtype=np.int32)
-        for table in different
-    }
-    return GeneJoin(panel, [columns[id(table)] for table in tables])

@@ -82,6 +82,7 @@ def evaluate_files(
     max_cells: int | None = None,
     matrix: str = "auto",
     gene_ids: str = "auto",
+    few_genes: bool = False,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> EvaluationReport:
@@ -106,6 +107,7 @@ def evaluate_files(
         one = read_labelled(
             model, file, phenotypes=config.predicted, choose=choose, labels=labels,
             donor_column=donor_column, matrix=matrix, gene_ids=gene_ids,
+            few_genes=few_genes,
         )  # fmt: skip
         read.append(one)
         parts.append(_predict(model, one, seed=seed, on_progress=on_progress))
@@ -200,16 +202,19 @@ def read_labelled(
     donor_column: str = "donor_id",
     matrix: str = "auto",
     gene_ids: str = "auto",
+    few_genes: bool = False,
 ) -> LabelledFile:
     """Read a file of real cells: .h5ad, or "builtin:NAME".
 
     ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
     ``labels``, as "tissue=organ", name the obs columns of phenotypes; `label_columns` are the default.
-    ``matrix`` and ``gene_ids`` are as in a preset.
+    ``matrix`` and ``gene_ids`` are as in a preset, ``few_genes`` as in `open_query_cells`.
     """
     known = list(phenotypes)
     wanted = columns_by_phenotype(labels, known)
-    with open_query_cells(file, model.panel, matrix=matrix, gene_ids=gene_ids) as cells:
+    with open_query_cells(
+        file, model.panel, matrix=matrix, gene_ids=gene_ids, few_genes=few_genes
+    ) as cells:
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)
         donors = np.full(cells.n_cells, "", dtype=object)

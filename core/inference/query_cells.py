@@ -1,11 +1,10 @@
 """Cells of a file as a model reads them: its genes in its order, its normalisation, its phenotypes' codes.
 
-Genes are joined by id, or by symbol where that finds more. Genes that the file lacks are listed, so that
-they are masked, not taken for unexpressed. Memory is that of a block of cells.
+Genes are joined by `core.cells.gene_join.match_genes`. Genes that the file lacks are listed, so that they are
+masked, not taken for unexpressed. Memory is that of a block of cells.
 """
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.gene_join import LEAST_FOUND, GeneMatch, match_genes
+from core.cells.gene_names import ENSEMBL
 from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
 from core.cells.matrix_state import (
     MatrixChoice,
@@ -47,13 +48,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G)\d{6,}")
-#: Least fraction of the model's genes that a file must have.
-LEAST_FOUND = 0.5
 #: Cells from which the normalisation of a file is found, and its relative tolerance.
 _LOOK, _ALIKE = 512, 0.02
 #: Missing genes that a message names.
 _FEW = 8
+_COST = (
+    "; with fewer than half of its genes the model is often wrong and too sure of it: score it on labelled "
+    "cells of this kind first ('tfx eval RUN FILE --few-genes')"
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,7 @@ class QueryCells:
     source: CellSource
     #: The matrix that is read, and whether it holds counts.
     choice: MatrixChoice
-    #: (model's genes,), column of each gene in the matrix, -1 where the file lacks it.
-    column_of: NDArray[np.int64]
-    #: "ids" or "symbols".
-    joined_by: str
+    genes: GeneMatch
     #: Sum of each cell's values before the log, where that is one number and not the model's; None where
     #: values are counts, or are used as they are.
     log_total: float | None
@@ -75,6 +74,11 @@ class QueryCells:
     def n_cells(self) -> int:
         """Cells of the file."""
         return self.source.n_cells
+
+    @property
+    def column_of(self) -> NDArray[np.int64]:
+        """(model's genes,), column of each gene in the matrix, -1 where the file lacks it."""
+        return self.genes.column_of
 
     @property
     def missing(self) -> NDArray[np.bool_]:
@@ -113,12 +117,18 @@ class QueryCells:
 
 @contextmanager
 def open_query_cells(
-    spec: "str | Path | AnnData", panel: GenePanel, *, matrix: str = "auto", gene_ids: str = "auto"
+    spec: "str | Path | AnnData",
+    panel: GenePanel,
+    *,
+    matrix: str = "auto",
+    gene_ids: str = "auto",
+    few_genes: bool = False,
 ) -> Iterator[QueryCells]:
     """Open cells for a model of these genes while the block runs.
 
     ``spec`` is an .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed; ``matrix`` and
-    ``gene_ids`` are as in a preset. Unreadable cells, no counts or log values, or too few genes: DataError.
+    ``gene_ids`` are as in a preset. Unreadable cells, no counts or log values, or fewer than half of the
+    model's genes: DataError. With ``few_genes`` one gene is enough, and a warning is logged.
     """
     source: CellSource = (
         open_source(spec) if isinstance(spec, str | Path) else AnnDataSource(spec, "the AnnData")
@@ -128,13 +138,9 @@ def open_query_cells(
         table = choose_gene_ids(
             source.var(choice.matrix), gene_ids, f"{source.name} ({choice.matrix})"
         )
-        found = (_columns(table.ids, panel), _columns(table.symbols, panel))
-        column_of = max(found, key=lambda columns: int((columns >= 0).sum()))
-        names = {table.ids[column] for column in column_of[column_of >= 0]}
-        is_by_ids = 2 * len(names.intersection(panel.ids)) >= int((column_of >= 0).sum())
-        _check_genes_found(source.name, table, panel, column_of)
-        joined_by = "ids" if is_by_ids else "symbols"
-        yield QueryCells(source, choice, column_of, joined_by, _log_total(source, choice))
+        genes = match_genes(panel, table)
+        _report_join(source.name, table, panel, genes, few_genes=few_genes)
+        yield QueryCells(source, choice, genes, _log_total(source, choice))
     finally:
         source.close()
 
@@ -155,32 +161,31 @@ def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
     return total
 
 
-def _columns(names: tuple[str, ...], panel: GenePanel) -> NDArray[np.int64]:
-    column_of = np.full(len(panel), -1, dtype=np.int64)
-    for column, name in enumerate(names):
-        gene = panel.index_of(name)
-        if gene is not None and column_of[gene] < 0:  # a symbol of two columns: the first
-            column_of[gene] = column
-    return column_of
-
-
 def _ensembl_prefix(ids: tuple[str, ...]) -> str:
     """Return the prefix of most of the ids, if they are Ensembl's: ENSG, ENSMUSG, ...; else ""."""
-    found = Counter(match[1] for name in ids if (match := _ENSEMBL.match(name)))
+    found = Counter(match[1] for name in ids if (match := ENSEMBL.match(name)))
     prefix, n = found.most_common(1)[0] if found else ("", 0)
     return prefix if 2 * n > len(ids) else ""
 
 
-def _check_genes_found(
-    name: str, table: GeneTable, panel: GenePanel, column_of: NDArray[np.int64]
+def _report_join(
+    name: str, table: GeneTable, panel: GenePanel, genes: GeneMatch, *, few_genes: bool
 ) -> None:
-    lost = np.flatnonzero(column_of < 0)
-    n_found = len(panel) - len(lost)
-    if n_found >= LEAST_FOUND * len(panel):
+    """Log how the genes were joined and which are missing; too few are a DataError."""
+    if table.note:
+        logger.warning("%s: %s", name, table.note)
+    if genes.translation:
+        logger.info("%s: %s", name, genes.translation)
+    if genes.doubts:
+        logger.warning("%s: %s", name, genes.doubts)
+    lost = np.flatnonzero(genes.column_of < 0)
+    is_enough = genes.n_found >= LEAST_FOUND * len(panel)
+    if is_enough or (few_genes and genes.n_found):
         if len(lost):
             named = listed([panel.symbols[gene] for gene in lost], most=_FEW)
-            text = "%s lacks %d of the model's %d genes, which are masked: %s"
-            logger.warning(text, name, len(lost), len(panel), named)
+            cost = "" if is_enough else _COST
+            text = "%s lacks %d of the model's %d genes, which are masked: %s%s"
+            logger.warning(text, name, len(lost), len(panel), named, cost)
         return
     folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
     same = sum(symbol.casefold() in folded for symbol in table.symbols)
@@ -200,8 +205,10 @@ def _check_genes_found(
             "use a model of these genes, or name the var column that holds the model's kind of ids "
             "by --gene-ids"
         )
+        if genes.n_found:
+            remedy += ", or add --few-genes to go on without them"
     raise DataError(
-        f"{name}: only {n_found:,} of the model's {len(panel):,} genes are in the file, which has "
+        f"{name}: only {genes.n_found:,} of the model's {len(panel):,} genes are in the file, which has "
         f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
     )
 

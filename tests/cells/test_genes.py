@@ -82,3 +82,26 @@ def test_genes_without_any_name_are_refused():
         choose_gene_ids(var(["0", "1"], length=[1, 2]), "auto", "f")
     with pytest.raises(DataError, match="1 of 2 genes have no name in var column 'symbol'"):
         choose_gene_ids(var(["0", "1"], symbol=["A", None]), "symbol", "f")
+
+
+def test_genes_without_a_name_or_with_a_repeated_one_have_that_of_another_column():
+    a, b, c, d = ensembl(4)
+    table = var(["XIST", "CD4", "CD8A", "TBCE"], gene_ids=[a, None, c, c])
+    found = choose_gene_ids(table, "auto", "f")
+    assert found.ids == (a, "CD4", "CD8A", "TBCE")
+    assert found.note.startswith(
+        "3 of 4 genes have no name or a repeated name in var column 'gene_"
+    )
+    assert "their names in var_names are used (CD4, CD8A, TBCE)" in found.note
+    with pytest.raises(DataError, match="var_names occur more than once"):
+        choose_gene_ids(var(["XIST", "CD4", "CD4"], gene_ids=[a, b, c]), "var_names", "f")
+    numbered = var(["0", "1", "2"], gene_name=["A1BG", "nan", "XIST"], id=["x", d, "y"])
+    assert choose_gene_ids(numbered, "auto", "f").ids == ("A1BG", d, "XIST")
+
+
+@pytest.mark.parametrize("prefix", ["GRCh38_", "hg19_", "mm10___", "GRCh38-"])
+def test_the_genome_before_a_name_is_dropped(prefix):
+    names = [f"{prefix}{name}" for name in ("XIST", "CD4", "ENSG00000000001.2")]
+    assert choose_gene_ids(var(names), "auto", "f").ids == ("XIST", "CD4", "ENSG00000000001")
+    both = ["GRCh38_ACTB", "mm10_ACTB"]
+    assert choose_gene_ids(var(both), "auto", "f").ids == tuple(both)

@@ -55,7 +55,81 @@ def test_genes_are_joined_by_whichever_name_they_have(tmp_path, names):
     cells, found = read(path)
     np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
     assert not cells.missing.any()
-    assert cells.joined_by == ("symbols" if names is PANEL.symbols else "ids")
+    assert cells.genes.joined_by == ("symbols" if names is PANEL.symbols else "ids")
+
+
+#: Real genes, whose names the table of gene names knows.
+REAL = GenePanel(
+    ("ENSG00000010610", "ENSG00000168385", "ENSG00000145416", "ENSG00000204287", "ENSG00000284770"),
+    ("CD4", "SEPTIN2", "MARCHF1", "HLA-DRA", "TBCE"),
+)
+OF_SYMBOLS = GenePanel(REAL.symbols, REAL.symbols)
+
+
+@pytest.mark.parametrize(
+    ("panel", "names"),
+    [
+        (OF_SYMBOLS, REAL.ids),
+        (OF_SYMBOLS, [f"{gene}.3" for gene in REAL.ids]),
+        (OF_SYMBOLS, ["CD4", "SEPT2", "MARCH1", "HLA.DRA", "ENSG00000116957"]),
+        (OF_SYMBOLS, ["GRCh38_CD4", "GRCh38_SEPTIN2", "GRCh38_MARCH1", "GRCh38_HLA-DRA", "GRCh38_TBCE"]),
+        (GenePanel(REAL.ids, REAL.ids), REAL.symbols),
+        (GenePanel(REAL.ids, REAL.ids), ["hg19-CD4", "2-Sep", "Mar-01", "HLA-DRA", "TBCE"]),
+        (GenePanel(("CD4", "SEPT2", "MARCH1", "HLA-DRA", "TBCE"), REAL.symbols), REAL.ids),
+    ],
+)  # fmt: skip
+def test_genes_of_two_kinds_of_names_meet(tmp_path, panel, names):
+    path, counts = write(tmp_path, names=names)
+    cells, found = read(path, panel)
+    np.testing.assert_allclose(found, log_normalised(counts)[:, :5], rtol=1e-5)
+    assert not cells.missing.any()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "words"),
+    [
+        ("SEPTIN6", ["SEP2"], "1 name fits"),  # an alias of SEPTIN6 and SEPTIN8
+        ("MTARC1", ["1-Mar", "1-Mar-1"], "1 name fits"),  # MARCH1 and MARC1, in either order
+        ("TNMD", ["myodulin", "tendin"], "2 names fit"),  # two names of one gene
+    ],
+)
+def test_an_ambiguous_name_joins_no_gene_and_is_reported(tmp_path, caplog, wanted, names, words):
+    panel = GenePanel((*REAL.symbols, wanted), (*REAL.symbols, wanted))
+    path, _ = write(tmp_path, names=[*REAL.symbols, *names])
+    with caplog.at_level(logging.WARNING, logger="core"):
+        cells, _ = read(path, panel)
+    assert cells.missing.tolist() == [False] * 5 + [True]
+    assert f"{words} several genes" in caplog.text
+    assert names[0] in caplog.text
+
+
+def test_a_date_is_the_gene_that_the_file_has_under_no_other_name(tmp_path, caplog):
+    panel = GenePanel((*REAL.symbols, "MTARC1"), (*REAL.symbols, "MTARC1"))
+    path, counts = write(tmp_path, names=[*REAL.symbols, "1-Mar"])
+    with caplog.at_level(logging.WARNING, logger="core"):
+        _, found = read(path, panel)
+    np.testing.assert_allclose(found, log_normalised(counts)[:, :6], rtol=1e-5)
+    assert "a spreadsheet turned into dates are read as genes (1-Mar as MTARC1)" in caplog.text
+
+
+def test_what_was_translated_is_said_in_one_line(tmp_path, caplog):
+    path, _ = write(tmp_path, names=REAL.ids)
+    with caplog.at_level(logging.INFO, logger="core"):
+        read(path, OF_SYMBOLS)
+    (line,) = caplog.messages
+    assert "5 genes have other names here" in line
+    assert "ENSG00000010610 is CD4" in line
+
+
+def test_fewer_than_half_of_the_genes_need_an_explicit_option(tmp_path, caplog):
+    path, counts = write(tmp_path, names=PANEL.symbols[:1])
+    with pytest.raises(DataError, match=r"only 1 of the model's 6 genes.*add --few-genes"):
+        read(path)
+    with caplog.at_level(logging.WARNING, logger="core"):
+        cells, found = read(path, few_genes=True)
+    assert cells.missing.sum() == 5
+    np.testing.assert_allclose(found[:, 0], log_normalised(counts)[:, 0], rtol=1e-5)
+    assert "fewer than half" in caplog.text
 
 
 def test_blocks_of_a_large_file_by_columns_start_at_multiples_of_their_size(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from core.cells.checks.phenotype_rows import check_phenotypes
 from core.cells.checks.report import CheckReport, CheckRow, Rows, fault_row
 from core.cells.checks.survey import FileSummary, LabelTable, Scope, make_label_table, survey_files
 from core.cells.checks.value_rows import check_cells, check_matrices
-from core.cells.genes import GeneJoin, GenePanel
+from core.cells.gene_join import GeneJoin
+from core.cells.genes import GenePanel
 from core.cells.matrix_state import MatrixState
 from core.errors import DataError
 from core.files import free_space

@@ -7,15 +7,15 @@ import numpy as np
 
 from core.cells.checks.report import CheckRow, Rows, fault_row
 from core.cells.checks.survey import FileSummary
-from core.cells.genes import GeneJoin, GenePanel, GeneTable, describe_ids, join_genes
+from core.cells.gene_join import LEAST_FOUND, GeneJoin, join_genes, match_genes
+from core.cells.genes import GenePanel, GeneTable, describe_ids
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage, some_of
 
 #: A file that keeps less than this fraction of its genes in the join loses too much.
 _KEPT = 0.5
-#: Fraction of a model's genes below which it fails, and below which it warns.
-_LEAST_FOUND = 0.5
+#: Fraction of a model's genes below which it warns; below `LEAST_FOUND` it fails.
 _MOST_FOUND = 0.9
 #: Genes that a uint16 can number.
 SHORT_INDEX = 65_536
@@ -47,6 +47,10 @@ def check_genes(
         except DataError as error:
             rows.append(fault_row("genes", "gene overlap", error))
     if join is not None:
+        for note in join.notes:
+            rows.warn(
+                "gene names", note, "set data.gene_ids to a column of the same ids in all files"
+            )
         _overlap(rows, named, join, data)
         _order(rows, named)
         _empty(rows, named, join, data)
@@ -68,6 +72,10 @@ def _ids(rows: Rows, named: Named) -> None:
         examples.setdefault(words, shown.rstrip(")"))
     for words, names in kinds.items():
         rows.ok("gene ids", f"{words}{some_of(names, len(named))}: {examples[words]}")
+    for one, table in named:
+        if table.note:
+            fix = "set data.gene_ids to a column of unique ids, or correct the names"
+            rows.warn("gene ids", table.note, fix, one.name)
 
 
 def _overlap(rows: Rows, named: Named, join: GeneJoin, data: DataSettings) -> None:
@@ -152,19 +160,21 @@ def _panel(rows: Rows, join: GeneJoin, data: DataSettings) -> None:
 def _model_genes(rows: Rows, named: Named, panel: GenePanel) -> None:
     found_well: list[int] = []
     for one, table in named:
-        found = {panel.index_of(gene) for gene in table.ids} - {None}
-        if len(found) < _MOST_FOUND * len(panel):
-            found |= {panel.index_of(symbol) for symbol in table.symbols} - {None}
-        if len(found) >= _MOST_FOUND * len(panel):
-            found_well.append(len(found))
+        match = match_genes(panel, table)
+        if match.translation:
+            rows.ok("model genes", match.translation, one.name)
+        if match.doubts:
+            rows.warn("model genes", match.doubts, "correct the names of these genes", one.name)
+        if match.n_found >= _MOST_FOUND * len(panel):
+            found_well.append(match.n_found)
             continue
-        missing = [symbol for index, symbol in enumerate(panel.symbols) if index not in found]
+        missing = [panel.symbols[gene] for gene in np.flatnonzero(match.column_of < 0)]
         finding = (
-            f"{len(found):,} of the model's {len(panel):,} genes "
-            f"({percentage(len(found), len(panel))}) are in the file ({describe_ids(table.ids)}); "
+            f"{match.n_found:,} of the model's {len(panel):,} genes "
+            f"({percentage(match.n_found, len(panel))}) are in the file ({describe_ids(table.ids)}); "
             f"missing: {listed(missing)}"
         )
-        if len(found) < _LEAST_FOUND * len(panel):
+        if match.n_found < LEAST_FOUND * len(panel):
             fix = "set data.gene_ids to a column with the model's kind of ids, or use another model"
             rows.fail("model genes", finding, fix, one.name)
         else:

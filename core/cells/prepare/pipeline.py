@@ -32,7 +32,7 @@ from core.cells.cell_labels import read_cell_labels
 from core.cells.checks.check import check_data
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
-from core.cells.genes import GeneJoin, join_genes
+from core.cells.gene_join import GeneJoin, join_genes
 from core.cells.hvg_ranking import (
     ClipLimits,
     GeneMoments,

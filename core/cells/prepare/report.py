@@ -12,7 +12,7 @@ import numpy as np
 from core.cells.cell_labels import CellLabels
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import check_overlap, expand_files
-from core.cells.genes import GeneJoin
+from core.cells.gene_join import GeneJoin
 from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
 from core.cells.phenotypes import load_vocabulary
 from core.cells.reading import fingerprint, version_of

@@ -444,7 +444,9 @@ def test_files_of_counts_and_of_log_values_do_not_mix(tmp_path):
 def test_files_without_a_shared_gene_are_refused_with_what_their_ids_look_like(tmp_path):
     symbols = make_adata()
     symbols.var = pd.DataFrame(index=[f"GENE{number}" for number in range(40)])
-    files = [write(make_adata(), tmp_path, "a.h5ad"), write(symbols, tmp_path, "b.h5ad")]
+    ids = make_adata()
+    del ids.var["feature_name"]
+    files = [write(ids, tmp_path, "a.h5ad"), write(symbols, tmp_path, "b.h5ad")]
     for join in ("intersection", "union"):
         refuse(
             tmp_path, settings(files, join=join), DataError, *files, "Ensembl ids (ENSG",
@@ -452,9 +454,25 @@ def test_files_without_a_shared_gene_are_refused_with_what_their_ids_look_like(t
         )  # fmt: skip
 
 
+def test_files_of_symbols_and_of_ensembl_ids_are_joined(tmp_path):
+    ids = ["ENSG00000010610", "ENSG00000153563", "ENSG00000168385", *ensembl(37, 50)]
+    symbols = ["CD4", "CD8A", "SEPT2", *(f"ONLY{number}" for number in range(37))]
+    first, second = make_adata(), make_adata(seed=1)
+    first.var, second.var = pd.DataFrame(index=ids), pd.DataFrame(index=symbols)
+    files = [write(first, tmp_path, "a.h5ad"), write(second, tmp_path, "b.h5ad")]
+    store = prepare_store(settings(files), tmp_path / "store")
+    assert store.genes.ids == tuple(ids[:3])
+    (notice,) = (text for text in store.report["warnings"] if "other names" in text)
+    assert "3 of 40 genes have other names than in the first file (CD4 is ENSG00000010610" in notice
+    counts = store.read_counts(np.arange(store.n_cells), store.genes).toarray()
+    matrices = (first.X.toarray(), second.X.toarray())
+    for (source, row), cell in zip(store.origins.tolist(), counts, strict=True):
+        np.testing.assert_array_equal(cell, matrices[source][row][:3])
+
+
 def test_duplicate_genes_are_refused(tmp_path):
     adata = make_adata()
-    adata.var_names = ["ENSG00000000007.1", "ENSG00000000007.2", *ensembl(38, 50)]
+    adata.var = pd.DataFrame(index=["ENSG00000000007.1", "ENSG00000000007.2", *ensembl(38, 50)])
     path = write(adata, tmp_path)
     refuse(tmp_path, settings(path), DataError, path, "ENSG00000000007", "more than once")
 
