@@ -43,6 +43,23 @@ def number_text(value: float) -> str:
     return "0" if abs(value) < 1e-300 else f"{value:.3g}"
 
 
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Write ascending numbers with the digits that tell them apart: 1.36, 1.38; 2.05e-5; 12.5k."""
+    largest = max(map(abs, ticks), default=0.0)
+    gaps = [right - left for left, right in itertools.pairwise(ticks)]
+    distance = min(gaps, default=largest) or 1.0
+    scale, unit = 1.0, ""
+    if 0 < largest < 1e-3:
+        exponent = math.floor(math.log10(largest))
+        scale, unit = 10.0**exponent, f"e{exponent}"
+    elif distance * 1000 >= largest >= 10_000:  # else a unit only moves the digits behind a point
+        power = min(int(math.log10(largest)) // 3, len(_COUNT_UNITS) - 1)
+        scale, unit = 1000.0**power, _COUNT_UNITS[power]
+    decimals = min(max(math.ceil(-math.log10(distance / scale) - 1e-9), 0), 15)
+    texts = [f"{tick / scale:.{decimals}f}" for tick in ticks]
+    return ["0" if float(text) == 0 else text + unit for text in texts]
+
+
 def ago(moment: float | None, *, now: float) -> str:
     """Write how long ago a moment was; nothing for None."""
     return "" if moment is None else f"{duration(now - moment)} ago"

@@ -2,6 +2,7 @@ import math
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given
 
 from tfx_cli.dashboard.canvas import (
@@ -15,6 +16,7 @@ from tfx_cli.dashboard.canvas import (
     nice_ticks,
     sample_line,
 )
+from tfx_cli.formatting import tick_labels
 
 values = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([math.nan, math.inf, -math.inf, 0.0]))
 curves = st.lists(st.tuples(st.integers(0, 200), values), max_size=60).map(
@@ -148,6 +150,32 @@ def test_ticks_are_round_few_and_inside(low, span, n_most):
     assert len(ticks) <= n_most
     slack = 1e-6 * max(abs(low), span)
     assert all(low - slack <= tick <= low + span + slack for tick in ticks)
+
+
+@given(st.floats(-1e9, 1e9), st.floats(-7, 9), st.integers(1, 12))
+def test_labels_of_ticks_are_their_numbers_and_differ(low, power, n_most):
+    ticks = nice_ticks(low, low + 10**power, n_most)
+    if len(ticks) < 2 or 10**power < 1e-9 * abs(low):
+        return
+    units = {"k": "e3", "M": "e6", "G": "e9"}
+    labels = tick_labels(ticks)
+    read = [float(label[:-1] + units.get(label[-1], label[-1])) for label in labels]
+    assert len(set(labels)) == len(ticks)
+    np.testing.assert_allclose(read, ticks, atol=(ticks[1] - ticks[0]) / 100)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "labels"),
+    [
+        ([1.365, 1.37, 1.375], ["1.365", "1.370", "1.375"]),
+        ([2e-5, 2.05e-5, 2.1e-5], ["2.00e-5", "2.05e-5", "2.10e-5"]),
+        ([0, 10_000, 20_000], ["0", "10k", "20k"]),
+        ([0, 0.5, 1], ["0", "0.5", "1.0"]),
+        ([1_234_560, 1_234_580], ["1234560", "1234580"]),
+    ],
+)
+def test_labels_have_the_digits_that_tell_them_apart(ticks, labels):
+    assert tick_labels(ticks) == labels
 
 
 def test_ticks_of_a_common_range():

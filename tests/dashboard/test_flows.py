@@ -180,11 +180,13 @@ def test_overlay_pin_metric_and_filter(runs, open_app):
     drive(app, flow)
 
 
-def test_colours_of_runs_are_stable_and_differ():
-    names = [f"runs/{name}" for name in "abcdef"]
-    colours = run_colours(names)
-    assert len(set(colours.values())) == 6
-    assert run_colours(reversed(names)) == colours
+def test_colours_of_shown_runs_are_stable_and_differ():
+    names = [f"runs/{number}" for number in range(30)]
+    shown = names[5:19]
+    colours = run_colours(shown, names)
+    assert set(colours) == set(names)
+    assert len({colours[name] for name in shown}) == len(shown)
+    assert {name: colours[name] for name in shown[:9]} == run_colours(shown[:9], shown[:9])
 
 
 def test_an_unreadable_run_shows_why_instead_of_opening(runs, open_app):

@@ -38,7 +38,7 @@ from tfx_cli.dashboard.cells_texts import (
 from tfx_cli.dashboard.dialogs import ChoiceDialog, SaveDialog
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, ScatterView, Series
-from tfx_cli.dashboard.themes import bar, series_colours
+from tfx_cli.dashboard.themes import bar, series_colour
 from tfx_cli.formatting import count_of, shortened
 
 #: Number fields: id, label, default (else the model's own), type.
@@ -377,8 +377,7 @@ class GenerateScreen(DashboardScreen):
             self.write("progress", self._status)
 
     def _show_result(self, profile: Mapping[str, Any]) -> None:
-        palette = series_colours(self.app.theme)
-        colours = palette[1], palette[0]
+        colours = series_colour(self.app.theme, 1), series_colour(self.app.theme, 0)
         self._fill("gene-table", GENE_COLUMNS, gene_rows(profile, colours))
         before = (self._before or {}).get("profile")
         if before is not None:

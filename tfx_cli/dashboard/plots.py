@@ -28,14 +28,19 @@ from tfx_cli.dashboard.canvas import (
     row_of,
     sample_line,
 )
-from tfx_cli.dashboard.themes import series_colours
-from tfx_cli.formatting import number_text, short_count, shortened
+from tfx_cli.dashboard.themes import n_series_colours, series_colour
+from tfx_cli.formatting import number_text, shortened, tick_labels
 
 #: Fractions of the visible range over which a moving mean smooths a curve.
 SMOOTHING = (0.0, 0.02, 0.05, 0.15)
-_TICK_WIDTH = 7
+_TICK_WIDTH = 8
 _SHORTEST_NAMED = 56  # columns from which on curves are named at their ends
-_NAME_WIDTH = 13
+_NAME_WIDTH = 14  # with the leader from the end of the curve
+_LONGEST_NAME = 24  # in a legend
+#: Characters of a leader by the directions in which it goes: up, down, left, right.
+_LEADERS = dict(zip(itertools.product((0, 1), repeat=4), " ╶╴─╷┌┐┬╵└┘┴│├┤┼", strict=True))
+#: Dots drawn and left out, and the sign in the legend: for curves beyond the colours of a theme.
+_DASHES = (("", "━"), ("###.", "╍"), ("#.", "┅"))
 #: Up to this number of points in all, each is drawn as 2 x 2 dots.
 _FEW_POINTS = 700
 
@@ -81,17 +86,55 @@ class Picture(Widget):
 
     def series_style(self, place: int) -> Style:
         """Return the style of a place in the theme's colours."""
-        colours = series_colours(self.app.theme)
-        return Style(color=Color.parse(colours[place % len(colours)]).rich_color)
+        return Style(color=Color.parse(series_colour(self.app.theme, place)).rich_color)
+
+    def dashes(self, place: int) -> tuple[str, str]:
+        """Return the dots of a curve, and its sign in the legend: each use of a colour has its own."""
+        return _DASHES[place // n_series_colours(self.app.theme) % len(_DASHES)]
+
+
+def _labelled_ticks(low: float, high: float, n_most: int, width: int) -> list[tuple[float, str]]:
+    """Return at most ``n_most`` ticks with their labels, of at most ``width`` characters."""
+    for n_ticks in range(n_most, 0, -1):
+        ticks = nice_ticks(low, high, n_ticks)
+        labels = tick_labels(ticks)
+        if ticks and max(map(len, labels)) <= width:
+            return list(zip(ticks, labels, strict=True))
+    return []
 
 
 def _write_y_ticks(
-    canvas: Canvas, ticks: Iterable[tuple[float, str]], y_range: Range, width: int, style: Style
+    canvas: Canvas,
+    ticks: Iterable[tuple[float, str]],
+    y_range: Range,
+    width: int,
+    style: Style,
+    top: int = 1,
 ) -> None:
-    """Write (height, label) left of a plot that has all rows but the first and the last."""
+    """Write (height, label) left of a plot that has all rows from ``top`` on but the last."""
     for tick, label in ticks:
-        row = 1 + row_of(tick, y_range, canvas.height - 2)
-        canvas.write(row, 0, label[: width - 1].rjust(width - 1), style)
+        row = top + row_of(tick, y_range, canvas.height - top - 1)
+        canvas.write(row, 0, label.rjust(width - 1), style)
+
+
+def _write_x_ticks(
+    canvas: Canvas, x_range: Range, left: int, n_columns: int, x_name: str, style: Style
+) -> None:
+    """Write the name of the x axis, and as many ticks as fit beside it, into the last row."""
+    canvas.write(canvas.height - 1, canvas.width - len(x_name), x_name, style)
+    end = canvas.width - len(x_name) - 2
+    for n_most in range(max(n_columns // 12, 3), 0, -1):
+        ticks = nice_ticks(*x_range, n_most)
+        placed = [
+            (left + column_of(tick, x_range, n_columns) - len(label) // 2, label)
+            for tick, label in zip(ticks, tick_labels(ticks), strict=True)
+        ]
+        placed = [(max(column, 0), label) for column, label in placed if column + len(label) <= end]
+        apart = itertools.pairwise(placed)
+        if all(one[0] + len(one[1]) + 1 < other[0] for one, other in apart):
+            for column, label in placed:
+                canvas.write(canvas.height - 1, column, label, style)
+            return
 
 
 @dataclass(frozen=True)
@@ -142,6 +185,8 @@ class _Plot:
     """What a drawing of curves shares: the place of the plot, its ranges, the curves as lines."""
 
     size: Size
+    #: The first row.
+    top: int
     x_range: Range
     y_range: Range
     #: Series, (columns of dots,) heights, style.
@@ -149,7 +194,7 @@ class _Plot:
     faint: Style
 
     def row(self, height: float) -> int:
-        return 1 + row_of(height, self.y_range, self.size.height)
+        return self.top + row_of(height, self.y_range, self.size.height)
 
     def column(self, x: float) -> int:
         return _TICK_WIDTH + column_of(x, self.x_range, self.size.width)
@@ -271,12 +316,12 @@ class CurveView(Picture, can_focus=True):
         place, visible, known = self._x_at(event.x), self.visible_range, self.window.crosshair
         if place is None or visible is None:
             return
-        near = (visible[1] - visible[0]) / self._plot_size().width
+        near = (visible[1] - visible[0]) / self._plot_width
         is_same = known is not None and abs(known - place) <= near
         self.post_message(self.Moved(replace(self.window, crosshair=None if is_same else place)))
 
     def _x_at(self, column: int) -> float | None:
-        visible, width = self.visible_range, self._plot_size().width
+        visible, width = self.visible_range, self._plot_width
         if visible is None or width < 2:
             return None
         fraction = float(np.clip((column - _TICK_WIDTH) / (width - 1), 0.0, 1.0))
@@ -287,27 +332,28 @@ class CurveView(Picture, can_focus=True):
     def _names_ends(self) -> bool:
         return self.size.width >= _SHORTEST_NAMED and len(self.series) > 1
 
-    def _plot_size(self) -> Size:
+    @property
+    def _plot_width(self) -> int:
         width = self.size.width - _TICK_WIDTH - (_NAME_WIDTH if self._names_ends else 1)
-        return Size(max(width, 0), max(self.size.height - 2, 0))
+        return max(width, 0)
 
     def draw(self, canvas: Canvas) -> None:
-        size, visible = self._plot_size(), self.visible_range
+        width, visible = self._plot_width, self.visible_range
         background = Color.from_rich_color(self.rich_style.bgcolor)
         foreground = Color.from_rich_color(self.rich_style.color)
         faint = Style(color=background.blend(foreground, 0.6).rich_color)
-        if size.width < 4 or size.height < 2:
+        if width < 4 or self.size.height < 4:
             return
         if visible is None:
             self.write_empty(canvas, faint)
             return
-        n_rows, n_columns = 4 * size.height, 2 * size.width
+        n_columns = 2 * width
         at = np.linspace(*visible, n_columns)
-        width = self.window.smoothed_fraction * (visible[1] - visible[0])
+        smoothed = self.window.smoothed_fraction * (visible[1] - visible[0])
         lines, bands = [], []
         for one in self.series:
             y, style = self._scaled(one.y), self.series_style(one.colour)
-            heights = sample_line(one.x, y, at, width if one.is_noisy else 0.0)
+            heights = sample_line(one.x, y, at, smoothed if one.is_noisy else 0.0)
             lines.append((one, heights, style))
             if one.is_noisy:
                 dim = background.blend(Color.from_rich_color(style.color), 0.33).rich_color
@@ -318,25 +364,34 @@ class CurveView(Picture, can_focus=True):
             text = "nothing above 0 to show on a log axis" if self.window.is_log else "no numbers"
             canvas.write(canvas.height // 2, _TICK_WIDTH, text, faint)
             return
-        plot = _Plot(size, visible, y_range, lines, faint)
+        top = self._draw_legend(canvas, lines, at, faint)
+        size = Size(width, self.size.height - top - 1)
+        plot, n_rows = _Plot(size, top, visible, y_range, lines, faint), 4 * size.height
         for band, style in bands:
-            canvas.lay(1, _TICK_WIDTH, draw_range(band, y_range, n_rows), style)
+            canvas.lay(top, _TICK_WIDTH, draw_range(band, y_range, n_rows), style)
         for mark in self.marks:
             height = self._scaled(np.array([mark.y]))[0]
             if math.isfinite(height):
                 style = self.series_style(mark.colour) + Style(dim=True)
-                for column in range(0, size.width, 3):
+                for column in range(0, width, 3):
                     canvas.write(plot.row(height), _TICK_WIDTH + column, "╌", style)
         crosshair = self.window.crosshair
         if crosshair is not None and visible[0] <= crosshair <= visible[1]:
             for row in range(size.height):
-                canvas.write(1 + row, plot.column(crosshair), "│", faint)
-        for _, line, style in lines:
-            canvas.lay(1, _TICK_WIDTH, draw_line(line, y_range, n_rows), style)
+                canvas.write(top + row, plot.column(crosshair), "│", faint)
+        for one, line, style in lines:
+            dots, (dash, _) = draw_line(line, y_range, n_rows), self.dashes(one.colour)
+            if dash:
+                dots &= np.resize([dot == "#" for dot in dash], n_columns)
+            canvas.lay(top, _TICK_WIDTH, dots, style)
+        for mark in self.marks:  # over the curves, or it could not be read
+            height = self._scaled(np.array([mark.y]))[0]
+            if math.isfinite(height):
+                text = shortened(f" {mark.name} {number_text(mark.y)} ", width)
+                canvas.write(plot.row(height), _TICK_WIDTH + 1, text, faint)
         ticks = self._y_ticks(y_range, max(size.height // 3, 2))
-        _write_y_ticks(canvas, ticks, y_range, _TICK_WIDTH, faint)
-        self._draw_x_axis(canvas, plot)
-        self._draw_legend(canvas, plot, at)
+        _write_y_ticks(canvas, ticks, y_range, _TICK_WIDTH, faint, top)
+        _write_x_ticks(canvas, visible, _TICK_WIDTH, width, self.x_name, faint)
         if self._names_ends:
             self._draw_names(canvas, plot)
 
@@ -360,66 +415,92 @@ class CurveView(Picture, can_focus=True):
             margin = 0.0 if limits else 0.03 * (high - low)
         return low - margin, high + margin
 
-    def _draw_x_axis(self, canvas: Canvas, plot: _Plot) -> None:
-        end, last_row = 0, canvas.height - 1
-        for tick in nice_ticks(*plot.x_range, max(plot.size.width // 14, 2)):
-            label = short_count(tick)
-            column = min(plot.column(tick) - len(label) // 2, canvas.width - len(label))
-            if column > end or end == 0:
-                canvas.write(last_row, column, label, plot.faint)
-                end = column + len(label)
-        if end < _TICK_WIDTH + plot.size.width - len(self.x_name):
-            canvas.write(last_row, canvas.width - len(self.x_name), self.x_name, plot.faint)
-
     def _y_ticks(self, y_range: Range, n_most: int) -> list[tuple[float, str]]:
         if not self.window.is_log:
-            return [(tick, number_text(tick)) for tick in nice_ticks(*y_range, n_most)]
+            return _labelled_ticks(*y_range, n_most, _TICK_WIDTH - 1)
         low, high = (10.0**edge for edge in y_range)
         powers = range(math.floor(y_range[0]), math.ceil(y_range[1]) + 1)
         ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
         ticks = [value for value in ticks if low <= value <= high]
         if len(ticks) >= 2:
             ticks = ticks[:: max(math.ceil(len(ticks) / n_most), 1)]
-        else:
-            ticks = [value for value in nice_ticks(low, high, n_most) if value > 0]
-        return [(math.log10(value), number_text(value)) for value in ticks]
+            return [(math.log10(value), number_text(value)) for value in ticks]
+        linear = _labelled_ticks(low, high, n_most, _TICK_WIDTH - 1)
+        return [(math.log10(value), label) for value, label in linear if value > 0]
 
-    def _draw_legend(self, canvas: Canvas, plot: _Plot, at: Array) -> None:
-        column, crosshair = len(self.title) + 2, self.window.crosshair
+    def _draw_legend(
+        self, canvas: Canvas, lines: Sequence[tuple[Series, Array, Style]], at: Array, faint: Style
+    ) -> int:
+        """Write a sign, the name and a value of every curve; return the first row below.
+
+        The values are the last ones, or those at the crosshair. What does not fit beside the title
+        becomes a table below it.
+        """
+        crosshair = self.window.crosshair
+        state = " ".join(["log"] * self.window.is_log + ["zoomed"] * bool(self.window.zoom))
+        canvas.write(0, canvas.width - len(state), state, faint)
+        column = len(self.title) + 2
         if crosshair is not None:
             text = f"at {self.x_name} {crosshair:,.0f}: "
-            canvas.write(0, column, text, plot.faint)
+            canvas.write(0, column, text, faint)
             column += len(text)
-        names = []
-        for one, line, style in plot.lines:
+        entries = []
+        for one, line, style in lines:
             height = _last(line)
             if crosshair is not None:
                 height = float(line[np.searchsorted(at, crosshair).clip(0, len(at) - 1)])
             value = 10.0**height if self.window.is_log else height
             shown = " -" if math.isnan(height) else f" {number_text(value)}"
             has_value = self._has_values or crosshair is not None
-            names.append((f"━ {one.name}{shown if has_value else ''}", style))
-        column = canvas.write_legend(column, names)
-        text = " ".join(["log"] * self.window.is_log + ["zoomed"] * bool(self.window.zoom))
-        if column + len(text) <= canvas.width:
-            canvas.write(0, canvas.width - len(text), text, plot.faint)
+            name = f"{self.dashes(one.colour)[1]} {shortened(one.name, _LONGEST_NAME)}"
+            entries.append((name, shown if has_value else "", style))
+        if column + sum(len(name + value) + 2 for name, value, _ in entries) <= canvas.width - len(
+            state
+        ):
+            canvas.write_legend(column, [(name + value, style) for name, value, style in entries])
+            return 1
+        longest = (
+            max(len(name) for name, _, _ in entries),
+            max(len(value) for _, value, _ in entries),
+        )
+        n_columns = max((canvas.width + 2) // (sum(longest) + 2), 1)
+        n_rows = min(-(-len(entries) // n_columns), max(canvas.height // 3, 1))
+        for place, (name, value, style) in enumerate(entries[: n_rows * n_columns]):
+            row, left = 1 + place // n_columns, place % n_columns * (sum(longest) + 2)
+            text = name.ljust(longest[0]) + value.rjust(longest[1])
+            n_more = len(entries) - n_rows * n_columns
+            if n_more > 0 and place == n_rows * n_columns - 1:
+                text, style = f"and {n_more + 1} more", faint
+            canvas.write(row, left, text, style)
+        return 1 + n_rows
 
     def _draw_names(self, canvas: Canvas, plot: _Plot) -> None:
-        """Write the name of each curve at its right end, one name per row."""
+        """Write the names of the curves right of their ends, in the order of these, with leaders."""
         ends = [
-            (plot.row(height), one.name, style)
+            (height, plot.row(height), one.name, style)
             for one, line, style in plot.lines
             if not math.isnan(height := _last(line))
         ]
-        free = set(range(1, plot.size.height + 1))
-        for row, name, style in sorted(ends, key=lambda end: end[0]):
-            distances = itertools.chain(*((row + n, row - n) for n in range(plot.size.height)))
-            place = next((one for one in distances if one in free), None)
-            if place is None:
-                return
-            free.remove(place)
-            column = _TICK_WIDTH + plot.size.width + 1
-            canvas.write(place, column, shortened(name, _NAME_WIDTH - 1), style)
+        ends.sort(key=lambda end: -end[0])
+        ends = ends[: plot.size.height]
+        places: list[int] = []
+        for _, row, _, _ in ends:
+            places.append(max(row, places[-1] + 1 if places else plot.top))
+        last = plot.top + plot.size.height
+        for n in reversed(range(len(places))):
+            last = places[n] = min(places[n], last - 1)
+        column = _TICK_WIDTH + plot.size.width
+        arms: dict[int, list[int]] = {}  # row -> whether a leader goes up, down, left, right
+        for place, (_, row, name, style) in zip(places, ends, strict=True):
+            for at in range(min(place, row), max(place, row) + 1):
+                arm = arms.setdefault(at, [0, 0, 0, 0])
+                arm[0] |= at > min(place, row)
+                arm[1] |= at < max(place, row)
+                arm[2] |= at == row
+                arm[3] |= at == place
+            canvas.write(place, column + 1, shortened(name, _NAME_WIDTH - 1), style)
+        for row, arm in arms.items():
+            canvas.write(row, column, _LEADERS[tuple(map(int, arm))], plot.faint)
 
 
 def _last(line: Array) -> float:
@@ -478,14 +559,12 @@ class ScatterView(Picture):
         names = [(f"⠿ {one.name}", self.series_style(one.colour)) for one in self.points]
         canvas.write_legend(len(self.title) + 2, names)
         if self._has_ticks:
-            ticks = nice_ticks(*y_range, max(n_rows // 3, 2))
-            labels = [(tick, number_text(tick)) for tick in ticks]
-            _write_y_ticks(canvas, labels, y_range, left, faint)
-            for tick in nice_ticks(*x_range, max(n_columns // 12, 2)):
-                column = left + column_of(tick, x_range, n_columns)
-                canvas.write(canvas.height - 1, column, number_text(tick), faint)
-        column = max(canvas.width - len(self.x_name), 0)
-        canvas.write(canvas.height - 1, column, self.x_name, faint)
+            ticks = _labelled_ticks(*y_range, max(n_rows // 3, 2), left - 1)
+            _write_y_ticks(canvas, ticks, y_range, left, faint)
+            _write_x_ticks(canvas, x_range, left, n_columns, self.x_name, faint)
+        else:
+            column = max(canvas.width - len(self.x_name), 0)
+            canvas.write(canvas.height - 1, column, self.x_name, faint)
 
 
 def _widened(values: Array) -> Range:

@@ -1,7 +1,7 @@
 """The runs of a folder: a table, and the overlaid curves of the selected ones."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from tfx_cli.dashboard.base_screen import (
 )
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, Series
-from tfx_cli.dashboard.themes import series_colours, state_sign
+from tfx_cli.dashboard.themes import series_colour, state_sign
 from tfx_cli.dashboard.workspace import WorkspaceView
 from tfx_cli.formatting import count_of, run_texts
 
@@ -33,14 +33,17 @@ _WIDE_COLUMNS = frozenset({"loss", "left"})
 _NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
 
-def run_colours(names: Iterable[str], n_colours: int = 8) -> dict[str, int]:
-    """Give each run a colour that depends on its name, and another one only where that is taken."""
+def run_colours(shown: Sequence[str], names: Iterable[str], n_colours: int = 12) -> dict[str, int]:
+    """Give each run a colour that depends on its name; of those shown, each one that is still free."""
     colours: dict[str, int] = {}
-    for name in sorted(names):
+    for name in shown:
         own = zlib.crc32(name.encode()) % n_colours
-        others = ((own + step) % n_colours for step in range(n_colours))
-        colours[name] = next((one for one in others if one not in colours.values()), own)
-    return colours
+        taken = set(colours.values())
+        ring = ((own + step) % n_colours for step in range(n_colours))
+        # With all colours taken, curves have them once more, dashed.
+        colours[name] = next((place for place in ring if place not in taken), len(colours))
+    own_colours = {name: zlib.crc32(name.encode()) % n_colours for name in names}
+    return own_colours | colours
 
 
 class RunsScreen(DashboardScreen):
@@ -130,12 +133,12 @@ class RunsScreen(DashboardScreen):
             for name, text in run_texts(row, now=self._view.now).items()
         }
         return cells | {
-            "": Text(mark, style=series_colours(self.app.theme)[colour]),
+            "": Text(mark, style=series_colour(self.app.theme, colour)),
             "state": Text(state, style=self.app.theme_variables.get(style.removeprefix("$"), "")),
         }
 
     def _colours(self) -> dict[str, int]:
-        return run_colours(row.path for row in self._view.rows)
+        return run_colours(self.open_runs(), [row.path for row in self._view.rows])
 
     # -- the overlay
     def _show_overlay(self) -> None:

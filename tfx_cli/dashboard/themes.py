@@ -17,8 +17,8 @@ _COLOURS = {
 }
 #: Colours of curves; the last row is that of Okabe & Ito (2008).
 _SERIES = {
-    "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5",
-    "tfx-light": "#2457b8 #b06000 #2f7d32 #b3261e #7b3fb5 #00727a #8c4a2f #454b66",
+    "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5 #2ac3a2 #ff79c6 #d9d05b #a0785a",
+    "tfx-light": "#2457b8 #b06000 #2f7d32 #b3261e #7b3fb5 #00727a #8c4a2f #454b66 #a3145f #5b6e00 #0091c2 #8c7a2b",
     "tfx-colour-blind": "#56b4e9 #e69f00 #009e73 #cc79a7 #f0e442 #0072b2 #d55e00 #bbbbbb",
 }
 #: Sign and style of each state.
@@ -42,9 +42,15 @@ def _theme(name: str, colours: str) -> Theme:
 THEMES = tuple(_theme(name, colours) for name, colours in _COLOURS.items())
 
 
-def series_colours(theme: str) -> list[str]:
-    """Return the colours of curves, in the order to use them; of an unknown theme the dark ones."""
-    return _SERIES.get(theme, _SERIES[DEFAULT_THEME]).split()
+def n_series_colours(theme: str) -> int:
+    """Return the number of colours of curves; of an unknown theme those of the dark one."""
+    return len(_SERIES.get(theme, _SERIES[DEFAULT_THEME]).split())
+
+
+def series_colour(theme: str, place: int) -> str:
+    """Return the colour of the curve at a place; beyond the last colour they begin again."""
+    colours = _SERIES.get(theme, _SERIES[DEFAULT_THEME]).split()
+    return colours[place % len(colours)]
 
 
 def state_sign(state: str) -> tuple[str, str]:
