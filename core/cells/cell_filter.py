@@ -66,9 +66,9 @@ class Condition:
 
     def _code(self, label: str, known: list[str], store: str, *, where: str) -> int:
         bare = label.strip().removeprefix("[").removesuffix("]")
-        if is_missing(label) or bare.casefold() == f"no_{self.name}".casefold():
+        value = match_label(label, known)  # "none" may be a label
+        if value is None and (is_missing(label) or bare.casefold() == f"no_{self.name}".casefold()):
             return -1
-        value = match_label(label, known)
         if value is None and self.name == "source":
             named = [one for one in known if label in (PurePath(one).name, PurePath(one).stem)]
             value = named[0] if len(named) == 1 else None

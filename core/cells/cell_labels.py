@@ -4,7 +4,7 @@ The vocabularies are learnt from training cells, so the split comes first; where
 it is stratified by the labels, whose sorted values do not yet depend on it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from core.cells.phenotypes import (
     PhenotypeColumn,
     code_phenotype,
     count_codes,
-    group_age_labels,
+    describe_joined,
+    is_missing,
+    join_labels,
     load_vocabulary,
     read_labels,
     requested_phenotypes,
@@ -81,8 +83,9 @@ def read_cell_labels(
             read_labels(table, phenotype, where=name)
             for name, table in zip(names, tables, strict=True)
         ]
-        grouped = phenotype.name == "age" and data.age_groups == "decade"
-        found[phenotype.name] = group_age_labels(per_file) if grouped else per_file
+        found[phenotype.name] = join_labels(
+            per_file, phenotype, decades=data.age_groups == "decade"
+        )
     donors = _read_donors(data, names, tables)
     strata = [code_phenotype(found[phenotype.name], n_cells, None).codes for phenotype in columns]
     split = _split(data, roles, n_cells, donors, strata)
@@ -119,7 +122,7 @@ def read_cell_labels(
                 f"data.phenotypes.{phenotype.name} = false"
             )
         left_out[phenotype.name] = reason
-    notices = [*split.notices, *_shared_donors(roles, n_cells, donors)]
+    notices = [*split.notices, *_shared_donors(roles, n_cells, donors), *_decisions(coded)]
     requested = {name for one in columns for name in (one.name, one.column)}
     unknown = [key for key in given if key not in requested]
     if unknown:
@@ -195,7 +198,8 @@ def _read_donors(
                     f"exist; use 'cells' to split single cells, or another column: "
                     f"{suggest(data.split.by, table.attrs.get('columns', map(str, table.columns)))}"
                 )
-    coded = code_phenotype(files, [len(table) for table in tables], None)
+    joined = join_labels(files, column)
+    coded = code_phenotype(joined, [len(table) for table in tables], None)
     return coded if coded.values else None
 
 
@@ -225,6 +229,17 @@ def _cells_of(
     return np.repeat(np.array([role in wanted for role in roles], dtype=bool), n_cells)
 
 
+def _decisions(phenotypes: Mapping[str, CodedPhenotype]) -> list[str]:
+    """Notices of spellings that were joined, and of "none" as a label."""
+    notices = []
+    for name, result in phenotypes.items():
+        if result.joined:
+            notices.append(f"{name}: one label: {describe_joined(result.joined)}")
+        if kept := [label for label in result.values if is_missing(label)]:
+            notices.append(f"{name}: '{kept[0]}' is common, so it is a label")
+    return notices
+
+
 def _why_unfit(phenotype: PhenotypeColumn, result: CodedPhenotype) -> str:
     if not result.values:
         return f"has no known value in the training cells (column '{phenotype.column}')"
@@ -243,7 +258,7 @@ def _describe(result: CodedPhenotype, in_training: NDArray[np.bool_]) -> dict[st
         "missing_cells": int(np.sum(result.codes < 0)),
         "missing_labels": result.missing,
         "unmapped_labels": result.unmapped,
-    }
+    } | ({"joined_labels": result.joined} if result.joined else {})
 
 
 def _describe_split(

@@ -1,16 +1,18 @@
 """Phenotypes of cells: their obs columns, their labels, and the vocabularies that give labels codes.
 
-A label without information ("unknown", "na", NaN) is missing: code -1, later the token `[NO_...]`. A
+`read_labels` reads the labels of one file as they are written. `join_labels` decides, on the labels of
+all files, what is missing (code -1, later the token `[NO_...]`) and which spellings are one label;
+`match_labels` finds the values of a model that labels mean. Nothing else makes these decisions. A
 vocabulary is learnt from training cells alone, or given as a JSON file in our own or the published form:
 `{"cell_type": ["[T_cell]", "[B_cell]"], "sex": ["female", "male"]}`.
 """
 
 import difflib
-import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +20,50 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from core.cells.ages import age_key, age_sort_key, column_unit, group_ages, is_age_name
+from core.cells.ontology import term_id, term_name
 from core.errors import DataError
 from core.files import file_json
 from core.presets.schema import LONGEST_NAME, STANDARD_PHENOTYPES, DataSettings
+from core.wording import listed
 
 #: Code of a missing label.
 MISSING = -1
 #: Cells counted at a time.
 _BLOCK_CELLS = 2**20
-#: What authors write for an unknown label, case folded.
+#: What authors write for an unknown label, case folded, underscores as blanks.
 _MISSING_LABEL = re.compile(
-    r"-{0,2}|\?|<na>|na|#?n/a|nan|none|null|missing|unknown|unspecified|unassigned"
-    r"|not (?:specified|available|applicable|collected|provided|reported|determined)"
+    r"|\.|-{1,3}|\?|<na>|n\.?a\.?|#?n/a|n/d|nan|missing|undetermined|undefined"
+    r"|unlabell?ed|unannotated|no data"
+    r"|[<(\[]?(?:unknown|unspecified|unassigned)[>)\]]?"
+    r"|not (?:specified|available|applicable|collected|provided|reported|determined|known|recorded"
+    r"|annotated|assigned)"
 )
+#: These may be a label ("none": no disease, untreated) or say that there is none.
+_PERHAPS_MISSING = re.compile(r"none|null")
+#: Properties that every cell has, so that "none" says that it is not known.
+_ALWAYS_PRESENT = {"sex", "tissue", "cell_type", "age", "donor"}
+#: Fraction of the cells from which on "none" is a label.
+_COMMON = 0.05
 #: A numeric column with more values than this is a measurement, not a phenotype. (Ages in years,
 #: clusters and plate numbers stay below.)
 _MOST_NUMERIC_VALUES = 200
+#: Labels whose spellings a message names.
+_MOST_JOINED = 6
 _SPACES = re.compile(r"[\s_]+")
+#: Characters that no reader sees.
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+#: Characters that look like another: dashes, apostrophes, the micro sign.
+_LOOK_ALIKE = (
+    dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
+    | dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u00b4"), "'")
+    | {ord("\u00b5"): "\u03bc"}
+)
+_SEXES = {
+    **dict.fromkeys(("m", "male", "males", "man", "men"), "male"),
+    **dict.fromkeys(("f", "female", "females", "woman", "women"), "female"),
+}
 _NOT_SPECIFIED = re.compile(r"\[?NO_[A-Z0-9_]+\]?")
-
-#: "73", "73.0", "73y", "73 years", "73-year-old stage", "80 year-old and over human stage".
-_YEARS = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:(?:years?|yrs?|yo|y)\b.*)?", re.IGNORECASE)
-#: After birth only: "10th week post-fertilization" is a stage of its own.
-_YOUNGER = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(month|week|day)s?[\s-]*old\b.*", re.IGNORECASE)
-_PER_YEAR = {"month": 12.0, "week": 365.25 / 7, "day": 365.25}
-_ORDINALS = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
-#: CELLxGENE: "fifth decade human stage" is the years 40 to 49.
-_DECADE = re.compile(rf"({_ORDINALS}) decade\b.*", re.IGNORECASE)
-_FIRST_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_OLDEST = 130.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,13 @@ class Labels:
     values: tuple[str, ...]
     #: Text of a missing label ("unknown", "nan") -> number of cells.
     missing: dict[str, int]
+    #: Label -> its other spellings in the file -> number of cells.
+    joined: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def cells(self) -> list[int]:
+        """(values,), number of cells of each."""
+        counts: list[int] = count_codes(self.codes, len(self.values)).tolist()
+        return counts
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,8 @@ class CodedPhenotype:
     #: Labels outside the vocabulary -> cells: outside the given file, or, of a learnt vocabulary, found
     #: only in validation or test cells.
     unmapped: dict[str, int]
+    #: Label -> its other spellings -> cells.
+    joined: dict[str, dict[str, int]]
 
 
 # Labels of a file -----------------------------------------------------------------------------------
@@ -130,16 +156,103 @@ def read_labels(obs: pd.DataFrame, phenotype: PhenotypeColumn, *, where: str) ->
     return _to_labels(codes, texts)
 
 
-def group_age_labels(files: Sequence[Labels | None]) -> list[Labels | None]:
-    """Put the ages of all files into decades, deciding on the labels of all of them together."""
-    values = sorted({value for labels in files if labels for value in labels.values})
-    groups = dict(zip(values, group_ages(values), strict=True))
+def join_labels(
+    files: Sequence[Labels | None], phenotype: PhenotypeColumn, *, decades: bool = False
+) -> list[Labels | None]:
+    """Decide on the labels of all files together: what is missing, and which spellings are one label.
 
-    def grouped(labels: Labels) -> Labels:
-        of_decades = _to_labels(labels.codes, [groups[value] for value in labels.values])
-        return replace(of_decades, missing=labels.missing)
+    "none" is missing where it is rare or cannot be a label. Spellings are joined where their meaning
+    cannot differ: Unicode forms, kinds of blanks and underscores, dashes; case, in the standard
+    phenotypes; "M" and "male"; the id and the name of an ontology term; spellings of one age. The most
+    frequent spelling remains. `decades`: ages become decades.
+    """
+    counts: Counter[str] = Counter()
+    for labels in files:
+        if labels is not None:
+            counts.update(dict(zip(labels.values, labels.cells(), strict=True)))
+    n_cells = sum(len(labels.codes) for labels in files if labels is not None)
+    missing = _missing_of(counts, n_cells, phenotype.name)
+    known = [text for text in sorted(counts) if text not in missing]
+    decade_of: dict[str, str] = {}
+    if decades and phenotype.name == "age":
+        groups = group_ages(known, column_unit(phenotype.column))
+        decade_of = {
+            text: group for text, group in zip(known, groups, strict=True) if text != group
+        }
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for text in known:
+        if text not in decade_of:
+            spellings[_meaning(text, phenotype)].append(text)
+    label_of = dict(decade_of)
+    joined: dict[str, list[str]] = {}
+    has_names = any(term_id(text) is None for text in known)
+    for same in spellings.values():
+        label = max(same, key=lambda text: (*_preference(text), counts[text], text))
+        label = _tidy((has_names and term_name(label)) or label)  # an id beside names becomes one
+        label_of |= dict.fromkeys(same, label)
+        if len(same) > 1 or term_name(same[0]) == label:
+            joined[label] = [text for text in same if text != label]
+    return [labels and _relabelled(labels, label_of, joined) for labels in files]
 
-    return [labels and grouped(labels) for labels in files]
+
+def _missing_of(counts: Counter[str], n_cells: int, name: str) -> set[str]:
+    """Find the texts that mean "not known" among the labels of a phenotype (label -> cells)."""
+    perhaps = {text for text in counts if is_missing(text)}
+    others = sorted(n for text, n in counts.items() if text not in perhaps)
+    n_perhaps = sum(counts[text] for text in perhaps)
+    # A label: common among the cells, or as frequent as half of the labels ("none" beside 100 drugs).
+    typical = others[len(others) // 2] if others else 0
+    is_common = n_perhaps >= min(_COMMON * n_cells, typical)
+    return set() if is_common and not is_always_present(name) else perhaps
+
+
+def _relabelled(labels: Labels, label_of: dict[str, str], joined: dict[str, list[str]]) -> Labels:
+    """Give the cells of a file their final labels; texts without one are missing."""
+    counts = dict(zip(labels.values, labels.cells(), strict=True))
+    values = sorted({label_of[text] for text in counts if text in label_of})
+    place = {value: code for code, value in enumerate(values)}
+    codes = [place[label_of[text]] if text in label_of else MISSING for text in counts]
+    missing = {text: n for text, n in counts.items() if text not in label_of}
+    spelled = {
+        label: {text: counts[text] for text in texts if text in counts}
+        for label, texts in joined.items()
+    }
+    return Labels(
+        np.array([*codes, MISSING], dtype=_code_type(len(values)))[labels.codes],
+        tuple(values),
+        labels.missing | missing,
+        {label: texts for label, texts in spelled.items() if texts},
+    )
+
+
+def count_missing(files: Sequence[Labels | None]) -> dict[str, int]:
+    """Count the cells of each text that means "not known"."""
+    counts: Counter[str] = Counter()
+    for labels in files:
+        counts.update({} if labels is None else labels.missing)
+    return dict(counts)
+
+
+def count_joined(files: Sequence[Labels | None]) -> dict[str, dict[str, int]]:
+    """Count the cells of the other spellings of each label."""
+    joined: dict[str, Counter[str]] = defaultdict(Counter)
+    for labels in files:
+        for label, spellings in ({} if labels is None else labels.joined).items():
+            joined[label].update(spellings)
+    return {label: dict(spellings) for label, spellings in sorted(joined.items())}
+
+
+def describe_joined(joined: Mapping[str, Mapping[str, int]]) -> str:
+    """Name labels with their other spellings, for messages."""
+    texts = []
+    for label, spellings in joined.items():
+        # Escapes show the difference where letters look the same.
+        others = [
+            f"{ascii(text) if _tidy(text) == label else repr(text)} ({n:,} cells)"
+            for text, n in spellings.items()
+        ]
+        texts.append(f"{label!r} also as {listed(others)}")
+    return "; ".join(texts[:_MOST_JOINED]) + ("; ..." if len(texts) > _MOST_JOINED else "")
 
 
 def _code_type(n_values: int) -> "np.dtype[np.signedinteger]":
@@ -167,19 +280,27 @@ def check_lengths(names: Iterable[str], what: str) -> None:
 
 
 def is_missing(label: str) -> bool:
-    """Whether a label is one of those that mean "not known"."""
-    return _MISSING_LABEL.fullmatch(label.strip().casefold()) is not None
+    """Whether a label can mean "not known"; "none" may be a label all the same, see `join_labels`."""
+    text = _folded(label)
+    return any(one.fullmatch(text) for one in (_MISSING_LABEL, _PERHAPS_MISSING))
+
+
+def is_always_present(phenotype: str) -> bool:
+    """Whether every cell has such a property, so that "none" is never a label of it."""
+    return phenotype in _ALWAYS_PRESENT
 
 
 def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:
-    """Merge equal texts and set those that mean "not known" aside."""
+    """Merge equal texts and set those that always mean "not known" aside."""
     counts = dict[str, int]()
     if n_empty := int(np.sum(codes < 0)):
         counts["nan"] = n_empty
     for text, count in zip(texts, count_codes(codes, len(texts)).tolist(), strict=True):
         if count:
             counts[text] = counts.get(text, 0) + count
-    missing = {text: count for text, count in counts.items() if is_missing(text)}
+    missing = {
+        text: count for text, count in counts.items() if _MISSING_LABEL.fullmatch(_folded(text))
+    }
     values = sorted(counts.keys() - missing)
     place = {value: code for code, value in enumerate(values)}
     kind = _code_type(len(values))
@@ -204,21 +325,48 @@ def label_token(label: str) -> str:
     return f"[{_SPACES.sub('_', label.strip())}]"
 
 
-def match_label(label: str, values: Iterable[str]) -> str | None:
-    """Find the value that a label means.
+def match_labels(labels: Iterable[str], values: Iterable[str]) -> dict[str, str]:
+    """Find the value that each label means; a label that means none, or several, is left out.
 
-    The same text wins; else the same token ("[T_cell]", "T_cell", "T cell"); else the same token
-    in any case, if only one value has it.
+    The same text wins; else the same token ("[T_cell]", "T_cell", "T cell"); else the same token in any
+    case; else the same sex ("M", "male") or ontology term ("CL:0000236", "B cell").
+    """
+    labels, values = list(dict.fromkeys(labels)), list(values)
+    keys: tuple[Callable[[str], str], ...] = (str, _bare, _folded, _term_or_sex)
+    found: dict[str, str] = {}
+    for key in keys:
+        if len(found) == len(labels):
+            break
+        of_key: dict[str, list[str]] = defaultdict(list)
+        for value in values:
+            of_key[key(value)].append(value)
+        for label in labels:
+            same = of_key.get(key(label), [])
+            if label not in found and len(same) == 1:
+                found[label] = same[0]
+    return found
+
+
+def match_label(label: str, values: Iterable[str]) -> str | None:
+    """Find the value that a label means, as `match_labels`; None if there is none."""
+    return match_labels([label], values).get(label)
+
+
+def match_ages(labels: Sequence[str], values: Iterable[str], *, unit: str = "y") -> dict[str, str]:
+    """Find the value that each age means: as `match_labels`, else the same age or its decade.
+
+    `unit` is that of plain numbers among the labels, see `core.cells.ages.column_unit`.
     """
     values = list(values)
-    if label in values:
-        return label
-    wanted = _bare(label)
-    for fold in (str, str.casefold):
-        found = [value for value in values if fold(_bare(value)) == fold(wanted)]
-        if len(found) == 1:
-            return found[0]
-    return None
+    found = match_labels(labels, values)
+    of_age = {age_key(value): value for value in reversed(values)}
+    groups = group_ages(labels, unit)
+    of_group = match_labels(groups, values)
+    for label, group in zip(labels, groups, strict=True):
+        value = of_age.get(age_key(label, unit)) or of_group.get(group)
+        if label not in found and value is not None:
+            found[label] = value
+    return found
 
 
 def nearest(label: str, values: Iterable[str]) -> list[str]:
@@ -242,55 +390,44 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "it has " + (", ".join(known[:20]) or "none") + (", ..." if len(known) > 20 else "")
 
 
+def _tidy(label: str) -> str:
+    """Write a label in composed characters, with single plain blanks."""
+    return " ".join(unicodedata.normalize("NFC", label.translate(_INVISIBLE)).split())
+
+
 def _bare(label: str) -> str:
-    """Strip the brackets of a label's token."""
-    text = label.strip()
+    """Strip the brackets of a label's token, and differences between signs that look alike."""
+    text = _tidy(label).translate(_LOOK_ALIKE)
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     return _SPACES.sub("_", text)
 
 
-# Ages -----------------------------------------------------------------------------------------------
+def _folded(label: str) -> str:
+    return unicodedata.normalize("NFC", _bare(label).casefold()).replace("_", " ").strip()
 
 
-def parse_years(label: str) -> float | None:
-    """Age in years that a label gives, or None.
-
-    Months, weeks and days after birth are parts of a year; a decade gives its first year.
-    """
-    text = label.strip().replace("_", " ")
-    years = math.inf
-    if match := _YEARS.fullmatch(text):
-        years = float(match[1])
-    elif match := _YOUNGER.fullmatch(text):
-        years = float(match[1]) / _PER_YEAR[match[2].lower()]
-    elif match := _DECADE.fullmatch(text):
-        years = 10.0 * _ORDINALS.split("|").index(match[1].lower())
-    return years if years <= _OLDEST else None
+def _term_or_sex(label: str) -> str:
+    text = _folded(term_name(label) or label)
+    return _SEXES.get(text, text)
 
 
-def group_ages(labels: Sequence[str]) -> list[str]:
-    """Decade ("70-79") of each label that gives an age; other labels stay as they are.
-
-    If no label gives its age in years (a mouse file in weeks), all stay.
-    """
-    if not any(_YEARS.fullmatch(label.strip().replace("_", " ")) for label in labels):
-        return list(labels)
-    grouped = []
-    for label in labels:
-        years = parse_years(label)
-        start = 0 if years is None else int(years // 10) * 10
-        grouped.append(label if years is None else f"{start}-{start + 9}")
-    return grouped
+def _meaning(label: str, phenotype: PhenotypeColumn) -> str:
+    """Return a text that is equal for all spellings of one label of a phenotype."""
+    if is_age_name(phenotype.name):
+        return age_key(term_name(label) or label, column_unit(phenotype.column))
+    if phenotype.name in ("sex", "gender"):
+        return _term_or_sex(label)
+    text = term_name(label) or label
+    return (
+        _folded(text) if phenotype.name in STANDARD_PHENOTYPES or is_missing(text) else _bare(text)
+    )
 
 
-def age_sort_key(label: str) -> tuple[float, str]:
-    """Sort by age: years given, else the first number ("30-39"), else last by name."""
-    years = parse_years(label)
-    if years is None:
-        number = _FIRST_NUMBER.search(label)
-        years = float(number[0]) if number else math.inf
-    return years, label
+def _preference(label: str) -> tuple[bool, bool]:
+    """Rank spellings of one label: names before ids, "male" before "M"."""
+    text = _folded(label)
+    return term_id(label) is None, _SEXES.get(text) == text
 
 
 # Vocabularies ---------------------------------------------------------------------------------------
@@ -348,14 +485,11 @@ def code_phenotype(
     """
     found = sorted({value for labels in files if labels for value in labels.values})
     place = {value: index for index, value in enumerate(found)}
-    missing: Counter[str] = Counter()
     parts = []
     for labels, n in zip(files, n_cells, strict=True):
         if labels is None:
             parts.append(np.full(n, MISSING, dtype=_code_type(len(found))))
-            missing["(no such column)"] += n
             continue
-        missing.update(labels.missing)
         places = [place[value] for value in labels.values] + [MISSING]
         recode = np.array(places, dtype=_code_type(len(found)))
         parts.append(recode[labels.codes])
@@ -370,7 +504,7 @@ def code_phenotype(
     else:
         usable = _usable(given, decades=decades)
         # Given values are spelled as the cells do, and mean the cells' labels.
-        means = {label: value for label in found if (value := match_label(label, usable))}
+        means = (match_ages if ages else match_labels)(found, usable)
         spelling = {value: label for label, value in reversed(means.items())}
         values = [spelling.get(value, value) for value in usable]
         meaning = {label: spelling[value] for label, value in means.items()}
@@ -382,7 +516,12 @@ def code_phenotype(
         if value not in meaning
     }
     new_code: NDArray[np.signedinteger] = np.array([*final, MISSING], _code_type(len(values)))
-    return CodedPhenotype(new_code[codes], values, dict(sorted(missing.items())), unmapped)
+    missing = count_missing(files)
+    if lacking := sum(n for labels, n in zip(files, n_cells, strict=True) if labels is None):
+        missing["(no such column)"] = lacking
+    return CodedPhenotype(
+        new_code[codes], values, dict(sorted(missing.items())), unmapped, count_joined(files)
+    )
 
 
 def _usable(given: Sequence[str], *, decades: bool) -> list[str]:
@@ -390,6 +529,6 @@ def _usable(given: Sequence[str], *, decades: bool) -> list[str]:
     plain = [
         value[1:-1].replace("_", " ") if value.startswith("[") and value.endswith("]") else value
         for value in given
-        if not _NOT_SPECIFIED.fullmatch(value) and not is_missing(value)
+        if not _NOT_SPECIFIED.fullmatch(value) and not _MISSING_LABEL.fullmatch(_folded(value))
     ]
     return list(dict.fromkeys(group_ages(plain) if decades else plain))

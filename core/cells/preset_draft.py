@@ -1,36 +1,31 @@
 """The preset that `tfx init` writes for a user's files, with a comment on every choice.
 
-`find_columns` finds phenotypes and donors among the obs columns, `look_at_files` finds out what the
-cells are, `choose_sizes` what trains well on them, and `write_draft` makes TOML of both. The choices are those of our own presets, which annotate and
-generate.
+`look_at_files` finds out what the cells are (the obs columns by `core.cells.obs_columns`), `choose_sizes`
+what trains well on them, and `write_draft` makes TOML of both. The choices are those of our own presets,
+which annotate and generate.
 """
 
 import dataclasses
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
 from core.cells.checks.check import check_data
-from core.cells.checks.phenotype_rows import likely_column
 from core.cells.checks.report import CheckReport
 from core.cells.file_patterns import expand_files
-from core.cells.phenotypes import PhenotypeColumn, code_phenotype, count_codes, read_labels
+from core.cells.obs_columns import FoundColumn, ObsColumns, find_columns
+from core.cells.phenotypes import describe_joined
 from core.cells.reading import open_source
-from core.errors import ConfigurationError, DataError
+from core.errors import ConfigurationError
 from core.files import replace_file
 from core.presets.loading import ResolvedPreset
-from core.presets.schema import STANDARD_PHENOTYPES, DataSettings
+from core.presets.schema import DataSettings
 from core.presets.toml_text import write_key, write_value
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.wording import visible
+from core.wording import listed, visible
 
 Device = Literal["cpu", "cuda", "mps"]
 
@@ -43,31 +38,6 @@ _FEW_CELLS = 2_000
 _MANY_CELLS = 50_000
 #: A panel smaller by a lower factor than this saves nothing.
 _NEARLY_ALL = 1.5
-
-#: Names that experiments give to treatments and to traits of donors.
-_WORTH_HAVING = re.compile(
-    r"treatment|treated|perturbation|drug|compound|stimulation|stim|genotype|time_?point|dose"
-    r"|knock_?(?:down|out)|gene_target|response|severity|smoking_status|strain|condition"
-    r"|self_reported_ethnicity|ethnicity",
-    re.IGNORECASE,
-)
-#: Names of ids, of quality metrics and of groupings that a program made of the same expression.
-_OF_NO_USE = re.compile(
-    r".*ontology_term_id|.*_id|id|.*barcode.*|.*joinid|.*(?:score|confidence|quality).*"
-    r"|n_?(?:genes|counts|umi|feature).*|(?:pct|percent|total|log1p)_.*|.*doublet.*|is_primary_data"
-    r"|suspension_type|tissue_type|organism|.*cluster.*|leiden.*|louvain.*|seurat.*|phase|index"
-    r"|orig\.?ident|batch|library|lane|plate|well",
-    re.IGNORECASE,
-)
-#: A phenotype of more labels is rarely meant as one, unless its name suggests it.
-_MOST_PHENOTYPE_LABELS = 50
-#: Fraction of cells that must have a label.
-_COVERED = 0.5
-#: Cells per label, on average, below which labels name single things.
-_CELLS_PER_LABEL = 5
-#: Donors: at least one for each split, of at least this many cells on average.
-_LEAST_DONORS = 3
-_CELLS_PER_DONOR = 5
 
 #: What does not depend on the cells, except for sizes.
 _TEMPLATE = """\
@@ -112,125 +82,6 @@ save_steps = {eval_steps}
 [generate]
 steps = 64
 """
-
-
-@dataclass(frozen=True)
-class FoundColumn:
-    """An obs column that every file has, and the phenotype it is."""
-
-    name: str
-    column: str
-    #: Its labels but the missing ones, most frequent first.
-    values: tuple[str, ...]
-    #: Cells that have a label.
-    n_known: int
-    #: (cells of all files,), of the sorted labels.
-    codes: NDArray[np.signedinteger] = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class ObsColumns:
-    """The columns found in the obs tables."""
-
-    #: Of two labels or more: the standard five, and others by name.
-    phenotypes: tuple[FoundColumn, ...]
-    #: Standard phenotypes of which all cells have the same label, or none.
-    single: tuple[FoundColumn, ...]
-    #: Standard phenotypes whose column some files lack.
-    partial: tuple[str, ...]
-    #: Columns that could be phenotypes by their labels.
-    further: tuple[FoundColumn, ...]
-    #: The column that names donors, or None.
-    donors: FoundColumn | None
-
-
-def find_columns(tables: Sequence[pd.DataFrame]) -> ObsColumns:
-    """Find phenotypes and donors in the (cells, columns) obs tables of the files."""
-    n_cells = sum(map(len, tables))
-    anywhere = list(dict.fromkeys(str(name) for table in tables for name in table.columns))
-    free = [name for name in anywhere if all(name in table.columns for table in tables)]
-    donors = _find_donors(free, tables)
-    if donors is not None:
-        free.remove(donors.column)
-    phenotypes: dict[str, FoundColumn] = {}
-    single: list[FoundColumn] = []
-    partial: list[str] = []
-    for name, usual in STANDARD_PHENOTYPES.items():
-        taken = {one.column for one in phenotypes.values()}
-        column = likely_column(
-            usual,
-            name,
-            [one for one in free if one not in taken and (one == usual or not _is_wanted(one))],
-        )
-        if column is None:
-            if likely_column(usual, name, anywhere) is not None:
-                partial.append(name)
-        elif found := _read(tables, name, column):
-            if len(found.values) < 2:
-                single.append(found)
-            elif found.n_known >= _CELLS_PER_LABEL * len(found.values):
-                phenotypes[name] = found
-    further: list[FoundColumn] = []
-    used = {one.column for one in [*phenotypes.values(), *single]}
-    for column in free:
-        if column in used or (_OF_NO_USE.fullmatch(column) and not _is_wanted(column)):
-            continue
-        # A name that becomes a control token, ``[NO_NAME]``: letters, digits and '_'.
-        name = re.sub(r"\W+", "_", column).strip("_").lower() or "phenotype"
-        name += "_2" if name in phenotypes or name in STANDARD_PHENOTYPES else ""
-        found = _read(tables, name, column)
-        if (
-            found is None
-            or not 2 <= len(found.values) <= _MOST_PHENOTYPE_LABELS
-            or found.n_known < max(_COVERED * n_cells, _CELLS_PER_LABEL * len(found.values))
-        ):
-            continue
-        if _is_wanted(column):
-            phenotypes[name] = found
-        elif not any(_are_alike(found, one) for one in [donors, *phenotypes.values()] if one):
-            further.append(found)
-    return ObsColumns(
-        tuple(phenotypes.values()), tuple(single), tuple(partial), tuple(further), donors
-    )
-
-
-def _read(tables: Sequence[pd.DataFrame], name: str, column: str) -> FoundColumn | None:
-    """Labels of a column in all files; None if it holds a measurement."""
-    wanted = PhenotypeColumn(name, column, explicit=False)
-    try:
-        files = [read_labels(table, wanted, where="obs") for table in tables]
-    except DataError:
-        return None
-    coded = code_phenotype(files, [len(table) for table in tables], None)
-    counts = count_codes(coded.codes, len(coded.values))
-    order = np.argsort(-counts, kind="stable")
-    values = tuple(coded.values[index] for index in order)
-    return FoundColumn(name, column, values, int(counts.sum()), coded.codes)
-
-
-def _find_donors(columns: Sequence[str], tables: Sequence[pd.DataFrame]) -> FoundColumn | None:
-    """Find the column of donors: of enough of them, with enough cells each."""
-    rest = list(columns)
-    while (column := likely_column("donor_id", "donor_id", rest)) is not None:
-        found = _read(tables, "donor_id", column)
-        n_donors = len(found.values) if found else 0
-        if found and n_donors >= _LEAST_DONORS and found.n_known >= _CELLS_PER_DONOR * n_donors:
-            return found
-        rest.remove(column)
-    return None
-
-
-def _are_alike(first: FoundColumn, second: FoundColumn) -> bool:
-    """Whether the labels of one column are those of another under other names."""
-    if len(first.values) != len(second.values):
-        return False
-    pairs = np.column_stack([first.codes, second.codes])
-    pairs = pairs[(pairs >= 0).all(axis=1)]
-    return len(np.unique(pairs, axis=0)) == len(first.values)
-
-
-def _is_wanted(column: str) -> bool:
-    return _WORTH_HAVING.fullmatch(column) is not None
 
 
 @dataclass(frozen=True)
@@ -406,7 +257,15 @@ def _note(found: FoundColumn, n_cells: int) -> str:
     named = "; ".join(_short(value) for value in found.values[:_MOST_LABELS])  # labels have commas
     more = "; ..." if len(found.values) > _MOST_LABELS else ""
     known = "" if found.n_known == n_cells else f", known for {found.n_known:,} cells"
-    return f"{len(found.values):,} values{known}: {named}{more}"
+    notes = [f"{len(found.values):,} values{known}: {named}{more}"]
+    if found.missing:
+        texts = [f"{_short(text)!r} ({n:,} cells)" for text, n in found.missing.items()]
+        notes.append(f"not known: {listed(texts)}")
+    if found.joined:
+        notes.append(f"one label: {describe_joined(found.joined)}")
+    if found.twins:
+        notes.append(f"the same as {listed(found.twins)}")
+    return ". ".join(notes)
 
 
 def _short(value: str) -> str:

@@ -10,7 +10,6 @@ difference of two methods has an interval too.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from core.cells.phenotypes import parse_years
+from core.cells.ages import is_age_name, parse_age
 from core.evaluation.report.records import (
     BootstrapIntervals,
     Calibration,
@@ -36,11 +35,6 @@ Probabilities = NDArray[np.floating[Any]]
 Counts = NDArray[np.number[Any]]
 FloatArray = NDArray[np.float64]
 
-#: Phenotypes whose values are ages.
-_IS_AGE = re.compile(r"(^|_)age(_|$)|(^|_)development_stage$")
-#: "70-79" means ages from 70.0 to just under 80.0.
-_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
-_LONGEST_RANGE = 30
 _TOP = 3
 _RELIABILITY_BINS = 10
 #: With fewer labelled cells, a donor's accuracy is chance.
@@ -78,7 +72,7 @@ def score_methods(
         scores[method] = replace(
             score_phenotype(truth, codes, values),
             top3_accuracy=top_accuracy(probabilities[method], truth, _TOP),
-            mae_years=mae_years(truth, codes, values) if _IS_AGE.search(name) else None,
+            mae_years=mae_years(truth, codes, values) if is_age_name(name) else None,
             calibration=calibrate(probabilities[method], truth),
             donors=of_donors,
             intervals=intervals.get(method),
@@ -180,13 +174,8 @@ def calibrate(probabilities: Probabilities, true_codes: ArrayLike) -> Calibratio
 
 def years_of(label: str) -> float | None:
     """Age in years of a value, the middle of a range; None if it is not an age."""
-    if match := _RANGE.fullmatch(label.strip()):
-        first, last = int(match[1]), int(match[2])
-        if first <= last <= first + _LONGEST_RANGE:
-            return (first + last + 1) / 2
-        return None
-    years = parse_years(label)
-    return years + 5 if years is not None and "decade" in label else years
+    age = parse_age(label)
+    return None if age is None else age.middle
 
 
 def mae_years(

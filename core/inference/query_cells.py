@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.ages import column_unit, is_age_name
 from core.cells.gene_join import LEAST_FOUND, GeneMatch, match_genes
 from core.cells.gene_names import ENSEMBL
 from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
@@ -28,10 +29,13 @@ from core.cells.matrix_state import (
     row_sums,
 )
 from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise, rescale_log
+from core.cells.ontology import INSTALL, is_installed, term_id
 from core.cells.phenotypes import (
     PhenotypeColumn,
-    group_ages,
-    match_label,
+    is_missing,
+    join_labels,
+    match_ages,
+    match_labels,
     nearest,
     read_labels,
     suggest,
@@ -233,10 +237,11 @@ def label_columns(model: CellModel, name: str) -> list[str]:
     """Return the obs columns that may hold the labels of a phenotype, the likeliest first.
 
     They are the column that the model was trained on (older folders do not name it), that of the CELLxGENE
-    schema, and one of the phenotype's name.
+    schema, one of the phenotype's name, and that of the ids of ontology terms.
     """
     trained = model.provenance.get("columns", {}).get(name)
-    columns = [trained, STANDARD_PHENOTYPES.get(name, name), name]
+    usual = STANDARD_PHENOTYPES.get(name, name)
+    columns = [trained, usual, name, f"{usual}_ontology_term_id"]
     return list(dict.fromkeys(column for column in columns if column))
 
 
@@ -293,34 +298,33 @@ def read_hint(
     labels = read_labels(source.obs_columns([column]), wanted_column, where=source.name)
     assert labels is not None, "the column exists"
     values = config.phenotypes[name]
-    found = _codes(labels.values, values)
-    if config.positive is not None and name == config.classified:
+    is_one_vs_rest = config.positive is not None and name == config.classified
+    if is_one_vs_rest:  # any label but the one is the rest, a rare "none" is none
+        labels = join_labels([labels], wanted_column)[0] or labels
+    match = match_labels(labels.values, values)
+    if is_age_name(name):
+        match = match_ages(labels.values, values, unit=column_unit(column))
+    place = {value: code for code, value in enumerate(values)}
+    found = np.array([place.get(match.get(label, ""), -1) for label in labels.values], np.int64)
+    if is_one_vs_rest:
         found[found < 0] = 1  # any other label is "not" the one
-    if len(labels.values) and (found < 0).all():
+    if not all(map(is_missing, labels.values)) and (found < 0).all():
         near = nearest(labels.values[0], values)
+        has_ids = any(map(term_id, (*labels.values, *values)))
         raise DataError(
             f"{source.name}: the model knows none of the labels of '{column}' as {name} "
             f"({_first(labels.values)}); it knows {_first(values)}"
             + (f"; did you mean {near[0]!r}?" if near else "")
+            + (f"; {INSTALL}" if has_ids and not is_installed() else "")
         )
     codes = np.append(found, -1).astype(np.int32)[labels.codes]
     counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.values))
     unknown = {
         label: int(n)
         for label, code, n in zip(labels.values, found, counts, strict=True)
-        if code < 0
+        if code < 0 and not is_missing(label)
     }
     return Hint(name, slot, column, codes, unknown)
-
-
-def _codes(labels: Sequence[str], values: Sequence[str]) -> NDArray[np.int64]:
-    """(labels,), the code of each; ages also by their decade."""
-    known = list(values)
-    codes = []
-    for label, group in zip(labels, group_ages(labels), strict=True):
-        match = match_label(label, known) or match_label(group, known)
-        codes.append(known.index(match) if match is not None else -1)
-    return np.array(codes, dtype=np.int64)
 
 
 def _first(values: Sequence[str]) -> str:

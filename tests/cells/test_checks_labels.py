@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.cells.checks.donor_rows import confounded_values
-from core.cells.checks.phenotype_rows import likely_column
+from core.cells.obs_columns import likely_column
 
 from .check_reports import check, check_adata, only_row, rows_of
 from .examples import make_adata, write

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.cells.preset_draft import find_columns
+from core.cells.obs_columns import find_columns
 from tests.cells.examples import make_obs
 
 N = 120
@@ -62,7 +62,10 @@ def test_what_was_done_to_cells_is_a_phenotype_and_other_groupings_are_offered()
         only_one=["x"] * N,
     )
     found = find_columns([table])
-    assert named(found.phenotypes) == {"treatment": "treatment", "condition": "condition"}
+    assert named(found.phenotypes) == {
+        "cell_type": "cell_type_ontology_term_id",  # better than no cell types
+        "treatment": "treatment", "condition": "condition",
+    }  # fmt: skip
     assert named(found.further) == {"region": "region"}
     assert found.donors is None
 
@@ -124,3 +127,69 @@ def test_a_name_that_is_taken_is_not_given_twice():
     found = find_columns([obs(cell_type=cycle("a", "b"), **{"Cell type": cycle("x", "y", "z")})])
     assert named(found.phenotypes) == {"cell_type": "cell_type"}
     assert named(found.further) == {"cell_type_2": "Cell type"}
+
+
+def test_a_perturbation_of_any_number_of_genes_is_a_phenotype():
+    """The layout of scPerturb, see its case: 'control' beside a label for every gene."""
+    genes = ["control", *(f"GENE{number}" for number in range(110))]
+    table = pd.DataFrame({"perturbation": np.repeat(genes, 6)})
+    table["gene_target"] = table["perturbation"]
+    table["guide"] = table["perturbation"] + np.tile(["_a", "_b"], len(table) // 2)
+    table["nperts"] = (table["perturbation"] != "control").astype(int)
+    table["gemgroup"] = np.arange(len(table)) % 8
+    table["ncounts"] = np.random.default_rng(0).random(len(table))
+    found = find_columns([table])
+    (perturbation,) = found.phenotypes
+    assert (perturbation.column, len(perturbation.values)) == ("perturbation", 111)
+    assert perturbation.twins == ("gene_target",)
+    assert [(one.column, len(one.values)) for one in found.further] == [("guide", 222)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "phenotypes", "donors", "further"),
+    [
+        (  # muscat
+            {
+                "cluster_id": cycle("B cells", "T cells"), "group_id": cycle("ctrl", "stim", "stim"),
+                "sample_id": cycle("s1", "s2", "s3", "s4"),
+            },
+            {"cell_type": "cluster_id", "group_id": "group_id"}, "sample_id", set(),
+        ),
+        (  # Seurat and Azimuth
+            {
+                "orig.ident": cycle("p1", "p2", "p3", "p4"), "nCount_RNA": np.arange(N) % 40,
+                "nFeature_RNA": np.arange(N) % 30, "percent.mt": np.linspace(0, 1, N),
+                "RNA_snn_res.0.8": cycle("0", "1", "2"), "seurat_clusters": cycle("0", "1", "2"),
+                "predicted.celltype.l2": cycle("B", "T", "NK"), "S.Score": np.linspace(0, 1, N),
+                "Phase": cycle("G1", "S"), "stim": cycle("CTRL", "STIM"),
+            },
+            {"cell_type": "predicted.celltype.l2", "stim": "stim"}, "orig.ident", set(),
+        ),
+        (  # the Human Cell Atlas
+            {
+                "donor_organism.sex": cycle("male", "female"),
+                "donor_organism.provenance.document_id": cycle("x-1", "x-2", "x-3"),
+                "derived_organ_label": cycle("lung", "liver"),
+                "annotated_cell_identity.ontology_label": cycle("B cell", "T cell", "monocyte"),
+                "donor_organism.development_stage.ontology_label": cycle("adult", "child"),
+            },
+            {
+                "sex": "donor_organism.sex", "tissue": "derived_organ_label",
+                "cell_type": "annotated_cell_identity.ontology_label",
+                "age": "donor_organism.development_stage.ontology_label",
+            },
+            "donor_organism.provenance.document_id", set(),
+        ),
+        # numbers of clusters are no cell types; a column of an unknown name is listed
+        (
+            {"cluster_id": cycle("0", "1"), "my_states": [f"s{n % 24}" for n in range(N)]},
+            {}, None, {"my_states"},
+        ),
+    ],
+    ids=["muscat", "seurat", "hca", "unknown"],
+)  # fmt: skip
+def test_the_usual_names_of_other_tools_are_known(columns, phenotypes, donors, further):
+    found = find_columns([obs(**columns)])
+    assert named(found.phenotypes) == phenotypes
+    assert (found.donors and found.donors.column) == donors
+    assert {one.column for one in found.further} == further

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.cells import ontology
 from core.cells.phenotypes import (
     MISSING,
     Labels,
     PhenotypeColumn,
-    age_sort_key,
     code_phenotype,
-    group_ages,
+    join_labels,
     label_token,
     load_vocabulary,
+    match_ages,
     match_label,
     nearest,
-    parse_years,
     read_labels,
     requested_phenotypes,
     vocabulary_entry,
@@ -105,48 +105,6 @@ def test_nearest_labels_are_found_by_spelling_and_by_part():
     assert "regulatory T cell" in nearest("T cell", values)
 
 
-@pytest.mark.parametrize(
-    ("label", "years"),
-    [
-        ("73-year-old stage", 73),
-        ("73-year-old human stage", 73),
-        ("73-year-old_human_stage", 73),
-        ("73", 73),
-        ("73.0", 73),
-        ("41 years", 41),
-        ("80 year-old and over human stage", 80),
-        ("fifth decade stage", 40),
-        ("6-month-old stage", 0.5),
-        ("9-week-old stage", pytest.approx(0.1725, abs=1e-3)),
-        ("10th week post-fertilization stage", None),
-        ("adult stage", None),
-        ("30-39", None),
-        ("999", None),
-    ],
-)
-def test_years_are_read_from_the_usual_spellings(label, years):
-    assert parse_years(label) == years
-
-
-def test_human_ages_are_grouped_by_decade_and_other_stages_kept():
-    labels = ["73-year-old stage", "79", "6-month-old stage", "adult stage", "fifth decade stage"]
-    assert group_ages(labels) == ["70-79", "70-79", "0-9", "adult stage", "40-49"]
-
-
-def test_a_column_of_weeks_is_not_grouped():
-    assert group_ages(["9-week-old stage", "4-week-old stage"]) == [
-        "9-week-old stage",
-        "4-week-old stage",
-    ]
-
-
-def test_ages_sort_by_number_not_by_letter():
-    assert sorted(["100", "20", "3"], key=age_sort_key) == ["3", "20", "100"]
-    assert sorted(["100-109", "adult", "0-9", "20-29"], key=age_sort_key) == [
-        "0-9", "20-29", "100-109", "adult",
-    ]  # fmt: skip
-
-
 def coded_labels(values, codes, missing=None):
     return Labels(np.array(codes, dtype=np.int32), tuple(values), missing or {})
 
@@ -221,3 +179,122 @@ def test_the_originals_file_is_read_as_it_is(tmp_path):
     record = {"cell_type": ["[T_cell]", "[B_cell]"], "sex": ["[female]", "[male]"]}
     path.write_text(json.dumps(record))
     assert load_vocabulary(path) == record
+
+
+# -- joining labels
+
+
+DISEASE = PhenotypeColumn("disease", "disease", explicit=False)
+DRUG = PhenotypeColumn("drug", "drug", explicit=True)
+
+
+def joined(phenotype, *files, decades=False):
+    """Return the texts of all cells of each file after joining, None where missing, and the files."""
+    read = [
+        read_labels(pd.DataFrame({phenotype.column: values}), phenotype, where="f")
+        for values in files
+    ]
+    labels = join_labels(read, phenotype, decades=decades)
+    texts = [[([*one.values, None])[code] for code in one.codes] for one in labels]
+    return texts, labels
+
+
+@pytest.mark.parametrize(
+    ("phenotype", "values", "label"),
+    [
+        (DISEASE, ["none"] * 6 + ["COVID-19"] * 4, "none"),
+        (DISEASE, ["None"] * 6 + ["none"] * 3 + ["COVID-19"] * 4, "None"),
+        (DRUG, ["None"] + [f"drug {number // 2}" for number in range(200)], None),
+        (DRUG, ["None"] * 2 + [f"drug {number // 2}" for number in range(200)], "None"),
+        (DISEASE, ["none"] + ["normal"] * 60 + ["COVID-19"] * 40, None),
+        (DISEASE, ["control"] + ["COVID-19"] * 99, "control"),
+        (SEX, ["none"] * 6 + ["male"] * 4, None),
+        (PhenotypeColumn("cell_type", "cell_type", explicit=True), ["None"] * 6 + ["T"], None),
+    ],
+)
+def test_none_is_a_label_where_it_is_common_and_can_be_one(phenotype, values, label):
+    texts, (labels,) = joined(phenotype, values)
+    assert texts[0][0] == label
+    assert (sum(labels.missing.values()) > 0) == (label is None)
+
+
+def test_none_is_judged_on_all_files_together():
+    texts, labels = joined(DISEASE, ["none", *["flu"] * 99], ["none"] * 60 + ["flu"] * 40)
+    assert texts[0][0] == "none"
+    assert [one.missing for one in labels] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("phenotype", "common", "rare"),
+    [
+        (DRUG, "na\u00efve", "nai\u0308ve"),
+        (DRUG, "drug A", "drug\u00a0A"),
+        (DRUG, "drug A", "drug  A"),
+        (DRUG, "drug A", "drug_A"),
+        (DRUG, "Crohn's", "Crohn\u2019s"),
+        (DRUG, "60-79", "60\u201379"),
+        (DRUG, "5 \u03bcM", "5 \u00b5M"),
+        (DISEASE, "lung cancer", "Lung Cancer"),
+        (SEX, "male", "M"),
+        (SEX, "female", "Woman"),
+    ],
+)
+def test_spellings_whose_meaning_cannot_differ_are_one_label(phenotype, common, rare):
+    texts, labels = joined(phenotype, [common, common, "other"], [rare])
+    assert texts == [[common, common, "other"], [common]]
+    assert labels[1].joined == {common: {rare: 1}}
+    assert labels[0].joined == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("KRAS", "Kras"), ("CD4+ T", "CD4- T"), ("m", "male"), ("IL-2", "IL 2")]
+)
+def test_spellings_of_a_users_phenotype_that_may_differ_in_meaning_are_left_apart(first, second):
+    assert joined(DRUG, [first, second])[0] == [[first, second]]
+
+
+def test_ages_of_all_files_are_grouped_together():
+    age = PhenotypeColumn("age", "development_stage", explicit=False)
+    texts, _ = joined(
+        age, ["25", "60-79 year-old stage"], ["P7", "60-79", "60-79", "30s"], decades=True
+    )
+    assert texts == [["20-29", "60-79"], ["0-9", "60-79", "60-79", "30-39"]]
+    assert joined(age, ["8 weeks", "P7"], ["8-week-old stage"], decades=True)[0] == [
+        ["8 weeks", "P7"], ["8 weeks"],
+    ]  # fmt: skip
+
+
+CELL_TYPE = PhenotypeColumn("cell_type", "cell_type", explicit=False)
+
+
+def test_ids_of_ontology_terms_meet_their_names(monkeypatch):
+    pytest.importorskip("cellxgene_ontology_guide")
+    texts, labels = joined(
+        CELL_TYPE, ["B cell", "T cell"], ["CL:0000236", "cl_0000084", "CL:0000623"]
+    )
+    assert texts == [["B cell", "T cell"], ["B cell", "T cell", "natural killer cell"]]
+    assert labels[1].joined["B cell"] == {"CL:0000236": 1}
+    assert joined(CELL_TYPE, ["CL:0000236", "CL:0000084"])[0] == [["CL:0000236", "CL:0000084"]]
+    assert match_label("CL:0000236", ["T cell", "B cell"]) == "B cell"
+    assert match_label("b cell", ["CL:0000084", "CL:0000236"]) == "CL:0000236"
+    monkeypatch.setattr(ontology, "_terms", lambda name: {})  # the extra is not installed
+    assert joined(CELL_TYPE, ["B cell"], ["CL:0000236"])[0] == [["B cell"], ["CL:0000236"]]
+    assert match_label("CL:0000236", ["T cell", "B cell"]) is None
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "value"),
+    [
+        ("M", ["female", "male"], "male"),
+        ("Female", ["F", "M"], "F"),
+        ("nai\u0308ve\u00a0B cell", ["na\u00efve B cell"], "na\u00efve B cell"),
+    ],
+)
+def test_a_label_of_another_spelling_is_matched(label, values, value):
+    assert match_label(label, values) == value
+
+
+def test_an_age_is_matched_by_spelling_then_by_decade():
+    values = ["20-29", "60-79", "17th week post-fertilization stage"]
+    labels = ["25", "60-79 year-old stage", "17th week post-fertilization human stage", "35"]
+    assert match_ages(labels, values) == dict(zip(labels, values, strict=False))

@@ -73,7 +73,12 @@ def test_files_that_would_stop_training_are_errors(tmp_path):
     [
         ("onek1k_blood.h5ad", {"sex", "cell_type", "age"}, set(), "donor_id"),
         ("glioblastoma_treated.h5ad", {"sex", "age", "treatment"}, {"region"}, "donor_id"),
-        ("mouse_brain_cellxgene.h5ad", {"tissue", "cell_type"}, {"major_brain_region"}, "cells"),
+        (
+            "mouse_brain_cellxgene.h5ad",
+            {"tissue", "cell_type"},
+            {"major_brain_region", "subclass_transfer", "ccf_region_name", "brain_section_label"},
+            "cells",
+        ),
     ],
 )
 def test_real_files(name, phenotypes, further, split_by):

@@ -5,7 +5,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.cells.preset_draft import ColumnNote, DraftFacts, choose_sizes, find_columns, write_draft
+from core.cells.obs_columns import find_columns
+from core.cells.preset_draft import ColumnNote, DraftFacts, choose_sizes, write_draft
 from core.presets.loading import ResolvedPreset
 
 N_CELLS = 40

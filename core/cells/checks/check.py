@@ -90,7 +90,7 @@ def check_data(
         table = make_label_table(readable, data)
         labels, faults = _prepared_labels(readable, data)
         rows += faults
-        rows += check_phenotypes(table, labels)
+        rows += check_phenotypes(table, labels, by_name=scope != "tables")
         rows += check_donors(table, labels)
     estimate = None
     if join is not None:

@@ -4,9 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.cell_labels import CellLabels
-from core.cells.checks.phenotype_rows import likely_column
+from core.cells.checks.phenotype_rows import find_variants
 from core.cells.checks.report import CheckRow, Rows
 from core.cells.checks.survey import LabelColumn, LabelTable
+from core.cells.obs_columns import likely_column
+from core.cells.phenotypes import describe_joined
 from core.wording import listed, percentage
 
 #: A donor or file has one value if this fraction of its cells has it.
@@ -25,6 +27,7 @@ def check_donors(table: LabelTable, labels: CellLabels | None) -> list[CheckRow]
     rows = Rows("donors")
     _split(rows, table, labels)
     if table.donors is not None:
+        _spelling(rows, table, table.donors)
         _leakage(rows, table, table.donors)
     _confounding(rows, table, labels)
     return rows
@@ -66,6 +69,19 @@ def _split(rows: Rows, table: LabelTable, labels: CellLabels | None) -> None:
         unknown += f" ({percentage(n_unknown, table.n_cells)})"
         fix = "fill in the column: their donors may be held out as well"
         rows.warn("unknown donors", f"{unknown} have no known '{by}' and are used to train", fix)
+
+
+def _spelling(rows: Rows, table: LabelTable, donors: LabelColumn) -> None:
+    """Report donors that may be one: cells of theirs could be on both sides of the split."""
+    if donors.joined:
+        rows.ok("joined donors", f"one donor: {describe_joined(donors.joined)}")
+    counts = dict(zip(donors.values, table.count(donors).tolist(), strict=True))
+    alike = [one for one in find_variants(counts) if one.kind == "form"]
+    if alike:
+        pairs = listed([f"'{one.rare}' and '{one.common}'" for one in alike])
+        finding = f"names of donors that differ only in form: {pairs}"
+        fix = f"if they are one donor, use one name in obs '{donors.column}'"
+        rows.warn("spelling", finding, fix)
 
 
 def _leakage(rows: Rows, table: LabelTable, donors: LabelColumn) -> None:

@@ -7,16 +7,25 @@ rare name one typing error away from a frequent one, within a word of five lette
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from core.cells.ages import column_unit, gives_years, group_ages, is_prenatal, parse_age
 from core.cells.cell_labels import CellLabels
 from core.cells.checks.report import CheckRow, Rows
 from core.cells.checks.survey import LabelColumn, LabelTable
-from core.cells.phenotypes import PhenotypeColumn, requested_phenotypes
+from core.cells.obs_columns import likely_column
+from core.cells.ontology import INSTALL, find_deprecated, find_term, is_installed, term_id
+from core.cells.phenotypes import (
+    PhenotypeColumn,
+    describe_joined,
+    is_always_present,
+    is_missing,
+    requested_phenotypes,
+)
 from core.wording import files_of, listed, percentage
 
 #: Below this fraction of known labels a phenotype is warned of.
@@ -32,17 +41,6 @@ _IDENTIFIER = 0.5
 _IDENTIFIER_LABELS = 50
 #: Pairs of spellings that are listed for one phenotype.
 _MOST_VARIANTS = 8
-_NOT_LETTERS = re.compile(r"[\W_]+")
-#: Other names of the standard columns; compared without case, blanks and underscores.
-_SYNONYMS = {
-    "sex": "gender",
-    "tissue": "organ organtissue",
-    "celltype": "celltypes cellontologyclass cellannotation annotation bulklabels",
-    "age": "developmentstage age ageyears donorage ageatdiagnosis",
-    "disease": "condition diagnosis diseasestatus healthstatus",
-    "donorid": "donor patient patientid subject subjectid individual individualid participant "
-    "participantid mouseid animalid sampleid sample",
-}
 _GAPS = re.compile(r"(?:[\s_]|(?<=\w)-(?=\w))+")
 #: "cells", not "mass", "virus" or "pelvis".
 _PLURAL = re.compile(r"\b([^\W\d_]{2,}[^\W\d_sui])s\b")
@@ -59,32 +57,28 @@ _DIFFERENT = (
 )
 
 
-def check_phenotypes(table: LabelTable, labels: CellLabels | None) -> list[CheckRow]:
+def check_phenotypes(
+    table: LabelTable, labels: CellLabels | None, *, by_name: bool = True
+) -> list[CheckRow]:
     """Check the labels of all readable files together.
 
-    ``labels`` is what `tfx prepare` would make of ``table``; None if it would stop.
+    ``labels`` is what `tfx prepare` would make of ``table``; None if it would stop. ``by_name``: look for
+    deprecated ontology terms among names too, which reads whole ontologies, 1 s.
     """
     rows = Rows("phenotypes")
     phenotypes = requested_phenotypes(table.data)
     _absent(rows, phenotypes, table)
     _coverage(rows, phenotypes, table)
     for column in table.phenotypes.values():
+        _decisions(rows, column, table)
         _spelling(rows, column, table)
+        _terms(rows, column, table, by_name=by_name)
+    if table.data.age_groups == "decade":
+        _ages(rows, table)
     if labels is not None:
         _training_labels(rows, labels, has_vocabulary=bool(table.data.vocabulary))
         _combinations(rows, table, labels)
     return rows
-
-
-def likely_column(wanted: str, name: str, columns: Sequence[str]) -> str | None:
-    """Find the column that the user probably means by an absent one, or that has a known synonym."""
-    folded = {_folded(column): column for column in reversed(columns)}
-    candidates = (_folded(wanted), _folded(name), *_SYNONYMS.get(_folded(name), "").split())
-    return next((folded[one] for one in candidates if one in folded), None)
-
-
-def _folded(name: str) -> str:
-    return _NOT_LETTERS.sub("", name.casefold())
 
 
 def _absent(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTable) -> None:
@@ -156,6 +150,85 @@ def _partly_known(rows: Rows, phenotype: PhenotypeColumn, table: LabelTable, n_k
         rows.warn("coverage", finding, f"fill in the obs column '{column}'", name)
     else:
         rows.ok("coverage", finding, name)
+
+
+def _decisions(rows: Rows, column: LabelColumn, table: LabelTable) -> None:
+    """Report what was taken as missing, what is a label though it may mean "missing", and what was joined."""
+    name = column.name
+    if column.missing:
+        texts = sorted(column.missing.items(), key=lambda item: (-item[1], item[0]))
+        finding = f"taken as not known: {listed([f'{text!r} ({n:,} cells)' for text, n in texts], most=6)}"
+        rare = [text for text, _ in texts if text.casefold() in ("none", "null")]
+        if rare and not is_always_present(name):
+            fix = f"if {rare[0]!r} is a label, rename it in obs '{column.column}', to 'control' for example"
+            rows.warn("missing labels", finding, fix, name)
+        else:
+            rows.ok("missing labels", finding, name)
+    counts = dict(zip(column.values, table.count(column).tolist(), strict=True))
+    for label in filter(is_missing, column.values):
+        part = percentage(counts[label], table.n_cells)
+        finding = f"{label!r} ({counts[label]:,} cells, {part}) is common, so it is a label"
+        rows.ok("missing labels", finding, name)
+    if column.joined:
+        rows.ok("joined labels", f"one label: {describe_joined(column.joined)}", name)
+
+
+def _ages(rows: Rows, table: LabelTable) -> None:
+    """Report which labels are in decades, and those that no decade holds."""
+    column = table.phenotypes.get("age")
+    if column is None:
+        return
+    counts: Counter[str] = Counter()
+    for one in table.summaries:
+        if (labels := one.labels.get("age")) is not None:
+            counts.update(dict(zip(labels.values, labels.cells(), strict=True)))
+    counts = Counter({text: n for text, n in counts.items() if not is_missing(text)})
+    unit = column_unit(column.column)
+    if not gives_years(list(counts), unit):
+        return
+    groups = dict(zip(counts, group_ages(list(counts), unit), strict=True))
+    ages = {text: parse_age(text, unit) for text in counts}
+    left = [text for text, age in ages.items() if age is None or age.decade is None]
+    odd = [
+        f"'{text}' in {groups[text]}"
+        for text, age in ages.items()
+        if text not in left and text != groups[text] and age is not None
+        if age.unit != "y" or age.low != age.high
+    ]
+    finding = f"{len(counts) - len(left):,} of {len(counts):,} labels are in decades"
+    rows.ok("ages", finding + (f", {listed(odd, most=8)}" if odd else ""), "age")
+    unborn = [text for text in left if is_prenatal(text)]
+    if unborn:
+        rows.ok("ages", f"before birth, and kept as labels: {listed(unborn, most=6)}", "age")
+    if others := [f"'{text}' ({counts[text]:,} cells)" for text in left if text not in unborn]:
+        finding = f"not an age within one decade, and kept as labels: {listed(others, most=6)}"
+        fix = f"correct them in obs '{column.column}', or set data.age_groups = 'none'"
+        rows.warn("ages", finding, fix, "age")
+
+
+def _terms(rows: Rows, column: LabelColumn, table: LabelTable, *, by_name: bool) -> None:
+    """Report deprecated ontology terms, and ids beside names that cannot be joined."""
+    name = column.name
+    ids = [label for label in column.values if term_id(label)]
+    if not is_installed():
+        if ids and len(ids) < len(column.values):
+            finding = f"ids of ontology terms beside names: {listed(ids)}"
+            rows.warn("ontology", finding, INSTALL, name)
+        return
+    # Ids that were joined with a name may be deprecated too.
+    spelled = [*column.values, *(text for texts in column.joined.values() for text in texts)]
+    written = sorted(text for text in spelled if by_name or term_id(text))
+    for found in find_deprecated(written, name):
+        finding = f"{found.label!r} is a deprecated term"
+        finding += f" ({found.term})" if found.term != found.label else ""
+        fix = f"replace it in obs '{column.column}'"
+        fix += (
+            f" by {' or '.join(found.replacements)}" if found.replacements else " by a term in use"
+        )
+        rows.warn("ontology", finding, fix, name)
+    if unknown := [label for label in ids if find_term(label, name) is None]:
+        finding = f"no terms of their ontology: {listed(unknown)}"
+        rows.warn("ontology", finding, f"correct the ids in obs '{column.column}'", name)
 
 
 def _spelling(rows: Rows, column: LabelColumn, table: LabelTable) -> None:

@@ -32,7 +32,9 @@ from core.cells.phenotypes import (
     MISSING,
     Labels,
     PhenotypeColumn,
-    group_age_labels,
+    count_joined,
+    count_missing,
+    join_labels,
     read_labels,
     requested_phenotypes,
 )
@@ -340,6 +342,10 @@ class LabelColumn:
     values: tuple[str, ...]
     #: (rows of the table,), index into `values` or `MISSING`.
     codes: Codes
+    #: Text of a missing label -> cells.
+    missing: Mapping[str, int] = field(default_factory=dict)
+    #: Label -> its other spellings -> cells.
+    joined: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -386,13 +392,16 @@ def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelT
     """Join the labels of readable files; ages are grouped as `tfx prepare` does."""
     columns: dict[tuple[str, str, str], Sequence[Labels | None]] = {}
     for phenotype in requested_phenotypes(data):
-        labels = [one.labels[phenotype.name] for one in files]
-        if phenotype.name == "age" and data.age_groups == "decade":
-            labels = group_age_labels(labels)
+        labels = join_labels(
+            [one.labels[phenotype.name] for one in files],
+            phenotype,
+            decades=data.age_groups == "decade",
+        )
         if any(part is not None for part in labels):
             columns["phenotype", phenotype.name, phenotype.column] = labels
     if any(one.donors is not None and one.donors.values for one in files):
-        columns["donor", "donor", data.split.by] = [one.donors for one in files]
+        by = PhenotypeColumn("donor", data.split.by, explicit=False)
+        columns["donor", "donor", data.split.by] = join_labels([one.donors for one in files], by)
     for name in dict.fromkeys(name for one in files for name in one.batches):
         columns["batch", name, name] = [one.batches.get(name) for one in files]
     values = [
@@ -415,8 +424,18 @@ def make_label_table(files: Sequence[FileSummary], data: DataSettings) -> LabelT
     joined = joined.groupby(level=list(range(len(columns) + 1))).sum()
     rows = joined.index.to_frame().to_numpy(np.int64)
     made = [
-        (kind, LabelColumn(name, column, tuple(values[index]), rows[:, index]))
-        for index, (kind, name, column) in enumerate(columns)
+        (
+            kind,
+            LabelColumn(
+                name,
+                column,
+                tuple(values[index]),
+                rows[:, index],
+                count_missing(labels),
+                count_joined(labels),
+            ),
+        )
+        for index, ((kind, name, column), labels) in enumerate(columns.items())
     ]
     return LabelTable(
         summaries=files,
