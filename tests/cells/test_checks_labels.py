@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from core.cells import ontology
+from core.cells.checks import phenotype_rows
 from core.cells.checks.donor_rows import confounded_values
 from core.cells.obs_columns import likely_column
 
@@ -174,7 +176,73 @@ def test_a_label_of_held_out_cells_alone_is_warned_of(tmp_path):
     assert "'kidney' (120 cells)" in row.finding
 
 
+# -- what was decided
+def test_what_is_missing_and_what_was_joined_is_said_with_counts(tmp_path):
+    """The shared case of sexes M/F beside male/female, 'none' for healthy, Unicode forms, ages."""
+    first = with_obs(
+        sex=["male", "female"] * 60,
+        disease=["none", "none", "COVID-19"] * 40,
+        treatment=["none"] + ["drug A", "drug B"] * 59 + ["unknown"],
+        development_stage=["25", "third decade stage", "60-79"] * 40,
+    )
+    second = with_obs(
+        sex=["M", "F"] * 60,
+        disease=["none", "none", "COVID-19"] * 40,
+        treatment=["drug\u00a0A", "drug B"] * 60,
+        development_stage=["30s", "17th week post-fertilization stage", "unknown"] * 40,
+    )
+    files = [write(first, tmp_path, "first.h5ad"), write(second, tmp_path, "second.h5ad")]
+    report = check(files, phenotypes={"treatment": "treatment"})
+    text = findings(report.rows)
+    assert "'female' also as 'F' (60 cells); 'male' also as 'M' (60 cells)" in text
+    assert "'drug A' also as 'drug\\xa0A' (60 cells)" in text
+    assert "disease: 'none' (160 cells, 67 %) is common, so it is a label" in text
+    (row,) = of_subject(report, "missing labels", "treatment")
+    assert row.level == "warn"  # "none" may mean untreated
+    assert "'none' (1 cells), 'unknown' (1 cells)" in row.finding
+    ages = of_subject(report, "ages", "age")
+    assert [row.level for row in ages] == ["ok", "ok", "warn"]
+    assert "'third decade stage' in 20-29, '30s' in 30-39" in ages[0].finding
+    assert "17th week" in ages[1].finding
+    assert "'60-79' (40 cells)" in ages[2].finding
+    assert set(report.facts["phenotypes"]["age"]["labels"]) == {
+        "20-29", "30-39", "60-79", "17th week post-fertilization stage",
+    }  # fmt: skip
+
+
+def test_deprecated_terms_and_unknown_ids_are_listed(tmp_path, monkeypatch):
+    pytest.importorskip("cellxgene_ontology_guide")
+    kinds = ["CL:0000003", "native cell", "CL:9999999", "T cell"] * 30
+    file = write(with_obs(cell_type=kinds), tmp_path)
+    rows = of_subject(check(file), "ontology", "cell_type")
+    assert {row.level for row in rows} == {"warn"}
+    assert "'CL:0000003' is a deprecated term" in findings(rows)
+    assert "'native cell' is a deprecated term (CL:0000003)" in findings(rows)
+    assert rows[0].fix == "replace it in obs 'cell_type' by cell (CL:0000000)"
+    assert rows[-1].finding == "cell_type: no terms of their ontology: CL:9999999"
+    by_id = of_subject(check(file, scope="tables"), "ontology", "cell_type")
+    assert "native cell" not in findings(by_id)
+    monkeypatch.setattr(ontology, "is_installed", lambda: False)
+    monkeypatch.setattr(phenotype_rows, "is_installed", lambda: False)
+    (row,) = of_subject(check(file), "ontology", "cell_type")
+    assert "pip install 'transformerics[ontology]'" in row.fix
+
+
 # -- donors
+def test_donors_whose_names_differ_in_form_are_listed(tmp_path):
+    adata = make_adata(n_cells=240, n_donors=12)
+    adata.obs["donor_id"] = adata.obs["donor_id"].astype(object)
+    adata.obs.iloc[:9, adata.obs.columns.get_loc("donor_id")] = [
+        "Donor 1",
+        "donor-1",
+        "Donor_1",
+    ] * 3
+    report = check_adata(adata, tmp_path)
+    (row,) = [row for row in rows_of(report, "spelling") if row.family == "donors"]
+    assert "'donor-1' and 'Donor" in row.finding
+    assert "'Donor 1'" in only_row(report, "joined donors").finding
+
+
 def test_cells_without_donors_are_warned_of_unless_intended(tmp_path):
     adata = with_obs(donor_id=None)
     row = only_row(check_adata(adata, tmp_path), "split")

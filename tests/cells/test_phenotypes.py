@@ -259,8 +259,8 @@ def test_ages_of_all_files_are_grouped_together():
         age, ["25", "60-79 year-old stage"], ["P7", "60-79", "60-79", "30s"], decades=True
     )
     assert texts == [["20-29", "60-79"], ["0-9", "60-79", "60-79", "30-39"]]
-    assert joined(age, ["8 weeks", "P7"], ["8-week-old stage"], decades=True)[0] == [
-        ["8 weeks", "P7"], ["8 weeks"],
+    assert joined(age, ["8 weeks", "8 weeks"], ["P7", "8-week-old stage"], decades=True)[0] == [
+        ["8 weeks", "8 weeks"], ["P7", "8 weeks"],
     ]  # fmt: skip
 
 
