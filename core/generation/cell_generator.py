@@ -29,7 +29,7 @@ from core.cells.genes import GenePanel
 from core.cells.normalisation import count_scales, log_normalise
 from core.encoding.values import CountLattice
 from core.errors import ConfigurationError
-from core.generation.cell_sizes import CellSizes, sample_counts
+from core.generation.cell_sizes import CellSizes, lattice_counts, sample_counts
 from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, fixed_rate_of, plan_for
 from core.generation.request import GenerationRequest, PhenotypeDraw
@@ -169,9 +169,10 @@ class CellGenerator:
                 values[place] = model.table.decode(drawn[place : place + 1], how=of_bin, rng=rng)[0]
             if how != "counts" and (lattice is None or how == "bins" or not is_binned):
                 continue
-            counts = sample_counts(values[place], float(library_size[place]), rng)
-            if lattice is not None:
-                counts = lattice.counts(place, drawn[place], counts)
+            if lattice is None:
+                counts = sample_counts(values[place], float(library_size[place]), rng)
+            else:
+                counts = lattice_counts(lattice, place, drawn[place], values[place], rng)
             if how != "counts":
                 counts = log_normalise(counts, count_scales(library_size[place]))
             values[place] = counts

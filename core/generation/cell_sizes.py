@@ -9,11 +9,14 @@ A model draws log1p of counts per 10,000. With the library size of a cell that i
 whole: it is rounded up or down at random, so that means are kept, and an expressed gene has at least one.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise
+from core.encoding.values import CountLattice
 from core.errors import ConfigurationError
 from core.generation.request import FEW_CELLS
 from core.model.reference import SIZE_QUANTILES, Reference
@@ -123,6 +126,17 @@ def sample_counts(
     expected = np.expm1(values.astype(np.float64)) * (library_size / TARGET_SUM)
     counts = np.floor(expected + rng.random(len(values)))
     return np.where(values > 0, np.maximum(counts, 1.0), 0.0).astype(np.float32)
+
+
+def lattice_counts(
+    lattice: CountLattice,
+    cell: int,
+    bins: NDArray[np.integer[Any]],
+    values: NDArray[np.float32],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Turn (genes,) log values of a cell of a lattice into whole counts of the ``bins`` they are in."""
+    return lattice.counts(cell, bins, sample_counts(values, float(lattice.totals[cell]), rng))
 
 
 def log_values(counts: sparse.csr_matrix, library_size: NDArray[np.floating]) -> sparse.csr_matrix:
