@@ -22,6 +22,14 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
+def shortened_middle(text: str, width: int) -> str:
+    """Cut a text that is longer than ``width`` characters in its middle: both ends tell runs apart."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
 def count_of(number: int, noun: str) -> str:
     """Write a number with its noun: ``1 file``, ``1,200 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,6 +1,8 @@
 """`tfx runs`: list, show, compare and export runs. Nothing here imports torch."""
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -42,6 +44,7 @@ from tfx_cli.formatting import (
     progress_of,
     run_texts,
     short_count,
+    shortened_middle,
 )
 from tfx_cli.output import Document, Paragraph, make_table, narrate, print_result, print_text
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+_SHORTEST_NAME, _STATE_SIGN = 12, 2  # columns
 #: States that need attention, or are alive.
 _STYLES = {
     "running": "green",
@@ -261,8 +265,13 @@ def export_command(
 
 # -- text
 def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
-    """Make the table of `tfx runs list`, about 80 columns wide."""
+    """Make the table of `tfx runs list`; a terminal has one line a run, and long names are cut."""
     texts = [run_texts(row, now=now) for row in rows]
+    if sys.stdout.isatty():
+        others = list(texts[0])[1:]
+        widths = [max(len(name), *(len(one[name]) for one in texts)) + 2 for name in others]
+        room = max(shutil.get_terminal_size().columns - sum(widths) - _STATE_SIGN, _SHORTEST_NAME)
+        texts = [one | {"run": shortened_middle(one["run"], room)} for one in texts]
     cells = [[*{**one, "state": _state(one["state"])}.values()] for one in texts]
     return make_table(list(texts[0]), cells, right=range(2, 8))
 

@@ -180,6 +180,23 @@ def test_overlay_pin_metric_and_filter(runs, open_app):
     drive(app, flow)
 
 
+def test_a_long_name_is_cut_in_the_middle_and_hides_no_metric(runs, open_app):
+    write_state(runs, "a" * 45 + "-learning-rate-0.002")
+
+    app = open_app()
+
+    async def flow(pilot):
+        for width in (80, 140):
+            await pilot.resize_terminal(width, 24)
+            await settled(app, pilot)
+            line = next(line for line in text_of(app).splitlines() if "0.002" in line)
+            assert re.search(
+                r"aaa….*0\.002 +. running +300/400 .*1\.1996 .*0\.689 .*2 min ago", line
+            )
+
+    drive(app, flow)
+
+
 def test_colours_of_shown_runs_are_stable_and_differ():
     names = [f"runs/{number}" for number in range(30)]
     shown = names[5:19]

@@ -23,12 +23,15 @@ from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, Series
 from tfx_cli.dashboard.themes import series_colour, state_sign
 from tfx_cli.dashboard.workspace import WorkspaceView
-from tfx_cli.formatting import count_of, run_texts
+from tfx_cli.formatting import count_of, run_texts, shortened_middle
 
 _COLUMNS = ("", "run", "state", "step", "loss", "val. loss", "accuracy", "last data", "left")
 _LEFT_COLUMNS = ("", "run", "state")
 #: Columns that a narrow terminal does not show.
 _WIDE_COLUMNS = frozenset({"loss", "left"})
+#: Width of all columns but the name of the run.
+_WIDE, _NARROW = 82, 62
+_SHORTEST_NAME = 12
 #: Before the first reading.
 _NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
@@ -96,7 +99,11 @@ class RunsScreen(DashboardScreen):
         self._show_bar()
         is_wide = self.size.width >= 100
         columns = [name for name in _COLUMNS if is_wide or name not in _WIDE_COLUMNS]
-        rows = {path: [cells[name] for name in columns] for path, cells in self._rows().items()}
+        room = max(self.size.width - (_WIDE if is_wide else _NARROW), _SHORTEST_NAME)
+        rows = {}
+        for path, cells in self._rows().items():
+            cells["run"].plain = shortened_middle(cells["run"].plain, room)
+            rows[path] = [cells[name] for name in columns]
         fill_table(self.query_one("#runs", DataTable), columns, rows)
         self._show_overlay()
 
