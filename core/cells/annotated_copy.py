@@ -67,9 +67,9 @@ def write_whole(
     with anndata.settings.override(allow_write_nullable_strings=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on what anndata will write in its next version
         if to_zarr:
-            adata.write_zarr(path)
+            adata.write_zarr(path, convert_strings_to_categoricals=False)
         else:
-            adata.write_h5ad(path, compression=compression)
+            adata.write_h5ad(path, convert_strings_to_categoricals=False, compression=compression)
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 Each kind of file is recognised by its content, never by its name.
 """
 
-import stat
 import warnings
 from collections.abc import Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.opening import check_path, open_hdf5, oversize
@@ -19,12 +18,13 @@ from core.errors import DataError
 from core.wording import first_line
 
 if TYPE_CHECKING:
-    import zarr
     from anndata import AnnData
 
 Kind = Literal["builtin", "h5ad", "zarr"]
 #: Files of which a zarr store has at least one.
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+#: Files that describe an array (the first also describes groups).
+_ZARR_ARRAYS = {"zarr.json", ".zarray"}
 
 
 def open_source(spec: str | Path) -> CellSource:
@@ -106,11 +106,14 @@ def _open_h5ad(path: Path) -> CellSource:
 def _open_zarr(path: Path) -> CellSource:
     import zarr
 
-    n_bytes = sum(one.st_size for one in _files_of(path))
+    files = list(_files_of(path))
+    n_bytes = sum(file.stat().st_size for file in files)
+    folders = [file.parent.relative_to(path) for file in files if file.name in _ZARR_ARRAYS]
     try:
         store = zarr.open_group(path, mode="r")
         has_tables = "obs" in store and "var" in store
-        arrays = list(_arrays_of(store))
+        # One after the other: zarr logs tracebacks of what fails beside another failure.
+        members = [store[str(one)] for one in folders if one.parts and str(one) in store]
     except Exception as error:
         raise DataError(
             f"{path}: damaged zarr store ({first_line(error)}); copy it again"
@@ -120,7 +123,9 @@ def _open_zarr(path: Path) -> CellSource:
             f"{path}: a zarr store but not of AnnData (no obs and var); write it with "
             f"adata.write_zarr"
         )
-    for array in arrays:
+    for array in members:
+        if not isinstance(array, zarr.Array):
+            continue
         item_bytes = array.dtype.itemsize
         claimed = array.size * item_bytes
         fault = oversize(f"'{array.path}'", array.shape, item_bytes, claimed, n_bytes)
@@ -129,21 +134,12 @@ def _open_zarr(path: Path) -> CellSource:
     return StoredSource(store, str(path), read_old=partial(read_old_tables, path))
 
 
-def _arrays_of(group: "zarr.Group") -> "Iterator[zarr.Array[Any]]":
-    import zarr
-
-    for _, member in group.members(max_depth=None):
-        if isinstance(member, zarr.Array):
-            yield member
-
-
-def _files_of(folder: Path) -> Iterator[Any]:
-    """State of every file in a folder and below; DataError for a pipe or a device."""
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and below; DataError for a pipe or a device."""
     for path in folder.rglob("*"):
         check_path(path)
-        state = path.stat()
-        if stat.S_ISREG(state.st_mode):
-            yield state
+        if path.is_file():
+            yield path
 
 
 def fingerprint(spec: str) -> str:
@@ -152,7 +148,7 @@ def fingerprint(spec: str) -> str:
         return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
     path = Path(spec)
     check_path(path)
-    states = list(_files_of(path)) if path.is_dir() else [path.stat()]
+    states = [file.stat() for file in _files_of(path)] if path.is_dir() else [path.stat()]
     n_bytes = sum(state.st_size for state in states)
     return f"{n_bytes}-{max((state.st_mtime_ns for state in states), default=0)}"
 
