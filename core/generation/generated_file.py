@@ -15,7 +15,7 @@ costs one part. Parts end where batches end: a resumed file is the same, byte fo
 import logging
 import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.annotated_copy import empty_rows, write_whole
+from core.cells.reading import open_source
 from core.errors import ConfigurationError, DataError, MachineError
 from core.files import file_json, free_space, plain_json, write_json
 from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator, gene_table
@@ -36,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 #: Approximate number of cells between two writes of progress.json.
 _PART_CELLS = 1_024
-#: Values copied at once into the .h5ad.
-_COPIED_VALUES = 1 << 20
-#: Rows of a chunk of the .h5ad.
+#: Values from which putting them together reports its progress.
+_MANY_VALUES = 1 << 20
+#: Values of a piece of an array in the .h5ad.
 _CHUNK = 65_536
 _FLOAT, _INTEGER = np.dtype("<f4"), np.dtype("<i4")
 _FILES = {
@@ -129,16 +131,13 @@ def write_generated(
 
 def read_first_cells(path: Path, n_cells: int) -> sparse.csr_matrix:
     """Read the expression of the first cells of a generated file, as log values if it holds counts."""
-    with h5py.File(path) as file:
-        matrix = file["X"]
-        n_cells = min(n_cells, int(matrix.attrs["shape"][0]))
-        indptr = matrix["indptr"][: n_cells + 1]
-        end = int(indptr[-1])
-        shape = (n_cells, int(matrix.attrs["shape"][1]))
-        cells = sparse.csr_matrix((matrix["data"][:end], matrix["indices"][:end], indptr), shape)
-        if file[f"uns/{GENERATION_KEY}/values"].asstr()[()] == COUNTS:
-            return log_values(cells, file["obs/library_size"][:n_cells])
-        return cells
+    with closing(open_source(path)) as source:
+        n_cells = min(n_cells, source.n_cells)
+        cells = next(source.chunks("X", max(n_cells, 1)))
+        if source.uns(GENERATION_KEY)["values"] != COUNTS:
+            return cells
+        sizes = source.obs_columns(["library_size"])["library_size"]
+        return log_values(cells, sizes.to_numpy()[:n_cells])
 
 
 def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> tuple[int, int]:
@@ -210,83 +209,72 @@ def _sizes(made: CellGenerator, n_cells: int, n_values: int) -> dict[str, int]:
 def _assemble(
     made: CellGenerator, folder: Path, n_values: int, path: Path, on_progress: Listener
 ) -> None:
-    """Assemble the .h5ad from the parts; anndata writes all but X and obs."""
+    """Assemble the .h5ad from the parts: AnnData writes tables without cells, to which these are appended."""
     from anndata import AnnData  # 400 ms
+    from anndata.io import sparse_dataset, write_elem
 
     n_cells, n_genes = made.request.n_cells, made.model.config.n_genes
-    AnnData(
-        X=sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32)),
-        obs=pd.DataFrame(index=pd.Index([], dtype=str)),
+    phenotypes = made.model.config.phenotypes
+    columns: dict[str, Any] = {
+        name: pd.Categorical.from_codes([], pd.Index(list(values), dtype=object))
+        for name, values in phenotypes.items()
+    }
+    columns["synthetic"] = np.zeros(0, dtype=bool)
+    if made.has_library_size:
+        columns["library_size"] = np.zeros(0, dtype=_FLOAT)
+    no_names = pd.Index([], dtype=object)
+    tables = AnnData(
+        obs=pd.DataFrame(index=no_names),
         var=gene_table(made.model.panel),
         uns={GENERATION_KEY: made.provenance()},
-    ).write_h5ad(path)
-    with h5py.File(path, "r+") as file:
-        del file["X"], file["obs"]
-        matrix = file.create_group("X")
-        matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-        matrix.attrs["shape"] = np.array([n_cells, n_genes], dtype=np.int64)
-        for before, name, part in ((0, "data", "values"), (n_values, "indices", "genes")):
-            target = _column(matrix, name, n_values, _FILES[part])
-            for at in range(0, n_values, _COPIED_VALUES):
-                end = min(at + _COPIED_VALUES, n_values)
-                target[at:end] = _read_part(folder, part, at, end)
-                if n_values > _COPIED_VALUES:  # else it takes no time
-                    on_progress(ProgressEvent("writing values", before + end, 2 * n_values))
-        indptr = _column(matrix, "indptr", n_cells + 1, np.dtype("<i8"))
-        _write_cells(made, folder, indptr, file.create_group("obs"))
-
-
-def _write_cells(made: CellGenerator, folder: Path, indptr: h5py.Dataset, obs: h5py.Group) -> None:
-    """Write where each cell's values end, and names, labels and the mark as anndata writes a data frame."""
-    from anndata.io import write_elem
-
-    n_cells, phenotypes = made.request.n_cells, made.model.config.phenotypes
-    obs.attrs.update(
-        {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
     )
-    text = h5py.string_dtype(encoding="utf-8")
-    sizes = ["library_size"] if made.has_library_size else []
-    obs.attrs.create("column-order", [*phenotypes, "synthetic", *sizes], dtype=text)
-    names = _column(obs, "_index", n_cells, text, encoding="string-array")
-    mark = _column(obs, "synthetic", n_cells, np.dtype(bool), encoding="array")
-    code_columns = []
-    for name, values in phenotypes.items():
-        label = obs.create_group(name)
-        label.attrs.update(
-            {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
+    write_whole(tables, path)
+    pieces = {"chunks": (min(max(n_cells, 1), _CHUNK),), "compression": "gzip"}
+    with h5py.File(path, "r+") as file:
+        write_elem(
+            file,
+            "obs",
+            pd.DataFrame(columns, index=no_names),
+            dataset_kwargs=pieces | {"maxshape": (None,)},
         )
-        write_elem(label, "categories", np.array(list(values), dtype=object))
-        kind = np.min_scalar_type(-len(values) - 1)
-        code_columns.append(_column(label, "codes", n_cells, kind, encoding="array"))
-    size_columns = [_column(obs, name, n_cells, _FLOAT, encoding="array") for name in sizes]
-    n_values = 0
-    for first in range(0, n_cells, _CHUNK):
-        end = min(first + _CHUNK, n_cells)
-        names[first:end] = made.cell_names(range(first, end))
-        mark[first:end] = True
-        lengths = _read_part(folder, "lengths", first, end)
-        ends = n_values + np.cumsum(lengths, dtype=np.int64)
-        indptr[first + 1 : end + 1] = ends
-        n_values = int(ends[-1])
-        codes = _read_part(folder, "codes", first * len(phenotypes), end * len(phenotypes))
-        for slot, column in enumerate(code_columns):
-            column[first:end] = codes[slot :: len(phenotypes)]
-        for column in size_columns:
-            column[first:end] = _read_part(folder, "library_sizes", first, end)
-
-
-def _column(
-    group: h5py.Group, name: str, length: int, kind: np.dtype[Any], *, encoding: str = ""
-) -> h5py.Dataset:
-    """Make a compressed dataset that is filled piece by piece."""
-    if length == 0:  # h5py allows no chunks of length 0
-        column = group.create_dataset(name, (0,), kind)
-    else:
-        chunk = (min(length, _CHUNK),)
-        column = group.create_dataset(name, (length,), kind, chunks=chunk, compression="gzip")
-    if encoding:
-        column.attrs.update({"encoding-type": encoding, "encoding-version": "0.2.0"})
-    return column
+        obs = file["obs"]
+        stored = [obs["_index"], *(obs[name]["codes"] for name in phenotypes)]
+        stored += [obs[name] for name in columns if name not in phenotypes]
+        for column in stored:
+            column.resize((n_cells,))
+        write_elem(
+            file,
+            "X",
+            empty_rows(n_genes),
+            dataset_kwargs={
+                "chunks": (min(max(n_values, 1), _CHUNK),),
+                "compression": "gzip",
+                "indptr_dtype": np.dtype(np.int64),
+            },
+        )
+        matrix = sparse_dataset(file["X"])
+        done = 0
+        for first in range(0, n_cells, _PART_CELLS):
+            end = min(first + _PART_CELLS, n_cells)
+            ends = np.cumsum(_read_part(folder, "lengths", first, end), dtype=np.int64)
+            span = done, done + int(ends[-1])
+            rows = (
+                _read_part(folder, "values", *span),
+                _read_part(folder, "genes", *span),
+                np.concatenate(([0], ends)),
+            )
+            matrix.append(sparse.csr_matrix(rows, shape=(end - first, n_genes)))
+            done = span[1]
+            codes = _read_part(folder, "codes", first * len(phenotypes), end * len(phenotypes))
+            cells: list[Any] = [made.cell_names(range(first, end))]
+            cells += [codes[slot :: len(phenotypes)] for slot in range(len(phenotypes))]
+            cells += [True]
+            if made.has_library_size:
+                cells += [_read_part(folder, "library_sizes", first, end)]
+            for column, values in zip(stored, cells, strict=True):
+                column[first:end] = values
+            if n_values > _MANY_VALUES:  # else it takes no time
+                on_progress(ProgressEvent("writing values", done, n_values))
 
 
 def _read_part(folder: Path, name: str, first: int, end: int) -> NDArray[Any]:

@@ -31,9 +31,8 @@ def source_of(model=None, *, n_cells=30, batch_size=4, phenotypes=None, **others
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    """Call a part done after eight cells, and copy a few values at a time."""
+    """Call a part done after eight cells."""
     monkeypatch.setattr(generated_file, "_PART_CELLS", 8)
-    monkeypatch.setattr(generated_file, "_COPIED_VALUES", 7)
 
 
 class Stop:
@@ -166,7 +165,7 @@ def test_a_fault_while_the_file_is_put_together_leaves_the_old_one_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generated_file, "_write_cells", fail)
+        patch.setattr(generated_file, "empty_rows", fail)
         with pytest.raises(MachineError, match=r"No space left.*the same command resumes"):
             write_generated(source_of(), output)
     assert output.read_bytes() == b"the old file"
