@@ -2,11 +2,11 @@
 
 import errno
 import re
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.errors import DataError
+from core.files import open_file
 from core.wording import first_line, size
 
 if TYPE_CHECKING:
@@ -31,19 +31,16 @@ _MOST_ITEM_BYTES = 2**20
 
 
 def check_path(path: Path) -> None:
-    """Check that a path is a file or a folder: opening a pipe or a device may never return."""
+    """Check that a path is a folder, or a file that can be opened; no pipe or device is waited for."""
     try:
-        mode = path.stat().st_mode
+        if not path.is_dir():
+            open_file(path).close()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except PermissionError:
         raise DataError(_no_permission(path)) from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; check the path") from None
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise DataError(
-            f"{path}: a pipe or a device, not a file; write its content to a file, then name that"
-        )
+        raise DataError(f"{path}: {error.strerror}; name a file of cells") from None
 
 
 def open_hdf5(path: Path) -> "h5py.File":
@@ -58,7 +55,7 @@ def open_hdf5(path: Path) -> "h5py.File":
     import h5py
 
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             beginning = stream.read(8)
         if not h5py.is_hdf5(path):
             raise DataError(f"{path}: not an h5ad file: {_what_it_is(beginning, path)}")

@@ -137,9 +137,10 @@ def _open_zarr(path: Path) -> CellSource:
 def _files_of(folder: Path) -> Iterator[Path]:
     """Every file in a folder and below; DataError for a pipe or a device."""
     for path in folder.rglob("*"):
-        check_path(path)
         if path.is_file():
             yield path
+        elif not path.is_dir():
+            check_path(path)
 
 
 def fingerprint(spec: str) -> str:
