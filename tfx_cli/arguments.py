@@ -149,9 +149,9 @@ def check_output(
             f"{option} {path} is a folder; give a file name, as in {path / f'cells{usual}'}"
         )
     if path.suffix not in suffixes:
+        endings = " or ".join([", ".join(suffixes[:-1]), suffixes[-1]][len(suffixes) < 2 :])
         raise ConfigurationError(
-            f"{option} {path}: {what} are written as {' or '.join(suffixes)}; name it "
-            f"{path.with_suffix(usual)}"
+            f"{option} {path}: {what} are written as {endings}; name it {path.with_suffix(usual)}"
         )
     _check_place(path, option)
     if path.exists() and not overwrite:

@@ -38,7 +38,7 @@ CASES = {
     "not an h5ad": (bad.not_an_h5ad, [], 4, ["cells.h5ad: not an h5ad file"]),
     "an empty file": (bad.an_empty_file, [], 4, ["cells.h5ad", "h5ad file"]),
     "another HDF5 file": (bad.another_hdf5, [], 4, ["an HDF5 file but not an h5ad (no obs and var)"]),
-    "a truncated h5ad": (bad.truncated, [], 4, ["cells.h5ad: damaged or truncated h5ad file"]),
+    "a truncated h5ad": (bad.truncated, [], 4, ["cells.h5ad: truncated: "]),
     "a folder": (bad.missing, ["data.files=."], 4, [".: a folder, not an h5ad file"]),
     "a glob of nothing": (bad.missing, ["data.files=*.h5ad"], 4, ["*.h5ad"]),
     "a missing shard": (bad.well_formed, ["data.files=cells{,_2}.h5ad"], 4, ["cells_2.h5ad"]),
@@ -239,7 +239,7 @@ COMMAND_LINES = [
     # predict
     (files, "predict cells.h5ad", 2, "missing option '--output' / '-o'"),
     (nothing, "predict cells.h5ad -o out.h5ad", 2, "there are no runs in 'runs'"),
-    (a_run, "predict cells.h5ad -o out.txt", 2, "labelled cells are written as .h5ad or .csv"),
+    (a_run, "predict cells.h5ad -o out.txt", 2, "labelled cells are written as .h5ad, .zarr or .csv"),
     (a_run, "predict cells.h5ad -o .", 2, "--output . is a folder"),
     (a_run, "predict cells.h5ad -o cells.h5ad", 2, "--output cells.h5ad exists"),
     (a_run, "predict cells.h5ad -o notes.txt/out.h5ad", 2, "notes.txt is not a folder"),
@@ -331,7 +331,7 @@ COMMAND_LINES = [
     (files, "init cells.h5ad -o notes.txt/x.toml", 2, "notes.txt is not a folder"),
     (files, "init cells.h5ad --device tpu", 2, "--device: 'tpu' is not one of"),
     (files, "init '*.nothing'", 4, "*.nothing: no file matches this pattern"),
-    (bad.truncated, "init cells.h5ad", 4, "cells.h5ad: damaged or truncated h5ad file"),
+    (bad.truncated, "init cells.h5ad", 4, "cells.h5ad: truncated: "),
     (bad.normalised_not_logged, "init cells.h5ad", 4, "X holds normalised, not logged"),
     (bad.duplicate_genes, "init cells.h5ad", 4, "occur more than once"),
     # doctor
