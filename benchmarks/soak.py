@@ -3,11 +3,13 @@
     python benchmarks/soak.py                       an hour
     python benchmarks/soak.py --minutes 5 --seed 1
     python benchmarks/soak.py --quick --json        one cycle of few faults; last line a JSON object
+    python benchmarks/soak.py --pairs 200           only two trainings at once, as often as that
 
 Each cycle trains a run from its beginning to its end through random faults, then generates (killed
 half-way, and again), scores, and lists it. The faults: SIGKILL and SIGTERM at any moment, a disk that
 takes no more bytes of a file, lines and files torn after a crash, a clock that jumps by up to a year
-either way. Then weights, optimiser, model, history and cells are held, byte by byte, against those of
+either way. Two trainings of one preset, begun at the same moment, must become two runs, or one where
+the name was given. Then weights, optimiser, model, history and cells are held, byte by byte, against those of
 a run that nobody disturbed. No command may end in a traceback or an exit code that is not its own.
 
 Every command is a fork of one process that has imported everything and computed nothing, so that an
@@ -68,6 +70,7 @@ EXPECTED = {
     "torn": {-signal.SIGKILL, 0},
     "clock": {-signal.SIGKILL, 0},
     "none": {0},
+    "refused": {0, 2, 3},  # one of two that were given the same name
 }
 FAULTS = ("kill", "term", "disk", "torn", "clock")
 GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
@@ -102,6 +105,7 @@ class Soak:
         try:
             code = 99
             os.chdir(self.folder)
+            sys.argv = ["tfx", *arguments]
             os.dup2(say, 1)
             os.dup2(say, 2)
             if file_limit is not None:
@@ -157,7 +161,7 @@ class Soak:
             said = pipe.read(2**15).decode(errors="replace")
         if code not in EXPECTED[fault] or "Traceback" in said or "this is a fault of tfx" in said:
             self.findings.append(f"{what} under {fault} ended with {code}: {said.strip()[-400:]}")
-        if fault != "none":
+        if fault not in ("none", "refused"):
             self.counts[fault] += 1
             self.endings[f"{what}, {fault}: {code}"] += 1
         return code
@@ -203,10 +207,6 @@ class Soak:
         run = self.folder / "runs" / name
         if (run / "run.json").exists():
             return ("train", f"runs/{name}")
-        if run.exists():  # killed before it was a run: nothing but a lock
-            for path in run.iterdir():
-                path.unlink()
-            run.rmdir()
         return ("train", "soak.toml", "--run", name)
 
     def tear(self, name: str) -> None:
@@ -222,6 +222,45 @@ class Soak:
         saved = sorted((run / "checkpoints").glob("step-*/weights.safetensors"))
         if len(saved) > 1 and self.rng.random() < 0.7:
             os.truncate(saved[-1], saved[-1].stat().st_size // 2)
+
+    # ------------------------------------------------------------------------- two at once
+
+    def train_two(self, number: int) -> None:
+        """Begin two trainings of one preset at the same moment, with seeds that tell them apart."""
+        is_named = number % 4 == 3
+        name = f"pair{number}"
+        arguments = ["train", "soak.toml", "--set", "train.max_steps=2", "--set"]
+        target = ["--run", name] if is_named else ["--set", f"name={name}"]
+        begun = [
+            (seed, self.start(*arguments, f"train.seed={seed}", *target), self.listen)
+            for seed in (1, 2)
+        ]
+        codes = []
+        for seed, child, listen in begun:
+            self.listen = listen
+            fault = "refused" if is_named else "none"
+            codes.append((self.finish(child, fault, f"train, seed {seed} of two"), seed))
+        runs = sorted((self.folder / "runs").glob(f"{name}*"))
+        trained = sorted(seed for code, seed in codes if code == 0)
+        if len(trained) != 2 - is_named or len(runs) != len(trained):
+            self.findings.append(f"{name}: ended with {codes}, and made {[r.name for r in runs]}")
+        seeds = [self.seed_of(run) for run in runs]
+        if sorted(seeds) != trained:
+            self.findings.append(f"{name}: runs of seeds {seeds} were made by {trained}")
+        self.counts["two at once"] += 1
+
+    def seed_of(self, run: Path) -> int:
+        """Return the seed of a run; -1 if its files are not all of one run of two steps."""
+        from core.model.folder import CellModel
+        from core.runlog.reader import RunReader, read_values
+
+        reader = RunReader(run)
+        said = {int(word.partition("=")[2]) for word in reader.run["argv"] if "seed=" in word}
+        said |= {read_values(run)["train.seed"], CellModel.load(run / "model").provenance["seed"]}
+        steps = [(line["split"], line["step"]) for line in reader.metrics()]
+        starts = [event for event in reader.events() if event["event"] == "start"]
+        is_one = len(said) == 1 and len(starts) == 1 and len(steps) == len(set(steps))
+        return said.pop() if is_one and reader.status["state"] == "finished" else -1
 
     # ------------------------------------------------------------------------- what is made of it
 
@@ -282,6 +321,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0, help="of faults and moments")
+    parser.add_argument("--pairs", type=int, help="only so many pairs of trainings at once")
     parser.add_argument("--quick", action="store_true", help="one cycle of five faults")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -293,14 +333,25 @@ def main() -> int:
     deadline = time.monotonic() + 60 * arguments.minutes
     cycles = 0
     with tempfile.TemporaryDirectory() as name:
-        quick = arguments.quick  # nothing to fit before the first step: most of a short run
+        quick = (
+            arguments.quick or arguments.pairs
+        )  # nothing to fit before the first step: most of a short run
         soak = Soak(
             Path(name), steps=400 if quick else 600, seed=arguments.seed, log_linear=not quick
         )
-        soak.train("whole", 0)
-        soak.use("whole", disturbed=False)
-        while not soak.findings and (cycles == 0 or time.monotonic() < deadline):
+        if not arguments.pairs:
+            soak.train("whole", 0)
+            soak.use("whole", disturbed=False)
+        for number in range(arguments.pairs or 0):
+            if not soak.findings:
+                soak.train_two(number)
+        while (
+            not arguments.pairs
+            and not soak.findings
+            and (cycles == 0 or time.monotonic() < deadline)
+        ):
             run = f"run{cycles}"
+            soak.train_two(cycles)
             soak.train(run, 5 if arguments.quick else 20)
             if not soak.findings:
                 soak.use(run, disturbed=True)

@@ -63,17 +63,16 @@ def file_json(path: Path) -> Any:  # noqa: ANN401
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` at the end, remove it on failure.
 
-    Readers see the old file or the new one, never a part; of a folder, the new one or, for a moment, none.
+    Readers see the old file or the new one, never a part. The temporary file exists, and is empty: a link
+    that another user put in its place is removed, not followed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
 
 
@@ -151,6 +150,14 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
     with open_file(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def share_as_folder(path: Path) -> None:
+    """Give a file the permissions of the new folder it is in: those of the user's umask.
+
+    Some libraries make files that only their owner can read.
+    """
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def free_space(path: Path) -> tuple[Path, int]:

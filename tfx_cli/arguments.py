@@ -4,6 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -67,23 +68,24 @@ def existing_run(target: str) -> Path | None:
     return next((folder for folder in folders if (folder / RUN_FILE).is_file()), None)
 
 
-def new_run_folder(name: str, wanted: str | None) -> Path:
-    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken."""
-    if wanted is not None:
-        if not is_run_name(wanted):
-            raise ConfigurationError(
-                f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
-            )
-        folder = RUNS / wanted
-        if folder.exists():
-            raise ConfigurationError(
-                f"--run {wanted}: {folder} exists; continue it by 'tfx train {folder}', or choose another name"
-            )
-        return folder
-    folder, number = RUNS / name, 2
-    while folder.exists():
-        folder, number = RUNS / f"{name}-{number}", number + 1
-    return folder
+def new_run_folder(name: str, wanted: str | None, claim: ExitStack | None = None) -> Path:
+    """Return the folder of a new run: the wanted name, else the preset's, numbered if taken.
+
+    With ``claim`` this process owns the folder until that is closed; else nothing is made.
+    """
+    from core.runlog.ownership import claim_new_run, free_folders
+
+    if wanted is not None and not is_run_name(wanted):
+        raise ConfigurationError(
+            f"--run {wanted}: use letters, digits, '_', '.' or '-' in the name of a run"
+        )
+    folder, is_numbered = RUNS / (wanted or name), wanted is None
+    try:
+        if claim is None:
+            return next(free_folders(folder, may_be_numbered=is_numbered))
+        return claim_new_run(claim, folder, may_be_numbered=is_numbered)
+    except TfxError as error:
+        raise type(error)(f"--run {wanted}: {error}" if wanted else str(error)) from None
 
 
 def is_run_name(name: str) -> bool:
@@ -93,12 +95,13 @@ def is_run_name(name: str) -> bool:
 
 def model_folder(run: str | None) -> Path:
     """Return the model folder of a run (default: the newest), or the model folder that is named."""
+    from core.folders import is_settled
     from core.runlog.reader import find_run
 
-    if run is not None and (Path(run) / "tfx.json").is_file():
+    if run is not None and is_settled(Path(run)) and (Path(run) / "tfx.json").is_file():
         return Path(run)
     folder = find_run(RUNS, run) / "model"
-    if not folder.is_dir():
+    if not is_settled(folder):
         raise DataError(
             f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.errors import ConfigurationError, DataError
+from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
     FEW_GENES,
@@ -75,6 +75,9 @@ def evaluate(
     output: Path | None = option(
         "--output -o FOLDER", "Folder of the report; default: RUN/eval, or RUN/eval-FILE."
     ),
+    store: Path | None = option(
+        "--store FOLDER", "The store the run was trained on, if it is in another place now."
+    ),
     matrix: str = MATRIX,
     gene_ids: str = GENE_IDS,
     few_genes: bool = FEW_GENES,
@@ -110,16 +113,17 @@ def evaluate(
     # torch and transformers, 3 s: only after the run has been found.
     from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.report.records import EVALUATION_VERSION, FIDELITY_VERSION, report_record
-    from core.generation.comparison import open_training_store
+    from core.generation.comparison import find_training_store, open_training_store
     from core.model.folder import CellModel
     from core.training.machine import choose_device
 
     chosen = "cpu" if generated else choose_device(device, where="--device")
     model = CellModel.load(folder, device=chosen)
-    store = open_training_store(model)
+    is_needed = store is not None or not (files or generated)
+    cells = find_training_store(model, store) if is_needed else open_training_store(model)
     donor_column, trained_where = _trained_on(run_folder)
     of_files: dict[str, Any] = {
-        "store": store,
+        "store": cells,
         "donor_column": donor_column,
         "trained_where": trained_where,
         "labels": labels or (),
@@ -156,22 +160,17 @@ def evaluate(
     from core.evaluation.report.writing import write_evaluation, write_into_card
     from core.inference.evaluate_files import evaluate_files
 
-    if store is None and not files:
-        path = model.provenance.get("store")
-        raise DataError(
-            f"{run_folder}: the store it was trained on ({path}) is gone or changed; prepare it again"
-        )
     gene_rows: list[Any] = []
     scored: dict[str, Any] = {"baselines": BASELINE_SETS[baselines], "max_cells": max_cells}
     with show_progress() as listener:
-        if store is None or files:
+        if cells is None or files:
             report = evaluate_files(
                 model, files, few_genes=few_genes, on_progress=listener, **scored, **of_files
             )
         else:
             report, gene_rows = evaluate_held_out(
                 model,
-                store,
+                cells,
                 split or "test",
                 loss=preset_of(run_folder).preset.loss,
                 where=CellFilter.parse(where, where="--where") if where else trained_where,

@@ -55,7 +55,8 @@ def prepare(
     if not verify or store is None:
         resolved = resolve_sources(sources, config, assign)
     # anndata, scanpy and pandas, 2 to 3 s: only after the preset has proved right.
-    from core.cells.manifest import MANIFEST_NAME, verify_store
+    from core.cells.integrity import verify_store
+    from core.cells.manifest import MANIFEST_NAME
     from core.cells.prepare import prepare_store, store_path
 
     store = store or store_path(resolved.preset.data, resolved.name)

@@ -3,19 +3,21 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from core.errors import ConfigurationError, DataError, ExitCode, TrainingInterrupted
+from core.errors import ConfigurationError, ExitCode, TrainingInterrupted
 from core.training.launched import LAUNCHER, launched_process
 from core.wording import duration, size
 from tfx_cli.arguments import (
     ASSIGNMENTS,
     CONFIG_FILES,
     JSON_OUTPUT,
+    RUNS,
     bundled_presets,
     existing_run,
     new_run_folder,
@@ -49,6 +51,7 @@ def train(
     run: str | None = option("--run NAME", "Name of the new run; default: the preset's."),
     steps: int | None = preset_option("--steps", "train.max_steps"),
     device: str | None = preset_option("--device auto|cpu|cuda|mps", "train.device"),
+    store: str | None = preset_option("--store FOLDER", "data.store"),
     processes: int | None = option(
         "--processes N", "Processes: one per GPU of this machine.", min=1
     ),
@@ -82,23 +85,57 @@ def train(
         raise ConfigurationError(
             f"{folder} continues under its own name; omit --run, or train a preset"
         )
-    from core.presets.loading import resolve_preset
-
     changes: dict[str, Any] = {
         "overlays": config or (),
-        "options": {"train.max_steps": steps, "train.device": device},
+        "options": {"train.max_steps": steps, "train.device": device, "data.store": store},
         "option_names": {"train.max_steps": "--steps", "train.device": "--device"},
         "assignments": assign or (),
     }
-    if folder is None:
-        resolved = resolve_preset(Path(target), environment=os.environ, **changes)
-    else:
+    if folder is not None:
         resolved = _changed_preset(folder, changes)
+    else:
+        from core.presets.loading import resolve_preset
+
+        _check_not_unfinished(target)
+        resolved = resolve_preset(Path(target), environment=os.environ, **changes)
     launched_process()  # junk in the environment fails before anything is started
     if (processes or 1) > 1 and not dry_run and LAUNCHER not in os.environ:
         raise typer.Exit(launch(sys.argv[1:], processes or 1))
-    if folder is None:
-        new_run_folder(resolved.name, run)  # a taken name fails before the cells are prepared
+    from core.runlog.ownership import owned_run
+
+    with ExitStack() as owned:
+        if dry_run or not is_main_process():  # the main process tells the others its folder
+            place = folder or new_run_folder(resolved.name, run if dry_run else None)
+        elif folder is None:
+            place = new_run_folder(resolved.name, run, owned)
+        else:
+            place = folder
+            owned.enter_context(owned_run(folder))
+        _train(resolved, place, folder is None, processes, dry_run=dry_run, as_json=as_json)
+
+
+def _check_not_unfinished(target: str) -> None:
+    """Explain why a folder whose process died before it was a run cannot be continued."""
+    from core.runlog.ownership import is_free
+
+    for folder in (Path(target), RUNS / target):
+        if folder.is_dir() and target not in bundled_presets() and is_free(folder):
+            raise ConfigurationError(
+                f"{folder} holds no run: its process ended before the first step; train the preset again, "
+                f"which takes the folder over"
+            )
+
+
+def _train(
+    resolved: "ResolvedPreset",
+    folder: Path,
+    is_new: bool,
+    processes: int | None,
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train in a folder that this process owns, or forecast."""
     # torch, transformers, accelerate and scanpy, 3 to 5 s: only after the preset has proved right.
     from core.cells.cell_filter import CellFilter
     from core.cells.prepare import ensure_store
@@ -114,36 +151,35 @@ def train(
     check_start_shape(resolved.preset)
     CellFilter.parse(resolved.preset.data.where, where="data.where")
     if dry_run:
-        folder_of_run = folder or new_run_folder(resolved.name, run)
-        store = None if folder is None else _store_of_run(folder)
-        _show_forecast(resolved, folder_of_run, store, processes or 1, as_json=as_json)
+        store = None if is_new else _store_of_run(folder, resolved)
+        _show_forecast(resolved, folder, store, processes or 1, as_json=as_json)
         return
     meet_processes()  # before the cells are prepared, which may take minutes
     with show_progress() as listener:
-        if folder is not None:
-            store = _store_of_run(folder)
-        else:
+        if is_new:
             store = ensure_store(resolved.preset.data, resolved.name, on_progress=listener)
-            folder = new_run_folder(resolved.name, run)
+        else:
+            store = _store_of_run(folder, resolved)
         narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")
-        stopped = ""
+        stopped: TrainingInterrupted | None = None
         try:
             with stop_on_signals() as stop:
                 result = train_model(
                     resolved,
                     store,
                     folder,
+                    is_owned=True,
                     convert_weights=convert_start,
                     should_stop=stop,
                     on_progress=listener,
                 )
         except TrainingInterrupted as error:
-            stopped = f"{error}; 'tfx train {folder}' continues from there"
+            stopped = error
     leave_processes()
-    if stopped and not is_main_process():
-        raise typer.Exit(ExitCode.STOPPED_EARLY)
-    if stopped:
-        raise TrainingInterrupted(stopped)
+    if stopped is not None:
+        if not is_main_process():
+            raise typer.Exit(ExitCode.STOPPED_EARLY)
+        raise stopped
     if not result.is_main:
         return
     names = ("run", "model", "steps", "best_step", "validation")
@@ -176,17 +212,19 @@ def _changed_preset(folder: Path, changes: Mapping[str, Any]) -> "ResolvedPreset
     return resolved
 
 
-def _store_of_run(folder: Path) -> "Store":
-    from core.cells.store import Store
+def _store_of_run(folder: Path, resolved: "ResolvedPreset") -> "Store":
+    """Open the store of a run: the one that this command names, else the run's own, wherever it is now."""
+    from core.cells.store import Store, places_of_store
     from core.runlog.reader import RunReader
 
     run = RunReader(folder).run
-    store = Store.open(str(run.get("store", "")))
-    if store.manifest.key != run.get("store_key"):
-        raise DataError(
-            f"{store.path} was prepared again after {folder} began; train the preset again"
-        )
-    return store
+    names = ("store", "store_key", "store_relative")
+    recorded, key, relative = (str(run.get(name, "")) for name in names)
+    places = places_of_store(recorded, folder, relative)
+    if named := resolved.preset.data.store:
+        is_changed = named != preset_of(folder).preset.data.store
+        places = [Path(named)] if is_changed else [Path(named), *places]
+    return Store.of_key(key, places, owner=str(folder))
 
 
 def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator[Paragraph]:

@@ -14,12 +14,11 @@ from core.cells.builtin import load_builtin
 from core.cells.cell_filter import CellFilter
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.prepare import ensure_store
-from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import evaluate_held_out
 from core.files import file_text
 from core.generation.cell_generator import generate_cells
-from core.generation.comparison import open_training_store
+from core.generation.comparison import find_training_store
 from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
 from core.inference.annotate import (
     embed_cells,
@@ -33,6 +32,7 @@ from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
 from core.progress import Listener, ignore_progress
 from core.published.weights import check_start_shape, convert_start
+from core.runlog.ownership import owned_run
 from core.runlog.schema import CONFIG_FILE
 from core.training.engine import train as train_model
 from core.training.processes import meet_processes
@@ -62,10 +62,16 @@ def train(
     check_preset(resolved.preset)
     check_start_shape(resolved.preset)
     meet_processes()
-    store = ensure_store(resolved.preset.data, resolved.name, on_progress=on_progress)
-    result = train_model(
-        resolved, store, Path(folder), convert_weights=convert_start, on_progress=on_progress
-    )
+    with owned_run(Path(folder)):
+        store = ensure_store(resolved.preset.data, resolved.name, on_progress=on_progress)
+        result = train_model(
+            resolved,
+            store,
+            Path(folder),
+            is_owned=True,
+            convert_weights=convert_start,
+            on_progress=on_progress,
+        )
     return CellModel.load(Path(result.model))
 
 
@@ -86,11 +92,7 @@ def evaluate(
     """
     folder = Path(run)
     model = CellModel.load(folder / "model")
-    store = open_training_store(model)
-    if store is None:
-        raise DataError(
-            f"{folder}: the store it was trained on is gone or changed; prepare it again"
-        )
+    store = find_training_store(model)
     config = folder / CONFIG_FILE
     preset = ResolvedPreset.from_toml(file_text(config), where=str(config)).preset
     trained_where = CellFilter.parse(preset.data.where, where="data.where")

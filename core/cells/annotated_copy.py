@@ -22,7 +22,7 @@ from core.cells.opening import hdf5_file
 from core.cells.reading import kind_of, load_whole, read_old_tables
 from core.cells.stored_source import StoredSource
 from core.errors import ConfigurationError, MachineError
-from core.files import replacing
+from core.folders import writing_output
 
 if TYPE_CHECKING:
     import zarr
@@ -38,12 +38,11 @@ _PIECE_VALUES, _PIECE_ROWS = 2**18, 4_096
 def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
     """Copy cells into an .h5ad file or a .zarr store, by its ending, and give the copy.
 
-    It has a temporary name until it is complete; a MachineError if it cannot be written.
+    It appears under its name when it is complete; a MachineError if it cannot be written.
     """
     to_zarr = target.suffix == ".zarr"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as new:
+        with writing_output(target) as new:
             if kind_of(source) != ("zarr" if to_zarr else "h5ad"):
                 write_whole(load_whole(source), new, to_zarr=to_zarr)
             elif to_zarr:

@@ -1,20 +1,25 @@
-"""The manifest of a store: what its arrays mean, in one versioned JSON file, and their checksums."""
+"""The manifest of a store: what its arrays mean, in one versioned JSON file, and their checksums.
 
+``manifest.sha256`` beside it holds its own checksum, in the form of sha256sum.
+"""
+
+import errno
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from core.errors import DataError
-from core.files import file_json, sha256_of
-from core.progress import Listener, ProgressEvent, ignore_progress
+from core.errors import DataError, MachineError, TfxError
+from core.files import file_bytes
 
 #: Raised by one whenever an older reader would misread a newer store.
 FORMAT_VERSION = 2
 #: Formats that are read: 1 had no checksums, and another random order.
 _READABLE = (1, 2)
 MANIFEST_NAME = "manifest.json"
+MANIFEST_SUM_NAME = "manifest.sha256"
 
 
 class _Record(BaseModel):
@@ -69,16 +74,15 @@ class Manifest(_Record):
         """Read ``manifest.json``; DataError if it is absent or damaged, or if a newer tfx wrote it."""
         path = folder / MANIFEST_NAME
         try:
-            record = file_json(path)
+            text = file_bytes(path)
+            record = json.loads(text)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{folder}: not a store (no {MANIFEST_NAME}); make one with 'tfx prepare', or give "
                 f"the folder it wrote"
             ) from None
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); check the file's permissions"
-            ) from error
+            raise unreadable(path, error) from error
         except ValueError as error:
             raise DataError(
                 f"{path}: damaged manifest ({error}); prepare the store again"
@@ -91,52 +95,37 @@ class Manifest(_Record):
                 f"again or use the tfx that wrote it"
             )
         try:
-            return cls.model_validate(record)
+            manifest = cls.model_validate(record)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise DataError(
                 f"{path}: damaged manifest ({place}: {first['msg']}); prepare the store again"
             ) from error
+        sum_path = folder / MANIFEST_SUM_NAME
+        if sum_path.exists() and sum_path.read_text(errors="replace") != _sum_line(text):
+            raise DataError(
+                f"{path}: damaged, it is not as {MANIFEST_SUM_NAME} says; prepare the store again, or copy "
+                f"it again from where it is whole"
+            )
+        return manifest
 
     def write(self, folder: Path) -> None:
-        """Write ``manifest.json``, the same for the same store."""
+        """Write ``manifest.json`` and its checksum, the same for the same store."""
         text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        (folder / MANIFEST_NAME).write_bytes(text.encode())
+        (folder / MANIFEST_SUM_NAME).write_text(_sum_line(text.encode()), encoding="utf-8")
 
 
-def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
-    """Compare every file of a store with the checksum in its manifest; return the number of files.
-
-    Raises
-    ------
-    DataError
-        The folder is no store, has no checksums (format 1), or files are missing or were changed;
-        the message names them.
-    """
-    manifest = Manifest.load(path)
-    if not manifest.checksums:
-        raise DataError(
-            f"{path}: a store of format {manifest.format_version}, which has no checksums; prepare "
-            f"it again to get them"
+def unreadable(path: Path, error: OSError) -> TfxError:
+    """Return the error of a file of a store that cannot be opened: of the machine, if that lacks something."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return MachineError(
+            f"{path}: cannot be opened ({error.strerror}); close other programs, or raise the limit "
+            f"(ulimit -n for open files)"
         )
-    missing = [name for name in manifest.checksums if not (path / name).exists()]
-    sizes = {
-        name: (path / name).stat().st_size for name in manifest.checksums if name not in missing
-    }
-    changed = []
-    done, total = 0, sum(sizes.values())
-    for name, n_bytes in sizes.items():
-        on_progress(ProgressEvent("verifying", done, total))
-        if sha256_of(path / name) != manifest.checksums[name]:
-            changed.append(name)
-        done += n_bytes
-    on_progress(ProgressEvent("verifying", done, total))
-    faults = [f"{', '.join(changed)} changed since it was prepared"] if changed else []
-    faults += [f"{', '.join(missing)} missing"] if missing else []
-    if faults:
-        raise DataError(
-            f"{path}: damaged store ({'; '.join(faults)}); delete it and prepare it again, or copy "
-            f"it again from where it is whole"
-        )
-    return len(manifest.checksums)
+    return DataError(f"{path}: cannot be read ({error.strerror}); check the file's permissions")
+
+
+def _sum_line(text: bytes) -> str:
+    return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST_NAME}\n"

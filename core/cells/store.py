@@ -7,8 +7,9 @@ docs/store-format.md describes each array.
 """
 
 import logging
+import os
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,8 @@ from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
-from core.cells.manifest import Manifest
+from core.cells.integrity import StoreChecks
+from core.cells.manifest import MANIFEST_NAME, Manifest, unreadable
 from core.cells.normalisation import count_scales, log_normalise
 from core.cells.phenotypes import check_lengths, match_label, suggest
 from core.errors import ConfigurationError, DataError
@@ -54,6 +56,10 @@ class StoredCells:
     totals: NDArray[np.float32]
 
 
+class NoStoreError(DataError):
+    """The store of a run or model is gone, or was prepared again."""
+
+
 class LabelColumns(UserDict[str, Any]):
     """Label columns by name: set to codes and values, read as a categorical with all its values."""
 
@@ -83,41 +89,91 @@ class Store:
         self.value_kind = manifest.value_kind
         value_type = np.uint16 if self.value_kind == "counts" else np.float32
         gene_type = gene_index_type(n_genes)
-        #: CSR form of all cells. A count of `LARGE_COUNT` or more is `LARGE_COUNT` in `values`.
-        self.indptr: NDArray[np.int64] = self._array("indptr", (n_cells + 1,), np.int64)
-        self.columns: NDArray[np.integer[Any]] = self._array("genes", (n_values,), gene_type)
-        self.values: NDArray[Any] = self._array("values", (n_values,), value_type)
-        self._large_at = self._array("large_at", (None,), np.int64)
-        self._large_values = self._array("large_values", self._large_at.shape, np.uint32)
-        #: (cells,), sum over all genes of the source file.
-        self.totals: NDArray[np.float32] = self._array("totals", (n_cells,), np.float32)
-        #: (cells, phenotypes), columns in the order of `phenotypes`; -1 is missing.
-        self.phenotype_codes: NDArray[np.int32] = self._array(
-            "phenotypes", (n_cells, len(manifest.phenotypes)), np.int32
-        )
-        #: (cells,), index into `SPLITS`.
-        self.split_codes: NDArray[np.int8] = self._array("splits", (n_cells,), np.int8)
-        #: (cells,), codes of `donor_names`, -1 is missing; None without donors.
-        self.donors: NDArray[np.int32] | None = None
-        #: (cells, 2): index into ``manifest.sources``, and the row in that source.
-        self.origins: NDArray[np.int64] = self._array("origins", (n_cells, 2), np.int64)
-        #: (genes,), columns from most to least variable in training cells.
-        self.hvg_order: NDArray[np.int32] = self._array("gene_order", (n_genes,), np.int32)
-        own: dict[str, tuple[NDArray[Any], Sequence[str]]] = {"split": (self.split_codes, SPLITS)}
-        if manifest.donors is not None:
-            self.donors = self._array("donors", (n_cells,), np.int32)
-            own["donor"] = (self.donors, manifest.donors)
-        own["source"] = (self.origins[:, 0], [one.name for one in manifest.sources])
-        phenotypes = {
-            name: (self.phenotype_codes[:, column], values)
-            for column, (name, values) in enumerate(manifest.phenotypes.items())
+        shapes: dict[str, tuple[tuple[int | None, ...], Any]] = {
+            "indptr": ((n_cells + 1,), np.int64),
+            "genes": ((n_values,), gene_type),
+            "values": ((n_values,), value_type),
+            "large_at": ((None,), np.int64),
+            "large_values": ((None,), np.uint32),
+            "totals": ((n_cells,), np.float32),
+            "phenotypes": ((n_cells, len(manifest.phenotypes)), np.int32),
+            "splits": ((n_cells,), np.int8),
+            "origins": ((n_cells, 2), np.int64),
+            "gene_order": ((n_genes,), np.int32),
         }
-        self._own_labels = LabelColumns(own)
-        #: What cells can be filtered by: phenotypes, then "split", "donor" and "source".
-        self.labels = LabelColumns(
-            phenotypes | {k: v for k, v in own.items() if k not in phenotypes}
-        )
+        if manifest.donors is not None:
+            shapes["donors"] = ((n_cells,), np.int32)
+        self._arrays = {name: self._map(name, *expected) for name, expected in shapes.items()}
+        self._checks = StoreChecks(path, manifest, self._arrays)
         self._column_maps: dict[str, NDArray[np.int32]] = {}
+
+    # CSR form of all cells. `check_cells` compares `columns` and `values` with their checksums.
+    @cached_property
+    def indptr(self) -> NDArray[np.int64]:
+        """(cells + 1,), where the values of each cell begin."""
+        return self._array("indptr")
+
+    @property
+    def columns(self) -> NDArray[np.integer[Any]]:
+        """(values,), gene of each value, ascending within a cell."""
+        return self._arrays["genes"]
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(values,); a count of `LARGE_COUNT` or more is `LARGE_COUNT` here."""
+        return self._arrays["values"]
+
+    @cached_property
+    def totals(self) -> NDArray[np.float32]:
+        """(cells,), sum over all genes of the source file."""
+        return self._array("totals")
+
+    @cached_property
+    def phenotype_codes(self) -> NDArray[np.int32]:
+        """(cells, phenotypes), columns in the order of `phenotypes`; -1 is missing."""
+        return self._array("phenotypes")
+
+    @cached_property
+    def split_codes(self) -> NDArray[np.int8]:
+        """(cells,), index into `SPLITS`."""
+        return self._array("splits")
+
+    @cached_property
+    def donors(self) -> NDArray[np.int32] | None:
+        """(cells,), codes of `donor_names`, -1 is missing; None without donors."""
+        return None if self.manifest.donors is None else self._array("donors")
+
+    @cached_property
+    def origins(self) -> NDArray[np.int64]:
+        """(cells, 2): index into ``manifest.sources``, and the row in that source."""
+        return self._array("origins")
+
+    @cached_property
+    def hvg_order(self) -> NDArray[np.int32]:
+        """(genes,), columns from most to least variable in training cells."""
+        return self._array("gene_order")
+
+    @cached_property
+    def _own_labels(self) -> LabelColumns:
+        own: dict[str, tuple[NDArray[Any], Sequence[str]]] = {"split": (self.split_codes, SPLITS)}
+        if self.donors is not None and self.manifest.donors is not None:
+            own["donor"] = (self.donors, self.manifest.donors)
+        own["source"] = (self.origins[:, 0], [one.name for one in self.manifest.sources])
+        return LabelColumns(own)
+
+    @cached_property
+    def labels(self) -> LabelColumns:
+        """What cells can be filtered by: phenotypes, then "split", "donor" and "source"."""
+        codes, phenotypes = self._array("phenotypes"), self.manifest.phenotypes
+        found: dict[str, Any] = {
+            name: (codes[:, column], phenotypes[name]) for column, name in enumerate(phenotypes)
+        }
+        own = self._own_labels.data
+        return LabelColumns(found | {name: own[name] for name in own if name not in found})
+
+    def check_cells(self, rows: NDArray[np.integer[Any]]) -> None:
+        """Compare the expression of cells with its checksums, once; DataError if it was damaged."""
+        self._checks.check_values(self.indptr[rows], self.indptr[rows + 1])
 
     @classmethod
     def open(cls, path: Path | str) -> "Store":
@@ -130,10 +186,33 @@ class Store:
         """
         return cls(Path(path), Manifest.load(Path(path)))
 
+    @classmethod
+    def of_key(cls, key: str, places: Iterable[Path], *, owner: str) -> "Store":
+        """Open the store of a key in the first of some places that has it.
+
+        NoStoreError if none has, DataError if it is damaged; ``owner`` is the run or model that needs it.
+        """
+        places = list(dict.fromkeys(places))
+        present = [place for place in places if (place / MANIFEST_NAME).exists()]
+        for place in present:
+            manifest = Manifest.load(place)
+            if manifest.key == key:
+                return cls(place, manifest)
+        if present:
+            raise NoStoreError(
+                f"{present[0]} was prepared again after {owner} began, from other cells or settings; "
+                f"train the preset again, or name the store of {owner} by --store"
+            )
+        where = f"{places[0]}: " if places else ""
+        raise NoStoreError(
+            f"{where}the store of {owner} is not there; name its new place by --store, or prepare it again"
+        )
+
     @cached_property
     def truth(self) -> dict[str, Any] | None:
         """The known truth of simulated cells, or None for real ones."""
         path = self.path / TRUTH_NAME
+        self._checks.check_file(TRUTH_NAME)
         return file_json(path) if path.exists() else None
 
     def rows(self, split: Split) -> NDArray[np.int64]:
@@ -253,6 +332,7 @@ class Store:
         """Cells as stored, in the order of `rows`: store columns and raw values."""
         rows = np.asarray(rows, dtype=np.int64)
         starts, ends = self.indptr[rows], self.indptr[rows + 1]
+        self._checks.check_values(starts, ends)
         # One slice per cell: a gather by flat indices takes ten times as long.
         spans = [
             slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
@@ -260,11 +340,13 @@ class Store:
         genes = np.concatenate([self.columns[:0], *(self.columns[span] for span in spans)])
         values = np.concatenate([self.values[:0], *(self.values[span] for span in spans)])
         indptr = np.concatenate(([0], np.cumsum(ends - starts)))
-        if len(self._large_at) and len(reserved := np.flatnonzero(values == LARGE_COUNT)):
+        large_at = self._arrays["large_at"]
+        if len(large_at) and len(reserved := np.flatnonzero(values == LARGE_COUNT)):
             cell = np.searchsorted(indptr, reserved, side="right") - 1
             stored_at = starts[cell] + reserved - indptr[cell]
             values = values.astype(np.uint32)
-            values[reserved] = self._large_values[np.searchsorted(self._large_at, stored_at)]
+            found = np.searchsorted(self._array("large_at"), stored_at)
+            values[reserved] = self._array("large_values")[found]
         return StoredCells(indptr, genes, values, self.totals[rows])
 
     def missing_genes(self, panel: GenePanel) -> list[str]:
@@ -338,7 +420,13 @@ class Store:
         self._column_maps[panel.hash] = columns
         return columns
 
-    def _array(self, name: str, shape: tuple[int | None, ...], dtype: Any) -> NDArray[Any]:  # noqa: ANN401
+    def _array(self, name: str) -> NDArray[Any]:
+        """Give an array whose file is as it was prepared."""
+        self._checks.check_file(f"{name}.npy")
+        return self._arrays[name]
+
+    def _map(self, name: str, shape: tuple[int | None, ...], dtype: Any) -> NDArray[Any]:  # noqa: ANN401
+        """Map the file of an array, whose size and type are checked."""
         path = self.path / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -346,7 +434,9 @@ class Store:
             raise DataError(
                 f"{self.path}: damaged store, {path.name} is missing; prepare it again"
             ) from None
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the store again") from error
         fits = len(array.shape) == len(shape) and all(
             want is None or have == want for have, want in zip(array.shape, shape, strict=True)
@@ -356,8 +446,24 @@ class Store:
                 f"{path}: damaged store, holds {array.dtype} {array.shape} instead of "
                 f"{np.dtype(dtype)} {shape}; prepare it again"
             )
+        if path.stat().st_size != array.offset + array.nbytes:
+            raise DataError(f"{path}: damaged store, has bytes behind its end; prepare it again")
         # A plain view of the map: slicing numpy's memmap class costs microseconds per slice.
         return np.asarray(array)
+
+
+def places_of_store(recorded: str, owner: Path, relative: str) -> list[Path]:
+    """Return where the store of a run or model may be, also after both were moved to another machine.
+
+    ``recorded`` is its path at the time, ``relative`` that path from the folder ``owner``, or "".
+    """
+    owner = owner.resolve()
+    places = [Path(recorded)] if recorded else []
+    if relative:
+        places.append(Path(os.path.normpath(owner / relative)))
+    for folder in owner.parents[:3]:
+        places += [folder / "stores" / Path(recorded).name, folder / Path(recorded).name]
+    return places
 
 
 def values_of_one(positive: str) -> list[str]:

@@ -161,6 +161,9 @@ class PanelReader:
 
     def take(self, parts: Sequence[tuple[PanelCells, NDArray[np.integer[Any]]]]) -> PanelCells:
         """Join cells, given as (what to take from, which of its cells), in this order."""
+        for cells, chosen in parts:
+            if cells is self._whole:
+                self.store.check_cells(chosen)
         # One slice per cell: a gather by flat indices takes ten times as long.
         spans = [(cells, cells.spans(chosen)) for cells, chosen in parts]
         lengths = [cells.indptr[chosen + 1] - cells.indptr[chosen] for cells, chosen in parts]

@@ -1,7 +1,10 @@
 """Generated cells beside real ones: matching real cells, markers, numbers to draw, a picture."""
 
 import io
+import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,12 @@ from scipy import sparse
 from scipy.linalg import eigh
 
 from core.cells.genes import GenePanel
-from core.cells.store import SPLITS, Store
+from core.cells.store import SPLITS, NoStoreError, Store, places_of_store
 from core.errors import DataError
 from core.model.folder import CellModel
 from core.wording import visible
+
+logger = logging.getLogger(__name__)
 
 #: Held-out real cells are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
@@ -34,13 +39,33 @@ _NAMED_GENES = 8
 FloatArray = NDArray[np.floating[Any]]
 
 
+def find_training_store(model: CellModel, place: Path | None = None) -> Store:
+    """Open the store that a model was trained on: in ``place``, else in its own or beside the model.
+
+    NoStoreError if it is gone or was prepared again, DataError if it is damaged.
+    """
+    facts = model.provenance
+    store, run = str(facts.get("store", "")), str(facts.get("run", ""))
+    if place is not None:
+        places = [place]
+    elif model.folder is None:
+        places = [Path(store)] if store else []
+    else:
+        relative = os.path.relpath(store, run) if store and run else ""
+        places = places_of_store(store, model.folder.parent, relative)
+    owner = "the model" if model.folder is None else str(model.folder)
+    return Store.of_key(str(facts.get("store_key", "")), places, owner=owner)
+
+
 def open_training_store(model: CellModel) -> Store | None:
-    """Open the store the model was trained on, if it is still in its place and unchanged."""
+    """Open the store that a model was trained on; None if it is gone, and with a warning if it is damaged."""
     try:
-        store = Store.open(model.provenance.get("store", ""))
-    except DataError:
+        return find_training_store(model)
+    except NoStoreError:
         return None
-    return store if store.manifest.key == model.provenance.get("store_key") else None
+    except DataError as error:
+        logger.warning("%s; there is no comparison with its cells", error)
+        return None
 
 
 def read_real_cells(

@@ -3,45 +3,49 @@
 While cells are being generated, finished ones are kept in a folder ``FILE.h5ad.partial`` beside the file:
 
     request.json    the request and the hash of the weights
-    progress.json   cells and values that are complete; replaced after every part
+    parts.jsonl     a line per finished part: all cells and values so far, and a checksum of its bytes
     values.f32, genes.i32   the expression, row after row; lengths.i32: values of each cell
     codes.i32       (cells, phenotypes); library_sizes.f32: of each cell
 
-Anything beyond what progress.json says is cut off when the work is resumed, so that a kill at any moment
-costs one part. Parts end where batches end: a resumed file is the same, byte for byte. At the end the
-.h5ad is assembled inside the folder and renamed.
+When the work is resumed everything from the first part on that is missing or damaged is made again, so
+that a kill at any moment costs one part. Parts end where batches end: a resumed file is the same, byte
+for byte. At the end the .h5ad is assembled inside the folder and renamed. No other user can open the folder.
 """
 
+import itertools
 import logging
 import os
 import shutil
-from contextlib import ExitStack, closing
+import zlib
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.annotated_copy import empty_rows, write_whole
 from core.cells.reading import open_source
-from core.errors import ConfigurationError, DataError, MachineError
-from core.files import file_json, free_space, plain_json, write_json
+from core.errors import ConfigurationError, MachineError
+from core.files import file_bytes, free_space, plain_json, replace_file, write_json
+from core.folders import FolderInUseError, locked_folder
 from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator, gene_table
 from core.generation.cell_sizes import log_values, mean_genes_per_cell
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.runlog.json_lines import parse_object, to_line
 
 logger = logging.getLogger(__name__)
 
-#: Approximate number of cells between two writes of progress.json.
+#: Approximate number of cells of a part.
 _PART_CELLS = 1_024
 #: Values from which putting them together reports its progress.
 _MANY_VALUES = 1 << 20
 #: Values of a piece of an array in the .h5ad.
 _CHUNK = 65_536
+_PARTS = "parts.jsonl"
 _FLOAT, _INTEGER = np.dtype("<f4"), np.dtype("<i4")
 _FILES = {
     "values": _FLOAT,
@@ -94,30 +98,37 @@ def write_generated(
     ------
     ConfigurationError
         There are unfinished cells of another request.
-    DataError
-        The unfinished cells are damaged.
     MachineError
-        Another process writes the same file, or the disk has no room.
+        Another process writes the same file, its unfinished cells belong to another user, or the disk
+        has no room.
     KeyboardInterrupt
         Ctrl-C; finished cells are kept, and the same call resumes.
     """
     _check_disk_space(made, output)
     folder = partial_folder(output)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
+        with locked_folder(folder, is_private=True) as held:
             try:
                 finished = folder / "assembled.h5ad"
+                finished.unlink(missing_ok=True)  # of an earlier attempt
                 n_values = _draw(
                     made, folder, _unfinished(made, folder, restart=restart), on_progress
                 )
                 _assemble(made, folder, n_values, finished, on_progress)
                 finished.replace(output)
             except BaseException as error:
-                _clean_up(folder, warn=isinstance(error, KeyboardInterrupt))
+                n_done = _parts_so_far(folder)[-1]["cells"]
+                if not n_done:
+                    held.remove()
+                elif isinstance(error, KeyboardInterrupt):
+                    logger.warning(
+                        "stopped; %s finished cells stay in %s, and the same command resumes",
+                        f"{n_done:,}",
+                        folder,
+                    )
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
-    except Timeout:
+            held.remove()
+    except FolderInUseError:
         raise MachineError(
             f"another process is writing {output}; wait for it, or choose another name"
         ) from None
@@ -141,30 +152,34 @@ def read_first_cells(path: Path, n_cells: int) -> sparse.csr_matrix:
 
 
 def _unfinished(made: CellGenerator, folder: Path, *, restart: bool) -> tuple[int, int]:
-    """Return the cells and values that an earlier attempt at the same request completed."""
-    path = folder / "request.json"
+    """Return the cells and values that an earlier attempt at the same request completed, and cut off the rest."""
     # What finished cells must have in common with a request to belong to it.
     wanted = plain_json(made.provenance() | {"batch_size": made.batch_size})
-    n_cells, n_values = _read_done(folder)
-    is_same = n_cells > 0 and _read_json(path) == wanted
+    parts = _parts_so_far(folder)
+    n_cells = parts[-1]["cells"]
+    is_same = n_cells > 0 and _read_request(folder) == wanted
     if n_cells and not restart and not is_same:
         raise ConfigurationError(
             f"{folder} holds {n_cells:,} unfinished cells of another request or model; finish "
             f"that one first, add --overwrite to start again, or choose another name"
         )
-    if not is_same:
-        for name in _FILES:
-            _part(folder, name).unlink(missing_ok=True)
-        (folder / "progress.json").unlink(missing_ok=True)
-        write_json(path, wanted)
-        return 0, 0
-    for name, size in _sizes(made, n_cells, n_values).items():
-        if _part(folder, name).stat().st_size < size:
-            raise DataError(
-                f"{folder}: {name} is shorter than progress.json says; remove the folder"
-            )
-    logger.info("resuming after %s finished cells", f"{n_cells:,}")
-    return n_cells, n_values
+    whole = [parts[0]]
+    if is_same:
+        for before, part in itertools.pairwise(parts):
+            if part.get("crc32") != _checksum(made, folder, before, part):
+                break
+            whole.append(part)
+        if damaged := n_cells - whole[-1]["cells"]:
+            logger.warning("%s damaged cells in %s are made again", f"{damaged:,}", folder)
+    else:
+        for path in (_part(folder, name) for name in _FILES):
+            path.unlink(missing_ok=True)
+        (folder / _PARTS).unlink(missing_ok=True)
+        write_json(folder / "request.json", wanted)
+    replace_file(folder / _PARTS, b"".join(map(to_line, whole[1:])))
+    if n_cells := whole[-1]["cells"]:
+        logger.info("resuming after %s finished cells", f"{n_cells:,}")
+    return n_cells, whole[-1]["values"]
 
 
 def _draw(made: CellGenerator, folder: Path, done: tuple[int, int], on_progress: Listener) -> int:
@@ -173,10 +188,12 @@ def _draw(made: CellGenerator, folder: Path, done: tuple[int, int], on_progress:
     with ExitStack() as stack:
         files = {}
         for name, size in _sizes(made, *done).items():
-            _part(folder, name).touch()
-            files[name] = stack.enter_context(_part(folder, name).open("r+b"))
+            files[name] = stack.enter_context(_open_own(_part(folder, name)))
             files[name].truncate(size)
             files[name].seek(size)
+        finished = stack.enter_context(_open_own(folder / _PARTS))
+        finished.seek(0, os.SEEK_END)
+        sums = dict.fromkeys(files, 0)
         for block in made.blocks(start=n_done, on_progress=on_progress):
             rows = block.expression
             arrays = {
@@ -187,15 +204,52 @@ def _draw(made: CellGenerator, folder: Path, done: tuple[int, int], on_progress:
                 "library_sizes": block.library_size,
             }
             for name, array in arrays.items():
-                files[name].write(np.ascontiguousarray(array, dtype=_FILES[name]).tobytes())
+                stretch = np.ascontiguousarray(array, dtype=_FILES[name]).tobytes()
+                sums[name] = zlib.crc32(stretch, sums[name])
+                files[name].write(stretch)
             n_cells, n_values = block.cells.stop, n_values + rows.nnz
             if n_cells - n_done >= _PART_CELLS or n_cells == made.request.n_cells:
                 for file in files.values():
-                    file.flush()
-                    os.fsync(file.fileno())
-                n_done = n_cells
-                write_json(folder / "progress.json", {"cells": n_cells, "values": n_values})
+                    _flush(file)
+                finished.write(to_line({"cells": n_cells, "values": n_values, "crc32": sums}))
+                _flush(finished)
+                n_done, sums = n_cells, dict.fromkeys(files, 0)
     return n_values
+
+
+def _open_own(path: Path) -> IO[bytes]:
+    """Open a file for writing where it is, made if absent: never through a link, or under a second name."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise MachineError(
+            f"{path}: is a link to a file elsewhere; remove the folder {path.parent}"
+        )
+    return os.fdopen(descriptor, "r+b")
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _checksum(
+    made: CellGenerator, folder: Path, before: dict[str, Any], part: dict[str, Any]
+) -> dict[str, int] | None:
+    """Return the checksums of the bytes of a part; None if they cannot be read."""
+    starts, ends = (_sizes(made, one["cells"], one["values"]) for one in (before, part))
+    sums = {}
+    for name in _FILES:
+        try:
+            with _part(folder, name).open("rb") as file:
+                if os.fstat(file.fileno()).st_size < ends[name]:
+                    return None
+                file.seek(starts[name])
+                sums[name] = zlib.crc32(file.read(ends[name] - starts[name]))
+        except OSError:
+            return None
+    return sums
 
 
 def _sizes(made: CellGenerator, n_cells: int, n_values: int) -> dict[str, int]:
@@ -287,32 +341,22 @@ def _part(folder: Path, name: str) -> Path:
     return folder / f"{name}.{_FILES[name].kind}32"
 
 
-def _read_done(folder: Path) -> tuple[int, int]:
-    """Return the complete cells and values."""
-    record = _read_json(folder / "progress.json")
-    return int(record.get("cells", 0)), int(record.get("values", 0))
+def _parts_so_far(folder: Path) -> list[dict[str, Any]]:
+    """Return what ``parts.jsonl`` says of the finished parts, behind one of no cells; they are not checked."""
+    parts: list[dict[str, Any]] = [{"cells": 0, "values": 0}]
+    with suppress(OSError):
+        for line in file_bytes(folder / _PARTS).splitlines(keepends=True):
+            part = parse_object(line) or {}
+            cells, values = part.get("cells"), part.get("values")
+            is_whole = line.endswith(b"\n") and isinstance(cells, int) and isinstance(values, int)
+            if not is_whole or cells <= parts[-1]["cells"] or values < parts[-1]["values"]:
+                break
+            parts.append(part)
+    return parts
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_request(folder: Path) -> dict[str, Any] | None:
     try:
-        record = file_json(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); remove the folder {path.parent}"
-        ) from error
-    return record if isinstance(record, dict) else {}
-
-
-def _clean_up(folder: Path, *, warn: bool) -> None:
-    """Keep the folder if it holds finished cells."""
-    n_done, _ = _read_done(folder)
-    if n_done == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif warn:
-        logger.warning(
-            "stopped; %s finished cells stay in %s, and the same command resumes",
-            f"{n_done:,}",
-            folder,
-        )
+        return parse_object(file_bytes(folder / "request.json"))
+    except OSError:
+        return None

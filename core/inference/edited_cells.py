@@ -27,7 +27,7 @@ from scipy import sparse
 from torch import Tensor
 
 from core.errors import ConfigurationError, MachineError
-from core.files import replacing
+from core.folders import writing_output
 from core.generation.cell_generator import GENERATION_KEY, gene_table, model_facts
 from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
@@ -176,8 +176,7 @@ def edit_cells(
 def write_edited(cells: "AnnData", path: Path) -> None:
     """Write an .h5ad file whole; if it cannot be written, an older one stays, and MachineError is raised."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with writing_output(path) as temporary:
             cells.write_h5ad(temporary, compression="gzip")
     except (OSError, RuntimeError) as error:  # of h5py
         raise MachineError(f"{path} cannot be written ({cause(error)}); make room") from error

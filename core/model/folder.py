@@ -33,7 +33,8 @@ from core.cells.genes import GenePanel
 from core.encoding.batches import BatchEncoder
 from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import file_json, open_file, sha256_of
+from core.files import file_json, open_file, sha256_of, share_as_folder
+from core.folders import read_settled
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import REQUIRED_FIELDS, ModelRecord, Name, TfxConfig
@@ -62,6 +63,8 @@ class CellModel:
     generate: GenerateSettings
     #: Facts for the card: data, splits, step, metrics, versions.
     provenance: dict[str, Any] = field(default_factory=dict)
+    #: Where it was loaded from; None for a model that was made here.
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         """Describe the model in a few lines."""
@@ -127,6 +130,7 @@ class CellModel:
         # Not save_pretrained: it draws a progress bar of its own and shards by size.
         weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
         save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        share_as_folder(folder / "model.safetensors")
         self.config.architectures = [type(self.network).__name__]
         self.config.save_pretrained(folder)
         genes = {"ids": list(self.panel.ids), "symbols": list(self.panel.symbols)}
@@ -159,7 +163,10 @@ class CellModel:
     @classmethod
     def load(cls, folder: Path, *, device: torch.device | str = "cpu") -> "CellModel":
         """Read a model folder; a `DataError` if a file is missing or altered, or its format is newer."""
-        folder = Path(folder)
+        return read_settled(Path(folder), lambda place: cls._load(place, device))
+
+    @classmethod
+    def _load(cls, folder: Path, device: torch.device | str) -> "CellModel":
         record = read_record(folder)
         for name in _CHECKED:
             if not (folder / name).is_file():
@@ -194,6 +201,7 @@ class CellModel:
                 masking=record.masking,
                 generate=record.generate,
                 provenance=record.provenance,
+                folder=folder,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             raise DataError(
@@ -203,8 +211,12 @@ class CellModel:
 
 def read_outline(folder: Path) -> tuple[TfxConfig, GenePanel]:
     """Read a model's configuration and genes, and nothing heavier; a `DataError` if it cannot."""
-    read_json(folder / "tfx.json", folder)
-    return read_config(folder), read_genes(folder)
+
+    def read(place: Path) -> tuple[TfxConfig, GenePanel]:
+        read_json(place / "tfx.json", place)
+        return read_config(place), read_genes(place)
+
+    return read_settled(folder, read)
 
 
 def put_back_model(folder: Path) -> None:
@@ -222,6 +234,7 @@ def _save_arrays(arrays: Mapping[str, NDArray[Any] | None], path: Path) -> None:
     """Save the arrays that are there."""
     present = {name: np.ascontiguousarray(one) for name, one in arrays.items() if one is not None}
     save_file(present, path)
+    share_as_folder(path)
 
 
 # -- checks of a folder, which may come from a stranger, before anything is built of it

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from core.errors import DataError
 from core.files import file_json
+from core.folders import read_settled
 from core.renamed import REFERENCE_ARRAYS, current_model_record
 
 _WRONG_CONTENT = (ValueError, KeyError, TypeError, AttributeError)
@@ -119,6 +120,10 @@ class ControlTokens:
     @classmethod
     def read(cls, folder: Path) -> "ControlTokens":
         """Read a model folder; a `DataError` if it is missing or something else."""
+        return read_settled(folder, cls._read)
+
+    @classmethod
+    def _read(cls, folder: Path) -> "ControlTokens":
         try:
             config = file_json(folder / "config.json")
             record = file_json(folder / "tfx.json")

@@ -81,6 +81,10 @@ class LineAppender:
         except OSError as error:
             self._warn(error.strerror or str(error))
 
+    def move(self, folder: Path) -> None:
+        """Open the file in another folder, if it is not open yet."""
+        self._path = folder / self._path.name
+
     def close(self) -> None:
         """Close the file; a later append opens it again."""
         if self._descriptor is not None:

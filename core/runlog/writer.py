@@ -15,6 +15,7 @@ from typing import Any, Self
 from core import __version__
 from core.errors import MachineError
 from core.files import replace_file, write_json
+from core.folders import DirectoryHandle
 from core.runlog.json_lines import LineAppender
 from core.runlog.schema import (
     CONFIG_FILE,
@@ -34,6 +35,14 @@ from core.runlog.schema import (
 _LOG = logging.getLogger(__name__)
 #: Variables in which the schedulers of clusters put the job's number.
 _JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a line that cannot be written is lost, and the run continues."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
 
 
 class RunWriter:
@@ -61,7 +70,6 @@ class RunWriter:
         config: str | None = None,
         clock: Callable[[], float] = time.time,  # seconds since 1970
     ) -> None:
-        self.folder = folder
         self._clock = clock
         self._host = socket.gethostname()
         self._status: dict[str, Any] = {"state": "", "started": clock()}
@@ -72,7 +80,7 @@ class RunWriter:
         # Re-entrant: a signal handler may log while the interrupted thread writes a line.
         self._lock = threading.RLock()
         #: Writes log.txt; add it to a logger. Closed with the writer.
-        self.log_handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8", delay=True)
+        self.log_handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
         layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
         self.log_handler.setFormatter(logging.Formatter(layout))
         self._metrics = LineAppender(folder / METRICS_FILE)
@@ -85,10 +93,32 @@ class RunWriter:
                 replace_file(folder / CONFIG_FILE, config)
             if not (folder / RUN_FILE).exists():
                 write_json(folder / RUN_FILE, self._describe() | dict(run))
+            self._place = DirectoryHandle(folder)
         except OSError as error:
             raise MachineError(
                 f"the run folder '{folder}' cannot be written ({error.strerror or error})"
             ) from error
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, also after it was moved; files that are not open yet are opened there."""
+        before = self._place.path
+        now = self._place.find() or before
+        if now != before:
+            for file in (self._metrics, self._events, self._system):
+                file.move(now)
+            self.log_handler.baseFilename = str(now.absolute() / LOG_FILE)
+            _LOG.warning("%s was moved to %s, where the run continues", before, now)
+        return now
+
+    def check_folder(self) -> None:
+        """Raise a MachineError if the folder was removed, or moved to another disk."""
+        _ = self.folder  # may have been moved
+        if self._place.find() is None:
+            raise MachineError(
+                f"the run folder {self._place.path} was removed, or moved to another disk, while the run "
+                f"was trained; if there is a copy, 'tfx train COPY' continues from its newest checkpoint"
+            )
 
     def _describe(self) -> dict[str, object]:
         return {
@@ -144,6 +174,7 @@ class RunWriter:
         reserved = RESERVED_METRIC_KEYS.intersection(values)
         assert not reserved, f"reserved names: {reserved}"
         with self._lock:
+            _ = self.folder  # may have been moved
             self._metrics.append({"step": step, "t": self._clock(), "split": split, **values})
 
     def event(self, name: str, **fields: object) -> None:
@@ -156,16 +187,18 @@ class RunWriter:
         assert name != "resume" or isinstance(fields.get("from_step"), int)
         with self._lock:
             record = {"event": name, "t": self._clock(), **fields}
+            folder = self.folder  # may have been moved
             self._events.append(record)
             if name == "resume":
                 self._metrics.append(record)
-            elif name == "start" and (self.folder / METRICS_FILE).is_file():
+            elif name == "start" and (folder / METRICS_FILE).is_file():
                 self._metrics.append({"event": "resume", "t": record["t"], "from_step": 0})
 
     def system(self, **fields: object) -> None:
         """Append one line about this machine: GPU, CPU, memory, disk; every field optional."""
         with self._lock:
             if not self._is_closed:
+                _ = self.folder  # may have been moved
                 self._system.append(**fields)
 
     def close(self) -> None:
@@ -176,6 +209,7 @@ class RunWriter:
             self._is_closed = True
             for file in (self._metrics, self._events, self._system):
                 file.close()
+            self._place.close()
         self.log_handler.close()
 
     def __enter__(self) -> Self:
@@ -199,6 +233,10 @@ class SystemLog:
     def append(self, **fields: object) -> None:
         """Append one line about the machine; every field optional."""
         self._file.append({"t": self._clock(), **fields})
+
+    def move(self, folder: Path) -> None:
+        """Go on in the folder to which the run was moved."""
+        self._file.move(folder)
 
     def close(self) -> None:
         """Close the file."""

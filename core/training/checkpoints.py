@@ -4,44 +4,32 @@ A checkpoint is a folder ``checkpoints/step-00000500`` with weights (safetensors
 progress, and ``complete.json`` with the sha256 of each file, written last. It is made under a
 temporary name, flushed to disk and renamed, and never replaced: a process that dies at any moment
 leaves the checkpoints it had. One without its marker, or whose bytes differ, is skipped for the one
-before. One living process owns a run folder, and most keys of the preset are frozen.
+before. Most keys of the preset are frozen.
 """
 
 import json
 import logging
 import os
 import shutil
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import ConfigurationError, DataError, MachineError
-from core.files import file_json, file_text, sha256_of
+from core.files import file_json, file_text, sha256_of, share_as_folder
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
-from core.runlog.reader import RunReader, dotted_values
-from core.runlog.schema import (
-    CHECKPOINT_MARKER,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    LIVE_STATES,
-    RUN_FILE,
-    STALE_AFTER_SECONDS,
-)
+from core.runlog.reader import dotted_values
+from core.runlog.schema import CHECKPOINT_MARKER, CHECKPOINTS_FOLDER, CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 _WEIGHTS, _STATE = "weights.safetensors", "state.pt"
-LOCK_FILE = ".lock"
 #: Keys, and whole sections, that change neither the cells, nor the model, nor the targets.
 CHANGEABLE = frozenset(
     {
@@ -80,6 +68,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save_file(weights, partial / _WEIGHTS)
+        share_as_folder(partial / _WEIGHTS)
         torch.save({"step": step, **state}, partial / _STATE)
         sums = {name: sha256_of(partial / name) for name in (_WEIGHTS, _STATE)}
         marker = json.dumps({"step": step, "sha256": sums})
@@ -222,52 +211,3 @@ def check_changes(before: Preset, after: Preset, *, where: str) -> dict[str, tup
             f"it is, or train the changed preset as a new run"
         )
     return differences
-
-
-@contextmanager
-def owned_run(folder: Path) -> Iterator[None]:
-    """Own a run folder, made if absent, while the block runs.
-
-    The lock goes with the process, however it ends. Where a file system does not share locks between
-    machines, a fresh heartbeat of another machine counts as one. MachineError if another process
-    trains this run, or the folder cannot be made.
-    """
-    existed = folder.exists()
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise MachineError(_locked(folder)) from None
-    except OSError as error:
-        raise MachineError(
-            f"the run folder '{folder}' cannot be written ({error.strerror or error})"
-        ) from error
-    try:
-        if existed and _lives_elsewhere(folder):
-            raise MachineError(_locked(folder))
-        yield
-    finally:
-        lock.release()
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    return RunReader(folder).status if (folder / RUN_FILE).exists() else {}
-
-
-def _lives_elsewhere(folder: Path) -> bool:
-    status = _status(folder)
-    is_fresh = time.time() - float(status.get("heartbeat", 0.0)) < STALE_AFTER_SECONDS
-    here = socket.gethostname()
-    return status.get("state") in LIVE_STATES and status.get("host", here) != here and is_fresh
-
-
-def _locked(folder: Path) -> str:
-    status = _status(folder)
-    host, pid = status.get("host", "this machine"), status.get("pid")
-    owner = f"process {pid} on {host}" if pid else "another process"
-    own = " (this one)" if (host, pid) == (socket.gethostname(), os.getpid()) else ""
-    return (
-        f"{folder} is being trained by {owner}{own}; watch it by 'tfx runs show {folder}', or stop "
-        f"that process first"
-    )

@@ -26,13 +26,13 @@ from core.model.folder import put_back_model
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+from core.runlog.ownership import owned_run
 from core.runlog.schema import CHECKPOINTS_FOLDER, MODEL_FOLDER
 from core.training.checkpoints import (
     discard_checkpoints_after,
     has_checkpoint,
     latest_checkpoint,
     load_checkpoint,
-    owned_run,
     prune_checkpoints,
     remove_leftovers,
     save_checkpoint,
@@ -74,6 +74,7 @@ def train(
     store: Store,
     run_folder: Path,
     *,
+    is_owned: bool = False,
     convert_weights: ConvertWeights | None = None,
     should_stop: Callable[[], object] = lambda: False,
     on_progress: Listener = ignore_progress,
@@ -81,7 +82,8 @@ def train(
     """Train a model, or resume the run in ``run_folder``.
 
     On resume ``resolved`` is the run's own preset, or one that differs in keys that may change.
-    ``run_folder`` is made if absent. ``convert_weights`` is needed where ``model.start_from`` names a
+    ``run_folder`` is made if absent, and owned while this trains, unless the caller owns it already
+    (``is_owned``). ``convert_weights`` is needed where ``model.start_from`` names a
     model of another system. ``should_stop`` is called while the model is fitted, before every step
     and within evaluations; a true result (the name of a signal, say) saves a checkpoint and raises
     `TrainingInterrupted`, or KeyboardInterrupt before anything was written. ConfigurationError,
@@ -102,7 +104,7 @@ def train(
         report(event)
 
     with ExitStack() as stack:
-        if processes.is_main and run_folder.exists():
+        if processes.is_main and not is_owned:
             stack.enter_context(owned_run(run_folder))
         resolved, changes = settle_preset(resolved, run_folder, n_processes=processes.count)
         try:
@@ -119,14 +121,13 @@ def train(
             if not has_checkpoint(run_folder):
                 raise KeyboardInterrupt from None
             raise TrainingInterrupted(
-                "stopped before its next step, its checkpoint is as it was"
+                f"stopped before its next step, its checkpoint is as it was; 'tfx train {run_folder}' "
+                f"continues from there"
             ) from None
-        if processes.is_main and not run_folder.exists():
-            stack.enter_context(owned_run(run_folder))
         log = stack.enter_context(open_run_log(run_folder, setup))
         stack.enter_context(torch.random.fork_rng(devices=[]))
         try:
-            loop = _Loop(setup, log, run_folder, should_stop, report)
+            loop = _Loop(setup, log, should_stop, report)
             loop.resume(changes)
             result = loop.run()
             log.status("finished", step=result.steps, eta=0.0)
@@ -145,22 +146,22 @@ class _Loop:
     """Steps, evaluations and checkpoints of one process."""
 
     def __init__(
-        self,
-        setup: RunSetup,
-        log: RunLog,
-        folder: Path,
-        should_stop: Callable[[], object],
-        on_progress: Listener,
+        self, setup: RunSetup, log: RunLog, should_stop: Callable[[], object], on_progress: Listener
     ) -> None:
         self.setup, self.settings, self.processes = setup, setup.preset.train, setup.processes
-        self.log, self.folder = log, folder
+        self.log = log
         self.should_stop, self.on_progress = should_stop, on_progress
-        self.recorder = StepRecorder(setup, log, folder)
+        self.recorder = StepRecorder(setup, log)
         self.state = TrainingState(setup, self.recorder)
         self.do_step = TrainStep(setup, self.state.network, self.state.optimiser, log)
         self.saved_step = -1
         #: Why the newest checkpoint, and the model of the lowest loss, could not be written.
         self.checkpoint_problem = self.model_problem = ""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, where it is now."""
+        return self.log.folder
 
     @property
     def step(self) -> int:
@@ -238,6 +239,8 @@ class _Loop:
         if self.step == 0:
             return
         is_due = self.step % settings.eval_steps == 0 or state.is_over
+        if is_due or self.step % settings.save_steps == 0:
+            self.log.check_folder()
         if is_due and state.progress.evaluated != self.step:
             self._evaluate()
         if self.step % settings.save_steps == 0 or state.is_over:
@@ -313,9 +316,9 @@ class _Loop:
             return
         self.recorder.settle()
         weights, state = self.state.to_checkpoint()
-        folder = self.folder / CHECKPOINTS_FOLDER
 
         def save() -> None:
+            folder = self.folder / CHECKPOINTS_FOLDER
             path = save_checkpoint(folder, step=self.step, weights=weights, state=state)
             best_step = self.state.progress.best_step
             prune_checkpoints(folder, keep=self.settings.keep_checkpoints, best=best_step)
@@ -332,7 +335,9 @@ class _Loop:
         self._save()
         where = f"stopped at step {self.step} of {self.state.total}"
         if self.saved_step == self.step:
-            raise TrainingInterrupted(f"{where}, checkpoint saved")
+            raise TrainingInterrupted(
+                f"{where}, checkpoint saved; 'tfx train {self.folder}' continues from there"
+            )
         raise MachineError(
             f"{where}, but {self.checkpoint_problem}; free some disk: "
             f"'tfx train {self.folder}' resumes from the newest checkpoint"

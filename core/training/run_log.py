@@ -10,7 +10,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,9 +32,20 @@ _CLOSE_SECONDS = 5.0
 class RunLog:
     """The run folder's writer, the trackers and the monitor; in other processes than the main one, nothing."""
 
+    _folder: Path
     _writer: RunWriter | None = None
     _trackers: Trackers | None = None
     _monitor: "SystemMonitor | None" = None
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, where it is now."""
+        return self._folder if self._writer is None else self._writer.folder
+
+    def check_folder(self) -> None:
+        """Raise a MachineError if the folder was removed."""
+        if self._writer is not None:
+            self._writer.check_folder()
 
     def metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write the metrics of a split at a step, and copy them to the trackers."""
@@ -75,9 +86,11 @@ def open_run_log(folder: Path, setup: RunSetup) -> Iterator[RunLog]:
                 system = SystemLog(folder)
                 stack.callback(system.close)
                 stack.enter_context(SystemMonitor(reader, system.append))
-            yield RunLog()
+            yield RunLog(folder)
             return
         run = setup.describe()
+        with suppress(ValueError):  # on another drive of Windows
+            run["store_relative"] = os.path.relpath(run["store"], folder.resolve())
         writer = stack.enter_context(RunWriter(folder, run=run, config=setup.resolved.to_toml()))
         writer.status("starting", host=socket.gethostname(), pid=os.getpid())
         handler, core = writer.log_handler, logging.getLogger("core")
@@ -91,7 +104,7 @@ def open_run_log(folder: Path, setup: RunSetup) -> Iterator[RunLog]:
         )
         stack.enter_context(trackers)
         monitor = SystemMonitor(reader, writer.system, heartbeat=writer.heartbeat)
-        yield RunLog(writer, trackers, stack.enter_context(monitor))
+        yield RunLog(folder, writer, trackers, stack.enter_context(monitor))
 
 
 class MachineReader:

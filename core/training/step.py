@@ -10,7 +10,6 @@ import logging
 import statistics
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -222,8 +221,8 @@ class SpikeDetector:
 class StepRecorder:
     """Reads the outcomes of steps when the device has them; logs averages, spikes, steps that are not finite."""
 
-    def __init__(self, setup: RunSetup, log: RunLog, folder: Path) -> None:
-        self.setup, self.log, self.folder = setup, log, folder
+    def __init__(self, setup: RunSetup, log: RunLog) -> None:
+        self.setup, self.log = setup, log
         self._non_finite_in_a_row = 0
         self._spikes = SpikeDetector()
         self._under_way: deque[StepOutcome] = deque()
@@ -287,8 +286,9 @@ class StepRecorder:
         lines = [("store_row", "file", "file_row")]
         lines += [(row, files[file], file_row) for row, (file, file_row) in places]
         try:
-            (self.folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
-            replace_file(self.folder / name, csv_bytes(lines))
+            folder = self.log.folder
+            (folder / NONFINITE_FOLDER).mkdir(exist_ok=True)
+            replace_file(folder / name, csv_bytes(lines))
         except OSError as error:
             self.log.warn(step, f"{name} cannot be written ({error.strerror})")
 

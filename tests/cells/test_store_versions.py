@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.cells.manifest import verify_store
+from core.cells.integrity import verify_store
 from core.cells.store import Store
 from core.errors import DataError
 

@@ -234,7 +234,7 @@ COMMAND_LINES = [
     (a_run, "eval tiny --device tpu", 2, "--device: 'tpu' is not one of 'auto', 'cpu'"),
     (a_broken_model, "eval tiny", 4, "config.json was altered or damaged (its checksum differs)"),
     (a_run_without_model, "eval tiny", 4, "has no model yet"),
-    (a_run_without_store, "eval tiny", 4, "the store it was trained on (gone) is gone or changed"),
+    (a_run_without_store, "eval tiny", 4, "gone: the store of runs/tiny/model is not there; name its new place by --store"),
     (a_run_without_preset, "eval tiny", 4, "config.toml cannot be read"),
     # predict
     (files, "predict cells.h5ad", 2, "missing option '--output' / '-o'"),

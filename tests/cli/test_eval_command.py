@@ -249,10 +249,16 @@ def test_a_filter_that_finds_no_cell_is_refused(tfx, tiny_run, where, code, word
     assert not (tiny_run / "eval").exists()
 
 
-@pytest.mark.parametrize("change", [{"store": "nowhere"}, {"store_key": "another"}])
-def test_without_its_store_a_model_cannot_be_scored(tfx, tiny_run, change):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"store": "nowhere"}, "nowhere: the store of runs/tiny/model is not there"),
+        ({"store_key": "another"}, "was prepared again after runs/tiny/model began"),
+    ],
+)
+def test_without_its_store_a_model_cannot_be_scored(tfx, tiny_run, change, words):
     repoint(tiny_run, **change)
-    refused(tfx("-q", "eval"), 4, "the store it was trained on", "is gone or changed")
+    refused(tfx("-q", "eval"), 4, words, "--store")
 
 
 def test_a_run_without_its_preset_is_refused(tfx, tiny_run):

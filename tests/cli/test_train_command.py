@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from core.runlog import RunReader
+from core.runlog.ownership import owned_run
 from core.training.checkpoints import latest_checkpoint
 from tfx_cli import train_command
 
@@ -248,7 +249,7 @@ def test_a_run_whose_store_was_prepared_anew_cannot_go_on(tfx, unfinished):
     (unfinished / "run.json").write_text(json.dumps(run | {"store_key": "another"}))
     result = tfx("-q", "train", "runs/tiny")
     assert result.code == 4
-    assert "was prepared again after runs/tiny began; train the preset again" in result.stderr
+    assert "was prepared again after runs/tiny began, from other cells or settings" in result.stderr
 
 
 def test_a_run_without_its_preset_cannot_go_on(tfx, unfinished):
@@ -265,3 +266,63 @@ def test_a_run_without_checkpoints_begins_again(tfx, unfinished):
     assert result.code == 0, result.stderr
     assert result.json["steps"] == 30
     assert "resumed" not in result.stderr
+
+
+# ------------------------------------------------------------------------------------ one writer
+def test_a_name_that_another_process_has_just_claimed_is_not_shared(
+    tfx, tiny_preset_file, tmp_path
+):
+    with owned_run(Path("runs/tiny")):
+        named = tfx("-q", "train", tiny_preset_file, "--run", "tiny")
+        assert named.code == 3
+        assert "--run tiny: runs/tiny is being trained by another process" in named.stderr
+        assert tfx("train", tiny_preset_file, "--steps", 1, "--json").json["run"] == "runs/tiny-2"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-2"]
+
+
+def test_a_folder_whose_process_died_before_it_was_a_run_is_taken_over(tfx, tiny_preset_file):
+    folder = Path("runs/tiny")
+    folder.mkdir(parents=True)
+    for name in (".lock", "config.toml", ".run.json.7.tmp"):
+        (folder / name).touch()
+    refused = tfx("-q", "train", folder)
+    assert refused.code == 2
+    assert "runs/tiny holds no run: its process ended before the first step" in refused.stderr
+    assert tfx("train", tiny_preset_file, "--steps", 1, "--json").json["run"] == "runs/tiny"
+    Path("runs/mine").mkdir()
+    Path("runs/mine/notes.txt").touch()
+    refused = tfx("-q", "train", tiny_preset_file, "--run", "mine")
+    assert "--run mine: runs/mine exists and is no run; choose another name" in refused.stderr
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tfx, tiny_preset_file, tmp_path):
+    result = tfx("-q", "train", tiny_preset_file, "--set", "data.where=tissue=none")
+    assert result.code in (2, 4)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_project_that_was_moved_goes_on(tfx, unfinished, tiny_training, tmp_path):
+    """Runs and stores moved together, or the store to a place that the command names."""
+    run = json.loads((unfinished / "run.json").read_text())
+    stored = next((tiny_training[0] / "stores").iterdir())
+    assert run["store_relative"] == f"../../stores/{stored.name}"
+    for path in (unfinished / "run.json", unfinished / "model" / "tfx.json"):
+        path.write_text(path.read_text().replace(str(tiny_training[0]), "/elsewhere"))
+    for command in ("train", "eval"):
+        refused = tfx("-q", command, "tiny")
+        assert refused.code == 4
+        assert f"/elsewhere/stores/{stored.name}: the store of runs/tiny" in refused.stderr
+    there, named = tmp_path / "stores" / stored.name, tmp_path / "cells"
+    places = [(there, [], []), (named, ["--store", named], ["--store", named]),
+              (named, ["--set", f"data.store={named}"], ["--store", named])]  # fmt: skip
+    for steps, (place, of_train, of_eval) in zip((31, 32, 33), places, strict=True):
+        shutil.copytree(stored, place)
+        result = tfx("train", "tiny", "--steps", steps, *of_train, "--json")
+        assert result.code == 0, result.stderr
+        score = tfx("eval", "tiny", "--baselines", "none", "--max-cells", 9, *of_eval, "--json")
+        assert score.code == 0, score.stderr
+        shutil.rmtree(place)
+    (tmp_path / "other").mkdir()
+    refused = tfx("-q", "train", "tiny", "--steps", 40, "--store", tmp_path / "other")
+    assert refused.code == 4
+    assert "other: the store of runs/tiny is not there" in refused.stderr

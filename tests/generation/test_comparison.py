@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import sparse
 
 from core.cells.genes import GenePanel
+from core.errors import DataError
 from core.evaluation.fidelity.measures import compare_cells
 from core.generation import comparison
 from core.generation.comparison import (
     MAX_GENES,
     MAX_POINTS,
     check_markers,
+    find_training_store,
     open_training_store,
     principal_plane,
     profile_cells,
@@ -92,6 +95,24 @@ def test_the_store_is_opened_only_while_it_is_the_one_trained_on(trained, tmp_pa
     (tmp_path / "damaged" / "manifest.json").write_text("{", encoding="utf-8")
     moved.provenance = trained.provenance | {"store": str(tmp_path / "damaged")}
     assert open_training_store(moved) is None
+    with pytest.raises(DataError, match="damaged manifest"):
+        find_training_store(moved)
+    assert find_training_store(moved, Path(there)).n_cells == 600
+
+
+def test_the_store_is_found_beside_a_project_that_was_moved(trained, tmp_path):
+    """As the run knew it from its folder, or in a folder of stores near by."""
+    there, run = Path(trained.provenance["store"]), tmp_path / "old" / "runs" / "a"
+    moved = make_cell_model()
+    moved.folder = tmp_path / "new" / "runs" / "a" / "model"
+    facts = {"store": str(tmp_path / "old" / "data" / "mine"), "run": str(run)}
+    moved.provenance = trained.provenance | facts
+    for place in (tmp_path / "new" / "data" / "mine", tmp_path / "new" / "stores" / "mine"):
+        shutil.copytree(there, place)
+        assert find_training_store(moved).path == place
+        shutil.rmtree(place)
+    with pytest.raises(DataError, match=r"old/data/mine: the store of .* is not there"):
+        find_training_store(moved)
 
 
 def test_a_model_that_names_no_store_finds_none_even_inside_one(tiny_store, monkeypatch):

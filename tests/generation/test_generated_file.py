@@ -1,5 +1,7 @@
 """Cells on disk: the same as in memory, whole or absent, and resumed to the same bytes."""
 
+import os
+import random
 import shutil
 import tracemalloc
 from collections import namedtuple
@@ -12,7 +14,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import ConfigurationError, DataError, MachineError
+from core.errors import ConfigurationError, MachineError
 from core.generation import generated_file
 from core.generation.cell_generator import CellGenerator, generate_cells
 from core.generation.generated_file import partial_folder, read_first_cells, write_generated
@@ -129,19 +131,62 @@ def test_unfinished_cells_of_another_request_are_kept_unless_told_otherwise(
         write_generated(source_of(), output, on_progress=Stop(21))
     with pytest.raises(ConfigurationError, match="16 unfinished cells of another request or model"):
         write_generated(source_of(**change), output)
-    assert (partial_folder(output) / "progress.json").exists()
+    assert (partial_folder(output) / "parts.jsonl").exists()
     write_generated(source_of(**change), output, restart=True)
     write_generated(source_of(**change), tmp_path / "other.h5ad")
     assert output.read_bytes() == (tmp_path / "other.h5ad").read_bytes()
 
 
-def test_damaged_parts_are_refused(tmp_path, small_parts):
-    output = tmp_path / "cells.h5ad"
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_parts_are_made_again(tmp_path, small_parts, seed):
+    """Bytes are flipped, cut off or lost, anywhere in the folder but in the request."""
+    output, rng = tmp_path / "cells.h5ad", random.Random(seed)
+    with pytest.raises(KeyboardInterrupt):
+        write_generated(source_of(), output, on_progress=Stop(29))
+    files = sorted(partial_folder(output).glob("[!r]*.*"))
+    assert len(files) == 6
+    path = files[seed % 6]
+    content = bytearray(path.read_bytes())
+    if seed < 6:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content if seed < 6 else content[: rng.randrange(len(content))])
+    write_generated(source_of(), output)
+    write_generated(source_of(), tmp_path / "whole.h5ad")
+    assert output.read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and owners as POSIX has them")
+def test_a_link_in_the_partial_folder_is_not_followed(tmp_path, small_parts):
+    output, other = tmp_path / "cells.h5ad", tmp_path / "theirs.txt"
+    other.write_text("theirs")
+    folder = partial_folder(output)
+    folder.mkdir(mode=0o777)
+    for name in ("assembled.h5ad", "values.f32", "parts.jsonl", "request.json"):
+        (folder / name).symlink_to(other)
+    write_generated(source_of(), output)
+    assert other.read_text() == "theirs"
+    assert not output.is_symlink()
+    assert anndata.read_h5ad(output).n_obs == 30
+    folder.symlink_to(tmp_path)
+    with pytest.raises(MachineError, match="partial: is no folder"):
+        write_generated(source_of(), output)
+    folder.unlink()
     with pytest.raises(KeyboardInterrupt):
         write_generated(source_of(), output, on_progress=Stop(21))
-    (partial_folder(output) / "codes.i32").write_bytes(b"")
-    with pytest.raises(DataError, match=r"codes is shorter than progress\.json says"):
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "values.f32").rename(tmp_path / "values")
+    (folder / "values.f32").symlink_to(tmp_path / "values")
+    with pytest.raises(MachineError, match=r"cells\.h5ad cannot be written"):
         write_generated(source_of(), output)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="gives a folder away")
+def test_the_partial_folder_of_another_user_is_not_used(tmp_path):
+    folder = partial_folder(tmp_path / "cells.h5ad")
+    folder.mkdir()
+    os.chown(folder, 4711, -1)
+    with pytest.raises(MachineError, match=r"belongs to another user \(4711\)"):
+        write_generated(source_of(), tmp_path / "cells.h5ad")
 
 
 def test_two_processes_do_not_write_the_same_file(tmp_path):

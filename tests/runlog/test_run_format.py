@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.folders import LOCK_FILE
 from core.runlog import RunReader, schema
 from core.runlog.schema import metric_info
 from core.training import engine
-from core.training.checkpoints import LOCK_FILE
 from core.training.machine import EncoderFlops
 from core.training.run_log import MachineReader
 from core.training.trackers import IDS_FILE, TENSORBOARD_FOLDER, TRACKER_KINDS

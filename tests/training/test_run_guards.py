@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from core.model.folder import CellModel, put_back_model
 from core.model.losses import masked_loss
 from core.presets.schema import Preset
 from core.runlog import RunReader
+from core.runlog.ownership import owned_run
 from core.training import checkpoints
-from core.training.checkpoints import CHANGEABLE, owned_run, preset_differences
+from core.training.checkpoints import CHANGEABLE, preset_differences
 from core.training.engine import train
 from tests.training.test_engine import assert_same_run, metrics_of, short, stop_after, weights_of
 
@@ -133,7 +135,7 @@ def test_a_stop_while_the_model_is_fitted_leaves_what_was(tiny_store, tmp_path):
 
 OWN_A_RUN = """
 import sys, pathlib, time
-from core.training.checkpoints import owned_run
+from core.runlog.ownership import owned_run
 with owned_run(pathlib.Path(sys.argv[1])):
     print('mine', flush=True)
     time.sleep(600)
@@ -172,6 +174,43 @@ def test_a_fresh_heartbeat_of_another_machine_counts_as_a_lock(tmp_path, host, a
             pass
 
 
+# ------------------------------------------------------------------------------ a moved folder
+def at_step(number, act):
+    """Return a listener that acts once, when so many steps are done."""
+    pending = [act]
+
+    def listen(event):
+        if (event.stage, event.done) == ("training", number) and pending:
+            pending.pop()()
+
+    return listen
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open folder cannot be moved there")
+def test_a_run_follows_its_folder_when_it_is_moved(tiny_store, tmp_path, caplog):
+    train(short(), tiny_store, tmp_path / "whole")
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move():
+        run.rename(moved)
+        run.mkdir()  # another run may have the name by now
+
+    result = train(short(), tiny_store, run, on_progress=at_step(5, move))
+    assert (result.run, result.model) == (moved, moved / "model")
+    assert list(run.iterdir()) == []
+    assert f"{run} was moved to {moved}, where the run continues" in caplog.text
+    assert RunReader(moved).status["state"] == "finished"
+    assert_same_run(tmp_path / "whole", moved)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open folder cannot be removed there")
+def test_a_run_whose_folder_is_removed_ends_and_makes_no_new_one(tiny_store, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(MachineError, match="run was removed, or moved to another disk"):
+        train(short(), tiny_store, run, on_progress=at_step(5, lambda: shutil.rmtree(run)))
+    assert not run.exists()
+
+
 # --------------------------------------------------------------------------------- a full disk
 def full_disk(monkeypatch, *, when):
     """Let checkpoints fail for want of space where ``when(n-th attempt)`` says so."""
@@ -206,6 +245,18 @@ def test_a_stop_with_a_full_disk_says_that_nothing_was_saved(tiny_store, tmp_pat
     monkeypatch.undo()
     train(short(), tiny_store, tmp_path / "run")
     assert events_of(tmp_path / "run", "resume")[0]["from_step"] == 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions as POSIX has them")
+def test_every_file_of_a_run_has_the_permissions_of_the_umask(tiny_store, tmp_path):
+    before = os.umask(0o027)
+    try:
+        train(short(train__max_steps=4), tiny_store, tmp_path / "run")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*")}
+    expected = {path: 0o750 if path.is_dir() else 0o640 for path in modes}
+    assert {p: oct(m) for p, m in modes.items()} == {p: oct(m) for p, m in expected.items()}
 
 
 def test_a_model_folder_that_never_fits_fails_the_run(tiny_store, tmp_path, monkeypatch):

@@ -10,19 +10,15 @@ STORE.preparing/KEY/         further files that only this store needs
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from core.cells.manifest import MANIFEST_NAME
 from core.errors import ConfigurationError, MachineError
+from core.folders import locked_folder
 from core.progress import Listener, ProgressEvent
-
-_LOCK_SECONDS = 0.5
 
 
 @dataclass
@@ -46,7 +42,7 @@ class PreparationFolder:
         for path in self.store.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        old = destination.with_name(f"{destination.name}.old-{os.getpid()}")
+        old = self.root / "replaced"  # removed with the folder
         if destination.exists():
             destination.rename(old)
         try:
@@ -55,7 +51,6 @@ class PreparationFolder:
             if old.exists():
                 old.rename(destination)
             raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
@@ -79,8 +74,16 @@ def open_preparation(
     """
     folder = PreparationFolder(destination.with_name(f"{destination.name}.preparing"), key)
     made = [parent for parent in destination.parents if not parent.exists()]  # innermost first
+
+    def announce() -> None:
+        message = (
+            f"{folder.root}: another process is preparing this store; waiting for it (Ctrl-C leaves "
+            f"it alone)"
+        )
+        on_progress(ProgressEvent("waiting", message=message))
+
     try:
-        with _locked(folder.root, on_progress):
+        with locked_folder(folder.root, lock="lock", is_private=True, on_wait=announce) as held:
             try:
                 folder.keep = any(folder.parts.glob("*.part"))
                 for path in folder.root.iterdir():
@@ -91,47 +94,17 @@ def open_preparation(
                 yield folder
             except BaseException:
                 if not folder.keep:
-                    shutil.rmtree(folder.root, ignore_errors=True)
+                    held.remove()
                     for parent in filter(_is_empty_folder, made):
                         parent.rmdir()
                 raise
-            shutil.rmtree(folder.root, ignore_errors=True)
+            held.remove()
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise  # not about a file: a fault of ours
         raise MachineError(
             f"{destination}: the store cannot be written ({error.strerror or error})"
         ) from error
-
-
-@contextmanager
-def _locked(root: Path, on_progress: Listener) -> Iterator[None]:
-    """Hold the folder's lock, which the system drops when its process ends in any way."""
-    is_announced = False
-    while True:
-        root.mkdir(parents=True, exist_ok=True)
-        path = root / "lock"
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not is_announced:
-                is_announced = True
-                message = (
-                    f"{root}: another process is preparing this store; waiting for it "
-                    f"(Ctrl-C leaves it alone)"
-                )
-                on_progress(ProgressEvent("waiting", message=message))
-            time.sleep(_LOCK_SECONDS)
-            continue
-        except FileNotFoundError:
-            continue  # its holder has finished and removed the folder meanwhile
-        try:
-            if path.exists():  # else the lock is on a file that its last holder has removed
-                yield
-                return
-        finally:
-            lock.release()
 
 
 def _is_empty_folder(path: Path) -> bool:

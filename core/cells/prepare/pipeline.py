@@ -41,7 +41,8 @@ from core.cells.hvg_ranking import (
     rank_in_passes,
     resolve_method,
 )
-from core.cells.manifest import MANIFEST_NAME
+from core.cells.integrity import BLOCK_VALUES, BLOCKED, BLOCKS_NAME, block_checksums
+from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME, Manifest
 from core.cells.matrix_state import MatrixState, constant_sum
 from core.cells.normalisation import TARGET_SUM
 from core.cells.prepare.buckets import (
@@ -81,6 +82,8 @@ _DENSE_CHUNK = 2**24
 _PIECES_CHUNK = 2**21
 #: Values of the chunks in which training cells are summed.
 _SUMMED_CHUNK = 2**22
+#: Blocks of values whose checksums are one task.
+_SUMMED_BLOCKS = 1_024
 #: Types of the store's labels; before, they are as small as their values allow.
 _LABEL_TYPES = {"phenotypes": np.int32, "donors": np.int32, "splits": np.int8}
 
@@ -109,12 +112,12 @@ def prepare_store(
     """
     destination = Path(destination)
     key = store_key(data)
-    if (existing := _open_matching(destination, key)) is not None:
+    if (existing := _open_matching(destination, key, overwrite=overwrite)) is not None:
         return existing
     check_destination(destination, overwrite=overwrite)
     with _interrupted_by_sigterm(), open_preparation(destination, key, on_progress) as folder:
         # Another process may have made it while this one waited.
-        if (existing := _open_matching(destination, key)) is not None:
+        if (existing := _open_matching(destination, key, overwrite=overwrite)) is not None:
             return existing
         check_destination(destination, overwrite=overwrite)
         try:
@@ -480,7 +483,20 @@ def _sum_chunk(task: tuple[Path, MomentsPass | ClipLimits, int, int]) -> Any:  #
 
 
 def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
-    paths = sorted(path for path in job.folder.store.iterdir() if path.name != MANIFEST_NAME)
+    """Write the checksums of the blocks; return those of all files but the manifest."""
+    store = job.folder.store
+    n_values = len(np.load(store / "genes.npy", mmap_mode="r"))
+    borders = range(0, -(-n_values // BLOCK_VALUES), _SUMMED_BLOCKS)
+    tasks = [
+        (store / f"{name}.npy", first, min(first + _SUMMED_BLOCKS, -(-n_values // BLOCK_VALUES)))
+        for name in BLOCKED
+        for first in borders
+    ]
+    found = list(runner.in_order(block_checksums, tasks))
+    of_files = np.split(np.concatenate(found), len(BLOCKED))
+    np.save(store / BLOCKS_NAME, np.column_stack(of_files), allow_pickle=False)
+    is_own = {MANIFEST_NAME, MANIFEST_SUM_NAME}
+    paths = sorted(path for path in store.iterdir() if path.name not in is_own)
     sums = {}
     job.on_progress(ProgressEvent("checksums", 0, len(paths)))
     for done, (number, digest) in enumerate(runner.run(sha256_of, paths), start=1):
@@ -523,12 +539,14 @@ def _interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _open_matching(destination: Path, key: str) -> Store | None:
+def _open_matching(destination: Path, key: str, *, overwrite: bool = False) -> Store | None:
+    """Open the store of a key; None if there is none, or a damaged one that may be overwritten."""
     if not (destination / MANIFEST_NAME).exists():
         return None
     try:
-        store = Store.open(destination)
+        return Store.open(destination) if Manifest.load(destination).key == key else None
     except DataError as error:
-        logger.warning("%s; it is not reused", error)
+        if not overwrite:
+            raise
+        logger.warning("%s; it is replaced", error)
         return None
-    return store if store.manifest.key == key else None

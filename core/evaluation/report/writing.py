@@ -31,6 +31,7 @@ from core.evaluation.report.tables import (
     phenotype_tables,
 )
 from core.files import csv_bytes, file_text, replace_file
+from core.folders import locked_folder
 from core.model.card import put_test_metrics
 from core.wording import as_markdown, visible
 
@@ -122,13 +123,17 @@ def write_report(
     page: str,
     files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[Path]:
-    """Write a report, its page and its other files; return the paths, page and report first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a report, its page and its other files; return the paths, page and report first.
+
+    Another process that writes into the folder is waited for: all files are of one report.
+    """
     record = json.dumps(report_record(report), indent=2, allow_nan=False, ensure_ascii=False)
-    for name, content in files.items():
-        replace_file(folder / name, content)
-    replace_file(folder / "report.html", page)
-    replace_file(folder / "report.json", record + "\n")
+    with locked_folder(folder, on_wait=lambda: None) as held:
+        for name, content in files.items():
+            replace_file(folder / name, content)
+        replace_file(folder / "report.html", page)
+        replace_file(folder / "report.json", record + "\n")
+        held.remove_lock()
     return [folder / name for name in ("report.html", "report.json", *files)]
 
 
