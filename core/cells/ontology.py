@@ -105,13 +105,13 @@ def find_deprecated(labels: Sequence[str], phenotype: str) -> list[Deprecated]:
 
 
 def measure_terms(values: Sequence[str], phenotype: str) -> TermDistances | None:
-    """Measure how the values of a phenotype are related; None unless half of them are terms.
+    """Measure how the values of a phenotype are related; None unless most of them are terms.
 
     Terms of two ontologies, and values that are no term, meet at a root above all ontologies.
     """
     ids = [find_term(value, phenotype) for value in values]
     is_term = np.array([one is not None for one in ids], dtype=bool)
-    if not len(values) or 2 * is_term.sum() < len(values):
+    if 2 * is_term.sum() <= len(values):
         return None
     above = [_ancestors(one) for one in ids]
     depths = np.array([1 + max(one.values(), default=0) for one in above], dtype=np.float64)

@@ -257,7 +257,7 @@ def _note(found: FoundColumn, n_cells: int) -> str:
     named = "; ".join(_short(value) for value in found.values[:_MOST_LABELS])  # labels have commas
     more = "; ..." if len(found.values) > _MOST_LABELS else ""
     known = "" if found.n_known == n_cells else f", known for {found.n_known:,} cells"
-    notes = [f"{len(found.values):,} values{known}: {named}{more}"]
+    notes = []
     if found.missing:
         texts = [f"{_short(text)!r} ({n:,} cells)" for text, n in found.missing.items()]
         notes.append(f"not known: {listed(texts)}")
@@ -265,7 +265,8 @@ def _note(found: FoundColumn, n_cells: int) -> str:
         notes.append(f"one label: {describe_joined(found.joined)}")
     if found.twins:
         notes.append(f"the same as {listed(found.twins)}")
-    return ". ".join(notes)
+    values = f"{len(found.values):,} values{known}: {named}{more}"
+    return f"{values} ({'; '.join(notes)})" if notes else values
 
 
 def _short(value: str) -> str:

@@ -19,12 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from core.cells.ages import is_age_name, parse_age
+from core.cells.ontology import TermDistances, measure_terms
 from core.evaluation.report.records import (
     BootstrapIntervals,
     Calibration,
     DonorAccuracies,
     DonorAccuracy,
     Intervals,
+    OntologyScores,
     PhenotypeScores,
     ReliabilityBin,
 )
@@ -63,6 +65,7 @@ def score_methods(
     """
     predicted = {method: of_method.argmax(axis=1) for method, of_method in probabilities.items()}
     intervals = bootstrap_scores(truth, predicted, len(values), donors=donors, seed=seed)
+    terms = measure_terms(values, name)
     scores = {}
     for number, (method, codes) in enumerate(predicted.items()):
         of_donors = None
@@ -73,6 +76,7 @@ def score_methods(
             score_phenotype(truth, codes, values),
             top3_accuracy=top_accuracy(probabilities[method], truth, _TOP),
             mae_years=mae_years(truth, codes, values) if is_age_name(name) else None,
+            ontology=None if terms is None else score_terms(truth, codes, terms),
             calibration=calibrate(probabilities[method], truth),
             donors=of_donors,
             intervals=intervals.get(method),
@@ -198,6 +202,26 @@ def mae_years(
     truth, predicted = truth[known], predicted[known]
     furthest = np.maximum(truth - np.nanmin(years), np.nanmax(years) - truth)
     return float(np.where(np.isfinite(predicted), np.abs(truth - predicted), furthest).mean())
+
+
+def score_terms(
+    true_codes: ArrayLike, predicted_codes: ArrayLike, terms: TermDistances
+) -> OntologyScores | None:
+    """Score how near predictions are to the true terms; None if no cell has a true term.
+
+    Cells whose true value is missing or no term are left out; a predicted value that is no term is related
+    to none.
+    """
+    true, predicted = np.asarray(true_codes), np.asarray(predicted_codes)
+    scored = (true >= 0) & terms.is_term[true]
+    if not scored.any():
+        return None
+    pairs = true[scored], predicted[scored]
+    return OntologyScores(
+        related=float(terms.is_related[pairs].mean()),
+        mean_distance=float(terms.steps[pairs].mean()),
+        n_cells=int(scored.sum()),
+    )
 
 
 def donor_accuracies(

@@ -1,5 +1,6 @@
 """`tfx eval` through its entry point."""
 
+import importlib.util
 import io
 import json
 import shutil
@@ -44,6 +45,11 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
     assert document["phenotypes"]["sex"]["model"]["accuracy"] > 0.9
     assert "mae_years" in document["phenotypes"]["age"]["majority"]
     assert "mae_years" not in document["phenotypes"]["sex"]["model"]
+    if importlib.util.find_spec("cellxgene_ontology_guide"):  # the extra `ontology`
+        near = document["phenotypes"]["tissue"]["majority"]["ontology"]
+        assert 0 < near["related"] <= 1 <= near["mean_distance"]
+        assert near["n_cells"] == facts["n_cells"]
+        assert "ontology" not in document["phenotypes"]["sex"]["model"]
     assert document["conditions"]["n_cells"] == facts["n_cells"]
     assert list(document["conditions"]["phenotypes"]["tissue"]) == [
         "hidden", "given", "masked_0.15", "masked_0.5", "masked_0.9",

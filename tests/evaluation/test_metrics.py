@@ -8,15 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from core.cells.ontology import TermDistances
 from core.evaluation.metrics import (
     calibrate,
     donor_accuracies,
     mae_years,
     score_methods,
     score_phenotype,
+    score_terms,
     top_accuracy,
     years_of,
 )
+from core.evaluation.report.records import OntologyScores
 
 VALUES = ["lung", "blood", "liver"]
 
@@ -158,6 +161,15 @@ def test_values_without_an_order_have_no_error():
     assert mae_years([0, 1], [1, 0], ["young", "old"]) is None
     assert mae_years([0, 1], [1, 0], ["20-29", "old"]) is None
     assert mae_years([-1], [0], ["20-29", "30-39"]) is None
+
+
+def test_predictions_near_the_label_in_the_ontology_count():
+    steps = np.array([[0.0, 1, 5], [1, 0, 6], [5, 6, 0]])
+    terms = TermDistances(np.array([True, True, False]), steps <= 1, steps)
+    # true: two cells of the first term, one of the second, one that is no term, one missing
+    found = score_terms([0, 0, 1, 2, -1], [1, 2, 1, 2, 0], terms)
+    assert found == OntologyScores(related=2 / 3, mean_distance=2.0, n_cells=3)
+    assert score_terms([2, -1], [2, 0], terms) is None
 
 
 def softmax(logits):

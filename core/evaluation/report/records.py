@@ -97,6 +97,18 @@ class DonorAccuracies:
 
 
 @dataclass(frozen=True)
+class OntologyScores:
+    """How near predictions are in the ontology of the labels."""
+
+    #: Fraction of predictions that are the label, its ancestor or its descendant.
+    related: Number
+    #: Mean steps from label to prediction, through their nearest common ancestor.
+    mean_distance: Number
+    #: Cells whose true label is a term.
+    n_cells: int
+
+
+@dataclass(frozen=True)
 class PhenotypeScores:
     """Scores of one method for one phenotype."""
 
@@ -112,6 +124,8 @@ class PhenotypeScores:
     top3_accuracy: Number | None = None
     #: Mean absolute error of ages.
     mae_years: Number | None = None
+    #: Where most labels are ontology terms, and the extra `ontology` is installed.
+    ontology: OntologyScores | None = None
     calibration: Calibration | None = None
     donors: DonorAccuracies | None = None
     intervals: BootstrapIntervals | None = None

@@ -72,6 +72,21 @@ def phenotype_tables(report: EvaluationReport) -> Iterator[ReportTable]:
             ["phenotype", "ECE", "overconfidence", "donors", "min", "median", "max", "years"],
             [_calibration_row(name, scores) for name, scores in calibrated.items()],
         )
+    in_ontology = [
+        [name, label_of(method), show(one.related), show(one.mean_distance), show(one.n_cells)]
+        for name, methods in report.phenotypes.items()
+        for method, scores in methods.items()
+        if (one := scores.ontology) is not None
+    ]
+    if in_ontology:
+        yield ReportTable(
+            "Distance in the ontology",
+            "Related: fraction of predictions that are the label, its ancestor or its descendant. Distance: "
+            "mean steps from label to prediction through their nearest common ancestor.",
+            ["phenotype", "method", "related", "distance", "cells"],
+            in_ontology,
+            2,
+        )
     if report.conditions is not None and report.conditions.phenotypes:
         yield _condition_table(report.conditions)
 

@@ -6,7 +6,10 @@ from core.evaluation.report.records import (
     BootstrapIntervals,
     Conditions,
     EvaluationReport,
+    OntologyScores,
     PhenotypeScores,
+    read_evaluation,
+    report_record,
 )
 from core.evaluation.report.tables import gene_tables, phenotype_tables, score_pair, show
 
@@ -31,6 +34,19 @@ def test_every_method_has_a_row_with_its_intervals():
         ["age", "model", "0.125", "0.500", "0.250", "0.500", "9"],
     ]  # fmt: skip
     assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_distances_in_the_ontology_have_a_table_where_labels_are_terms():
+    near = OntologyScores(0.875, 1.5, 8)
+    report = EvaluationReport(
+        phenotypes={
+            "sex": {"model": scores(0.5)},
+            "cell_type": {"model": scores(0.5, ontology=near), "majority": scores(0.5)},
+        }
+    )
+    (table,) = list(phenotype_tables(report))[1:]
+    assert table.rows == [["cell_type", "model", "0.875", "1.500", "8"]]
+    assert read_evaluation(report_record(report)) == report
 
 
 def test_conditions_are_side_by_side_and_may_lack_one():
