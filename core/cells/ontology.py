@@ -142,7 +142,7 @@ def _term(identifier: str) -> dict[str, Any] | None:
 @functools.cache
 def _terms(ontology: str) -> dict[str, dict[str, Any]]:
     """Return the terms of an ontology by id; reading takes 0.6 s at most (MONDO), so only when needed."""
-    if not is_installed():
+    if ontology not in _ONTOLOGIES or not is_installed():
         return {}
     from cellxgene_ontology_guide.supported_versions import CXGSchema
 
