@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from core.inference.query_cells import Hint, QueryCells
     from core.model.folder import CellModel
 
-_CELLS = argument("FILE.h5ad", "The cells.")
+_CELLS = argument(
+    "FILE", "The cells: .h5ad, .zarr, .h5mu, 10x (.h5, a folder of matrix.mtx), or soma://PATH."
+)
 _GIVEN = option(
     "--given NAME[=COLUMN]",
     "A known phenotype to show to the model: tissue, or tissue=organ for the obs column organ "

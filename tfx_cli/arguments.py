@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from core.cells.file_patterns import is_path
 from core.errors import ConfigurationError, DataError, TfxError
 from core.files import file_text
 from core.presets.schema import STANDARD_PHENOTYPES, Preset
@@ -125,7 +126,7 @@ def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "Resol
 
 def report_folder(run: Path, file: str) -> Path:
     """Return the default folder of the report of a run on a file: RUN/eval-FILE."""
-    name = file.removeprefix("builtin:") if file.startswith("builtin:") else Path(file).stem
+    name = Path(file).stem if is_path(file) else file.partition(":")[2].strip("/")
     fit = re.sub(r"[^\w.-]+", "_", name)
     return run / f"eval-{fit}"
 
@@ -210,8 +211,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 SOURCES = argument(
     "PRESET | FILES...",
-    "A preset (file or bundled name), or .h5ad files: paths, globs, 'name_{0..43}.h5ad', "
-    "builtin:atlas.",
+    "A preset (file or bundled name), or files of cells: .h5ad, .zarr, .h5mu, 10x (.h5, folders of "
+    "matrix.mtx); paths, globs, 'name_{0..43}.h5ad', soma://PATH, builtin:atlas.",
 )
 CONFIG_FILES = option(
     "--config FILE",

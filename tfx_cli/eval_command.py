@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from core.cells.file_patterns import names_cells
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
@@ -40,8 +41,8 @@ _COLOURS = ((0, 34, 78), (124, 123, 120), (254, 232, 56))
 def evaluate(
     targets: list[str] | None = argument(
         "RUN FILES",
-        "A run, by name or folder (default: the newest), and labelled .h5ad files (default: "
-        "the held-out cells of its store).",
+        "A run, by name or folder (default: the newest), and labelled files: .h5ad, .zarr, .h5mu or "
+        "soma://PATH (default: the held-out cells of its store).",
         default=None,
     ),
     split: Literal["test", "validation"] | None = option(
@@ -192,16 +193,12 @@ def evaluate(
 
 
 def _run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separate the run from the files of cells, which end in .h5ad or are built in."""
-
-    def is_cells(target: str) -> bool:
-        return target.endswith(".h5ad") or target.startswith("builtin:")
-
-    has_run = bool(targets) and not is_cells(targets[0])
+    """Separate the run from the files of cells."""
+    has_run = bool(targets) and not names_cells(targets[0])
     files = list(targets[1:] if has_run else targets)
-    if others := [file for file in files if not is_cells(file)]:
+    if others := [file for file in files if not names_cells(file)]:
         raise ConfigurationError(
-            f"'{others[0]}' is no .h5ad file; give one run, then files of cells"
+            f"'{others[0]}' names no file of cells (docs/formats.md); give one run, then files"
         )
     return targets[0] if has_run else None, files
 

@@ -87,7 +87,7 @@ def generate(
         "--plot FILE.png", "Draw the cells beside real ones of the same kind."
     ),
     from_file: str | None = option(
-        "--from FILE.h5ad", "Change these real cells instead; --set names the change."
+        "--from FILE", "Change these real cells instead; --set names the change."
     ),
     set_values: list[str] | None = option(
         "--set NAME=VALUE",

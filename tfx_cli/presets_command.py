@@ -208,7 +208,9 @@ def schema_command(
 # -- tfx init
 def init(
     files: list[str] = argument(
-        "FILES...", ".h5ad files: paths, globs, 'name_{0..43}.h5ad', builtin:atlas."
+        "FILES...",
+        "Files of cells: .h5ad, .zarr, .h5mu, 10x (.h5, folders of matrix.mtx); paths, globs, "
+        "'name_{0..43}.h5ad', soma://PATH, builtin:atlas.",
     ),
     output: Path = option("--output -o FILE", "The preset to write.", default=Path("preset.toml")),
     device: Device = DEVICE,

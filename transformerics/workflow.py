@@ -1,7 +1,8 @@
 """The commands of tfx as functions: files or AnnData in, AnnData out. Nothing prints or draws.
 
 ``model`` is a `CellModel`, or the path of a run or of a model folder. ``cells`` is an AnnData object with
-counts or log values and genes in any order, an .h5ad file, or "builtin:NAME".
+counts or log values and genes in any order, a file or folder of cells (docs/formats.md), "soma://PATH", or
+"builtin:NAME".
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from core.cells.builtin import load_builtin
 from core.cells.cell_filter import CellFilter
-from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.prepare import ensure_store
+from core.cells.reading import load_whole
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import evaluate_held_out
 from core.files import file_text
@@ -233,6 +233,4 @@ def _in_memory(cells: "AnnData | str | Path") -> "AnnData":
 
     if isinstance(cells, anndata.AnnData):
         return cells.to_memory() if cells.isbacked else cells.copy()
-    if str(cells).startswith(BUILTIN_PREFIX):
-        return load_builtin(str(cells))
-    return anndata.read_h5ad(cells)
+    return load_whole(str(cells))

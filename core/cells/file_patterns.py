@@ -1,8 +1,8 @@
-"""From the file names of a preset to a list of files: braces, globs, built-in datasets.
+"""From the names of cells in a preset to a list of files: braces, globs, experiments, built-in datasets.
 
 `name_{0..43}.h5ad` names 44 files that must all exist (a missing shard is an error, not a smaller
-dataset); `name_*.h5ad` names the files that exist. `builtin:...` is not changed. A pattern names a bounded
-number of files, and `**` looks through a bounded number of folders.
+dataset); `name_*.h5ad` names the files that exist. `builtin:...` and `soma://...` are not changed. A pattern
+names a bounded number of files, and `**` looks through a bounded number of folders.
 """
 
 import glob
@@ -20,15 +20,30 @@ BUILTIN_PREFIX = "builtin:"
 #: Files of a pattern, and entries of folders that `**` looks at.
 _MOST_FILES, _MOST_ENTRIES = 100_000, 200_000
 _TWO_STARS = re.compile(r"(?<![^/])\*\*(?:/|$)")
+SOMA_PREFIX = "soma://"
+#: Endings of the files and folders that hold cells (docs/formats.md); the content decides what they are.
+_ENDINGS = (".h5ad", ".zarr", ".h5", ".h5mu", ".h5ad.gz", "matrix.mtx", "matrix.mtx.gz")
+
+
+def is_path(spec: str) -> bool:
+    """Whether cells are named by a path, not as a built-in dataset or a SOMA experiment."""
+    return not spec.startswith((BUILTIN_PREFIX, SOMA_PREFIX))
+
+
+def names_cells(spec: str) -> bool:
+    """Whether an argument of a command line names cells: by its ending, or as a folder of matrix.mtx."""
+    if not is_path(spec) or spec.rstrip("/").endswith(_ENDINGS):
+        return True
+    return any(Path(spec).glob("*matrix.mtx*")) if Path(spec).is_dir() else False
 
 
 def expand_files(patterns: Sequence[str], *, allow_missing: bool = False) -> list[str]:
     """List the files of patterns, in the order of the patterns.
 
     Patterns are paths, globs (``*``, ``?``, ``[...]``, ``**``), braces (``{0..43}``, ``{00..43}``,
-    ``{lung,liver}``) or ``builtin:`` names. A path that exists is taken literally; the files of a glob
-    come in natural order (2 before 10). A plain path is returned even if it does not exist: reading it
-    raises the error. With `allow_missing`, the same holds for files of braces.
+    ``{lung,liver}``), or names that begin with ``builtin:`` or ``soma://``. A path that exists is taken
+    literally; the files of a glob come in natural order (2 before 10). A plain path is returned even if it
+    does not exist: reading it raises the error. With `allow_missing`, the same holds for files of braces.
     """
     files = [file for pattern in patterns for file in _expand(pattern, allow_missing=allow_missing)]
     seen: dict[str, str] = {}
@@ -56,7 +71,7 @@ def check_overlap(lists: dict[str, Sequence[str]]) -> None:
 
 
 def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
-    if pattern.startswith(BUILTIN_PREFIX):
+    if not is_path(pattern):
         return [pattern]
     pattern = str(Path(pattern).expanduser())
     if Path(pattern).exists():
@@ -136,4 +151,4 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _key(file: str) -> str:
     """Return what two spellings of one file have in common."""
-    return file if file.startswith(BUILTIN_PREFIX) else str(Path(file).resolve())
+    return str(Path(file).resolve()) if is_path(file) else file

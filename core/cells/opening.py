@@ -2,10 +2,11 @@
 
 import errno
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.errors import DataError
+from core.errors import DataError, MachineError
 from core.files import open_file
 from core.wording import first_line, size
 
@@ -20,6 +21,19 @@ _BEGINNINGS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first (unzstd {name})",
     b"PK": "a zip archive; unpack it first (unzip {name})",
     b"RDX": "an R object; convert it in R, with zellkonverter::writeH5AD",
+}
+#: Filters of HDF5 that h5py has not, by their registered number.
+_FILTERS = {
+    307: "bzip2",
+    32_000: "lzf",
+    32_001: "blosc",
+    32_004: "lz4",
+    32_008: "bitshuffle",
+    32_013: "zfp",
+    32_015: "zstd",
+    32_017: "sz",
+    32_024: "sz3",
+    32_026: "blosc2",
 }
 #: Errors of a file system that has no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO, errno.EINVAL}
@@ -51,6 +65,8 @@ def open_hdf5(path: Path) -> "h5py.File":
     DataError
         The file cannot be opened, is no HDF5 file, refers to other files, or has arrays that are
         larger than the file can hold.
+    MachineError
+        Values are compressed in a way that needs the package hdf5plugin.
     """
     import h5py
 
@@ -115,6 +131,8 @@ def _fault_inside(file: "h5py.File", n_bytes: int) -> str | None:
     """Look at every link and array, and follow no link: what must not be read, in words."""
     import h5py
 
+    codes: dict[int, str] = {}  # filter -> an array that it compresses
+
     def look(name: bytes, link: Any) -> str | None:  # noqa: ANN401 (h5py's LinkInfo)
         where = f"'{name.decode(errors='replace')}'"
         if link.type == h5py.h5l.TYPE_SOFT:
@@ -126,6 +144,7 @@ def _fault_inside(file: "h5py.File", n_bytes: int) -> str | None:
             if not isinstance(array, h5py.h5d.DatasetID):
                 return None
             created = array.get_create_plist()
+            filters = [created.get_filter(number) for number in range(created.get_nfilters())]
             is_elsewhere = created.get_external_count() > 0
             is_elsewhere = is_elsewhere or created.get_layout() == h5py.h5d.VIRTUAL
             n_items, item = array.get_space().get_simple_extent_npoints(), array.get_type()
@@ -137,6 +156,7 @@ def _fault_inside(file: "h5py.File", n_bytes: int) -> str | None:
                 stored = array.get_storage_size()
         except (KeyError, OSError, RuntimeError, ValueError, TypeError):
             return None  # damaged: reading it says how
+        codes.update(dict.fromkeys((code for code, *_ in filters), where))
         if is_elsewhere:
             return f"the values of {where} are in another file, which is not read; {_WHOLE}"
         return oversize(where, array.shape, item.get_size(), claimed, stored)
@@ -145,7 +165,25 @@ def _fault_inside(file: "h5py.File", n_bytes: int) -> str | None:
         fault: str | None = file.id.links.visit(look, info=True)
     except (KeyError, OSError, RuntimeError):
         return None  # damaged: reading it says how
+    for code, where in codes.items():
+        if fault is None and not _has_filter(code):
+            name = file.filename
+            file.close()
+            raise MachineError(
+                f"{name}: {where} is compressed by {_FILTERS.get(code, f'filter {code}')}, which "
+                f"h5py cannot read alone; install hdf5plugin (pip install hdf5plugin), and try again"
+            )
     return fault
+
+
+def _has_filter(code: int) -> bool:
+    """Whether arrays compressed by a filter can be read; hdf5plugin, if it is installed, brings more."""
+    import h5py
+
+    if not h5py.h5z.filter_avail(code):
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401 (80 ms; importing it is its use)
+    return h5py.h5z.filter_avail(code)
 
 
 #: What to do about a file that refers to others.

@@ -4,23 +4,33 @@ Each kind of file is recognised by its content, never by its name.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core.cells.file_patterns import BUILTIN_PREFIX
+from core.cells.file_patterns import BUILTIN_PREFIX, SOMA_PREFIX
+from core.cells.mudata_source import RnaSource
 from core.cells.opening import check_path, open_hdf5, oversize
-from core.cells.sources import AnnDataSource, CellSource
+from core.cells.soma import SomaSource
+from core.cells.sources import AnnDataSource, CellSource, to_anndata
 from core.cells.stored_source import StoredSource
-from core.errors import DataError
+from core.cells.tenx import (
+    is_tenx_file,
+    matrices_in,
+    read_matrix_folder,
+    read_tenx_file,
+    sample_files,
+)
+from core.errors import DataError, TfxError
 from core.wording import first_line
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Kind = Literal["builtin", "h5ad", "zarr"]
+Kind = Literal["builtin", "soma", "h5ad", "zarr", "h5mu", "10x", "mtx"]
 #: Files of which a zarr store has at least one.
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
 #: Files that describe an array (the first also describes groups).
@@ -28,32 +38,52 @@ _ZARR_ARRAYS = {"zarr.json", ".zarray"}
 
 
 def open_source(spec: str | Path) -> CellSource:
-    """Open cells: an .h5ad file, a .zarr store, or a built-in dataset ("builtin:NAME").
+    """Open cells: files and folders as docs/formats.md lists them, "soma://PATH", or "builtin:NAME".
 
     DataError if there is nothing, or what there is cannot be read or holds no cells.
     """
     match kind_of(spec):
-        case "builtin":
+        case "builtin" | "10x" | "mtx":
             return AnnDataSource(load_whole(str(spec)), str(spec))
+        case "soma":
+            return SomaSource(str(spec))
         case "zarr":
             return _open_zarr(Path(spec))
+        case "h5mu":
+            return RnaSource(open_hdf5(Path(spec)), str(spec))
         case "h5ad":
             return _open_h5ad(Path(spec))
 
 
 def kind_of(spec: str | Path) -> Kind:
-    """Recognise a container; DataError if there is nothing, or a folder without cells."""
+    """Recognise a container; DataError if there is nothing, or nothing with cells."""
     if str(spec).startswith(BUILTIN_PREFIX):
         return "builtin"
+    if str(spec).startswith(SOMA_PREFIX):
+        return "soma"
     path = Path(spec)
     check_path(path)
     if is_zarr(path):
         return "zarr"
+    if matrices_in(path):
+        return "mtx"
+    if (path / "__group").is_dir():
+        raise DataError(
+            f"{path}: a folder of TileDB; a SOMA experiment is named {SOMA_PREFIX}{path}"
+        )
     if path.is_dir():
         raise DataError(
-            f"{path}: a folder, not an h5ad file; name the files in it ('{path}/*.h5ad')"
+            f"{path}: a folder, not an h5ad file, zarr store or folder of matrix.mtx; name the files in it "
+            f"('{path}/*.h5ad')"
         )
-    return "h5ad"
+    with open_hdf5(path) as file:
+        if "mod" in file:
+            return "h5mu"
+        if "obs" in file and "var" in file:
+            return "h5ad"
+        if is_tenx_file(file):
+            return "10x"
+    raise DataError(f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData")
 
 
 def is_zarr(path: Path) -> bool:
@@ -65,14 +95,39 @@ def load_whole(spec: str) -> "AnnData":
     """Load all that a source holds into memory."""
     import anndata
 
-    kind = kind_of(spec)
-    if kind == "builtin":
-        from core.cells.builtin import load_builtin
-
-        return load_builtin(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on old layouts and repeated names
-        return anndata.read_zarr(spec) if kind == "zarr" else anndata.read_h5ad(spec)
+        match kind_of(spec):
+            case "builtin":
+                from core.cells.builtin import load_builtin
+
+                return load_builtin(spec)
+            case "soma":
+                with closing(SomaSource(spec)) as experiment:
+                    return to_anndata(experiment)
+            case "h5mu":
+                with closing(RnaSource(open_hdf5(Path(spec)), spec)) as source:
+                    return source.to_memory()
+            case "10x":
+                return _read_whole(read_tenx_file, spec)
+            case "mtx":
+                return _read_whole(read_matrix_folder, spec)
+            case "zarr":
+                return anndata.read_zarr(spec)
+            case "h5ad":
+                return anndata.read_h5ad(spec)
+
+
+def _read_whole(read: "Callable[[Path], AnnData]", spec: str) -> "AnnData":
+    """Read files of 10x; their many errors become one sentence."""
+    try:
+        return read(Path(spec))
+    except (TfxError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{spec}: the files of 10x cannot be read ({first_line(error)}); copy them again"
+        ) from error
 
 
 def read_old_tables(path: Path) -> "AnnData":
@@ -90,17 +145,7 @@ def read_old_tables(path: Path) -> "AnnData":
 
 def _open_h5ad(path: Path) -> CellSource:
     file = open_hdf5(path)
-    try:
-        if "obs" not in file or "var" not in file:
-            raise DataError(
-                f"{path}: an HDF5 file but not an h5ad (no obs and var); write it with AnnData"
-            )
-        return StoredSource(
-            file, str(path), close=file.close, read_old=partial(read_old_tables, path)
-        )
-    except BaseException:
-        file.close()
-        raise
+    return StoredSource(file, str(path), close=file.close, read_old=partial(read_old_tables, path))
 
 
 def _open_zarr(path: Path) -> CellSource:
@@ -147,9 +192,15 @@ def fingerprint(spec: str) -> str:
     """State of a source: size and time of change of its files, a built-in dataset's version."""
     if spec.startswith(BUILTIN_PREFIX):
         return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
+    if spec.startswith(SOMA_PREFIX):
+        with closing(SomaSource(spec)) as experiment:
+            return experiment.state()
     path = Path(spec)
     check_path(path)
-    states = [file.stat() for file in _files_of(path)] if path.is_dir() else [path.stat()]
+    if path.is_dir():
+        states = [file.stat() for file in _files_of(path)]
+    else:
+        states = [one.stat() for one in (sample_files(path) or [path])]
     n_bytes = sum(state.st_size for state in states)
     return f"{n_bytes}-{max((state.st_mtime_ns for state in states), default=0)}"
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from scipy import sparse
 
+from core.errors import DataError
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -162,6 +164,29 @@ class AnnDataSource:
         if matrix == "raw":
             return self._adata.raw.X
         return self._adata.layers[matrix.removeprefix("layers/")]
+
+
+def to_anndata(source: CellSource) -> "AnnData":
+    """Load obs, var and all matrices of a source into memory; values are float32."""
+    import anndata
+
+    matrices = {
+        name: sparse.vstack(list(source.chunks(name, 8_192)), format="csr")
+        for name in source.matrices()
+    }
+    layers = {name: one for name, one in matrices.items() if name.startswith("layers/")}
+    first = "X" if "X" in matrices else next(iter(layers), None)
+    if first is None:
+        raise DataError(f"{source.name}: holds no matrix of values")
+    adata = anndata.AnnData(
+        matrices.get("X"),
+        obs=source.obs,
+        var=source.var(first),
+        layers={name.removeprefix("layers/"): one for name, one in layers.items()},
+    )
+    if "raw" in matrices:
+        adata.raw = anndata.AnnData(matrices["raw"], obs=source.obs[[]], var=source.var("raw"))
+    return adata
 
 
 def columns_of(obs: "pd.DataFrame", names: Collection[str]) -> "pd.DataFrame":

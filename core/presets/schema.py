@@ -80,8 +80,8 @@ class DataSettings(_Section):
 
     files: FileList = Field(
         min_length=1,
-        description="h5ad files: paths, globs, 'name_{0..43}.h5ad', or 'builtin:atlas', "
-        "'builtin:pbmc68k'",
+        description="files of cells (.h5ad, .zarr, .h5mu, 10x): paths, globs, 'name_{0..43}.h5ad'; or "
+        "'soma://PATH', 'builtin:atlas', 'builtin:pbmc68k'",
     )
     validation_files: FileList = Field([], description="files used for validation only")
     test_files: FileList = Field([], description="files used for test only")

@@ -217,7 +217,7 @@ COMMAND_LINES = [
     # eval
     (nothing, "eval", 2, "there are no runs in 'runs'; make one with 'tfx train PRESET'"),
     (a_run, "eval nowhere", 2, "there is no run 'nowhere' in 'runs'; the newest is 'tiny'"),
-    (a_run, "eval tiny notes.txt", 2, "'notes.txt' is no .h5ad file"),
+    (a_run, "eval tiny notes.txt", 2, "'notes.txt' names no file of cells"),
     (a_run, "eval tiny nowhere.h5ad", 4, "nowhere.h5ad: no such file; check the path"),
     (a_run, "eval tiny cells.h5ad", 4, "only 0 of the model's 32 genes are in the file"),
     (a_run, f"eval tiny '{ATLAS}' --label planet=organ", 2, "the model does not know a phenotype 'planet'"),

@@ -160,8 +160,8 @@ def test_a_sample_is_the_same_every_time(tfx, new):
             2,
             "--label: held-out cells have theirs in the store",
         ),
-        (["tiny", "other"], 2, "'other' is no .h5ad file; give one run, then files of cells"),
-        (["new.h5ad", "tiny"], 2, "'tiny' is no .h5ad file; give one run, then files of cells"),
+        (["tiny", "other"], 2, "'other' names no file of cells"),
+        (["new.h5ad", "tiny"], 2, "'tiny' names no file of cells"),
         (["tiny", "none.h5ad"], 4, "none.h5ad"),
         (
             ["tiny", "new.h5ad", "--label", "organ=tissue"],
