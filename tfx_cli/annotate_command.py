@@ -16,7 +16,9 @@ from tfx_cli.arguments import (
     MATRIX,
     MODEL,
     OVERWRITE,
+    VALUES,
     Device,
+    Values,
     check_output,
     model_folder,
 )
@@ -58,6 +60,7 @@ def predict(
     ),
     prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
     matrix: str = MATRIX,
+    values: Values = VALUES,
     gene_ids: str = GENE_IDS,
     few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
@@ -85,7 +88,10 @@ def predict(
     from core.inference.annotate import predict_phenotypes_of, prediction_table
 
     model = _load(folder, device)
-    with _query(file, model, given, matrix, gene_ids, few_genes=few_genes) as (cells, hints):
+    with _query(file, model, given, matrix, gene_ids, values, few_genes=few_genes) as (
+        cells,
+        hints,
+    ):
         with contextlib.ExitStack() as stack:
             copy = None
             if output.suffix != ".csv":
@@ -164,6 +170,7 @@ def embed(
     ),
     given: list[str] | None = _GIVEN,
     matrix: str = MATRIX,
+    values: Values = VALUES,
     gene_ids: str = GENE_IDS,
     few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
@@ -202,7 +209,10 @@ def embed(
     if denoise is not None and "/" in denoise:
         raise ConfigurationError(f"--denoise {denoise}: the name of a layer has no '/'")
     width = model.config.hidden_size
-    with _query(file, model, given, matrix, gene_ids, few_genes=few_genes) as (cells, hints):
+    with _query(file, model, given, matrix, gene_ids, values, few_genes=few_genes) as (
+        cells,
+        hints,
+    ):
         if cells.choice.matrix == "raw" and (genes or denoise):
             raise ConfigurationError(
                 f"{file}: the model's genes are in raw, which has other rows than var; leave out "
@@ -250,6 +260,7 @@ def _query(
     given: Sequence[str] | None,
     matrix: str,
     gene_ids: str,
+    values: Values,
     *,
     few_genes: bool,
 ) -> Iterator[tuple["QueryCells", "list[Hint]"]]:
@@ -257,13 +268,13 @@ def _query(
     from core.inference.query_cells import open_query_cells, read_hint
 
     with open_query_cells(
-        file, model.panel, matrix=matrix, gene_ids=gene_ids, few_genes=few_genes
+        file, model.panel, matrix=matrix, values=values, gene_ids=gene_ids, few_genes=few_genes
     ) as cells:
         hints = [read_hint(cells.source, model, one) for one in given or []]
         found = int((~cells.missing).sum())
         narrate(
             f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} "
-            f"genes (by {cells.genes.joined_by}), {cells.choice.matrix} holds {cells.choice.state}"
+            f"genes (by {cells.genes.joined_by}), {cells.choice.matrix} holds {cells.choice.describe()}"
         )
         for one in hints:
             if one.unknown:

@@ -208,6 +208,7 @@ def as_sentence(text: str | None) -> str:
 
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Values = Literal["auto", "counts", "linear", "log"]
 
 SOURCES = argument(
     "PRESET | FILES...",
@@ -227,6 +228,7 @@ ASSIGNMENTS = option(
 MODEL = option("--run RUN", "A run or a model folder; default: the newest run.")
 DEVICE = option("--device", "auto: a GPU where there is one, else the CPU.", default="auto")
 MATRIX = preset_option("--matrix NAME", "data.matrix", default="auto")
+VALUES = preset_option("--values", "data.values", default="auto")
 GENE_IDS = preset_option("--gene-ids COLUMN", "data.gene_ids", default="auto")
 FEW_GENES = option(
     "--few-genes",

@@ -12,7 +12,9 @@ from tfx_cli.arguments import (
     GENE_IDS,
     JSON_OUTPUT,
     MATRIX,
+    VALUES,
     Device,
+    Values,
     check_output_folder,
     check_unused,
     model_folder,
@@ -80,6 +82,7 @@ def evaluate(
         "--store FOLDER", "The store the run was trained on, if it is in another place now."
     ),
     matrix: str = MATRIX,
+    values: Values = VALUES,
     gene_ids: str = GENE_IDS,
     few_genes: bool = FEW_GENES,
     device: Device = DEVICE,
@@ -129,6 +132,7 @@ def evaluate(
         "trained_where": trained_where,
         "labels": labels or (),
         "matrix": matrix,
+        "values": values,
         "gene_ids": gene_ids,
     }
     if generated:
@@ -218,7 +222,8 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     if generated or not files:
         check_unused({"--few-genes": given["few_genes"]}, "needs FILES that are scored")
     if not files:
-        names = {"--label": "labels", "--matrix": "matrix", "--gene-ids": "gene_ids"}
+        names = {"--label": "labels", "--matrix": "matrix", "--values": "values"}
+        names |= {"--gene-ids": "gene_ids"}
         what = "files of real cells" if generated else "files to score"
         check_unused(
             {option: given[name] for option, name in names.items()},

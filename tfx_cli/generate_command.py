@@ -9,8 +9,11 @@ from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
 from tfx_cli.arguments import (
     JSON_OUTPUT,
+    MATRIX,
     MODEL,
     OVERWRITE,
+    VALUES,
+    Values,
     as_sentence,
     check_output,
     model_folder,
@@ -98,6 +101,8 @@ def generate(
         "With --from: the obs column of a phenotype, as in tissue=organ; default: the column that "
         "the model was trained on.",
     ),
+    matrix: str = MATRIX,
+    scale: Values = VALUES,
     run: str | None = MODEL,
     unspecified: Literal["sample", "none"] = option(
         "--unspecified",
@@ -164,11 +169,15 @@ def generate(
         wanted = phenotype_request(phenotype=set_values, pair_option="--set")
         if not wanted:
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
+        reading = {"matrix": matrix, "values": scale}
         folder = model_folder(run)
-        _edit_file(from_file, wanted, labels or (), output, folder, seed, changes, as_json=as_json)
+        _edit_file(
+            from_file, wanted, labels or (), output, folder, seed, changes, reading, as_json=as_json
+        )
         return
-    for unfit_option, given in (("--set", set_values), ("--label", labels)):
-        if given:
+    of_from = {"--set": set_values, "--label": labels, "--matrix": matrix, "--values": scale}
+    for unfit_option, given in of_from.items():
+        if given and given != "auto":
             raise ConfigurationError(
                 f"{unfit_option} belongs to cells of a file; name it by --from"
             )
@@ -278,6 +287,7 @@ def _edit_file(
     folder: Path,
     seed: int,
     changes: Mapping[str, Any],
+    reading: Mapping[str, Any],
     *,
     as_json: bool,
 ) -> None:
@@ -295,7 +305,7 @@ def _edit_file(
 
     model = CellModel.load(folder)
     settings = changed_settings(model.generate, {"decode": "sample", **changes})
-    with open_query_cells(file, model.panel) as query, show_progress() as listener:
+    with open_query_cells(file, model.panel, **reading) as query, show_progress() as listener:
         edited = edit_cells(
             model, query, values, labels=labels, settings=settings, seed=seed, on_progress=listener
         )

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from core.cells.gene_names import ENSEMBL, drop_genomes
 from core.cells.phenotypes import check_lengths, suggest
@@ -91,6 +92,30 @@ class GenePanel:
             ids=tuple(self.ids[int(position)] for position in positions),
             symbols=tuple(self.symbols[int(position)] for position in positions),
         )
+
+
+#: var columns that say what kind of features a matrix with several kinds has (Cell Ranger, muon).
+_KIND_COLUMNS = ("feature_types", "feature_type", "modality", "modalities")
+#: Kinds that are genes; others beside them are not. Where no kind is one of these, as where CELLxGENE
+#: names biotypes ("protein_coding"), all features but the second list are genes.
+_GENE_KINDS = {"gene expression", "gene", "genes", "gex", "rna", "mrna", "transcriptome"}
+_OTHER_KINDS = {"antibody capture", "crispr guide capture", "multiplexing capture", "custom"}
+_OTHER_KINDS |= {"peaks", "peak", "atac", "chromatin accessibility", "antigen capture"}
+_OTHER_KINDS |= {"adt", "hto", "prot", "protein", "protein expression", "antibody", "cite"}
+_OTHER_KINDS |= {"vdj", "vdj-t", "vdj-b", "cell hashing", "hashtag"}
+
+
+def other_features(var: "pd.DataFrame") -> tuple[NDArray[np.bool_], list[str]]:
+    """Find features that are not genes by `var` (features, columns): a mask (features,), and their kinds."""
+    for column in filter(var.columns.__contains__, _KIND_COLUMNS):
+        kinds = np.array([text.strip() for text in _texts(var[column])], dtype=object)
+        folded = np.array([kind.casefold().replace("_", " ") for kind in kinds], dtype=object)
+        is_other = np.isin(folded, list(_OTHER_KINDS))
+        if (is_gene := np.isin(folded, list(_GENE_KINDS))).any():
+            is_other = ~is_gene & (folded != "")
+        if is_other.any():
+            return is_other, sorted(set(kinds[is_other].tolist()))
+    return np.zeros(len(var), dtype=bool), []
 
 
 class GeneTable(NamedTuple):

@@ -1,175 +1,261 @@
-"""What the values of a matrix are: raw counts, log-normalised, or unfit; and which matrix to take.
+"""What a matrix of a source gives: its cells as counts or as log1p of counts per 10,000.
 
-Found by inspection, recorded, and never guessed silently: a first look at some cells chooses, and
-`check_chunk` holds every further cell to it.
+`matrix_choice` finds which matrix is read and on which scale its values are; `read_cells` brings every
+chunk to counts or log1p values, holds each value to that scale, and finds library sizes.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.phenotypes import suggest
+from core.cells.genes import other_features
+from core.cells.normalisation import count_scales, log_normalise
 from core.cells.sources import CellSource
+from core.cells.value_scale import ValueScale, are_whole, recover_counts
 from core.errors import DataError
 
-#: Cells of the first look; every cell is checked later on.
-_LOOK = 512
+if TYPE_CHECKING:
+    import pandas as pd
+
 #: No natural log of one plus normalised counts is larger: log1p(1e6) is 13.8, one gene alone in a
 #: cell normalised to a million.
 LARGEST_LOG = 14.0
-#: Sums that vary less than this (relative) come from normalisation, not from cells. float16 and
-#: rounded values stay below, biological variation far above.
-_CONSTANT = 0.01
 #: Larger ones are no whole numbers in float32, in which expression is read.
 LARGEST_COUNT = 2**24
+#: Sums of later cells may differ by this much (relative) from the total that the sample has.
+_OTHER_TOTAL = 0.02
+#: Library sizes are not smaller than sums of some of the counts, but for rounding errors.
+_ROUNDING = 1e-6
 
 
 class MatrixState(StrEnum):
-    """What a matrix holds."""
+    """What a matrix gives."""
 
     COUNTS = "counts"
     LOG1P = "log1p"
-    NORMALISED = "normalised, not logged"
-    LOG2 = "log2, not natural log"
+    UNKNOWN = "values of an unknown scale"
     SCALED = "scaled (negative values)"
     NOT_FINITE = "NaN or infinite values"
     EMPTY = "only zeros"
 
 
-#: What to do about a matrix that cannot be taken.
-_REMEDY = {
-    MatrixState.NORMALISED: "store raw counts, or take the log1p of it",
-    MatrixState.LOG2: "store raw counts, or multiply by ln 2",
-    MatrixState.SCALED: "set data.matrix to one with counts or log values ('raw', 'layers/NAME')",
-    MatrixState.NOT_FINITE: "replace or drop them",
-    MatrixState.EMPTY: "set data.matrix to one that holds expression",
-}
-_COUNT_WORDS = ("count", "umi")
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the first look at a matrix found."""
-
-    state: MatrixState
-    #: Largest finite value seen.
-    largest: float = 0.0
-    #: First offending cell and gene (row, column), or None.
-    place: tuple[int, int] | None = None
-
-    def describe(self) -> str:
-        """State and range in words."""
-        if self.state in {MatrixState.EMPTY, MatrixState.NOT_FINITE}:
-            return str(self.state)
-        return f"{self.state}, up to {self.largest:.4g}"
-
-
 @dataclass(frozen=True)
 class MatrixChoice:
-    """The matrix taken from a source ("X", "raw" or "layers/NAME"), which holds counts or log1p."""
+    """The matrix taken from a source ("X", "raw" or "layers/NAME"), which gives counts or log1p."""
 
     matrix: str
     state: MatrixState
+    scale: ValueScale
+    #: Genes of the matrix.
+    n_genes: int
     #: Matrices not taken by "auto" -> why.
     passed_over: dict[str, str] = field(default_factory=dict)
+    #: Whether values are taken for log1p because the user, or tfx itself, says so.
+    is_assumed: bool = False
+    #: Where library sizes come from, if not from the matrix: an obs column, or another matrix.
+    library: "str | MatrixChoice | None" = None
+    #: What the user should know about the choice, and what may cost accuracy, in sentences.
+    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return what the matrix holds, in words: "counts", "log1p", or what is made of it."""
+        if self.state == MatrixState.COUNTS and self.scale == ValueScale(unit="one"):
+            return str(self.state)
+        if self.state == MatrixState.LOG1P and self.scale.is_plain_log:
+            return str(self.state)
+        made = "counts" if self.state == MatrixState.COUNTS else "log1p of counts per 10,000"
+        return f"{self.scale.describe()}, read as {made}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was recognised, if values are not read as they are stored; and the remarks."""
+        what = self.describe()
+        is_as_stored = what == str(self.state)
+        return self.remarks if is_as_stored else (f"{self.matrix} holds {what}", *self.remarks)
 
 
-def choose_matrix(source: CellSource, wanted: str) -> MatrixChoice:
-    """Choose the matrix to read; DataError if it does not exist or holds neither counts nor log values.
+def genes_of(source: CellSource, matrix: str) -> "pd.DataFrame":
+    """(genes, columns) of a matrix, without features that are not genes."""
+    var, columns = source.var(matrix), gene_columns(source, matrix)
+    return var if columns is None else var.iloc[columns]
 
-    `wanted` names it, or is "auto": counts (X, layers named like counts, raw), else log-normalised
-    values (X, raw, layers).
+
+def gene_columns(source: CellSource, matrix: str) -> NDArray[np.int64] | None:
+    """(genes,) columns of a matrix that are genes, or None if all are."""
+    is_other, _ = other_features(source.var(matrix))
+    return np.flatnonzero(~is_other) if is_other.any() else None
+
+
+def gene_chunks(
+    source: CellSource, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, sparse.csr_matrix]]:
+    """First row and values, (cells, genes), of each chunk; features that are not genes are left out."""
+    columns = gene_columns(source, matrix)
+    for chunk in source.chunks(matrix, rows_per_chunk, start=start, stop=stop):
+        yield start, chunk if columns is None else sparse.csr_matrix(chunk[:, columns])
+        start += chunk.shape[0]
+
+
+@dataclass(frozen=True)
+class CellChunk:
+    """Some cells of a matrix, by genes."""
+
+    #: Row of the first in the source.
+    first_row: int
+    #: (cells, genes) float32: counts, or log1p of counts per 10,000.
+    values: sparse.csr_matrix
+    state: MatrixState
+    #: (cells,) library sizes that are not the sums of the counts.
+    known_sizes: NDArray[np.float64] | None = None
+
+    @cached_property
+    def library_sizes(self) -> NDArray[np.float64]:
+        """(cells,) counts over all genes; of log values the sum of the normalised counts."""
+        if self.known_sizes is not None:
+            return self.known_sizes
+        values = self.values.data
+        if self.state != MatrixState.COUNTS:
+            values = np.expm1(values.astype(np.float64))
+        return row_sums(self.values, values)
+
+    def log1p(self) -> sparse.csr_matrix:
+        """(cells, genes) log1p of counts per 10,000."""
+        chunk = self.values
+        if self.state != MatrixState.COUNTS:
+            return chunk
+        scales = count_scales(self.library_sizes).astype(np.float32)
+        values = log_normalise(chunk.data, np.repeat(scales, np.diff(chunk.indptr)))
+        return sparse.csr_matrix((values, chunk.indices, chunk.indptr), shape=chunk.shape)
+
+
+def read_cells(
+    source: CellSource,
+    choice: MatrixChoice,
+    rows_per_chunk: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[CellChunk]:
+    """Give the cells of rows [start, stop) in order, as the choice says.
+
+    DataError names the first value that contradicts what the sampled cells hold.
     """
-    present = source.matrices()
-    if wanted != "auto":
-        if wanted not in present:
-            raise DataError(
-                f"{source.name}: no matrix '{wanted}' (data.matrix); {suggest(wanted, present)}"
-            )
-        found = inspect_matrix(source, wanted)
-        if found.state not in {MatrixState.COUNTS, MatrixState.LOG1P}:
-            raise DataError(_unfit(source, wanted, found))
-        return MatrixChoice(wanted, found.state)
-    if not present:
+    of_obs, of_raw = None, None
+    if isinstance(choice.library, MatrixChoice):
+        of_raw = read_cells(source, choice.library, rows_per_chunk, start=start, stop=stop)
+    elif choice.library is not None:
+        of_obs = numbers_of(source.obs_columns([choice.library])[choice.library])
+    for first, chunk in gene_chunks(source, choice.matrix, rows_per_chunk, start=start, stop=stop):
+        rows = np.arange(first, first + chunk.shape[0])
+        cells = convert_cells(chunk, choice, source, rows)
+        if of_raw is not None:
+            cells = replace(cells, known_sizes=next(of_raw).library_sizes)
+        elif of_obs is not None:
+            cells = replace(cells, known_sizes=of_obs[rows])
+        if choice.library is not None:
+            _check_sizes(cells, choice, source)
+        yield cells
+
+
+def _check_sizes(cells: CellChunk, choice: MatrixChoice, source: CellSource) -> None:
+    sums, sizes = row_sums(cells.values, cells.values.data), cells.library_sizes
+    if (bad := np.flatnonzero(~(sizes >= sums * (1 - _ROUNDING)))).size:
+        row = cells.first_row + int(bad[0])
+        where = choice.library if isinstance(choice.library, str) else "raw"
         raise DataError(
-            f"{source.name}: holds no matrix (no X, raw or layers); add the expression values"
+            f"{source.name}: cell {source.obs_names[row]} (row {row}) has {sums[bad[0]]:,.7g} counts in "
+            f"{choice.matrix}, but a library size of {sizes[bad[0]]:,.7g} in {where}; correct or "
+            f"remove it"
         )
-    seen: dict[str, Inspection] = {}
-    layers = [name for name in present if name.startswith("layers/")]
-    counts_like = [name for name in layers if any(word in name.lower() for word in _COUNT_WORDS)]
-    orders = (
-        (MatrixState.COUNTS, ["X", *counts_like, "raw"]),
-        (MatrixState.LOG1P, ["X", "raw", *layers]),
-    )
-    for state, order in orders:
-        for matrix in filter(present.__contains__, order):
-            if matrix not in seen:
-                seen[matrix] = inspect_matrix(source, matrix)
-            if seen[matrix].state == state:
-                others = {name: look.describe() for name, look in seen.items() if name != matrix}
-                return MatrixChoice(matrix, state, others)
-    if len(seen) == 1:
-        raise DataError(_unfit(source, *seen.popitem()))
-    listed = "; ".join(f"{name}: {look.describe()}" for name, look in seen.items())
-    raise DataError(
-        f"{source.name}: no matrix holds raw counts or log1p values ({listed}); add one and set "
-        f"data.matrix to it"
-    )
 
 
-def inspect_matrix(source: CellSource, matrix: str) -> Inspection:
-    """Inspect the first cells of a matrix."""
-    # A file may begin with one donor or type, but what its values are does not change.
-    for chunk in source.chunks(matrix, _LOOK):
-        if chunk.nnz:
-            break
-    else:
-        return Inspection(MatrixState.EMPTY)
-    values = chunk.data
-    finite = np.isfinite(values)
-    if not finite.all():
-        return Inspection(MatrixState.NOT_FINITE, place=_place(chunk, ~finite))
-    largest = float(values.max())
-    if (values < 0).any():
-        return Inspection(MatrixState.SCALED, largest, _place(chunk, values < 0))
-    whole = values == np.rint(values)
-    if whole.all():
-        return Inspection(MatrixState.COUNTS, largest)
-    if largest > LARGEST_LOG or constant_sum(row_sums(chunk, values)):
-        return Inspection(MatrixState.NORMALISED, largest, _place(chunk, ~whole))
-    natural = constant_sum(row_sums(chunk, np.expm1(values)))
-    if not natural and constant_sum(row_sums(chunk, np.exp2(values) - 1)):
-        return Inspection(MatrixState.LOG2, largest, _place(chunk, ~whole))
-    return Inspection(MatrixState.LOG1P, largest)
+def numbers_of(column: "pd.Series[Any]") -> NDArray[np.float64]:
+    """(cells,) numbers of an obs column, NaN where it has none."""
+    import pandas as pd
+
+    return pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
-def check_chunk(
-    chunk: sparse.csr_matrix, choice: MatrixChoice, source: CellSource, first_row: int
-) -> None:
-    """Check that a chunk holds what the first look found; DataError names the first other value."""
-    values = chunk.data
-    checks: list[tuple[NDArray[np.bool_], str]] = [
-        (~np.isfinite(values), "NaN or infinite"),
-        (values < 0, "negative"),
-    ]
+def convert_cells(
+    chunk: sparse.csr_matrix, choice: MatrixChoice, source: CellSource, rows: NDArray[np.int64]
+) -> CellChunk:
+    """Bring values to counts or log1p; DataError names the first that contradicts the choice."""
+    values, scale = chunk.data, choice.scale
+    first_row = int(rows[0]) if len(rows) else 0
+
+    def check(offending: NDArray[np.bool_], what: str) -> None:
+        if not offending.any():
+            return
+        row, column = place_of(chunk, offending)
+        value = values[np.flatnonzero(offending)[0]]
+        raise DataError(
+            f"{source.name}: {choice.matrix} holds {value:.6g} ({what}) "
+            f"{name_place(source, choice.matrix, (int(rows[row]), column))}; correct the file "
+            f"or set data.matrix to another matrix"
+        )
+
+    def made(data: NDArray[Any], sizes: NDArray[np.float64] | None = None) -> CellChunk:
+        if data is values:
+            return CellChunk(first_row, chunk, choice.state)
+        of_genes = (data.astype(np.float32, copy=False), chunk.indices, chunk.indptr)
+        cells = sparse.csr_matrix(of_genes, shape=chunk.shape)
+        return CellChunk(first_row, cells, choice.state, sizes)
+
+    check(~np.isfinite(values), "NaN or infinite")
+    check(values < 0, "negative")
     if choice.state == MatrixState.COUNTS:
-        checks.append((values != np.rint(values), "not a whole number among counts"))
-        checks.append((values >= LARGEST_COUNT, f"a count of {LARGEST_COUNT:,} or more"))
-    else:
-        checks.append((values > LARGEST_LOG, "too large for a log value"))
-    for offending, what in checks:
-        if offending.any():
-            row, column = _place(chunk, offending)
-            value = values[np.flatnonzero(offending)[0]]
-            raise DataError(
-                f"{source.name}: {choice.matrix} holds {value:.6g} ({what}) "
-                f"{_name_place(source, choice.matrix, (first_row + row, column))}; correct the file "
-                f"or set data.matrix to another matrix"
-            )
+        if scale.is_counts:
+            counts, sizes = np.rint(values), None
+            if (values == counts).all():
+                counts = values
+            else:
+                check(~are_whole(values), "not a whole number among counts")
+        else:
+            found = recover_counts(values, chunk.indptr, scale)
+            bad = np.repeat(~found.fits, np.diff(chunk.indptr))
+            check(bad, f"in a cell that does not hold {scale.describe()}")
+            counts = found.counts
+            sizes = found.library_sizes if scale.total and not scale.is_complete else None
+        check(counts >= LARGEST_COUNT, f"a count of {LARGEST_COUNT:,} or more")
+        return made(counts, sizes)
+    if scale.is_plain_log:
+        check(values > LARGEST_LOG, "too large for a log value")
+        if not choice.is_assumed:
+            _check_totals(row_sums(chunk, np.expm1(values)), choice, source, rows)
+        return made(values)
+    linear = scale.linear(values)
+    sums = row_sums(chunk, linear)
+    if not choice.is_assumed:
+        _check_totals(sums, choice, source, rows)
+    totals = sums if scale.total is None else np.full(len(sums), scale.total)
+    scales = np.repeat(count_scales(totals), np.diff(chunk.indptr))
+    return made(log_normalise(linear, scales))
+
+
+def _check_totals(
+    sums: NDArray[np.float64], choice: MatrixChoice, source: CellSource, rows: NDArray[np.int64]
+) -> None:
+    """Check that the cells add up to the total that the sampled cells have, or to less without some genes."""
+    total = choice.scale.total
+    if total is None:
+        return
+    bad = sums > total * (1 + _OTHER_TOTAL)
+    if choice.scale.is_complete:
+        bad |= (sums > 0) & (sums < total * (1 - _OTHER_TOTAL))
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"{source.name}: {choice.matrix} holds {choice.scale.describe()}, but cell "
+            f"{source.obs_names[rows[at]]} (row {rows[at]}) adds up to {sums[at]:,.7g}; normalise all "
+            f"cells alike, or store raw counts"
+        )
 
 
 def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -181,32 +267,15 @@ def row_sums(chunk: sparse.csr_matrix, values: NDArray[np.floating[Any]]) -> NDA
     return sums
 
 
-def constant_sum(sums: NDArray[np.float64]) -> float | None:
-    """Return the common sum of cells that have values, or None if they differ or are fewer than two."""
-    sums = sums[sums > 0]
-    if len(sums) < 2:
-        return None
-    middle = float(np.median(sums))
-    return middle if float(np.ptp(sums)) <= _CONSTANT * middle else None
-
-
-def _unfit(source: CellSource, matrix: str, found: Inspection) -> str:
-    where = "" if found.place is None else f", first {_name_place(source, matrix, found.place)}"
-    others = [name for name in source.matrices() if name != matrix]
-    alternatives = f" (the file also has {', '.join(others)})" if others else ""
-    return (
-        f"{source.name}: {matrix} holds {found.describe()}{where}, where raw counts or log1p values "
-        f"are needed; {_REMEDY[found.state]}{alternatives}"
-    )
-
-
-def _name_place(source: CellSource, matrix: str, place: tuple[int, int]) -> str:
+def name_place(source: CellSource, matrix: str, place: tuple[int, int]) -> str:
+    """Name a cell and a gene of a matrix by (row, column)."""
     row, column = place
-    gene = source.var(matrix).index[column]
+    gene = genes_of(source, matrix).index[column]
     return f"at cell {source.obs_names[row]} (row {row}), gene {gene}"
 
 
-def _place(chunk: sparse.csr_matrix, offending: NDArray[np.bool_]) -> tuple[int, int]:
+def place_of(chunk: sparse.csr_matrix, offending: NDArray[np.bool_]) -> tuple[int, int]:
+    """Row and column of the first offending value."""
     first = int(np.flatnonzero(offending)[0])
     row = int(np.searchsorted(chunk.indptr, first, side="right")) - 1
     return row, int(chunk.indices[first])

@@ -21,9 +21,3 @@ def log_normalise(counts: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(invalid="ignore"):  # 0 counts of a cell without any
         values: NDArray[Any] = np.log1p(counts.astype(scales.dtype, copy=False) * scales)
     return values
-
-
-def rescale_log(values: NDArray[Any], factor: float) -> NDArray[Any]:
-    """log1p of the normalised counts behind log values, times a factor; in the type of `values`."""
-    rescaled: NDArray[Any] = np.log1p(np.expm1(values) * values.dtype.type(factor))
-    return rescaled

@@ -240,7 +240,7 @@ def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: 
     """Add the embeddings of the model's genes to varm; other genes of the file get NaN."""
     genes = np.flatnonzero(~cells.missing)
     table = np.full((copy.n_genes, model.config.hidden_size), np.nan, dtype=np.float32)
-    table[cells.column_of[genes]] = gene_embeddings(model)[genes]
+    table[cells.file_columns[genes]] = gene_embeddings(model)[genes]
     copy.add_array(f"varm/{key}", (len(table), table.shape[1]))(slice(0, len(table)), table)
 
 
@@ -255,8 +255,9 @@ def add_denoised(
 ) -> None:
     """Add the values of `denoise_cells` as a layer, without values at genes the model lacks."""
     genes = np.flatnonzero(~cells.missing)
-    genes = genes[np.argsort(cells.column_of[genes])]
-    write = copy.add_sparse(f"layers/{layer}", copy.n_genes, cells.column_of[genes])
+    columns = cells.file_columns
+    genes = genes[np.argsort(columns[genes])]
+    write = copy.add_sparse(f"layers/{layer}", copy.n_genes, columns[genes])
 
     def write_present(span: slice, values: NDArray[np.float32]) -> None:
         write(span, values[:, genes])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
+from core.cells.matrix_choice import Values
 from core.cells.phenotypes import PhenotypeColumn, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
@@ -81,6 +82,7 @@ def evaluate_files(
     baselines: Sequence[str] = QUICK_BASELINES,
     max_cells: int | None = None,
     matrix: str = "auto",
+    values: Values = "auto",
     gene_ids: str = "auto",
     few_genes: bool = False,
     seed: int = 0,
@@ -106,7 +108,7 @@ def evaluate_files(
     for file in files:
         one = read_labelled(
             model, file, phenotypes=config.predicted, choose=choose, labels=labels,
-            donor_column=donor_column, matrix=matrix, gene_ids=gene_ids,
+            donor_column=donor_column, matrix=matrix, values=values, gene_ids=gene_ids,
             few_genes=few_genes,
         )  # fmt: skip
         read.append(one)
@@ -201,6 +203,7 @@ def read_labelled(
     labels: Sequence[str] = (),
     donor_column: str = "donor_id",
     matrix: str = "auto",
+    values: Values = "auto",
     gene_ids: str = "auto",
     few_genes: bool = False,
 ) -> LabelledFile:
@@ -208,12 +211,12 @@ def read_labelled(
 
     ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
     ``labels``, as "tissue=organ", name the obs columns of phenotypes; `label_columns` are the default.
-    ``matrix`` and ``gene_ids`` are as in a preset, ``few_genes`` as in `open_query_cells`.
+    ``matrix``, ``values`` and ``gene_ids`` are as in a preset, ``few_genes`` as in `open_query_cells`.
     """
     known = list(phenotypes)
     wanted = columns_by_phenotype(labels, known)
     with open_query_cells(
-        file, model.panel, matrix=matrix, gene_ids=gene_ids, few_genes=few_genes
+        file, model.panel, matrix=matrix, values=values, gene_ids=gene_ids, few_genes=few_genes
     ) as cells:
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)

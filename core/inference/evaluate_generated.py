@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
+from core.cells.matrix_choice import Values
 from core.cells.phenotypes import suggest
 from core.cells.reading import open_source
 from core.cells.sources import CellSource
@@ -66,6 +67,7 @@ def evaluate_generated(
     n_resamples: int = 100,
     with_scvi: bool = False,
     matrix: str = "auto",
+    values: Values = "auto",
     gene_ids: str = "auto",
     on_progress: Listener = ignore_progress,
 ) -> tuple[FidelityReport, dict[str, bytes]]:
@@ -92,7 +94,7 @@ def evaluate_generated(
             read_labelled(
                 model, file, phenotypes=config.phenotypes,
                 choose=lambda codes: np.arange(0, len(codes), max(1, -(-len(codes) // _MOST_CELLS))),
-                labels=labels, donor_column=donor_column, matrix=matrix, gene_ids=gene_ids,
+                labels=labels, donor_column=donor_column, matrix=matrix, values=values, gene_ids=gene_ids,
             )
             for file in real_files
         ]  # fmt: skip

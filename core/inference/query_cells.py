@@ -20,15 +20,8 @@ from core.cells.ages import column_unit, is_age_name
 from core.cells.gene_join import LEAST_FOUND, GeneMatch, match_genes
 from core.cells.gene_names import ENSEMBL
 from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
-from core.cells.matrix_state import (
-    MatrixChoice,
-    MatrixState,
-    check_chunk,
-    choose_matrix,
-    constant_sum,
-    row_sums,
-)
-from core.cells.normalisation import TARGET_SUM, count_scales, log_normalise, rescale_log
+from core.cells.matrix_choice import Values, choose_matrix
+from core.cells.matrix_state import MatrixChoice, gene_columns, genes_of, read_cells
 from core.cells.ontology import INSTALL, is_installed, term_id
 from core.cells.phenotypes import (
     PhenotypeColumn,
@@ -52,8 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Cells from which the normalisation of a file is found, and its relative tolerance.
-_LOOK, _ALIKE = 512, 0.02
 #: Missing genes that a message names.
 _FEW = 8
 _COST = (
@@ -67,12 +58,9 @@ class QueryCells:
     """An open file of cells and how its genes map onto a model's."""
 
     source: CellSource
-    #: The matrix that is read, and whether it holds counts.
+    #: The matrix that is read, and what its values are.
     choice: MatrixChoice
     genes: GeneMatch
-    #: Sum of each cell's values before the log, where that is one number and not the model's; None where
-    #: values are counts, or are used as they are.
-    log_total: float | None
 
     @property
     def n_cells(self) -> int:
@@ -81,13 +69,21 @@ class QueryCells:
 
     @property
     def column_of(self) -> NDArray[np.int64]:
-        """(model's genes,), column of each gene in the matrix, -1 where the file lacks it."""
+        """(model's genes,), place of each among the genes of the matrix, -1 where the file lacks it."""
         return self.genes.column_of
 
     @property
     def missing(self) -> NDArray[np.bool_]:
         """(model's genes,), those that the file lacks."""
         return self.column_of < 0
+
+    @property
+    def file_columns(self) -> NDArray[np.int64]:
+        """(model's genes,), column of each in the matrix of the file, -1 where the file lacks it."""
+        columns = gene_columns(self.source, self.choice.matrix)
+        if columns is None:
+            return self.column_of
+        return np.where(self.missing, -1, columns[self.column_of])
 
     def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Give the cells in the order of the file, ``n_cells`` at a time, each time the first one's number.
@@ -100,23 +96,10 @@ class QueryCells:
         # (columns of the file, genes of the model), a one where they are the same gene.
         onto = sparse.csr_matrix(
             (np.ones(len(present), np.float32), (columns, present)),
-            shape=(len(self.source.var(self.choice.matrix)), len(self.column_of)),
+            shape=(self.choice.n_genes, len(self.column_of)),
         )
-        first = 0
-        for chunk in self.source.chunks(self.choice.matrix, n_cells):
-            check_chunk(chunk, self.choice, self.source, first)
-            yield first, sparse.csr_matrix(self._normalised(chunk) @ onto)
-            first += chunk.shape[0]
-
-    def _normalised(self, chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-        if self.choice.state != MatrixState.COUNTS:
-            if self.log_total is None:
-                return chunk
-            values = rescale_log(chunk.data, TARGET_SUM / self.log_total)
-        else:
-            scales = count_scales(row_sums(chunk, chunk.data)).astype(np.float32)
-            values = log_normalise(chunk.data, np.repeat(scales, np.diff(chunk.indptr)))
-        return sparse.csr_matrix((values, chunk.indices, chunk.indptr), shape=chunk.shape)
+        for cells in read_cells(self.source, self.choice, n_cells):
+            yield cells.first_row, sparse.csr_matrix(cells.log1p() @ onto)
 
 
 @contextmanager
@@ -126,43 +109,39 @@ def open_query_cells(
     *,
     matrix: str = "auto",
     gene_ids: str = "auto",
+    values: Values = "auto",
     few_genes: bool = False,
 ) -> Iterator[QueryCells]:
     """Open cells for a model of these genes while the block runs.
 
-    ``spec`` is an .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed; ``matrix`` and
-    ``gene_ids`` are as in a preset. Unreadable cells, no counts or log values, or fewer than half of the
-    model's genes: DataError. With ``few_genes`` one gene is enough, and a warning is logged.
+    ``spec`` is an .h5ad file, "builtin:NAME", or an AnnData object, in memory or backed; ``matrix``,
+    ``gene_ids`` and ``values`` are as in a preset. Unreadable cells, values that are not recognised, or
+    fewer than half of the model's genes: DataError. With ``few_genes`` one gene is enough, and a warning
+    is logged.
     """
     source: CellSource = (
         open_source(spec) if isinstance(spec, str | Path) else AnnDataSource(spec, "the AnnData")
     )
+
+    def table_of(matrix: str) -> GeneTable:
+        where = f"{source.name} ({matrix})"
+        return choose_gene_ids(genes_of(source, matrix), gene_ids, where)
+
+    def count_genes(matrix: str) -> int:
+        return match_genes(panel, table_of(matrix)).n_found
+
     try:
-        choice = choose_matrix(source, matrix)
-        table = choose_gene_ids(
-            source.var(choice.matrix), gene_ids, f"{source.name} ({choice.matrix})"
-        )
+        choice = choose_matrix(source, matrix, values=values, count_genes=count_genes)
+        for note in choice.notes:
+            logger.info("%s: %s", source.name, note)
+        for warning in choice.warnings:
+            logger.warning("%s: %s", source.name, warning)
+        table = table_of(choice.matrix)
         genes = match_genes(panel, table)
         _report_join(source.name, table, panel, genes, few_genes=few_genes)
-        yield QueryCells(source, choice, genes, _log_total(source, choice))
+        yield QueryCells(source, choice, genes)
     finally:
         source.close()
-
-
-def _log_total(source: CellSource, choice: MatrixChoice) -> float | None:
-    """Find the total that log values were normalised to, from the first cells, if not the model's.
-
-    Cells with a part of their genes have different sums: their values are used as they are.
-    """
-    if choice.state == MatrixState.COUNTS:
-        return None
-    chunk = next(source.chunks(choice.matrix, _LOOK), None)
-    total = None if chunk is None else constant_sum(row_sums(chunk, np.expm1(chunk.data)))
-    if total is None or abs(total / TARGET_SUM - 1) < _ALIKE:
-        return None
-    text = "%s: %s was normalised to %.4g per cell; it is rescaled to %.4g, as the model's cells"
-    logger.warning(text, source.name, choice.matrix, total, TARGET_SUM)
-    return total
 
 
 def _ensembl_prefix(ids: tuple[str, ...]) -> str:

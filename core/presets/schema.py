@@ -102,6 +102,13 @@ class DataSettings(_Section):
         "auto",
         description="'X', 'raw', 'layers/NAME', or auto: counts if the file has them, else log values",
     )
+    values: Literal["auto", "counts", "linear", "log"] = Field(
+        "auto",
+        description="what the matrix holds. auto recognises counts and what normalisation and "
+        "logarithms make of them, and refuses the rest; counts recovers whole counts from any of "
+        "these; linear (proportional to counts) and log (log1p of counts per 10,000) take values "
+        "that are not recognised, with a warning",
+    )
     gene_ids: str = Field(
         "auto", description="'var_names', a var column, or auto: Ensembl ids if the file has them"
     )

@@ -72,7 +72,7 @@ def test_a_file_damaged_in_its_values_fails_and_the_others_are_read(tmp_path):
     path.write_bytes(content)
     report = check([good, str(path)])
     (row,) = report.of_level("fail")
-    assert (row.check, row.subject) == ("readable", str(path))
+    assert (row.check, row.subject) == ("values", str(path))
     assert "cannot be read" in row.finding
 
 
@@ -98,8 +98,8 @@ def test_counts_in_one_file_and_log_values_in_another_fail(tmp_path):
     ("change", "words"),
     [
         (lambda counts: counts - counts.mean(axis=0), "scaled"),
-        (lambda counts: counts / counts.sum(axis=1, keepdims=True) * 1e4, "not logged"),
-        (lambda counts: np.log2(1 + counts / counts.sum(axis=1, keepdims=True) * 1e4), "log2"),
+        (lambda counts: np.log1p(counts) * np.linspace(0.8, 1.25, 40), "unknown scale"),
+        (lambda counts: np.log1p(counts / (1 + np.arange(40))) * 3.1, "unknown scale"),
         (lambda counts: counts * 0, "only zeros"),
     ],
 )
@@ -116,11 +116,11 @@ def test_an_unfit_matrix_fails_in_the_words_of_prepare(tmp_path, change, words):
 def test_a_late_fraction_among_counts_fails(tmp_path):
     adata = make_adata(n_cells=1_000)
     dense = adata.X.toarray()
-    dense[900, 3] = 0.5
+    dense[910, 3] = 0.5  # not sampled
     adata.X = sparse.csr_matrix(dense)
     row = only_row(check_adata(adata, tmp_path), "every value")
     assert row.level == "fail"
-    assert "at cell cell900 (row 900)" in row.finding
+    assert "at cell cell910 (row 910)" in row.finding
 
 
 def test_counts_in_a_layer_of_another_name_are_pointed_at(tmp_path):
@@ -134,11 +134,21 @@ def test_counts_in_a_layer_of_another_name_are_pointed_at(tmp_path):
     assert report.facts["files"][0]["matrix"] == "layers/counts"
 
 
-def test_log_values_without_a_common_total_are_warned_of(tmp_path):
-    adata = logged_adata()
-    assert not rows_of(check_adata(adata, tmp_path), "totals")
-    (row,) = rows_of(check_adata(adata[:, :20].copy(), tmp_path), "totals")
-    assert row.level == "warn"
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda counts: counts / counts.sum(axis=1, keepdims=True) * 1e6,
+         "counts per 1,000,000, not logged, read as counts"),
+        (lambda counts: np.log2(1 + counts / counts.sum(axis=1, keepdims=True) * 1e4)[:, :20],
+         "log2(1 + x) of counts per 10,000, read as counts"),
+        (lambda counts: log_normalised(counts)[:, :20], "log1p"),
+        (lambda counts: np.log1p(counts), "log1p of raw counts, read as counts"),
+    ],
+)  # fmt: skip
+def test_what_normalisation_made_of_counts_is_recognised(tmp_path, change, words):
+    values = change(make_counts()).astype(np.float32)
+    adata = AnnData(values, obs=make_adata().obs, var=make_adata().var[: values.shape[1]])
+    assert only_row(check_adata(adata, tmp_path), "values").finding == f"X holds {words}"
 
 
 def test_a_ranking_that_needs_counts_fails_on_log_values(tmp_path):
@@ -162,7 +172,7 @@ def test_quick_looks_at_the_start_the_middle_and_the_end(tmp_path):
     report = check(file, scope="quick")
     assert report.facts["files"][0]["cells_read"] == 3 * 2_048
     assert "6,144 of 9,000 cells were read" in only_row(report, "every value").finding
-    adata.X[8_999, 0] = 0.5
+    adata.X[8_900, 0] = 0.5
     assert check(write(adata, tmp_path), scope="quick").level == "fail"
 
 

@@ -70,17 +70,33 @@ def infinite(folder):
 
 
 def a_fraction_among_counts(folder):
-    """Beyond the first look, which takes 512 cells."""
+    """In a cell that is not sampled: every value is held to what the sample shows."""
 
     def change(dense):
-        dense[600, 7] = 1.5
+        dense[17, 7] = 1.5
         return sparse.csr_matrix(dense)
 
     with_matrix(folder, change, n_cells=700)
 
 
-def normalised_not_logged(folder):
-    with_matrix(folder, lambda dense: dense / dense.sum(axis=1, keepdims=True) * 1e4)
+def values_of_unknown_scale(folder):
+    with_matrix(folder, lambda dense: np.log1p(dense) * np.linspace(0.8, 1.25, 40))
+
+
+def counts_and_logs_in_one_matrix(folder):
+    def change(dense):
+        dense[20:] = np.log1p(dense[20:])
+        return dense
+
+    with_matrix(folder, change)
+
+
+def tpm(folder):
+    def change(dense):
+        per_length = dense / np.linspace(0.3, 8, 40)
+        return np.log1p(per_length / per_length.sum(axis=1, keepdims=True) * 1e6)
+
+    with_matrix(folder, change)
 
 
 def duplicate_genes(folder):

@@ -188,7 +188,9 @@ def test_a_value_that_breaks_the_promise_is_refused_where_it_stands(tmp_path):
         return counts
 
     path, _ = write(tmp_path, n_cells=700, change=spoil)
-    with pytest.raises(DataError, match=r"1\.5 \(not a whole number among counts\).*cell600"):
+    with pytest.raises(
+        DataError, match=r"1\.5 is not a whole number, others are\), first at cell cell600"
+    ):
         read(path, n_cells=100)
 
 

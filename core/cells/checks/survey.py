@@ -14,20 +14,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.file_patterns import BUILTIN_PREFIX, check_overlap, expand_files
 from core.cells.genes import GeneTable, choose_gene_ids
-from core.cells.matrix_state import (
-    Inspection,
-    MatrixChoice,
-    MatrixState,
-    check_chunk,
-    choose_matrix,
-    inspect_matrix,
-    row_sums,
-)
+from core.cells.matrix_choice import Inspection, choose_matrix, inspect_matrix, of_one_kind
+from core.cells.matrix_state import CellChunk, MatrixChoice, genes_of, read_cells
 from core.cells.phenotypes import (
     MISSING,
     Labels,
@@ -179,6 +171,10 @@ def survey_files(
         with one.catching("files", "readable"), closing(open_file(one)) as source:
             _read_tables(one, source, data, every_matrix=scope != "tables")
     on_progress(ProgressEvent("checking files", len(files), len(files)))
+    chosen = [one for one in files if one.choice is not None]
+    choices = of_one_kind([one.choice for one in chosen if one.choice is not None])
+    for one, choice in zip(chosen, choices, strict=True):
+        one.choice = choice
     if scope == "tables":
         return files, faults
     ranges = {one.name: _ranges(one.n_cells, scope) for one in files if one.choice}
@@ -221,7 +217,7 @@ def _read_tables(
 ) -> None:
     """Read the tables of a file and look at its matrices."""
     matrices = source.matrices()
-    has_genes = not matrices or any(len(source.var(matrix)) for matrix in matrices)
+    has_genes = not matrices or any(len(genes_of(source, matrix)) for matrix in matrices)
     if source.n_cells == 0 or not has_genes:
         what = "genes" if source.n_cells else "cells"
         raise DataError(
@@ -233,7 +229,7 @@ def _read_tables(
     one.fingerprint = fingerprint(one.name)
     one.n_cells = source.n_cells
     with one.catching("matrix", "values"):
-        choice = choose_matrix(source, data.matrix)
+        choice = choose_matrix(source, data.matrix, values=data.values)
         one.stored = source.stored(choice.matrix)
         one.choice = choice
     if not matrices:
@@ -242,7 +238,7 @@ def _read_tables(
     chosen = matrices[0] if one.choice is None else one.choice.matrix
     with one.catching("genes", "gene ids"):
         where = f"{one.name} ({chosen})"
-        one.table = choose_gene_ids(source.var(chosen), data.gene_ids, where)
+        one.table = choose_gene_ids(genes_of(source, chosen), data.gene_ids, where)
     if not every_matrix or one.choice is None:
         return
     for matrix in matrices:
@@ -283,28 +279,21 @@ def _read_values(
 ) -> None:
     """Read the values of the chosen matrix, up to the first value that prepare cannot use."""
     read = []
-    cells_per_gene = np.zeros(0, dtype=np.int64)
+    cells_per_gene = np.zeros(choice.n_genes, dtype=np.int64)
     largest, n_read = 0.0, 0
     with one.catching("files", "readable"), closing(open_file()) as source:
-        cells_per_gene = np.zeros(len(source.var(choice.matrix)), dtype=np.int64)
-        n_rows = int(np.clip(_CHUNK_VALUES // max(len(cells_per_gene), 1), 64, _MOST_ROWS))
-        for first, chunk in _chunks(source, choice.matrix, n_rows, ranges):
-            try:
-                check_chunk(chunk, choice, source, first)
-            except DataError as error:
-                one.faults.append(fault_row("matrix", "every value", error, one.name))
-                break
-            values = chunk.data.astype(np.float64)
-            counts = np.expm1(values) if choice.state == MatrixState.LOG1P else values
+        n_rows = int(np.clip(_CHUNK_VALUES // max(choice.n_genes, 1), 64, _MOST_ROWS))
+        for cells in _cells(one, source, choice, n_rows, ranges):
+            chunk = cells.values
             read.append(
                 (
-                    np.arange(first, first + chunk.shape[0]),
-                    row_sums(chunk, counts).astype(np.float32),
+                    np.arange(cells.first_row, cells.first_row + chunk.shape[0]),
+                    cells.library_sizes.astype(np.float32),
                     np.diff(chunk.indptr).astype(np.int32),
                 )
             )
             cells_per_gene += np.bincount(chunk.indices, minlength=len(cells_per_gene))
-            largest = max(largest, float(values.max(initial=0.0)))
+            largest = max(largest, float(chunk.data.max(initial=0.0)))
             n_read += chunk.shape[0]
             tick(n_read)
     if n_read:
@@ -312,14 +301,17 @@ def _read_values(
         one.expression = Expression(rows, sizes, genes, cells_per_gene, largest)
 
 
-def _chunks(
-    source: CellSource, matrix: str, n_rows: int, ranges: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, sparse.csr_matrix]]:
-    """First row and CSR of each chunk."""
-    for first, stop in ranges:
-        for chunk in source.chunks(matrix, n_rows, start=first, stop=stop):
-            yield first, chunk
-            first += chunk.shape[0]
+def _cells(
+    one: FileSummary,
+    source: CellSource,
+    choice: MatrixChoice,
+    n_rows: int,
+    ranges: Sequence[tuple[int, int]],
+) -> Iterator[CellChunk]:
+    """Give the cells of some rows; the first that prepare cannot use becomes a fault and ends them."""
+    with one.catching("matrix", "every value"):
+        for start, stop in ranges:
+            yield from read_cells(source, choice, n_rows, start=start, stop=stop)
 
 
 def _ranges(n_cells: int, scope: Scope) -> list[tuple[int, int]]:

@@ -9,14 +9,11 @@ from numpy.typing import NDArray
 from core.cells.checks.report import CheckRow, Rows, fault_row
 from core.cells.checks.survey import Expression, FileSummary
 from core.cells.hvg_ranking import resolve_method
-from core.cells.matrix_state import MatrixChoice, MatrixState, constant_sum
-from core.cells.normalisation import TARGET_SUM
+from core.cells.matrix_state import MatrixChoice, MatrixState
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage, some_of
 
-#: Totals of log values that differ by less from 10,000 are not reported.
-_SAME_TOTAL = 0.01
 #: Largest count that a store keeps in two bytes; larger ones go to a side table.
 _LARGEST_SHORT_COUNT = 65_535
 #: A cell has few genes below 200, the customary limit of scanpy and Seurat for whole
@@ -47,7 +44,6 @@ def check_matrices(files: Sequence[FileSummary], data: DataSettings) -> list[Che
     _matrices_read(rows, chosen)
     _one_kind(rows, chosen, data)
     _every_value(rows, files, [one for one, _ in chosen])
-    _totals_of_log_values(rows, chosen)
     largest = {
         one.name: one.expression.largest
         for one, choice in chosen
@@ -62,18 +58,28 @@ def check_matrices(files: Sequence[FileSummary], data: DataSettings) -> list[Che
 
 def _matrices_read(rows: Rows, chosen: Chosen) -> None:
     alike: dict[str, list[str]] = defaultdict(list)
+    remarks: dict[str, list[str]] = defaultdict(list)
     passed: dict[str, None] = {}
     for one, choice in chosen:
-        alike[f"{choice.matrix} holds {choice.state}"].append(one.name)
+        alike[f"{choice.matrix} holds {choice.describe()}"].append(one.name)
         others = {matrix: found.describe() for matrix, found in one.others.items()}
         for matrix, what in (others | choice.passed_over).items():
             passed[f"{matrix} ({what})"] = None
-    for finding, names in alike.items():
+        for remark in choice.remarks:
+            remarks[remark].append(one.name)
+        for warning in choice.warnings:
+            fix = "give raw counts if you have them"
+            rows.append(CheckRow("warn", "matrix", "values", warning, fix, one.name))
+    for finding, names in (alike | remarks).items():
         rows.ok("values", finding + some_of(names, len(chosen)))
     if passed:
         rows.ok("values", f"not read: {listed(list(passed))}")
     for one, choice in chosen:
-        counts = [name for name, found in one.others.items() if found.state == MatrixState.COUNTS]
+        counts = [
+            name
+            for name, found in one.others.items()
+            if found.state == MatrixState.COUNTS and found.n_genes >= choice.n_genes
+        ]
         if counts and choice.state != MatrixState.COUNTS:
             finding = (
                 f"{choice.matrix} (log values) is read, although {counts[0]} holds counts, which "
@@ -85,7 +91,7 @@ def _matrices_read(rows: Rows, chosen: Chosen) -> None:
 
 def _one_kind(rows: Rows, chosen: Chosen, data: DataSettings) -> None:
     by_state = {
-        choice.state: f"{one.name} ({choice.matrix}) holds {choice.state}"
+        choice.state: f"{one.name} ({choice.matrix}) holds {choice.describe()}"
         for one, choice in reversed(chosen)
     }
     if len(by_state) > 1:
@@ -109,25 +115,6 @@ def _every_value(rows: Rows, files: Sequence[FileSummary], chosen: Sequence[File
         rows.ok("every value", f"all values of {n_cells:,} cells were read, and agree")
     else:
         rows.ok("every value", f"{n_read:,} of {n_cells:,} cells were read, a sample")
-
-
-def _totals_of_log_values(rows: Rows, chosen: Chosen) -> None:
-    for one, choice in chosen:
-        if one.expression is None or choice.state != MatrixState.LOG1P:
-            continue
-        where = f"{one.name} ({choice.matrix})"
-        total = constant_sum(one.expression.library_sizes.astype(float))
-        if total is None:
-            finding = (
-                f"{where}: the log values of each cell do not add up to one total (genes were "
-                f"removed after normalisation); they are read as log1p of counts per 10,000"
-            )
-            fix = "give raw counts or the log values of all genes if you have them"
-            rows.append(CheckRow("warn", "matrix", "totals", finding, fix, one.name))
-        elif abs(total / TARGET_SUM - 1) > _SAME_TOTAL:
-            finding = f"{where}: log values normalised to {total:,.6g} per cell are rescaled to"
-            finding += f" {TARGET_SUM:,.0f}"
-            rows.append(CheckRow("ok", "matrix", "totals", finding, subject=one.name))
 
 
 def check_cells(files: Sequence[FileSummary]) -> list[CheckRow]:

@@ -18,7 +18,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from core.cells.hvg_ranking import GeneMoments, moments
-from core.cells.normalisation import rescale_log
 from core.cells.prepare.parts import (
     BUCKETS,
     Part,
@@ -45,8 +44,6 @@ class PartRecord:
     #: Number of the source in the store, and its first cell among those of all sources.
     source: int
     first_cell: int
-    #: Factor that brings log values to counts per 10,000; 1 leaves them as they are.
-    log_scale: float
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,6 @@ def _gather(
                     continue
                 starts = part.read("starts", first, last + 1)
                 own = {name: part.read(name, first, last) for name in names[:3]}
-                own["totals"] *= record.log_scale
                 own["lengths"] = np.diff(starts)
                 own["sources"] = np.full(last - first, record.source, dtype=np.int64)
                 own["first_cells"] = np.full(last - first, record.first_cell, dtype=np.int64)
@@ -180,11 +176,7 @@ def _gather(
                     columns[name].append(array)
                 stretch = int(starts[0]), int(starts[-1])
                 genes += rows_of(part.read("genes", *stretch), starts - starts[0])
-                found = part.read("values", *stretch)
-                if record.log_scale != 1.0:
-                    found = rescale_log(found.astype(np.float64), record.log_scale)
-                    found = found.astype(np.float32)
-                values += rows_of(found, starts - starts[0])
+                values += rows_of(part.read("values", *stretch), starts - starts[0])
     if not genes:
         nothing = {name: np.empty(0, np.int64) for name in names}
         return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)

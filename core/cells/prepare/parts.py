@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.cells.matrix_state import MatrixChoice, MatrixState, check_chunk, row_sums
+from core.cells.matrix_state import MatrixChoice, MatrixState, read_cells
 from core.cells.reading import open_source
 from core.cells.sources import CellSource
 from core.cells.store import gene_index_type
@@ -50,7 +50,7 @@ class ShardTask:
     start: int
     stop: int
     #: ``.npy`` file, named by its content: (genes of the source,) int32 column in the store, -1 where
-    #: left out.
+    #: left out; features that are not genes are none of them.
     columns: Path
     #: Columns of the store.
     n_genes: int
@@ -67,6 +67,8 @@ class ShardTask:
         record = [_PART_VERSION, self.source, self.fingerprint, self.choice.matrix]
         record += [str(self.choice.state), self.start, self.stop]
         record += [self.columns.stem, self.n_genes, self.seed]
+        if self.choice.describe() != self.choice.state or self.choice.library is not None:
+            record += [repr(self.choice.scale), repr(self.choice.library)]
         digest = hashlib.sha256(json.dumps(record).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.part"
 
@@ -85,16 +87,12 @@ def write_shard(task: ShardTask) -> None:
     genes: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
     at = 0
-    for chunk in source.chunks(
-        task.choice.matrix, task.rows_at_once, start=task.start, stop=task.stop
-    ):
-        check_chunk(chunk, task.choice, source, task.start + at)
+    chunks = read_cells(source, task.choice, task.rows_at_once, start=task.start, stop=task.stop)
+    for read in chunks:
+        chunk = read.values
         cells = slice(at, at + chunk.shape[0])
         at += chunk.shape[0]
-        expression = chunk.data
-        if not is_counts:
-            expression = np.expm1(expression.astype(np.float64))
-        totals[cells] = row_sums(chunk, expression)
+        totals[cells] = read.library_sizes
         taken = chunk if has_them else _take_columns(chunk, columns, task.n_genes)
         lengths[cells] = np.diff(taken.indptr)
         genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)

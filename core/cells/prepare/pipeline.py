@@ -43,8 +43,7 @@ from core.cells.hvg_ranking import (
 )
 from core.cells.integrity import BLOCK_VALUES, BLOCKED, BLOCKS_NAME, block_checksums
 from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME, Manifest
-from core.cells.matrix_state import MatrixState, constant_sum
-from core.cells.normalisation import TARGET_SUM
+from core.cells.matrix_state import MatrixState
 from core.cells.prepare.buckets import (
     BucketTask,
     MergePlan,
@@ -193,16 +192,16 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             np.concatenate([read_array(task.path, "totals") for task in tasks])
             for tasks in tasks_of_inputs
         ]
-        scales, scale_notices = _log_scales(inputs, totals, value_kind)
         report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
         del totals
+        value_notices = [f"{one.name}: {note}" for one in inputs for note in one.choice.notes]
         job.folder.labels.mkdir(exist_ok=True)
         _write_array(job.folder.labels, "phenotypes", labels.phenotype_codes)
         _write_array(job.folder.labels, "splits", labels.split.codes)
         if labels.donors is not None:
             _write_array(job.folder.labels, "donors", labels.donors)
         records = [
-            PartRecord(str(task.path), number, one.first_cell, scales[number])
+            PartRecord(str(task.path), number, one.first_cell)
             for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True))
             for task in tasks
         ]
@@ -220,7 +219,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         checksums = _checksums(job, runner)
     report |= {
         "gene_ranking": ranking.method,
-        "notices": [*labels.notices, *scale_notices, *truth_notices, *ranking.notices],
+        "notices": [*labels.notices, *value_notices, *truth_notices, *ranking.notices],
         "warnings": warnings,
     }
     manifest.model_copy(update={"report": report, "checksums": checksums}).write(store)
@@ -329,31 +328,6 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     job.folder.keep = any(task.path.exists() for task in tasks if task.source not in failed)
     kept = " (the work on the other files is kept)" if job.folder.keep else ""
     raise DataError("; ".join(map(str, failed.values())) + kept)
-
-
-def _log_scales(
-    inputs: Sequence[StoreInput], totals: Sequence[NDArray[np.float64]], value_kind: str
-) -> tuple[list[float], list[str]]:
-    """Factor for each source that brings log values to counts per 10,000, and notices."""
-    scales = [1.0] * len(inputs)
-    notices: list[str] = []
-    if value_kind == "counts":
-        return scales, notices
-    for number, (one, of_cells) in enumerate(zip(inputs, totals, strict=True)):
-        where = f"{one.name} ({one.choice.matrix})"
-        total = constant_sum(of_cells)
-        if total is None:
-            notices.append(
-                f"{where}: log values whose cells do not add up to one total (genes were removed "
-                f"after normalisation); they are taken as log1p of counts per 10,000"
-            )
-        elif abs(total / TARGET_SUM - 1) > 0.01:
-            scales[number] = TARGET_SUM / total
-            notices.append(
-                f"{where}: log values normalised to {total:,.6g} per cell, rescaled to "
-                f"{TARGET_SUM:,.0f}"
-            )
-    return scales, notices
 
 
 def _write_store(

@@ -44,6 +44,8 @@ def store_key(data: DataSettings) -> str:
 def store_settings(data: DataSettings) -> dict[str, Any]:
     """Return the settings that make the store, file patterns expanded."""
     settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_STORE)
+    if settings["values"] == "auto":
+        del settings["values"]  # stores from before this key keep theirs
     lists = {key: expand_files(settings[key]) for key in _FILE_LISTS}
     check_overlap({f"data.{key}": files for key, files in lists.items()})
     return settings | lists

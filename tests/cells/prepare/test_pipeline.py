@@ -95,22 +95,52 @@ def test_prepare_then_read_equals_scanpy(tmp_path_factory, n_cells, n_genes, see
 
 
 @pytest.mark.parametrize("total", [1e4, 1e6, 2345.0])
-def test_log_values_of_any_total_are_brought_to_ten_thousand(tmp_path, total):
+def test_log_values_of_any_total_are_stored_as_the_counts_behind_them(tmp_path, total):
     adata = make_adata()
     adata.X = sparse.csr_matrix(log_normalised(make_counts(), total).astype(np.float32))
     store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
-    assert store.value_kind == "log1p"
     np.testing.assert_allclose(everything(store), log_normalised(make_counts()), rtol=1e-4)
-    np.testing.assert_allclose(store.totals, 1e4, rtol=1e-3)
-    assert any("rescaled" in notice for notice in store.report["notices"]) == (total != 1e4)
+    is_plain = total == 1e4
+    assert store.value_kind == ("log1p" if is_plain else "counts")
+    expected = 1e4 if is_plain else make_counts().sum(axis=1)[store.origins[:, 1]]
+    np.testing.assert_allclose(store.totals, expected, rtol=1e-3)
+    assert any("read as counts" in notice for notice in store.report["notices"]) != is_plain
 
 
-def test_log_values_with_genes_removed_are_taken_as_they_are_and_said_so(tmp_path):
+@pytest.mark.parametrize("total", [1e4, 1e6])
+def test_library_sizes_are_known_although_genes_were_removed(tmp_path, total):
     adata = make_adata()
-    adata.X = log_normalised(make_counts()).astype(np.float32)
+    adata.X = log_normalised(make_counts(), total).astype(np.float32)
     store = prepare_store(settings(write(adata[:, 10:].copy(), tmp_path)), tmp_path / "store")
     np.testing.assert_allclose(everything(store), log_normalised(make_counts())[:, 10:], rtol=1e-5)
-    assert any("do not add up" in notice for notice in store.report["notices"])
+    if total != 1e4:
+        sizes = make_counts().sum(axis=1)[store.origins[:, 1]]
+        np.testing.assert_array_equal(store.totals, sizes)
+
+
+def test_normalisations_of_several_files_become_one_kind(tmp_path):
+    """One file keeps its log1p values, so that the other gives log1p, too, not its counts."""
+    for name, total in (("a.h5ad", 1e4), ("b.h5ad", 1e6)):
+        adata = make_adata()
+        adata.X = log_normalised(make_counts(), total).astype(np.float32)
+        write(adata, tmp_path, name)
+    store = prepare_store(settings(str(tmp_path / "*.h5ad")), tmp_path / "store")
+    assert store.value_kind == "log1p"
+    expected = log_normalised(make_counts())[store.origins[:, 1]]
+    np.testing.assert_allclose(
+        store.read(np.arange(120), store.genes).toarray(), expected, rtol=1e-4
+    )
+
+
+def test_features_that_are_not_genes_are_not_in_the_store(tmp_path):
+    adata = make_adata()
+    adata.var["feature_types"] = ["Gene Expression"] * 30 + ["Antibody Capture"] * 10
+    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
+    assert len(store.genes) == 30
+    np.testing.assert_array_equal(
+        store.totals, make_counts()[:, :30].sum(axis=1)[store.origins[:, 1]]
+    )
+    assert "10 features of X are not gene expression" in store.report["notices"][0]
 
 
 def test_pbmc68k_is_read_from_raw_because_x_is_scaled(tmp_path):
@@ -427,11 +457,14 @@ def test_empty_matrices_are_refused(tmp_path):
     refuse(tmp_path, settings(nothing), DataError, nothing, "holds no matrix")
 
 
-def test_normalised_values_without_a_log_are_refused(tmp_path):
+def test_values_that_are_not_recognised_are_refused_or_taken_as_the_user_says(tmp_path):
     adata = make_adata()
-    adata.X = np.expm1(log_normalised(make_counts()))
+    adata.X = log_normalised(make_counts()) * np.linspace(0.8, 1.25, 40)
     path = write(adata, tmp_path)
-    refuse(tmp_path, settings(path), DataError, path, "normalised, not logged", "log1p")
+    refuse(tmp_path, settings(path), DataError, path, "values of an unknown scale", "data.values")
+    store = prepare_store(settings(path, values="log"), tmp_path / "store")
+    assert "because data.values is 'log'" in store.report["warnings"][0]
+    np.testing.assert_allclose(everything(store), adata.X, rtol=1e-5)
 
 
 def test_files_of_counts_and_of_log_values_do_not_mix(tmp_path):
