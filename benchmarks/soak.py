@@ -8,7 +8,8 @@
 Each cycle trains a run from its beginning to its end through random faults, then generates (killed
 half-way, and again), scores, and lists it. The faults: SIGKILL and SIGTERM at any moment, a disk that
 takes no more bytes of a file, lines and files torn after a crash, a clock that jumps by up to a year
-either way. Two trainings of one preset, begun at the same moment, must become two runs, or one where
+either way, calls of the file system that fail now and then. A store with changed or missing bytes must be
+refused, or trained on as if it were whole. Two trainings of one preset, begun at the same moment, must become two runs, or one where
 the name was given. Then weights, optimiser, model, history and cells are held, byte by byte, against those of
 a run that nobody disturbed. No command may end in a traceback or an exit code that is not its own.
 
@@ -17,6 +18,7 @@ hour holds hundreds of faults. Linux only.
 """
 
 import argparse
+import errno
 import json
 import os
 import random
@@ -27,7 +29,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -69,10 +73,12 @@ EXPECTED = {
     "disk": {0, 3, -signal.SIGKILL},
     "torn": {-signal.SIGKILL, 0},
     "clock": {-signal.SIGKILL, 0},
+    "files": {0, 1, 2, 3, 4},  # whatever the call was for, in a sentence
+    "store": {0, 4},
     "none": {0},
     "refused": {0, 2, 3},  # one of two that were given the same name
 }
-FAULTS = ("kill", "term", "disk", "torn", "clock")
+FAULTS = ("kill", "term", "disk", "torn", "clock", "files")
 GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
 #: A command that takes longer hangs.
 _PATIENCE = 120.0
@@ -95,7 +101,13 @@ class Soak:
 
     # ------------------------------------------------------------------------- commands
 
-    def start(self, *arguments: str, file_limit: int | None = None, clock: float = 0.0) -> int:
+    def start(
+        self,
+        *arguments: str,
+        file_limit: int | None = None,
+        clock: float = 0.0,
+        failing: random.Random | None = None,
+    ) -> int:
         """Begin a command in a process of its own; return its number."""
         self.listen, say = os.pipe()  # not a file: the limit on files would silence it
         child = os.fork()
@@ -115,6 +127,8 @@ class Soak:
                 time.time = lambda: real() + clock
             from tfx_cli.app import run
 
+            if failing is not None:
+                _let_files_fail(failing)
             code = run(["-q", *arguments])
         except BaseException:  # noqa: BLE001 - told by its traceback, whatever it is
             traceback.print_exc()
@@ -138,7 +152,7 @@ class Soak:
         """
         signals = {"term": signal.SIGTERM}
         before = _size(growing)
-        sent = seconds is None or fault in ("none", "disk")
+        sent = seconds is None or fault in ("none", "disk", "files")
         begun = time.monotonic()
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -186,11 +200,13 @@ class Soak:
                 return
             file_limit = self.rng.choice([0, 3_000, 40_000, 150_000]) if fault == "disk" else None
             clock = self.rng.uniform(-1, 1) * 3.2e7 if fault == "clock" else 0.0
-            if fault == "disk":
+            if fault in ("disk", "files"):
                 self.filled.add(name)
+            failing = random.Random(self.rng.random()) if fault == "files" else None
             if fault == "torn":
                 self.tear(name)
-            child = self.start(*self.train_arguments(name), file_limit=file_limit, clock=clock)
+            arguments = self.train_arguments(name)
+            child = self.start(*arguments, file_limit=file_limit, clock=clock, failing=failing)
             within = self.rng.random() < 0.75
             self.finish(
                 child,
@@ -262,6 +278,25 @@ class Soak:
         is_one = len(said) == 1 and len(starts) == 1 and len(steps) == len(set(steps))
         return said.pop() if is_one and reader.status["state"] == "finished" else -1
 
+    # ------------------------------------------------------------------------- a damaged store
+
+    def train_on_damage(self, name: str) -> None:
+        """Train on a store with changed or missing bytes: refused, or the run of the whole store."""
+        store = next((self.folder / "stores").glob("soak-*/manifest.json")).parent
+        path = self.rng.choice([path for path in sorted(store.iterdir()) if path.stat().st_size])
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        if self.rng.random() < 0.3:
+            del changed[self.rng.randrange(len(whole)) :]
+        else:
+            changed[self.rng.randrange(len(whole))] ^= 1 << self.rng.randrange(8)
+        path.write_bytes(changed)
+        code = self.finish(self.start("train", "soak.toml", "--run", name), "store", "train")
+        path.write_bytes(whole)
+        runs = self.folder / "runs"
+        if code == 0 and contents(runs / name, self.steps) != contents(runs / "whole", self.steps):
+            self.findings.append(f"{name}: another run, on a store with a damaged {path.name}")
+
     # ------------------------------------------------------------------------- what is made of it
 
     def use(self, name: str, *, disturbed: bool) -> None:
@@ -313,6 +348,22 @@ def _has_only_lines_of(history: bytes, whole: bytes) -> bool:
     return all(line in known for line in json.loads(history))
 
 
+def _let_files_fail(rng: random.Random) -> None:
+    """Let one in a hundred calls of the file system fail, as on a network that is down for a moment."""
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def of_late(*arguments: Any, **named: Any) -> Any:
+            if rng.random() < 0.01:
+                code = rng.choice((errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOSPC))
+                raise OSError(code, os.strerror(code), str(arguments[0]))
+            return call(*arguments, **named)
+
+        return of_late
+
+    for name in ("open", "write", "fsync", "replace", "rename", "mkdir"):
+        setattr(os, name, failing(getattr(os, name)))
+
+
 def _size(path: Path | None) -> int:
     return path.stat().st_size if path is not None and path.exists() else 0
 
@@ -322,7 +373,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0, help="of faults and moments")
     parser.add_argument("--pairs", type=int, help="only so many pairs of trainings at once")
-    parser.add_argument("--quick", action="store_true", help="one cycle of five faults")
+    parser.add_argument("--quick", action="store_true", help="one cycle of one fault of each kind")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     # Imported once, before the forks; nothing is computed here.
@@ -352,7 +403,8 @@ def main() -> int:
         ):
             run = f"run{cycles}"
             soak.train_two(cycles)
-            soak.train(run, 5 if arguments.quick else 20)
+            soak.train_on_damage(f"damaged{cycles}")
+            soak.train(run, len(FAULTS) if arguments.quick else 4 * len(FAULTS))
             if not soak.findings:
                 soak.use(run, disturbed=True)
                 soak.compare(run, "whole")

@@ -1,5 +1,6 @@
 """Reading and writing files whole, values that strict JSON and CSV hold, and free space."""
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -10,7 +11,6 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,12 +36,19 @@ def _check_kind(path: Path, mode: int) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", str(path))
 
 
+def check_own_file(path: Path) -> None:
+    """Raise OSError if a file to append to is a link or no file: a stranger's folder may lead elsewhere."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, "it is a link, a pipe or a device, not a file", str(path))
+
+
 def file_bytes(path: Path, *, most: int = _LARGEST_TEXT) -> bytes:
     """Read a file whole; OSError for what is no file, and for more than ``most`` bytes."""
     with open_file(path) as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
         if n_bytes > most:
-            what = f"it has {n_bytes / 1e6:,.0f} MB, and no more than {most / 1e6:,.0f} MB are read"
+            what = f"it has more than {most // 10**6:,} million bytes"
             raise OSError(errno.EINVAL, what, str(path))
         return stream.read()
 
@@ -59,7 +66,7 @@ def file_json(path: Path) -> Any:  # noqa: ANN401
         raise ValueError("it is nested too deeply") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` at the end, remove it on failure.
 

@@ -1,9 +1,20 @@
+import os
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from core.files import plain_json, replace_file, replacing
+from core.files import (
+    file_bytes,
+    file_json,
+    open_file,
+    plain_json,
+    replace_file,
+    replacing,
+    sha256_of,
+)
 from core.wording import did_you_mean, duration, listed, percentage, size
 
 
@@ -15,6 +26,34 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == "old é".encode()
     replace_file(path, b"new")
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("status.json", b"new")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such files")
+def test_what_may_never_end_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    for name in ("pipe", "zero", "socket"):
+        for read in (open_file, file_bytes, file_json, sha256_of):
+            with pytest.raises(OSError, match="it is a pipe, a device or a socket"):
+                read(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        open_file(tmp_path)
+    with pytest.raises(OSError, match="symbolic links"):
+        open_file(tmp_path / "loop")
+
+
+def test_a_file_that_is_read_whole_has_bounded_size_and_depth(tmp_path):
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # takes no disk
+    with pytest.raises(OSError, match="more than 100 million bytes"):
+        file_json(path)
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        file_json(path)
 
 
 def test_plain_json_takes_numpy_sets_paths_and_objects():

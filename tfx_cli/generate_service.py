@@ -397,7 +397,8 @@ def _checked(record: dict[str, Any]) -> tuple[ServedRequest, dict[str, Any], lis
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(
-            f"request: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        ) from None
+        what = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        if first["loc"][0] == "id" and first["type"] != "missing":
+            where, what = "id", "must be a whole number, or a text of at most 200 characters"
+        raise ConfigurationError(f"request: {where}: {what}") from None
     return served, {name: value for name, value in sampling.items() if value is not None}, notes

@@ -28,7 +28,7 @@ from core.cells.normalisation import count_scales, log_normalise
 from core.cells.phenotypes import check_lengths, match_label, suggest
 from core.errors import ConfigurationError, DataError
 from core.files import file_json
-from core.wording import listed
+from core.wording import first_line, listed
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -436,8 +436,10 @@ class Store:
             ) from None
         except OSError as error:
             raise unreadable(path, error) from error
-        except ValueError as error:
-            raise DataError(f"{path}: cannot be read ({error}); prepare the store again") from error
+        except Exception as error:  # numpy reads the header as Python, which can raise anything
+            raise DataError(
+                f"{path}: cannot be read ({first_line(error)}); prepare the store again"
+            ) from error
         fits = len(array.shape) == len(shape) and all(
             want is None or have == want for have, want in zip(array.shape, shape, strict=True)
         )

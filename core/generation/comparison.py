@@ -272,7 +272,7 @@ def comparison_png(
     means_axes.scatter(x, y, s=9, color=_GENERATED)
     offset = {"xytext": (3, 3), "textcoords": "offset points"}
     for gene in np.argsort(-np.abs(x - y))[:_NAMED_GENES]:
-        symbol = panel.symbols[gene]
+        symbol = visible(panel.symbols[gene], most=40)
         label = means_axes.annotate(symbol, (x[gene], y[gene]), fontsize=7, **offset)
         label.set_parse_math(False)
     means_axes.set_xlabel("real: mean log1p per 10k")

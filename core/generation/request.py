@@ -6,7 +6,6 @@ seed and the number of the cell alone.
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +24,8 @@ from core.random_streams import Stream, generator_at
 
 #: More is likelier a typing error than a wish: months of work, terabytes of disk.
 MAX_CELLS = 1_000_000_000
+#: Total counts of a cell, beyond which single precision loses them.
+_MOST_COUNTS = 10**9
 #: Cells of a request that gives no number.
 _DEFAULT_CELLS = 200
 #: Below this many training cells of a combination its cells are guesswork.
@@ -62,16 +63,17 @@ class GenerationRequest:
         if self.n_cells < 1:
             raise ConfigurationError(f"cannot generate {self.n_cells:,} cells; ask for 1 or more")
         if self.n_cells > MAX_CELLS:
-            disk = self.n_cells * _BYTES_PER_CELL / 1e12
+            disk = self.n_cells * _BYTES_PER_CELL // 10**12
             raise ConfigurationError(
-                f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,.0f} TB "
+                f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,} TB "
                 f"of disk; ask for at most {MAX_CELLS:,}"
             )
         if self.library_size is None:
             return
-        if not 0 < self.library_size < math.inf:
+        if not 1 <= self.library_size <= _MOST_COUNTS:
             raise ConfigurationError(
-                f"library size {self.library_size} must be a number of counts above 0"
+                f"library size {self.library_size} must be a number of counts above 0, from 1 to "
+                f"{_MOST_COUNTS:,}"
             )
         if self.settings.genes_per_cell == "none":
             raise ConfigurationError(

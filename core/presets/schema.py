@@ -121,9 +121,9 @@ class DataSettings(_Section):
     )
     phenotypes: dict[str, str | Literal[False]] = Field(
         {},
-        max_length=200,
         description="phenotype = obs column. The five standard phenotypes are found by their "
-        "CELLxGENE column names; a column named here must exist; false leaves a phenotype out",
+        "CELLxGENE column names; a column named here must exist; false leaves a phenotype out. A name "
+        "has at most 100 characters, without '/', '=' and ','",
     )
     split: SplitSettings = SplitSettings()
     where: TextList = Field(
@@ -541,8 +541,8 @@ class Preset(_Section):
 
 def unfit_phenotype(name: str) -> str | None:
     """Say why a phenotype cannot have this name, in a model, a command line or a file; None if it can."""
-    if not name.strip():
-        return "a phenotype needs a name"
+    if not name or name != name.strip():
+        return "a phenotype needs a name without blanks around it"
     if len(name) > _LONGEST_PHENOTYPE:
         return f"the name of a phenotype has at most {_LONGEST_PHENOTYPE} characters"
     if name in _OBS_COLUMNS:

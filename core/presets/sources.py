@@ -15,13 +15,25 @@ from typing import Any
 
 from core.files import file_bytes
 from core.presets.fields import EXTENDS, all_fields, field_at, nearest_hint, section_at
-from core.presets.toml_text import KeyPath, LineFinder, dotted, read_key, read_value, show_value
+from core.presets.toml_text import (
+    KeyPath,
+    LineFinder,
+    check_depth,
+    dotted,
+    read_key,
+    read_value,
+    show_value,
+)
 from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.wording import visible
 
 _PREFIX = "TFX_"
 #: Bytes of a preset, and its errors that are listed.
 _LARGEST_PRESET, MOST_PROBLEMS = 10 * 10**6, 50
+#: Characters of a problem.
+_LONGEST = 1_000
+#: Entries of a table whose keys are the user's own.
+_MOST_ENTRIES = 200
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _UNSET = ("", "none")  # unsets a value on the command line, for TOML has no null
 
@@ -38,8 +50,8 @@ class Problem:
     def __str__(self) -> str:
         """Write the problem as its line of the error message."""
         if not self.key or self.where.startswith(f"--set {self.key}="):
-            return visible(f"{self.where}: {self.message}")
-        return visible(f"{self.where}: {self.key}: {self.message}")
+            return visible(f"{self.where}: {self.message}", most=_LONGEST)
+        return visible(f"{self.where}: {self.key}: {self.message}", most=_LONGEST)
 
 
 class Level(IntEnum):
@@ -133,6 +145,7 @@ def read_file(path: Path, *, level: int) -> Source:
 def read_text(text: str, *, name: str, level: int) -> Source:
     """Read TOML text; ``name`` is its file in messages."""
     try:
+        check_depth(text)
         table = tomllib.loads(text)
     except RecursionError:
         return _broken(name, level, Problem(f"{name}:1", "", "not valid TOML: nested too deeply"))
@@ -278,7 +291,10 @@ def _collect(table: Mapping[str, object], path: tuple[str, ...], source: Source)
                 continue
             known = None
         if known is None or (known.is_table and here == known.path):
-            if isinstance(value, Mapping):
+            if known is not None and isinstance(value, Mapping) and len(value) > _MOST_ENTRIES:
+                has = f"has {len(value):,} entries, and at most {_MOST_ENTRIES} are possible"
+                source.add_problem(here, has)
+            elif isinstance(value, Mapping):
                 _collect(value, here, source)
             else:
                 source.add_problem(here, f"must be a table (got {show_value(value)})")

@@ -23,6 +23,9 @@ _STRINGS = (
     re.compile(r"'[^'\n]*'"),
 )
 _LONGEST_SHOWN = 70
+#: A key of more parts than any preset has: tomllib needs the square of their number.
+_PART = r"(?:\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'|[\w-]+)"
+_DEEP_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{100}}")
 
 
 def write_value(value: object) -> str:
@@ -66,11 +69,18 @@ def dotted(path: Iterable[str | int]) -> str:
     return text
 
 
+def check_depth(text: str) -> None:
+    """Raise RecursionError for TOML with a dotted key of more than a hundred parts."""
+    if _DEEP_KEY.search(text):
+        raise RecursionError
+
+
 def read_key(text: str) -> tuple[str, ...] | None:
     """Read a dotted key as TOML does; None if it is not one."""
     if "\n" in text:
         return None  # it would be read as lines of a document
     try:
+        check_depth(text)
         table: object = tomllib.loads(f"{text} = 0")
     except (ValueError, RecursionError):
         return None
@@ -86,6 +96,7 @@ def read_key(text: str) -> tuple[str, ...] | None:
 def read_value(text: str) -> object:
     """Read a value as TOML where it is TOML, else as the string that it is."""
     try:
+        check_depth(text)
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text

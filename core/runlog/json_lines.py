@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.files import open_file, plain_json
+from core.files import check_own_file, open_file, plain_json
 
 _LOG = logging.getLogger(__name__)
 #: Bytes of the largest file that is read: two million lines of metrics.
@@ -93,6 +93,7 @@ class LineAppender:
 
     def _open(self) -> int:
         if self._descriptor is None:
+            check_own_file(self._path)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._descriptor = os.open(self._path, flags, 0o666)
             end = os.lseek(self._descriptor, 0, os.SEEK_END)

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from core import __version__
 from core.errors import MachineError
-from core.files import replace_file, write_json
+from core.files import check_own_file, replace_file, write_json
 from core.folders import DirectoryHandle
 from core.runlog.json_lines import LineAppender
 from core.runlog.schema import (
@@ -31,6 +31,7 @@ from core.runlog.schema import (
     STATUS_SECONDS,
     system_file,
 )
+from core.wording import visible
 
 _LOG = logging.getLogger(__name__)
 #: Variables in which the schedulers of clusters put the job's number.
@@ -43,6 +44,13 @@ class _LogFile(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
             super().emit(record)
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Writes lines whose control characters no terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)
 
 
 class RunWriter:
@@ -82,12 +90,13 @@ class RunWriter:
         #: Writes log.txt; add it to a logger. Closed with the writer.
         self.log_handler = _LogFile(folder / LOG_FILE, encoding="utf-8", delay=True)
         layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        self.log_handler.setFormatter(logging.Formatter(layout))
+        self.log_handler.setFormatter(_VisibleFormatter(layout))
         self._metrics = LineAppender(folder / METRICS_FILE)
         self._events = LineAppender(folder / EVENTS_FILE)
         self._system = SystemLog(folder, host=self._host, clock=clock)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            check_own_file(folder / LOG_FILE)
             # Before run.json makes it a run: one without its preset could not be resumed.
             if config is not None:
                 replace_file(folder / CONFIG_FILE, config)

@@ -1,5 +1,6 @@
 import pytest
 
+from core.cells import file_patterns
 from core.cells.file_patterns import check_overlap, expand_files
 from core.errors import ConfigurationError, DataError
 
@@ -26,6 +27,29 @@ def test_braces_count_and_list(folder):
 def test_globs_come_in_natural_order(folder):
     assert expand(folder, "c_[12]*.h5ad") == ["c_1", "c_2", "c_10"]
     assert expand(folder, "l*.h5ad") == ["liver", "lung"]
+
+
+def test_two_stars_look_into_folders_once(folder):
+    for place in ("a", "a/b", ".hidden", "c.zarr"):
+        (folder / place).mkdir()
+        (folder / place / "x_2.h5ad").touch()
+    (folder / "a" / "x_10.h5ad").touch()
+    (folder / "a" / "up").symlink_to(folder)
+    assert expand(folder, "**/x_*.h5ad") == ["a/b/x_2", "a/x_2", "a/x_10"]
+    assert expand(folder, "a/**/x_2.h5ad") == ["a/b/x_2", "a/x_2"]
+    assert expand(folder, "**/b/**/*.h5ad") == ["a/b/x_2"]
+
+
+@pytest.mark.parametrize("pattern", ["x_{1..1000000000}", "x_{1..1000}{1..1000}{1..1000}"])
+def test_braces_without_end_are_refused_at_once(pattern):
+    with pytest.raises(ConfigurationError, match="its braces name more than 100,000 files"):
+        expand_files([pattern])
+
+
+def test_two_stars_look_at_a_bounded_number_of_files(folder, monkeypatch):
+    monkeypatch.setattr(file_patterns, "_MOST_ENTRIES", 5)
+    with pytest.raises(ConfigurationError, match=r"look at more than 5 files and folders below"):
+        expand(folder, "**/*.h5ad")
 
 
 def test_plain_paths_and_builtins_pass_through_unchecked():

@@ -99,12 +99,6 @@ def tpm(folder):
     with_matrix(folder, change)
 
 
-def duplicate_genes(folder):
-    adata = make_adata()
-    adata.var_names = [*ensembl(39), ensembl(1)[0]]
-    write(adata, folder)
-
-
 def files_without_shared_genes(folder):
     adata = make_adata()
     write(adata, folder)

@@ -1,6 +1,7 @@
 """`tfx generate --serve`: JSON lines in, JSON lines out."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -10,9 +11,14 @@ import threading
 import anndata
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from core.errors import DataError
-from tfx_cli.generate_service import serve
+from core.files import plain_json
+from core.model.folder import CellModel
+from tests.fuzz.damage import damaged_bytes, damaged_json
+from tfx_cli.generate_service import _lines_of, _Requests, _Service, serve
 
 
 def ask(folder, *requests):
@@ -25,6 +31,13 @@ def ask(folder, *requests):
 
 def of_kind(events, kind):
     return [event for event in events if event["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def service_of(tiny_training):
+    """Return the service of the tiny model, to answer what its requests say."""
+    folder = tiny_training[0] / "runs" / "tiny" / "model"
+    return _Service(folder, CellModel.load(folder), lambda event: None)
 
 
 @pytest.fixture
@@ -134,6 +147,99 @@ def test_an_unfit_request_is_an_error_event_and_the_next_is_answered(
     assert events[-1]["output"] is None
     assert (tmp_path / "there.h5ad").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "there.h5ad"}
+
+
+#: Nested, endless, huge, and not text: each line with the words of its error.
+HOSTILE_LINES = [
+    (b"[" * 100_000, "not nested deeply"),
+    (b'{"id": 1, "request": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "not nested deeply"),
+    (b'{"id": ' + b"9" * 5_000 + b"}", "one JSON object a line"),
+    (b'{"id": 1e999}', "request: id: must be a whole number, or a text"),
+    (b'{"id": [[1]]}', "request: id: must be a whole number, or a text"),
+    (b'{"id": true}', "request: id: must be a whole number, or a text"),
+    (b'{"id": "' + b"x" * 201 + b'"}', "request: id: must be a whole number, or a text"),
+    (b'{"id": 1, "seed": ' + b"9" * 400 + b"}", "request: seed: input should be less"),
+    (b'{"id": 2, "cells": ' + b"9" * 400 + b"}", "cannot generate"),
+    (b'{"id": 3, "cells": NaN}', "request: cells: input should be a valid integer"),
+    (b'{"id": 4, "library_size": 1e999}', "request: library_size: input should be a finite"),
+    (b'{"id": 5, "library_size": 1e30}', "must be a number of counts above 0, from 1 to"),
+    (b'{"id": 6, "temperature": -1e308}', "temperature must be greater than 0"),
+    (b"\xff\xfe\x00", "a request is UTF-8 text"),
+    (b'{"id": "\\ud800"}', "a request is UTF-8 text"),
+    (b'{"id": 7, "output": "a\\u0000.h5ad"}', "no file name holds a NUL"),
+    (b'{"id": 8, "output": "' + b"x" * 5_000 + b'.h5ad"}', "File name too long"),
+    (b'{"id": 9, "request": {"sex": "\\u001b]52;c;x\\u0007"}}', "\\x1b]52;c;x"),
+    (b'{"id": 10, "request": {"tissue": "' + b"x" * 900_000 + b'"}}', "characters left out"),
+    (b'{"id": 11, "cells": 1' + b" " * 10**6 + b"}", "a line has at most 1 MB"),
+    (b"NaN", "must be a JSON object"),
+]  # fmt: skip
+
+
+def test_no_line_ends_the_server(model):
+    cancellations = [b'{"cancel": [1]}', b'{"cancel": {}}', b'{"cancel": 99}', b"\r"]
+    last = {"id": 12, "cells": 2, "steps": 2}
+    events = ask(model, *(line for line, _ in HOSTILE_LINES), *cancellations, last)
+    errors = of_kind(events, "error")
+    for (line, words), error in zip(HOSTILE_LINES, errors, strict=True):
+        assert words in error["message"], line[:40]
+        assert len(error["message"]) < 3_000
+        assert error["message"].isprintable()
+        json.dumps(error, allow_nan=False)
+    assert events[-1]["event"] == "cells"
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_the_lines_hold_each_gets_one_event(service_of, data):
+    valid = b'{"id": 1, "request": {"sex": "female"}, "cells": 1, "steps": 1, "seed": 3}'
+    damage = damaged_bytes(valid) | damaged_json(valid) | st.binary(max_size=40)
+    lines = data.draw(st.lists(damage.map(lambda line: line.replace(b"\n", b" ")), max_size=4))
+    events = [service_of.answer(one) for one in _Requests(lines)]
+    n_cancelled = sum(b"cancel" in line for line in lines)
+    assert len(events) >= sum(bool(line.strip()) for line in lines) - n_cancelled
+    for event in events:
+        json.dumps(plain_json(event), allow_nan=False)
+        assert "fault of tfx" not in event.get("message", "")
+
+
+def test_a_long_line_without_an_end_is_read_once_and_forgotten():
+    readable, writable = os.pipe()
+
+    def write():
+        with os.fdopen(writable, "wb") as stream:
+            stream.write(b"x" * 20_000_000 + b'\n{"id": 1}\n\n{"id": 2}')
+
+    threading.Thread(target=write).start()
+    first, *others = _lines_of(readable)
+    os.close(readable)
+    assert len(first) == 10**6 + 1
+    assert others == [b'{"id": 1}', b"", b'{"id": 2}']
+
+
+def test_an_id_means_one_request_and_a_late_cancellation_none(model):
+    """The id of an answered request is free; a cancellation that comes after the answer does nothing."""
+    answered = threading.Event()
+
+    def lines():
+        yield b'{"id": 1, "cells": 2, "steps": 2}'
+        yield b'{"id": 1, "cells": 3, "steps": 2}'
+        assert answered.wait(60)
+        yield b'{"cancel": 1}'
+        yield b'{"id": 1, "cells": 4, "steps": 2}'
+
+    events = []
+
+    def listen(event):
+        events.append(event)
+        if event["event"] == "cells":
+            answered.set()
+
+    serve(model, lines(), listen)
+    assert [event["cells"] for event in of_kind(events, "cells")] == [2, 4]
+    (error,) = of_kind(events, "error")
+    assert error["id"] is None
+    assert "a request of the id 1 is not answered yet" in error["message"]
+    assert not of_kind(events, "cancelled")
 
 
 def test_old_names_of_settings_are_understood_with_a_note(model):

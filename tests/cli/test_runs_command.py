@@ -328,6 +328,30 @@ RECORDS = st.dictionaries(st.sampled_from(KEYS), ANYTHING, max_size=8)
 STEPS = st.builds(lambda record, step: record | {"step": step}, RECORDS, st.integers(0, 9))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_a_device_in_one_run_stops_no_list(tfx, tmp_path, kind):
+    names = ["run.json", "status.json", "metrics.jsonl", "events.jsonl", "config.toml", "log.txt"]
+    write_run(tmp_path / "runs" / "good")
+    for name in [*names, "system-a.jsonl"]:
+        folder = write_run(tmp_path / "runs" / f"odd-{name}")
+        (folder / name).unlink(missing_ok=True)
+        if kind == "pipe":
+            os.mkfifo(folder / name)
+        else:
+            (folder / name).symlink_to("/dev/zero")
+    (tmp_path / "runs" / "good" / "eval").mkdir()
+    os.mkfifo(tmp_path / "runs" / "good" / "eval" / "report.json")
+    listed = tfx("runs", "list", "--json")
+    assert listed.code == 0, listed.stderr
+    found = {run["name"] for run in listed.json["runs"]}
+    assert found == {"good", *(f"odd-{name}" for name in names[1:]), "odd-system-a.jsonl"}
+    for name in sorted(found):
+        assert tfx("runs", "show", name).code == 0
+    assert tfx("runs", "show", "odd-run.json").code == 2
+    assert tfx("dashboard", "--once", "--json", "runs/good").code == 0
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     run_record=RECORDS,

@@ -26,6 +26,30 @@ def errors_of(*args, **kwargs):
     return str(caught.value).splitlines()
 
 
+# -- what is too much
+@pytest.mark.parametrize(
+    ("text", "n_lines", "words"),
+    [
+        ("".join(f"key{n} = 1\n" for n in range(3_000)) + MINIMAL, 51, "and 2,950 more errors"),
+        (f"{MINIMAL}include_genes = {list(range(3_000))}", 51, "and 2,950 more errors"),
+        (MINIMAL + "[a" + ".a" * 30_000 + "]", 1, "not valid TOML: nested too deeply"),
+        (MINIMAL + "x" + ' . "b"' * 30_000 + " = 1", 1, "not valid TOML: nested too deeply"),
+        (MINIMAL + "x = " + "[" * 30_000, 1, "not valid TOML: nested too deeply"),
+        ("#" * 10**7 + "\n" + MINIMAL, 1, "it has more than 10 million bytes"),
+        (MINIMAL + "genes = '" + "x" * 10**6 + "'", 1, "...)"),
+        (MINIMAL + "x" * 10**6 + " = 1", 1, "characters left out"),
+        (MINIMAL + "[data.phenotypes]\n" + "".join(f"p{n} = 'a'\n" for n in range(201)), 1,
+         "has 201 entries, and at most 200 are possible"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else None,
+)  # fmt: skip
+def test_a_preset_without_end_is_refused_in_few_lines(preset_file, text, n_lines, words):
+    errors = errors_of(preset_file(text))
+    assert len(errors) == n_lines
+    assert words in errors[-1]
+    assert max(map(len, errors)) < 1_200
+
+
 # -- what is accepted
 def test_later_sources_win_and_every_value_knows_where_it_came_from(preset_file):
     path = preset_file(

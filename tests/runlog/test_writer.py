@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import threading
 
 import pytest
@@ -275,3 +276,29 @@ def test_a_disk_that_is_full_at_the_start_leaves_no_run(tmp_path, monkeypatch, w
         RunWriter(tmp_path / "run", run={}, config="[data]\n")
     assert names == ["config.toml"][:written]
     assert list_runs(tmp_path) == []
+
+
+def test_a_run_folder_of_a_stranger_leads_to_no_other_file(folder, clock, tmp_path, caplog):
+    """A link in place of a file that lines are added to is refused; nothing is written elsewhere."""
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    for name in ("log.txt", "metrics.jsonl", "events.jsonl"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(mine)
+        if name == "log.txt":
+            with pytest.raises(MachineError, match="it is a link, a pipe or a device"):
+                RunWriter(folder, run={}, clock=clock)
+        else:
+            with RunWriter(folder, run={}, clock=clock) as writer:
+                writer.metrics(1, "train", {"loss": 1.0})
+                writer.event("start")
+            assert "cannot be written (it is a link" in caplog.text
+        assert mine.read_text() == "precious"
+        shutil.rmtree(folder)
+
+
+def test_no_line_of_the_log_is_a_command(writer, folder):
+    record = logging.LogRecord("core", logging.INFO, "x.py", 1, "a\x1b]52;c;x\x07", None, None)
+    writer.log_handler.emit(record)
+    writer.close()
+    assert "a\\x1b]52;c;x\\x07" in (folder / "log.txt").read_text(encoding="utf-8")

@@ -102,7 +102,9 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
             raise ConfigurationError(f"TFX_KEYS={named}: there is no such file") from None
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: the keys cannot be read ({error})") from error
+        raise ConfigurationError(
+            f"{path}: the keys cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
     known = {key.id for key in KEYS}
     # ``[run] log-axis`` and ``"run.log-axis"`` alike.
     flat = {KEY_IDS.get(name, name): keys for name, keys in dotted_values(found).items()}

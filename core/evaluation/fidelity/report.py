@@ -442,7 +442,9 @@ def _against(
     axes.scatter(real, generated, s=7, color=_GENERATED, linewidths=0, alpha=0.7)
     for gene in np.argsort(-np.abs(real - generated))[:5]:
         place = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 6}
-        draw_as_they_are([axes.annotate(symbols[gene], (real[gene], generated[gene]), **place)])
+        draw_as_they_are(
+            [axes.annotate(shortened(symbols[gene]), (real[gene], generated[gene]), **place)]
+        )
     axes.set_xlabel(f"real: {what}", fontsize=8)
     axes.set_ylabel("generated", fontsize=8)
 
@@ -478,7 +480,9 @@ def _markers(
         dots = axes.scatter(
             x, y, s=2 + 70 * fraction, c=means, cmap="cividis_r", vmin=0, vmax=top, linewidths=0
         )
-        axes.set_xticks(range(len(genes)), [symbols[gene] for gene in genes], rotation=90)
+        axes.set_xticks(
+            range(len(genes)), [shortened(symbols[gene]) for gene in genes], rotation=90
+        )
         axes.set_yticks(range(len(codes)), [shortened(classes[code], length=30) for code in codes])
         axes.tick_params(labelsize=6)
         draw_as_they_are((*axes.get_xticklabels(), *axes.get_yticklabels()))
