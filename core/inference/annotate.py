@@ -13,9 +13,10 @@ from scipy import sparse
 from core.cells.annotated_copy import AnnotatedCopy, Write
 from core.cells.phenotypes import suggest
 from core.encoding.cell_batch import CellBatch
+from core.encoding.panel_cells import PanelCells
 from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
-from core.inference.query_cells import Hint, QueryCells
+from core.inference.query_cells import Hint, QueryCells, warn_without_library_sizes
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
@@ -75,11 +76,13 @@ def _encoded_blocks(
     """
     hidden = _without_hint(model.config.phenotypes, hints)
     on_progress(ProgressEvent(stage, 0, cells.n_cells))
-    for first, expression in cells.blocks(batch_cells(model)):
+    warn_without_library_sizes(model, cells)
+    for first, expression, sizes in cells.blocks(batch_cells(model)):
         span = slice(first, first + expression.shape[0])
+        panel_cells = PanelCells.of(expression, sizes)
         codes = _codes_of_hints(hints, span, len(model.config.phenotypes))
         rng = generator(first, Stream.QUERY_GENES)  # chooses genes of cells that are too long
-        yield span, model.batches.visible(expression, codes, hidden, rng, missing=cells.missing)
+        yield span, model.batches.visible(panel_cells, codes, hidden, rng, missing=cells.missing)
         on_progress(ProgressEvent(stage, span.stop, cells.n_cells))
 
 
@@ -219,15 +222,15 @@ def denoise_cells(
     hidden = _without_hint(config.phenotypes, hints)
     size = max(2**14 // config.longest_sequence, 1)
     rng = np.random.default_rng(0)  # unused: all genes of the panel fit
-    for first, expression in cells.blocks(size):
+    warn_without_library_sizes(model, cells)
+    for first, expression, sizes in cells.blocks(size):
         span = slice(first, first + expression.shape[0])
+        panel_cells = PanelCells.of(sparse.csr_matrix(expression), sizes)
         codes = _codes_of_hints(hints, span, len(config.phenotypes))
         values = np.zeros(expression.shape, dtype=np.float32)
         for number in range(DENOISING_PASSES):
             masked = cells.missing | (pass_of_gene == number)
-            arrays = model.batches.visible(
-                sparse.csr_matrix(expression), codes, hidden, rng, missing=masked
-            )
+            arrays = model.batches.visible(panel_cells, codes, hidden, rng, missing=masked)
             batch = BatchTensors.from_arrays(arrays, device)
             expected = expected_values(network(batch).gene_logits, config, means[batch.gene])
             values[arrays.gene_cell, arrays.gene] = expected.cpu().numpy()

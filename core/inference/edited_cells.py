@@ -26,9 +26,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from core.cells.normalisation import count_scales, log_normalise
+from core.encoding.values import CountLattice
 from core.errors import ConfigurationError, MachineError
 from core.folders import writing_output
 from core.generation.cell_generator import GENERATION_KEY, gene_table, model_facts
+from core.generation.cell_sizes import lattice_counts
 from core.generation.partial_cells import PartialCells
 from core.generation.plan import CellPlan, StepPlan, plan_steps
 from core.generation.request import FEW_CELLS, resolve_phenotypes
@@ -38,6 +41,7 @@ from core.inference.query_cells import (
     columns_by_phenotype,
     label_columns,
     read_hint,
+    warn_without_library_sizes,
 )
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
@@ -121,7 +125,8 @@ def edit_cells(
     present = ~query.missing
     before, after, moved = [], [], np.zeros(len(present))
     how: Decoding = "mean" if settings.decode == "mean" else "sample"
-    for first, expression in query.blocks(_BLOCK):
+    warn_without_library_sizes(model, query)
+    for first, expression, sizes in query.blocks(_BLOCK):
         rows = slice(first, first + expression.shape[0])
         old = expression.toarray()
         bins = model.values.encode(old)
@@ -134,10 +139,16 @@ def edit_cells(
             seed=seed,
             first_cell=first,
             present=present,
+            library_size=sizes if sizes.any() else None,
         )
         has_moved = (new_bins != bins) & present & differs[rows, None]
         rng = generator(seed, first, Stream.EDITED_VALUES)
         drawn = model.table.decode(new_bins, how=how, rng=rng)
+        if model.config.library_size and model.config.kind == "binned" and sizes.any():
+            lattice = CountLattice.of(model.values, sizes)
+            for cell in np.flatnonzero(sizes > 0).tolist():
+                counts = lattice_counts(lattice, cell, new_bins[cell], drawn[cell], rng)
+                drawn[cell] = log_normalise(counts, count_scales(sizes[cell]))
         new = np.where(has_moved, drawn, old)
         moved += has_moved.sum(axis=0)
         before.append(sparse.csr_matrix(old[:, present]))
@@ -240,13 +251,15 @@ def edit_bins(
     seed: int,
     first_cell: int = 0,
     present: NDArray[np.bool_] | None = None,
+    library_size: NDArray[np.float32] | None = None,
 ) -> NDArray[np.int64]:
     """Change the phenotypes of cells, and their genes with them.
 
     ``bins`` (B, G) are the cells as they are, ``codes`` and ``new_codes`` (B, phenotypes) their phenotypes
     as they are and as they are set, -1 where not specified. Cell i of a seed, counted from ``first_cell``, is
     the same whatever the cells beside it. ``present`` (G,) are the genes that the cells have; the others stay
-    hidden and 0. Returns (B, G) bins.
+    hidden and 0. ``library_size`` (B,), None where not known, is for a model that reads it. Returns (B, G)
+    bins.
     """
     here = np.flatnonzero(np.ones(bins.shape[1], bool) if present is None else present)
     within = plan_steps(settings, len(here), fixed_rate=None)
@@ -255,7 +268,12 @@ def edit_bins(
     steps = StepPlan(bins.shape[1], within.sizes)
     plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, state=None)
     unguided = settings.model_copy(update={"guidance": 0.0})
-    before, after = (PartialCells(model, of, unguided, plan, None) for of in (codes, new_codes))
+    lattice = None
+    if model.config.library_size and library_size is not None:
+        lattice = CountLattice.of(model.values, library_size)
+    before, after = (
+        PartialCells(model, of, unguided, plan, None, lattice) for of in (codes, new_codes)
+    )
     known = torch.from_numpy(bins.astype(np.int64))
     changed = torch.zeros_like(known)
     uniform = torch.from_numpy(plan.uniform)

@@ -20,6 +20,7 @@ from core.cells.phenotypes import PhenotypeColumn, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
+from core.encoding.panel_cells import PanelCells
 from core.errors import DataError
 from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.method_comparison import (
@@ -43,6 +44,7 @@ from core.inference.query_cells import (
     label_columns,
     open_query_cells,
     read_hint,
+    warn_without_library_sizes,
 )
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -69,6 +71,8 @@ class LabelledFile:
     missing: NDArray[np.bool_]
     #: Which labels could not be read.
     notes: list[str]
+    #: (cells,), 0 where not known.
+    library_size: NDArray[np.float32]
 
 
 def evaluate_files(
@@ -180,10 +184,11 @@ def _predict(
         names = list(model.config.phenotypes)
         for first in range(0, file.n_cells, size):
             last = min(first + size, file.n_cells)
-            some = file.expression[slice(*np.searchsorted(file.rows, (first, last)).tolist())]
-            if some.shape[0]:
+            places = slice(*np.searchsorted(file.rows, (first, last)).tolist())
+            some = PanelCells.of(file.expression[places], file.library_size[places])
+            if some.n_cells:
                 # A code of 0 masks a phenotype whose label is missing; the model does not see it.
-                masked = np.zeros((some.shape[0], len(names)), dtype=np.int32)
+                masked = np.zeros((some.n_cells, len(names)), dtype=np.int32)
                 rng = generator(seed, first, Stream.QUERY_GENES)
                 yield model.batches.visible(some, masked, names, rng, missing=file.missing)
             on_progress(ProgressEvent("predicting phenotypes", last, file.n_cells))
@@ -226,12 +231,21 @@ def read_labelled(
         if (of_donors := read_labels(obs, column, where=cells.source.name)) is not None:
             donors = np.array([*of_donors.values, ""], dtype=object)[of_donors.codes]
         parts = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
-        for first, block in cells.blocks(_BLOCK):
+        sizes = [np.zeros(0, dtype=np.float32)]
+        warn_without_library_sizes(model, cells)
+        for first, block, of_block in cells.blocks(_BLOCK):
             inside = rows[(rows >= first) & (rows < first + block.shape[0])]
             parts.append(block[inside - first])
-        expression = sparse.csr_matrix(sparse.vstack(parts))
+            sizes.append(of_block[inside - first])
         return LabelledFile(
-            expression, codes[rows], donors[rows], rows, cells.n_cells, cells.missing, notes
+            expression=sparse.csr_matrix(sparse.vstack(parts)),
+            codes=codes[rows],
+            donors=donors[rows],
+            rows=rows,
+            n_cells=cells.n_cells,
+            missing=cells.missing,
+            notes=notes,
+            library_size=np.concatenate(sizes),
         )
 
 

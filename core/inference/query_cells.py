@@ -21,7 +21,7 @@ from core.cells.gene_join import LEAST_FOUND, GeneMatch, match_genes
 from core.cells.gene_names import ENSEMBL
 from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
 from core.cells.matrix_choice import Values, choose_matrix
-from core.cells.matrix_state import MatrixChoice, gene_columns, genes_of, read_cells
+from core.cells.matrix_state import MatrixChoice, MatrixState, gene_columns, genes_of, read_cells
 from core.cells.ontology import INSTALL, is_installed, term_id
 from core.cells.phenotypes import (
     PhenotypeColumn,
@@ -85,11 +85,12 @@ class QueryCells:
             return self.column_of
         return np.where(self.missing, -1, columns[self.column_of])
 
-    def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix]]:
+    def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix, NDArray[np.float32]]]:
         """Give the cells in the order of the file, ``n_cells`` at a time, each time the first one's number.
 
-        Cells are (cells, model's genes) log1p counts per 10,000 by the total of all the file's genes. A
-        value that contradicts the first cells, of whole counts say, is a DataError.
+        Cells are (cells, model's genes) log1p counts per 10,000 by the total of all the file's genes, and
+        that total, (cells,), their library size: 0 where the matrix gives no counts. A value that
+        contradicts the first cells, of whole counts say, is a DataError.
         """
         present = np.flatnonzero(~self.missing)
         columns = self.column_of[present]
@@ -99,7 +100,20 @@ class QueryCells:
             shape=(self.choice.n_genes, len(self.column_of)),
         )
         for cells in read_cells(self.source, self.choice, n_cells):
-            yield cells.first_row, sparse.csr_matrix(cells.log1p() @ onto)
+            sizes = np.zeros(cells.values.shape[0], dtype=np.float32)
+            if cells.state == MatrixState.COUNTS:
+                sizes = cells.library_sizes.astype(np.float32)
+            yield cells.first_row, sparse.csr_matrix(cells.log1p() @ onto), sizes
+
+
+def warn_without_library_sizes(model: CellModel, cells: QueryCells) -> None:
+    """Log that a model reads library sizes and the file has none."""
+    if model.config.library_size and cells.choice.state != MatrixState.COUNTS:
+        text = (
+            "%s: %s gives no counts, so the library sizes of its cells are not known; the model "
+            "works without them, less well"
+        )
+        logger.warning(text, cells.source.name, cells.choice.matrix)
 
 
 @contextmanager

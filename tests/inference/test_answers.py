@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy import sparse
 
+from core.cells.builtin import load_builtin
 from core.errors import ConfigurationError
+from core.evaluation.predict import predict_phenotypes
 from core.inference.annotate import (
     DENOISING_PASSES,
     denoise_cells,
@@ -17,9 +19,11 @@ from core.inference.annotate import (
     predict_phenotypes_of,
     resolve_position,
 )
-from core.inference.query_cells import Hint
+from core.inference.query_cells import Hint, open_query_cells
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model, make_expression
+from tests.model.test_library_size import sized_model
+from tests.tiny_atlas import TINY_ATLAS
 
 
 class Cells(SimpleNamespace):
@@ -32,7 +36,8 @@ class Cells(SimpleNamespace):
 
     def blocks(self, n_cells):
         for first in range(0, self.n_cells, min(n_cells, 2)):
-            yield first, self.expression[first : first + min(n_cells, 2)]
+            block = self.expression[first : first + min(n_cells, 2)]
+            yield first, block, np.zeros(block.shape[0], dtype=np.float32)
 
 
 def by_hand(model, expression, codes, hidden, missing):
@@ -66,6 +71,27 @@ def test_answers_are_the_networks(kind, layout, missing):
         assert sum(one.cells_per_value().values()) == 5
         assert one.is_unsure(1.1).all()
         assert not one.is_unsure(0.0).any()
+
+
+def test_cells_of_a_file_get_the_answers_of_the_store_at_their_own_library_sizes(
+    tiny_store, tmp_path, caplog
+):
+    model = sized_model(tiny_store, encoding__edges="gene_quantile")
+    rows = np.argsort(tiny_store.origins[:, 1])  # the order of the file
+    in_store = predict_phenotypes(model, tiny_store, rows)["tissue"]
+    with open_query_cells(TINY_ATLAS, model.panel) as cells:
+        of_file = predict_phenotypes_of(model, cells)[1]
+    np.testing.assert_allclose(of_file.probability, in_store.max(axis=1), rtol=1e-4)
+    assert not caplog.text
+    logged = load_builtin(TINY_ATLAS)[:50].copy()
+    logged.X = tiny_store.read(rows[:50], tiny_store.genes)[
+        :, [tiny_store.genes.index_of(gene) for gene in logged.var_names]
+    ]
+    logged.X.data *= 0.5  # of no counts that could be found again
+    with open_query_cells(logged, model.panel) as cells:
+        without = predict_phenotypes_of(model, cells)[1]
+    assert "library sizes of its cells are not known" in caplog.text
+    assert np.isfinite(without.probability).all()
 
 
 def test_a_missing_gene_is_not_taken_for_an_unexpressed_one():

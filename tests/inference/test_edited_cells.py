@@ -27,14 +27,17 @@ def edit(model, bins, codes, new_codes, **others):
     return edit_bins(model, bins, codes, new_codes, settings=settings, seed=0, **others)
 
 
-@pytest.mark.parametrize("changes", [{}, {"log_linear": True}, {"log_linear": True, "layers": 0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"log_linear": True}, {"log_linear": True, "layers": 0}, {"library_size": True}]
+)
 @pytest.mark.parametrize("kind", ["binned", "binary"])
 def test_a_cell_that_has_what_is_set_already_comes_out_as_it_went_in(kind, changes):
     model = make_cell_model(kind, **changes)
     rng = np.random.default_rng(0)
     bins = rng.integers(0, model.config.n_bins, (40, N_GENES))
     codes = np.stack([rng.integers(-1, 2, 40), rng.integers(-1, 3, 40)], 1).astype(np.int32)
-    np.testing.assert_array_equal(edit(model, bins, codes, codes), bins)
+    sizes = rng.uniform(20_000, 40_000, 40).astype(np.float32)  # at which every bin is possible
+    np.testing.assert_array_equal(edit(model, bins, codes, codes, library_size=sizes), bins)
 
 
 def test_genes_that_the_token_does_not_touch_stay_and_those_it_raises_only_rise():

@@ -40,9 +40,9 @@ def write(folder, *, names=PANEL.symbols, extra=3, n_cells=9, change=lambda x: x
 
 def read(path, panel=PANEL, *, n_cells=4, **options):
     with open_query_cells(path, panel, **options) as cells:
-        blocks = [(first, block.toarray()) for first, block in cells.blocks(n_cells)]
-        assert [first for first, _ in blocks] == list(range(0, cells.n_cells, n_cells))
-        return cells, np.concatenate([block for _, block in blocks])
+        blocks = list(cells.blocks(n_cells))
+        assert [first for first, _, _ in blocks] == list(range(0, cells.n_cells, n_cells))
+        return cells, np.concatenate([block.toarray() for _, block, _ in blocks])
 
 
 def log_normalised(counts):
