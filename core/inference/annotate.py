@@ -16,7 +16,7 @@ from core.encoding.cell_batch import CellBatch
 from core.encoding.panel_cells import PanelCells
 from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
-from core.inference.query_cells import Hint, QueryCells, warn_without_library_sizes
+from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
@@ -76,8 +76,9 @@ def _encoded_blocks(
     """
     hidden = _without_hint(model.config.phenotypes, hints)
     on_progress(ProgressEvent(stage, 0, cells.n_cells))
-    warn_without_library_sizes(model, cells)
-    for first, expression, sizes in cells.blocks(batch_cells(model)):
+    for first, expression, sizes in cells.blocks(
+        batch_cells(model), sized=model.config.library_size
+    ):
         span = slice(first, first + expression.shape[0])
         panel_cells = PanelCells.of(expression, sizes)
         codes = _codes_of_hints(hints, span, len(model.config.phenotypes))
@@ -222,8 +223,7 @@ def denoise_cells(
     hidden = _without_hint(config.phenotypes, hints)
     size = max(2**14 // config.longest_sequence, 1)
     rng = np.random.default_rng(0)  # unused: all genes of the panel fit
-    warn_without_library_sizes(model, cells)
-    for first, expression, sizes in cells.blocks(size):
+    for first, expression, sizes in cells.blocks(size, sized=config.library_size):
         span = slice(first, first + expression.shape[0])
         panel_cells = PanelCells.of(sparse.csr_matrix(expression), sizes)
         codes = _codes_of_hints(hints, span, len(config.phenotypes))

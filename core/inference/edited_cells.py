@@ -41,7 +41,6 @@ from core.inference.query_cells import (
     columns_by_phenotype,
     label_columns,
     read_hint,
-    warn_without_library_sizes,
 )
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
@@ -125,8 +124,7 @@ def edit_cells(
     present = ~query.missing
     before, after, moved = [], [], np.zeros(len(present))
     how: Decoding = "mean" if settings.decode == "mean" else "sample"
-    warn_without_library_sizes(model, query)
-    for first, expression, sizes in query.blocks(_BLOCK):
+    for first, expression, sizes in query.blocks(_BLOCK, sized=model.config.library_size):
         rows = slice(first, first + expression.shape[0])
         old = expression.toarray()
         bins = model.values.encode(old)

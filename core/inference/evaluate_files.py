@@ -44,7 +44,6 @@ from core.inference.query_cells import (
     label_columns,
     open_query_cells,
     read_hint,
-    warn_without_library_sizes,
 )
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -232,8 +231,7 @@ def read_labelled(
             donors = np.array([*of_donors.values, ""], dtype=object)[of_donors.codes]
         parts = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
         sizes = [np.zeros(0, dtype=np.float32)]
-        warn_without_library_sizes(model, cells)
-        for first, block, of_block in cells.blocks(_BLOCK):
+        for first, block, of_block in cells.blocks(_BLOCK, sized=model.config.library_size):
             inside = rows[(rows >= first) & (rows < first + block.shape[0])]
             parts.append(block[inside - first])
             sizes.append(of_block[inside - first])

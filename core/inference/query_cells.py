@@ -35,6 +35,7 @@ from core.cells.phenotypes import (
 )
 from core.cells.reading import open_source
 from core.cells.sources import AnnDataSource, CellSource
+from core.cells.value_scale import recover_library_sizes
 from core.errors import ConfigurationError, DataError
 from core.model.folder import CellModel
 from core.presets.schema import STANDARD_PHENOTYPES
@@ -85,12 +86,15 @@ class QueryCells:
             return self.column_of
         return np.where(self.missing, -1, columns[self.column_of])
 
-    def blocks(self, n_cells: int) -> Iterator[tuple[int, sparse.csr_matrix, NDArray[np.float32]]]:
+    def blocks(
+        self, n_cells: int, *, sized: bool = False
+    ) -> Iterator[tuple[int, sparse.csr_matrix, NDArray[np.float32]]]:
         """Give the cells in the order of the file, ``n_cells`` at a time, each time the first one's number.
 
-        Cells are (cells, model's genes) log1p counts per 10,000 by the total of all the file's genes, and
-        that total, (cells,), their library size: 0 where the matrix gives no counts. A value that
-        contradicts the first cells, of whole counts say, is a DataError.
+        Cells are (cells, model's genes) log1p counts per 10,000 by the total of all the file's genes. With
+        ``sized`` that total follows, (cells,), their library size: 0 where the matrix gives no counts, nor
+        values behind which counts are found, and without it. A value that contradicts the first cells, of
+        whole counts say, is a DataError.
         """
         present = np.flatnonzero(~self.missing)
         columns = self.column_of[present]
@@ -99,21 +103,22 @@ class QueryCells:
             (np.ones(len(present), np.float32), (columns, present)),
             shape=(self.choice.n_genes, len(self.column_of)),
         )
+        n_unknown = 0
         for cells in read_cells(self.source, self.choice, n_cells):
             sizes = np.zeros(cells.values.shape[0], dtype=np.float32)
-            if cells.state == MatrixState.COUNTS:
+            if sized and cells.state == MatrixState.COUNTS:
                 sizes = cells.library_sizes.astype(np.float32)
+            elif sized:
+                found = recover_library_sizes(cells.values.data, cells.values.indptr)
+                sizes = np.nan_to_num(found).astype(np.float32)
+            n_unknown += int((sizes == 0).sum())
             yield cells.first_row, sparse.csr_matrix(cells.log1p() @ onto), sizes
-
-
-def warn_without_library_sizes(model: CellModel, cells: QueryCells) -> None:
-    """Log that a model reads library sizes and the file has none."""
-    if model.config.library_size and cells.choice.state != MatrixState.COUNTS:
-        text = (
-            "%s: %s gives no counts, so the library sizes of its cells are not known; the model "
-            "works without them, less well"
-        )
-        logger.warning(text, cells.source.name, cells.choice.matrix)
+        if sized and n_unknown:
+            text = (
+                "%s: %s gives no library size of %d of its %d cells; the model reads these without "
+                "it, less well"
+            )
+            logger.warning(text, self.source.name, self.choice.matrix, n_unknown, self.n_cells)
 
 
 @contextmanager
