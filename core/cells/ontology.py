@@ -8,7 +8,7 @@ a term: `term_id` still recognises the form of an id.
 import functools
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,6 @@ _OF_PHENOTYPE = {
 _OBSOLETE = "obsolete "
 #: The term of CELLxGENE for no disease; the other names of PATO are of qualities.
 _NORMAL = {("disease", "normal"): "PATO:0000461"}
-#: End of a message about ids and names that do not meet.
 INSTALL = "pip install 'transformerics[ontology]' lets ids of ontology terms meet their names"
 
 
@@ -56,6 +55,11 @@ class TermDistances(NamedTuple):
 def is_installed() -> bool:
     """Whether the extra `ontology` is installed."""
     return importlib.util.find_spec("cellxgene_ontology_guide") is not None
+
+
+def install_hint(labels: Iterable[str]) -> str:
+    """Return the end of a message about labels that do not meet; "" unless the extra would help."""
+    return f"; {INSTALL}" if not is_installed() and any(map(term_id, labels)) else ""
 
 
 def term_id(label: str) -> str | None:
@@ -98,7 +102,9 @@ def find_deprecated(labels: Sequence[str], phenotype: str) -> list[Deprecated]:
         while replaced_by := (term or {}).get("replaced_by"):  # itself replaced, perhaps
             others, term = [replaced_by], _term(replaced_by)
         replacements = tuple(
-            f"{name} ({other})" if (name := term_name(other)) else other for other in others
+            f"{name} ({other})" if (name := term_name(other)) else other
+            for other in others
+            if not (_term(other) or {}).get("deprecated")
         )
         found.append(Deprecated(label, identifier, replacements))
     return found

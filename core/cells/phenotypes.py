@@ -175,9 +175,12 @@ def join_labels(
     known = [text for text in sorted(counts) if text not in missing]
     decade_of: dict[str, str] = {}
     if decades and phenotype.name == "age":
-        groups = group_ages(known, column_unit(phenotype.column))
+        names = [term_name(text) or text for text in known]
+        groups = group_ages(names, column_unit(phenotype.column))
         decade_of = {
-            text: group for text, group in zip(known, groups, strict=True) if text != group
+            text: group
+            for text, name, group in zip(known, names, groups, strict=True)
+            if name != group
         }
     spellings: dict[str, list[str]] = defaultdict(list)
     for text in known:
@@ -359,11 +362,12 @@ def match_ages(labels: Sequence[str], values: Iterable[str], *, unit: str = "y")
     """
     values = list(values)
     found = match_labels(labels, values)
-    of_age = {age_key(value): value for value in reversed(values)}
-    groups = group_ages(labels, unit)
+    names = [term_name(label) or label for label in labels]
+    of_age = {age_key(term_name(value) or value): value for value in reversed(values)}
+    groups = group_ages(names, unit)
     of_group = match_labels(groups, values)
-    for label, group in zip(labels, groups, strict=True):
-        value = of_age.get(age_key(label, unit)) or of_group.get(group)
+    for label, name, group in zip(labels, names, groups, strict=True):
+        value = of_age.get(age_key(name, unit)) or of_group.get(group)
         if label not in found and value is not None:
             found[label] = value
     return found

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.matrix_choice import Values
+from core.cells.ontology import install_hint
 from core.cells.phenotypes import PhenotypeColumn, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
@@ -271,6 +272,7 @@ def _read_codes(
             notes.append(
                 f"{name}: {sum(hint.unknown.values()):,} cells of {source.name} have labels that the "
                 f"model does not know, and are not scored: {first}{more}"
+                + install_hint((*hint.unknown, *model.config.phenotypes[name]))
             )
     return codes, notes
 

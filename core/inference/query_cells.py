@@ -22,7 +22,7 @@ from core.cells.gene_names import ENSEMBL
 from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
 from core.cells.matrix_choice import Values, choose_matrix
 from core.cells.matrix_state import MatrixChoice, MatrixState, gene_columns, genes_of, read_cells
-from core.cells.ontology import INSTALL, is_installed, term_id
+from core.cells.ontology import install_hint
 from core.cells.phenotypes import (
     PhenotypeColumn,
     is_missing,
@@ -308,12 +308,11 @@ def read_hint(
         found[found < 0] = 1  # any other label is "not" the one
     if not all(map(is_missing, labels.values)) and (found < 0).all():
         near = nearest(labels.values[0], values)
-        has_ids = any(map(term_id, (*labels.values, *values)))
         raise DataError(
             f"{source.name}: the model knows none of the labels of '{column}' as {name} "
             f"({_first(labels.values)}); it knows {_first(values)}"
             + (f"; did you mean {near[0]!r}?" if near else "")
-            + (f"; {INSTALL}" if has_ids and not is_installed() else "")
+            + install_hint((*labels.values, *values))
         )
     codes = np.append(found, -1).astype(np.int32)[labels.codes]
     counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.values))

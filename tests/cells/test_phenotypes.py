@@ -275,6 +275,12 @@ def test_ids_of_ontology_terms_meet_their_names(monkeypatch):
     assert texts == [["B cell", "T cell"], ["B cell", "T cell", "natural killer cell"]]
     assert labels[1].joined["B cell"] == {"CL:0000236": 1}
     assert joined(CELL_TYPE, ["CL:0000236", "CL:0000084"])[0] == [["CL:0000236", "CL:0000084"]]
+    age = PhenotypeColumn("age", "development_stage_ontology_term_id", explicit=True)
+    ids = ["HsapDv:0000119", "HsapDv:0000237", "HsapDv:0000272"]
+    assert joined(age, ids, ["3"], decades=True)[0][0] == ["20-29", "20-29", "60-79 year-old stage"]
+    assert match_ages(ids, ["20-29", "60-79"]) == dict(
+        zip(ids, ["20-29", "20-29", "60-79"], strict=True)
+    )
     assert match_label("CL:0000236", ["T cell", "B cell"]) == "B cell"
     assert match_label("b cell", ["CL:0000084", "CL:0000236"]) == "CL:0000236"
     monkeypatch.setattr(ontology, "_terms", lambda name: {})  # the extra is not installed

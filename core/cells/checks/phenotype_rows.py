@@ -18,7 +18,14 @@ from core.cells.cell_labels import CellLabels
 from core.cells.checks.report import CheckRow, Rows
 from core.cells.checks.survey import LabelColumn, LabelTable
 from core.cells.obs_columns import likely_column
-from core.cells.ontology import INSTALL, find_deprecated, find_term, is_installed, term_id
+from core.cells.ontology import (
+    INSTALL,
+    find_deprecated,
+    find_term,
+    is_installed,
+    term_id,
+    term_name,
+)
 from core.cells.phenotypes import (
     PhenotypeColumn,
     describe_joined,
@@ -181,8 +188,8 @@ def _ages(rows: Rows, table: LabelTable) -> None:
     counts: Counter[str] = Counter()
     for one in table.summaries:
         if (labels := one.labels.get("age")) is not None:
-            counts.update(dict(zip(labels.values, labels.cells(), strict=True)))
-    counts = Counter({text: n for text, n in counts.items() if not is_missing(text)})
+            for text, n in zip(labels.values, labels.cells(), strict=True):
+                counts.update({} if is_missing(text) else {term_name(text) or text: n})
     unit = column_unit(column.column)
     if not gives_years(list(counts), unit):
         return
