@@ -206,7 +206,7 @@ def _missing_of(counts: Counter[str], n_cells: int, name: str) -> set[str]:
     # A label: common among the cells, or as frequent as half of the labels ("none" beside 100 drugs).
     typical = others[len(others) // 2] if others else 0
     is_common = n_perhaps >= min(_COMMON * n_cells, typical)
-    return set() if is_common and not is_always_present(name) else perhaps
+    return set() if is_common and name not in _ALWAYS_PRESENT else perhaps
 
 
 def _relabelled(labels: Labels, label_of: dict[str, str], joined: dict[str, list[str]]) -> Labels:
@@ -288,9 +288,9 @@ def is_missing(label: str) -> bool:
     return any(one.fullmatch(text) for one in (_MISSING_LABEL, _PERHAPS_MISSING))
 
 
-def is_always_present(phenotype: str) -> bool:
-    """Whether every cell has such a property, so that "none" is never a label of it."""
-    return phenotype in _ALWAYS_PRESENT
+def may_be_label(label: str, phenotype: str) -> bool:
+    """Whether a label that was taken as not known may be one: "none", of what not every cell has."""
+    return bool(_PERHAPS_MISSING.fullmatch(_folded(label))) and phenotype not in _ALWAYS_PRESENT
 
 
 def _to_labels(codes: NDArray[np.integer], texts: list[str]) -> Labels:

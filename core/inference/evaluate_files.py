@@ -17,7 +17,7 @@ from scipy import sparse
 from core.cells.cell_filter import CellFilter
 from core.cells.matrix_choice import Values
 from core.cells.ontology import install_hint
-from core.cells.phenotypes import PhenotypeColumn, read_labels
+from core.cells.phenotypes import PhenotypeColumn, join_labels, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
@@ -228,7 +228,8 @@ def read_labelled(
         donors = np.full(cells.n_cells, "", dtype=object)
         column = PhenotypeColumn("donor", donor_column, explicit=False)
         obs = cells.source.obs_columns([donor_column])
-        if (of_donors := read_labels(obs, column, where=cells.source.name)) is not None:
+        read = read_labels(obs, column, where=cells.source.name)
+        if (of_donors := join_labels([read], column)[0]) is not None:
             donors = np.array([*of_donors.values, ""], dtype=object)[of_donors.codes]
         parts = [sparse.csr_matrix(np.zeros((0, len(model.panel)), dtype=np.float32))]
         sizes = [np.zeros(0, dtype=np.float32)]

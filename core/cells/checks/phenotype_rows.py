@@ -29,8 +29,8 @@ from core.cells.ontology import (
 from core.cells.phenotypes import (
     PhenotypeColumn,
     describe_joined,
-    is_always_present,
     is_missing,
+    may_be_label,
     requested_phenotypes,
 )
 from core.wording import files_of, listed, percentage
@@ -165,8 +165,7 @@ def _decisions(rows: Rows, column: LabelColumn, table: LabelTable) -> None:
     if column.missing:
         texts = sorted(column.missing.items(), key=lambda item: (-item[1], item[0]))
         finding = f"taken as not known: {listed([f'{text!r} ({n:,} cells)' for text, n in texts], most=6)}"
-        rare = [text for text, _ in texts if text.casefold() in ("none", "null")]
-        if rare and not is_always_present(name):
+        if rare := [text for text, _ in texts if may_be_label(text, name)]:
             fix = f"if {rare[0]!r} is a label, rename it in obs '{column.column}', to 'control' for example"
             rows.warn("missing labels", finding, fix, name)
         else:
