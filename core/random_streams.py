@@ -8,6 +8,7 @@ different commands or have other places in their key.
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Stream(IntEnum):
@@ -64,3 +65,16 @@ def torch_seed(*key: int) -> int:
     """Return the seed of torch's generator for a key."""
     words = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
+
+
+def splitmix64(start: int, first: int, stop: int) -> NDArray[np.uint64]:
+    """Return numbers [first, stop) of the SplitMix64 sequence that begins at ``start``.
+
+    Source: Steele, Lea and Flood, Fast splittable pseudorandom number generators (2014).
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        state = np.arange(first + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        state += np.uint64(start)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))

@@ -116,6 +116,11 @@ class DataSettings(_Section):
         "intersection",
         description="genes of several files: those in all of them, or all (absent ones are zero)",
     )
+    drop_duplicates: bool = Field(
+        default=False,
+        description="leave out cells that repeat another one (equal values of all genes): the first is "
+        "kept, and cells with is_primary_data = False are left out before others",
+    )
     age_groups: Literal["decade", "none"] = Field(
         "decade", description="group ages in years ('73-year-old stage', 73) into decades"
     )

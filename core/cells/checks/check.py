@@ -5,7 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from core.cells.cell_copies import CellCopies, are_secondary, find_copies, without_copies
 from core.cells.cell_labels import CellLabels, read_cell_labels
+from core.cells.checks.copy_rows import check_copies, check_secondary
 from core.cells.checks.donor_rows import check_donors
 from core.cells.checks.gene_rows import SHORT_INDEX, check_genes
 from core.cells.checks.phenotype_rows import check_phenotypes
@@ -89,6 +94,17 @@ def check_data(
     if readable:
         table = make_label_table(readable, data)
         labels, faults = _prepared_labels(readable, data)
+        secondary = are_secondary([one.obs for one in readable])
+        copies = _copies(readable, secondary)
+        n_secondary = 0 if secondary is None else int(secondary.sum())
+        n_cells = [one.n_cells for one in readable]
+        rows += check_secondary(n_secondary, sum(n_cells), drops=data.drop_duplicates)
+        if copies is not None:
+            names = [one.name for one in readable]
+            splits = labels.split.codes if labels else None
+            rows += check_copies(names, n_cells, copies, splits, drops=data.drop_duplicates)
+            if data.drop_duplicates and len(copies.copies):
+                labels, faults = _prepared_labels(readable, data, copies)
         rows += faults
         rows += check_phenotypes(table, labels, by_name=scope != "tables")
         rows += check_donors(table, labels)
@@ -101,13 +117,30 @@ def check_data(
     return replace(report, files=tuple(files))
 
 
+def _copies(files: Sequence[FileSummary], secondary: NDArray[np.bool_] | None) -> CellCopies | None:
+    """Find copies among the cells that were read; None if none was."""
+    if not any(one.expression for one in files):
+        return None
+    n_cells = sum(one.n_cells for one in files)
+    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
+    first, n_read = 0, 0
+    for one in files:
+        if (read := one.expression) is not None:
+            hashes[first + read.rows], evidence[first + read.rows] = read.hashes, read.evidence
+            n_read += len(read.rows)
+        first += one.n_cells
+    return find_copies(hashes, evidence, n_cells=n_read, secondary=secondary)
+
+
 def _prepared_labels(
-    files: Sequence[FileSummary], data: DataSettings
+    files: Sequence[FileSummary], data: DataSettings, dropped: CellCopies | None = None
 ) -> tuple[CellLabels | None, list[CheckRow]]:
     """Split the cells and code their labels as `tfx prepare` does, or return its error as a row."""
     if any(row.family == "phenotypes" for one in files for row in one.faults):
         return None, []
     names, tables, roles = zip(*((one.name, one.obs, one.role) for one in files), strict=True)
+    if dropped is not None:
+        tables = tuple(without_copies(tables, dropped))
     try:
         return read_cell_labels(data, names, tables, roles), []
     except DataError as error:

@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from core.cells.cell_copies import PRIMARY_COLUMN, gene_keys, hash_cells
 from core.cells.checks.report import CheckRow, Family, fault_row
 from core.cells.file_patterns import BUILTIN_PREFIX, check_overlap, expand_files
+from core.cells.gene_join import join_genes
 from core.cells.genes import GeneTable, choose_gene_ids
 from core.cells.matrix_choice import Inspection, choose_matrix, inspect_matrix, of_one_kind
-from core.cells.matrix_state import CellChunk, MatrixChoice, genes_of, read_cells
+from core.cells.matrix_state import CellChunk, MatrixChoice, MatrixState, genes_of, read_cells
 from core.cells.phenotypes import (
     MISSING,
     Labels,
@@ -64,6 +66,9 @@ class Expression:
     #: (genes of the file,), cells read that express the gene.
     cells_per_gene: NDArray[np.int64]
     largest: float
+    #: (cells read,), as of `core.cells.cell_copies.hash_cells` over the genes of the store.
+    hashes: NDArray[np.uint64]
+    evidence: NDArray[np.uint8]
 
     @property
     def n_values(self) -> int:
@@ -179,6 +184,7 @@ def survey_files(
         return files, faults
     ranges = {one.name: _ranges(one.n_cells, scope) for one in files if one.choice}
     sizes = {name: sum(stop - start for start, stop in of) for name, of in ranges.items()}
+    keys = _gene_keys(files, data)
     n_before = 0
     for one in files:
         if one.choice is None:
@@ -187,7 +193,8 @@ def survey_files(
         def tick(n_cells: int, n_before: int = n_before) -> None:
             on_progress(ProgressEvent("reading cells", n_before + n_cells, sum(sizes.values())))
 
-        _read_values(one, one.choice, functools.partial(open_file, one), ranges[one.name], tick)
+        opening = functools.partial(open_file, one)
+        _read_values(one, one.choice, opening, ranges[one.name], keys.get(one.name), tick)
         n_before += sizes[one.name]
     return files, faults
 
@@ -252,7 +259,8 @@ def _read_obs(one: FileSummary, source: CellSource, data: DataSettings) -> None:
     """Read the obs columns of phenotypes, donors and batches."""
     phenotypes = requested_phenotypes(data)
     by = data.split.by
-    obs = source.obs_columns({*(phenotype.column for phenotype in phenotypes), by, *_BATCH_COLUMNS})
+    wanted = {*(phenotype.column for phenotype in phenotypes), by, *_BATCH_COLUMNS, PRIMARY_COLUMN}
+    obs = source.obs_columns(wanted)
     labels: dict[str, Labels | None] = dict.fromkeys(phenotype.name for phenotype in phenotypes)
     for phenotype in phenotypes:
         try:
@@ -270,18 +278,33 @@ def _read_obs(one: FileSummary, source: CellSource, data: DataSettings) -> None:
     one.batches = {column: found for column in _BATCH_COLUMNS if (found := read(column))}
 
 
+def _gene_keys(files: Sequence[FileSummary], data: DataSettings) -> dict[str, NDArray[np.uint64]]:
+    """Return the keys of each file's genes by which its cells are hashed; {} if the genes do not meet."""
+    named = [(one.name, one.table) for one in files if one.table is not None]
+    try:
+        join = join_genes([table for _, table in named], [name for name, _ in named], data.join)
+    except DataError:
+        return {}
+    return {name: gene_keys(of) for (name, _), of in zip(named, join.columns, strict=True)}
+
+
 def _read_values(
     one: FileSummary,
     choice: MatrixChoice,
     open_file: Callable[[], CellSource],
     ranges: Sequence[tuple[int, int]],
+    keys: NDArray[np.uint64] | None,
     tick: Callable[[int], None],
 ) -> None:
-    """Read the values of the chosen matrix, up to the first value that prepare cannot use."""
+    """Read the values of the chosen matrix, up to the first value that prepare cannot use.
+
+    ``keys`` (genes of the file,) are those of `hash_cells`; None hashes no cell.
+    """
     read = []
     cells_per_gene = np.zeros(choice.n_genes, dtype=np.int64)
     largest, n_read = 0.0, 0
     with one.catching("files", "readable"), closing(open_file()) as source:
+        keys = np.zeros(choice.n_genes, dtype=np.uint64) if keys is None else keys
         n_rows = int(np.clip(_CHUNK_VALUES // max(choice.n_genes, 1), 64, _MOST_ROWS))
         for cells in _cells(one, source, choice, n_rows, ranges):
             chunk = cells.values
@@ -290,6 +313,7 @@ def _read_values(
                     np.arange(cells.first_row, cells.first_row + chunk.shape[0]),
                     cells.library_sizes.astype(np.float32),
                     np.diff(chunk.indptr).astype(np.int32),
+                    *hash_cells(chunk, keys, is_counts=choice.state == MatrixState.COUNTS),
                 )
             )
             cells_per_gene += np.bincount(chunk.indices, minlength=len(cells_per_gene))
@@ -297,8 +321,8 @@ def _read_values(
             n_read += chunk.shape[0]
             tick(n_read)
     if n_read:
-        rows, sizes, genes = (np.concatenate(column) for column in zip(*read, strict=True))
-        one.expression = Expression(rows, sizes, genes, cells_per_gene, largest)
+        rows, sizes, genes, *hashed = (np.concatenate(column) for column in zip(*read, strict=True))
+        one.expression = Expression(rows, sizes, genes, cells_per_gene, largest, *hashed)
 
 
 def _cells(

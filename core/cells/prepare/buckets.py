@@ -9,6 +9,7 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import compress
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ class MergePlan:
     sum_genes: int
     #: In the order of the sources.
     parts: tuple[PartRecord, ...]
+    #: ``.npy`` file, named by its content: (cells of all sources,) place of each cell in ``labels``, -1 if
+    #: it is left out; "" if none is.
+    kept: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def write_bucket(task: BucketTask) -> None:
     plan = _read_plan(task.plan)
     cells, genes, values = _gather(plan, task.number)
     of_cell = cells["first_cells"] + cells["rows"]
+    if plan.kept:
+        of_cell = np.load(plan.kept, mmap_mode="r", allow_pickle=False)[of_cell]
     labels = {
         path.stem: np.load(path, mmap_mode="r", allow_pickle=False)[of_cell]
         for path in sorted(Path(plan.labels).glob("*.npy"))
@@ -126,6 +132,19 @@ def write_bucket(task: BucketTask) -> None:
         write_part(task.note, note)
 
 
+def fences_of(
+    record: PartRecord, kept: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the equal ranges of keys begin among a part's cells and values that are kept."""
+    path = Path(record.path)
+    cells, values = read_array(path, "cell_fences"), read_array(path, "value_fences")
+    if kept is None:
+        return cells, values
+    of_part = kept[record.first_cell + read_array(path, "rows")]
+    lengths = np.diff(read_array(path, "starts")) * of_part
+    return np.append(0, np.cumsum(of_part))[cells], np.append(0, np.cumsum(lengths))[cells]
+
+
 def large_counts(notes: list[Path]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Positions and counts that values.npy has no room for, from the notes in order of buckets."""
     at, counts = ([read_array(note, name) for note in notes] for name in ("at", "counts"))
@@ -152,6 +171,7 @@ def _gather(
     step = BUCKETS // plan.n_buckets
     fences = (number * step, (number + 1) * step + 1)
     names = ("keys", "rows", "totals", "lengths", "sources", "first_cells")
+    place = np.load(plan.kept, mmap_mode="r", allow_pickle=False) if plan.kept else None
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     genes: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
@@ -172,11 +192,14 @@ def _gather(
                 own["lengths"] = np.diff(starts)
                 own["sources"] = np.full(last - first, record.source, dtype=np.int64)
                 own["first_cells"] = np.full(last - first, record.first_cell, dtype=np.int64)
+                stays = np.ones(last - first, dtype=bool)
+                if place is not None:
+                    stays = place[record.first_cell + own["rows"]] >= 0
                 for name, array in own.items():
-                    columns[name].append(array)
+                    columns[name].append(array[stays])
                 stretch = int(starts[0]), int(starts[-1])
-                genes += rows_of(part.read("genes", *stretch), starts - starts[0])
-                values += rows_of(part.read("values", *stretch), starts - starts[0])
+                genes += compress(rows_of(part.read("genes", *stretch), starts - starts[0]), stays)
+                values += compress(rows_of(part.read("values", *stretch), starts - starts[0]), stays)
     if not genes:
         nothing = {name: np.empty(0, np.int64) for name in names}
         return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)

@@ -20,19 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from core.cells.cell_copies import gene_keys, hash_cells
 from core.cells.matrix_state import MatrixChoice, MatrixState, read_cells
 from core.cells.reading import open_source
 from core.cells.sources import CellSource
 from core.cells.store import gene_index_type
 from core.errors import MachineError
 from core.files import replacing
+from core.random_streams import splitmix64
 
 T = TypeVar("T", bound=np.generic)
 
 #: Equal ranges of keys whose borders a part remembers; a power of two.
 BUCKETS = 4_096
 #: Raised whenever the same task would write other bytes: old parts are then not reused.
-_PART_VERSION = 1
+_PART_VERSION = 3
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 #: macOS and Windows have none.
@@ -84,6 +86,8 @@ def write_shard(task: ShardTask) -> None:
     n_cells = task.stop - task.start
     lengths = np.zeros(n_cells, dtype=np.int64)
     totals = np.zeros(n_cells)
+    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
+    gene_key = gene_keys(np.arange(task.n_genes, dtype=np.int32))
     genes: list[NDArray[Any]] = []
     values: list[NDArray[Any]] = []
     at = 0
@@ -95,6 +99,7 @@ def write_shard(task: ShardTask) -> None:
         totals[cells] = read.library_sizes
         taken = chunk if has_them else _take_columns(chunk, columns, task.n_genes)
         lengths[cells] = np.diff(taken.indptr)
+        hashes[cells], evidence[cells] = hash_cells(taken, gene_key, is_counts=is_counts)
         genes += rows_of(taken.indices.astype(gene_index_type(task.n_genes)), taken.indptr)
         stored = taken.data
         if is_counts:
@@ -115,6 +120,8 @@ def write_shard(task: ShardTask) -> None:
         "rows": order + task.start,
         "starts": starts,
         "totals": totals[order],
+        "hashes": hashes[order],
+        "evidence": evidence[order],
     }
     arrays["genes"] = in_order(genes, order)
     genes.clear()  # large, and not needed while values are put in order
@@ -263,13 +270,7 @@ def _cell_keys(seed: int, source: str, start: int, stop: int) -> NDArray[np.uint
     """Keys of a source's rows [start, stop), by which a store's cells are sorted.
 
     SplitMix64 of the row, from a start of the source's own: a key depends on the seed, the source's
-    name and the row alone, so a source that is added or removed changes no other's keys. Source:
-    Steele, Lea and Flood, Fast splittable pseudorandom number generators (2014).
+    name and the row alone, so a source that is added or removed changes no other's keys.
     """
     own = hashlib.sha256(f"{seed}\0{source}".encode()).digest()[:8]
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        state = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        state += np.uint64(int.from_bytes(own, "little"))
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    return splitmix64(int.from_bytes(own, "little"), start, stop)

@@ -28,8 +28,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.cell_labels import read_cell_labels
+from core.cells.cell_copies import CellCopies, are_secondary, find_copies, without_copies
+from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks.check import check_data
+from core.cells.checks.copy_rows import check_copies
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
@@ -48,6 +50,7 @@ from core.cells.prepare.buckets import (
     BucketTask,
     MergePlan,
     PartRecord,
+    fences_of,
     large_counts,
     new_array,
     sums_of_training_cells,
@@ -176,6 +179,10 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     labels = read_cell_labels(
         data, names, [one.obs for one in inputs], [one.role for one in inputs]
     )
+    tables = [one.obs for one in inputs]
+    secondary = are_secondary(tables)
+    if not data.drop_duplicates:
+        tables.clear()
     inputs = [replace(one, obs=one.obs.iloc[:0]) for one in inputs]  # read, and large
     tasks_of_inputs = _plan_parts(job, inputs, join)
     tasks = [task for tasks in tasks_of_inputs for task in tasks]
@@ -192,6 +199,14 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             np.concatenate([read_array(task.path, "totals") for task in tasks])
             for tasks in tasks_of_inputs
         ]
+        copies = _find_copies(inputs, tasks_of_inputs, secondary)
+        copy_notices = _report_copies(job, inputs, copies, labels)
+        kept = None
+        if data.drop_duplicates and len(copies.copies):
+            tables = without_copies(tables, copies)
+            labels = read_cell_labels(data, names, tables, [one.role for one in inputs])
+            kept = copies.are_kept(sum(one.n_cells for one in inputs))
+        tables.clear()
         report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
         del totals
         value_notices = [f"{one.name}: {note}" for one in inputs for note in one.choice.notes]
@@ -205,7 +220,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True))
             for task in tasks
         ]
-        n_values, sums = _write_store(job, runner, records, len(join.panel), value_kind)
+        n_values, sums = _write_store(job, runner, records, len(join.panel), value_kind, kept)
         truth, truth_notices = joint_truth(inputs)
         if truth is not None:
             text = json.dumps(truth, indent=1, ensure_ascii=False) + "\n"
@@ -219,7 +234,10 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         checksums = _checksums(job, runner)
     report |= {
         "gene_ranking": ranking.method,
-        "notices": [*labels.notices, *value_notices, *truth_notices, *ranking.notices],
+        "notices": [
+            *(labels.notices + copy_notices),
+            *(value_notices + truth_notices + ranking.notices),
+        ],
         "warnings": warnings,
     }
     manifest.model_copy(update={"report": report, "checksums": checksums}).write(store)
@@ -330,19 +348,63 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     raise DataError("; ".join(map(str, failed.values())) + kept)
 
 
+def _find_copies(
+    inputs: Sequence[StoreInput],
+    tasks_of_inputs: Sequence[Sequence[ShardTask]],
+    secondary: NDArray[np.bool_] | None,
+) -> CellCopies:
+    """Find copies among all cells, by the hashes in the parts."""
+    n_cells = sum(one.n_cells for one in inputs)
+    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
+    for one, tasks in zip(inputs, tasks_of_inputs, strict=True):
+        for task in tasks:
+            cells = one.first_cell + read_array(task.path, "rows")
+            hashes[cells] = read_array(task.path, "hashes")
+            evidence[cells] = read_array(task.path, "evidence")
+    return find_copies(hashes, evidence, n_cells=n_cells, secondary=secondary)
+
+
+def _report_copies(
+    job: _Preparation, inputs: Sequence[StoreInput], copies: CellCopies, labels: CellLabels
+) -> list[str]:
+    """Return notices of copies; DataError if they cross the split."""
+    names, n_cells = [one.name for one in inputs], [one.n_cells for one in inputs]
+    drops = job.data.drop_duplicates
+    (row,) = check_copies(names, n_cells, copies, labels.split.codes, drops=drops)
+    if row.level == "fail":
+        job.folder.keep = False  # with another preset the store has another folder
+        raise DataError(row.sentence)
+    return [row.sentence] if len(copies.copies) else []
+
+
+def _write_kept(folder: PreparationFolder, kept: NDArray[np.bool_] | None) -> str:
+    """Write the place of each cell among the kept ones, -1 for a copy; return the file's path."""
+    if kept is None:
+        return ""
+    places = np.where(kept, np.cumsum(kept) - 1, -1)
+    name = f"kept-{hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()[:16]}"
+    _write_array(folder.of_store, name, places)
+    return str(folder.of_store / f"{name}.npy")
+
+
 def _write_store(
     job: _Preparation,
     runner: TaskRunner,
     records: Sequence[PartRecord],
     n_genes: int,
     value_kind: str,
+    kept: NDArray[np.bool_] | None,
 ) -> tuple[int, GeneMoments | None]:
-    """Run the second stage; return the number of stored values, and sums of the training cells."""
+    """Run the second stage; return the number of stored values, and sums of the training cells.
+
+    ``kept`` (cells of all sources,) are the cells of the store; None: all.
+    """
     cells_before = np.zeros(BUCKETS + 1, dtype=np.int64)
     values_before = np.zeros(BUCKETS + 1, dtype=np.int64)
     for record in records:
-        cells_before += read_array(Path(record.path), "cell_fences")
-        values_before += read_array(Path(record.path), "value_fences")
+        of_part = fences_of(record, kept)
+        cells_before += of_part[0]
+        values_before += of_part[1]
     n_cells, n_values = int(cells_before[-1]), int(values_before[-1])
     if n_values == 0:
         raise DataError(
@@ -359,6 +421,7 @@ def _write_store(
         n_buckets=n_buckets,
         sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
+        kept=_write_kept(job.folder, kept),
     )
     plan_text = json.dumps(asdict(plan))
     digest = hashlib.sha256(plan_text.encode()).hexdigest()[:16]

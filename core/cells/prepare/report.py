@@ -46,6 +46,8 @@ def store_settings(data: DataSettings) -> dict[str, Any]:
     settings = data.model_dump(mode="json", exclude=_NOT_OF_THE_STORE)
     if settings["values"] == "auto":
         del settings["values"]  # stores from before this key keep theirs
+    if not data.drop_duplicates:
+        del settings["drop_duplicates"]  # so are the stores of older releases
     lists = {key: expand_files(settings[key]) for key in _FILE_LISTS}
     check_overlap({f"data.{key}": files for key, files in lists.items()})
     return settings | lists
@@ -129,7 +131,7 @@ def make_manifest(
     return Manifest(
         format_version=FORMAT_VERSION,
         key=key,
-        n_cells=sum(one.n_cells for one in inputs),
+        n_cells=len(labels.split.codes),
         n_values=n_values,
         value_kind=value_kind,
         gene_ids=list(join.panel.ids),
