@@ -281,6 +281,8 @@ def _read_obs(one: FileSummary, source: CellSource, data: DataSettings) -> None:
 def _gene_keys(files: Sequence[FileSummary], data: DataSettings) -> dict[str, NDArray[np.uint64]]:
     """Return the keys of each file's genes by which its cells are hashed; {} if the genes do not meet."""
     named = [(one.name, one.table) for one in files if one.table is not None]
+    if not named:
+        return {}
     try:
         join = join_genes([table for _, table in named], [name for name, _ in named], data.join)
     except DataError:
