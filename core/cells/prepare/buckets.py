@@ -199,7 +199,9 @@ def _gather(
                     columns[name].append(array[stays])
                 stretch = int(starts[0]), int(starts[-1])
                 genes += compress(rows_of(part.read("genes", *stretch), starts - starts[0]), stays)
-                values += compress(rows_of(part.read("values", *stretch), starts - starts[0]), stays)
+                values += compress(
+                    rows_of(part.read("values", *stretch), starts - starts[0]), stays
+                )
     if not genes:
         nothing = {name: np.empty(0, np.int64) for name in names}
         return nothing, np.empty(0, np.uint16), np.empty(0, np.float32)
