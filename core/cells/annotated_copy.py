@@ -125,7 +125,7 @@ class AnnotatedCopy:
         array.resize(shape)
         return array.__setitem__
 
-    def add_sparse(self, name: str, n_genes: int, columns: NDArray[np.int64]) -> Write:
+    def add_sparse(self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]) -> Write:
         """Add a CSR matrix ("layers/tfx_denoised") with values in the same, ascending columns of every row.
 
         Return a function that appends (cells, columns) values, in the order of the cells.
@@ -133,8 +133,9 @@ class AnnotatedCopy:
         from anndata.io import sparse_dataset
 
         group, key = self._place(name)
-        pieces = self._pieces((_PIECE_VALUES,)) | {"indptr_dtype": np.dtype(np.int64)}
-        _write(group, key, empty_rows(n_genes), pieces)
+        n_cells, n_genes = shape
+        empty = empty_rows(n_genes, n_cells * len(columns))
+        _write(group, key, empty, self._pieces((_PIECE_VALUES,)))
         matrix = sparse_dataset(group[key])
 
         def write(_span: slice, values: NDArray[np.float32]) -> None:
@@ -183,9 +184,12 @@ class AnnotatedCopy:
         return {"chunks": shape, "compression": "gzip", **grows}
 
 
-def empty_rows(n_genes: int) -> sparse.csr_matrix:
-    """Return (0, n_genes), to which rows are appended."""
-    return sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32))
+def empty_rows(n_genes: int, n_values: int) -> sparse.csr_matrix:
+    """Return (0, n_genes), to which rows of that many values are appended."""
+    rows = sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.float32))
+    kind = np.int32 if n_values < np.iinfo(np.int32).max else np.int64  # one type: scipy mixes none
+    rows.indices, rows.indptr = rows.indices.astype(kind), rows.indptr.astype(kind)
+    return rows
 
 
 def _write(group: Any, key: str, element: Any, pieces: Mapping[str, Any]) -> None:  # noqa: ANN401

@@ -40,8 +40,13 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO, errno.EINV
 #: An array up to this size is never refused, and one is as large as its file at most times this:
 #: gzip, HDF5's usual compression, reaches 1,032.
 _SMALL_BYTES, _MOST_COMPRESSED = 2**26, 1_100
+#: Reads after which text that may be too long is taken to be so.
+_MOST_READS = 1_000
 #: Bytes of one item of an array; text of a fixed length longer than this is no label.
 _MOST_ITEM_BYTES = 2**20
+
+#: What to do about a file that refers to others.
+_WHOLE = "write the cells into one file by AnnData"
 
 
 def check_path(path: Path) -> None:
@@ -49,7 +54,7 @@ def check_path(path: Path) -> None:
     try:
         if not path.is_dir():
             open_file(path).close()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # the latter of a name with a zero byte
         raise DataError(f"{path}: no such file; check the path") from None
     except PermissionError:
         raise DataError(_no_permission(path)) from None
@@ -93,7 +98,7 @@ def hdf5_file(path: Path, mode: str = "r") -> "h5py.File":
     try:
         return h5py.File(path, mode)
     except OSError as error:
-        if error.errno not in _NO_LOCKS or "lock" not in str(error):
+        if error.errno not in _NO_LOCKS or "unable to lock" not in str(error):
             raise
     return h5py.File(path, mode, locking=False)
 
@@ -149,17 +154,18 @@ def _fault_inside(file: "h5py.File", n_bytes: int) -> str | None:
             is_elsewhere = is_elsewhere or created.get_layout() == h5py.h5d.VIRTUAL
             n_items, item = array.get_space().get_simple_extent_npoints(), array.get_type()
             claimed = n_items * item.get_size()
-            stored = n_bytes
-            if claimed > max(
-                _SMALL_BYTES, 8 * n_bytes
-            ):  # else the number of its pieces is not worth counting
-                stored = array.get_storage_size()
+            # Counting what is stored takes a look at every piece: not for what the file may well hold.
+            is_large = claimed > max(_SMALL_BYTES, 8 * n_bytes)
+            stored = array.get_storage_size() if is_large else n_bytes
+            codes.update(dict.fromkeys((code for code, *_ in filters), where))
+            fault = oversize(where, array.shape, item.get_size(), claimed, stored)
+            if is_elsewhere:
+                fault = f"the values of {where} are in another file, which is not read; {_WHOLE}"
+            elif fault is None and _repeats_text(array, n_bytes):
+                fault = f"the texts of {where} are longer than the file; write it again by AnnData"
         except (KeyError, OSError, RuntimeError, ValueError, TypeError):
             return None  # damaged: reading it says how
-        codes.update(dict.fromkeys((code for code, *_ in filters), where))
-        if is_elsewhere:
-            return f"the values of {where} are in another file, which is not read; {_WHOLE}"
-        return oversize(where, array.shape, item.get_size(), claimed, stored)
+        return fault
 
     try:
         fault: str | None = file.id.links.visit(look, info=True)
@@ -186,8 +192,26 @@ def _has_filter(code: int) -> bool:
     return h5py.h5z.filter_avail(code)
 
 
-#: What to do about a file that refers to others.
-_WHOLE = "write the cells into one file by AnnData"
+def _repeats_text(array: "h5py.h5d.DatasetID", n_bytes: int) -> bool:
+    """Whether texts of any length are longer than their file: many items can refer to one text."""
+    import h5py
+
+    n_items = array.get_space().get_simple_extent_npoints()
+    text = h5py.check_string_dtype(array.dtype)
+    if text is None or text.length is not None:  # None, of any length
+        return False
+    # A text that a writer stores takes 16 bytes and its own: a larger file has room for all of them.
+    if array.rank != 1 or 16 * n_items < n_bytes or n_bytes > _SMALL_BYTES:
+        return False
+    texts, total = h5py.Dataset(array), 0
+    at_once = max(_SMALL_BYTES // n_bytes, 1)
+    if n_items > _MOST_READS * at_once:
+        return True
+    for first in range(0, n_items, at_once):
+        total += sum(map(len, texts[first : first + at_once]))
+        if total > n_bytes:
+            return True
+    return False
 
 
 def oversize(

@@ -62,10 +62,11 @@ class StoredSource:
         """(cells,) names; no column is read."""
         if self.obs_layout is None:
             return self.obs.index
-        _, index_key = self.obs_layout
         import pandas as pd
 
-        return _names(pd.Index(self._element(f"obs/{index_key}")))
+        _, index_key = self.obs_layout
+        with self._readable(f"obs/{index_key}"):
+            return _names(pd.Index(self._element(f"obs/{index_key}")))
 
     @cached_property
     def n_cells(self) -> int:
@@ -108,8 +109,8 @@ class StoredSource:
         present, _ = self.obs_layout
         table = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
         for name in filter(names.__contains__, present):
-            column = pd.Series(self._element(f"obs/{name}"))
             with self._readable(f"obs/{name}"):
+                column = pd.Series(self._element(f"obs/{name}"))
                 is_text = pd.api.types.is_object_dtype(column)
                 is_text = is_text or pd.api.types.is_string_dtype(column)
                 # Text of every cell is many times its codes.

@@ -299,12 +299,8 @@ def _assemble(
         write_elem(
             file,
             "X",
-            empty_rows(n_genes),
-            dataset_kwargs={
-                "chunks": (min(max(n_values, 1), _CHUNK),),
-                "compression": "gzip",
-                "indptr_dtype": np.dtype(np.int64),
-            },
+            empty_rows(n_genes, n_values),
+            dataset_kwargs={"chunks": (min(max(n_values, 1), _CHUNK),), "compression": "gzip"},
         )
         matrix = sparse_dataset(file["X"])
         done = 0

@@ -260,7 +260,8 @@ def add_denoised(
     genes = np.flatnonzero(~cells.missing)
     columns = cells.file_columns
     genes = genes[np.argsort(columns[genes])]
-    write = copy.add_sparse(f"layers/{layer}", copy.n_genes, columns[genes])
+    shape = (cells.n_cells, copy.n_genes)
+    write = copy.add_sparse(f"layers/{layer}", shape, columns[genes])
 
     def write_present(span: slice, values: NDArray[np.float32]) -> None:
         write(span, values[:, genes])

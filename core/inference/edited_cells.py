@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from core.cells.annotated_copy import write_whole
 from core.cells.normalisation import count_scales, log_normalise
 from core.encoding.values import CountLattice
 from core.errors import ConfigurationError, MachineError
@@ -186,7 +187,7 @@ def write_edited(cells: "AnnData", path: Path) -> None:
     """Write an .h5ad file whole; if it cannot be written, an older one stays, and MachineError is raised."""
     try:
         with writing_output(path) as temporary:
-            cells.write_h5ad(temporary, compression="gzip")
+            write_whole(cells, temporary, compression="gzip")
     except (OSError, RuntimeError) as error:  # of h5py
         raise MachineError(f"{path} cannot be written ({cause(error)}); make room") from error
 

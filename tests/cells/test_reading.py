@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import tracemalloc
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -266,9 +267,28 @@ def lengthen_labels(file, folder):
     file["obs/sex"].create_dataset("categories", data=labels, compression="gzip")
 
 
+def repeat_a_label(file, folder):
+    """Every item refers to one text of 8 kB."""
+    del file["obs/sex/categories"], file["uns"]
+    text = h5py.string_dtype()
+    file["obs/sex"].create_dataset(
+        "categories", (40_000,), text, chunks=(40_000,), compression="gzip"
+    )
+    labels = file["obs/sex/categories"]
+    labels[0] = "female" * 1_400
+    file.flush()
+    one = labels.id.get_chunk_info(0)
+    with Path(file.filename).open("rb") as stream:
+        stream.seek(one.byte_offset)
+        reference = zlib.decompress(stream.read(one.size))[:16]
+    packed = zlib.compress(reference * 40_000)
+    labels.id.write_direct_chunk((0,), packed)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
+        (repeat_a_label, "the texts of 'obs/sex/categories' are longer than the file"),
         (link_outside, "'obs/sex' is a link to another file"),
         (link_to_a_link, "'uns/other' is a link to another file"),
         (store_outside, "the values of 'obs/sex/codes' are in another file"),
@@ -300,8 +320,12 @@ def test_a_zarr_store_that_claims_more_than_it_holds_is_refused(tmp_path):
     record = json.loads(described.read_text())
     record["shape"] = [10**12]
     described.write_text(json.dumps(record))
-    for listed in path.glob(".zmetadata"):
+    for listed in path.glob(".zmetadata"):  # the list of a store of format 2; of format 3:
         listed.unlink()
+    for listed in path.glob("zarr.json"):
+        record = json.loads(listed.read_text())
+        record.pop("consolidated_metadata")
+        listed.write_text(json.dumps(record))
     refuse(path, "'X/data' claims 1,000,000,000,000 values")
 
 
