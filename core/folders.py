@@ -34,6 +34,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO)
 #: Of the folder in which an output file is written.
 _UNFINISHED = ".tfx-partial"
 _POLL_SECONDS = 0.5
+#: Times that a folder may vanish between making and locking it.
+_MOST_VANISHED = 100
 _T = TypeVar("_T")
 
 
@@ -96,25 +98,29 @@ def locked_folder(
     OSError
         The folder cannot be made or locked.
     """
+    n_vanished = 0
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            path.mkdir(mode=0o700 if is_private else 0o777)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir(mode=0o700 if is_private else 0o777)
             if is_private:
                 _check_private(path)
             held = _acquire(path / lock)
-        except FileNotFoundError:
-            continue  # its last owner removed the folder meanwhile
+            break
         except FolderInUseError:
             if on_wait is None:
                 raise
             on_wait()
             on_wait = bool  # once
             time.sleep(_POLL_SECONDS)
-            continue
-        break
+        except FileNotFoundError:
+            n_vanished += 1  # its last owner removed the folder meanwhile
+            if n_vanished > _MOST_VANISHED:
+                raise
     try:
+        if is_private:
+            _check_private(path)  # it may have been made anew
         yield LockedFolder(path, lock)
     finally:
         held.release()

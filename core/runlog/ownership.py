@@ -14,6 +14,9 @@ from core.folders import LOCK_FILE, FolderInUseError, locked_folder
 from core.runlog.reader import RunReader
 from core.runlog.schema import CONFIG_FILE, LIVE_STATES, RUN_FILE, STALE_AFTER_SECONDS
 
+#: What a process makes before run.json, beside temporary files.
+_BEFORE_RUN = {LOCK_FILE, f"{LOCK_FILE}.soft", CONFIG_FILE}
+
 
 class RunInUseError(MachineError):
     """Another process trains the run."""
@@ -92,8 +95,8 @@ def is_free(folder: Path) -> bool:
         return True
     except OSError:
         return False
-    begun = {name for name in names if name == CONFIG_FILE or name.startswith(".")}
-    return not names or (LOCK_FILE in names and names == begun)
+    begun = {name for name in names if name.startswith(".") and name.endswith(".tmp")}
+    return not names or (LOCK_FILE in names and names <= begun | _BEFORE_RUN)
 
 
 def _status(folder: Path) -> dict[str, Any]:

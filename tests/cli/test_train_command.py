@@ -289,10 +289,13 @@ def test_a_folder_whose_process_died_before_it_was_a_run_is_taken_over(tfx, tiny
     assert refused.code == 2
     assert "runs/tiny holds no run: its process ended before the first step" in refused.stderr
     assert tfx("train", tiny_preset_file, "--steps", 1, "--json").json["run"] == "runs/tiny"
-    Path("runs/mine").mkdir()
-    Path("runs/mine/notes.txt").touch()
-    refused = tfx("-q", "train", tiny_preset_file, "--run", "mine")
-    assert "--run mine: runs/mine exists and is no run; choose another name" in refused.stderr
+    for name in ("notes.txt", ".notes"):
+        shutil.rmtree("runs/mine", ignore_errors=True)
+        Path("runs/mine").mkdir()
+        Path("runs/mine/.lock").touch()
+        Path("runs/mine", name).touch()
+        refused = tfx("-q", "train", tiny_preset_file, "--run", "mine")
+        assert "--run mine: runs/mine exists and is no run; choose another name" in refused.stderr
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_no_folder(tfx, tiny_preset_file, tmp_path):

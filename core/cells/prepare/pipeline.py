@@ -268,8 +268,7 @@ def _plan_parts(
     for one, columns in zip(inputs, join.columns, strict=True):
         digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
         path = job.folder.parts / f"{digest}.npy"
-        if not path.exists():
-            _write_array(job.folder.parts, digest, columns)
+        _write_array(job.folder.parts, digest, columns)  # anew: an older one may be damaged
         n_values = max(one.stored.n_values, 1)
         # To read some rows of a matrix stored by columns is to read it all: few large ranges.
         values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
