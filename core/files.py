@@ -40,7 +40,9 @@ def check_own_file(path: Path) -> None:
     """Raise OSError if a file to append to is a link or no file: a stranger's folder may lead elsewhere."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(errno.EINVAL, "it is a link, a pipe or a device, not a file", str(path))
+            raise OSError(
+                errno.EINVAL, f"{path.name} is a link, a pipe or a device, not a file", str(path)
+            )
 
 
 def file_bytes(path: Path, *, most: int = _LARGEST_TEXT) -> bytes:
