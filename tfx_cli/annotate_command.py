@@ -274,7 +274,7 @@ def _query(
         found = int((~cells.missing).sum())
         narrate(
             f"{cells.source.name}: {cells.n_cells:,} cells, {found:,} of {len(model.panel):,} "
-            f"genes (by {cells.genes.joined_by}), {cells.choice.matrix} holds {cells.choice.describe()}"
+            f"genes (by {cells.genes.joined_by}), {cells.choice.matrix} is read as {cells.choice.state}"
         )
         for one in hints:
             if one.unknown:
