@@ -7,7 +7,7 @@ The same layout is copied as bytes, so matrices are never read. Tables of a layo
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.opening import hdf5_file
-from core.cells.reading import kind_of, load_whole, read_old_tables
+from core.cells.reading import kind_of, load_whole, open_source, read_old_tables
+from core.cells.sources import CellSource
 from core.cells.stored_source import StoredSource
 from core.errors import ConfigurationError, MachineError
 from core.folders import writing_output
+from core.wording import cause
 
 if TYPE_CHECKING:
     import zarr
@@ -43,7 +45,11 @@ def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
     to_zarr = target.suffix == ".zarr"
     try:
         with writing_output(target) as new:
-            if kind_of(source) != ("zarr" if to_zarr else "h5ad"):
+            kind = kind_of(source)
+            if kind == "soma":
+                with closing(open_source(source)) as cells:
+                    _write_tables(cells, new, to_zarr=to_zarr)
+            elif kind != ("zarr" if to_zarr else "h5ad"):
                 write_whole(load_whole(source), new, to_zarr=to_zarr)
             elif to_zarr:
                 shutil.copytree(source, new, copy_function=shutil.copyfile)
@@ -52,9 +58,21 @@ def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
             else:
                 shutil.copyfile(source, new)
             with _open_zarr(new) if to_zarr else hdf5_file(new, "r+") as root:
-                yield AnnotatedCopy(source, root)
+                copy = AnnotatedCopy(source, root)
+                if kind == "soma":
+                    with closing(open_source(source)) as cells:
+                        copy.add_matrices(cells)
+                yield copy
     except OSError as error:  # h5py's too, of a full disk
-        raise MachineError(f"{target} cannot be written ({error.strerror or error})") from error
+        raise MachineError(f"{target} cannot be written ({cause(error)})") from error
+
+
+def _write_tables(cells: CellSource, path: Path, *, to_zarr: bool) -> None:
+    """Write obs and var of cells, which have a matrix other than raw."""
+    from anndata import AnnData
+
+    var = cells.var(next(name for name in cells.matrices() if name != "raw"))
+    write_whole(AnnData(obs=cells.obs, var=var), path, to_zarr=to_zarr)
 
 
 def write_whole(
@@ -130,20 +148,41 @@ class AnnotatedCopy:
 
         Return a function that appends (cells, columns) values, in the order of the cells.
         """
-        from anndata.io import sparse_dataset
-
-        group, key = self._place(name)
         n_cells, n_genes = shape
-        empty = empty_rows(n_genes, n_cells * len(columns))
-        _write(group, key, empty, self._pieces((_PIECE_VALUES,)))
-        matrix = sparse_dataset(group[key])
+        append = self._add_rows(name, n_genes, n_cells * len(columns))
 
         def write(_span: slice, values: NDArray[np.float32]) -> None:
             ends = np.arange(len(values) + 1, dtype=np.int64) * len(columns)
             rows = (values.ravel(), np.tile(columns.astype(np.int32), len(values)), ends)
-            matrix.append(sparse.csr_matrix(rows, shape=(len(values), n_genes)))
+            append(sparse.csr_matrix(rows, shape=(len(values), n_genes)))
 
         return write
+
+    def add_matrices(self, cells: CellSource) -> None:
+        """Add all matrices of cells whose obs and var are there, a block of cells at a time."""
+        for name in cells.matrices():
+            is_raw = name == "raw"
+            n_genes = len(cells.var(name))
+            most = cells.n_cells * n_genes
+            append = self._add_rows("raw/X" if is_raw else name, n_genes, most)
+            for chunk in cells.chunks(name, _PIECE_ROWS):
+                append(chunk)
+            if is_raw:
+                _write(self._root["raw"], "var", cells.var(name), {})
+                self._root["raw"].attrs.update(
+                    {"encoding-type": "raw", "encoding-version": "0.1.0"}
+                )
+
+    def _add_rows(
+        self, name: str, n_genes: int, n_values: int
+    ) -> Callable[[sparse.csr_matrix], None]:
+        """Add a CSR matrix without rows, for at most so many values; return the function that appends rows."""
+        from anndata.io import sparse_dataset
+
+        group, key = self._place(name)
+        _write(group, key, empty_rows(n_genes, n_values), self._pieces((_PIECE_VALUES,)))
+        append: Callable[[sparse.csr_matrix], None] = sparse_dataset(group[key]).append
+        return append
 
     def add_facts(self, key: str, facts: Mapping[str, Any]) -> None:
         """Add a dictionary of plain values to uns; it replaces one of the same name."""
@@ -172,6 +211,8 @@ class AnnotatedCopy:
     def _place(self, name: str) -> tuple[Any, str]:
         """Return the group of an element, made if it is missing, and the element's name in it."""
         folder, _, key = name.rpartition("/")
+        if not folder:
+            return self._root, key
         if folder not in self._root:
             _write(self._root, folder, {}, {})
         return self._root[folder], key

@@ -36,6 +36,7 @@ from core.generation.cell_generator import COUNTS, GENERATION_KEY, CellGenerator
 from core.generation.cell_sizes import log_values, mean_genes_per_cell
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.runlog.json_lines import parse_object, to_line
+from core.wording import cause
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def write_generated(
             f"another process is writing {output}; wait for it, or choose another name"
         ) from None
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = cause(error)
         stays = f"; finished cells stay in {folder}, and the same command resumes"
         raise MachineError(
             f"{output} cannot be written ({reason}){stays if folder.exists() else ''}"

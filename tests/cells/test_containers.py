@@ -14,6 +14,7 @@ import scanpy
 from scipy import sparse
 from scipy.io import mmwrite
 
+from core.cells.annotated_copy import annotated_copy
 from core.cells.file_patterns import expand_files, names_cells
 from core.cells.reading import fingerprint, kind_of, load_whole, open_source
 from core.errors import ConfigurationError, DataError, MachineError
@@ -81,6 +82,18 @@ def test_a_soma_experiment_holds_the_cells_it_was_made_of(cells, experiment):
     with closing(open_source(f"soma://{experiment}")) as source:
         assert_same_cells(source, cells)
     assert load_whole(f"soma://{experiment}").raw.shape == (50, 34)
+
+
+@pytest.mark.parametrize("name", ["copy.h5ad", "copy.zarr"])
+def test_the_copy_of_a_soma_experiment_holds_its_cells(cells, experiment, tmp_path, name):
+    with annotated_copy(f"soma://{experiment}", tmp_path / name) as copy:
+        copy.add_obs({"mine": np.arange(50)})
+    with closing(open_source(tmp_path / name)) as source:
+        assert source.obs_columns(["mine"])["mine"].tolist() == list(range(50))
+        source.uns = {"tfx_truth": "{}", "log1p": {"base": 2.0}}.get  # is not copied
+        assert_same_cells(source, cells)
+    whole = load_whole(str(tmp_path / name))
+    np.testing.assert_array_equal(whole.raw.X.toarray(), cells.raw.X.toarray())
 
 
 def test_a_filter_chooses_cells_of_a_soma_experiment(cells, experiment):
