@@ -213,7 +213,7 @@ class AnnotatedCopy:
         folder, _, key = name.rpartition("/")
         if not folder:
             return self._root, key
-        if folder not in self._root:
+        if folder not in self._root or not hasattr(self._root[folder], "keys"):  # absent, or None
             _write(self._root, folder, {}, {})
         return self._root[folder], key
 
