@@ -208,7 +208,7 @@ def _report_join(
             "by --gene-ids"
         )
         if genes.n_found:
-            remedy += ", or add --few-genes to go on without them"
+            remedy += ", or go on without the others: add --few-genes to tfx predict, embed or eval"
     raise DataError(
         f"{name}: only {genes.n_found:,} of the model's {len(panel):,} genes are in the file, which has "
         f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
