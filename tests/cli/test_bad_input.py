@@ -280,6 +280,7 @@ COMMAND_LINES = [
     (a_run, "eval tiny --where tissue=moon", 2, "has no tissue 'moon'; it has blood, heart"),
     (a_run, "eval tiny --where planet=moon", 2, "has no phenotype 'planet'"),
     (a_run, "eval tiny --max-cells 0", 2, "--max-cells: must be greater than or equal to 1"),
+    (a_run, "eval tiny -o notes.txt/new", 2, "--output notes.txt/new: notes.txt is not a folder"),
     (a_run, "eval tiny -o notes.txt", 2, "--output notes.txt is a file; give a folder"),
     (a_run, "eval tiny -o notes.txt/x", 2, "notes.txt is not a folder"),
     (a_run, "eval tiny --device tpu", 2, "--device: 'tpu' is not one of 'auto', 'cpu'"),
