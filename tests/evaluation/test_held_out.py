@@ -31,7 +31,7 @@ def with_codes(store, change, *, no_cells_in=()):
         report=store.report, manifest=store.manifest, read=store.read, genes=store.genes,
         read_stored=store.read_stored, value_kind=store.value_kind, totals=store.totals,
         indptr=store.indptr, columns=store.columns, values=store.values,
-        donors=store.donors, donor_names=store.donor_names,
+        donors=store.donors, donor_names=store.donor_names, library_sizes=store.library_sizes,
         rows=lambda split: store.rows(split)[:0] if split in no_cells_in else store.rows(split),
     )  # fmt: skip
 
