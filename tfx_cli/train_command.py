@@ -161,7 +161,7 @@ def _train(
         else:
             store = _store_of_run(folder, resolved)
         narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")
-        stopped: TrainingInterrupted | None = None
+        stopped = ""
         try:
             with stop_on_signals() as stop:
                 result = train_model(
@@ -174,12 +174,14 @@ def _train(
                     on_progress=listener,
                 )
         except TrainingInterrupted as error:
-            stopped = error
+            stopped = str(
+                error
+            )  # the error itself would hold the network, and so the process group
     leave_processes()
-    if stopped is not None:
+    if stopped:
         if not is_main_process():
             raise typer.Exit(ExitCode.STOPPED_EARLY)
-        raise stopped
+        raise TrainingInterrupted(stopped)
     if not result.is_main:
         return
     names = ("run", "model", "steps", "best_step", "validation")

@@ -33,7 +33,7 @@ _ORDINALS = [
 ]
 _N = r"(\d+(?:\.\d+)?)"
 #: Its first letter is the key of `_PER_YEAR`.
-_UNIT = r"(y(?:ears?|rs?|o|\.o\.?)?|m(?:onths?|os?|ths?)?|w(?:eeks?|ks?)?|d(?:ays?)?)(?![a-z])"
+_UNIT = r"(y(?:ears?|rs?|o|\.o\.?)?|m(?:(?:(?:on)?th|o)s?)?|w(?:eeks?|ks?)?|d(?:ays?)?)(?![a-z])"
 _AFTER = r"[\s-]*(?:olds?\b.*|\(.*\)|(?:of age|human|mouse|stage|child|mature|adult)\b.*)?"
 _AGE = re.compile(rf"{_N}(?:[\s-]*{_UNIT}\.?{_AFTER})?")
 #: "41 years and 3 months", "73-year-old male": any words may follow a number of years.

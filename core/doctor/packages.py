@@ -38,6 +38,7 @@ TESTED_VERSIONS: dict[str, str] = {
     "torch": "2.13.0",
     "transformers": "5.23.0",
     "typer": "0.29.2",
+    "zarr": "3.1.6",
 }
 #: Optional packages -> our extra that installs them, and what they are for.
 EXTRAS: dict[str, tuple[str, str]] = {
@@ -49,6 +50,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "flash-attn": ("flash", "model.attention = 'flash'"),
     "peft": ("lora", "classification.encoder = 'lora'"),
     "textual-serve": ("web", "'tfx dashboard --web'"),
+    "cellxgene-ontology-guide": ("ontology", "ids and names of ontology terms that meet"),
+    "tiledbsoma": ("soma", "'soma://PATH'"),
     "scvi-tools": ("scvi", "'tfx eval --generated FILE --baselines all'"),
 }
 

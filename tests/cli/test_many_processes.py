@@ -151,7 +151,7 @@ def test_a_fault_of_all_processes_is_told_once(tiny_preset_file, tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_if_never_killed(tmp_path):
     """The benchmark's own comparison, with few kills; `benchmarks/kill_loop.py` does thirty."""
-    process = start(tmp_path, REPOSITORY / "benchmarks" / "kill_loop.py", "--kills", 3, "--json")
+    process = start(tmp_path, REPOSITORY / "benchmarks" / "kill_loop.py", "--kills", 2, "--json")
     code, stdout, stderr = finish(process)
     assert code == 0, stdout + stderr
     assert json.loads(stdout.splitlines()[-1])["differing"] == []

@@ -1,5 +1,6 @@
 """The loop: a run's folder, stopping and resuming bit for bit, refusals before anything is written."""
 
+import csv
 import json
 import logging
 import tomllib
@@ -330,9 +331,9 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_logged(
     assert set(logged[0]["rows"]) <= set(tiny_store.rows("train").tolist())
     lines = (tmp_path / "run" / logged[0]["cells"]).read_text().splitlines()
     assert lines[0] == "store_row,file,file_row"
-    row, file, place = lines[1].split(",")
+    ((row, file, place),) = csv.reader(lines[1:2])
     assert int(row) == logged[0]["rows"][0]
-    assert file == f'"{tiny_store.manifest.sources[0].name}"'
+    assert file == tiny_store.manifest.sources[0].name
     assert int(place) == tiny_store.origins[int(row), 1]
     assert reader.status["state"] == "finished"
     for value in weights_of(tmp_path / "run", 12).values():

@@ -129,11 +129,13 @@ def write_report(
     """
     record = json.dumps(report_record(report), indent=2, allow_nan=False, ensure_ascii=False)
     with locked_folder(folder, on_wait=lambda: None) as held:
-        for name, content in files.items():
-            replace_file(folder / name, content)
-        replace_file(folder / "report.html", page)
-        replace_file(folder / "report.json", record + "\n")
-        held.remove_lock()
+        try:
+            for name, content in files.items():
+                replace_file(folder / name, content)
+            replace_file(folder / "report.html", page)
+            replace_file(folder / "report.json", record + "\n")
+        finally:
+            held.remove_lock()
     return [folder / name for name in ("report.html", "report.json", *files)]
 
 
