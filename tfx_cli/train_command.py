@@ -104,7 +104,7 @@ def train(
     from core.runlog.ownership import owned_run
 
     with ExitStack() as owned:
-        if dry_run or not is_main_process():  # the main process tells the others its folder
+        if dry_run or not is_main_process():  # they learn the folder of the main one
             place = folder or new_run_folder(resolved.name, run if dry_run else None)
         elif folder is None:
             place = new_run_folder(resolved.name, run, owned)

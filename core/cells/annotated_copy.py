@@ -176,7 +176,7 @@ class AnnotatedCopy:
     def _add_rows(
         self, name: str, n_genes: int, n_values: int
     ) -> Callable[[sparse.csr_matrix], None]:
-        """Add a CSR matrix without rows, for at most so many values; return the function that appends rows."""
+        """Add a CSR matrix without rows, for at most ``n_values`` values; return the function that appends rows."""
         from anndata.io import sparse_dataset
 
         group, key = self._place(name)

@@ -297,7 +297,7 @@ def possible_bins(thresholds: NDArray[np.int64], totals: NDArray[np.float32]) ->
     is 0, not known, every bin is possible.
     """
     possible = np.ones((*thresholds.shape[:-1], thresholds.shape[-1] + 1), dtype=bool)
-    # A bin is empty if the next one begins at the same count; above `NEVER` they are not told apart.
+    # A bin is empty if the next one begins at the same count; counts above `NEVER` are one here.
     low, high = thresholds[..., :-1], thresholds[..., 1:]
     possible[..., 1:-1] = (low < high) | (low == NEVER) | (totals <= 0)[..., None]
     return possible

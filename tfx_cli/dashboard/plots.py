@@ -369,12 +369,16 @@ class CurveView(Picture, can_focus=True):
         plot, n_rows = _Plot(size, top, visible, y_range, lines, faint), 4 * size.height
         for band, style in bands:
             canvas.lay(top, _TICK_WIDTH, draw_range(band, y_range, n_rows), style)
-        for mark in self.marks:
-            height = self._scaled(np.array([mark.y]))[0]
-            if math.isfinite(height):
-                style = self.series_style(mark.colour) + Style(dim=True)
-                for column in range(0, width, 3):
-                    canvas.write(plot.row(height), _TICK_WIDTH + column, "╌", style)
+        heights_of_marks = self._scaled(np.array([mark.y for mark in self.marks], dtype=float))
+        marks = [
+            (mark, plot.row(height))
+            for mark, height in zip(self.marks, heights_of_marks, strict=True)
+            if math.isfinite(height)
+        ]
+        for mark, row in marks:
+            style = self.series_style(mark.colour) + Style(dim=True)
+            for column in range(0, width, 3):
+                canvas.write(row, _TICK_WIDTH + column, "╌", style)
         crosshair = self.window.crosshair
         if crosshair is not None and visible[0] <= crosshair <= visible[1]:
             for row in range(size.height):
@@ -384,11 +388,9 @@ class CurveView(Picture, can_focus=True):
             if dash:
                 dots &= np.resize([dot == "#" for dot in dash], n_columns)
             canvas.lay(top, _TICK_WIDTH, dots, style)
-        for mark in self.marks:  # over the curves, or it could not be read
-            height = self._scaled(np.array([mark.y]))[0]
-            if math.isfinite(height):
-                text = shortened(f" {mark.name} {number_text(mark.y)} ", width)
-                canvas.write(plot.row(height), _TICK_WIDTH + 1, text, faint)
+        for mark, row in marks:  # over the curves, or it could not be read
+            text = shortened(f" {mark.name} {number_text(mark.y)} ", width)
+            canvas.write(row, _TICK_WIDTH + 1, text, faint)
         ticks = self._y_ticks(y_range, max(size.height // 3, 2))
         _write_y_ticks(canvas, ticks, y_range, _TICK_WIDTH, faint, top)
         _write_x_ticks(canvas, visible, _TICK_WIDTH, width, self.x_name, faint)

@@ -29,7 +29,7 @@ _COLUMNS = ("", "run", "state", "step", "loss", "val. loss", "accuracy", "last d
 _LEFT_COLUMNS = ("", "run", "state")
 #: Columns that a narrow terminal does not show.
 _WIDE_COLUMNS = frozenset({"loss", "left"})
-#: Width of all columns but the name of the run.
+#: Columns of the terminal that all but the run's name take, in a wide and in a narrow table.
 _WIDE, _NARROW = 82, 62
 _SHORTEST_NAME = 12
 #: Before the first reading.
