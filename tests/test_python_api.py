@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +13,10 @@ import pytest
 import transformerics as tfx
 from core.cells.builtin import load_builtin
 from core.errors import ConfigurationError
+from core.evaluation.calibration import fit_calibration
+from core.evaluation.predict import predict_phenotypes
+from core.generation.comparison import find_training_store
+from core.model.calibration import temper, unsure_rules
 from tests.tiny_atlas import tiny_preset
 
 
@@ -54,7 +59,9 @@ def run(tmp_path_factory):
     """Train the tiny preset by the function."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "tiny.toml").write_text(tiny_preset(masking__genes="uniform").to_toml())
-    model = tfx.train(folder / "tiny.toml", folder / "run", {"train.max_steps": 2})
+    model = tfx.train(
+        folder / "tiny.toml", folder / "run", {"train.max_steps": 2, "train.eval_cells": 1000}
+    )
     assert model.provenance["step"] == 2
     return folder / "run"
 
@@ -69,6 +76,30 @@ def test_a_model_is_described_in_a_few_lines(run):
     assert len(text.splitlines()) <= 10
     for words in ("CellModel", "genes", "sex (2)", "layout", "weights", "(simulated)"):
         assert words in text
+
+
+def test_a_trained_model_is_calibrated_on_its_validation_cells(run, new_cells):
+    model = tfx.CellModel.load(run / "model")
+    store = find_training_store(model)
+    rows = store.rows("validation")
+    plain = replace(model, calibration={})
+    probabilities = predict_phenotypes(plain, store, rows)
+    truth = {
+        name: store.phenotype_codes[rows, slot] for name, slot in model.config.predicted.items()
+    }
+    known = fit_calibration(truth, probabilities, store.donors[rows], seed=0)
+    assert known == model.calibration
+    assert len({one.temperature for one in known.values()}) == 5
+    calibrated = predict_phenotypes(model, store, rows)["tissue"]
+    wanted = temper(probabilities["tissue"], known["tissue"].temperature)
+    np.testing.assert_allclose(calibrated, wanted, atol=1e-6)
+    labelled = tfx.predict(model, new_cells, unsure_at=0.6)
+    rules = unsure_rules(known, known, at=0.6)
+    for name, rule in rules.items():
+        is_unsure = labelled.obs[f"tfx_{name}_probability"] < rule.below
+        assert labelled.obs[f"tfx_{name}_unsure"].tolist() == is_unsure.tolist()
+    with pytest.raises(ConfigurationError, match="needs a calibrated model"):
+        tfx.predict(plain, new_cells, unsure_at=0.6)
 
 
 def test_cells_are_labelled_and_embedded_and_the_argument_stays_as_it_was(run, new_cells, tmp_path):

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tfx_cli.arguments import (
     MATRIX,
     MODEL,
     OVERWRITE,
+    UNSURE_AT,
     VALUES,
     Device,
     Values,
@@ -23,17 +24,22 @@ from tfx_cli.arguments import (
     model_folder,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import make_table, narrate, print_result, show_progress, warn
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
 
     from core.inference.query_cells import Hint, QueryCells
+    from core.model.calibration import UnsureRule
     from core.model.folder import CellModel
 
 _CELLS = argument(
     "FILE", "The cells: .h5ad, .zarr, .h5mu, 10x (.h5, a folder of matrix.mtx), or soma://PATH."
+)
+_SIMULATED = "the model was trained on simulated cells: these labels say nothing about real biology"
+_NOT_CALIBRATED = (
+    "the probabilities of this model are not calibrated: it was trained without validation cells, or by an older "
+    "tfx. Unsure means a probability below 0.5"
 )
 _GIVEN = option(
     "--given NAME[=COLUMN]",
@@ -51,12 +57,12 @@ def predict(
     ),
     run: str | None = MODEL,
     given: list[str] | None = _GIVEN,
-    least: float = option(
-        "--unsure-below",
-        "Probability below which a prediction is unsure.",
+    unsure_at: float | None = UNSURE_AT,
+    unsure_below: float | None = option(
+        "--unsure-below PROBABILITY",
+        "Call predictions below this probability unsure instead, for every phenotype.",
         min=0.0,
         max=1.0,
-        default=0.5,
     ),
     prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
     matrix: str = MATRIX,
@@ -70,7 +76,8 @@ def predict(
     """Label the cells of a file: every phenotype of the model, with its probability.
 
     Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
-    tfx_NAME_probability and tfx_NAME_unsure. Genes are joined by id or symbol, in whichever
+    tfx_NAME_probability and tfx_NAME_unsure. A phenotype that the model could not predict on
+    its validation donors is always unsure, and a line says why. Genes are joined by id or symbol, in whichever
     kind the file and the model have them; those that the file lacks are masked, not taken for
     unexpressed. The model folder is enough: you need neither the
     training cells nor the run.
@@ -86,8 +93,12 @@ def predict(
     from core.cells.annotated_copy import annotated_copy
     from core.files import replace_file
     from core.inference.annotate import predict_phenotypes_of, prediction_table
+    from core.model.calibration import unsure_rules
 
     model = _load(folder, device)
+    rules = unsure_rules(
+        model.calibration, model.config.predicted, at=unsure_at, below=unsure_below
+    )
     with _query(file, model, given, matrix, gene_ids, values, few_genes=few_genes) as (
         cells,
         hints,
@@ -104,7 +115,7 @@ def predict(
             with show_progress() as listener:
                 predictions = predict_phenotypes_of(model, cells, hints, on_progress=listener)
             table = prediction_table(
-                predictions, cells.source.obs_names, unsure_below=least, prefix=prefix
+                predictions, cells.source.obs_names, rules=rules, prefix=prefix
             )
             if copy is None:
                 output.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +123,7 @@ def predict(
                 replace_file(output, safe.to_csv(float_format="%.4f", index_label="cell"))
             else:
                 copy.add_obs({str(name): table[name].array for name in table})
-                copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, least))
+                copy.add_facts("tfx_prediction", _facts(model, folder, cells, hints, rules))
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
         translated = len(cells.genes.translated)
     narrate(f"{output}: {n_cells:,} cells")
@@ -120,11 +131,17 @@ def predict(
         one.name: {
             "cells": one.cells_per_value(),
             "mean_probability": float(one.probability.mean()) if n_cells else None,
-            "unsure": int(one.is_unsure(least).sum()),
+            "unsure": int(one.is_unsure(rules[one.name]).sum()),
+            "unsure_below": None if rules[one.name].is_always else rules[one.name].below,
+            "reason": rules[one.name].reason or None,
         }
         for one in predictions
     }
-    is_simulated = bool(model.provenance.get("simulated"))
+    notes = [rules[one.name].reason for one in predictions if rules[one.name].reason]
+    if not model.calibration and unsure_below is None:
+        notes.append(_NOT_CALIBRATED)
+    if model.provenance.get("simulated"):
+        notes.append(_SIMULATED)
     print_result(
         "predict",
         {
@@ -134,10 +151,11 @@ def predict(
             "genes_missing": missing,
             "genes_translated": translated,
             "given": [hint.name for hint in hints],
+            "calibrated": bool(model.calibration),
             "phenotypes": summaries,
         },
         as_json=as_json,
-        text=lambda: _predictions_text(summaries, n_cells, is_simulated=is_simulated),
+        text=lambda: _predictions_text(summaries, n_cells, notes),
     )
 
 
@@ -287,7 +305,11 @@ def _query(
 
 
 def _facts(
-    model: "CellModel", folder: Path, cells: "QueryCells", hints: "Sequence[Hint]", least: float
+    model: "CellModel",
+    folder: Path,
+    cells: "QueryCells",
+    hints: "Sequence[Hint]",
+    rules: "Mapping[str, UnsureRule]",
 ) -> dict[str, Any]:
     from core import __version__
 
@@ -301,14 +323,17 @@ def _facts(
         "joined_by": cells.genes.joined_by,
         "matrix": cells.choice.matrix,
         "given": json.dumps({hint.name: hint.column for hint in hints}),
-        "unsure_below": least,
+        "unsure_below": json.dumps(  # null: always unsure
+            {name: None if rule.is_always else rule.below for name, rule in rules.items()}
+        ),
+        "calibrated": bool(model.calibration),
         "simulated_training_data": bool(model.provenance.get("simulated", False)),
     }
 
 
 def _predictions_text(
-    summaries: dict[str, dict[str, Any]], n_cells: int, *, is_simulated: bool
-) -> "list[RenderableType]":
+    summaries: dict[str, dict[str, Any]], n_cells: int, notes: Sequence[str]
+) -> Iterator[Paragraph]:
     rows = []
     for name, found in summaries.items():
         common = list(found["cells"].items())[:3]
@@ -316,6 +341,5 @@ def _predictions_text(
         more = ", ..." if len(found["cells"]) > 3 else ""
         unsure = f"{found['unsure'] / max(n_cells, 1):.0%}"
         rows.append([name, shown + more, f"{found['mean_probability'] or 0:.2f}", unsure])
-    table = make_table(["phenotype", "most cells are", "mean probability", "unsure"], rows)
-    note = "The model was trained on simulated cells: these labels say nothing about real biology."
-    return [note, table] if is_simulated else [table]
+    yield make_table(["phenotype", "most cells are", "mean probability", "unsure"], rows)
+    yield [f"- {note}" for note in notes]

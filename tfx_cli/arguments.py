@@ -236,6 +236,12 @@ FEW_GENES = option(
     "often wrong, with high probabilities.",
     default=False,
 )
+UNSURE_AT: float | None = option(
+    "--unsure-at ACCURACY",
+    "Fraction of predictions that is right among those that are not unsure, on validation cells; default: 0.95.",
+    min=0.0,
+    max=1.0,
+)
 OVERWRITE = option("--overwrite", "Replace the output file if it exists.", default=False)
 JSON_OUTPUT = option("--json", "Print the result as JSON.", default=False)
 

@@ -12,6 +12,7 @@ from tfx_cli.arguments import (
     GENE_IDS,
     JSON_OUTPUT,
     MATRIX,
+    UNSURE_AT,
     VALUES,
     Device,
     Values,
@@ -67,6 +68,7 @@ def evaluate(
         "and nearest neighbours, which take minutes; with --generated scVI (extra scvi).",
         default="quick",
     ),
+    unsure_at: float | None = UNSURE_AT,
     generated: list[str] | None = option(
         "--generated FILE.h5ad",
         "Compare cells of tfx generate with held-out real ones; repeat for more files.",
@@ -166,7 +168,11 @@ def evaluate(
     from core.inference.evaluate_files import evaluate_files
 
     gene_rows: list[Any] = []
-    scored: dict[str, Any] = {"baselines": BASELINE_SETS[baselines], "max_cells": max_cells}
+    scored: dict[str, Any] = {
+        "baselines": BASELINE_SETS[baselines],
+        "max_cells": max_cells,
+        "unsure_at": unsure_at,
+    }
     with show_progress() as listener:
         if cells is None or files:
             report = evaluate_files(
@@ -219,6 +225,8 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     if generated or files:
         reason = "cannot be used with --generated" if generated else "FILES are scored whole"
         check_unused({"--split": given["split"], "--where": given["where"]}, reason)
+    if generated:
+        check_unused({"--unsure-at": given["unsure_at"]}, "cannot be used with --generated")
     if generated or not files:
         check_unused({"--few-genes": given["few_genes"]}, "needs FILES that are scored")
     if not files:

@@ -28,6 +28,7 @@ from core.inference.annotate import (
 )
 from core.inference.edited_cells import edit_cells
 from core.inference.query_cells import open_query_cells, read_hint
+from core.model.calibration import unsure_rules
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
 from core.progress import Listener, ignore_progress
@@ -81,6 +82,7 @@ def evaluate(
     split: Literal["test", "validation"] = "test",
     baselines: Sequence[str] = QUICK_BASELINES,
     max_cells: int | None = None,
+    unsure_at: float | None = None,
     on_progress: Listener = ignore_progress,
 ) -> Any:  # noqa: ANN401 - the report of `evaluate_held_out`
     """Score the model of a run on held-out cells beside baselines, as `tfx eval`; return the report.
@@ -105,6 +107,7 @@ def evaluate(
         trained_where=trained_where,
         baselines=baselines,
         max_cells=max_cells,
+        unsure_at=unsure_at,
         on_progress=on_progress,
     )
 
@@ -114,21 +117,27 @@ def predict(
     cells: "AnnData | str | Path",
     *,
     given: Sequence[str] = (),
-    unsure_below: float = 0.5,
+    unsure_at: float | None = None,
+    unsure_below: float | None = None,
     prefix: str = "tfx_",
     on_progress: Listener = ignore_progress,
 ) -> "AnnData":
     """Return a copy of the cells with predicted phenotypes in obs, as `tfx predict`.
 
-    ``given`` are phenotypes that are known: "tissue", or "tissue=organ" for the obs column organ. A
-    prediction is unsure below the probability ``unsure_below``.
+    ``given`` are phenotypes that are known: "tissue", or "tissue=organ" for the obs column organ. Predictions
+    that are not unsure were right in a fraction ``unsure_at`` (default 0.95) of validation cells; ``unsure_below``
+    is a probability instead. ConfigurationError if both are given, or ``unsure_at`` for a model that was not
+    calibrated.
     """
     model, labelled = _loaded(model), _in_memory(cells)
+    rules = unsure_rules(
+        model.calibration, model.config.predicted, at=unsure_at, below=unsure_below
+    )
     with open_query_cells(labelled, model.panel) as query:
         hints = [read_hint(query.source, model, one) for one in given]
         predictions = predict_phenotypes_of(model, query, hints, on_progress=on_progress)
     names = labelled.obs_names
-    table = prediction_table(predictions, names, unsure_below=unsure_below, prefix=prefix)
+    table = prediction_table(predictions, names, rules=rules, prefix=prefix)
     for name in table:
         labelled.obs[name] = table[name]
     return labelled

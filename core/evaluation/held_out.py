@@ -55,6 +55,7 @@ def evaluate_held_out(
     trained_where: CellFilter | None = None,
     max_cells: int | None = None,
     baselines: Sequence[str] = QUICK_BASELINES,
+    unsure_at: float | None = None,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> tuple[EvaluationReport, list[GeneRow]]:
@@ -75,6 +76,8 @@ def evaluate_held_out(
         Score a seeded sample of at most this number of cells.
     baselines
         Some of `core.evaluation.baselines.ALL_BASELINES`.
+    unsure_at
+        Accuracy of predictions that are not unsure; None: the default of `unsure_rules`.
     seed
         Of samples, masks and bootstrap draws.
 
@@ -96,7 +99,7 @@ def evaluate_held_out(
     compared = compare_methods(
         model.config, probabilities, scored, training,
         baselines=baselines, donor_names=store.donor_names or (), symbols=model.panel.symbols,
-        seed=seed, on_progress=on_progress,
+        seed=seed, calibration=model.calibration, unsure_at=unsure_at, on_progress=on_progress,
     )  # fmt: skip
     conditions, gene_rates, gene_rows = evaluate_conditions(
         model, store, rows, probabilities, seed=seed, on_progress=on_progress

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from core.cells.cell_filter import CellFilter
 from core.cells.checks.donor_rows import confounded_values
 from core.cells.store import OneVsRest, Store
 from core.evaluation.baselines import predict_by_baseline, score_two_genes
+from core.evaluation.calibration import score_confidence
 from core.evaluation.metrics import score_methods
 from core.evaluation.predict import Probabilities
 from core.evaluation.report.records import EvaluationReport, PhenotypeScores, Scores, TwoGeneScores
+from core.model.calibration import PhenotypeCalibration, unsure_rules
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -122,6 +125,8 @@ def compare_methods(
     donor_names: Sequence[str],
     symbols: Sequence[str],
     seed: int,
+    calibration: Mapping[str, PhenotypeCalibration] = MappingProxyType({}),
+    unsure_at: float | None = None,
     on_progress: Listener = ignore_progress,
 ) -> EvaluationReport:
     """Report the scores of the model and the baselines for every phenotype with a scored label, and notes.
@@ -136,7 +141,10 @@ def compare_methods(
         Names of the donors' codes, of both sides.
     symbols
         Of the genes.
+    calibration, unsure_at
+        The model's, and the accuracy of predictions that are not unsure (see `unsure_rules`).
     """
+    rules = unsure_rules(calibration, calibration, at=unsure_at)
     phenotypes: Scores = {}
     two_genes: dict[str, TwoGeneScores] = {}
     notes: list[str] = []
@@ -157,6 +165,13 @@ def compare_methods(
             name, values, truth, methods, donors=scored.donors, donor_names=donor_names, seed=seed
         )
         notes += review_scores(name, phenotypes[name])
+        if name in calibration:
+            confidence = score_confidence(
+                truth, probabilities[name], calibration[name], rules[name]
+            )
+            model_scores = replace(phenotypes[name]["model"], confidence=confidence)
+            phenotypes[name]["model"] = model_scores
+            notes += [rules[name].reason] if rules[name].reason else []
         if training is None:
             continue
         known = training.codes[:, slot]

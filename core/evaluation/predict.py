@@ -55,15 +55,15 @@ def batch_cells(model: CellModel) -> int:
 
 
 def phenotype_probabilities(model: CellModel, prediction: Prediction) -> Probabilities:
-    """Phenotype -> (cells in which it is masked, values) probabilities."""
+    """Phenotype -> (cells in which it is masked, values) probabilities, at the model's temperatures."""
     logits, slots = prediction.output.phenotype_logits, prediction.batch.phenotype_slot
-    return {
-        name: model.network.phenotype_probabilities(logits[slots == slot], slot)
-        .float()
-        .cpu()
-        .numpy()
-        for name, slot in model.config.predicted.items()
-    }
+    found: Probabilities = {}
+    for name, slot in model.config.predicted.items():
+        known = model.calibration.get(name)
+        of_slot = logits[slots == slot] / (1.0 if known is None else known.temperature)
+        probabilities = model.network.phenotype_probabilities(of_slot, slot)
+        found[name] = probabilities.float().cpu().numpy()
+    return found
 
 
 def join_probabilities(model: CellModel, parts: Iterable[Probabilities]) -> Probabilities:

@@ -1,6 +1,6 @@
 """Predictions, embeddings and denoised values of new cells."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
 from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
+from core.model.calibration import UnsureRule
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.losses import expected_values
@@ -45,16 +46,16 @@ class PhenotypePredictions:
         order = np.argsort(-counts, kind="stable").tolist()
         return {self.values[i]: int(counts[i]) for i in order if counts[i]}
 
-    def is_unsure(self, least: float) -> NDArray[np.bool_]:
-        """Return (cells,), whether the probability is below ``least``."""
-        return self.probability < least
+    def is_unsure(self, rule: UnsureRule) -> NDArray[np.bool_]:
+        """Return (cells,), whether the probability is below that of the rule."""
+        return self.probability < rule.below
 
 
 def prediction_table(
     predictions: Sequence[PhenotypePredictions],
     names: "pd.Index[str]",
     *,
-    unsure_below: float,
+    rules: Mapping[str, UnsureRule],
     prefix: str,
 ) -> pd.DataFrame:
     """Return (cells, 3 per phenotype): value, probability, and whether that is unsure."""
@@ -63,7 +64,7 @@ def prediction_table(
         name = f"{prefix}{one.name}"
         columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
         columns[f"{name}_probability"] = one.probability
-        columns[f"{name}_unsure"] = one.is_unsure(unsure_below)
+        columns[f"{name}_unsure"] = one.is_unsure(rules[one.name])
     return pd.DataFrame(columns, index=pd.Index(names))
 
 

@@ -85,6 +85,7 @@ def evaluate_files(
     trained_where: CellFilter | None = None,
     baselines: Sequence[str] = QUICK_BASELINES,
     max_cells: int | None = None,
+    unsure_at: float | None = None,
     matrix: str = "auto",
     values: Values = "auto",
     gene_ids: str = "auto",
@@ -95,7 +96,7 @@ def evaluate_files(
     """Score a model on labelled files, with all genes visible and all phenotypes masked.
 
     `read_labelled` reads the files. ``store`` and ``trained_where`` are the cells that the model was trained
-    on, from which the ``baselines`` learn; of each file a seeded sample of ``max_cells`` is scored. Raises a
+    on, from which the ``baselines`` learn; of each file a seeded sample of ``max_cells`` is scored. ``unsure_at`` is as in `unsure_rules`. Raises a
     DataError if a file cannot be read, has too few of the model's genes, or no file has a label to score; a
     ConfigurationError for an unknown phenotype.
     """
@@ -154,6 +155,8 @@ def evaluate_files(
         donor_names=donor_names,
         symbols=[model.panel.symbols[gene] for gene in np.flatnonzero(present)],
         seed=seed,
+        calibration=model.calibration,
+        unsure_at=unsure_at,
         on_progress=on_progress,
     )
     return replace(

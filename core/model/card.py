@@ -6,10 +6,12 @@ Names and labels are written so that Markdown shows them as they are.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from core.cells.genes import GenePanel
+from core.model.calibration import UNSURE_AT, PhenotypeCalibration, unsure_rules
 from core.model.configuration import TfxConfig
 from core.model.reference import Reference
 from core.presets.schema import MaskingSettings
@@ -27,6 +29,7 @@ def model_card(
     reference: Reference,
     masking: MaskingSettings,
     provenance: dict[str, Any],
+    calibration: Mapping[str, PhenotypeCalibration],
 ) -> str:
     """Return the card as Markdown, with the front matter that model hubs read."""
     parts = [
@@ -43,6 +46,8 @@ def model_card(
     parts += ["## Model", _model(config, masking, provenance)]
     if metrics := _validation(config, reference, provenance.get("validation") or {}):
         parts += ["## Validation metrics", metrics]
+    if calibration:
+        parts += ["## Probabilities", _probabilities(calibration)]
     parts += ["## Test metrics", f"{_BEGIN}\n{_NO_METRICS}\n{_END}"]
     parts += ["## Limits", _limits(config), "## Licence", _licence(provenance)]
     return "\n\n".join(parts) + "\n"
@@ -144,6 +149,22 @@ def _validation(config: TfxConfig, reference: Reference, metrics: dict[str, Any]
             f"| {as_markdown(name)} | {value:.4f} | {'' if beside is None else f'{beside:.4f}'} |"
         )
     return "\n".join(lines)
+
+
+def _probabilities(calibration: Mapping[str, PhenotypeCalibration]) -> str:
+    lines = [
+        f"Logits are divided by a temperature that was fitted on validation cells. With a probability below the "
+        f"threshold a prediction is unsure: from there on, {UNSURE_AT:.0%} of the validation cells were right.",
+        "",
+        "| phenotype | temperature | threshold |",
+        "|---|---|---|",
+    ]
+    rules = unsure_rules(calibration, calibration)
+    for name, rule in rules.items():
+        threshold = "always unsure" if rule.is_always else f"{rule.below:.3f}"
+        lines.append(f"| {as_markdown(name)} | {calibration[name].temperature:.2f} | {threshold} |")
+    reasons = [f"- {as_markdown(rule.reason, most=500)}" for rule in rules.values() if rule.reason]
+    return "\n".join([*lines, *([""] if reasons else []), *reasons])
 
 
 def _limits(config: TfxConfig) -> str:

@@ -4,7 +4,8 @@
     genes.json                       the panel: ids and symbols in order
     encoding.json, encoding.safetensors   kind of encoding; edges; values per bin
     reference.safetensors            joint phenotype counts and mean profiles of training cells
-    tfx.json                         format version, transform, provenance, generation defaults, sha256
+    tfx.json                         format version, transform, provenance, calibration, generation
+                                     defaults, sha256
     README.md                        the model card
 
 No pickle. It is written beside its place and renamed, so that a reader never sees half a folder. JSON
@@ -35,6 +36,7 @@ from core.encoding.values import ValueEncoder, ValueTable
 from core.errors import ConfigurationError, DataError, MachineError
 from core.files import file_json, open_file, sha256_of, share_as_folder
 from core.folders import read_settled
+from core.model.calibration import PhenotypeCalibration
 from core.model.card import model_card
 from core.model.cell_model import TfxModel
 from core.model.configuration import REQUIRED_FIELDS, ModelRecord, Name, TfxConfig
@@ -63,6 +65,8 @@ class CellModel:
     generate: GenerateSettings
     #: Facts for the card: data, splits, step, metrics, versions.
     provenance: dict[str, Any] = field(default_factory=dict)
+    #: Phenotype -> its temperature and thresholds; empty if it was not calibrated.
+    calibration: dict[str, PhenotypeCalibration] = field(default_factory=dict)
     #: Where it was loaded from; None for a model that was made here.
     folder: Path | None = None
 
@@ -146,7 +150,9 @@ class CellModel:
         names = [one.name for one in fields(Reference)]
         arrays = {name: getattr(self.reference, name) for name in names}
         _save_arrays(arrays, folder / "reference.safetensors")
-        card = model_card(self.config, self.panel, self.reference, self.masking, self.provenance)
+        card = model_card(
+            self.config, self.panel, self.reference, self.masking, self.provenance, self.calibration
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         _write_json(
             folder / "tfx.json",
@@ -156,6 +162,7 @@ class CellModel:
                 "masking": self.masking.model_dump(),
                 "generate": self.generate.model_dump(),
                 "provenance": self.provenance,
+                "calibration": {name: one.model_dump() for name, one in self.calibration.items()},
                 "sha256": {name: sha256_of(folder / name) for name in _CHECKED},
             },
         )
@@ -176,6 +183,8 @@ class CellModel:
                     f"{folder}: {name} was altered or damaged (its checksum differs); copy the model folder again"
                 )
         config = read_config(folder)
+        if unknown := record.calibration.keys() - config.predicted.keys():
+            _fail(folder, f"tfx.json calibrates '{min(unknown)}', which the model does not predict")
         panel = read_genes(folder)
         weights = folder / "model.safetensors"
         check_weights(weights, config)
@@ -201,6 +210,7 @@ class CellModel:
                 masking=record.masking,
                 generate=record.generate,
                 provenance=record.provenance,
+                calibration=record.calibration,
                 folder=folder,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
@@ -290,6 +300,8 @@ class FolderRecord(BaseModel):
     masking: MaskingSettings
     generate: GenerateSettings
     provenance: dict[str, Any]
+    #: Older folders have none.
+    calibration: dict[Name, PhenotypeCalibration] = Field(default_factory=dict)
     #: Of every file that is read.
     sha256: dict[str, str]
 

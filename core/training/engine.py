@@ -19,6 +19,7 @@ import torch
 from core.cells.store import Store
 from core.encoding.loader import BatchLoader
 from core.errors import MachineError, TfxError, TrainingInterrupted
+from core.evaluation.calibration import fit_calibration
 from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.metrics import score_phenotype
 from core.evaluation.predict import predict_phenotypes
@@ -370,7 +371,10 @@ class _Loop:
 
 
 def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
-    """Return the metrics of the same validation cells and masks every time; none without cells."""
+    """Return the metrics of the same validation cells and masks every time; none without cells.
+
+    The model is calibrated on these cells.
+    """
     model, store, preset = setup.model, setup.cells.store, setup.preset
     rows = setup.cells.validation
     if len(rows) == 0:
@@ -400,9 +404,15 @@ def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> 
             "acc/genes": masked.genes.accuracy,
             "acc/genes_baseline": masked.genes.baseline_accuracy,
         }
+    model.calibration = {}  # of the weights at the evaluation before
     predicted = predict_phenotypes(model, store, rows, on_progress=on_progress)
-    for name, slot in model.config.predicted.items():
-        truth = np.asarray(store.phenotype_codes[rows, slot])
+    known = {
+        name: np.asarray(store.phenotype_codes[rows, slot])
+        for name, slot in model.config.predicted.items()
+    }
+    donors = None if store.donors is None else np.asarray(store.donors[rows])
+    model.calibration = fit_calibration(known, predicted, donors, seed=preset.train.seed)
+    for name, truth in known.items():
         scores = score_phenotype(truth, predicted[name].argmax(axis=1), store.phenotypes[name])
         if scores.n_cells:
             metrics[f"acc/{name}"] = scores.accuracy

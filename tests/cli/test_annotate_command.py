@@ -62,6 +62,52 @@ def test_every_phenotype_gets_label_probability_and_flag(tfx, setting):
     assert (after.obs["tfx_sex"].astype(str) == after.obs["sex"].astype(str)).mean() > 0.9
 
 
+def test_predictions_are_unsure_by_the_calibration_and_a_line_says_why(tfx, setting):
+    known = {"n_cells": 100, "n_donors": 4, "accuracy": 0.8, "accuracy_low": 0.7, "majority": 0.6}
+    curve = {"probabilities": [0.0, 0.9, 0.99], "kept_accuracies": [0.8, 0.9, 0.96]}
+    record = json.loads((setting / "model" / "tfx.json").read_text())
+    record["calibration"] = {
+        "sex": known | {"temperature": 2.0} | curve,
+        "age": known | {"majority": 0.8},
+    }
+    (setting / "model" / "tfx.json").write_text(json.dumps(record))
+    command = ["predict", "new.h5ad", "--run", "model"]
+    result = tfx(*command, "-o", "one.h5ad", "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["calibrated"]
+    of_phenotypes = result.json["phenotypes"]
+    assert of_phenotypes["sex"]["unsure_below"] == 0.99
+    assert of_phenotypes["age"]["unsure_below"] is None
+    assert of_phenotypes["age"]["unsure"] == 300
+    one = ad.read_h5ad(setting / "one.h5ad")
+    assert one.obs["tfx_age_unsure"].all()
+    probability = one.obs["tfx_sex_probability"]
+    assert one.obs["tfx_sex_unsure"].tolist() == (probability < 0.99).tolist()
+    assert json.loads(one.uns["tfx_prediction"]["unsure_below"])["sex"] == 0.99
+    result = tfx(*command, "-o", "two.h5ad", "--unsure-at", 0.9)
+    text = " ".join(result.stdout.split())
+    assert (
+        "- age: always unsure, because on the 100 validation cells of 4 donors the model is" in text
+    )
+    two = ad.read_h5ad(setting / "two.h5ad")
+    assert two.obs["tfx_sex_unsure"].tolist() == (probability < 0.9).tolist()
+    result = tfx(*command, "-o", "three.csv", "--unsure-below", 0.2)
+    assert "always unsure" not in result.stdout
+    assert not pd.read_csv(setting / "three.csv")["tfx_age_unsure"].any()
+    # A folder of an older tfx predicts as it did, and says so only where it decides.
+    del record["calibration"]
+    (setting / "model" / "tfx.json").write_text(json.dumps(record))
+    result = tfx(*command, "-o", "old.h5ad")
+    assert "of this model are not calibrated" in result.stdout
+    old = ad.read_h5ad(setting / "old.h5ad").obs["tfx_sex_probability"]
+    odds = np.sqrt(old / (1 - old))  # at temperature 2
+    np.testing.assert_allclose(probability, odds / (1 + odds), atol=1e-4)
+    result = tfx(*command, "-o", "older.h5ad", "--unsure-at", 0.9)
+    assert result.code == 2
+    assert "--unsure-at needs a calibrated model" in result.stderr
+    assert not (setting / "older.h5ad").exists()
+
+
 def test_the_same_cells_get_the_same_labels_whatever_the_file(tfx, setting):
     cells = ad.read_h5ad(setting / "new.h5ad")
     counts = sparse.csr_matrix(cells.X)

@@ -25,6 +25,28 @@ def repoint(run, **changes):
     path.write_text(json.dumps(record))
 
 
+def test_what_the_calibration_is_worth_on_test_cells_is_in_the_report(tfx, tiny_run):
+    path = tiny_run / "model" / "tfx.json"
+    record = json.loads(path.read_text())
+    known = {"n_cells": 100, "accuracy": 0.8, "accuracy_low": 0.7, "majority": 0.6}
+    curve = {"probabilities": [0.0, 0.9, 0.99], "kept_accuracies": [0.8, 0.9, 0.96]}
+    record["calibration"] = {
+        "sex": known | {"temperature": 2.0} | curve,
+        "age": known | {"majority": 0.8},
+    }
+    path.write_text(json.dumps(record))
+    result = tfx("eval", "--unsure-at", "0.85", "--baselines", "none", "--json")
+    assert result.code == 0, result.stderr
+    sex, age, tissue = (result.json["phenotypes"][one]["model"] for one in ("sex", "age", "tissue"))
+    assert sex["confidence"]["unsure_below"] == 0.9
+    assert sex["confidence"]["uncalibrated"]["ece"] != sex["calibration"]["ece"]
+    assert age["confidence"]["n_unsure"] == age["n_cells"]
+    assert "unsure_below" not in age["confidence"]
+    assert "confidence" not in tissue
+    assert any("age: always unsure" in note for note in result.json["notes"])
+    assert "Reliability before and after" in (tiny_run / "eval/report.html").read_text()
+
+
 def test_the_newest_run_is_scored_on_test_cells_beside_baselines(tfx, tiny_run):
     result = tfx("eval", "--json")
     assert result.code == 0, result.stderr

@@ -21,6 +21,7 @@ from core.inference.annotate import (
 )
 from core.inference.query_cells import Hint, open_query_cells
 from core.model.batch_tensors import BatchTensors
+from core.model.calibration import PhenotypeCalibration, UnsureRule
 from tests.model.examples import N_GENES, make_cell_model, make_expression
 from tests.model.test_library_size import sized_model
 from tests.tiny_atlas import TINY_ATLAS
@@ -69,8 +70,13 @@ def test_answers_are_the_networks(kind, layout, missing):
         assert one.codes.tolist() == wanted.argmax(-1).tolist()
         np.testing.assert_allclose(one.probability, wanted.max(-1).values, rtol=1e-5)
         assert sum(one.cells_per_value().values()) == 5
-        assert one.is_unsure(1.1).all()
-        assert not one.is_unsure(0.0).any()
+        assert one.is_unsure(UnsureRule(1.1)).all()
+        assert not one.is_unsure(UnsureRule(0.0)).any()
+    model.calibration = {"tissue": PhenotypeCalibration(temperature=2.5)}
+    sex, tissue = predict_phenotypes_of(model, cells)
+    np.testing.assert_array_equal(sex.probability, answers[0].probability)
+    softened = torch.softmax(logits[batch.phenotype_slot == 1][:, 2:] / 2.5, dim=-1)
+    np.testing.assert_allclose(tissue.probability, softened.max(-1).values, rtol=1e-5)
 
 
 def test_cells_of_a_file_get_the_answers_of_the_store_at_their_own_library_sizes(

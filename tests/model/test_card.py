@@ -4,6 +4,7 @@ import numpy as np
 
 from core.evaluation.report.records import EvaluationFacts, EvaluationReport, PhenotypeScores
 from core.evaluation.report.writing import card_text, write_into_card
+from core.model.calibration import PhenotypeCalibration
 from core.model.card import model_card, put_test_metrics
 
 from .examples import make_cell_model
@@ -16,7 +17,14 @@ ORIGIN = {
 
 
 def card_of(model, **origin):
-    return model_card(model.config, model.panel, model.reference, model.masking, ORIGIN | origin)
+    return model_card(
+        model.config,
+        model.panel,
+        model.reference,
+        model.masking,
+        ORIGIN | origin,
+        model.calibration,
+    )
 
 
 def section(card, title):
@@ -33,6 +41,24 @@ def test_a_card_names_data_split_genes_and_model():
     assert "7 genes" in data or "genes: 7 (GENE0" in data
     assert "step 40 of 50" in section(card, "Model")
     assert "made with torch 2.13.0" in section(card, "Model")
+
+
+def test_a_card_says_what_the_probabilities_are_worth():
+    model = make_cell_model()
+    assert "## Probabilities" not in card_of(model)
+    known = {
+        "n_cells": 100,
+        "accuracy": 0.8,
+        "probabilities": [0.0, 0.7],
+        "kept_accuracies": [0.8, 0.96],
+    }
+    model.calibration = {
+        "sex": PhenotypeCalibration(temperature=1.234, accuracy_low=0.7, majority=0.6, **known),
+        "tissue": PhenotypeCalibration(temperature=3, accuracy_low=0.7, majority=0.75, **known),
+    }
+    text = section(card_of(model), "Probabilities")
+    assert "| sex | 1.23 | 0.700 |\n| tissue | 3.00 | always unsure |" in text
+    assert "no better than the most common value" in text
 
 
 def test_a_card_gives_away_no_folder():

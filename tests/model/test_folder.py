@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from core.errors import DataError, MachineError
+from core.model.calibration import PhenotypeCalibration
 from core.model.folder import CellModel
 
 from .examples import make_batch, make_cell_model
@@ -47,6 +48,8 @@ def test_a_saved_model_predicts_bit_for_bit_as_before(tmp_path, kind, layout, ch
 
 def test_everything_beside_the_weights_comes_back(tmp_path):
     model = make_cell_model()
+    known = {"temperature": 1.5, "probabilities": [0.0, 0.5], "kept_accuracies": [0.8, 1.0]}
+    model.calibration = {"sex": PhenotypeCalibration(n_cells=60, n_donors=3, majority=0.6, **known)}
     model.save(tmp_path / "model")
     loaded = CellModel.load(tmp_path / "model")
     assert loaded.panel == model.panel
@@ -54,6 +57,7 @@ def test_everything_beside_the_weights_comes_back(tmp_path):
     assert loaded.masking == model.masking
     assert loaded.generate == model.generate
     assert loaded.provenance == model.provenance
+    assert loaded.calibration == model.calibration
     assert loaded.config.phenotypes == model.config.phenotypes
     assert loaded.config.tokens == model.config.tokens
     np.testing.assert_array_equal(loaded.values.edges, model.values.edges)

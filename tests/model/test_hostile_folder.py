@@ -218,6 +218,25 @@ RECORD_CASES = {
     "sources that are no list": (json_of("tfx.json", provenance__sources=3), "sources: "),
     "checksums that are a list": (json_of("tfx.json", sha256=[]), "sha256: "),
     "a mask rate beyond one": (json_of("tfx.json", masking__genes=7), "masking.genes"),
+    "a temperature of zero": (
+        json_of("tfx.json", calibration={"sex": {"temperature": 0}}),
+        "sex.temperature: ",
+    ),
+    "a threshold that is no number": (
+        json_of("tfx.json", calibration={"sex": {"probabilities": ["x"], "kept_accuracies": [1]}}),
+        "probabilities.0: ",
+    ),
+    "thresholds that fall": (
+        json_of(
+            "tfx.json",
+            calibration={"sex": {"probabilities": [0.9, 0.1], "kept_accuracies": [1, 1]}},
+        ),
+        "the probabilities decrease",
+    ),
+    "a calibration of no phenotype": (
+        json_of("tfx.json", calibration={"planet": {}}),
+        "calibrates 'planet'",
+    ),
     "no steps of generation": (json_of("tfx.json", generate__steps=0), "generate.steps: "),
 }
 

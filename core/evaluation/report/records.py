@@ -109,6 +109,22 @@ class OntologyScores:
 
 
 @dataclass(frozen=True)
+class ConfidenceScores:
+    """What the model's calibration is worth on the scored cells; it was fitted on validation cells."""
+
+    temperature: Number
+    #: As `PhenotypeScores.calibration`, at temperature 1.
+    uncalibrated: Calibration
+    #: Probability below which a prediction is unsure; None: always.
+    unsure_below: Number | None = None
+    n_unsure: int = 0
+    #: Of the predictions that are not unsure.
+    kept_accuracy: Number = math.nan
+    #: Why the phenotype is always unsure, or was not calibrated.
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class PhenotypeScores:
     """Scores of one method for one phenotype."""
 
@@ -127,6 +143,8 @@ class PhenotypeScores:
     #: Where most labels are ontology terms, and the extra `ontology` is installed.
     ontology: OntologyScores | None = None
     calibration: Calibration | None = None
+    #: Of a calibrated model alone.
+    confidence: ConfidenceScores | None = None
     donors: DonorAccuracies | None = None
     intervals: BootstrapIntervals | None = None
 

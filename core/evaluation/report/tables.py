@@ -72,6 +72,26 @@ def phenotype_tables(report: EvaluationReport) -> Iterator[ReportTable]:
             ["phenotype", "ECE", "overconfidence", "donors", "min", "median", "max", "years"],
             [_calibration_row(name, scores) for name, scores in calibrated.items()],
         )
+    confident = {
+        name: scores for name, scores in calibrated.items() if scores.confidence is not None
+    }
+    if confident:
+        yield ReportTable(
+            "Probabilities",
+            "ECE before and after the logits are divided by the temperature, which was fitted on validation cells. A "
+            "prediction with a probability below the threshold is unsure; accuracy of the others, and of all.",
+            [
+                "phenotype",
+                "temperature",
+                "ECE before",
+                "after",
+                "threshold",
+                "unsure",
+                "accuracy of the rest",
+                "of all",
+            ],
+            [_confidence_row(name, scores) for name, scores in confident.items()],
+        )
     in_ontology = [
         [name, label_of(method), show(one.related), show(one.mean_distance), show(one.n_cells)]
         for name, methods in report.phenotypes.items()
@@ -104,6 +124,50 @@ def _calibration_row(phenotype: str, scores: PhenotypeScores) -> list[str]:
         *map(show, of_donors),
         show(scores.mae_years, digits=1),
     ]
+
+
+def _confidence_row(phenotype: str, scores: PhenotypeScores) -> list[str]:
+    confidence, calibration = scores.confidence, scores.calibration
+    assert confidence is not None
+    assert calibration is not None
+    below = confidence.unsure_below
+    return [
+        phenotype,
+        show(confidence.temperature, digits=2),
+        show(confidence.uncalibrated.ece),
+        show(calibration.ece),
+        "always unsure" if below is None else show(below),
+        _percent(confidence.n_unsure / max(scores.n_cells, 1)),
+        show(confidence.kept_accuracy),
+        show(scores.accuracy),
+    ]
+
+
+def reliability_table(report: EvaluationReport) -> Iterator[ReportTable]:
+    """Give the table of reliability before and after calibration, if the model was calibrated."""
+    rows = []
+    for phenotype, methods in report.phenotypes.items():
+        scores = methods.get("model")
+        if scores is None or scores.confidence is None or scores.calibration is None:
+            continue
+        sides = (scores.confidence.uncalibrated, scores.calibration)
+        of_sides = [{(one.low, one.high): one for one in side.curve} for side in sides]
+        for span in sorted({*of_sides[0], *of_sides[1]}):
+            numbers = [
+                [show(None)] * 3
+                if (found := of_side.get(span)) is None
+                else [show(found.n_cells), show(found.confidence), show(found.accuracy)]
+                for of_side in of_sides
+            ]
+            rows.append([phenotype, f"{span[0]:.1f}-{span[1]:.1f}", *numbers[0], *numbers[1]])
+    if rows:
+        yield ReportTable(
+            "Reliability before and after calibration",
+            "Predictions by probability: their cells, mean probability and accuracy.",
+            ["phenotype", "probability", *(["cells", "mean", "accuracy"]) * 2],
+            rows,
+            2,
+        )
 
 
 def _condition_table(conditions: Conditions) -> ReportTable:

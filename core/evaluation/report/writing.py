@@ -29,6 +29,7 @@ from core.evaluation.report.tables import (
     label_of,
     masked_gene_rows,
     phenotype_tables,
+    reliability_table,
 )
 from core.files import csv_bytes, file_text, replace_file
 from core.folders import locked_folder
@@ -171,7 +172,7 @@ def evaluation_sections(
         Picture(png, f"Confusion matrix of {name}", title=title)
         for (name, png), title in zip(confusions.items(), titles, strict=False)
     ]
-    yield Section("Phenotypes", [*phenotype_tables(report), *pictures])
+    yield Section("Phenotypes", [*phenotype_tables(report), *reliability_table(report), *pictures])
     genes: list[ReportTable | Picture] = []
     if report.genes is not None:
         rows = masked_gene_rows(report)
