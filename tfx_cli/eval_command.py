@@ -24,6 +24,7 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
+from tfx_cli.launch import stop_on_signals
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from core.cells.cell_filter import CellFilter
+    from core.cells.store import Store
     from core.evaluation.report.records import EvaluationReport, FidelityReport, PhenotypeScores
     from core.evaluation.report.tables import ReportTable
+    from core.model.folder import CellModel
+    from core.progress import Listener
 
 #: Values up to which a confusion matrix fits a terminal of 100 columns.
 _MOST_VALUES = 8  # one letter each
@@ -69,6 +73,11 @@ def evaluate(
         default="quick",
     ),
     unsure_at: float | None = UNSURE_AT,
+    cross_validate: Literal["donors"] | None = option(
+        "--cross-validate donors",
+        "Train one model more for each donor of the training cells, without this donor, and score it on "
+        "this donor's cells. Ctrl-C stops, and the same command continues.",
+    ),
     generated: list[str] | None = option(
         "--generated FILE.h5ad",
         "Compare cells of tfx generate with held-out real ones; repeat for more files.",
@@ -105,6 +114,7 @@ def evaluate(
     tfx eval --baselines all
     tfx eval --where sex=female,tissue=lung,spleen
     tfx eval runs/base new.h5ad --label tissue=organ
+    tfx eval runs/base --cross-validate donors
     tfx eval runs/base --generated generated.h5ad
     """
     run, files = _run_and_files(targets or [])
@@ -115,6 +125,8 @@ def evaluate(
     target = output or (
         report_folder(run_folder, scored_file) if scored_file else run_folder / "eval"
     )
+    if cross_validate and output is None:
+        target = run_folder / "eval-cross-validation"
     check_output_folder(target, option="report:" if output is None else "--output")
     # torch and transformers, 3 s: only after the run has been found.
     from core.evaluation.baselines import BASELINE_SETS
@@ -174,7 +186,12 @@ def evaluate(
         "unsure_at": unsure_at,
     }
     with show_progress() as listener:
-        if cells is None or files:
+        if cross_validate:
+            assert cells is not None, "a run without its store was refused above"
+            report = _cross_validate(
+                run_folder, device, model, cells, BASELINE_SETS[baselines], unsure_at, listener
+            )
+        elif cells is None or files:
             report = evaluate_files(
                 model, files, few_genes=few_genes, on_progress=listener, **scored, **of_files
             )
@@ -227,6 +244,13 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
         check_unused({"--split": given["split"], "--where": given["where"]}, reason)
     if generated:
         check_unused({"--unsure-at": given["unsure_at"]}, "cannot be used with --generated")
+    if given["cross_validate"]:
+        names = {"--generated": "generated", "--split": "split", "--where": "where"}
+        names |= {"--max-cells": "max_cells"}
+        check_unused(
+            {option: given[name] for option, name in names.items()} | {"FILES": files},
+            "cannot be used with --cross-validate, which scores all training cells",
+        )
     if generated or not files:
         check_unused({"--few-genes": given["few_genes"]}, "needs FILES that are scored")
     if not files:
@@ -236,6 +260,36 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
         check_unused(
             {option: given[name] for option, name in names.items()},
             f"held-out cells have theirs in the store; name {what}",
+        )
+
+
+def _cross_validate(
+    run: Path,
+    device: str,
+    model: "CellModel",
+    store: "Store",
+    baselines: "Sequence[str]",
+    unsure_at: float | None,
+    listener: "Listener",
+) -> "EvaluationReport":
+    """Train the models that leave out a donor, and score them; a signal stops as it stops training."""
+    from core.inference.cross_validation import cross_validate
+    from core.published.weights import convert_start
+
+    preset = preset_of(run, error_type=ConfigurationError)
+    if device != "auto":
+        preset = preset.changed(options={"train.device": device})
+    with stop_on_signals() as stop:
+        return cross_validate(
+            run,
+            preset,
+            model,
+            store,
+            baselines=baselines,
+            unsure_at=unsure_at,
+            convert_weights=convert_start,
+            should_stop=stop,
+            on_progress=listener,
         )
 
 

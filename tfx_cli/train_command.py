@@ -189,7 +189,11 @@ def _train(
         "train",
         {name: getattr(result, name) for name in names},
         as_json=as_json,
-        text=lambda: _summary(result, is_classifier=resolved.preset.classified is not None),
+        text=lambda: _summary(
+            result,
+            is_classifier=resolved.preset.classified is not None,
+            has_test=len(store.rows("test")) > 0,
+        ),
     )
 
 
@@ -229,7 +233,7 @@ def _store_of_run(folder: Path, resolved: "ResolvedPreset") -> "Store":
     return Store.of_key(key, places, owner=str(folder))
 
 
-def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator[Paragraph]:
+def _summary(result: "TrainResult", *, is_classifier: bool, has_test: bool) -> Iterator[Paragraph]:
     yield f"{result.run}: {result.steps:,} steps; the model folder holds step {result.best_step:,}"
     rows = [
         [name.removeprefix("acc/"), f"{one:.3f}"]
@@ -239,7 +243,8 @@ def _summary(result: "TrainResult", *, is_classifier: bool) -> Iterator[Paragrap
     if rows:
         yield make_table(["validation: mask accuracy", ""], rows)
     use = "predict new.h5ad -o labelled.h5ad" if is_classifier else "generate -n 1000 -o cells.h5ad"
-    yield [f"next: tfx eval {result.run}", f"      tfx {use} --run {result.run}"]
+    how = "" if has_test else " --cross-validate donors"
+    yield [f"next: tfx eval {result.run}{how}", f"      tfx {use} --run {result.run}"]
 
 
 # -- the forecast of --dry-run

@@ -161,7 +161,7 @@ def _split(
         if fraction > 0 and name not in roles
     }
     if not divided.any() or not fractions:
-        return SplitPlan(codes, "files")
+        return SplitPlan(codes, "files" if {*roles} & {"validation", "test"} else "none")
     rng = generator(data.split.seed, Stream.SPLIT)
     phenotypes = [part[divided] for part in strata]
     reason = f"there is no obs column '{data.split.by}'"

@@ -31,6 +31,8 @@ Device = Literal["cpu", "cuda", "mps"]
 
 #: Labels in a note, and warnings at the top of a preset.
 _MOST_LABELS, _MOST_WARNINGS = 4, 8
+#: Up to this number of donors, none is held out.
+_FEW_DONORS = 5
 #: Column of the comments.
 _WIDTH = 28
 #: With fewer cells the log-linear part learns nearly all that a large network could.
@@ -114,6 +116,8 @@ class DraftFacts:
     #: obs column of the donors, or "cells"; and why.
     split_by: str
     split_note: str
+    #: Whether there are too few donors to hold some out.
+    has_few_donors: bool = False
     #: Standard phenotypes that cannot be learnt (one value only, for instance).
     left_out: Sequence[ColumnNote] = ()
     #: Standard phenotypes whose column some files lack.
@@ -172,8 +176,12 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
         phenotypes = [one for one in columns.phenotypes if one.name not in unfit]
         mapped: dict[str, str | bool] = {one.name: one.column for one in phenotypes}
         mapped |= dict.fromkeys([*(one.name for one in columns.single), *unfit], False)
-        by = "cells" if columns.donors is None else columns.donors.column
-        settings = {"files": list(files), "phenotypes": mapped, "split": {"by": by}}
+        split: dict[str, object] = {"by": "cells"}
+        if columns.donors is not None:
+            split = {"by": columns.donors.column}
+            if len(columns.donors.values) <= _FEW_DONORS:
+                split |= {"validation": 0.0, "test": 0.0}
+        settings = {"files": list(files), "phenotypes": mapped, "split": split}
         report = check_data(
             DataSettings.model_validate(settings), scope="tables", on_progress=on_progress
         )
@@ -229,9 +237,15 @@ def _facts(
     split_note = (
         "no column with three donors or more: single cells are split, scores may be too optimistic"
     )
+    has_few_donors = False
     if columns.donors is not None:
-        split_by = columns.donors.column
-        split_note = f"{len(columns.donors.values):,} donors, each in one split"
+        split_by, n_donors = columns.donors.column, len(columns.donors.values)
+        split_note = f"{n_donors:,} donors, each in one split"
+        if has_few_donors := n_donors <= _FEW_DONORS:
+            split_note = (
+                f"{n_donors:,} donors are too few to hold some out: the model trains on all of them, and 'tfx eval "
+                f"--cross-validate donors' scores {n_donors} more models, each on the donor it has not seen"
+            )
     return DraftFacts(
         files=files,
         n_files=n_files,
@@ -249,6 +263,7 @@ def _facts(
         further=described(columns.further),
         split_by=split_by,
         split_note=split_note,
+        has_few_donors=has_few_donors,
         warnings=warnings,
     )
 
@@ -325,7 +340,7 @@ def _head(facts: DraftFacts, path: str) -> Iterator[str]:
         "",
         f"   tfx train {shown} --dry-run      memory and time",
         f"   tfx train {shown}",
-        "   tfx eval",
+        f"   tfx eval{' --cross-validate donors' * facts.has_few_donors}",
         "   tfx generate -n 1000 -o cells.h5ad",
     ]
     if facts.warnings:
@@ -355,8 +370,10 @@ def _data(facts: DraftFacts, sizes: Sizes) -> Iterator[str]:
     yield ""
     yield "[data.split]"
     yield _setting("by", facts.split_by, facts.split_note)
-    yield "validation = 0.1"
-    yield "test = 0.1"
+    fraction = 0.0 if facts.has_few_donors else 0.1
+    last = "the model folder holds the last step" if facts.has_few_donors else ""
+    yield _setting("validation", fraction, last)
+    yield _setting("test", fraction, "")
     yield ""
 
 

@@ -46,7 +46,7 @@ class SplitPlan:
 
     #: (cells,): `TRAIN`, `VALIDATION` or `TEST`.
     codes: NDArray[np.int8]
-    #: "donor", "stratified" or "files", for the report.
+    #: "donor", "stratified", "files", or "none" if no cell is held out; for the report.
     method: str
     #: Sentences the user should read.
     notices: list[str] = field(default_factory=list)

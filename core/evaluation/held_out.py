@@ -150,7 +150,7 @@ def _chosen_rows(
     if len(rows) == 0:
         raise DataError(
             f"{store.path}: the {split} split has no cells; set data.split.{split} above 0 or give "
-            f"data.{split}_files, and prepare again"
+            f"data.{split}_files, and prepare again, or add '--cross-validate donors' to tfx eval"
         )
     if where:
         of_split, rows = rows, store.select(where, split=split)

@@ -85,7 +85,7 @@ def _data(
     genes = ", ".join(map(as_markdown, panel.symbols[:_MOST_GENES])) + ", ..." * (
         len(panel) > _MOST_GENES
     )
-    split = {"donor": "whole donors", "stratified": "single cells, stratified"}
+    split = {"donor": "whole donors", "stratified": "single cells, stratified", "none": "nothing"}
     method = provenance.get("split") or "unknown"
     lines += [
         f"- training cells: {int(reference.counts.sum()):,}; held out: {as_markdown(split.get(method, method))}",
@@ -123,8 +123,9 @@ def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, An
         f"log-linear part: {'yes' if config.log_linear else 'no'}"
         + ("; reads the library size of the cell" if config.library_size else ""),
         hidden,
-        f"- step {provenance.get('step', '?')} of {provenance.get('total_steps', '?')}, that of the lowest "
-        f"validation loss; seed {provenance.get('seed', '?')}",
+        f"- step {provenance.get('step', '?')} of {provenance.get('total_steps', '?')}"
+        + (", that of the lowest validation loss" if provenance.get("validation") else "")
+        + f"; seed {provenance.get('seed', '?')}",
     ]
     if versions := provenance.get("versions"):
         named = ", ".join(as_markdown(f"{name} {version}") for name, version in versions.items())

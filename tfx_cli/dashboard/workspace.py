@@ -275,6 +275,8 @@ class _RunFeed:
     def _read_evaluation(self) -> EvaluationReport | None:
         """Read the report if it has changed; a file that is no report counts as none."""
         path = self._folder / "eval" / "report.json"
+        if not path.is_file():
+            path = self._folder / "eval-cross-validation" / "report.json"
         try:
             stamp = path.stat().st_mtime_ns
         except OSError:

@@ -58,8 +58,9 @@ def _split(rows: Rows, table: LabelTable, labels: CellLabels | None) -> None:
     finding = f"{n_donors:,} donors ({', '.join(f'{n:,} {name}' for name, n in per_split.items())})"
     if any(0 < per_split.get(name, 0) < _FEW_DONORS for name in ("validation", "test")):
         finding += ": the scores of a split with so few donors depend on these donors"
-        fix = (
-            "add donors, raise data.split.validation and test, or repeat with other data.split.seed"
+        fix = "add donors, raise data.split.validation and test, repeat with other data.split.seed, or hold "
+        fix += (
+            "none out (data.split.validation = test = 0) and run 'tfx eval --cross-validate donors'"
         )
         rows.warn("split", finding, fix)
     else:

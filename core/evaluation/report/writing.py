@@ -203,11 +203,14 @@ def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
 
 # ----------------------------------------------------------------------------------- the model card
 def card_text(report: EvaluationReport) -> str:
-    """Return accuracy and macro-F1 of every phenotype and method on test cells, as Markdown."""
+    """Return accuracy and macro-F1 of every phenotype and method, as Markdown."""
     methods = list(dict.fromkeys(one for scores in report.phenotypes.values() for one in scores))
+    facts = report.facts
+    which = f"test cells (split by {facts.split_by or 'unknown'})"
+    if facts.split == "cross-validation":
+        which = "cells, each predicted by a model that was trained without its donor"
     lines = [
-        f"{report.facts.n_cells:,} test cells (split by {report.facts.split_by or 'unknown'}), all "
-        f"genes visible, all phenotypes masked; accuracy / macro-F1:",
+        f"{facts.n_cells:,} {which}, all genes visible, all phenotypes masked; accuracy / macro-F1:",
         "",
         "| phenotype | " + " | ".join(label_of(method) for method in methods) + " |",
         "|---" * (len(methods) + 1) + "|",
