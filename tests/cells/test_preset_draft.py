@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.cells import preset_draft
 from core.cells.preset_draft import (
     ColumnNote,
     DraftFacts,
@@ -48,8 +49,24 @@ def test_matrices_that_differ_from_file_to_file_are_left_to_auto(tmp_path):
     assert (facts.matrix, facts.values) == ("auto", "counts")
 
 
-def test_a_phenotype_that_would_stop_training_is_left_out_with_the_reason(tmp_path):
+@pytest.mark.parametrize(("n_donors", "few"), [(3, True), (5, True), (6, False)])
+def test_none_of_few_donors_is_held_out(tmp_path, n_donors, few):
+    facts = look_at_files([write(make_adata(n_cells=90, n_donors=n_donors), tmp_path)])
+    assert facts.has_few_donors == few
+    assert ("--cross-validate donors" in facts.split_note) == few
+    assert not facts.left_out
+    text = write_draft(facts, choose_sizes(90, 40, "cpu"), path="a.toml", device="cpu")
+    split = ResolvedPreset.from_toml(text).preset.data.split
+    assert (split.by, split.validation, split.test) == (
+        "donor_id",
+        *((0.0, 0.0) if few else (0.1, 0.1)),
+    )
+    assert ("#   tfx eval --cross-validate donors\n" in text) == few
+
+
+def test_a_phenotype_that_would_stop_training_is_left_out_with_the_reason(tmp_path, monkeypatch):
     """Each of three donors has a treatment of its own, and one donor alone is left to train."""
+    monkeypatch.setattr(preset_draft, "_FEW_DONORS", 0)
     adata = make_adata(n_cells=90, n_donors=3)
     adata.obs["treatment"] = adata.obs["donor_id"].map({"D0": "mock", "D1": "low", "D2": "high"})
     facts = look_at_files([write(adata, tmp_path)])
