@@ -28,7 +28,7 @@ REMOVED_PRESET_KEYS = {
 #: Folder of bundled presets -> its new name.
 PRESET_FOLDERS = {"originals": "published"}
 #: Option -> its new spelling.
-OPTIONS = {"--depth": "--genes-per-cell"}
+OPTIONS = {"--depth": "--genes-per-cell", "--given": "--label"}
 #: Id of a key of the dashboard, in the user's keys.toml -> its new spelling.
 KEY_IDS = {"generate.depth": "generate.gene-counts"}
 #: Field of a checkpoint's cursor -> its new spelling.

@@ -42,9 +42,9 @@ _NOT_CALIBRATED = (
     "tfx. Unsure means a probability below 0.5"
 )
 _GIVEN = option(
-    "--given NAME[=COLUMN]",
-    "A known phenotype to show to the model: tissue, or tissue=organ for the obs column organ "
-    "(default: the column that the model was trained on); can be repeated.",
+    "--label NAME[=COLUMN]",
+    "A phenotype whose labels the file has, to show to the model: tissue, or tissue=organ for the obs "
+    "column organ (default: the column that the model was trained on); can be repeated.",
 )
 
 
@@ -85,7 +85,7 @@ def predict(
     Examples
     --------
     tfx predict new.h5ad -o labelled.h5ad
-    tfx predict new.h5ad -o labels.csv --given tissue=organ --run runs/base
+    tfx predict new.h5ad -o labels.csv --label tissue=organ --run runs/base
     """
     check_output(output, (".h5ad", ".zarr", ".csv"), what="labelled cells", overwrite=overwrite)
     folder = model_folder(run)
@@ -299,7 +299,7 @@ def _query(
                 first = list(one.unknown.items())[:5]
                 labels = ", ".join(f"'{label}' ({n:,})" for label, n in first)
                 warn(
-                    f"--given {one.name}: the model does not know {labels}; taken as not specified"
+                    f"--label {one.name}: the model does not know {labels}; taken as not specified"
                 )
         yield cells, hints
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -114,11 +114,21 @@ def _write(text: str) -> None:
     if not text.endswith("\n"):
         text += "\n"
     try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:  # a terminal of another alphabet
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()  # a closed pipe shows here, where it is still handled
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # a terminal of another alphabet
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()  # a closed pipe shows here
+    except BrokenPipeError:  # the reader wants no more, as in 'tfx runs list | head -1'
+        _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send a standard stream that nothing reads any more to the null device, with what it still holds."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _print_drawing(drawing: "RenderableType") -> None:
@@ -221,9 +231,13 @@ def print_error(message: str, *, lines: bool = False) -> None:
 
         _live.print(Text(message), soft_wrap=True)
         return
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+    try:
         sys.stderr.write(message + "\n")
         sys.stderr.flush()
+    except BrokenPipeError:  # as in 'tfx train base 2>&1 | head'
+        _discard(sys.stderr)
+    except (OSError, ValueError):  # it may be closed
+        pass
 
 
 @contextlib.contextmanager

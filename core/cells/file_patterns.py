@@ -2,13 +2,17 @@
 
 `name_{0..43}.h5ad` names 44 files that must all exist (a missing shard is an error, not a smaller
 dataset); `name_*.h5ad` names the files that exist. `builtin:...` and `soma://...` are not changed. A pattern
-names a bounded number of files, and `**` looks through a bounded number of folders.
+names a bounded number of files, and looks at a bounded number of files and folders.
 """
 
+import fnmatch
 import glob
+import itertools
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import bracex
@@ -17,9 +21,8 @@ from core.errors import ConfigurationError, DataError
 from core.wording import listed
 
 BUILTIN_PREFIX = "builtin:"
-#: Files of a pattern, and entries of folders that `**` looks at.
+#: Files that the braces of a pattern name, and entries of folders that its globs look at.
 _MOST_FILES, _MOST_ENTRIES = 100_000, 200_000
-_TWO_STARS = re.compile(r"(?<![^/])\*\*(?:/|$)")
 SOMA_PREFIX = "soma://"
 #: Endings of the files and folders that hold cells (docs/formats.md); the content decides what they are.
 _ENDINGS = (".h5ad", ".zarr", ".h5", ".h5mu", ".h5ad.gz", "matrix.mtx", "matrix.mtx.gz")
@@ -83,9 +86,10 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
             f"{pattern}: its braces name more than {_MOST_FILES:,} files; correct them"
         ) from None
     files: list[str] = []
+    search = _Search(pattern)
     for name in names:
         if glob.has_magic(name):
-            found = sorted(_files_of(name), key=_natural)
+            found = sorted(search.files_of(name), key=_natural)
             if not found:
                 raise DataError(f"{pattern}: no file matches this pattern; check it")
             files += found
@@ -101,48 +105,72 @@ def _expand(pattern: str, *, allow_missing: bool) -> list[str]:
     return files
 
 
-def _files_of(pattern: str) -> list[str]:
-    """List the files that a glob matches, each as the glob spells it."""
-    match = _TWO_STARS.search(pattern)
-    if match is None:
-        return glob.glob(pattern)  # noqa: PTH207 (keeps the path as given)
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    tops = glob.glob(before) if before else [""]  # noqa: PTH207
-    folders = [folder for top in tops for folder in _folders_below(top, pattern)]
-    found = (file for folder in folders for file in _files_of(glob.escape(folder) + (after or "*")))
-    return list(dict.fromkeys(found))
+@dataclass
+class _Search:
+    """Finds the files that the globs of a pattern match, each as glob.glob would spell it."""
 
+    pattern: str
+    n_entries: int = 0
 
-def _folders_below(top: str, pattern: str) -> Iterator[str]:
-    """Yield a folder and those in it at any depth, but hidden ones, with a slash at the end.
+    def files_of(self, name: str) -> list[str]:
+        """List the files and folders that match one of the pattern's globs."""
+        parts = Path(name).parts
+        if parts[-1] == "**":
+            parts += ("*",)
+        found = [""]
+        for part in parts:
+            if part == "**":
+                below = (folder for top in found for folder in self._folders_below(top))
+                found = list(dict.fromkeys(below))
+            elif glob.has_magic(part):
+                found = [
+                    os.path.join(folder, one)  # noqa: PTH118 (keeps the path as given)
+                    for folder in found
+                    for one in self._names_in(folder)
+                    if fnmatch.fnmatch(one, part) and one.startswith(".") <= part.startswith(".")
+                ]
+            else:
+                found = [os.path.join(folder, part) for folder in found]  # noqa: PTH118
+        return [path for path in found if os.path.lexists(path)]
 
-    A folder that links to one above it is not entered again.
-    """
-    n_entries, seen, waiting = 0, set[tuple[int, int]](), [top]
-    while waiting:
-        folder = waiting.pop()
+    def _names_in(self, folder: str) -> list[str]:
+        """List a folder; nothing is in a file, and in a folder that you may not read."""
+        left = _MOST_ENTRIES - self.n_entries
         try:
-            status = Path(folder).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder or ".") as entries:
-                for one in entries:
-                    n_entries += 1
-                    if (
-                        not one.name.startswith(".")
-                        and one.is_dir()
-                        and not one.name.endswith(".zarr")
-                    ):
-                        waiting.append(f"{folder}{one.name}/")
-        except OSError:  # a folder that you may not read holds nothing for a pattern
-            continue
-        if n_entries > _MOST_ENTRIES:
+                names = [one.name for one in itertools.islice(entries, left + 1)]
+        except (OSError, ValueError):  # a NUL character
+            return []
+        self.n_entries += len(names)
+        if len(names) > left:
             raise ConfigurationError(
-                f"{pattern}: '**' would look at more than {_MOST_ENTRIES:,} files and folders below "
-                f"'{top or '.'}'; name the folder more closely"
+                f"{self.pattern}: it would look at more than {_MOST_ENTRIES:,} files and folders; "
+                f"name the folder more closely"
             )
-        yield folder
+        return names
+
+    def _folders_below(self, top: str) -> Iterator[str]:
+        """Yield a folder and those in it at any depth, but hidden ones and .zarr stores.
+
+        A folder that links to one above it is not entered again.
+        """
+        seen, waiting = set[tuple[int, int]](), [top]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                status = Path(folder).stat()
+            except OSError:
+                continue
+            place = (status.st_dev, status.st_ino)
+            if place in seen or not stat.S_ISDIR(status.st_mode):
+                continue
+            seen.add(place)
+            yield folder
+            waiting += [
+                os.path.join(folder, one)  # noqa: PTH118
+                for one in self._names_in(folder)
+                if not one.startswith(".") and not one.endswith(".zarr")
+            ]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -151,4 +179,5 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _key(file: str) -> str:
     """Return what two spellings of one file have in common."""
-    return str(Path(file).resolve()) if is_path(file) else file
+    # Unlike Path.resolve it takes links that lead to themselves.
+    return os.path.realpath(file) if is_path(file) else file

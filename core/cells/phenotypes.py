@@ -27,6 +27,8 @@ from core.files import file_json
 from core.presets.schema import LONGEST_NAME, STANDARD_PHENOTYPES, DataSettings
 from core.wording import listed
 
+#: What to do where obs has no columns.
+NO_COLUMNS = "obs has no columns (files of 10x have none): add labels in scanpy, and write an .h5ad"
 #: Code of a missing label.
 MISSING = -1
 #: Cells counted at a time.

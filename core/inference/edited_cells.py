@@ -203,7 +203,7 @@ def _labels_of(
             state = "is taken for not specified before" if slot in wanted else "stays so"
             notes.append(f"the file has no labels of the {name} of its cells, which {state}")
             continue
-        hint = read_hint(query.source, model, named.get(name, name), option="--label")
+        hint = read_hint(query.source, model, named.get(name, name))
         hints.append(hint)
         n_unknown = int((hint.codes < 0).sum())
         if n_unknown:

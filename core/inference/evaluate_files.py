@@ -17,7 +17,7 @@ from scipy import sparse
 from core.cells.cell_filter import CellFilter
 from core.cells.matrix_choice import Values
 from core.cells.ontology import install_hint
-from core.cells.phenotypes import PhenotypeColumn, join_labels, read_labels
+from core.cells.phenotypes import NO_COLUMNS, PhenotypeColumn, join_labels, read_labels
 from core.cells.sources import CellSource
 from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
@@ -226,6 +226,8 @@ def read_labelled(
     with open_query_cells(
         file, model.panel, matrix=matrix, values=values, gene_ids=gene_ids, few_genes=few_genes
     ) as cells:
+        if not cells.source.obs_columns([]).attrs["columns"]:
+            raise DataError(f"{file}: {NO_COLUMNS}")
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)
         donors = np.full(cells.n_cells, "", dtype=object)
@@ -263,7 +265,7 @@ def _read_codes(
             notes.append(f"{name}: {source.name} has no column '{candidates[0]}'; not scored")
             continue
         try:
-            hint = read_hint(source, model, wanted.get(name, name), option="--label")
+            hint = read_hint(source, model, wanted.get(name, name))
         except DataError as error:
             if name in wanted:  # an explicit request is met or refused
                 raise

@@ -24,6 +24,7 @@ from core.cells.matrix_choice import Values, choose_matrix
 from core.cells.matrix_state import MatrixChoice, MatrixState, gene_columns, genes_of, read_cells
 from core.cells.ontology import install_hint
 from core.cells.phenotypes import (
+    NO_COLUMNS,
     PhenotypeColumn,
     is_missing,
     join_labels,
@@ -262,35 +263,35 @@ def columns_by_phenotype(labels: Sequence[str], known: Iterable[str]) -> dict[st
     return wanted
 
 
-def read_hint(
-    source: CellSource, model: CellModel, wanted: str, *, option: str = "--given"
-) -> Hint:
+def read_hint(source: CellSource, model: CellModel, wanted: str) -> Hint:
     """Read the labels of one phenotype.
 
     ``wanted``: "tissue", or "tissue=my_column"; the default is the first of `label_columns` that the cells
     have. A phenotype that the model lacks is a ConfigurationError; no such column, or a column without known
-    labels, a DataError. ``option`` is where messages say that the labels were requested.
+    labels, a DataError.
     """
     config = model.config
     name, _, column = wanted.partition("=")
     if name not in config.phenotypes:
         raise ConfigurationError(
-            f"{option} {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
+            f"--label {wanted}: the model has no phenotype '{name}'; {suggest(name, config.phenotypes)}"
         )
     if config.classified is not None and name not in (config.classified, *config.given):
         known = ", ".join(config.given) or "it knows none"
         raise ConfigurationError(
-            f"{option} {wanted}: this classifier of {config.classified} was not trained with {name} "
+            f"--label {wanted}: this classifier of {config.classified} was not trained with {name} "
             f"given ({known})"
         )
     slot = config.phenotype_names.index(name)
     present = source.obs_columns([]).attrs["columns"]
+    if not present:
+        raise DataError(f"{source.name}: --label {wanted}: {NO_COLUMNS}")
     candidates = [column] if column else label_columns(model, name)
     column = next((one for one in candidates if one in present), "")
     if not column:
         raise DataError(
-            f"{source.name}: {option} {wanted} needs the obs column '{candidates[0]}', which does not exist; "
-            f"{suggest(candidates[0], present)}, or name the column, as in {option} {name}=COLUMN"
+            f"{source.name}: --label {wanted} needs the obs column '{candidates[0]}', which does not exist; "
+            f"{suggest(candidates[0], present)}, or name the column, as in --label {name}=COLUMN"
         )
     wanted_column = PhenotypeColumn(name, column, explicit=True)
     labels = read_labels(source.obs_columns([column]), wanted_column, where=source.name)

@@ -1,3 +1,6 @@
+import glob
+from pathlib import Path
+
 import pytest
 
 from core.cells import file_patterns
@@ -46,10 +49,36 @@ def test_braces_without_end_are_refused_at_once(pattern):
         expand_files([pattern])
 
 
-def test_two_stars_look_at_a_bounded_number_of_files(folder, monkeypatch):
-    monkeypatch.setattr(file_patterns, "_MOST_ENTRIES", 5)
-    with pytest.raises(ConfigurationError, match=r"look at more than 5 files and folders below"):
-        expand(folder, "**/*.h5ad")
+@pytest.mark.parametrize("pattern", ["**/*.h5ad", "*/*/*", "{a,b}/*", "**", "*", "[a-b]/x*"])
+def test_globs_look_at_a_bounded_number_of_files(tmp_path, monkeypatch, pattern):
+    """A pattern may look at every entry once; whether they match makes no difference."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for number in range(4):
+            (tmp_path / place / f"x{number}.h5ad").touch()
+    monkeypatch.setattr(file_patterns, "_MOST_ENTRIES", 7 if "/" in pattern else 1)
+    with pytest.raises(ConfigurationError, match=r"look at more than [17] files and folders; name"):
+        expand(tmp_path, pattern)
+
+
+def test_globs_find_what_glob_finds(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "root"
+    tmp_path.mkdir()
+    for place in ("a", "b", "b/c", ".hidden", "s.zarr", "b[1]"):
+        (tmp_path / place).mkdir()
+        for name in ("x.h5ad", "x1.h5ad", ".y.h5ad", "[z].h5ad", "é.h5ad"):
+            (tmp_path / place / name).touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "b" / "gone.h5ad").symlink_to("absent")
+    monkeypatch.chdir(tmp_path)
+    patterns = (
+        "*", "*/*", "?/x*", "b/*/x.h5ad", "*/c/[x-z]*", ".*/*", "*/.*", "b/[[]z].h5ad", "./*/é*",
+        f"{tmp_path}/*/x.h5ad", "../r*/a/x?.h5ad", "*/gone.h5ad", "b[[]1]/*", "[!b]/*", "**s*/*.h5ad",
+    )  # fmt: skip
+    for pattern in patterns:
+        wanted = glob.glob(str(Path(pattern)))  # noqa: PTH207 (the reference)
+        assert wanted
+        assert sorted(expand_files([pattern])) == sorted(wanted), pattern
 
 
 def test_plain_paths_and_builtins_pass_through_unchecked():

@@ -129,13 +129,13 @@ def test_the_same_cells_get_the_same_labels_whatever_the_file(tfx, setting):
 
 def test_a_hint_is_read_in_another_spelling_and_what_is_unknown_is_told(tfx, setting):
     result = tfx(
-        "predict", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--given", "tissue=organ",
+        "predict", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--label", "tissue=organ",
         "--json",
     )  # fmt: skip
     assert result.code == 0, result.stderr
     assert result.json["given"] == ["tissue"]
     assert "tissue" not in result.json["phenotypes"]
-    assert "--given tissue: the model does not know 'moon rock' (7)" in result.stderr
+    assert "--label tissue: the model does not know 'moon rock' (7)" in result.stderr
     assert json.loads(ad.read_h5ad(setting / "out.h5ad").uns["tfx_prediction"]["given"]) == {
         "tissue": "organ"
     }
@@ -157,11 +157,11 @@ BAD = {
     "a place that is a folder": (["new.h5ad", "-o", "model"], 2, "is a folder"),
     "another kind of file": (["new.h5ad", "-o", "out.txt"], 2, "name it out.h5ad"),
     "a phenotype of another model": (
-        ["new.h5ad", "-o", "out.h5ad", "--given", "tisue"], 2, "did you mean 'tissue'"),
+        ["new.h5ad", "-o", "out.h5ad", "--label", "tisue"], 2, "did you mean 'tissue'"),
     "a column that is not there": (
-        ["new.h5ad", "-o", "out.h5ad", "--given", "tissue=orgn"], 4, "did you mean 'organ'"),
+        ["new.h5ad", "-o", "out.h5ad", "--label", "tissue=orgn"], 4, "did you mean 'organ'"),
     "labels of another kind": (
-        ["new.h5ad", "-o", "out.h5ad", "--given", "sex=tissue"], 4,
+        ["new.h5ad", "-o", "out.h5ad", "--label", "sex=tissue"], 4,
         "the model knows none of the labels of 'tissue' as sex"),
     "no GPU": (["new.h5ad", "-o", "out.h5ad", "--device", "mps"], 3, "--device 'mps'"),
     "other genes": (["builtin:pbmc68k", "-o", "out.h5ad"], 4, "genes are in the file"),
@@ -270,7 +270,7 @@ def test_the_example_of_the_docs_gives_what_the_commands_write(tfx, setting):
     found = {}
     exec(code, found)
     adata = found["adata"]
-    arguments = ["--run", "model", "--given", "tissue"]
+    arguments = ["--run", "model", "--label", "tissue"]
     assert tfx("-q", "predict", "new.h5ad", "-o", "one.h5ad", *arguments).code == 0
     assert tfx("-q", "embed", "one.h5ad", "-o", "two.h5ad", "--run", "model").code == 0
     written = ad.read_h5ad(setting / "two.h5ad")

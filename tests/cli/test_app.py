@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -211,20 +212,23 @@ def test_completion_knows_the_commands():
     assert done.stdout.split() == ["prepare", "predict", "presets"]
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tfx_cli", "presets", "schema"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    process.stdout.close()
-    stderr = process.stderr.read()
-    process.stderr.close()
-    process.wait()
-    assert "Traceback" not in stderr
-    assert "BrokenPipe" not in stderr
+@pytest.mark.parametrize("streams", ["stdout", "both"])
+def test_a_reader_that_goes_away_is_no_error(streams):
+    """As in 'tfx presets show base | head -1', and with 2>&1."""
+    read, write = os.pipe()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tfx_cli", "presets", "show", "base", "--set", "train.lanes=2"],
+            cwd=ROOT,
+            stdout=write,
+            stderr=write if streams == "both" else errors,
+        )
+        os.close(write)
+        os.close(read)
+        assert process.wait() == 0
+        errors.seek(0)
+        said = errors.read().decode()
+        assert said.count("\n") == (streams == "stdout")  # that lanes is an old name
 
 
 def test_options_and_pairs_make_one_request():

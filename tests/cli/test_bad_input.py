@@ -305,9 +305,9 @@ COMMAND_LINES = [
     (a_run, "eval tiny --generated cells.h5ad --unsure-at 0.9", 2, "--unsure-at: cannot be used"),
     (a_run, "predict cells.h5ad -o out.h5ad --matrix layers/none", 4, "no matrix 'layers/none'"),
     (a_run, "predict cells.h5ad -o out.h5ad --gene-ids none", 4, "the var column 'none', which"),
-    (a_run, f"predict '{ATLAS}' -o out.csv --given planet", 2, "the model has no phenotype 'planet'"),
-    (a_run, f"predict '{ATLAS}' -o out.csv --given tissue=organ", 4, "the obs column 'organ', which"),
-    (a_run, f"predict '{ATLAS}' -o out.csv --given tissue=sex", 4, "knows none of the labels of"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --label planet", 2, "the model has no phenotype 'planet'"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --label tissue=organ", 4, "the obs column 'organ', which"),
+    (a_run, f"predict '{ATLAS}' -o out.csv --label tissue=sex", 4, "knows none of the labels of"),
     (a_broken_model, f"predict '{ATLAS}' -o out.h5ad", 4, "config.json was altered or damaged"),
     (a_model_without_genes, f"predict '{ATLAS}' -o out.h5ad", 4, "genes.json is missing"),
     # embed

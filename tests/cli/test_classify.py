@@ -75,7 +75,7 @@ def test_a_run_becomes_a_classifier_of_a_column_of_new_cells(tfx, setting):
     assert "the model was trained on" in again.stdout
 
     told = tfx("predict", "labelled.h5ad", "-o", "told.h5ad", "--run", "runs/mine",
-               "--given", "sex", "--json")  # fmt: skip
+               "--label", "sex", "--json")  # fmt: skip
     assert told.code == 0, told.stderr
     assert list(told.json["phenotypes"]) == ["my labels"]
     obs = ad.read_h5ad(setting / "told.h5ad").obs
@@ -86,7 +86,7 @@ def test_a_run_becomes_a_classifier_of_a_column_of_new_cells(tfx, setting):
     assert tfx("embed", "labelled.h5ad", "-o", "x.h5ad", "--run", "runs/mine").code == 0
 
     for wrong, said in (
-        (("predict", "labelled.h5ad", "-o", "n.h5ad", "--run", "runs/mine", "--given", "tissue"),
+        (("predict", "labelled.h5ad", "-o", "n.h5ad", "--run", "runs/mine", "--label", "tissue"),
          "was not trained with tissue given"),
         (("generate", "--run", "runs/mine", "-n", 1, "-o", "n.h5ad"), "generates nothing"),
         (("embed", "labelled.h5ad", "-o", "n.h5ad", "--run", "runs/mine", "--denoise", "d"),

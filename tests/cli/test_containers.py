@@ -112,7 +112,7 @@ def test_scores_and_stores_are_those_of_the_h5ad(run_tfx, tmp_path):
         (["check", "soma://gone.soma"], 4, "no SOMA experiment"),
         (["predict", "soma://cells.soma?filter=x", "-o", "a.csv"], 2, "unknown option 'filter=x'"),
         (["predict", "cells.soma", "-o", "a.csv"], 4, "soma://cells.soma"),
-        (["eval", "tiny", "filtered_feature_bc_matrix"], 4, "name the columns by --label"),
+        (["eval", "tiny", "filtered_feature_bc_matrix"], 4, "files of 10x have none): add labels"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tfx, same_cells, tiny_run, arguments, code, words):

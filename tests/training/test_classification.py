@@ -244,7 +244,7 @@ def test_embeddings_are_matched_by_name_where_values_differ(pretrained, tiny_sto
 
 # ------------------------------------------------------------------------------ whose cells
 def test_one_value_against_the_rest_leaves_missing_labels_missing(tiny_store):
-    seen = OneVsRest(tiny_store, "tissue", "Lung")  # as `--given` would spell it
+    seen = OneVsRest(tiny_store, "tissue", "Lung")  # as `--label` would spell it
     values = tiny_store.phenotypes["tissue"]
     assert seen.phenotypes["tissue"] == ["lung", "not lung"]
     assert seen.phenotypes["cell_type"] == tiny_store.phenotypes["cell_type"]

@@ -27,6 +27,7 @@ from core.cells.ontology import (
     term_name,
 )
 from core.cells.phenotypes import (
+    NO_COLUMNS,
     PhenotypeColumn,
     describe_joined,
     is_missing,
@@ -96,7 +97,8 @@ def _absent(rows: Rows, phenotypes: Sequence[PhenotypeColumn], table: LabelTable
     absent = [phenotype for phenotype in phenotypes if phenotype.name not in covered]
     if len(absent) == len(phenotypes) and not with_fault:
         finding = "no cell has a known phenotype: a model would learn genes only"
-        rows.warn("coverage", finding, "map obs columns: --set data.phenotypes.cell_type=COLUMN")
+        fix = "map obs columns: --set data.phenotypes.cell_type=COLUMN"
+        rows.warn("coverage", finding, fix if table.obs_columns else NO_COLUMNS)
     used = {column.column for column in table.phenotypes.values()}
     free = [name for name in table.obs_columns if name not in used]
     left_out = []

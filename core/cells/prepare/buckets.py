@@ -1,11 +1,12 @@
 """Second stage of preparing: one range of keys from all parts, written to its place in the store.
 
 Buckets are written in any order and by any process: each has a stretch of every array to itself. A
-bucket that is done leaves a note, a part that also holds its counts too large for the array and the sums
-of its training cells, from which genes are ranked.
+bucket that is done leaves a note, a part that holds the places and checksums of its stretches, its counts
+too large for the array, and the sums of its training cells, from which genes are ranked.
 """
 
 import os
+import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -23,6 +24,7 @@ from core.cells.prepare.parts import (
     BUCKETS,
     Part,
     in_order,
+    is_whole,
     naming_write_errors,
     read_array,
     rows_of,
@@ -33,6 +35,8 @@ from core.files import file_json
 
 #: Parts whose stretches are requested from the disk together.
 _PARTS_AHEAD = 64
+#: Arrays of a note that hold the place of a stretch end with this: first row, rows, CRC-32.
+_STRETCH = ".npy"
 #: macOS has no fdatasync.
 _flush = getattr(os, "fdatasync", os.fsync)
 
@@ -84,18 +88,20 @@ class BucketTask:
 
 
 def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> None:  # noqa: ANN401
-    """Make an array file of its final size, all zeros, to be written in stretches."""
+    """Make an array file of its final size, to be written in stretches: zeros where nothing was written."""
     header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with (folder / f"{name}.npy").open("wb") as file:
+    path = folder / f"{name}.npy"
+    path.touch()
+    with path.open("r+b") as file:
         npy.write_array_header_1_0(file, header)
         file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
 
 
 def write_bucket(task: BucketTask) -> None:
-    """Write the cells of a bucket into the store, unless that is done."""
-    if task.note.exists():
-        return
+    """Write the cells of a bucket into the store, unless that is done and its bytes are still there."""
     plan = _read_plan(task.plan)
+    if is_whole(task.note) and _are_written(Path(plan.folder), task.note):
+        return
     cells, genes, values = _gather(plan, task.number)
     of_cell = cells["first_cells"] + cells["rows"]
     if plan.kept:
@@ -123,12 +129,14 @@ def write_bucket(task: BucketTask) -> None:
     origins = np.column_stack((cells["sources"], cells["rows"]))
     of_cells = {"totals": cells["totals"].astype(np.float32), "origins": origins, **labels}
     stretches = {"genes": (task.first_value, genes), "values": (task.first_value, values)}
-    stretches["indptr"] = (task.first_cell + 1, ends.astype(np.int64))
+    # Its first entry is the last of the bucket before.
+    stretches["indptr"] = (task.first_cell, np.append(task.first_value, ends))
     stretches |= {name: (task.first_cell, array) for name, array in of_cells.items()}
     with naming_write_errors(f"{plan.folder}: the store"):
         if len(of_cell):
             for name, (first, stretch) in stretches.items():
-                _write_stretch(Path(plan.folder) / f"{name}.npy", first, stretch)
+                checksum = _write_stretch(Path(plan.folder) / f"{name}.npy", first, stretch)
+                note[f"{name}{_STRETCH}"] = np.array([first, len(stretch), checksum])
         write_part(task.note, note)
 
 
@@ -212,15 +220,28 @@ def _gather(
     return {name: cells[name][order] for name in names}, all_genes, in_order(values, order)
 
 
-def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> None:
-    """Write rows from `first` on into an array file."""
+def _write_stretch(path: Path, first: int, stretch: NDArray[Any]) -> int:
+    """Write rows from `first` on into an array file; return the CRC-32 of their bytes."""
     with path.open("r+b", buffering=0) as file:
         npy.read_magic(file)
         shape, _, dtype = npy.read_array_header_1_0(file)
         rows = np.ascontiguousarray(stretch, dtype=dtype)
         at = file.tell() + first * dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         buffer = memoryview(rows.reshape(-1).view(np.uint8).data)
+        checksum = zlib.crc32(buffer)
         while buffer:
             written = os.pwrite(file.fileno(), buffer, at)
             buffer, at = buffer[written:], at + written
         _flush(file.fileno())
+        return checksum
+
+
+def _are_written(folder: Path, note: Path) -> bool:
+    """Whether the stretches of a note have the bytes that were written."""
+    with Part(note) as part:
+        stretches = {name: part.read(name) for name in part.names if name.endswith(_STRETCH)}
+    for name, (first, n_rows, checksum) in stretches.items():
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        if zlib.crc32(array[first : first + n_rows].data) != checksum:
+            return False
+    return True

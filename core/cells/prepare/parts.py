@@ -3,7 +3,8 @@
 A part is one file that holds its cells in the order of their keys, so any range of keys is one stretch
 of each of its arrays. It appears under its name whole or not at all. Each task depends on its own fields
 alone and writes one file, so tasks run in any order, in any process, on any machine that sees the folder,
-and finished parts are not made again.
+and finished parts are not made again, if their bytes are those that were written: a part ends with its
+checksum.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +36,12 @@ T = TypeVar("T", bound=np.generic)
 #: Equal ranges of keys whose borders a part remembers; a power of two.
 BUCKETS = 4_096
 #: Raised whenever the same task would write other bytes: old parts are then not reused.
-_PART_VERSION = 3
+_PART_VERSION = 4
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
+_CHECKSUM_BYTES = 4
+#: A part is compared with its checksum by pieces of this size.
+_READ_BYTES = 2**20
 #: macOS and Windows have none.
 _advise = getattr(os, "posix_fadvise", None)
 
@@ -144,16 +149,35 @@ def naming_write_errors(what: str) -> Iterator[None]:
 
 
 def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write one-dimensional arrays into one file: a JSON header, then their bytes."""
+    """Write one-dimensional arrays into one file: a JSON header, their bytes, the CRC-32 of both."""
     header = {name: [str(array.dtype), len(array)] for name, array in arrays.items()}
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
     with replacing(path) as partial, partial.open("wb") as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).data)
+        checksum = 0
+        start = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+        pieces: list[Any] = [np.ascontiguousarray(array) for array in arrays.values()]
+        for piece in [start, *pieces]:
+            file.write(piece)
+            checksum = zlib.crc32(piece, checksum)
+        file.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
         file.flush()
         os.fsync(file.fileno())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a part exists and its bytes are those that were written."""
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - _CHECKSUM_BYTES
+            while left > 0:
+                piece = file.read(min(left, _READ_BYTES))
+                checksum = zlib.crc32(piece, checksum)
+                left -= len(piece) or left
+            return file.read() == checksum.to_bytes(_CHECKSUM_BYTES, "little")
+    except OSError:  # it does not exist, or the disk cannot read it any more
+        return False
 
 
 class Part:
@@ -172,13 +196,15 @@ class Part:
         except (ValueError, MemoryError):
             self._file.close()
             raise MachineError(self._damage()) from None
+        #: Names of the arrays in the order in which they were written.
+        self.names = tuple(header)
         self._places: dict[str, tuple[np.dtype[Any], int, int]] = {}
         at = _LENGTH_BYTES + length
         for name, (kind, count) in header.items():
             dtype = np.dtype(kind)
             self._places[name] = (dtype, count, at)
             at += dtype.itemsize * count
-        if os.fstat(self._file.fileno()).st_size != at:
+        if os.fstat(self._file.fileno()).st_size != at + _CHECKSUM_BYTES:
             self._file.close()
             raise MachineError(self._damage())
 

@@ -7,8 +7,8 @@ number of cells, in bounded memory:
 2. `buckets` takes one range of the random order from all parts and writes it into the store;
 3. `hvg_ranking` ranks the genes over the training cells, and the files get their checksums.
 
-Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated: after a kill at any
-moment the same call continues, and the store is the same, byte for byte.
+Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated, unless their bytes have
+changed: after a kill at any moment the same call continues, and the store is the same, byte for byte.
 """
 
 import hashlib
@@ -16,10 +16,7 @@ import itertools
 import json
 import logging
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +41,7 @@ from core.cells.hvg_ranking import (
     resolve_method,
 )
 from core.cells.integrity import BLOCK_VALUES, BLOCKED, BLOCKS_NAME, block_checksums
-from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME, Manifest
+from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME
 from core.cells.matrix_state import MatrixState
 from core.cells.prepare.buckets import (
     BucketTask,
@@ -57,9 +54,27 @@ from core.cells.prepare.buckets import (
     write_bucket,
 )
 from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
-from core.cells.prepare.parts import BUCKETS, ShardTask, close_source, read_array, write_shard
-from core.cells.prepare.report import describe_store, joint_truth, make_manifest, store_key
-from core.cells.prepare.runners import TaskRunner, default_workers, open_runner
+from core.cells.prepare.parts import (
+    BUCKETS,
+    ShardTask,
+    close_source,
+    is_whole,
+    read_array,
+    write_shard,
+)
+from core.cells.prepare.report import (
+    describe_store,
+    joint_truth,
+    make_manifest,
+    open_matching,
+    store_key,
+)
+from core.cells.prepare.runners import (
+    TaskRunner,
+    default_workers,
+    interrupted_by_sigterm,
+    open_runner,
+)
 from core.cells.sources import BY_COLUMNS_VALUES
 from core.cells.store import SPLITS, TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
@@ -114,12 +129,12 @@ def prepare_store(
     """
     destination = Path(destination)
     key = store_key(data)
-    if (existing := _open_matching(destination, key, overwrite=overwrite)) is not None:
+    if (existing := open_matching(destination, key, overwrite=overwrite)) is not None:
         return existing
     check_destination(destination, overwrite=overwrite)
-    with _interrupted_by_sigterm(), open_preparation(destination, key, on_progress) as folder:
+    with interrupted_by_sigterm(), open_preparation(destination, key, on_progress) as folder:
         # Another process may have made it while this one waited.
-        if (existing := _open_matching(destination, key, overwrite=overwrite)) is not None:
+        if (existing := open_matching(destination, key, overwrite=overwrite)) is not None:
             return existing
         check_destination(destination, overwrite=overwrite)
         try:
@@ -150,7 +165,7 @@ def ensure_store(
 
 def find_store(data: DataSettings, name: str) -> Store | None:
     """Open the store of a preset if it exists and was made of these data; never prepare it."""
-    return _open_matching(store_path(data, name), store_key(data))
+    return open_matching(store_path(data, name), store_key(data))
 
 
 def store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) -> Path:
@@ -323,6 +338,12 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     for path in job.folder.parts.glob("*.part"):
         if path not in wanted:
             path.unlink()  # of a file that has changed, or of other settings
+    existing = [task.path for task in tasks if task.path.exists()]
+    for done, (number, whole) in enumerate(runner.run(is_whole, existing), start=1):
+        job.on_progress(ProgressEvent("checking pieces", done, len(existing)))
+        if not whole:
+            existing[number].unlink()
+            logger.warning("%s: damaged since it was written; it is made again", existing[number])
     missing = [task for task in tasks if not task.path.exists()]
     n_cells = sum(task.stop - task.start for task in tasks)
     done = n_cells - sum(task.stop - task.start for task in missing)
@@ -426,8 +447,9 @@ def _write_store(
     digest = hashlib.sha256(plan_text.encode()).hexdigest()[:16]
     notes = job.folder.of_store / f"buckets-{digest}"
     if not notes.exists():
-        _make_arrays(job.folder, n_cells, n_values, n_genes, value_kind)
-        notes.mkdir()
+        shutil.rmtree(job.folder.store, ignore_errors=True)
+    _make_arrays(job.folder, n_cells, n_values, n_genes, value_kind)
+    notes.mkdir(exist_ok=True)
     plan_path = job.folder.of_store / f"plan-{digest}.json"
     plan_path.write_text(plan_text, encoding="utf-8")
     step = BUCKETS // n_buckets
@@ -454,8 +476,7 @@ def _make_arrays(
     work: PreparationFolder, n_cells: int, n_values: int, n_genes: int, value_kind: str
 ) -> None:
     folder = work.store
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     value_type = np.uint16 if value_kind == "counts" else np.float32
     new_array(folder, "indptr", (n_cells + 1,), np.int64)
     new_array(folder, "genes", (n_values,), gene_index_type(n_genes))
@@ -559,30 +580,3 @@ def _check_disk(
             f"removed at the end) but the disk has {size(free)} free; free some space or give "
             f"another folder"
         )
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does: unhandled, it would leave a half-written store."""
-    unhandled = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if not unhandled or threading.current_thread() is not threading.main_thread():
-        yield  # another's handler stays, and only the main thread may set one
-        return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _open_matching(destination: Path, key: str, *, overwrite: bool = False) -> Store | None:
-    """Open the store of a key; None if there is none, or a damaged one that may be overwritten."""
-    if not (destination / MANIFEST_NAME).exists():
-        return None
-    try:
-        return Store.open(destination) if Manifest.load(destination).key == key else None
-    except DataError as error:
-        if not overwrite:
-            raise
-        logger.warning("%s; it is replaced", error)
-        return None

@@ -1,7 +1,8 @@
-"""The record of a store: its key, and report and manifest from what was decided while preparing."""
+"""The record of a store: its key, and report and manifest from what was decided while preparing; the store of a key."""
 
 import hashlib
 import json
+import logging
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,21 @@ from core.cells.cell_labels import CellLabels
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import check_overlap, expand_files
 from core.cells.gene_join import GeneJoin
-from core.cells.manifest import FORMAT_VERSION, Manifest, SourceRecord
+from core.cells.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, SourceRecord
 from core.cells.phenotypes import load_vocabulary
 from core.cells.reading import fingerprint, version_of
 from core.cells.sources import TRUTH_KEY
+from core.cells.store import Store
 from core.errors import DataError
 from core.presets.schema import DataSettings
 
+logger = logging.getLogger(__name__)
+
 _VERSIONED = ("transformerics", "anndata", "scanpy", "numpy", "scipy")
+#: Raised whenever the same files and settings would make a store of other labels, values or cells. A store
+#: records it among its versions; one without is from before it was recorded.
+READING_RULES = "2"
+RULES_NAME = "reading rules"
 #: Settings that a store does not depend on: it holds all genes, wherever it is.
 _NOT_OF_THE_STORE = {"genes", "include_genes", "store", "where"}
 _FILE_LISTS = ("files", "validation_files", "test_files")
@@ -143,6 +151,30 @@ def make_manifest(
         settings=store_settings(data),
         seed=data.split.seed,
         versions={"python": platform.python_version()}
-        | {name: version_of(name) for name in _VERSIONED},
+        | {name: version_of(name) for name in _VERSIONED}
+        | {RULES_NAME: READING_RULES},
         report=report,
     )
+
+
+def open_matching(destination: Path, key: str, *, overwrite: bool = False) -> Store | None:
+    """Open the store of a key; None if there is none, or a damaged one that may be overwritten."""
+    if not (destination / MANIFEST_NAME).exists():
+        return None
+    try:
+        manifest = Manifest.load(destination)
+        if manifest.key != key:
+            return None
+        if manifest.versions.get(RULES_NAME) != READING_RULES:
+            logger.warning(
+                "%s: an older tfx prepared this store; it took the label 'none' as missing, knew fewer forms "
+                "of values and labels, and did not look for copies of cells; delete the store to prepare "
+                "it again",
+                destination,
+            )
+        return Store.open(destination)
+    except DataError as error:
+        if not overwrite:
+            raise
+        logger.warning("%s; it is replaced", error)
+        return None

@@ -103,6 +103,20 @@ def open_runner(*, workers: int, dask: str | None, shared: Path) -> Iterator[Tas
     executor.shutdown()
 
 
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does: unhandled, it would leave a half-written store."""
+    unhandled = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not unhandled or threading.current_thread() is not threading.main_thread():
+        yield  # another's handler stays, and only the main thread may set one
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _start_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when the parent ends in any way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

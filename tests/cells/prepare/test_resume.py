@@ -1,9 +1,11 @@
 """Preparing in pieces: by several processes, after a kill at any moment, beside another process."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,19 +180,41 @@ def test_all_damaged_files_are_named_at_once_and_nothing_useless_is_left(tmp_pat
     assert not (tmp_path / "store.preparing").exists()
 
 
-def test_a_truncated_piece_is_told_and_not_believed(tmp_path):
-    data = settings(write_shards(tmp_path))
+@pytest.mark.parametrize("damage", ["flip", "cut", "zeros"])
+def test_every_changed_piece_of_an_unfinished_store_is_made_again(tmp_path, damage, caplog):
+    data = settings(write_shards(tmp_path, 1, n_cells=50))
+    prepare_store(data, tmp_path / "whole")
 
     def interrupt(event):
-        if event.stage == "writing cells":
+        if event.stage == "checksums":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare_store(data, tmp_path / "store", on_progress=interrupt)
-    part = next((tmp_path / "store.preparing" / "parts").glob("*.part"))
-    part.write_bytes(part.read_bytes()[:-8])
-    with pytest.raises(MachineError, match="delete it"):
+    unfinished, kept = tmp_path / "store.preparing", tmp_path / "kept"
+    unfinished.rename(kept)
+    files = [path for path in kept.rglob("*") if path.is_file() and path.name != "lock"]
+    kinds = {path.name if path.suffix == ".npy" else path.suffix: path for path in sorted(files)}
+    assert {".part", ".note", "genes.npy", "indptr.npy", "phenotypes.npy"} <= set(kinds)
+    if damage != "flip":
+        kinds = {name: kinds[name] for name in (".part", ".note", "values.npy")}
+    # Bytes of headers, of values, and the last one.
+    for path, place in zip(kinds.values(), itertools.cycle((0.5, 2, -1))):
+        shutil.copytree(kept, unfinished)
+        content = bytearray(path.read_bytes())
+        at = int(place * len(content)) if isinstance(place, float) else place % len(content)
+        if damage == "flip":
+            content[at] ^= 1
+        elif damage == "cut":
+            del content[at:]
+        else:
+            content[at:] = bytes(len(content) - at)
+        (unfinished / path.relative_to(kept)).write_bytes(content)
+        caplog.clear()
         prepare_store(data, tmp_path / "store")
+        assert digest(tmp_path / "store") == digest(tmp_path / "whole"), (path, place)
+        assert ("is made again" in caplog.text) == (path.suffix == ".part")
+        shutil.rmtree(tmp_path / "store")
 
 
 @pytest.mark.parametrize("stage", ["reading cells", "writing cells"])
