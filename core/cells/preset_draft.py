@@ -243,8 +243,8 @@ def _facts(
         split_note = f"{n_donors:,} donors, each in one split"
         if has_few_donors := n_donors <= _FEW_DONORS:
             split_note = (
-                f"{n_donors:,} donors are too few to hold some out: the model trains on all of them, and 'tfx eval "
-                f"--cross-validate donors' scores {n_donors} more models, each on the donor it has not seen"
+                f"{n_donors:,} donors are too few to hold some out: all train the model, and "
+                f"'tfx eval --cross-validate donors' scores it"
             )
     return DraftFacts(
         files=files,
