@@ -26,7 +26,7 @@ from core.model.calibration import UnsureRule, unsure_rules
 from core.model.folder import CellModel
 
 SETTINGS = {
-    "data.genes": 256,
+    "data.genes": 128,
     "data.split.validation": 0.15,
     "data.split.test": 0.3,
     "model.log_linear": "false",
@@ -36,7 +36,7 @@ SETTINGS = {
     "model.initial_weights": "fan_in",
     "train.learning_rate": 2e-3,
     "train.log_linear_steps": 0,
-    "train.eval_cells": 2000,
+    "train.eval_cells": 1000,
 }
 #: Of high confidence, as users read it.
 LOW, HIGH = 0.95, 0.99
@@ -96,11 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", help=".h5ad files, each with ':column' if wanted")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=400)
     arguments = parser.parse_args()
     common = SETTINGS | {
         "train.max_steps": arguments.steps,
-        "train.eval_steps": max(arguments.steps // 4, 1),
+        "train.eval_steps": arguments.steps,
         "train.save_steps": arguments.steps,
     }
     results: dict[str, dict[str, list]] = {}
