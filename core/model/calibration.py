@@ -130,7 +130,7 @@ def _rule(name: str, known: PhenotypeCalibration | None, at: float) -> UnsureRul
             f"interval from {known.accuracy_low:.3f}, against {known.majority:.3f})"
         )
     elif math.isinf(below := known.threshold(at)):
-        reason = f"there is no probability from which {at:.0%} of {cells} are right"
+        reason = f"there is no probability from which {100 * at:g} % of {cells} are right"
     else:
         return UnsureRule(below)
     return UnsureRule(math.inf, f"{name}: always unsure, because {reason}")

@@ -155,7 +155,7 @@ def _validation(config: TfxConfig, reference: Reference, metrics: dict[str, Any]
 def _probabilities(calibration: Mapping[str, PhenotypeCalibration]) -> str:
     lines = [
         f"Logits are divided by a temperature that was fitted on validation cells. With a probability below the "
-        f"threshold a prediction is unsure: from there on, {UNSURE_AT:.0%} of the validation cells were right.",
+        f"threshold a prediction is unsure: from there on, {100 * UNSURE_AT:g} % of the validation cells were right.",
         "",
         "| phenotype | temperature | threshold |",
         "|---|---|---|",

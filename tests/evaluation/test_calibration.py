@@ -99,7 +99,7 @@ def test_one_value_or_few_cells_or_no_sure_cell_are_said():
     assert "have the same value" in one.reason
     truth, probability = cells_of(4000, scale=0.4)
     never = unsure_rules({"sex": fit(truth, probability)}, ["sex"], at=1.0)["sex"]
-    assert "no probability from which 100% of the 4,000 validation cells are right" in never.reason
+    assert "no probability from which 100 % of the 4,000 validation cells are right" in never.reason
 
 
 def test_requests_that_contradict_each_other_or_the_model_are_refused():
