@@ -21,6 +21,7 @@ from tfx_cli.arguments import (
     Device,
     Values,
     check_output,
+    load_model,
     model_folder,
 )
 from tfx_cli.command_line import argument, option
@@ -95,7 +96,7 @@ def predict(
     from core.inference.annotate import predict_phenotypes_of, prediction_table
     from core.model.calibration import unsure_rules
 
-    model = _load(folder, device)
+    model = load_model(folder, device)
     rules = unsure_rules(
         model.calibration, model.config.predicted, at=unsure_at, below=unsure_below
     )
@@ -218,7 +219,7 @@ def embed(
         resolve_position,
     )
 
-    model = _load(folder, device)
+    model = load_model(folder, device)
     position = resolve_position(model.config, place)
     if model.network.encoder_part is None:
         gene_embeddings(model)  # raises: there are none
@@ -262,13 +263,6 @@ def embed(
         as_json=as_json,
         text=lambda: f'next: sc.pp.neighbors(adata, use_rep="{key}")',
     )
-
-
-def _load(folder: Path, device: str) -> "CellModel":
-    from core.model.folder import CellModel
-    from core.training.machine import choose_device
-
-    return CellModel.load(folder, device=choose_device(device, where="--device"))
 
 
 @contextlib.contextmanager

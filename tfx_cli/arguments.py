@@ -13,8 +13,10 @@ from core.errors import ConfigurationError, DataError, TfxError
 from core.files import file_text
 from core.presets.schema import STANDARD_PHENOTYPES, Preset
 from tfx_cli.command_line import argument, option
+from tfx_cli.output import narrate
 
 if TYPE_CHECKING:
+    from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
 
 #: The folder of runs, below the current folder.
@@ -107,6 +109,19 @@ def model_folder(run: str | None) -> Path:
             f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
         )
     return folder
+
+
+def load_model(folder: Path, device: str = "cpu") -> "CellModel":
+    """Load a model folder for predictions; on a CPU they compute on one thread or all (`core.training.threads`)."""
+    from core.model.folder import CellModel
+    from core.training.machine import choose_device
+    from core.training.threads import Threads
+
+    chosen = choose_device(device, where="--device")
+    threads = Threads(can_choose=chosen == "cpu")
+    if threads.n_threads < threads.n_all and threads.is_chosen:
+        narrate(f"computing on one thread: {threads.n_all} are slower at the moment")
+    return CellModel.load(folder, device=chosen)
 
 
 def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "ResolvedPreset":

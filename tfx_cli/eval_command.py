@@ -18,6 +18,7 @@ from tfx_cli.arguments import (
     Values,
     check_output_folder,
     check_unused,
+    load_model,
     model_folder,
     preset_of,
     report_folder,
@@ -132,11 +133,8 @@ def evaluate(
     from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.report.records import EVALUATION_VERSION, FIDELITY_VERSION, report_record
     from core.generation.comparison import find_training_store, open_training_store
-    from core.model.folder import CellModel
-    from core.training.machine import choose_device
 
-    chosen = "cpu" if generated else choose_device(device, where="--device")
-    model = CellModel.load(folder, device=chosen)
+    model = load_model(folder, "cpu" if generated else device)
     is_needed = store is not None or not (files or generated)
     cells = find_training_store(model, store) if is_needed else open_training_store(model)
     donor_column, trained_where = _trained_on(run_folder)
@@ -314,6 +312,7 @@ def _evaluation_text(report: "EvaluationReport") -> Iterator[Paragraph]:
         gene_tables,
         headline_table,
         masked_gene_rows,
+        part_table,
         phenotype_tables,
     )
 
@@ -337,6 +336,8 @@ def _evaluation_text(report: "EvaluationReport") -> Iterator[Paragraph]:
         symbols = {end: ", ".join(row.symbol for row in rows) for end, rows in ends.items() if rows}
         lines = [f"{end} predicted: {names}" for end, names in symbols.items()]
         yield [*_titled(next(gene_tables(report))), *lines]
+    if (parts := part_table(report)) is not None:
+        yield [*_titled(parts), parts.note]
     yield [f"- {note}" for note in report.notes]
 
 

@@ -16,6 +16,7 @@ from tfx_cli.arguments import (
     Values,
     as_sentence,
     check_output,
+    load_model,
     model_folder,
     name_of_option,
     phenotype_request,
@@ -195,9 +196,8 @@ def generate(
     )
     from core.generation.generated_file import read_first_cells, write_generated
     from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
-    from core.model.folder import CellModel
 
-    model = CellModel.load(folder)
+    model = load_model(folder)
     request = GenerationRequest(
         phenotypes,
         cells_to_generate(model, phenotypes, n_cells, balance),
@@ -301,9 +301,8 @@ def _edit_file(
     from core.generation.request import changed_settings
     from core.inference.edited_cells import edit_cells, write_edited
     from core.inference.query_cells import open_query_cells
-    from core.model.folder import CellModel
 
-    model = CellModel.load(folder)
+    model = load_model(folder)
     settings = changed_settings(model.generate, {"decode": "sample", **changes})
     with open_query_cells(file, model.panel, **reading) as query, show_progress() as listener:
         edited = edit_cells(

@@ -28,7 +28,7 @@ from core.presets.schema import GenerateSettings
 from core.progress import ProgressEvent
 from core.renamed import current_section, notes_on_keys
 from core.wording import size, visible
-from tfx_cli.arguments import check_output, name_of_option, phenotype_arguments
+from tfx_cli.arguments import check_output, load_model, name_of_option, phenotype_arguments
 from tfx_cli.output import explain
 
 if TYPE_CHECKING:
@@ -135,9 +135,7 @@ def serve(folder: Path, lines: Iterable[bytes], emit: Emit) -> None:
     emit({"event": "loading", "model": str(folder)})
     try:
         # torch and transformers, 3 s: after the first event.
-        from core.model.folder import CellModel
-
-        service = _Service(folder, CellModel.load(folder), emit)
+        service = _Service(folder, load_model(folder), emit)
     except TfxError as error:
         emit({"event": "error", "id": None, "message": str(error)})
         raise

@@ -74,7 +74,7 @@ _LABELS = {
     ("step", "kept"): "  at step",
     ("loss", "train"): "train loss, last",
     ("loss", "last"): "validation loss, last",
-    ("loss", "kept"): "validation loss, lowest",
+    ("loss", "kept"): "validation loss, best step",
 }
 
 app = new_app(no_args_is_help=True, add_completion=False)
@@ -106,7 +106,7 @@ def list_command(
     """List runs: progress, losses, and whether they still train.
 
     A run that has written nothing for 15 seconds is stale; after 10 minutes it is presumed
-    crashed. Loss and accuracy are those of the lowest validation loss, whose weights are in the
+    crashed. Loss and accuracy are those of the best validation score, whose weights are in the
     model folder; accuracy is the mean over phenotypes.
 
     Examples
@@ -366,7 +366,7 @@ def _curve(metrics: Sequence[MetricRecord], split: str) -> str:
 def _metrics_table(found: RunOverview) -> "Table":
     columns = {"train": found.train, "validation": found.last}
     if found.kept is not None and found.kept is not found.last:
-        columns["lowest loss"] = found.kept
+        columns["best score"] = found.kept
     names = dict.fromkeys(name for record in columns.values() for name in record or ())
     rows = []
     for name in names:

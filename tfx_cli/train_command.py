@@ -26,7 +26,7 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.launch import is_main_process, launch, stop_on_signals
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +65,7 @@ def train(
     """Train a model of cells; the store of cells is prepared first if it is missing.
 
     Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
-    with the weights of the lowest validation loss. Ctrl-C saves a checkpoint and leaves with exit
+    with the weights of the best validation score. Ctrl-C saves a checkpoint and leaves with exit
     code 75; 'tfx train runs/NAME' continues from there, also with more --steps or another --set
     train.learning_rate; cells, model and losses of a run are frozen. On several machines use
     'accelerate launch -m tfx_cli train ...'.
@@ -178,6 +178,8 @@ def _train(
                 error
             )  # the error itself would hold the network, and so the process group
     leave_processes()
+    if not stopped and result.warning:
+        warn(result.warning)
     if stopped:
         if not is_main_process():
             raise typer.Exit(ExitCode.STOPPED_EARLY)

@@ -28,6 +28,7 @@ from core.evaluation.method_comparison import (
     store_of_task,
 )
 from core.evaluation.metrics import score_methods
+from core.evaluation.parts import evaluate_parts
 from core.evaluation.predict import Probabilities, predict_phenotypes
 from core.evaluation.report.records import (
     Conditions,
@@ -107,6 +108,7 @@ def evaluate_held_out(
     genes = None
     if model.config.classified is None:  # a classifier predicts no gene
         genes = evaluate_masked(model, store, rows, loss, seed=seed, on_progress=on_progress).genes
+    parts = evaluate_parts(model, store, rows, seed=seed, on_progress=on_progress)
     unlabelled = [
         f"{name}: no {split} cell has a label; not scored"
         for name in model.config.predicted
@@ -134,6 +136,7 @@ def evaluate_held_out(
         conditions=conditions,
         genes=genes,
         gene_rates=gene_rates,
+        parts=parts,
         notes=(*unlabelled, *compared.notes),
     )
     return report, gene_rows

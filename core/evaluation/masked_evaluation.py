@@ -29,6 +29,7 @@ from core.cells.store import Store
 from core.encoding.cell_batch import CellBatch
 from core.encoding.masking import Show
 from core.encoding.panel_cells import PanelCells, PanelReader
+from core.evaluation.marginals import Marginals
 from core.evaluation.predict import (
     Probabilities,
     join_probabilities,
@@ -46,7 +47,13 @@ from core.evaluation.report.records import (
 )
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.model.losses import bin_logits, hurdle_regression, masked_loss, predict_genes
+from core.model.losses import (
+    bin_logits,
+    hurdle_regression,
+    masked_loss,
+    phenotype_losses,
+    predict_genes,
+)
 from core.presets.schema import LossSettings, MaskingSettings
 from core.progress import Listener, ignore_progress
 from core.random_streams import Stream, generator
@@ -56,6 +63,34 @@ MASK_RATES = (0.15, 0.5, 0.9)
 #: A gene that was masked less often has a mean that means little.
 _LEAST_MASKED = 20
 _N_LISTED = 10
+#: Fraction of its baseline's loss that a target has to gain to count in full in the score of a step.
+_FULL_GAIN = 0.1
+
+
+@dataclass(frozen=True)
+class TargetLoss:
+    """The loss of one kind of target, and that of its baseline (`Marginals`), in nats."""
+
+    loss: float
+    baseline: float
+    #: What it counts in the loss of the model.
+    weight: float
+
+    @property
+    def gain(self) -> float:
+        """How far the loss is below that of the baseline."""
+        return self.baseline - self.loss
+
+    @property
+    def score(self) -> float:
+        """What it counts in the score: its weight times its gain, less while the gain is small.
+
+        A target that gained nothing counts nothing, one that gained `_FULL_GAIN` of its baseline in full.
+        """
+        if not self.gain > 0:
+            return 0.0
+        full = max(_FULL_GAIN * abs(self.baseline), 1e-9)
+        return self.weight * self.gain * min(self.gain / full, 1.0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,21 @@ class MaskedScores:
     loss: float
     phenotype_loss: float
     genes: MaskedGenes
+    #: None where no gene was masked.
+    gene_target: TargetLoss | None
+    #: By name; those of which a cell was masked.
+    phenotype_targets: dict[str, TargetLoss]
+
+    @property
+    def score(self) -> float:
+        """Nats gained over the baselines, of the loss of the model; higher is better.
+
+        If all targets can be learnt it is the baselines' loss minus the model's. A phenotype that cannot be
+        learnt has no part in it, so that its noise does not decide which step is the best.
+        """
+        genes = self.gene_target
+        of_genes = 0.0 if genes is None else min(genes.gain, genes.score)  # also below the baseline
+        return of_genes + sum(target.score for target in self.phenotype_targets.values())
 
 
 def evaluate_masked(
@@ -97,7 +147,10 @@ def evaluate_masked(
             rng = generator(seed, number, Stream.EVALUATION_MASKS)
             yield model.batches.masked(reader.read(some), codes, masking, rng)
 
+    marginals = Marginals.of(model, loss, class_weights)
     totals, weights = np.zeros(2), np.zeros(2)  # of genes and of phenotypes
+    gene_baseline = 0.0
+    by_slot = np.zeros((3, len(config.phenotypes)))  # sums of losses, of baselines', of weights
     n_right = n_baseline_right = n_genes = 0
     for prediction in predict(model, batches()):
         cells, batch, output = prediction.cells, prediction.batch, prediction.output
@@ -106,23 +159,47 @@ def evaluate_masked(
         )
         # The weight of a batch is what its means were taken over, so that batches of any size add up.
         targets = offsets[cells.phenotype_slot] + cells.phenotype_target
+        of_class = np.ones(len(targets))
+        if class_weights is not None:
+            of_class = class_weights[targets].double().cpu().numpy()
         weight = np.array(
             [
                 len(np.unique(cells.gene_cell)) if loss.weighting == "rate" else len(cells.gene),
-                len(targets) if class_weights is None else class_weights[targets].sum().item(),
+                of_class.sum(),
             ]
         )
         totals += weight * np.array([parts.genes.item(), parts.phenotypes.item()])
         weights += weight
+        constant = marginals.predict(batch)
+        of_marginals = masked_loss(
+            constant.gene_logits, constant.phenotype_logits, batch, config, loss, class_weights
+        )
+        gene_baseline += float(weight[0]) * of_marginals.genes.item()
+        slots, n_slots = cells.phenotype_slot, len(config.phenotypes)
+        by_slot[2] += np.bincount(slots, of_class, n_slots)
+        for row, logits in enumerate((output.phenotype_logits, constant.phenotype_logits)):
+            losses = phenotype_losses(logits, batch, config, loss).double().cpu().numpy()
+            by_slot[row] += np.bincount(slots, losses * of_class, n_slots)
         truth, best = _bins(output.gene_logits, batch.gene_target, config)
         n_right += int((best == truth).sum())
         n_baseline_right += int((common[cells.gene] == truth.cpu().numpy()).sum())
         n_genes += len(truth)
     gene_loss, phenotype_loss = (totals / np.maximum(weights, 1e-9)).tolist()
+    # Phenotypes count in the loss as often as they are masked.
+    counted = zip(config.phenotypes, *by_slot.tolist(), strict=True)
+    n_phenotypes = float(by_slot[2].sum())
     return MaskedScores(
-        gene_loss + loss.phenotype_weight * phenotype_loss,
-        phenotype_loss,
-        MaskedGenes(
+        loss=gene_loss + loss.phenotype_weight * phenotype_loss,
+        phenotype_loss=phenotype_loss,
+        gene_target=(
+            TargetLoss(gene_loss, gene_baseline / float(weights[0]), 1.0) if n_genes else None
+        ),
+        phenotype_targets={
+            name: TargetLoss(own / n, baseline / n, loss.phenotype_weight * n / n_phenotypes)
+            for name, own, baseline, n in counted
+            if n > 0
+        },
+        genes=MaskedGenes(
             n_masked=n_genes,
             accuracy=n_right / max(n_genes, 1),
             baseline_accuracy=n_baseline_right / max(n_genes, 1),
@@ -214,6 +291,15 @@ def _bins(
     return targets.long(), predict_genes(logits, config)
 
 
+def negative_log_likelihood(
+    logits: torch.Tensor, targets: torch.Tensor, config: TfxConfig
+) -> torch.Tensor:
+    """(M,) nats of masked genes, of the model's own distribution, whatever loss it was trained with."""
+    if config.kind == "continuous":
+        return hurdle_regression(logits, targets)
+    return functional.cross_entropy(bin_logits(logits, config), targets.long(), reduction="none")
+
+
 class _Sums:
     """(genes,) sums over masked genes: negative log-likelihood (nats), right predictions, errors.
 
@@ -268,12 +354,10 @@ class GeneScores:
     ) -> None:
         """Add (M, outputs) logits of a batch, with panel genes and bins, or log1p values of continuous models."""
         truth, best = _bins(logits, targets, self._config)
+        nll = negative_log_likelihood(logits, targets, self._config)
         if self._config.kind == "continuous":
-            nll = hurdle_regression(logits, targets)
             error = (predict_genes(logits, self._config) - targets).abs()
         else:
-            all_logits = bin_logits(logits, self._config)
-            nll = functional.cross_entropy(all_logits, truth, reduction="none")
             error = (best - truth).abs()
         true, predicted = truth.cpu().numpy(), best.cpu().numpy()
         self.n_masked += np.bincount(genes, minlength=len(self.n_masked))

@@ -43,7 +43,7 @@ _RELIABILITY_BINS = 10
 _LEAST_DONOR_CELLS = 10
 N_RESAMPLES = 1000
 #: Bounds of a 95 % interval, in percent.
-_BOUNDS = (2.5, 97.5)
+BOUNDS = (2.5, 97.5)
 #: Weights held at a time: 8 million float64 are 64 MB.
 _MOST_WEIGHTS = 8_000_000
 
@@ -315,5 +315,5 @@ def bootstrap_scores(
 
 
 def _intervals(drawn: FloatArray) -> Intervals:
-    low, high = np.percentile(drawn, _BOUNDS, axis=0).tolist()
+    low, high = np.percentile(drawn, BOUNDS, axis=0).tolist()
     return Intervals(*zip(low, high, strict=True))

@@ -118,13 +118,14 @@ def _model(config: TfxConfig, masking: MaskingSettings, provenance: dict[str, An
     if config.classified is not None:
         given = ", ".join(map(as_markdown, config.given)) or "none"
         hidden = f"- predicted: {as_markdown(config.classified)}; shown, where known: {given}; all others hidden"
+    chosen_by = "score" if "score" in (provenance.get("validation") or {}) else "loss"
     lines = [
         f"- encoder: {config.layers} layers x {config.hidden_size}, {config.heads} heads; "
         f"log-linear part: {'yes' if config.log_linear else 'no'}"
         + ("; reads the library size of the cell" if config.library_size else ""),
         hidden,
         f"- step {provenance.get('step', '?')} of {provenance.get('total_steps', '?')}"
-        + (", that of the lowest validation loss" if provenance.get("validation") else "")
+        + (f", that of the best validation {chosen_by}" if provenance.get("validation") else "")
         + f"; seed {provenance.get('seed', '?')}",
     ]
     if versions := provenance.get("versions"):

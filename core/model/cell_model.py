@@ -7,7 +7,7 @@ Shapes: M masked genes, K masked phenotypes, O outputs per gene, V values of all
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,6 +25,9 @@ from core.model.log_linear import LogLinear
 from core.model.losses import ClsOutputs
 
 logger = logging.getLogger(__name__)
+
+#: A part of a model that an evaluation can leave out.
+LeftOut = Literal["encoder", "log_linear", "library_size", "couplings"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         self.library_size = LibrarySizeEffects(config) if config.library_size else None
         #: Leave the encoder out, while the log-linear part is trained first.
         self.log_linear_only = False
+        #: Parts that do not take part, to see what they contribute. Of the log-linear part its marginals stay;
+        #: "couplings" are all of it but these and the class log-odds.
+        self.left_out: frozenset[LeftOut] = frozenset()
         self._route: AttentionRoute | None = None
         slots = [slot for slot, size in enumerate(config.phenotype_sizes) for _ in range(size)]
         # Saved with the weights: from_pretrained builds on the meta device and forgets the others.
@@ -94,12 +100,15 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     def forward(self, batch: BatchTensors) -> CellOutput:
         """Predict the masked positions of a batch."""
         parts, cls_outputs = [], None
-        if self.encoder_part is not None and not (self.log_linear_only and self.log_linear):
+        without_encoder = self.log_linear_only and self.log_linear is not None
+        if "library_size" in self.left_out:
+            batch = replace(batch, library_size=None)
+        if self.encoder_part is not None and not without_encoder and "encoder" not in self.left_out:
             route = self.attention_route()
             genes, phenotypes, cls_outputs = self.encoder_part(batch, route)
             parts.append((genes.float(), phenotypes.float()))
         if self.log_linear is not None:
-            genes, phenotypes = self.log_linear(batch)
+            genes, phenotypes = self.log_linear(batch, only=self._only_of_log_linear())
             parts.append((genes.float(), phenotypes.float()))
         genes, phenotypes = parts[0] if len(parts) == 1 else map(torch.add, *parts)
         if self.library_size is not None:
@@ -108,6 +117,11 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             foreign = self.slot_of_value != batch.phenotype_slot.unsqueeze(-1)
             phenotypes = phenotypes.masked_fill(foreign, float("-inf"))
         return CellOutput(genes, phenotypes, cls_outputs)
+
+    def _only_of_log_linear(self) -> Literal["marginals", "class_log_odds"] | None:
+        if "log_linear" in self.left_out:
+            return "marginals"
+        return "class_log_odds" if "couplings" in self.left_out else None
 
     def phenotype_probabilities(self, logits: Tensor, slot: int) -> Tensor:
         """Return (K, values of the phenotype) probabilities from one slot's logits (K, ...)."""

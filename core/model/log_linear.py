@@ -22,7 +22,7 @@ V values of all phenotypes, S what can be shown: V + phenotypes (each has [NO_*]
 there are latent cell states, "none" and one for each; r rank.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -142,8 +142,14 @@ class LogLinear(nn.Module):
         if self.phenotype_correction is not None:
             self.phenotype_correction.requires_grad_(requires_grad=False)
 
-    def forward(self, batch: BatchTensors) -> tuple[Tensor, Tensor]:
-        """Return gene logits (M, O) and phenotype logits (K, V)."""
+    def forward(
+        self, batch: BatchTensors, *, only: Literal["marginals", "class_log_odds"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return gene logits (M, O) and phenotype logits (K, V).
+
+        ``only`` leaves of the phenotypes their training frequencies, and of the genes their marginals, or these
+        and the class log-odds.
+        """
         gene = (batch.token_id - self.first_gene).clamp(min=0)
         bins = batch.value - self.first_bin
         is_visible = (batch.token_id >= self.first_gene) & (bins >= 0)
@@ -152,6 +158,10 @@ class LogLinear(nn.Module):
         with_state_BS = shown_BS
         if self.n_states:
             with_state_BS = torch.cat([shown_BS, self._states(batch, visible)], dim=1)
+        if only is not None:
+            shown_BS = with_state_BS * float(only == "class_log_odds")
+            frequencies = self.phenotype_prior.expand(len(batch.phenotype_cell), -1)
+            return self._genes(batch, None, shown_BS), frequencies
         return (
             self._genes(batch, visible, with_state_BS),
             self._phenotypes(batch, visible, shown_BS),
@@ -202,13 +212,14 @@ class LogLinear(nn.Module):
         at = (below < chance.unsqueeze(1)).sum(dim=1).clamp(max=self.n_states - 1)
         return functional.one_hot(1 + at, 1 + self.n_states).to(shown_BS.dtype)
 
-    def _genes(self, batch: BatchTensors, visible: _Visible, shown_BS: Tensor) -> Tensor:
+    def _genes(self, batch: BatchTensors, visible: _Visible | None, shown_BS: Tensor) -> Tensor:
+        """(M, O); without ``visible`` genes no couplings."""
         if len(batch.gene) == 0:
             return self.class_table.new_zeros(0, self.n_outputs)
         rate = batch.mask_rate.unsqueeze(-1)  # (B, 1)
         weight = rate + torch.sigmoid(self.class_scale(rate)) * (1 - rate)
         logits = self.gene_prior + weight * (shown_BS @ self.class_table)
-        if self.couplings is not None:
+        if self.couplings is not None and visible is not None:
             logits = logits + self._coupled(batch, visible, shown_BS)
         return logits.view(-1, self.n_genes, self.n_outputs)[batch.gene_cell, batch.gene]
 

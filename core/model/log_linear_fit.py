@@ -76,12 +76,12 @@ def fit_log_linear(
     fit_phenotype_scores(
         log_linear, config, bins, codes, groups=donors, seed=seed, on_progress=on_progress
     )
-    prior = _gene_prior(config, counts)
+    prior = gene_marginals(config, counts)
     states = _fill_states(log_linear, bins, codes, seed) if log_linear.n_states else None
     shown = _shown_codes(log_linear, codes, states)
     effects = _fit_class_effects(log_linear, config, prior, bins, shown, seed, on_progress)
     if config.layout == "expressed" and 0 < unexpressed < 1:
-        prior = _gene_prior(config, _as_masked(counts, unexpressed))
+        prior = gene_marginals(config, masked_counts(counts, unexpressed))
     log_linear.gene_prior.copy_(prior.reshape(-1))
     log_linear.class_table.copy_(effects)
     if log_linear.couplings is not None and log_linear.n_outputs == config.n_bins:
@@ -89,18 +89,20 @@ def fit_log_linear(
         _start_couplings(log_linear, config, bins, shown)
 
 
-def _as_masked(counts: NDArray[np.int64], unexpressed: float) -> NDArray[np.float64]:
-    """(genes, bins) counts with bin 0 as rare as among the masked genes of the expressed layout."""
+def masked_counts(
+    counts: NDArray[np.integer | np.floating], unexpressed: float
+) -> NDArray[np.float64]:
+    """Return (genes, bins) counts with bin 0 as rare as among the masked genes of the expressed layout."""
     absent, expressed = counts[:, 0].sum(), counts[:, 1:].sum()
     masked = counts.astype(np.float64)
     masked[:, 0] *= unexpressed / (1 - unexpressed) * expressed / max(absent, 1)
     return masked
 
 
-def _gene_prior(config: TfxConfig, counts: NDArray[np.integer | np.floating]) -> Tensor:
-    """(genes, outputs) log marginals of the bins (binary: log-odds), one pseudo-count per bin."""
+def gene_marginals(config: TfxConfig, counts: NDArray[np.integer | np.floating]) -> Tensor:
+    """Return (genes, outputs) log marginals of the bins (binary: log-odds), one pseudo-count per bin."""
     log_fraction = np.log((counts + 1) / (counts + 1).sum(axis=1, keepdims=True))
-    if config.kind == "binary":
+    if config.kind == "binary" and config.head != "joint":
         log_fraction = log_fraction[:, 1:] - log_fraction[:, :1]
     return torch.from_numpy(log_fraction.astype(np.float32))
 

@@ -151,15 +151,10 @@ def masked_loss(
     """
     gene_loss = token_losses(gene_logits, batch.gene_target, config, settings)
     genes = _average(gene_loss, batch, settings, counts)
-    offsets = phenotype_logits.new_tensor([0, *config.phenotype_sizes[:-1]], dtype=torch.long)
-    targets = offsets.cumsum(0)[batch.phenotype_slot] + batch.phenotype_target
-    weights = None if class_weights is None else class_weights[targets]
-    is_joint = config.head == "joint"
-    phenotype_loss = smoothed_cross_entropy(
-        phenotype_logits,
-        targets + config.n_bins if is_joint else targets,
-        settings.smoothing if is_joint else settings.phenotype_smoothing,
-    )
+    phenotype_loss = phenotype_losses(phenotype_logits, batch, config, settings)
+    weights = None
+    if class_weights is not None:
+        weights = class_weights[_phenotype_targets(batch, config)]
     if weights is None:
         n_phenotypes = len(phenotype_loss) if counts is None else counts.phenotypes
         phenotypes = phenotype_loss.sum() / max(n_phenotypes, 1)
@@ -167,6 +162,25 @@ def masked_loss(
         total = weights.sum().clamp(min=1e-9) if counts is None else max(counts.phenotypes, 1e-9)
         phenotypes = (phenotype_loss * weights).sum() / total
     return LossParts(genes + settings.phenotype_weight * phenotypes, genes, phenotypes)
+
+
+def phenotype_losses(
+    logits: Tensor, batch: BatchTensors, config: TfxConfig, settings: LossSettings
+) -> Tensor:
+    """Return (K,), the loss of each masked phenotype, from logits as of `masked_loss`."""
+    targets, is_joint = _phenotype_targets(batch, config), config.head == "joint"
+    return smoothed_cross_entropy(
+        logits,
+        targets + config.n_bins if is_joint else targets,
+        settings.smoothing if is_joint else settings.phenotype_smoothing,
+    )
+
+
+def _phenotype_targets(batch: BatchTensors, config: TfxConfig) -> Tensor:
+    """(K,), the true values, numbered over all phenotypes."""
+    slots = batch.phenotype_slot
+    offsets = slots.new_tensor([0, *config.phenotype_sizes[:-1]], dtype=torch.long)
+    return offsets.cumsum(0)[slots] + batch.phenotype_target
 
 
 def token_losses(

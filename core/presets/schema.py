@@ -46,6 +46,7 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 FileList = Annotated[list[str], BeforeValidator(_one_or_many)]
 TextList = Annotated[list[str], BeforeValidator(_one_or_many)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+ThreadCount = Annotated[int, Field(ge=1, le=4096)]
 
 
 class _Section(BaseModel):
@@ -412,7 +413,7 @@ class TrainSettings(_Section):
     patience: int | None = Field(
         None,
         ge=1,
-        description="evaluations without a lower validation loss after which training ends early",
+        description="evaluations without a better validation score after which training ends early",
     )
     compile: bool = Field(
         default=False, description="compile the encoder's layers with torch.compile (CUDA)"
@@ -432,6 +433,12 @@ class TrainSettings(_Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: a GPU if the machine has one, else the CPU"
+    )
+    threads: ThreadCount | Literal["auto"] = Field(
+        "auto",
+        description="threads of a CPU; auto: one or all, whichever is faster: a few steps are timed at the "
+        "start, and again when steps have become slow (OMP_NUM_THREADS, if set, decides). A fixed number "
+        "gives the same losses bit for bit",
     )
     eval_steps: int = Field(500, ge=1, description="steps between evaluations")
     eval_cells: int = Field(

@@ -142,10 +142,18 @@ class LatestMetrics:
 
     @property
     def kept(self) -> MetricRecord | None:
-        """The evaluation of the lowest loss, whose weights the model folder holds."""
-        losses = [(number_in(record, "loss"), record) for record in self.validations]
-        known = [(loss, record) for loss, record in losses if loss is not None]
-        return min(known, key=lambda pair: pair[0])[1] if known else None
+        """The evaluation whose weights the model folder holds: of the best score, else of the lowest loss.
+
+        A run that chooses its best step by the loss (of an older tfx) has no score. At step 0 no weights are kept.
+        """
+        trained = [record for record in self.validations if record["step"] > 0]
+        known = [record for record in trained if number_in(record, "loss") is not None]
+        scored = [record for record in known if number_in(record, "score") is not None]
+
+        def rank(record: MetricRecord) -> tuple[float, float]:
+            return number_in(record, "score") or 0.0, -(number_in(record, "loss") or 0.0)
+
+        return max(scored or known, key=rank, default=None)
 
 
 def read_latest_metrics(folder: Path) -> LatestMetrics:

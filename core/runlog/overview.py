@@ -41,7 +41,7 @@ class RunRow:
     total: int | None
     #: Of the last line of training.
     loss: float | None
-    #: The lowest validation loss, its step, and the accuracies there, by phenotype.
+    #: The best evaluation, whose weights the model folder holds: its loss, step, and accuracies by phenotype.
     validation_loss: float | None
     best_step: int | None
     accuracies: dict[str, float]
@@ -90,7 +90,7 @@ class Checkpoint:
     size: int
     #: Whether its marker exists; the checksums of its files are not verified.
     is_whole: bool
-    #: Whether it is that of the lowest validation loss.
+    #: Whether it is that of the best evaluation.
     is_best: bool
 
 
@@ -112,7 +112,7 @@ class RunOverview:
     status: dict[str, Any]
     #: Provenance of the preset's values: source -> number of values.
     sources: dict[str, int]
-    #: Lines of metrics: the last of training, the last evaluation, that of the lowest loss.
+    #: Lines of metrics: the last of training, the last evaluation, the best one.
     train: MetricRecord | None
     last: MetricRecord | None
     kept: MetricRecord | None
@@ -224,7 +224,7 @@ class ComparedMetric:
 
     #: As in metrics.jsonl, or ``seconds`` or ``parameters``.
     name: str
-    #: ``train``: last line of training; ``kept``: the evaluation of the lowest loss; ``last``: the
+    #: ``train``: last line of training; ``kept``: the best evaluation; ``last``: the
     #: last evaluation; ``run``: of the run itself.
     at: Literal["run", "train", "kept", "last"]
     #: One per run; None if a run has none.

@@ -19,7 +19,7 @@ LOG_FILE = "log.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 #: File in a checkpoint that is written last: without it the checkpoint is not whole.
 CHECKPOINT_MARKER = "complete.json"
-#: Folder of the model with the lowest validation loss so far.
+#: Folder of the model with the best validation score so far.
 MODEL_FOLDER = "model"
 #: The cells of steps that were skipped because they were not finite.
 NONFINITE_FOLDER = "nonfinite"
@@ -41,7 +41,7 @@ SEEN_STATES = (*RUN_STATES, "stale", "crashed", "unknown")
 #: What tfx writes to events.jsonl; readers accept other names too.
 EVENTS = (
     *("start", "resume", "checkpoint", "eval", "early_stop"),
-    *("spike", "nonfinite", "warning", "signal", "end"),
+    *("spike", "nonfinite", "threads", "warning", "signal", "end"),
 )
 
 #: Metrics of the group acc that are not of a phenotype.
@@ -83,6 +83,7 @@ class MetricInfo:
 
 _METRICS = {
     "loss": MetricInfo("loss", number_format=".4f", better="lower"),
+    "score": MetricInfo("score", number_format=".4f", better="higher"),
     "lr": MetricInfo("learning rate", number_format=".2e"),
     "grad_norm": MetricInfo("gradient norm"),
     "cells_per_second": MetricInfo("speed", "cells/s", ",.0f", "higher"),
@@ -96,6 +97,7 @@ _METRICS = {
 }
 _GROUPS = {
     "loss": MetricInfo("loss of", number_format=".4f", better="lower"),
+    "gain": MetricInfo("gain over the baseline of", number_format=".4f", better="higher"),
     "acc": MetricInfo("accuracy of", number_format=".3f", better="higher"),
     "f1": MetricInfo("macro-F1 of", number_format=".3f", better="higher"),
     "baseline": MetricInfo("baseline of", number_format=".3f", better="higher"),

@@ -35,7 +35,7 @@ CHANGEABLE = frozenset(
     {
         *("name", "generate", "model.attention"),
         "data.store",  # the same cells in another place; the run checks the store's key
-        *("train.compile", "train.device", "train.precision", "train.trackers"),
+        *("train.compile", "train.device", "train.precision", "train.threads", "train.trackers"),
         *("train.epochs", "train.max_steps", "train.patience", "train.max_nonfinite"),
         *("train.eval_steps", "train.log_steps", "train.save_steps", "train.keep_checkpoints"),
         *("train.learning_rate", "train.warmup_ratio", "train.schedule", "train.weight_decay"),

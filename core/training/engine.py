@@ -3,10 +3,12 @@
 `train` starts a run or resumes one. Everything is built once by `run_setup`; `state` is what training
 changes; one step is `step`. Batch, masks and dropout are functions of the seed and a cursor, the
 learning rate of the step, so that a resumed run equals one that never stopped, bit for bit on a CPU with the
-same number of threads. The same holds, within rounding, for the number of processes (`virtual_ranks`).
+same number of threads (`threads`). The same holds, within rounding, for the number of processes
+(`virtual_ranks`).
 """
 
-import math
+import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from core.cells.store import Store
 from core.encoding.loader import BatchLoader
@@ -44,9 +47,12 @@ from core.training.processes import Processes, merge_low_rank, whole_weights
 from core.training.run_log import RunLog, open_run_log
 from core.training.run_setup import RunSetup, check_feasible
 from core.training.start_weights import ConvertWeights, take_shape_of_start
-from core.training.state import TrainingState
+from core.training.state import TrainingState, is_untrained
 from core.training.step import StepRecorder, TrainStep
+from core.training.threads import Threads, threads_restored
 from core.training.virtual_ranks import StepBatch, StepSize
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,10 +64,12 @@ class TrainResult:
     model: Path
     #: Optimiser steps done.
     steps: int
-    #: Step of the weights in the model folder: those of the lowest validation loss.
+    #: Step of the weights in the model folder: those of the best validation score.
     best_step: int
     #: Validation metrics of those weights, by name.
     validation: dict[str, float]
+    #: What the user should know of the model; empty if nothing.
+    warning: str = ""
     #: Whether this process is the one to report the result.
     is_main: bool = True
 
@@ -108,12 +116,18 @@ def train(
         if processes.is_main and not is_owned:
             stack.enter_context(owned_run(run_folder))
         resolved, changes = settle_preset(resolved, run_folder, n_processes=processes.count)
+        stack.enter_context(threads_restored())
+        threads = Threads(
+            resolved.preset.train.threads,
+            can_choose=machine.device == "cpu" and processes.count == 1,
+        )
         try:
             setup = RunSetup(
                 resolved,
                 store,
                 machine,
                 processes,
+                threads,
                 name=run_folder.name,
                 convert_weights=convert_weights,
                 on_progress=report_unless_stopped,
@@ -156,7 +170,7 @@ class _Loop:
         self.state = TrainingState(setup, self.recorder)
         self.do_step = TrainStep(setup, self.state.network, self.state.optimiser, log)
         self.saved_step = -1
-        #: Why the newest checkpoint, and the model of the lowest loss, could not be written.
+        #: Why the newest checkpoint, and the model of the best score, could not be written.
         self.checkpoint_problem = self.model_problem = ""
 
     @property
@@ -174,6 +188,7 @@ class _Loop:
         state = self.state
         self.log.status("running", step=self.step, total=state.total)
         try:
+            self._evaluate_start()
             with BatchLoader(self.setup.source, state.cursor) as loader:
                 while not state.is_over:
                     self._evaluate_and_save()
@@ -185,12 +200,17 @@ class _Loop:
         return self._result()
 
     def _step(self, loader: BatchLoader[StepBatch]) -> None:
-        state, number = self.state, self.step
+        state, number, threads = self.state, self.step, self.setup.threads
         rate = state.begin_step()
         loaded = loader.next()
         size = StepSize(*self._check_stop(loaded.batch.size))
+        if not threads.is_settled:
+            self._choose_threads(loaded.batch, size)
+        began = time.perf_counter()
         outcome = self.do_step(number, loaded.rows, loaded.batch, size.counts)
         state.end_step(loaded.following)
+        if threads.is_due(time.perf_counter() - began, size.n_tokens):
+            self._choose_threads(loaded.batch, size)
         self.recorder.add(outcome, size, waited_seconds=loaded.waited_seconds)
         is_logged = self.step % self.settings.log_steps == 0 or self.step == state.total
         # The device computes one step while the host prepares the next.
@@ -198,6 +218,19 @@ class _Loop:
         if is_logged:
             self.recorder.log_averages(self.step, state.total, rate=rate, cursor=state.cursor)
         self._report("")
+
+    def _choose_threads(self, batch: StepBatch, size: StepSize) -> None:
+        """Time the step of a batch on one thread and on all, and continue on the faster number."""
+        threads = self.setup.threads
+        is_first, before = not threads.is_settled, threads.n_threads
+        one, of_all = threads.choose(lambda: self.do_step.rehearse(self.step, batch, size.counts))
+        now = threads.n_threads
+        if is_first or now != before:
+            self.log.event("threads", step=self.step, threads=now, one=one, all=of_all)
+            logger.info(
+                "computing on %d of %d threads: a step takes %.3g s on one and %.3g s on all",
+                *(now, threads.n_all, one, of_all),
+            )
 
     def _check_stop(self, numbers: Iterable[float] = ()) -> list[float]:
         """Stop if any process has to; return numbers summed over the processes, which all call it."""
@@ -225,12 +258,17 @@ class _Loop:
                 f"no evaluation of {self.folder} had a finite loss: training diverged, and there is "
                 f"no model; train anew with a lower train.learning_rate"
             )
+        warning = ""
+        if progress.encoder_is_untrained:
+            warning = _untrained(progress.best_step, self.state.log_linear_steps)
+            self.log.warn(progress.best_step, warning)
         return TrainResult(
             run=self.folder,
             model=self.folder / MODEL_FOLDER,
             steps=progress.step,
             best_step=progress.best_step,
             validation=progress.best_metrics,
+            warning=warning,
             is_main=self.processes.is_main,
         )
 
@@ -247,13 +285,26 @@ class _Loop:
         if self.step % settings.save_steps == 0 or state.is_over:
             self._save()
 
+    def _evaluate_start(self) -> None:
+        """Score the model before its first step, where learning curves start, and their constant baselines."""
+        progress = self.state.progress
+        if self.step > 0 or progress.evaluated == 0:
+            return
+        own = validation_metrics(self.setup, check_stop=self._check_stop)
+        if metrics := self.processes.broadcast(own):
+            baselines = {f"baseline/{n}": one for n, one in majority_accuracies(self.setup).items()}
+            self.log.metrics(0, "validation", metrics | baselines)
+        progress.evaluated = 0
+
     def _evaluate(self) -> None:
-        """Score validation cells; keep the model folder of the lowest loss."""
+        """Score validation cells; keep the model folder of the best score."""
         progress = self.state.progress
         self.recorder.settle()
         with self.state.averaged():
             own = validation_metrics(self.setup, check_stop=self._check_stop)
             metrics = self.processes.broadcast(own)
+            if progress.chosen_by == "loss":
+                metrics.pop("score", None)  # so that readers of the run see what it goes by
             progress.evaluated = self.step
             if metrics:
                 self.log.metrics(self.step, "validation", metrics)
@@ -265,7 +316,7 @@ class _Loop:
                 )
                 loss = f"validation loss {metrics['loss']:.4f}"
                 self._report(f"step {self.step}: {loss}  accuracy: {accuracies}")
-            if not metrics or metrics["loss"] < progress.best_loss:
+            if not metrics or progress.is_best(metrics):
                 progress.without_gain = 0
                 self._keep_model(metrics)
             else:
@@ -274,7 +325,7 @@ class _Loop:
             progress.has_ended = True
             self.log.event("early_stop", step=self.step, best_step=progress.best_step)
             self._report(
-                f"ended at step {self.step}: no lower validation loss in "
+                f"ended at step {self.step}: no better validation {progress.chosen_by} in "
                 f"{progress.without_gain} evaluations; the best was at step {progress.best_step}"
             )
 
@@ -295,7 +346,10 @@ class _Loop:
         self.model_problem = self._try_on_main(save)
         if not self.model_problem:
             progress = self.state.progress
-            progress.best_loss = metrics.get("loss", math.inf)
+            if metrics:
+                progress.best_score, negative = progress.rank(metrics)
+                progress.best_loss = -negative
+            progress.encoder_is_untrained = is_untrained(weights)
             progress.best_step = self.step
             progress.best_metrics = metrics
 
@@ -370,18 +424,25 @@ class _Loop:
         self._report(f"resumed at step {self.step}")
 
 
+def _untrained(best_step: int, log_linear_steps: int) -> str:
+    why = "its outputs are still zero"
+    if best_step <= log_linear_steps:
+        why = f"its training began after step {log_linear_steps:,} (train.log_linear_steps)"
+    return (
+        f"the encoder of the model is untrained: validation was best at step {best_step:,}, and {why}; lower "
+        f"train.log_linear_steps, or set model.layers = 0 to train without an encoder"
+    )
+
+
 def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
     """Return the metrics of the same validation cells and masks every time; none without cells.
 
     The model is calibrated on these cells.
     """
     model, store, preset = setup.model, setup.cells.store, setup.preset
-    rows = setup.cells.validation
+    rows = _validation_rows(setup)
     if len(rows) == 0:
         return {}
-    if len(rows) > preset.train.eval_cells:
-        rng = generator(preset.train.seed, Stream.VALIDATION_CELLS)
-        rows = np.sort(rng.choice(rows, preset.train.eval_cells, replace=False))
 
     def on_progress(_: ProgressEvent) -> None:
         check_stop()
@@ -397,7 +458,14 @@ def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> 
         class_weights=None if weights is None else weights.to(device),
         on_progress=on_progress,
     )
-    metrics = {"loss": masked.loss, "loss/phenotypes": masked.phenotype_loss}
+    metrics = {
+        "loss": masked.loss,
+        "score": masked.score,
+        "loss/phenotypes": masked.phenotype_loss,
+        **{f"gain/{name}": target.gain for name, target in masked.phenotype_targets.items()},
+    }
+    if masked.gene_target is not None:
+        metrics["gain/genes"] = masked.gene_target.gain
     if model.config.classified is None:
         metrics |= {
             "loss/genes": masked.genes.loss,
@@ -418,3 +486,22 @@ def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> 
             metrics[f"acc/{name}"] = scores.accuracy
             metrics[f"f1/{name}"] = scores.macro_f1
     return metrics
+
+
+def majority_accuracies(setup: RunSetup) -> dict[str, float]:
+    """Return the accuracy on the validation cells of always predicting a phenotype's most frequent training value."""
+    store, rows, found = setup.cells.store, _validation_rows(setup), {}
+    for name, slot in setup.model.config.predicted.items():
+        truth = np.asarray(store.phenotype_codes[rows, slot])
+        counts = setup.model.reference.value_counts(slot, len(store.phenotypes[name]))
+        if (truth >= 0).any():
+            found[name] = float((truth[truth >= 0] == np.argmax(counts)).mean())
+    return found
+
+
+def _validation_rows(setup: RunSetup) -> NDArray[np.int64]:
+    rows, settings = setup.cells.validation, setup.preset.train
+    if len(rows) <= settings.eval_cells:
+        return rows
+    rng = generator(settings.seed, Stream.VALIDATION_CELLS)
+    return np.sort(rng.choice(rows, settings.eval_cells, replace=False))

@@ -7,7 +7,6 @@ from the operations.
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +44,7 @@ from core.training.profiling import (
 )
 from core.training.run_setup import check_feasible, check_preset, make_config
 from core.training.state import total_steps
+from core.training.threads import threads_restored, use_threads
 from core.training.virtual_ranks import RunCells, cells_per_virtual_rank, virtual_ranks_of_process
 
 #: Cells whose genes are counted.
@@ -213,7 +213,10 @@ def forecast_run(
     measured = None
     if fitting >= 1 and (computed is None or computed.cell <= _MAX_CELL_SECONDS):
         # Out of memory: a GPU's kernels took more than was counted.
-        with contextlib.suppress(torch.OutOfMemoryError), _threads(1 if others > _BUSY else None):
+        with contextlib.suppress(torch.OutOfMemoryError), threads_restored():
+            # Threads that wait for each other would measure only the other programs.
+            if isinstance(preset.train.threads, int) or others > _BUSY:
+                use_threads(1 if preset.train.threads == "auto" else preset.train.threads)
             max_cells = max(int(min(part_cells, fitting)), 1)
             measured = profile_step(
                 preset, run.config, machine, route, run.lengths, max_cells=max_cells
@@ -228,7 +231,7 @@ def forecast_run(
     disk = float(free_space(folder)[1])
     used = max(sum(memory.values()) / available, sum(files.values()) / disk)
     notes = [*cells.assumptions]
-    if others > _BUSY and measured is not None:
+    if others > _BUSY and measured is not None and preset.train.threads == "auto":
         notes.append(
             f"other programs take {others:.0f} % of the processors at the moment: times are those "
             f"of one thread; beside such programs a run of several is slower, alone it is quicker"
@@ -299,6 +302,8 @@ class _Run:
             self.network.start()  # which freezes some
         self._count_parameters()
         self.steps = max(self.total - done, 0)
+        #: Evaluations: every `train.eval_steps`, and one before the first step.
+        self.n_evaluations = math.ceil(self.steps / self.train.eval_steps) + (done == 0)
         #: Remaining steps that train the log-linear part alone.
         self.log_linear_steps = 0
         if self.network.encoder_part is not None and self.network.log_linear is not None:
@@ -409,7 +414,7 @@ class _Run:
         seconds["run"] = (
             step * (self.steps - self.log_linear_steps)
             + log_linear * self.log_linear_steps
-            + evaluation * math.ceil(self.steps / self.train.eval_steps)
+            + evaluation * self.n_evaluations
         )
         return seconds
 
@@ -452,14 +457,3 @@ def _available_memory(machine: Machine, processes: int) -> float:
     if machine.device == "cuda":
         return float(torch.cuda.mem_get_info()[0])
     return float(psutil.virtual_memory().available) / processes
-
-
-@contextlib.contextmanager
-def _threads(n_threads: int | None) -> Iterator[None]:
-    """Compute on one thread, say: several that wait for each other measure only the other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

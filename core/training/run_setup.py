@@ -33,6 +33,7 @@ from core.training.launched import launched_process
 from core.training.machine import EncoderFlops, Machine, choose_machine, device_peak
 from core.training.processes import Processes, check_accelerate_variables, recorded_variables
 from core.training.start_weights import ConvertWeights, own_start, start_folder, start_from
+from core.training.threads import Threads
 from core.training.trackers import check_trackers
 from core.training.virtual_ranks import (
     RunCells,
@@ -68,6 +69,7 @@ class RunSetup:
         store: Store,
         machine: Machine,
         processes: Processes,
+        threads: Threads,
         *,
         name: str,
         convert_weights: ConvertWeights | None,
@@ -75,6 +77,7 @@ class RunSetup:
     ) -> None:
         preset = self.preset = resolved.preset
         self.resolved, self.machine, self.processes = resolved, machine, processes
+        self.threads = threads
         check_preset(preset)
         cells = self.cells = RunCells.of(preset, store)
         model = self.model = build_model(
@@ -122,7 +125,7 @@ class RunSetup:
             "device_name": machine.device_name,
             "precision": machine.precision,
             "processes": self.processes.count,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads.n_threads,
             "accelerate": recorded_variables(),
             "encoder": asdict(self.flops),
             "peak_flops": self.peak,

@@ -5,7 +5,7 @@ With it AdamW over groups of parameters, the learning rate over a run, and the a
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,15 +34,31 @@ class Progress:
     """How far a run is; part of a checkpoint, by these names."""
 
     step: int = 0
-    #: Step of the last evaluation that was finished.
-    evaluated: int = 0
+    #: Step of the last evaluation that was finished; -1: none, not even that before the first step.
+    evaluated: int = -1
+    #: Score and loss of the best evaluation; a lower loss decides where scores are equal.
+    best_score: float = -math.inf
     best_loss: float = math.inf
     best_step: int = 0
+    #: What the best step is chosen by; runs of an older tfx keep to the loss.
+    chosen_by: Literal["score", "loss"] = "score"
     best_metrics: dict[str, float] = field(default_factory=dict)
     #: Evaluations since the best one.
     without_gain: int = 0
     #: Whether training ended early, for lack of gain.
     has_ended: bool = False
+    #: Whether the encoder of the best evaluation had not learnt anything yet.
+    encoder_is_untrained: bool = False
+
+    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Return by what validation metrics are compared: the higher is better."""
+        score = metrics.get("score", 0.0) if self.chosen_by == "score" else 0.0
+        return score, -metrics["loss"]
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether validation metrics are better than all before; not without a finite loss."""
+        best = (self.best_score if self.chosen_by == "score" else 0.0, -self.best_loss)
+        return math.isfinite(metrics["loss"]) and self.rank(metrics) > best
 
 
 class TrainingState:
@@ -52,7 +68,7 @@ class TrainingState:
         processes = self.processes = setup.processes
         settings = self.settings = setup.preset.train
         model = self.model = setup.model.network
-        self.source, self.recorder = setup.source, recorder
+        self.source, self.threads, self.recorder = setup.source, setup.threads, recorder
         self.source.n_parts = settings.micro_batches
         self.progress = Progress()
         #: Of the next step's cells.
@@ -123,6 +139,7 @@ class TrainingState:
             "cursor": self.cursor.to_json(),
             "window": self.recorder.state(),
             "micro_batches": self.source.n_parts,
+            "threads": self.threads.n_threads,
             "average": None if self.average is None else whole(self.average.state()),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -147,14 +164,29 @@ class TrainingState:
         scaler = self.processes.accelerator.scaler
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
-        progress = self.progress = Progress(**current_progress(state["progress"]))
+        kept = {"chosen_by": "loss", **current_progress(state["progress"])}
+        progress = self.progress = Progress(**kept)
         patience = self.settings.patience  # may have been changed
         progress.has_ended = patience is not None and progress.without_gain >= patience
         self.recorder.load(state["window"])
         self.source.n_parts = max(self.source.n_parts, int(state["micro_batches"]))
+        if threads := state.get("threads"):  # a checkpoint of an older tfx has none
+            self.threads.restore(int(threads))
         if self.average is not None and state["average"]:
             self.average.load(state["average"])
         self.cursor = self.source.sampler.resume(Cursor.from_json(state["cursor"]))
+
+
+def is_untrained(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights of a network have an encoder whose outputs are still at zero, where they began."""
+    outputs = [
+        tensor
+        for name, tensor in weights.items()
+        if name.startswith("encoder_part.")
+        and name.endswith("_output.weight")
+        and name.count(".") == 2
+    ]
+    return bool(outputs) and not any(tensor.any() for tensor in outputs)
 
 
 def make_optimiser(network: TfxModel, settings: TrainSettings) -> torch.optim.AdamW:

@@ -108,6 +108,16 @@ class TrainStep:
         self.optimiser.zero_grad()
         return StepOutcome(step, rows, torch.stack([*losses, norm.float(), failed.float()]))
 
+    def rehearse(self, step: int, batch: StepBatch, counts: LossCounts) -> None:
+        """Compute the gradient of a step, to see how long that takes, and drop it."""
+        self.network.train()
+        try:
+            self._accumulate(step, batch, counts)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        self.optimiser.zero_grad()
+
     def _accumulate(self, step: int, batch: StepBatch, counts: LossCounts) -> Tensor:
         """Sum the gradients of all parts; return (4,) loss; of genes, of phenotypes, of [CLS]."""
         parts = [

@@ -197,8 +197,8 @@ def test_compare_tells_what_differs_and_marks_the_best(tfx, base, wide):
     assert (result.code, result.stderr) == (0, "")
     (line,) = lines_with(result.stdout, "train.learning_rate")
     assert line.split() == ["train.learning_rate", "0.001", "0.01"]
-    (line,) = lines_with(result.stdout, "validation loss, lowest")
-    assert line.split()[3:] == ["2.0000", "*", "1.5000"]
+    (line,) = lines_with(result.stdout, "validation loss, best step")
+    assert line.split()[4:] == ["2.0000", "*", "1.5000"]
     assert "batch_size" not in result.stdout
     assert "* best" in result.stdout
 

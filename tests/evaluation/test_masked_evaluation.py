@@ -1,14 +1,18 @@
 """Masked losses and accuracies, and predictions of phenotypes, against plain computations."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from core.cells.genes import GenePanel
+from core.encoding.panel_cells import PanelReader
+from core.evaluation.marginals import Marginals
 from core.evaluation.masked_evaluation import (
     GeneScores,
+    TargetLoss,
     _batches_at_rate,
     draw_static_mask,
     evaluate_at_rate,
@@ -16,7 +20,10 @@ from core.evaluation.masked_evaluation import (
     report_genes,
 )
 from core.evaluation.predict import predict_phenotypes
+from core.model.batch_tensors import BatchTensors
+from core.model.losses import masked_loss
 from core.presets.schema import LossSettings, MaskingSettings
+from tests.evaluation.conftest import EVERYTHING
 from tests.tiny_atlas import build_model, tiny_preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,6 +46,12 @@ def test_the_scores_do_not_depend_on_the_batches(
     assert one.genes.accuracy == two.genes.accuracy
     assert one.genes.baseline_accuracy == two.genes.baseline_accuracy
     assert one.loss == pytest.approx(one.genes.loss + 0.5 * one.phenotype_loss)
+    assert one.score == pytest.approx(two.score, rel=1e-4, abs=1e-6)
+    targets = {**one.phenotype_targets, "": one.gene_target}
+    assert one.loss == pytest.approx(
+        sum(target.weight * target.loss for target in targets.values())
+    )
+    assert all(math.isfinite(target.baseline) for target in targets.values())
 
 
 def test_class_weights_add_up_over_batches_of_any_size(tiny_store, rows, models, small_batches):
@@ -70,6 +83,75 @@ def test_a_model_that_knows_only_the_marginals_scores_as_the_baseline(tiny_store
         model.network.encoder_part.gene_output.weight.zero_()
     scores = evaluate_masked(model, tiny_store, rows, LossSettings())
     assert scores.genes.accuracy == scores.genes.baseline_accuracy
+    scores = evaluate_masked(model, tiny_store, rows, LossSettings(smoothing=0.0))
+    assert scores.gene_target.gain == pytest.approx(0.0, abs=1e-5)
+    assert scores.gene_target.baseline == pytest.approx(scores.genes.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("head", ["split", "joint"])
+def test_no_other_constant_prediction_has_a_lower_loss_than_the_baseline(
+    tiny_store, rows, head, smoothing
+):
+    """Of the training cells themselves; a step away from the baseline costs more."""
+    model = build_model(tiny_preset(model__head=head).preset, tiny_store)
+    model = replace(model, masking=EVERYTHING)
+    loss = LossSettings(smoothing=smoothing, phenotype_smoothing=smoothing)
+    marginals = Marginals.of(model, loss)
+    reader, training = PanelReader(tiny_store, model.panel), tiny_store.rows("train")
+    codes = np.asarray(tiny_store.phenotype_codes[training])
+    rng = np.random.default_rng(0)
+    cells = model.batches.masked(reader.read(training), codes, model.masking, rng)
+    batch = BatchTensors.from_arrays(cells)
+
+    def losses(one):
+        output = one.predict(batch)
+        logits = output.gene_logits, output.phenotype_logits
+        parts = masked_loss(*logits, batch, model.config, loss)
+        return float(parts.genes), float(parts.phenotypes)
+
+    least = losses(marginals)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        genes, phenotypes = (
+            logits + 0.3 * torch.randn(logits.shape, generator=generator)
+            for logits in (marginals.genes, marginals.phenotypes)
+        )
+        more = losses(replace(marginals, genes=genes, phenotypes=phenotypes))
+        assert more[0] > least[0]
+        assert more[1] > least[1]
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_the_baseline_of_a_phenotype_is_its_class_frequencies(
+    tiny_store, rows, models, is_weighted
+):
+    model = models()
+    sizes = model.config.phenotype_sizes
+    weights = torch.linspace(0.2, 3.0, sum(sizes)) if is_weighted else torch.ones(sum(sizes))
+    scores = evaluate_masked(
+        model, tiny_store, rows, LossSettings(), class_weights=weights if is_weighted else None
+    )
+    training = np.asarray(tiny_store.phenotype_codes[tiny_store.rows("train")])
+    codes, first = np.asarray(tiny_store.phenotype_codes[rows]), 0
+    for slot, (name, size) in enumerate(zip(model.config.phenotypes, sizes, strict=True)):
+        own = weights[first : first + size].numpy()
+        known = training[:, slot][training[:, slot] >= 0]
+        frequency = (np.bincount(known, minlength=size) + 1) * own
+        truth = codes[:, slot][codes[:, slot] >= 0]
+        nll = -np.log(frequency / frequency.sum())[truth]
+        wanted = (nll * own[truth]).sum() / own[truth].sum()
+        assert scores.phenotype_targets[name].baseline == pytest.approx(wanted, rel=1e-5)
+        first += size
+
+
+def test_the_score_is_the_gain_where_all_is_learnt_and_leaves_out_what_is_not():
+    learnt = TargetLoss(loss=1.5, baseline=2.0, weight=0.5)
+    assert (learnt.gain, learnt.score) == (0.5, 0.25)
+    little = TargetLoss(loss=1.9, baseline=2.0, weight=1.0)  # half of a tenth of the baseline
+    assert little.score == pytest.approx(0.1 * 0.5)
+    for loss in (2.0, 2.5, math.nan, math.inf):
+        assert TargetLoss(loss=loss, baseline=2.0, weight=1.0).score == 0.0
 
 
 def test_a_continuous_model_is_scored_on_whether_a_gene_is_expressed(tiny_store, rows, models):

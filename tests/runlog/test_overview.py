@@ -29,6 +29,21 @@ def test_a_row_has_the_metrics_of_the_weights_that_are_kept(folder):
     assert row.eta is None
 
 
+def test_the_weights_that_are_kept_are_those_of_the_best_score(tmp_path):
+    lines = [  # equal scores: the lower loss; not finite, not trained: never
+        {"step": 0, "loss": 0.1, "score": 0.9},
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 2.0, "score": 0.5},
+        {"step": 3, "loss": 1.5, "score": 0.5},
+        {"step": 4, "loss": 1.2, "score": 0.4},
+        {"step": 5, "loss": None, "score": 0.9},
+    ]
+    validations = tuple({"split": "validation", **line} for line in lines)
+    assert LatestMetrics(None, validations).kept["step"] == 3
+    assert LatestMetrics(None, validations[:2]).kept["step"] == 1
+    assert LatestMetrics(None, validations[5:]).kept is None
+
+
 def test_only_live_runs_have_a_time_left(tmp_path):
     with RunWriter(tmp_path / "run", run={}, clock=lambda: 100.0) as writer:
         writer.status("running", step=1, total=9, eta=30.0)

@@ -107,10 +107,14 @@ def test_metrics_hold_every_step_and_every_evaluation(finished, tiny_store):
     reader = RunReader(folder)
     assert [record["step"] for record in reader.metrics("train")] == list(range(1, 13))
     validation = reader.metrics("validation")
-    assert [record["step"] for record in validation] == [5, 10, 12]
+    assert [record["step"] for record in validation] == [0, 5, 10, 12]
     accuracies = {f"acc/{name}" for name in tiny_store.phenotypes}
     assert accuracies | {"loss", "acc/genes", "acc/genes_baseline"} <= set(validation[0])
-    best = min(validation, key=lambda record: record["loss"])
+    gains = {f"gain/{name}" for name in tiny_store.phenotypes}
+    assert gains | {"score", "gain/genes"} <= set(validation[0])
+    assert {f"baseline/{name}" for name in tiny_store.phenotypes} <= set(validation[0])
+    assert not any(name.startswith("baseline/") for name in validation[1])
+    best = max(validation[1:], key=lambda record: (record["score"], -record["loss"]))
     assert result.best_step == best["step"]
     assert result.validation["loss"] == best["loss"]
 
@@ -339,7 +343,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_logged(
     for value in weights_of(tmp_path / "run", 12).values():
         assert torch.isfinite(value.float()).all()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    first = json.loads(lines[0])
+    first = json.loads(lines[1])  # after the evaluation at step 0
     assert first["loss"] is None
     assert "loss" in first["nonfinite"]
     # Nothing was learnt at the first step: the second sees the initial weights.

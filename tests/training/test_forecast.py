@@ -178,7 +178,7 @@ def test_times_add_up(tiny_store, tmp_path, monkeypatch, processes, step):
         "step of the log-linear part alone": 3.0,
         "evaluation": 2.5,
         "epoch": 10 * (step + 2.5 / 40),
-        "run": 70 * step + 30 * 3.0 + 3 * 2.5,
+        "run": 70 * step + 30 * 3.0 + 4 * 2.5,  # one evaluation before the first step
     }
     rest = forecast_run(preset, cells, tmp_path / "run", processes=processes, done=50).seconds
     assert "step of the log-linear part alone" not in rest
@@ -197,7 +197,7 @@ def test_a_busy_machine_is_measured_on_one_thread_and_named(tiny_store, tmp_path
     try:
         for taken, threads in ((60.0, 1), (5.0, 2)):
             monkeypatch.setattr("psutil.cpu_percent", lambda *, interval, taken=taken: taken)
-            notes = forecast_of(tiny_store, tmp_path).notes
+            notes = forecast_of(tiny_store, tmp_path, train__threads="auto").notes
             assert any("other programs take 60 %" in one for one in notes) == (taken > 20)
             assert n_threads.pop() == threads
             assert torch.get_num_threads() == 2

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -18,10 +19,12 @@ from core.model.folder import CellModel, put_back_model
 from core.model.losses import masked_loss
 from core.presets.schema import Preset
 from core.runlog import RunReader
+from core.runlog.overview import run_row
 from core.runlog.ownership import owned_run
 from core.training import checkpoints
 from core.training.checkpoints import CHANGEABLE, preset_differences
 from core.training.engine import train
+from core.training.state import TrainingState
 from tests.training.test_engine import assert_same_run, metrics_of, short, stop_after, weights_of
 
 
@@ -31,8 +34,8 @@ def events_of(folder, name):
 
 # ------------------------------------------------------------------------ averages and early ends
 def test_the_averaged_weights_are_saved_and_training_keeps_its_own(tiny_store, tmp_path):
-    train(short(), tiny_store, tmp_path / "plain")
-    train(short(train__ema=0.9), tiny_store, tmp_path / "ema")
+    train(short(train__eval_steps=12), tiny_store, tmp_path / "plain")
+    train(short(train__eval_steps=12, train__ema=0.9), tiny_store, tmp_path / "ema")
     plain, ema = weights_of(tmp_path / "plain", 12), weights_of(tmp_path / "ema", 12)
     assert all(torch.equal(plain[name], ema[name]) for name in plain)
     state = checkpoints.load_checkpoint(tmp_path / "ema" / "checkpoints" / "step-00000012")[1]
@@ -71,6 +74,62 @@ def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_p
     assert more.steps == 12
 
 
+def scripted(monkeypatch, *evaluations):
+    """Let the evaluations of a run find these metrics, one after another, after that of step 0."""
+    metrics = iter([{"loss": 0.1, "score": 9.0}, *evaluations])
+    monkeypatch.setattr(
+        "core.training.engine.validation_metrics", lambda *_, **__: dict(next(metrics))
+    )
+
+
+def test_the_best_step_has_the_best_score_also_where_noise_raises_the_loss(
+    tiny_store, tmp_path, monkeypatch
+):
+    scripted(
+        monkeypatch,
+        {"loss": 1.0, "score": 0.1},
+        {"loss": 1.2, "score": 0.2},
+        {"loss": 1.1, "score": 0.2},
+        {"loss": 0.9, "score": 0.1},
+        {"loss": math.nan, "score": 0.3},
+        {"loss": 2.0, "score": 0.1},
+    )
+    result = train(short(train__eval_steps=2), tiny_store, tmp_path / "run")
+    assert (result.best_step, result.validation["loss"], result.warning) == (6, 1.1, "")
+    assert run_row(RunReader(tmp_path / "run").summary()).best_step == 6
+
+
+def test_a_run_of_an_older_tfx_goes_by_the_loss_to_its_end(tiny_store, tmp_path, monkeypatch):
+    scripted(monkeypatch, {"loss": 1.0, "score": 0.1}, {"loss": 2.0, "score": 0.9})
+
+    def older(self):
+        weights, state = to_checkpoint(self)
+        own = ("chosen_by", "best_score", "encoder_is_untrained")
+        state["progress"] = {k: v for k, v in state["progress"].items() if k not in own}
+        return weights, state
+
+    to_checkpoint = TrainingState.to_checkpoint
+    with monkeypatch.context() as context:
+        context.setattr(TrainingState, "to_checkpoint", older)
+        with pytest.raises(TrainingInterrupted):
+            train(short(train__eval_steps=6), tiny_store, tmp_path / "run", **stop_after(6))
+    result = train(short(train__eval_steps=6), tiny_store, tmp_path / "run")
+    assert (result.steps, result.best_step) == (12, 6)
+    assert "score" not in RunReader(tmp_path / "run").metrics("validation")[-1]
+
+
+def test_a_model_whose_encoder_has_learnt_nothing_comes_with_a_warning(
+    tiny_store, tmp_path, monkeypatch
+):
+    scripted(monkeypatch, {"loss": 1.0, "score": 0.2}, {"loss": 1.0, "score": 0.1})
+    options = {"model__log_linear": True, "train__log_linear_steps": 2, "train__max_steps": 4}
+    result = train(short(train__eval_steps=2, **options), tiny_store, tmp_path / "run")
+    assert result.best_step == 2
+    assert "the encoder of the model is untrained: validation was best at step 2" in result.warning
+    (event,) = events_of(tmp_path / "run", "warning")
+    assert event["reason"] == result.warning
+
+
 def test_a_loss_that_leaps_is_an_event_with_its_cells(tiny_store, tmp_path, monkeypatch):
     done = iter(range(1, 1000))
 
@@ -102,7 +161,8 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
 
     with pytest.raises(TrainingInterrupted, match="stopped at step 5 of 12, checkpoint saved"):
         train(short(), tiny_store, tmp_path / "parts", should_stop=should_stop, on_progress=see)
-    assert RunReader(tmp_path / "parts").metrics("validation") == []
+    steps = [one["step"] for one in RunReader(tmp_path / "parts").metrics("validation")]
+    assert steps == [0]
     assert [e["signal"] for e in events_of(tmp_path / "parts", "signal")] == ["SIGTERM"]
     train(short(), tiny_store, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -135,6 +195,7 @@ def test_a_stop_while_the_model_is_fitted_leaves_what_was(tiny_store, tmp_path):
 
 OWN_A_RUN = """
 import sys, pathlib, time
+from core.runlog.overview import run_row
 from core.runlog.ownership import owned_run
 with owned_run(pathlib.Path(sys.argv[1])):
     print('mine', flush=True)

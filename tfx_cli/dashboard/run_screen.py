@@ -188,6 +188,8 @@ class RunScreen(DashboardScreen):
         marks = []
         if self._phenotype in view.phenotypes:
             baselines = run_texts.baseline_accuracies(view, self._phenotype)
+            if (fitted := run_texts.fitted_accuracy(view, self._phenotype)) is not None:
+                baselines["no encoder"] = fitted
             place = names.index(self._phenotype)
             marks = [ReferenceMark(name, value, place) for name, value in baselines.items()]
         window = replace(self._window, is_log=False)

@@ -49,6 +49,14 @@ def baseline_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def fitted_accuracy(view: RunView, phenotype: str) -> float | None:
+    """Return the accuracy of the fitted terms alone, of a model without its encoder, from the evaluation."""
+    parts = None if view.evaluation is None else view.evaluation.parts
+    scores = None if parts is None else parts.scores.get("without_the_encoder")
+    metric = None if scores is None else scores.accuracy.get(phenotype)
+    return None if metric is None else finite_number(metric.value)
+
+
 def _report(view: RunView, phenotype: str, method: str) -> PhenotypeScores | None:
     phenotypes = {} if view.evaluation is None else view.evaluation.phenotypes
     return phenotypes.get(phenotype, {}).get(method)
@@ -61,11 +69,13 @@ def _score(scores: PhenotypeScores | None, name: str) -> float | None:
 def numbers_content(view: RunView, *, width: int) -> Content:
     """Write the latest metrics: losses and speed in one line, then each phenotype's accuracy."""
     train, validation = view.train, view.validation
+    # A run without a score (of an older tfx) keeps the weights of the lowest loss.
+    kept = "lowest" if validation.last("score") is None else "at best score"
     line = ""
     for label, name, value in (
         ("train loss", "loss", train.last("loss")),
         ("validation loss", "loss", validation.last("loss")),
-        ("lowest", "loss", validation.best("loss", lowest=True)),
+        (kept, "loss", view.row.validation_loss),
         ("lr", "lr", train.last("lr")),
         ("cells/s", "", train.last("cells_per_second")),
         ("tokens/s", "", train.last("tokens_per_second")),

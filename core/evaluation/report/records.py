@@ -237,6 +237,37 @@ class GeneRates:
     worst: tuple[GeneRow, ...] = ()
 
 
+# ------------------------------------------------------------------------------------------ parts
+@dataclass(frozen=True)
+class PartMetric:
+    """A metric of a model without some of its parts, and its 95 % interval."""
+
+    value: Number
+    interval: Interval
+    #: How much worse it is than the whole model, on the same draws; None for the whole model.
+    worse_by: Difference | None = None
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """Genes masked as in training (nats per masked gene), and phenotypes predicted from all genes."""
+
+    nll: PartMetric | None
+    #: By phenotype.
+    accuracy: dict[str, PartMetric]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What each part of the model contributes, on a sample of the cells."""
+
+    n_cells: int
+    resampled: Literal["donors", "cells"]
+    n_units: int
+    #: By what is left, from the marginals to the whole model.
+    scores: dict[str, PartScores]
+
+
 # ---------------------------------------------------------------------------------------- reports
 @dataclass(frozen=True)
 class EvaluationFacts:
@@ -269,6 +300,7 @@ class EvaluationReport:
     conditions: Conditions | None = None
     genes: MaskedGenes | None = None
     gene_rates: GeneRates | None = None
+    parts: Parts | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -12,11 +12,16 @@ from core.evaluation.report.records import (
     FidelityFacts,
     GeneMeans,
     Interval,
+    PartMetric,
     PhenotypeScores,
     Scores,
 )
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
+_PARTS = {
+    "class_log_odds_alone": "class log-odds alone",
+    "without_the_log_linear_part": "without the log-linear part",
+}
 _CONDITIONS = {"hidden": "all genes", "given": "others given"}
 
 
@@ -259,6 +264,36 @@ def gene_tables(report: EvaluationReport) -> Iterator[ReportTable]:
                 ],
                 2,
             )
+
+
+def part_table(report: EvaluationReport) -> ReportTable | None:
+    """Return the table of what each part of the model contributes, if the report has it."""
+    parts = report.parts
+    if parts is None:
+        return None
+    first = next(iter(parts.scores.values()))
+    genes = [] if first.nll is None else ["loss per masked gene"]
+    rows = [
+        [
+            _PARTS.get(name, label_of(name)),
+            *([] if of_part.nll is None else [_part_metric(of_part.nll)]),
+            *map(_part_metric, of_part.accuracy.values()),
+        ]
+        for name, of_part in parts.scores.items()
+    ]
+    return ReportTable(
+        "What each part contributes",
+        f"{parts.n_cells:,} of the cells. Loss: nats per masked gene, genes and phenotypes masked as in training. "
+        f"Phenotypes: accuracy, all genes visible. In brackets: 95 % bootstrap intervals, over {parts.n_units:,} "
+        f"{parts.resampled}; *: worse than the whole model, by an interval of the difference above zero.",
+        ["parts", *genes, *first.accuracy],
+        rows,
+    )
+
+
+def _part_metric(metric: PartMetric) -> str:
+    is_worse = metric.worse_by is not None and metric.worse_by.interval[0] > 0
+    return f"{show(metric.value)} {bounds(metric.interval)}{'*' if is_worse else ''}"
 
 
 def masked_gene_rows(report: EvaluationReport) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from core.evaluation.report.tables import (
     gene_tables,
     label_of,
     masked_gene_rows,
+    part_table,
     phenotype_tables,
     reliability_table,
 )
@@ -172,6 +173,8 @@ def evaluation_sections(
         Picture(png, f"Confusion matrix of {name}", title=title)
         for (name, png), title in zip(confusions.items(), titles, strict=False)
     ]
+    if (parts := part_table(report)) is not None:
+        yield Section("Parts of the model", [parts])
     yield Section("Phenotypes", [*phenotype_tables(report), *reliability_table(report), *pictures])
     genes: list[ReportTable | Picture] = []
     if report.genes is not None:
@@ -221,6 +224,11 @@ def card_text(report: EvaluationReport) -> str:
             for one in map(of_one.get, methods)
         ]
         lines.append(f"| {as_markdown(name)} | " + " | ".join(pairs) + " |")
+    if (parts := part_table(report)) is not None:
+        lines += ["", as_markdown(f"{parts.title}. {parts.note}", most=2_000), ""]
+        lines.append("| " + " | ".join(map(as_markdown, parts.header)) + " |")
+        lines.append("|---" * len(parts.header) + "|")
+        lines += ["| " + " | ".join(map(as_markdown, row)) + " |" for row in parts.rows]
     return "\n".join(
         [*lines, "", *(f"- {as_markdown(note, most=2_000)}" for note in report.notes)]
     ).rstrip()
