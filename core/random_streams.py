@@ -49,6 +49,10 @@ class Stream(IntEnum):
     BALANCED_EPOCH = 89
     SUMMARY_CELLS = 89
     LIKELIHOOD_RESAMPLES = 97
+    INTERACTION_PASSES = 101
+    INTERACTION_CELLS = 103
+    INTERACTION_NULL = 107
+    INTERACTION_HALVES = 109
 
 
 def generator(*key: int) -> np.random.Generator:

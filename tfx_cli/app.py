@@ -40,6 +40,11 @@ _PANELS = {
         ("predict", "annotate:predict", "Label the cells of a new file, with probabilities."),
         ("embed", "annotate:embed", "Add embeddings of cells and genes to a file."),
         ("generate", "generate:generate", "Generate cells of the requested phenotypes."),
+        (
+            "interactions",
+            "interactions:interactions",
+            "Find interactions of genes in a context, with nulls and baselines.",
+        ),
     ),
     "Watch": (
         (

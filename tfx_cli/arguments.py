@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.cells.file_patterns import is_path
+from core.cells.file_patterns import is_path, names_cells
 from core.errors import ConfigurationError, DataError, TfxError
 from core.files import file_text
 from core.presets.schema import STANDARD_PHENOTYPES, Preset
@@ -16,6 +16,7 @@ from tfx_cli.command_line import argument, option
 from tfx_cli.output import narrate
 
 if TYPE_CHECKING:
+    from core.cells.cell_filter import CellFilter
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
 
@@ -137,6 +138,32 @@ def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "Resol
             f"{config} cannot be read ({error.strerror}); copy the whole run folder again"
         ) from error
     return ResolvedPreset.from_toml(text, where=str(config))
+
+
+def run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Separate the run from the files of cells."""
+    has_run = bool(targets) and not names_cells(targets[0])
+    files = list(targets[1:] if has_run else targets)
+    if others := [file for file in files if not names_cells(file)]:
+        raise ConfigurationError(
+            f"'{others[0]}' names no file of cells (docs/formats.md); give one run, then files"
+        )
+    return targets[0] if has_run else None, files
+
+
+def trained_on(run: Path) -> tuple[str, "CellFilter | None"]:
+    """Return the donor column and the training cells of a run.
+
+    A model folder alone knows neither: CELLxGENE has its donors in "donor_id".
+    """
+    from core.cells.cell_filter import CellFilter
+    from core.runlog.schema import CONFIG_FILE
+
+    if not (run / CONFIG_FILE).is_file():
+        return "donor_id", None
+    data = preset_of(run).preset.data
+    donors = "donor_id" if data.split.by == "cells" else data.split.by
+    return donors, CellFilter.parse(data.where, where="data.where")
 
 
 def report_folder(run: Path, file: str) -> Path:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.cells.file_patterns import names_cells
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
@@ -22,6 +21,8 @@ from tfx_cli.arguments import (
     model_folder,
     preset_of,
     report_folder,
+    run_and_files,
+    trained_on,
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from core.cells.cell_filter import CellFilter
     from core.cells.store import Store
     from core.evaluation.report.records import EvaluationReport, FidelityReport, PhenotypeScores
     from core.evaluation.report.tables import ReportTable
@@ -118,7 +118,7 @@ def evaluate(
     tfx eval runs/base --cross-validate donors
     tfx eval runs/base --generated generated.h5ad
     """
-    run, files = _run_and_files(targets or [])
+    run, files = run_and_files(targets or [])
     _check_options(locals(), files)
     folder = model_folder(run)
     run_folder = folder.parent
@@ -137,7 +137,7 @@ def evaluate(
     model = load_model(folder, "cpu" if generated else device)
     is_needed = store is not None or not (files or generated)
     cells = find_training_store(model, store) if is_needed else open_training_store(model)
-    donor_column, trained_where = _trained_on(run_folder)
+    donor_column, trained_where = trained_on(run_folder)
     of_files: dict[str, Any] = {
         "store": cells,
         "donor_column": donor_column,
@@ -217,17 +217,6 @@ def evaluate(
     )
 
 
-def _run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Separate the run from the files of cells."""
-    has_run = bool(targets) and not names_cells(targets[0])
-    files = list(targets[1:] if has_run else targets)
-    if others := [file for file in files if not names_cells(file)]:
-        raise ConfigurationError(
-            f"'{others[0]}' names no file of cells (docs/formats.md); give one run, then files"
-        )
-    return targets[0] if has_run else None, files
-
-
 def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     """Check that options fit together."""
     generated = given["generated"]
@@ -289,21 +278,6 @@ def _cross_validate(
             should_stop=stop,
             on_progress=listener,
         )
-
-
-def _trained_on(run: Path) -> tuple[str, "CellFilter | None"]:
-    """Return the donor column and the training cells of a run.
-
-    A model folder alone knows neither: CELLxGENE has its donors in "donor_id".
-    """
-    from core.cells.cell_filter import CellFilter
-    from core.runlog.schema import CONFIG_FILE
-
-    if not (run / CONFIG_FILE).is_file():
-        return "donor_id", None
-    data = preset_of(run).preset.data
-    donors = "donor_id" if data.split.by == "cells" else data.split.by
-    return donors, CellFilter.parse(data.where, where="data.where")
 
 
 # -- text

@@ -17,9 +17,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from core.cells.store import Store
     from core.model.folder import CellModel
-    from transformerics.workflow import edit, embed, evaluate, generate, predict, train
+    from transformerics.workflow import (
+        edit,
+        embed,
+        evaluate,
+        generate,
+        interactions,
+        predict,
+        train,
+    )
 
-__all__ = ["CellModel", "Store", "edit", "embed", "evaluate", "generate", "predict", "train"]
+__all__ = ["CellModel", "Store", "edit", "embed", "evaluate", "generate", "interactions", "predict"]
+__all__ += ["train"]
 
 _MODULES = {"CellModel": "core.model.folder", "Store": "core.cells.store"}
 

@@ -18,7 +18,7 @@ from core.evaluation.baselines import QUICK_BASELINES
 from core.evaluation.held_out import evaluate_held_out
 from core.files import file_text
 from core.generation.cell_generator import generate_cells
-from core.generation.comparison import find_training_store
+from core.generation.comparison import find_training_store, open_training_store
 from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
 from core.inference.annotate import (
     embed_cells,
@@ -28,6 +28,9 @@ from core.inference.annotate import (
 )
 from core.inference.edited_cells import edit_cells
 from core.inference.query_cells import open_query_cells, read_hint
+from core.interactions.cells import file_reader, store_reader
+from core.interactions.network import Request, find_interactions
+from core.interactions.output import edge_table
 from core.model.calibration import unsure_rules
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
@@ -41,7 +44,10 @@ from core.training.run_setup import check_preset
 from core.training.start_weights import take_shape_of_start
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
+
+    from core.cells.store import Store
 
 Model = CellModel | str | Path
 
@@ -227,6 +233,44 @@ def edit(
             seed=seed,
             on_progress=on_progress,
         ).cells
+
+
+def interactions(
+    model: Model,
+    cells: "AnnData | str | Path | None" = None,
+    *,
+    where: str | Sequence[str] = (),
+    contrast: tuple[str, str, str] | None = None,
+    genes: Sequence[str] = (),
+    regulators: Sequence[str] = (),
+    weight: str = "auto",
+    error: float = 0.1,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> "pd.DataFrame":
+    """Find interactions of genes in a context, as `tfx interactions`: a row per context and ordered pair.
+
+    ``cells`` are by default those of the store that the model was trained on. ``contrast`` is a phenotype and
+    two values, as in ``("sex", "female", "male")``; ``genes`` are both ends of every edge, ``regulators`` the
+    sources alone. docs/interactions.md says what each column means.
+    """
+    model = _loaded(model)
+    request = Request(
+        where=CellFilter.parse(where, where="where"), contrast=contrast, genes=genes,
+        regulators=regulators, weight=weight, error=error, seed=seed,
+    )  # fmt: skip
+    store: Store | None
+    if cells is None:
+        store = find_training_store(model)
+        read, is_simulated = store_reader(model, store, seed=seed), store.truth is not None
+    else:
+        store = open_training_store(model)
+        read = file_reader(model, [str(cells) if isinstance(cells, Path) else cells], seed=seed)
+        is_simulated = str(cells).startswith("builtin:atlas")
+    found = find_interactions(
+        model, read, request, store=store, simulated=is_simulated, on_progress=on_progress
+    )
+    return edge_table(found)
 
 
 def _loaded(model: Model) -> CellModel:

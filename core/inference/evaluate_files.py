@@ -8,7 +8,7 @@ exist, baselines learn from them, over the genes that all files have.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,9 @@ from core.inference.query_cells import (
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _BLOCK = 4_096
 _FEW = 5
@@ -204,7 +207,7 @@ def _predict(
 # ------------------------------------------------------------------------------------ labelled files
 def read_labelled(
     model: CellModel,
-    file: str,
+    file: "str | AnnData",
     *,
     phenotypes: Iterable[str],
     choose: Callable[[NDArray[np.int32]], NDArray[np.int64]],
@@ -215,7 +218,7 @@ def read_labelled(
     gene_ids: str = "auto",
     few_genes: bool = False,
 ) -> LabelledFile:
-    """Read a file of real cells: .h5ad, or "builtin:NAME".
+    """Read real cells: a file, "builtin:NAME", or an AnnData object.
 
     ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
     ``labels``, as "tissue=organ", name the obs columns of phenotypes; `label_columns` are the default.

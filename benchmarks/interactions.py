@@ -1,0 +1,189 @@
+"""Interactions of genes: the model's effects and simple measures against the edges of the simulated atlas.
+
+    python benchmarks/interactions.py             30,000 cells, 160 genes, two models
+    python benchmarks/interactions.py --quick     8,000 cells, a model without attention
+    python benchmarks/interactions.py --json      last line one JSON object
+
+Contexts are combinations of cell type, tissue and disease, of about 25, 50, 100, 200 and 500 cells (training
+and held-out donors together); every measure sees all cells of the context, and only "all cells" sees others.
+Tables: average precision over ordered pairs, by size of the context and by kind of edge; the edges found at
+q < 0.05 and how many of them are true; what the command chooses; seconds.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from first_path import call
+
+from core.cells.cell_filter import CellFilter, Condition
+from core.cells.store import Store
+from core.interactions.baselines import ALL_MEASURES, measure_association
+from core.interactions.cells import store_reader
+from core.interactions.network import FOUND, Network, Request, find_interactions
+from core.interactions.truth import edges_of_context, score_edges
+from core.model.folder import CellModel
+
+#: Model -> what it changes in the base preset.
+MODELS = {
+    "log-linear": {"model.layers": 0, "model.cell_summary": "false", "train.max_steps": 2000},
+    "log-linear + encoder": {},
+}
+SIZES = (25, 50, 100, 200, 500)
+_PHENOTYPES = ("cell_type", "tissue", "disease")
+
+
+def contexts_of(store: Store, size: int, n: int) -> list[CellFilter]:
+    """Return filters of the contexts whose number of cells is nearest to a size."""
+    columns = [list(store.phenotypes).index(name) for name in _PHENOTYPES]
+    codes = np.asarray(store.phenotype_codes)[:, columns]
+    combinations, counts = np.unique(codes, axis=0, return_counts=True)
+    nearest = np.argsort(np.abs(np.log(counts / size)), kind="stable")[:n]
+    return [
+        CellFilter(
+            tuple(
+                Condition(name, (store.phenotypes[name][code],))
+                for name, code in zip(_PHENOTYPES, combinations[one].tolist(), strict=True)
+            )
+        )
+        for one in nearest.tolist()
+    ]
+
+
+def measure(run: str, n_contexts: int, seed: int) -> dict[str, list[dict]]:
+    """Score every context: rows of scores, and rows about the found edges."""
+    model = CellModel.load(Path(f"runs/{run}/model"))
+    store = Store.open(str(model.provenance["store"]))
+    read = store_reader(model, store)
+    everything = measure_association(read(CellFilter()), ["pearson"])["pearson"]
+    scores, found = [], []
+    for size in SIZES:
+        for where in contexts_of(store, size, n_contexts):
+            began = time.perf_counter()
+            request = Request(where=where, measures=ALL_MEASURES, seed=seed)
+            network = find_interactions(model, read, request, store=store).networks[0]
+            seconds = time.perf_counter() - began
+            cells = read(where)
+            pairs = np.ix_(network.sources, network.targets)
+            truth = edges_of_context(model, cells).take(pairs)
+            measures = {k: v for k, v in network.measures.items() if k != "model_error"}
+            pooled = np.where(np.isnan(network.weight), np.nan, everything[pairs])
+            measures |= {"all cells": pooled, "chosen": network.weight}
+            place = {"size": size, "context": network.context}
+            scores += [place | vars(score) for score in score_edges(measures, truth, {"model"})]
+            row = {"size": size, "context": network.context, "cells": network.n_cells}
+            row |= {"chosen": network.chosen, "passes": network.n_passes, "seconds": seconds}
+            found.append(row | found_edges(network, truth.sign))
+            print(f"{run}: {network.context}, {network.n_cells} cells, {seconds:.0f} s", flush=True)
+    return {"scores": scores, "found": found}
+
+
+def found_edges(network: Network, sign: np.ndarray) -> dict[str, float]:
+    """Count the edges found against each null, and the true ones, and those of the right sign, among them."""
+    row = {}
+    for name, q in (("q", network.q), ("q_matched", network.q_matched)):
+        called = q < FOUND
+        true = called & (sign != 0)
+        row[f"{name}_found"] = int(called.sum())
+        row[f"{name}_true"] = int(true.sum())
+        row[f"{name}_sign"] = int((np.sign(network.weight)[true] == sign[true]).sum())
+    row["edges"] = int((sign != 0).sum())
+    return row
+
+
+def show(results: dict[str, dict[str, list[dict]]]) -> None:
+    """Print the tables as Markdown."""
+    for model, of_model in results.items():
+        scores = of_model["scores"]
+        measures = list(dict.fromkeys(row["measure"] for row in scores))
+        print(
+            f"\n{model}: average precision over all edges, by cells of the context (mean of contexts)\n"
+        )
+        table(
+            scores, measures, "size", [(size, "all") for size in SIZES],
+            [f"{size} cells" for size in SIZES],
+        )  # fmt: skip
+        kinds = list(dict.fromkeys(row["kind"] for row in scores))
+        print(f"\n{model}: average precision by kind of edge, all contexts\n")
+        table(scores, measures, None, [(None, kind) for kind in kinds], kinds)
+        print(f"\n{model}: early precision / AUROC, all edges and contexts\n")
+        print("| measure | early precision | AUROC | sign right |\n|---|---|---|---|")
+        for name in measures:
+            own = [row for row in scores if row["measure"] == name and row["kind"] == "all"]
+            values = [np.nanmean([row[k] for row in own]) for k in ("early_precision", "auroc")]
+            signs = [row["sign"] for row in own if row["sign"] == row["sign"]]
+            sign = f"{np.mean(signs):.2f}" if signs else ""
+            print(f"| {name} | {values[0]:.3f} | {values[1]:.3f} | {sign} |")
+        print(f"\n{model}: edges found (q < {FOUND}) / of them true / of these of the right sign\n")
+        print(
+            "| cells | true edges | permuted within donor and class | matched targets | chosen | seconds |"
+        )
+        print("|---|---|---|---|---|---|")
+        for size in SIZES:
+            own = [row for row in of_model["found"] if row["size"] == size]
+            total = {k: sum(row[k] for row in own) for k in own[0] if k.startswith(("q", "edges"))}
+            parts = [
+                f"{total[f'{q}_found']} / {total[f'{q}_true']} / {total[f'{q}_sign']}"
+                for q in ("q", "q_matched")
+            ]
+            chosen = ", ".join(row["chosen"] for row in own)
+            seconds = np.mean([row["seconds"] for row in own])
+            print(
+                f"| {size} | {total['edges']} | {parts[0]} | {parts[1]} | {chosen} | {seconds:.0f} |"
+            )
+
+
+def table(
+    scores: list[dict], measures: list[str], by: str | None, columns: list[tuple], header: list[str]
+) -> None:
+    """Print mean average precisions, a row per measure."""
+    print(f"| measure | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
+    for name in measures:
+        cells = []
+        for value, kind in columns:
+            own = [
+                row["average_precision"]
+                for row in scores
+                if row["measure"] == name
+                and row["kind"] == kind
+                and (by is None or row[by] == value)
+            ]
+            cells.append(f"{np.mean(own):.3f}" if own else "")
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer cells, contexts and models")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    arguments = parser.parse_args()
+    n_cells, n_contexts = (8_000, 1) if arguments.quick else (30_000, 3)
+    models = dict(list(MODELS.items())[:1]) if arguments.quick else MODELS
+    base = Path(__file__).parents[1] / "presets" / "base.toml"
+    common = {"data.files": f"builtin:atlas?cells={n_cells}", "data.genes": 160}
+    common |= {"model.library_size": "true", "train.seed": arguments.seed}
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for name, settings in models.items():
+            sets = [word for k, v in (common | settings).items() for word in ("--set", f"{k}={v}")]
+            run = name.replace(" + ", "-")
+            trained = call("train", str(base), "--run", run, *sets)
+            print(f"{name}: trained in {trained['seconds']:.0f} s", flush=True)
+            results[name] = measure(run, n_contexts, arguments.seed)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    show(results)
+    if arguments.json:
+        print(json.dumps({"seed": arguments.seed, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

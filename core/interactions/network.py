@@ -1,0 +1,443 @@
+"""The network of a context: effects in the model, measures of the cells beside them, nulls, and a choice.
+
+The weight of an edge is the model's effect, unless a simple measure of the same cells finds pairs for which
+held-out donors hold more evidence (`statistics.held_out_evidence`): then the weight is that measure, and the
+network says so. Every measure stays in the table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from core.cells.cell_filter import CellFilter, Condition
+from core.cells.genes import GenePanel
+from core.cells.phenotypes import match_label, suggest
+from core.cells.store import Store
+from core.errors import ConfigurationError, DataError, MachineError
+from core.interactions.baselines import QUICK_MEASURES, SIGNED_MEASURES, measure_association
+from core.interactions.cells import LEAST_EXPRESSING, MAX_CELLS, ContextCells, Reader
+from core.interactions.effects import MOST_PASSES, check_can_perturb, estimate_effects
+from core.interactions.statistics import (
+    Evidence,
+    contrast_p_values,
+    held_out_evidence,
+    matched_p_values,
+    q_values,
+    stability,
+    stacked,
+    standardised_correlations,
+    top_pairs,
+)
+from core.interactions.truth import EdgeScore, edges_of_context, score_edges
+from core.model.folder import CellModel
+from core.progress import Listener, ignore_progress
+from core.wording import listed, size
+
+FloatArray = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+#: q below which an edge counts as found.
+FOUND = 0.05
+#: Pairs of largest weight whose overlap between halves of the donors is measured.
+_STABLE = 100
+#: Bytes of all arrays per pair, about; fraction of the free memory that they may take.
+_BYTES_PER_PAIR, _MEMORY = 500, 0.8
+#: Measures that an output can have as weights: those that rank pairs by what links them.
+CHOICES = ("model", *(name for name in QUICK_MEASURES if name != "detection"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to find; the defaults are those of the command."""
+
+    where: CellFilter = field(default_factory=CellFilter)
+    #: Phenotype, and its two values.
+    contrast: tuple[str, str, str] | None = None
+    #: Names of genes: both ends of every edge, or sources alone; empty: all genes of the model.
+    genes: Sequence[str] = ()
+    regulators: Sequence[str] = ()
+    #: "auto", or one of `CHOICES`.
+    weight: str = "auto"
+    measures: Sequence[str] = QUICK_MEASURES
+    #: Relative error of the effects at which passes end, and passes at most.
+    error: float = 0.1
+    most_passes: int = MOST_PASSES
+    #: Fraction of genes that are masked in a pass; None: as the model was trained.
+    masked: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Network:
+    """Edges of a context, or the difference of two contexts; matrices are (sources, targets), NaN without an edge."""
+
+    context: str
+    n_cells: int
+    n_donors: int
+    genes: GenePanel
+    sources: Integers
+    targets: Integers
+    #: "model", its parts "log_linear" and "encoder" if it has two, "model_error", and measures of the cells.
+    measures: dict[str, FloatArray]
+    #: The measure that is the weight.
+    chosen: str
+    #: Against cells that exchange targets, and against targets of the same detection rate and mean; q of the
+    #: larger of both.
+    p: FloatArray
+    p_matched: FloatArray
+    q: FloatArray
+    relative_error: float
+    n_passes: int
+    #: Jaccard index of the strongest pairs of two halves of the donors, by the model; NaN for a difference.
+    stability: float
+    #: Measure -> evidence of held-out donors for its strongest pairs; empty where it cannot be had.
+    evidence: dict[str, float]
+    #: Against the truth of simulated cells; empty for real ones.
+    scores: tuple[EdgeScore, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def weight(self) -> FloatArray:
+        """The chosen measure."""
+        return self.measures[self.chosen]
+
+    @property
+    def n_found(self) -> int:
+        """Number of edges with q below `FOUND`."""
+        return int((self.q < FOUND).sum())
+
+    def strongest(self, n: int) -> list[tuple[int, int]]:
+        """Return rows and columns of the strongest edges, found ones before the others."""
+        found = np.where(self.q < FOUND, self.weight, np.nan)
+        flat = top_pairs(found, n)
+        if len(flat) == 0:
+            flat = top_pairs(self.weight, n)
+        rows, columns = np.divmod(flat, len(self.targets))
+        return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The networks of a request: one context, or two and their difference."""
+
+    networks: tuple[Network, ...]
+    difference: Network | None
+    model_name: str
+    is_simulated: bool
+
+
+def find_interactions(
+    model: CellModel,
+    read: Reader,
+    request: Request,
+    *,
+    store: Store | None = None,
+    simulated: bool = False,
+    on_progress: Listener = ignore_progress,
+) -> Interactions:
+    """Find the interactions of genes in the cells of a context, or of two contexts and their difference.
+
+    ``read`` gives the cells of a filter (`core.interactions.cells`); ``store`` knows genes that the model lacks, for
+    messages; ``simulated`` says that the cells are of the atlas, whose edges are known.
+
+    Raises
+    ------
+    ConfigurationError
+        The model's genes cannot be perturbed, or it lacks a gene, phenotype or value of the request.
+    DataError
+        A context has too few cells or donors, or a requested gene is expressed in too few cells.
+    MachineError
+        The pairs do not fit into the memory.
+    """
+    check_can_perturb(model)
+    sources, targets = _chosen_genes(model, store, request)
+    _check_memory(len(sources), len(targets), len(model.panel))
+    conditions: list[tuple[Condition, ...]] = [()]
+    if request.contrast is not None:
+        name, *values = _checked_contrast(model, request.contrast)
+        conditions = [(Condition(name, (value,)),) for value in values]
+    contexts = [
+        read(replace(request.where, conditions=(*request.where.conditions, *more)))
+        for more in conditions
+    ]
+    everything = None
+    if request.where or request.contrast is not None:
+        everything = read(CellFilter())
+    named = bool(request.genes), bool(request.regulators)
+    sources, targets, notes = _expressed_genes(model, contexts, sources, targets, named)
+    networks = [
+        _network(
+            model, cells, everything, sources, targets, request, notes,
+            simulated=simulated, on_progress=on_progress,
+        )
+        for cells in contexts
+    ]  # fmt: skip
+    difference = None
+    if len(contexts) == 2:
+        # The two sides of a difference have one measure: the model's, unless both have another.
+        chosen = networks[0].chosen if networks[0].chosen == networks[1].chosen else "model"
+        networks = [replace(one, chosen=chosen) for one in networks]
+        difference = _difference(contexts, networks, request)
+    return Interactions(
+        tuple(networks), difference, str(model.provenance.get("name", "model")), simulated
+    )
+
+
+# ------------------------------------------------------------------------------------------ requests
+def _chosen_genes(
+    model: CellModel, store: Store | None, request: Request
+) -> tuple[Integers, Integers]:
+    every = np.arange(len(model.panel))
+    if request.genes:
+        chosen = _indices(model.panel, store, request.genes, "--genes")
+        if len(chosen) < 2:
+            raise ConfigurationError("--genes: give two genes at least, as in --genes SPI1,CD14")
+        return chosen, chosen
+    if request.regulators:
+        known = [name for name in request.regulators if model.panel.index_of(name) is not None]
+        if not known:
+            _indices(model.panel, store, request.regulators, "--regulators")
+        return _indices(model.panel, store, known, "--regulators"), every
+    return every, every
+
+
+def _indices(panel: GenePanel, store: Store | None, names: Sequence[str], option: str) -> Integers:
+    found = []
+    for name in names:
+        index = panel.index_of(name)
+        if index is None:
+            raise ConfigurationError(f"{option}: {_unknown_gene(panel, store, name)}")
+        found.append(index)
+    return np.array(list(dict.fromkeys(found)), dtype=np.int64)
+
+
+def _unknown_gene(panel: GenePanel, store: Store | None, name: str) -> str:
+    text = f"the model does not know the gene '{name}'"
+    stored = None if store is None else store.genes.index_of(name)
+    if store is not None and stored is not None:
+        rank = int(np.flatnonzero(store.hvg_order == stored)[0]) + 1
+        return (
+            f"{text}: it ranks {rank:,}th by variability, and the model has {len(panel):,} genes; train "
+            f"with data.include_genes = ['{name}'], or a larger data.genes"
+        )
+    near = panel.nearest(name)
+    return f"{text}; " + (
+        f"did you mean {' or '.join(near)}?" if near else "choose one of its panel"
+    )
+
+
+def _checked_contrast(model: CellModel, contrast: tuple[str, str, str]) -> tuple[str, str, str]:
+    name, *values = contrast
+    text = f"--contrast {name}={','.join(values)}"
+    phenotypes = model.config.phenotypes
+    if name not in phenotypes:
+        raise ConfigurationError(
+            f"{text}: the model has no phenotype '{name}'; {suggest(name, phenotypes)}"
+        )
+    known = [match_label(value, phenotypes[name]) for value in values]
+    for value, match in zip(values, known, strict=True):
+        if match is None:
+            raise ConfigurationError(
+                f"{text}: the model knows no {name} '{value}'; {suggest(value, phenotypes[name])}"
+            )
+    first, second = map(str, known)
+    if first == second:
+        raise ConfigurationError(f"{text}: both values are '{first}'; give two different ones")
+    return name, first, second
+
+
+def _check_memory(n_sources: int, n_targets: int, n_genes: int) -> None:
+    needed = _BYTES_PER_PAIR * n_sources * n_targets + 8 * len(QUICK_MEASURES) * n_genes**2
+    needed += 3 * 8 * MAX_CELLS * n_genes
+    free = psutil.virtual_memory().available
+    if needed > _MEMORY * free:
+        raise MachineError(
+            f"{n_sources:,} x {n_targets:,} pairs of genes need {size(needed)} of memory, and "
+            f"{size(free)} are free; choose genes by --genes, or sources by --regulators"
+        )
+
+
+def _expressed_genes(
+    model: CellModel,
+    contexts: Sequence[ContextCells],
+    sources: Integers,
+    targets: Integers,
+    named: tuple[bool, bool],
+) -> tuple[Integers, Integers, list[str]]:
+    """Leave out genes that too few cells of a context express; refuse those that the user named."""
+    few = np.zeros(len(model.panel), dtype=bool)
+    for cells in contexts:
+        counts = np.asarray((cells.expression > 0).sum(axis=0)).ravel()
+        is_few = (counts < LEAST_EXPRESSING) | cells.missing
+        few |= is_few
+        is_named = sources if any(named) else sources[:0]
+        if named[0] and len(lost := is_named[is_few[is_named]]):
+            gene = int(lost[0])
+            how = "is not in the file" if cells.missing[gene] else "is never expressed"
+            if counts[gene]:
+                how = f"is expressed in {counts[gene]:,} cells"
+            raise DataError(
+                f"{cells.name}: {model.panel.symbols[gene]} {how}, and a network needs "
+                f"{LEAST_EXPRESSING}; choose another gene, or a wider --where"
+            )
+    kept_sources, kept_targets = sources[~few[sources]], targets[~few[targets]]
+    if len(kept_sources) == 0 or len(kept_targets) < 2:
+        raise DataError(
+            f"{contexts[0].name}: fewer than two genes are expressed in {LEAST_EXPRESSING} cells; choose a "
+            f"wider --where"
+        )
+    notes = []
+    lost = np.unique(np.concatenate([sources[few[sources]], targets[few[targets]]]))
+    if len(lost):
+        names = listed([model.panel.symbols[gene] for gene in lost.tolist()])
+        notes.append(
+            f"{len(lost):,} genes are expressed in fewer than {LEAST_EXPRESSING} cells, and left out: {names}"
+        )
+    return kept_sources, kept_targets, notes
+
+
+# ------------------------------------------------------------------------------------------ networks
+def _network(
+    model: CellModel,
+    cells: ContextCells,
+    everything: ContextCells | None,
+    sources: Integers,
+    targets: Integers,
+    request: Request,
+    notes: Sequence[str],
+    *,
+    simulated: bool,
+    on_progress: Listener,
+) -> Network:
+    effects = estimate_effects(
+        model, cells, sources, targets, error=request.error, masked=request.masked,
+        most_passes=request.most_passes, seed=request.seed, on_progress=on_progress,
+    )  # fmt: skip
+    itself = sources[:, None] == targets
+    pairs = np.ix_(sources, targets)
+
+    def of_cells(
+        some: ContextCells, names: Sequence[str], others: ContextCells | None
+    ) -> dict[str, FloatArray]:
+        pooled = None if others is None else measure_association(others, ["pearson"])["pearson"]
+        found = measure_association(some, names, everything=pooled, on_progress=on_progress)
+        return {name: np.where(itself, np.nan, one[pairs]) for name, one in found.items()}
+
+    measures = {"model": effects.weight, "model_error": effects.error}
+    if effects.log_linear is not None:
+        measures["log_linear"] = effects.log_linear
+        measures["encoder"] = effects.weight - effects.log_linear
+    measures |= of_cells(cells, request.measures, everything)
+    notes = list(notes)
+    evidence: dict[str, float] = {}
+    sides = cells.two_sides()
+    if sides is not None:
+        other = standardised_correlations(sides[1], sources, targets)
+        compared = {"model": effects.weight}
+        names = [name for name in QUICK_MEASURES if name in measures]
+        compared |= of_cells(sides[0], names, _without(everything, sides[1]))
+        evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
+    chosen = request.weight
+    if chosen == "auto":
+        chosen, note = _choose(evidence)
+        notes += [note] if note else []
+    is_signed = chosen in ("model", *SIGNED_MEASURES)
+    whole = Evidence.of(cells, sources, targets, seed=request.seed)
+    p = whole.p_values(measures[chosen], is_signed=is_signed)
+    p_matched = matched_p_values(measures[chosen], cells, targets)
+    scores: list[EdgeScore] = []
+    if simulated:
+        truth = edges_of_context(model, cells).take(pairs)
+        shown = {name: one for name, one in measures.items() if name != "model_error"}
+        signed = {"model", "log_linear", "encoder", *SIGNED_MEASURES}
+        scores = score_edges(shown, truth, signed)
+    return Network(
+        context=cells.name,
+        n_cells=len(cells),
+        n_donors=cells.n_donors,
+        genes=model.panel,
+        sources=sources,
+        targets=targets,
+        measures=measures,
+        chosen=chosen,
+        p=p,
+        p_matched=p_matched,
+        q=q_values(np.maximum(p, p_matched)),
+        relative_error=effects.relative_error,
+        n_passes=effects.n_passes,
+        stability=stability(effects.of_halves, _STABLE),
+        evidence=evidence,
+        scores=tuple(scores),
+        notes=tuple(notes),
+    )
+
+
+def _without(everything: ContextCells | None, left_out: ContextCells) -> ContextCells | None:
+    """Return all cells but those of some donors; without donors, those that the model was trained on."""
+    if everything is None:
+        return None
+    is_out = np.isin(everything.donors, left_out.donors[left_out.donors >= 0])
+    return everything.take(~is_out if is_out.any() else ~everything.held_out)
+
+
+def _choose(evidence: Mapping[str, float]) -> tuple[str, str]:
+    """Return the measure that is the weight, and a sentence where it is not the model."""
+    if not evidence:
+        return "model", (
+            "no cells of other donors are left to compare the model with simple measures, so that the "
+            "weights are the model's"
+        )
+    best = max(CHOICES, key=lambda name: (evidence.get(name, -np.inf), name == "model"))
+    if evidence.get("detection", -np.inf) > evidence[best]:
+        return best, (
+            "detection rates alone rank the pairs better in held-out donors than any measure: what these "
+            "cells show are effects of single genes"
+        )
+    if best == "model":
+        return "model", ""
+    return best, (
+        f"the weights are {best}, not the model's effects: held-out donors hold more evidence for its "
+        f"strongest pairs ({evidence[best]:.2f} against {evidence['model']:.2f}); --weight model gives the model's"
+    )
+
+
+def _difference(
+    contexts: Sequence[ContextCells], networks: Sequence[Network], request: Request
+) -> Network:
+    first, second = networks
+    measures: dict[str, Any] = {
+        name: first.measures[name] - second.measures[name]
+        for name in first.measures
+        if name != "model_error"
+    }
+    measures["model_error"] = np.hypot(
+        first.measures["model_error"], second.measures["model_error"]
+    )
+    weight = measures[first.chosen]
+    p = contrast_p_values(
+        contexts[0], contexts[1], weight, first.sources, first.targets, seed=request.seed
+    )
+    both = replace(contexts[0], expression=stacked(contexts))
+    p_matched = matched_p_values(weight, both, first.targets)
+    return replace(
+        first,
+        context=f"{first.context} - {second.context}",
+        n_cells=first.n_cells + second.n_cells,
+        n_donors=len(set(_donors(contexts[0])) | set(_donors(contexts[1]))),
+        measures=measures,
+        p=p,
+        p_matched=p_matched,
+        q=q_values(np.maximum(p, p_matched)),
+        stability=float("nan"),
+        evidence={},
+        scores=(),
+        notes=(),
+    )
+
+
+def _donors(cells: ContextCells) -> list[int]:
+    return [donor for donor in np.unique(cells.donors).tolist() if donor >= 0]

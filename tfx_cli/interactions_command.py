@@ -1,0 +1,283 @@
+"""`tfx interactions`: what a model learnt of each pair of genes, in a context and between two contexts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from core.errors import ConfigurationError, DataError
+from core.files import file_text
+from core.wording import cause
+from tfx_cli.arguments import (
+    DEVICE,
+    FEW_GENES,
+    GENE_IDS,
+    JSON_OUTPUT,
+    MATRIX,
+    OVERWRITE,
+    VALUES,
+    Device,
+    Values,
+    check_output,
+    check_unused,
+    model_folder,
+    run_and_files,
+    trained_on,
+)
+from tfx_cli.command_line import argument, option
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+#: Endings of files, the usual one first (`core.interactions.output.WRITERS`).
+_ENDINGS = (".csv", ".parquet", ".h5ad", ".graphml", ".png", ".svg", ".pdf")
+_SHOWN = 12
+
+
+def interactions(
+    targets: list[str] | None = argument(
+        "RUN FILES",
+        "A run, by name or folder (default: the newest), and files of cells: .h5ad, .zarr, .h5mu or "
+        "soma://PATH (default: the cells of its store).",
+        default=None,
+    ),
+    output: list[Path] = option(
+        "--output -o FILE",
+        "An edge table (.csv, .parquet), a matrix (.h5ad), a graph for Cytoscape (.graphml), or a picture "
+        "(.png, .svg, .pdf); repeat for more than one.",
+        default=...,
+    ),
+    where: list[str] | None = option(
+        "--where NAME=VALUES",
+        "Only matching cells, as in cell_type=macrophage; repeat to add conditions. Default: all cells.",
+    ),
+    contrast: str | None = option(
+        "--contrast NAME=A,B",
+        "Two networks, of cells with the value A and with B of a phenotype, and their difference.",
+    ),
+    genes: str | None = option("--genes A,B", "Only edges among these genes, by id or symbol."),
+    regulators: Path | None = option(
+        "--regulators FILE", "Only edges from these genes: a text file with one name in a line."
+    ),
+    weight: Literal[
+        "auto",
+        "model",
+        "pearson",
+        "pearson_shrunken",
+        "pearson_adjusted",
+        "spearman",
+        "partial_correlation",
+        "mutual_information",
+    ] = option(
+        "--weight",
+        "What the weight of an edge is; auto: the model's effect, or a simple measure for whose strongest "
+        "pairs held-out donors hold more evidence.",
+        default="auto",
+    ),
+    baselines: Literal["quick", "all"] = option(
+        "--baselines",
+        "Simple measures in the table; all: with gradient-boosted trees, which take minutes.",
+        default="quick",
+    ),
+    error: float = option(
+        "--error",
+        "Relative error of the effects at which sampling ends.",
+        min=0.005,
+        max=1.0,
+        default=0.1,
+    ),
+    top: int = option("--top", "Strongest edges in a graph or a picture.", min=1, default=200),
+    seed: int = option("--seed", "Seed of the sampled cells and masks.", min=0, default=0),
+    store: Path | None = option(
+        "--store FOLDER", "The store the run was trained on, if it is in another place now."
+    ),
+    labels: list[str] | None = option(
+        "--label NAME=COLUMN", "FILES: the obs column of a phenotype, as in tissue=organ."
+    ),
+    matrix: str = MATRIX,
+    values: Values = VALUES,
+    gene_ids: str = GENE_IDS,
+    few_genes: bool = FEW_GENES,
+    device: Device = DEVICE,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Find interactions of genes in a context: the effect of each gene on the model's prediction of each other.
+
+    Every ordered pair has a weight, p and q against two nulls, and simple measures of the same cells
+    beside the model's effect. Where held-out donors hold more evidence for a simple measure, that is the
+    weight, and a line says so. Weights are associations, not causes (docs/interactions.md).
+
+    Examples
+    --------
+    tfx interactions --where cell_type=macrophage -o edges.csv -o network.graphml
+    tfx interactions runs/base --where tissue=lung --contrast sex=female,male -o sex.csv -o sex.png
+    tfx interactions runs/base new.h5ad --regulators tf.txt -o edges.parquet
+    """  # fmt: skip
+    for path in output:
+        check_output(path, _ENDINGS, what="interactions", overwrite=overwrite)
+    if len({path.resolve() for path in output}) < len(output):
+        raise ConfigurationError("--output: two files have the same name; give each its own")
+    if genes and regulators:
+        raise ConfigurationError("--regulators: cannot be used with --genes; give one of them")
+    run, files = run_and_files(targets or [])
+    if not files:
+        unused = {"--label": labels, "--matrix": matrix, "--values": values, "--gene-ids": gene_ids}
+        check_unused(
+            {**unused, "--few-genes": few_genes},
+            "cells of a store have theirs there; name files of cells",
+        )
+    chosen_genes = _names(genes.split(",")) if genes else []
+    if genes is not None and len(chosen_genes) < 2:
+        raise ConfigurationError(
+            f"--genes {genes}: give two genes at least, as in --genes SPI1,CD14"
+        )
+    requested: dict[str, Any] = {
+        "contrast": _two_values(contrast) if contrast is not None else None,
+        "genes": chosen_genes,
+        "regulators": _read_names(regulators) if regulators is not None else [],
+    }
+    folder = model_folder(run)
+    # torch and transformers, 3 s: only after the options are checked.
+    from core.cells.cell_filter import CellFilter
+    from core.generation.comparison import find_training_store, open_training_store
+    from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
+    from core.interactions.cells import file_reader, store_reader
+    from core.interactions.network import Request, find_interactions
+    from core.interactions.output import summary, write_interactions
+    from core.model.folder import CellModel
+    from core.training.machine import choose_device
+
+    model = CellModel.load(folder, device=choose_device(device, where="--device"))
+    request = Request(
+        where=CellFilter.parse(where or [], where="--where"),
+        weight=weight,
+        measures=ALL_MEASURES if baselines == "all" else QUICK_MEASURES,
+        error=error,
+        seed=seed,
+        **requested,
+    )
+    if files:
+        cells = open_training_store(model)
+        donor_column, _ = trained_on(folder.parent)
+        read = file_reader(
+            model, files, labels=labels or (), donor_column=donor_column, matrix=matrix,
+            values=values, gene_ids=gene_ids, few_genes=few_genes, seed=seed,
+        )  # fmt: skip
+        is_simulated = all(file.startswith("builtin:atlas") for file in files)
+    else:
+        cells = find_training_store(model, store)
+        read = store_reader(model, cells, seed=seed)
+        is_simulated = cells.truth is not None
+    with show_progress() as listener:
+        found = find_interactions(
+            model, read, request, store=cells, simulated=is_simulated, on_progress=listener
+        )
+    for path in output:
+        write_interactions(found, path, top=top)
+    narrate(f"written: {', '.join(map(str, output))}")
+    summaries = summary(found, _SHOWN)
+    print_result(
+        "interactions",
+        {"output": output, "model": folder, "simulated": found.is_simulated, "networks": summaries},
+        as_json=as_json,
+        text=lambda: _text(summaries),
+    )
+
+
+def _names(words: list[str]) -> list[str]:
+    return [name for word in words if (name := word.strip())]
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        text = file_text(path)
+    except OSError as error:
+        raise DataError(f"--regulators {path}: cannot be read ({cause(error)})") from error
+    except ValueError:
+        raise DataError(
+            f"--regulators {path}: is no text; give one name of a gene in a line"
+        ) from None
+    names = _names(text.replace(",", "\n").split("\n"))
+    if not names:
+        raise DataError(f"--regulators {path}: names no gene; give one name in a line")
+    return names
+
+
+def _two_values(contrast: str) -> tuple[str, str, str]:
+    from core.cells.cell_filter import CellFilter
+
+    conditions = CellFilter.parse(contrast, where="--contrast").conditions
+    if len(conditions) != 1 or conditions[0].excluded or len(conditions[0].values) != 2:
+        raise ConfigurationError(
+            f"--contrast {contrast}: give one phenotype and two of its values, as in sex=female,male"
+        )
+    first, second = conditions[0].values
+    return conditions[0].name, first, second
+
+
+# -- text
+def _text(summaries: list[dict[str, Any]]) -> Iterator[Paragraph]:
+    from core.interactions.baselines import MEASURE_NAMES
+
+    for one in summaries:
+        yield _network_text(one)
+        if one["held_out_evidence"]:
+            order = sorted(one["held_out_evidence"].items(), key=lambda item: -item[1])
+            rows = [[MEASURE_NAMES.get(name, name), f"{value:.2f}"] for name, value in order]
+            yield [
+                "evidence of held-out donors for the strongest 1 % of pairs (mean z^2 - 1; 0: none):",
+                make_table(["measure", "evidence"], rows, right=[1]),
+            ]
+        if one["truth"]:
+            yield _truth_text(one["truth"])
+        if one["notes"]:
+            yield [f"- {note}" for note in one["notes"]]
+    yield "Weights are associations, not causes; docs/interactions.md says what each column means."
+
+
+def _network_text(one: dict[str, Any]) -> "list[RenderableType]":
+    from core.interactions.baselines import MEASURE_NAMES
+
+    what = MEASURE_NAMES[one["weight"]]
+    n_pairs = one["sources"] * one["targets"]
+    lines: list[RenderableType] = [
+        f"{one['context']}: {one['cells']:,} cells of {one['donors']:,} donors, {one['sources']:,} sources, "
+        f"{one['targets']:,} targets; weights are {what}",
+        f"{one['found']:,} of {n_pairs:,} pairs have q < 0.05, against cells that exchange targets within donor "
+        f"and class, and beside targets of the same detection rate and mean",
+        f"sampling error {one['relative_error']:.0%} of the effects ({one['passes']:,} passes per gene)"
+        + (
+            f"; {one['stability']:.2f} of the strongest 100 pairs agree between halves of the donors (Jaccard)"
+            if one["stability"] == one["stability"]
+            else ""
+        ),
+    ]
+    rows = [
+        [edge["source"], edge["target"], f"{edge['weight']:+.3f}", f"{edge['q']:.2g}"]
+        for edge in one["edges"]
+    ]  # fmt: skip
+    header = ["source", "target", "weight", "q"]
+    return [*lines, make_table(header, rows, right=[2, 3])]
+
+
+def _truth_text(scores: list[dict[str, Any]]) -> "list[RenderableType]":
+    from core.interactions.baselines import MEASURE_NAMES
+
+    of_measure: dict[str, dict[str, dict[str, Any]]] = {}
+    for score in scores:
+        of_measure.setdefault(score["measure"], {})[score["kind"]] = score
+    n_edges = {score["kind"]: score["n_edges"] for score in scores}
+    rows = []
+    for name, kinds in of_measure.items():
+        every = kinds["all"]
+        precisions = [f"{kinds[kind]['average_precision']:.3f}" for kind in n_edges]
+        sign = "" if every["sign"] != every["sign"] else f"{every['sign']:.0%}"
+        rest = [f"{every['early_precision']:.2f}", f"{every['auroc']:.3f}", sign]
+        rows.append([MEASURE_NAMES[name], *precisions, *rest])
+    header = ["measure", *(f"{kind} ({n:,})" for kind, n in n_edges.items())]
+    header += ["early precision", "AUROC", "sign right"]
+    return [
+        "these cells are simulated; average precision for the edges of the simulation (ordered pairs), by kind:",
+        make_table(header, rows, right=range(1, len(header))),
+    ]
