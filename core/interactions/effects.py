@@ -186,7 +186,8 @@ def estimate_effects(
         on_progress(ProgressEvent(_STAGE, done, most_passes))
         if done >= min(LEAST_PASSES, most_passes) and done % 2 == 0:
             effects = sums.effects(sources, targets, done)
-            if effects.relative_error <= error:
+            is_complete = np.isnan(effects.error).sum() == (sources[:, None] == targets).sum()
+            if is_complete and effects.relative_error <= error:
                 on_progress(ProgressEvent(_STAGE, most_passes, most_passes))
                 return effects
     return sums.effects(sources, targets, done)

@@ -110,6 +110,35 @@ class Network:
         """Number of edges with q below `FOUND`."""
         return int((self.q < FOUND).sum())
 
+    @property
+    def about_weights(self) -> list[str]:
+        """Sentences on what held-out donors say of the weights."""
+        if not self.evidence:
+            if self.chosen == "model" and not np.isnan(self.stability):
+                return [
+                    "too few cells of other donors are left to compare the model with simple measures"
+                ]
+            return []
+        best, of = _best(self.evidence), self.evidence
+        found: list[str] = []
+        if best != self.chosen:
+            compared = f"{of[best]:.2f} against {of.get(self.chosen, np.nan):.2f}"
+            found.append(
+                f"held-out donors hold more evidence for {best} ({compared}), a column of the table"
+            )
+        elif best != "model":
+            compared = f"{of[best]:.2f} against {of['model']:.2f}"
+            found.append(
+                f"the weights are {best}, not the model's effects: held-out donors hold more evidence for "
+                f"its strongest pairs ({compared}); --weight model takes the model's"
+            )
+        if of.get("detection", -np.inf) > of[best]:
+            found.append(
+                "detection rates alone rank the pairs better in held-out donors than any measure: what "
+                "these cells show are effects of single genes"
+            )
+        return found
+
     def strongest(self, n: int) -> list[tuple[int, int]]:
         """Return rows and columns of the strongest edges, found ones before the others."""
         found = np.where(self.q < FOUND, self.weight, np.nan)
@@ -169,6 +198,12 @@ def find_interactions(
         everything = read(CellFilter())
     named = bool(request.genes), bool(request.regulators)
     sources, targets, notes = _expressed_genes(model, contexts, sources, targets, named)
+    unknown = [name for name in request.regulators if model.panel.index_of(name) is None]
+    if unknown:
+        notes.append(
+            f"{len(unknown):,} of {len(request.regulators):,} regulators are no genes of the model: "
+            f"{listed(unknown)}"
+        )
     networks = [
         _network(
             model, cells, everything, sources, targets, request, notes,
@@ -179,8 +214,15 @@ def find_interactions(
     difference = None
     if len(contexts) == 2:
         # The two sides of a difference have one measure: the model's, unless both have another.
-        chosen = networks[0].chosen if networks[0].chosen == networks[1].chosen else "model"
-        networks = [replace(one, chosen=chosen) for one in networks]
+        if networks[0].chosen != networks[1].chosen:
+            note = (
+                "the two contexts are compared by the model's effects: held-out donors prefer "
+                f"{networks[0].chosen} in the first, and {networks[1].chosen} in the second"
+            )
+            networks = [
+                _with_weight(replace(one, notes=(*one.notes, note)), cells, "model", request.seed)
+                for one, cells in zip(networks, contexts, strict=True)
+            ]
         difference = _difference(contexts, networks, request)
     return Interactions(
         tuple(networks), difference, str(model.provenance.get("name", "model")), simulated
@@ -221,7 +263,7 @@ def _unknown_gene(panel: GenePanel, store: Store | None, name: str) -> str:
     if store is not None and stored is not None:
         rank = int(np.flatnonzero(store.hvg_order == stored)[0]) + 1
         return (
-            f"{text}: it ranks {rank:,}th by variability, and the model has {len(panel):,} genes; train "
+            f"{text}: by variability it is number {rank:,}, and the model has {len(panel):,} genes; train "
             f"with data.include_genes = ['{name}'], or a larger data.genes"
         )
     near = panel.nearest(name)
@@ -332,7 +374,6 @@ def _network(
         measures["log_linear"] = effects.log_linear
         measures["encoder"] = effects.weight - effects.log_linear
     measures |= of_cells(cells, request.measures, everything)
-    notes = list(notes)
     evidence: dict[str, float] = {}
     sides = cells.two_sides()
     if sides is not None:
@@ -341,21 +382,15 @@ def _network(
         names = [name for name in QUICK_MEASURES if name in measures]
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
-    chosen = request.weight
-    if chosen == "auto":
-        chosen, note = _choose(evidence)
-        notes += [note] if note else []
-    is_signed = chosen in ("model", *SIGNED_MEASURES)
-    whole = Evidence.of(cells, sources, targets, seed=request.seed)
-    p = whole.p_values(measures[chosen], is_signed=is_signed)
-    p_matched = matched_p_values(measures[chosen], cells, targets)
+    chosen = _best(evidence) if request.weight == "auto" else request.weight
     scores: list[EdgeScore] = []
     if simulated:
         truth = edges_of_context(model, cells).take(pairs)
         shown = {name: one for name, one in measures.items() if name != "model_error"}
         signed = {"model", "log_linear", "encoder", *SIGNED_MEASURES}
         scores = score_edges(shown, truth, signed)
-    return Network(
+    untested = np.full(itself.shape, np.nan)
+    network = Network(
         context=cells.name,
         n_cells=len(cells),
         n_donors=cells.n_donors,
@@ -364,9 +399,9 @@ def _network(
         targets=targets,
         measures=measures,
         chosen=chosen,
-        p=p,
-        p_matched=p_matched,
-        q=q_values(np.maximum(p, p_matched)),
+        p=untested,
+        p_matched=untested,
+        q=untested,
         relative_error=effects.relative_error,
         n_passes=effects.n_passes,
         stability=stability(effects.of_halves, _STABLE),
@@ -374,6 +409,17 @@ def _network(
         scores=tuple(scores),
         notes=tuple(notes),
     )
+    return _with_weight(network, cells, chosen, request.seed)
+
+
+def _with_weight(network: Network, cells: ContextCells, chosen: str, seed: int) -> Network:
+    """Take a measure as the weight, and test it."""
+    weight = network.measures[chosen]
+    evidence = Evidence.of(cells, network.sources, network.targets, seed=seed)
+    p = evidence.p_values(weight, is_signed=chosen == "model" or chosen in SIGNED_MEASURES)
+    p_matched = matched_p_values(weight, cells, network.targets)
+    q = q_values(np.maximum(p, p_matched))
+    return replace(network, chosen=chosen, p=p, p_matched=p_matched, q=q)
 
 
 def _without(everything: ContextCells | None, left_out: ContextCells) -> ContextCells | None:
@@ -384,25 +430,9 @@ def _without(everything: ContextCells | None, left_out: ContextCells) -> Context
     return everything.take(~is_out if is_out.any() else ~everything.held_out)
 
 
-def _choose(evidence: Mapping[str, float]) -> tuple[str, str]:
-    """Return the measure that is the weight, and a sentence where it is not the model."""
-    if not evidence:
-        return "model", (
-            "no cells of other donors are left to compare the model with simple measures, so that the "
-            "weights are the model's"
-        )
-    best = max(CHOICES, key=lambda name: (evidence.get(name, -np.inf), name == "model"))
-    if evidence.get("detection", -np.inf) > evidence[best]:
-        return best, (
-            "detection rates alone rank the pairs better in held-out donors than any measure: what these "
-            "cells show are effects of single genes"
-        )
-    if best == "model":
-        return "model", ""
-    return best, (
-        f"the weights are {best}, not the model's effects: held-out donors hold more evidence for its "
-        f"strongest pairs ({evidence[best]:.2f} against {evidence['model']:.2f}); --weight model gives the model's"
-    )
+def _best(evidence: Mapping[str, float]) -> str:
+    """Return the measure with most evidence among those that a weight can be; the model without any."""
+    return max(CHOICES, key=lambda name: (evidence.get(name, -np.inf), name == "model"))
 
 
 def _difference(

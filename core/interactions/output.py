@@ -281,5 +281,5 @@ def _summary_of(network: Network, n_edges: int) -> dict[str, object]:
         "held_out_evidence": network.evidence,
         "edges": edges,
         "truth": [vars(score) for score in network.scores],
-        "notes": list(network.notes),
+        "notes": [*network.notes, *network.about_weights],
     }

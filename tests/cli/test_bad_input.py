@@ -320,7 +320,7 @@ COMMAND_LINES = [
     (a_run, "interactions -o e.txt", 2, "interactions are written as .csv, .parquet"),
     (a_run, "interactions -o e.csv -o ./e.csv", 2, "two files have the same name"),
     (a_run, "interactions -o e.csv --genes XIST,XISTT", 2, "did you mean XIST"),
-    (a_run, "interactions -o e.csv --genes XIST,FOS", 2, "th by variability, and the model has 32 genes; train with data.include_genes"),
+    (a_run, "interactions -o e.csv --genes XIST,FOS", 2, "and the model has 32 genes; train with data.include_genes"),
     (a_run, "interactions -o e.csv --genes XIST", 2, "give two genes at least"),
     (a_run, "interactions -o e.csv --regulators none.txt", 4, "none.txt: cannot be read"),
     (a_run, "interactions -o e.csv --genes XIST,FOS --regulators x", 2, "give one of them"),
