@@ -248,7 +248,7 @@ def _network_text(one: dict[str, Any]) -> "list[RenderableType]":
         f"and class, and beside targets of the same detection rate and mean",
         f"sampling error {one['relative_error']:.0%} of the effects ({one['passes']:,} passes per gene)"
         + (
-            f"; {one['stability']:.2f} of the strongest 100 pairs agree between halves of the donors (Jaccard)"
+            f"; {one['stability']:.2f} of the strongest {one['stability_pairs']} pairs agree between halves of the donors (Jaccard)"
             if one["stability"] == one["stability"]
             else ""
         ),

@@ -24,6 +24,7 @@ from core.interactions.effects import MOST_PASSES, check_can_perturb, estimate_e
 from core.interactions.statistics import (
     Evidence,
     contrast_p_values,
+    evidence_margin,
     held_out_evidence,
     matched_p_values,
     q_values,
@@ -42,7 +43,7 @@ Integers = NDArray[np.int64]
 
 #: q below which an edge counts as found.
 FOUND = 0.05
-#: Pairs of largest weight whose overlap between halves of the donors is measured.
+#: Pairs of largest weight whose overlap between halves of the donors is measured, at most.
 _STABLE = 100
 #: Bytes of all arrays per pair, about; fraction of the free memory that they may take.
 _BYTES_PER_PAIR, _MEMORY = 500, 0.8
@@ -96,6 +97,8 @@ class Network:
     stability: float
     #: Measure -> evidence of held-out donors for its strongest pairs; empty where it cannot be had.
     evidence: dict[str, float]
+    #: Difference of evidence that a simple measure must have to the model's, to be the weight.
+    margin: float
     #: Against the truth of simulated cells; empty for real ones.
     scores: tuple[EdgeScore, ...]
     notes: tuple[str, ...]
@@ -104,6 +107,11 @@ class Network:
     def weight(self) -> FloatArray:
         """The chosen measure."""
         return self.measures[self.chosen]
+
+    @property
+    def n_stable(self) -> int:
+        """Number of strongest pairs whose `stability` is measured."""
+        return _n_stable(self.q.size)
 
     @property
     def n_found(self) -> int:
@@ -119,7 +127,7 @@ class Network:
                     "too few cells of other donors are left to compare the model with simple measures"
                 ]
             return []
-        best, of = _best(self.evidence), self.evidence
+        best, of = _best(self.evidence, self.margin), self.evidence
         found: list[str] = []
         if best != self.chosen:
             compared = f"{of[best]:.2f} against {of.get(self.chosen, np.nan):.2f}"
@@ -132,7 +140,7 @@ class Network:
                 f"the weights are {best}, not the model's effects: held-out donors hold more evidence for "
                 f"its strongest pairs ({compared}); --weight model takes the model's"
             )
-        if of.get("detection", -np.inf) > of[best]:
+        if of.get("detection", -np.inf) > of[best] + self.margin:
             found.append(
                 "detection rates alone rank the pairs better in held-out donors than any measure: what "
                 "these cells show are effects of single genes"
@@ -375,14 +383,16 @@ def _network(
         measures["encoder"] = effects.weight - effects.log_linear
     measures |= of_cells(cells, request.measures, everything)
     evidence: dict[str, float] = {}
+    margin = 0.0
     sides = cells.two_sides()
     if sides is not None:
         other = standardised_correlations(sides[1], sources, targets)
+        margin = evidence_margin(other)
         compared = {"model": effects.weight}
         names = [name for name in QUICK_MEASURES if name in measures]
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
-    chosen = _best(evidence) if request.weight == "auto" else request.weight
+    chosen = _best(evidence, margin) if request.weight == "auto" else request.weight
     scores: list[EdgeScore] = []
     if simulated:
         truth = edges_of_context(model, cells).take(pairs)
@@ -404,12 +414,17 @@ def _network(
         q=untested,
         relative_error=effects.relative_error,
         n_passes=effects.n_passes,
-        stability=stability(effects.of_halves, _STABLE),
+        stability=stability(effects.of_halves, _n_stable(itself.size)),
         evidence=evidence,
+        margin=margin,
         scores=tuple(scores),
         notes=tuple(notes),
     )
     return _with_weight(network, cells, chosen, request.seed)
+
+
+def _n_stable(n_pairs: int) -> int:
+    return min(_STABLE, max(n_pairs // 10, 1))
 
 
 def _with_weight(network: Network, cells: ContextCells, chosen: str, seed: int) -> Network:
@@ -430,9 +445,11 @@ def _without(everything: ContextCells | None, left_out: ContextCells) -> Context
     return everything.take(~is_out if is_out.any() else ~everything.held_out)
 
 
-def _best(evidence: Mapping[str, float]) -> str:
-    """Return the measure with most evidence among those that a weight can be; the model without any."""
-    return max(CHOICES, key=lambda name: (evidence.get(name, -np.inf), name == "model"))
+def _best(evidence: Mapping[str, float], margin: float) -> str:
+    """Return the measure with most evidence that a weight can be; the model unless it is clearly behind."""
+    best = max(CHOICES, key=lambda name: evidence.get(name, -np.inf))
+    is_ahead = evidence.get(best, -np.inf) > evidence.get("model", -np.inf) + margin
+    return best if is_ahead else "model"
 
 
 def _difference(

@@ -278,6 +278,7 @@ def _summary_of(network: Network, n_edges: int) -> dict[str, object]:
         "relative_error": network.relative_error,
         "passes": network.n_passes,
         "stability": network.stability,
+        "stability_pairs": network.n_stable,
         "held_out_evidence": network.evidence,
         "edges": edges,
         "truth": [vars(score) for score in network.scores],

@@ -193,9 +193,20 @@ def held_out_evidence(weight: FloatArray, z: FloatArray) -> float:
 
     ``z`` are `standardised_correlations` of their cells. It is 0 for pairs without any association.
     """
-    n = max(int(TOP_FRACTION * np.count_nonzero(~np.isnan(z))), 10)
-    of_top = z.ravel()[top_pairs(np.where(np.isnan(z), np.nan, weight), n)]
+    of_top = z.ravel()[top_pairs(np.where(np.isnan(z), np.nan, weight), _n_top(z))]
     return float(np.mean(of_top**2) - 1)
+
+
+def evidence_margin(z: FloatArray) -> float:
+    """Return the difference of two measures' evidence that chance makes rarely: two standard deviations.
+
+    z^2 has the variance 2 without an association, and a pair counts twice, once in each direction.
+    """
+    return 2 * float(np.sqrt(2 / (_n_top(z) / 2)))
+
+
+def _n_top(z: FloatArray) -> int:
+    return max(int(TOP_FRACTION * np.count_nonzero(~np.isnan(z))), 10)
 
 
 @dataclass(frozen=True)
