@@ -132,3 +132,17 @@ def test_cells_are_generated_and_edited(run, new_cells):
 
 def test_a_run_is_scored_on_held_out_cells(run):
     assert tfx.evaluate(run, baselines=(), max_cells=20) is not None
+
+
+def test_interactions_are_a_table_whatever_the_cells_are(run, tmp_path):
+    panel = tfx.CellModel.load(run / "model").panel
+    cells = load_builtin("builtin:atlas?cells=200&seed=5")
+    common = [gene for gene in panel.symbols if (cells[:, gene].X > 0).sum() >= 10][:3]
+    table = tfx.interactions(run, cells, genes=common, error=1.0)
+    assert len(table) == 6
+    assert {"source", "target", "weight", "q", "pearson"} <= set(table)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    again = tfx.interactions(run, tmp_path / "cells.h5ad", genes=common, error=1.0)
+    np.testing.assert_array_equal(again["weight"], table["weight"])
+    of_store = tfx.interactions(run, where="split=train", genes=common, error=1.0, seed=1)
+    assert set(of_store["context"]) == {"split=train"}
