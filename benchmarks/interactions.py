@@ -29,7 +29,12 @@ from first_path import call
 from core.cells.atlas.edges import TrueEdges
 from core.cells.cell_filter import CellFilter, Condition
 from core.cells.store import Store
-from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES, measure_association
+from core.interactions.baselines import (
+    ALL_MEASURES,
+    QUICK_MEASURES,
+    SIGNED_MEASURES,
+    measure_association,
+)
 from core.interactions.cells import LEAST_CELLS, store_reader
 from core.interactions.network import FOUND, Network, Request, find_interactions
 from core.interactions.statistics import q_values
@@ -84,7 +89,9 @@ def measure(
             pooled = np.where(np.isnan(network.weight), np.nan, everything[pairs])
             weights |= {"all cells": pooled, "chosen": network.weight}
             place = {"size": size, "context": network.context}
-            scores += [place | vars(score) for score in score_edges(weights, truth, {"model"})]
+            scores += [
+                place | vars(score) for score in score_edges(weights, truth, set(SIGNED_MEASURES))
+            ]
             row = {"size": size, "context": network.context, "cells": network.n_cells}
             row |= {"chosen": network.chosen, "passes": network.n_passes, "seconds": seconds}
             found.append(row | found_edges(network, truth))

@@ -62,6 +62,7 @@ def interactions(
     weight: Literal[
         "auto",
         "model",
+        "model_directed",
         "pearson",
         "pearson_shrunken",
         "pearson_adjusted",

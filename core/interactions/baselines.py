@@ -163,6 +163,7 @@ _MEASURES: dict[str, Callable[[FloatArray, ContextCells], FloatArray]] = {
 #: What each measure is, for tables of documents and summaries.
 MEASURE_NAMES = {
     "model": "the model's effects",
+    "model_directed": "the same, each direction by itself",
     "log_linear": "of its log-linear part alone",
     "encoder": "what the encoder adds",
     "pearson": "Pearson within class",
@@ -174,11 +175,19 @@ MEASURE_NAMES = {
     "detection": "detection rates alone",
     "trees": "gradient-boosted trees",
 }
-#: Measures that take no more than seconds, and all of them; measures with a sign.
+#: Measures that take no more than seconds, and all of them; measures with a sign, those of the model included.
 QUICK_MEASURES = ("pearson", "pearson_shrunken", *list(_MEASURES)[1:-1])
 ALL_MEASURES = (*QUICK_MEASURES, "trees")
 SIGNED_MEASURES = frozenset(
-    {"pearson", "pearson_shrunken", "pearson_adjusted", "spearman", "partial_correlation"}
+    {
+        "model",
+        "model_directed",
+        "pearson",
+        "pearson_shrunken",
+        "pearson_adjusted",
+        "spearman",
+        "partial_correlation",
+    }
 )
 
 

@@ -61,10 +61,28 @@ class Effects:
     #: Passes of each source.
     n_passes: int
 
+    def of_both_directions(self) -> "Effects":
+        """Return the means of both directions of each pair; sources and targets are the same genes.
+
+        Cells that are only observed do not tell a direction, and the mean finds edges better
+        (benchmarks/interactions.md).
+        """
+        return Effects(
+            weight=_symmetric(self.weight),
+            error=np.sqrt(_symmetric(self.error**2) / 2),
+            of_halves=np.stack([_symmetric(one) for one in self.of_halves]),
+            log_linear=None if self.log_linear is None else _symmetric(self.log_linear),
+            n_passes=self.n_passes,
+        )
+
     @property
     def relative_error(self) -> float:
         """Root mean square of the standard errors over that of the effects."""
         return _root_mean_square(self.error) / max(_root_mean_square(self.weight), 1e-12)
+
+
+def _symmetric(values: FloatArray) -> FloatArray:
+    return (values + values.T) / 2
 
 
 def _root_mean_square(values: FloatArray) -> float:

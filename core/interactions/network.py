@@ -48,7 +48,7 @@ _STABLE = 100
 #: Bytes of all arrays per pair, about; fraction of the free memory that they may take.
 _BYTES_PER_PAIR, _MEMORY = 500, 0.8
 #: Measures that an output can have as weights: those that rank pairs by what links them.
-CHOICES = ("model", *(name for name in QUICK_MEASURES if name != "detection"))
+CHOICES = ("model", "model_directed", *(name for name in QUICK_MEASURES if name != "detection"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Network:
     genes: GenePanel
     sources: Integers
     targets: Integers
-    #: "model", its parts "log_linear" and "encoder" if it has two, "model_error", and measures of the cells.
+    #: "model" (the mean of both directions, where both are known), "model_error" and "model_directed", its parts
+    #: "log_linear" and "encoder" if it has two, and measures of the cells.
     measures: dict[str, FloatArray]
     #: The measure that is the weight.
     chosen: str
@@ -147,12 +148,24 @@ class Network:
             )
         return found
 
+    @property
+    def is_directed(self) -> bool:
+        """Whether both directions of a pair may have different weights."""
+        return self.weight.shape[0] != self.weight.shape[1] or not np.allclose(
+            self.weight, self.weight.T, equal_nan=True
+        )
+
     def strongest(self, n: int) -> list[tuple[int, int]]:
-        """Return rows and columns of the strongest edges, found ones before the others."""
-        found = np.where(self.q < FOUND, self.weight, np.nan)
-        flat = top_pairs(found, n)
+        """Return rows and columns of the strongest edges, those found if there are any.
+
+        Without directions every pair comes once.
+        """
+        weight = self.weight
+        if not self.is_directed:
+            weight = np.where(np.tri(len(weight), dtype=bool), np.nan, weight)
+        flat = top_pairs(np.where(self.q < FOUND, weight, np.nan), n)
         if len(flat) == 0:
-            flat = top_pairs(self.weight, n)
+            flat = top_pairs(weight, n)
         rows, columns = np.divmod(flat, len(self.targets))
         return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
@@ -345,7 +358,7 @@ def _expressed_genes(
     if len(lost):
         names = listed([model.panel.symbols[gene] for gene in lost.tolist()])
         notes.append(
-            f"{len(lost):,} genes are expressed in fewer than {LEAST_EXPRESSING} cells, and left out: {names}"
+            f"{len(lost):,} {'gene is' if len(lost) == 1 else 'genes are'} expressed in fewer than {LEAST_EXPRESSING} cells, and left out: {names}"
         )
     return kept_sources, kept_targets, notes
 
@@ -367,6 +380,9 @@ def _network(
         model, cells, sources, targets, error=request.error, masked=request.masked,
         most_passes=request.most_passes, seed=request.seed, on_progress=on_progress,
     )  # fmt: skip
+    directed = effects.weight
+    if np.array_equal(sources, targets):
+        effects = effects.of_both_directions()
     itself = sources[:, None] == targets
     pairs = np.ix_(sources, targets)
 
@@ -377,7 +393,7 @@ def _network(
         found = measure_association(some, names, everything=pooled, on_progress=on_progress)
         return {name: np.where(itself, np.nan, one[pairs]) for name, one in found.items()}
 
-    measures = {"model": effects.weight, "model_error": effects.error}
+    measures = {"model": effects.weight, "model_error": effects.error, "model_directed": directed}
     if effects.log_linear is not None:
         measures["log_linear"] = effects.log_linear
         measures["encoder"] = effects.weight - effects.log_linear
@@ -397,7 +413,7 @@ def _network(
     if simulated:
         truth = edges_of_context(model, cells).take(pairs)
         shown = {name: one for name, one in measures.items() if name != "model_error"}
-        signed = {"model", "log_linear", "encoder", *SIGNED_MEASURES}
+        signed = {"log_linear", "encoder", *SIGNED_MEASURES}
         scores = score_edges(shown, truth, signed)
     untested = np.full(itself.shape, np.nan)
     network = Network(
@@ -431,7 +447,7 @@ def _with_weight(network: Network, cells: ContextCells, chosen: str, seed: int) 
     """Take a measure as the weight, and test it."""
     weight = network.measures[chosen]
     evidence = Evidence.of(cells, network.sources, network.targets, seed=seed)
-    p = evidence.p_values(weight, is_signed=chosen == "model" or chosen in SIGNED_MEASURES)
+    p = evidence.p_values(weight, is_signed=chosen in SIGNED_MEASURES)
     p_matched = matched_p_values(weight, cells, network.targets)
     q = q_values(np.maximum(p, p_matched))
     return replace(network, chosen=chosen, p=p, p_matched=p_matched, q=q)

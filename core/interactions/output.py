@@ -141,6 +141,7 @@ def _graph(found: Interactions, top: int) -> Any:  # noqa: ANN401 - networkx has
                 weight=weight,
                 strength=abs(weight),
                 interaction="positive" if weight > 0 else "negative",
+                direction="source to target" if network.is_directed else "both",
                 q=float(np.nan_to_num(network.q[row, column], nan=1.0)),
                 context=network.context,
             )
@@ -245,16 +246,6 @@ def summary(found: Interactions, n_edges: int) -> list[dict[str, object]]:
     return [_summary_of(one, n_edges) for one in _networks(found)]
 
 
-def _without_twins(network: Network, n: int) -> list[tuple[int, int]]:
-    """Return the strongest edges, of two directions of equal weight one alone."""
-    found: dict[tuple[int, int, float], tuple[int, int]] = {}
-    for row, column in network.strongest(2 * n):
-        ends = sorted((int(network.sources[row]), int(network.targets[column])))
-        key = (ends[0], ends[1], round(float(network.weight[row, column]), 9))
-        found.setdefault(key, (row, column))
-    return list(found.values())[:n]
-
-
 def _summary_of(network: Network, n_edges: int) -> dict[str, object]:
     edges: Sequence[dict[str, object]] = [
         {
@@ -265,7 +256,7 @@ def _summary_of(network: Network, n_edges: int) -> dict[str, object]:
             "p_matched": float(network.p_matched[row, column]),
             "q": float(network.q[row, column]),
         }
-        for row, column in _without_twins(network, n_edges)
+        for row, column in network.strongest(n_edges)
     ]
     return {
         "context": network.context,
