@@ -19,6 +19,7 @@ from tfx_cli.arguments import (
     Values,
     check_output,
     check_unused,
+    load_model,
     model_folder,
     run_and_files,
     trained_on,
@@ -146,10 +147,8 @@ def interactions(
     from core.interactions.cells import file_reader, store_reader
     from core.interactions.network import Request, find_interactions
     from core.interactions.output import summary, write_interactions
-    from core.model.folder import CellModel
-    from core.training.machine import choose_device
 
-    model = CellModel.load(folder, device=choose_device(device, where="--device"))
+    model = load_model(folder, device)
     request = Request(
         where=CellFilter.parse(where or [], where="--where"),
         weight=weight,
