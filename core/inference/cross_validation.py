@@ -104,7 +104,8 @@ def plan_folds(run: Path, preset: ResolvedPreset, store: Store) -> list[Fold]:
     codes = np.unique(donors[donors >= 0]).tolist()
     if len(codes) < 2:
         raise ConfigurationError(
-            f"{run} cannot be cross-validated over donors: its training cells are of {len(codes)}; two are needed"
+            f"{run} cannot be cross-validated over donors: its training cells are of {len(codes)} "
+            f"donor{'s' * (len(codes) != 1)}; two are needed"
         )
     folds = []
     for code in codes:

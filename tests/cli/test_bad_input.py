@@ -302,6 +302,8 @@ COMMAND_LINES = [
     (a_run, "predict cells.h5ad -o out.h5ad --unsure-below 7", 2, "less than or equal to 1"),
     (a_run, "predict cells.h5ad -o out.h5ad --unsure-at 95", 2, "less than or equal to 1"),
     (a_run, "predict cells.h5ad -o out.h5ad --unsure-at 0.9 --unsure-below 0.5", 2, "not both"),
+    (a_run, "eval tiny --cross-validate cells", 2, "--cross-validate: 'cells' is not"),
+    (a_run, "eval tiny cells.h5ad --cross-validate donors", 2, "FILES: cannot be used with"),
     (a_run, "eval tiny --generated cells.h5ad --unsure-at 0.9", 2, "--unsure-at: cannot be used"),
     (a_run, "predict cells.h5ad -o out.h5ad --matrix layers/none", 4, "no matrix 'layers/none'"),
     (a_run, "predict cells.h5ad -o out.h5ad --gene-ids none", 4, "the var column 'none', which"),
