@@ -588,3 +588,17 @@ def test_mouse_brain_has_its_names_in_var_columns_and_one_donor(tmp_path):
     assert (len(store.phenotypes["tissue"]), len(store.phenotypes["cell_type"])) == (13, 21)
     assert store.report["split"]["method"] == "stratified"
     assert "'9-week-old stage'" in store.report["left_out_phenotypes"]["age"]
+
+
+def test_a_store_that_would_be_prepared_differently_today_is_used_with_a_warning(tmp_path, caplog):
+    data = settings(write(make_adata(), tmp_path))
+    made = prepare_store(data, tmp_path / "store")
+    prepare_store(data, tmp_path / "store")
+    assert "older tfx" not in caplog.text
+    versions = dict(made.manifest.versions)
+    del versions["reading rules"]
+    made.manifest.model_copy(update={"versions": versions}).write(made.path)
+    before = (tmp_path / "store" / "values.npy").stat().st_mtime_ns
+    assert prepare_store(data, tmp_path / "store").n_cells == made.n_cells
+    assert "store: an older tfx prepared this store" in caplog.text
+    assert (tmp_path / "store" / "values.npy").stat().st_mtime_ns == before
