@@ -140,7 +140,7 @@ def test_scores_and_stores_are_those_of_the_h5ad(run_tfx, tmp_path):
             (arguments, code, "obs has no columns (files of 10x have none): add labels in scanpy")
             for arguments, code in (
                 (["eval", "tiny", "filtered_feature_bc_matrix"], 4),
-                (["predict", "tenx.h5", "-o", "a.csv", "--given", "tissue"], 4),
+                (["predict", "tenx.h5", "-o", "a.csv", "--label", "tissue"], 4),
                 (["check", "tenx.h5"], 0),
             )
         ),
