@@ -222,7 +222,7 @@ def main() -> None:
     base = Path(__file__).parents[1] / "presets" / "base.toml"
     common = {"data.files": f"builtin:atlas?cells={n_cells}", "data.genes": 160}
     common |= {"model.library_size": "true", "train.seed": arguments.seed}
-    of_files = MODELS["log-linear"] | {"data.genes": 160, "train.seed": arguments.seed}
+    of_files = {k: v for k, v in common.items() if k != "data.files"} | MODELS["log-linear"]
     files = [file.resolve() for file in arguments.files]
     results = {}
     with tempfile.TemporaryDirectory() as own, contextlib.chdir(arguments.folder or own):
