@@ -6,12 +6,13 @@
     python benchmarks/soak.py --pairs 200           only two trainings at once, as often as that
 
 Each cycle trains a run from its beginning to its end through random faults, then generates (killed
-half-way, and again), scores, and lists it. The faults: SIGKILL and SIGTERM at any moment, a disk that
-takes no more bytes of a file, lines and files torn after a crash, a clock that jumps by up to a year
-either way, calls of the file system that fail now and then. A store with changed or missing bytes must be
-refused, or trained on as if it were whole. Two trainings of one preset, begun at the same moment, must become two runs, or one where
-the name was given. Then weights, optimiser, model, history and cells are held, byte by byte, against those of
-a run that nobody disturbed. No command may end in a traceback or an exit code that is not its own.
+half-way, and again), scores, and lists it. The faults: SIGKILL and SIGTERM at any moment, SIGKILL inside
+the write of a checkpoint, a disk that takes no more bytes of a file, lines and files torn after a crash,
+a clock that jumps by up to a year either way, calls of the file system that fail now and then. A store
+with changed or missing bytes must be refused, or trained on as if it were whole. Two trainings of one
+preset, begun at the same moment, must become two runs, or one where the name was given. Then weights,
+optimiser, model, history and cells are held, byte by byte, against those of a run that nobody disturbed.
+No command may end in a traceback or an exit code that is not its own.
 
 Every command is a fork of one process that has imported everything and computed nothing, so that an
 hour holds hundreds of faults. Linux only.
@@ -36,7 +37,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from kill_loop import contents  # noqa: E402 - beside this file
+from kill_loop import MOMENTS, contents  # noqa: E402 - beside this file
 
 PRESET = """\
 [data]
@@ -69,6 +70,7 @@ steps = 4
 #: Exit codes that tell of a fault in the user's words; any other is a finding.
 EXPECTED = {
     "kill": {-signal.SIGKILL, 0},
+    "write": {-signal.SIGKILL, 0},
     "term": {75, 130, 0, -signal.SIGTERM},  # before the command listens, nothing is there to save
     "disk": {0, 3, -signal.SIGKILL},
     "torn": {-signal.SIGKILL, 0},
@@ -78,7 +80,7 @@ EXPECTED = {
     "none": {0},
     "refused": {0, 2, 3},  # one of two that were given the same name
 }
-FAULTS = ("kill", "term", "disk", "torn", "clock", "files")
+FAULTS = ("kill", "write", "term", "disk", "torn", "clock", "files")
 GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
 #: A command that takes longer hangs.
 _PATIENCE = 120.0
@@ -143,14 +145,16 @@ class Soak:
         what: str,
         *,
         seconds: float | None = None,
-        growing: Path | None = None,
+        within: Path | None = None,
     ) -> int:
         """Wait for a command, disturb it after some seconds, and judge how it ended.
 
-        With ``growing`` the seconds count from when that file grows: within the steps, however long
-        a busy machine takes to start.
+        With ``within``, the folder of a run, the seconds count from when its metrics grow: within the
+        steps, however long a busy machine takes to start. A fault "write" waits for a checkpoint
+        that is being written.
         """
         signals = {"term": signal.SIGTERM}
+        growing = within / "metrics.jsonl" if within is not None else None
         before = _size(growing)
         sent = seconds is None or fault in ("none", "disk", "files")
         begun = time.monotonic()
@@ -161,7 +165,8 @@ class Soak:
             passed = time.monotonic() - begun
             if growing is not None and _size(growing) > before:
                 begun, passed, growing = time.monotonic(), 0.0, None
-            if not sent and growing is None and passed > (seconds or 0.0):
+            due = not sent and growing is None and passed > (seconds or 0.0)
+            if due and (fault != "write" or any(within.glob(MOMENTS["checkpoint"]))):
                 os.kill(child, signals.get(fault, signal.SIGKILL))
                 sent = True
             if passed > _PATIENCE:
@@ -207,13 +212,13 @@ class Soak:
                 self.tear(name)
             arguments = self.train_arguments(name)
             child = self.start(*arguments, file_limit=file_limit, clock=clock, failing=failing)
-            within = self.rng.random() < 0.75
+            within = fault == "write" or self.rng.random() < 0.75
             self.finish(
                 child,
                 fault,
                 "train",
                 seconds=self.rng.uniform(0.0, 0.15 if within else 3.0),
-                growing=self.folder / "runs" / name / "metrics.jsonl" if within else None,
+                within=self.folder / "runs" / name if within else None,
             )
         for _ in range(3):  # a disk that was full may have ended the last attempt early
             if self.status(name).get("state") != "finished":

@@ -13,8 +13,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No test depends on speed, and every run tries the same examples.
-hypothesis.settings.register_profile("tfx", deadline=None, derandomize=True)
+# No test depends on speed, every run tries the same examples, and each leaves the fixtures as they were.
+hypothesis.settings.register_profile(
+    "tfx",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
 hypothesis.settings.load_profile("tfx")
 
 

@@ -1,9 +1,5 @@
 """The whole path, with the base preset: simulated cells held against their truth, and real cells."""
 
-import contextlib
-import io
-import json
-import os
 from pathlib import Path
 
 import anndata
@@ -13,8 +9,8 @@ import pytest
 from core.presets.catalogue import find_preset
 from core.presets.loading import resolve_preset
 from tests.cells.examples import real_file
+from tests.cli.conftest import run_in
 from tests.tiny_atlas import expected_log1p
-from tfx_cli.app import run
 
 pytestmark = pytest.mark.slow
 
@@ -32,17 +28,10 @@ SHORT = (
 
 def tfx(folder, *arguments):
     """Run a command line in a folder; return its JSON result."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    before = os.getcwd()  # noqa: PTH109 - restored as it was
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = run([*map(str, arguments), "--json"])
-    finally:
-        os.chdir(before)
-    assert code == 0, stderr.getvalue()
-    assert "Traceback" not in stderr.getvalue()
-    return json.loads(stdout.getvalue())
+    result = run_in(folder, *arguments, "--json")
+    assert result.code == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.json
 
 
 def options(changes):

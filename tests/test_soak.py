@@ -22,5 +22,5 @@ def test_a_run_through_faults_is_the_undisturbed_run():
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["findings"] == []
-    kinds = {"kill", "term", "disk", "torn", "clock", "files", "store", "two at once"}
+    kinds = {"kill", "write", "term", "disk", "torn", "clock", "files", "store", "two at once"}
     assert set(result["faults"]) == kinds

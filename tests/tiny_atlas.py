@@ -5,8 +5,6 @@ import numpy as np
 from core.cells.atlas.simulation import simulate_cells
 from core.cells.prepare import prepare_store
 from core.presets.loading import resolve_preset
-from core.training import run_setup
-from core.training.virtual_ranks import RunCells
 
 #: 464 training, 67 validation and 69 test cells or so; 720 genes.
 TINY_ATLAS = "builtin:atlas?cells=600&seed=0"
@@ -52,5 +50,8 @@ def expected_log1p(n_cells, *, seed=0, **condition):
 
 def build_model(preset, store, *, name="example", **options):
     """Build the untrained model of a preset, as a run would."""
+    from core.training import run_setup  # torch, which the tests of reading do without
+    from core.training.virtual_ranks import RunCells
+
     run_setup.check_preset(preset)
     return run_setup.build_model(preset, RunCells.of(preset, store), name=name, **options)

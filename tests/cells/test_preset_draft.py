@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.cells import preset_draft
@@ -127,7 +127,6 @@ def facts(**others):
     return dataclasses.replace(known, **others)
 
 
-@settings(max_examples=60)
 @given(
     files=st.lists(TEXT, min_size=1, max_size=2),
     columns=NOTES,
@@ -155,7 +154,6 @@ def test_any_names_make_a_preset_with_them(files, columns, further, split_by, wo
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@settings(max_examples=60)
 @given(n_cells=st.integers(1, 10**8), n_genes=st.integers(1, 60_000))
 def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
     sizes = choose_sizes(n_cells, n_genes, device)

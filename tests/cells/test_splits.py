@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.cells.builtin import load_builtin
@@ -116,7 +116,6 @@ def test_a_split_is_a_function_of_the_seed():
     assert not np.array_equal(runs[0], runs[2])
 
 
-@settings(max_examples=60, deadline=None)
 @given(donor_tables(), st.integers(0, 5))
 def test_a_balanced_split_keeps_donors_whole_and_is_a_function_of_the_seed(table, seed):
     donors, phenotypes = table
@@ -131,7 +130,6 @@ def test_a_balanced_split_keeps_donors_whole_and_is_a_function_of_the_seed(table
     assert sum(map(len, members)) == len(set().union(*members))
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(4, 6), st.integers(1, 8), st.integers(0, 10_000))
 def test_training_keeps_every_value_of_two_donors_wherever_any_deal_does(n_donors, n_values, seed):
     rng = np.random.default_rng(seed)

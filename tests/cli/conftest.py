@@ -1,7 +1,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 
 import pytest
@@ -69,20 +68,26 @@ def tfx(capsys, monkeypatch, tmp_path):
     return invoke
 
 
+def run_in(folder, *arguments):
+    """Run a command line in a folder, for fixtures that live longer than `tfx`; return its result."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("COLUMNS", "100")
+        code = run([str(argument) for argument in arguments])
+    return Result(code, stdout.getvalue(), stderr.getvalue())
+
+
 @pytest.fixture(scope="session")
 def tiny_training(tmp_path_factory):
     """Train the tiny preset once, by the command line: its folder (runs/ and stores/) and output."""
     folder = tmp_path_factory.mktemp("tiny-training")
     (folder / "tiny.toml").write_text(TINY_TOML, encoding="utf-8")
-    stdout, stderr = io.StringIO(), io.StringIO()
-    before = os.getcwd()  # noqa: PTH109 - restored as it was
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            code = run(["train", "tiny.toml", "--json"])
-    finally:
-        os.chdir(before)
-    return folder, Result(code, stdout.getvalue(), stderr.getvalue())
+    return folder, run_in(folder, "train", "tiny.toml", "--json")
 
 
 @pytest.fixture

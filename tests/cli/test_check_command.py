@@ -104,23 +104,6 @@ def test_nothing_is_written(tfx, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["bsae"], 2, "'bsae' is neither a file nor a preset name"),
-        (["a.h5ad", "a.h5ad"], 2, "a.h5ad: listed twice"),
-        (["builtin:atls"], 2, "no built-in data set"),
-        (["a.h5ad", "--model", "none"], 4, "none: not a model folder"),
-        (["a.h5ad", "--set", "data.gens=1"], 2, "unknown key"),
-    ],
-)
-def test_a_wrong_command_line_is_one_sentence(tfx, tmp_path, arguments, code, message):
-    write(make_adata(), tmp_path, "a.h5ad")
-    result = tfx("check", *arguments)
-    assert (result.code, result.stdout) == (code, "")
-    assert message in result.stderr.splitlines()[-1]
-
-
 def test_a_file_of_another_kind_is_a_row_not_an_abort(tfx, tmp_path):
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file["numbers"] = np.arange(3)

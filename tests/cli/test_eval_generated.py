@@ -37,6 +37,8 @@ def made(tiny_run, generated_cells, tmp_path, monkeypatch):
     """Return the file in the folder of the test, beside the tiny run; judged quickly."""
     quick = functools.partial(module.evaluate_generated, n_seeds=1, n_trees=5, n_resamples=4)
     monkeypatch.setattr(module, "evaluate_generated", quick)
+    # A first UMAP takes 20 s of compiling; that of the tests of the report is enough.
+    monkeypatch.setattr("core.evaluation.fidelity.report.umap", lambda points: points[:, :2])
     return shutil.copy(generated_cells, tmp_path / "generated.h5ad")
 
 

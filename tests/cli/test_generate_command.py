@@ -4,7 +4,6 @@ import json
 
 import anndata
 import numpy as np
-import pytest
 
 
 def refused(result, code, *words):
@@ -123,48 +122,6 @@ def test_an_output_that_exists_is_kept_unless_told_otherwise(tfx, tiny_run, tmp_
     assert (tmp_path / "cells.h5ad").read_bytes() == b"precious"
     assert tfx(*arguments, "--overwrite").code == 0
     assert anndata.read_h5ad(tmp_path / "cells.h5ad").n_obs == 2
-
-
-@pytest.mark.parametrize(
-    ("output", "words"),
-    [
-        ("folder", "--output folder is a folder; give a file name, as in folder/cells.h5ad"),
-        ("cells.h5", "cells are written as .h5ad; name it cells.h5ad"),
-        ("cells", "name it cells.h5ad"),
-        ("file/cells.h5ad", "--output file/cells.h5ad: file is not a folder"),
-        ("file/new/cells.h5ad", "file is not a folder"),
-    ],
-)
-def test_an_unfit_output_is_refused(tfx, tiny_run, tmp_path, output, words):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").touch()
-    refused(tfx("-q", "generate", "-o", output), 2, words)
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "runs"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--cell-type", "B cel"], "knows no cell_type 'B cel'; did you mean"),
-        (["--phenotype", "treatment=control"], "has no phenotype 'treatment'"),
-        (["--phenotype", "sex"], "must be NAME=VALUE"),
-        (["--sex", "male", "--phenotype", "sex=female"], "sex is already 'male'"),
-        (["-n", "0"], "cannot generate 0 cells"),
-        (["-n", "2000000000000"], "would fill about 2,000 TB of disk"),
-        (["--guidance", "inf"], "guidance must be a finite number"),
-        (["--run", "missing"], "there is no run 'missing'"),
-    ],
-)
-def test_an_unfit_request_is_one_sentence_and_writes_nothing(
-    tfx, tiny_run, tmp_path, arguments, words
-):
-    refused(tfx("-q", "generate", *arguments), 2, words)
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_without_a_run_there_is_nothing_to_generate_from(tfx, tmp_path):
-    refused(tfx("-q", "generate"), 2, "there are no runs in 'runs'")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_of_the_expressed_layout_generates(tfx, tiny_preset_file, tmp_path):

@@ -64,38 +64,6 @@ def test_a_phenotype_set_to_not_specified_has_no_label(tfx, tiny_run, tmp_path, 
     assert anndata.read_h5ad(tmp_path / "generated.h5ad").obs["sex"].isna().all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--from", "patients.h5ad"], "--from needs what to change"),
-        (["--from", "patients.h5ad", "--set", "sex"], "must be NAME=VALUE"),
-        (["--from", "patients.h5ad", "--set", "sex=femal"], "did you mean 'female'"),
-        (["--from", "patients.h5ad", "--set", "sexx=female"], "no phenotype 'sexx'"),
-        (["--from", "patients.h5ad", "--set", "sex=male", "--set", "sex=female"], "already 'male'"),
-        (["--from", "patients.h5ad", "--set", "sex=male", "-n", "3"], "does not take -n"),
-        (
-            ["--from", "patients.h5ad", "--set", "sex=male", "--guidance", "1"],
-            "not take --guidance",
-        ),
-        (["--from", "patients.h5ad", "--set", "sex=male", "--decode", "bins"], "--decode bins"),
-        (["--from", "patients.h5ad", "--set", "sex=male", "--tissue", "lung"], "not take a phen"),
-        (["--set", "sex=male"], "name it by --from"),
-        (["--label", "sex=gender"], "name it by --from"),
-        (["--from", "patients.h5ad", "--set", "sex=male", "--label", "sex"], "must be NAME=COLUMN"),
-        (["--from", "patients.h5ad", "--set", "sex=male", "--label", "sx=a"], "phenotype 'sx'"),
-    ],
-)
-def test_an_unfit_change_is_one_sentence_and_writes_nothing(
-    tfx, tiny_run, tmp_path, patients_file, arguments, words
-):
-    result = tfx("-q", "generate", *arguments)
-    assert (result.code, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"patients.h5ad", "runs"}
-
-
 def test_labels_come_from_the_column_of_training_or_from_the_named_one(
     tfx, tiny_run, tmp_path, patients
 ):
@@ -128,10 +96,3 @@ def test_labels_come_from_the_column_of_training_or_from_the_named_one(
     np.testing.assert_array_equal(edited("renamed.h5ad"), right)
     np.testing.assert_array_equal(edited("plain.h5ad"), right)  # it has CELLxGENE's column alone
     assert scored("renamed.h5ad") == of_files
-
-
-def test_a_file_that_is_not_there_is_refused(tfx, tiny_run, tmp_path):
-    result = tfx("-q", "generate", "--from", "gone.h5ad", "--set", "sex=male")
-    assert result.code in (2, 4)
-    assert "gone.h5ad" in result.stderr
-    assert not (tmp_path / "generated.h5ad").exists()

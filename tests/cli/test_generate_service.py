@@ -11,7 +11,7 @@ import threading
 import anndata
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
@@ -188,7 +188,7 @@ def test_no_line_ends_the_server(model):
     assert events[-1]["event"] == "cells"
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(data=st.data())
 def test_whatever_the_lines_hold_each_gets_one_event(service_of, data):
     valid = b'{"id": 1, "request": {"sex": "female"}, "cells": 1, "steps": 1, "seed": 3}'
@@ -291,21 +291,24 @@ def test_serving_takes_its_requests_from_stdin_alone(tfx, tiny_run, arguments):
     assert "--serve takes its requests from stdin" in result.stderr
 
 
-def test_the_process_speaks_json_alone_and_ends_on_eof_and_on_sigterm(tiny_run, tmp_path):
-    command = [sys.executable, "-m", "tfx_cli", "generate", "--serve", "--run", str(tiny_run)]
+def test_the_command_prints_json_alone_and_ends_on_eof(tfx, tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "lines").write_text('{"id": 1, "cells": 2}\n{"id": 2, "cells": 2}')
+    with (tmp_path / "lines").open() as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        served = tfx("generate", "--serve", "--run", tiny_run)
+    assert served.code == 0, served.stderr
+    kinds = [json.loads(line)["event"] for line in served.stdout.splitlines()]
+    assert kinds[:2] == ["loading", "ready"]
+    assert kinds.count("cells") == 2
+
+
+def test_the_process_prints_json_alone_and_ends_on_sigterm(tiny_run, tmp_path):
     child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "tfx_cli", "generate", "--serve", "--run", str(tiny_run)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         cwd=tmp_path,
     )  # fmt: skip
-    assert json.loads(child.stdout.readline())["event"] == "loading"
-    assert json.loads(child.stdout.readline())["event"] == "ready"
+    assert [json.loads(child.stdout.readline())["event"] for _ in range(2)] == ["loading", "ready"]
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 0
     assert "Traceback" not in child.communicate()[1]
-    done = subprocess.run(
-        command, input='{"id": 1, "cells": 2}\n{"id": 2, "cells": 2}', capture_output=True,
-        text=True, check=True, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
-    kinds = [json.loads(line)["event"] for line in done.stdout.splitlines()]
-    assert kinds[:2] == ["loading", "ready"]
-    assert kinds.count("cells") == 2

@@ -4,7 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cells.examples import make_adata, write
@@ -97,7 +97,7 @@ NAMES = st.text(
 )
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(text=NAMES, others=st.lists(NAMES, min_size=8, max_size=8))
 def test_no_text_of_a_run_is_a_command(tmp_path, capsys, text, others):
     folder = tmp_path / "run\x1b[31m"

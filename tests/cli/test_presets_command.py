@@ -160,15 +160,3 @@ def test_the_result_says_what_was_found_and_what_to_do_next(tfx, tmp_path):
         assert words in result.stdout
     assert "warning: " in result.stderr  # 60 cells are few of each label
     assert "\n# - " in (tmp_path / "new/my preset.toml").read_text()
-
-
-@pytest.mark.parametrize("output", ["mine.toml", "mine.txt", "folder"])
-def test_a_place_that_is_taken_or_odd_is_refused_before_looking(tfx, tmp_path, output):
-    (tmp_path / "mine.toml").write_text("precious")
-    (tmp_path / "folder").mkdir()
-    result = tfx("init", "there-is-none.h5ad", "-o", output)
-    assert (result.code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"Error: --output {output}")
-    assert "--overwrite" not in result.stderr
-    assert (tmp_path / "mine.toml").read_text() == "precious"
-    assert len(list(tmp_path.iterdir())) == 2

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import TabbedContent
 
@@ -429,7 +429,7 @@ def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
     drive(app, flow, size=(200, 50))
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 @given(st.text(st.sampled_from("[]/abc= #@\\'\""), min_size=1, max_size=12).map(str.strip))
 def test_any_bracketed_text_is_shown_verbatim_by_a_token(text):
     row = TokenRow("phenotype", [text, "other"], label_width=10)

@@ -6,7 +6,7 @@ from contextlib import closing
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.cells.checks.check import check_data
@@ -65,7 +65,6 @@ ARRAYS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=40)
 @given(data=st.data())
 def test_damaged_parts(template, place, data):
     place.write_bytes(template.read_bytes())
@@ -95,7 +94,6 @@ def damage_part(file, data):
         del file[name].attrs[data.draw(st.sampled_from(sorted(file[name].attrs)))]
 
 
-@settings(max_examples=40)
 @given(share=st.floats(0, 1), magic=st.binary(max_size=8))
 def test_a_file_cut_off_or_with_another_beginning(template, place, share, magic):
     """As a copy that stopped leaves it.

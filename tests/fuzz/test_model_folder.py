@@ -5,7 +5,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DataError
@@ -47,21 +47,18 @@ def load(place, files, *, sign):
         assert len(model.panel) == model.config.n_genes
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), sign=st.booleans())
 def test_damaged_bytes(template, place, data, sign):
     name = data.draw(st.sampled_from([*JSON_FILES, *WEIGHT_FILES]))
     load(place, template | {name: data.draw(damaged_bytes(template[name]))}, sign=sign)
 
 
-@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_json(template, place, data):
     name = data.draw(st.sampled_from(JSON_FILES))
     load(place, template | {name: data.draw(damaged_json(template[name]))}, sign=True)
 
 
-@settings(max_examples=50)
 @given(data=st.data())
 def test_a_damaged_header_of_weights(template, place, data):
     """The length is right, and the header says something else."""

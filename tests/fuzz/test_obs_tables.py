@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.cells.obs_columns import find_columns
@@ -46,7 +46,6 @@ TABLES = st.dictionaries(NAMES, columns(), max_size=6).map(
 )
 
 
-@settings(max_examples=60)
 @given(tables=st.lists(TABLES, min_size=1, max_size=2))
 def test_any_obs_makes_a_preset(tables):
     found = find_columns(tables)

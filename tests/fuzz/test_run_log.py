@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
@@ -63,21 +63,18 @@ def read_everything(runs, files):
         to_bytes(columns, rows, "json")
 
 
-@settings(max_examples=50)
 @given(data=st.data())
 def test_damaged_bytes(template, runs, data):
     name = data.draw(st.sampled_from(FILES))
     read_everything(runs, template | {name: data.draw(damaged_bytes(template[name]))})
 
 
-@settings(max_examples=50)
 @given(data=st.data())
 def test_damaged_json(template, runs, data):
     name = data.draw(st.sampled_from(["run.json", "status.json"]))
     read_everything(runs, template | {name: data.draw(damaged_json(template[name]))})
 
 
-@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_lines(template, runs, data):
     name = data.draw(st.sampled_from(["metrics.jsonl", "events.jsonl", "system"]))
@@ -87,7 +84,7 @@ def test_damaged_lines(template, runs, data):
     read_everything(runs, template | {name: b"\n".join(lines) + b"\n"})
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_commands_say_what_is_wrong(template, runs, data, capsys):
     from tfx_cli.app import run

@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.cells.store import Store
@@ -53,7 +53,7 @@ def read_store(folder):
     return cells.toarray(), table, panel.ids, store.truth
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_damaged_store_is_refused_or_read_as_it_was(tiny_store, place, data):
     folder = place / "store"
@@ -78,7 +78,6 @@ def checkpoint(tmp_path_factory):
     return files_of(save_checkpoint(folder, step=3, weights=weights, state=state))
 
 
-@settings(max_examples=40)
 @given(data=st.data(), is_signed=st.booleans())
 def test_a_damaged_checkpoint_is_passed_over_or_refused(checkpoint, place, data, is_signed):
     """A stranger may make the checksums right, too; nothing in the file is run as code."""

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
@@ -36,33 +36,21 @@ heads = 4
 max_steps = 10
 learning_rate = 5e-4
 """
-FRAGMENTS = st.sampled_from(
+FRAGMENTS = st.sampled_from("[]\"'=.#{},\\é\n\x00 ") | st.sampled_from(
     [
-        "[",
-        "]",
         "[[",
-        '"',
         '"""',
-        "'",
-        "=",
-        ".",
-        "#",
-        "{",
-        "}",
-        ",",
         "nan",
         "inf",
         "-1",
-        "\\",
         "1e999",
         "true",
         "[train]",
         "[data]",
         "1979-05-27",
-        "é",
-        "0xffffffffffffffffffff",
+        "0x" + "f" * 20,
     ]
-) | st.sampled_from(["\n", "\x00", " "])
+)
 VALUES = st.recursive(
     st.text()
     | st.integers()
@@ -75,11 +63,6 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 KEYS = [field.path for field in all_fields()]
-QUICK = settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
 LINE = re.compile(r"base\.toml:\d+: .+|base\.toml: .+|TFX_.+|--.+", re.DOTALL)
 
 
@@ -102,7 +85,6 @@ def resolve(tmp_path, monkeypatch):
     return run
 
 
-@QUICK
 @given(data=st.data())
 def test_cutting_and_pasting_text(resolve, data):
     text = PRESET
@@ -113,7 +95,6 @@ def test_cutting_and_pasting_text(resolve, data):
     resolve(text)
 
 
-@QUICK
 @given(key=st.sampled_from(KEYS), value=VALUES)
 def test_any_value_for_any_key_in_a_file(resolve, key, value):
     path = ".".join(write_key(part) for part in key)
@@ -121,7 +102,6 @@ def test_any_value_for_any_key_in_a_file(resolve, key, value):
     resolve(text if key == ("data", "files") else 'data.files = "a"\n' + text)
 
 
-@QUICK
 @given(key=st.sampled_from(KEYS), extra=st.text(max_size=4), value=VALUES, text=st.text())
 def test_anything_in_options_variables_and_assignments(resolve, key, extra, value, text):
     resolve(PRESET, options={".".join(key) + extra: value})
@@ -129,7 +109,6 @@ def test_anything_in_options_variables_and_assignments(resolve, key, extra, valu
     resolve(PRESET, assignments=[f"{'.'.join(key)}{extra}={text}"])
 
 
-@QUICK
 @given(st.binary())
 def test_any_bytes(resolve, content):
     resolve(content.decode("latin-1"))

@@ -1,7 +1,7 @@
 import tomllib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.presets.toml_text import (
@@ -22,13 +22,11 @@ SCALARS = (
 )
 
 
-@settings(deadline=None)
 @given(SCALARS | st.lists(SCALARS) | st.dictionaries(st.text(alphabet="ab.\n\x7f"), SCALARS))
 def test_written_values_read_back_equal(value):
     assert tomllib.loads(f"key = {write_value(value)}")["key"] == value
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab. \"'\n"), min_size=1))
 def test_written_keys_read_back_equal(parts):
     assert read_key(".".join(write_key(part) for part in parts)) == tuple(parts)
@@ -139,7 +137,6 @@ def test_comments_after_values_are_read_but_not_those_inside_strings():
     assert finder.comment_after(("nothing",)) == ""
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_text_that_is_not_toml_still_gets_a_line(text):
     assert LineFinder(text).line_of(("a", "b")) >= 1
@@ -150,7 +147,6 @@ KEYS = st.text(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(KEYS, min_size=1, max_size=6, unique=True), st.text(alphabet="#=[]{}'\\\", ab"))
 def test_keys_of_any_spelling_are_found_in_order(keys, value):
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')

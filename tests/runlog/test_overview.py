@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.runlog import RunReader, RunWriter
@@ -150,7 +150,6 @@ LINES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(LINES, max_size=25), st.sampled_from(["", '{"step": 3, "split": "tra']))
 def test_the_quick_look_equals_the_whole_reading(tmp_path_factory, lines, torn):
     folder = tmp_path_factory.mktemp("run")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigurationError
@@ -71,7 +71,6 @@ def test_a_run_that_begins_anew_voids_what_it_wrote_before_it_died(folder):
     assert read_latest_metrics(folder).train["step"] == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 9) | st.integers(0, 9).map(lambda n: -n - 1), max_size=30))
 def test_folding_equals_rerunning_in_memory(tmp_path_factory, script):
     folder = tmp_path_factory.mktemp("run")
@@ -122,7 +121,6 @@ def test_a_file_that_shrank_or_was_replaced_is_read_anew(folder):
     assert [record["step"] for record in reader.metrics()] == [8, 9]
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(), max_size=6))
 def test_a_follower_reads_any_bytes_and_nothing_twice(tmp_path_factory, pieces):
     path = tmp_path_factory.mktemp("lines") / "file.jsonl"

@@ -60,15 +60,6 @@ def assert_same_run(one, two, *, step=12):
 
 
 # ------------------------------------------------------------------------------------ a run
-@pytest.fixture(scope="module")
-def finished(tiny_store, tmp_path_factory):
-    """Return the folder, result and progress events of a short run."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    events = []
-    result = train(short(), tiny_store, folder, on_progress=events.append)
-    return folder, result, events
-
-
 def test_a_run_folder_holds_the_whole_story(finished):
     folder, result, _ = finished
     files = {"config.toml", "events.jsonl", "metrics.jsonl", "run.json", "status.json"}
@@ -189,18 +180,17 @@ EXPRESSED = {"encoding__layout": "expressed", "masking__drop_phenotypes": 0.3}
     ],
 )
 def test_stopped_and_resumed_equals_never_stopped(
-    tiny_store, tmp_path, monkeypatch, options, stop_at
+    finished, tiny_store, tmp_path, monkeypatch, options, stop_at
 ):
-    monkeypatch.setattr(
-        "core.model.log_linear_fit._STEPS", 10
-    )  # saves seconds, changes no principle
-    preset = short(**options)
-    train(preset, tiny_store, tmp_path / "whole")
+    monkeypatch.setattr("core.model.log_linear_fit._STEPS", 10)  # saves seconds
+    preset, whole = short(**options), finished[0]
+    if options:
+        whole = train(preset, tiny_store, tmp_path / "whole").run
     with pytest.raises(TrainingInterrupted, match=f"stopped at step {stop_at} of 12, checkpoint"):
         train(preset, tiny_store, tmp_path / "parts", **stop_after(stop_at))
     result = train(preset, tiny_store, tmp_path / "parts")
     assert result.steps == 12
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
 
 
 def test_a_run_resumed_twice_equals_one_never_stopped(finished, tiny_store, tmp_path):

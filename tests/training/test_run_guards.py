@@ -147,8 +147,7 @@ def test_a_loss_that_leaps_is_an_event_with_its_cells(tiny_store, tmp_path, monk
 
 
 # ------------------------------------------------------------------------------ stopping
-def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_path):
-    train(short(), tiny_store, tmp_path / "whole")
+def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(finished, tiny_store, tmp_path):
     seen, checks = [], []
 
     def see(event):
@@ -165,16 +164,15 @@ def test_a_stop_within_an_evaluation_is_made_up_for_on_resume(tiny_store, tmp_pa
     assert steps == [0]
     assert [e["signal"] for e in events_of(tmp_path / "parts", "signal")] == ["SIGTERM"]
     train(short(), tiny_store, tmp_path / "parts")
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(finished[0], tmp_path / "parts")
 
 
-def test_a_run_stopped_before_its_first_step_has_a_checkpoint(tiny_store, tmp_path):
+def test_a_run_stopped_before_its_first_step_has_a_checkpoint(finished, tiny_store, tmp_path):
     record = tmp_path / "run" / "run.json"
     with pytest.raises(TrainingInterrupted, match="stopped at step 0 of 12, checkpoint saved"):
         train(short(), tiny_store, tmp_path / "run", should_stop=record.exists)
     train(short(), tiny_store, tmp_path / "run")
-    train(short(), tiny_store, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finished[0], tmp_path / "run")
 
 
 def test_a_stop_while_the_model_is_fitted_leaves_what_was(tiny_store, tmp_path):
@@ -248,8 +246,7 @@ def at_step(number, act):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="an open folder cannot be moved there")
-def test_a_run_follows_its_folder_when_it_is_moved(tiny_store, tmp_path, caplog):
-    train(short(), tiny_store, tmp_path / "whole")
+def test_a_run_follows_its_folder_when_it_is_moved(finished, tiny_store, tmp_path, caplog):
     run, moved = tmp_path / "run", tmp_path / "moved"
 
     def move():
@@ -261,7 +258,7 @@ def test_a_run_follows_its_folder_when_it_is_moved(tiny_store, tmp_path, caplog)
     assert list(run.iterdir()) == []
     assert f"{run} was moved to {moved}, where the run continues" in caplog.text
     assert RunReader(moved).status["state"] == "finished"
-    assert_same_run(tmp_path / "whole", moved)
+    assert_same_run(finished[0], moved)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="an open folder cannot be removed there")
@@ -287,16 +284,15 @@ def full_disk(monkeypatch, *, when):
 
 
 def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_continues(
-    tiny_store, tmp_path, monkeypatch, caplog
+    finished, tiny_store, tmp_path, monkeypatch, caplog
 ):
-    train(short(), tiny_store, tmp_path / "whole")
     full_disk(monkeypatch, when=lambda attempt: attempt == 2)
     train(short(), tiny_store, tmp_path / "run")  # and ends well: the next one is written
     assert "step-00000008 cannot be written (No space left on device); the run goes" in caplog.text
     assert "No space left" in events_of(tmp_path / "run", "warning")[0]["reason"]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000012"]
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finished[0], tmp_path / "run")
 
 
 def test_a_stop_with_a_full_disk_says_that_nothing_was_saved(tiny_store, tmp_path, monkeypatch):
@@ -334,15 +330,14 @@ def test_a_model_folder_that_never_fits_fails_the_run(tiny_store, tmp_path, monk
 
 
 def test_a_last_checkpoint_that_does_not_fit_fails_the_run_until_it_does(
-    tiny_store, tmp_path, monkeypatch
+    finished, tiny_store, tmp_path, monkeypatch
 ):
     full_disk(monkeypatch, when=lambda attempt: attempt > 2)
     with pytest.raises(MachineError, match=r"is at its end, but checkpoint .*step-00000012 cannot"):
         train(short(), tiny_store, tmp_path / "run")
     monkeypatch.undo()
     assert train(short(), tiny_store, tmp_path / "run").steps == 12
-    train(short(), tiny_store, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finished[0], tmp_path / "run")
 
 
 def test_a_run_that_diverges_from_the_start_says_so(tiny_store, tmp_path, monkeypatch):

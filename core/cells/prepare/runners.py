@@ -23,6 +23,8 @@ R = TypeVar("R")
 
 #: Each worker holds some hundred megabytes; more workers than these wait for the disk.
 _MOST_WORKERS = 4
+#: A Dask scheduler that does not answer within this time is not there.
+_SCHEDULER_SECONDS = 10
 _LOST_WORKER = (
     "a worker process was killed, perhaps because memory ran out; run the same command to continue, "
     "with a smaller --workers"
@@ -141,7 +143,7 @@ def _dask_runner(address: str, shared: Path) -> Iterator[TaskRunner]:
             "'transformerics[dask]', or leave --dask out to prepare on this machine"
         ) from None
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=_SCHEDULER_SECONDS)
     except (OSError, ValueError, TimeoutError) as error:
         raise MachineError(
             f"{address}: no Dask scheduler answers there ({error}); start one with 'dask scheduler' "

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -64,9 +64,7 @@ def test_any_matrix_reads_back_as_scanpy_normalises_it(tmp_path, form, matrix):
     np.testing.assert_allclose(everything(store), scanpy_normalised(make_counts()), rtol=2e-6)
 
 
-@hypothesis_settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=15)
 @given(
     n_cells=st.integers(3, 40),
     n_genes=st.integers(2, 30),

@@ -316,43 +316,38 @@ pipeline.prepare_store(
 
 
 @pytest.mark.slow
-def test_kill_9_at_six_random_moments_always_ends_in_the_same_store(tmp_path):
-    files = write_shards(tmp_path, n_files=4, n_cells=400)
-    command = [sys.executable, "-c", KILLED.format(part_values=PART_VALUES)]
+def test_kill_9_in_each_stage_always_ends_in_the_same_store(tmp_path):
+    data = settings(write_shards(tmp_path, n_files=4, n_cells=400))
+    stages = []
+    prepare_store(data, tmp_path / "whole", on_progress=lambda event: stages.append(event.stage))
+    expected = digest(tmp_path / "whole")
 
-    def run(name, stage=None, number=0, delay=0.0):
-        """Stages heard of; the process is killed shortly after it tells of a stage for the n-th time."""
+    def kill(name, stage, number, delay):
+        """Prepare with two workers; kill all shortly after the n-th event of a stage."""
         process = subprocess.Popen(
-            [*command, str(tmp_path / name), *files],
+            [sys.executable, "-c", KILLED.format(part_values=PART_VALUES), tmp_path / name, *data.files],
             stdout=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        stages = []
         for line in process.stdout:
-            stages.append(line.strip())
-            if stages[-1] == stage and stages.count(stage) == number:
+            number -= line.strip() == stage
+            if number == 0:
                 time.sleep(delay)
                 os.killpg(process.pid, signal.SIGKILL)
+                break
         process.stdout.close()
-        assert process.wait() == 0 or stage is not None
-        return stages
+        process.wait()
 
-    whole = run("whole")
-    expected = digest(tmp_path / "whole")
     chance = random.Random(0)
     trial = 0
-    for stage in 2 * ("reading cells", "writing cells", "checksums"):
-        while True:
-            name = f"store{trial}"
-            run(name, stage, chance.randint(1, whole.count(stage)), chance.uniform(0, 0.05))
-            if not (tmp_path / name).exists():
-                break
-            assert (
-                digest(tmp_path / name) == expected
-            )  # it had done that stage before, or ended first
-            assert not (tmp_path / f"{name}.preparing").exists()
+    for stage in ("reading cells", "writing cells", "checksums"):
+        kill(
+            f"store{trial}", stage, chance.randint(1, stages.count(stage)), chance.uniform(0, 0.05)
+        )
+        if (tmp_path / f"store{trial}").exists():  # it ended before it was killed
+            assert digest(tmp_path / f"store{trial}") == expected
+            assert not (tmp_path / f"store{trial}.preparing").exists()
             trial += 1
-    run(f"store{trial}")
+    prepare_store(data, tmp_path / f"store{trial}")
     assert digest(tmp_path / f"store{trial}") == expected
 
 

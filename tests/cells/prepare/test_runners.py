@@ -29,19 +29,14 @@ def process_number(_):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_with_their_numbers_and_in_order(tmp_path, workers):
+def test_results_come_in_order_and_the_error_of_a_task_ends_its_run_alone(tmp_path, workers):
     with open_runner(workers=workers, dask=None, shared=tmp_path) as runner:
         assert sorted(runner.run(square, [5, 6, 7])) == [(0, 25), (1, 36), (2, 49)]
         assert list(runner.in_order(square, list(range(10, 40)))) == [
             number * number for number in range(10, 40)
         ]
         here = set(dict(runner.run(process_number, range(8))).values())
-    assert (os.getpid() in here) == (workers == 1)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_a_task_ends_the_run(tmp_path, workers):
-    with open_runner(workers=workers, dask=None, shared=tmp_path) as runner:
+        assert (os.getpid() in here) == (workers == 1)
         with pytest.raises(DataError, match="three is refused"):
             list(runner.run(square, [1, 2, 3, 4]))
         assert dict(runner.run(square, [4])) == {0: 16}
