@@ -158,7 +158,8 @@ def interactions(
         **requested,
     )
     if files:
-        cells = open_training_store(model)
+        is_named = store is not None
+        cells = find_training_store(model, store) if is_named else open_training_store(model)
         donor_column, _ = trained_on(folder.parent)
         read = file_reader(
             model, files, labels=labels or (), donor_column=donor_column, matrix=matrix,

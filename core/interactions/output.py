@@ -15,9 +15,10 @@ from core.evaluation.report.pictures import draw_as_they_are, new_figure, png_by
 from core.files import csv_cell, replace_file, replacing
 from core.interactions.network import FOUND, Interactions, Network
 from core.interactions.statistics import top_pairs
+from core.wording import visible
 
-#: Genes of a picture at most.
-_MOST_GENES = 60
+#: Genes of a picture, and edges of OpenProblems' table, at most.
+_MOST_GENES, _MOST_EDGES = 60, 50_000
 _POSITIVE, _NEGATIVE = "#d55e00", "#0072b2"  # Okabe and Ito
 
 
@@ -112,7 +113,7 @@ def _write_h5ad(found: Interactions, path: Path, top: int) -> None:
             whole[np.ix_(rows, columns)] = np.nan_to_num(matrix, nan=0.0 if not end else 1.0)
             adata.varp[f"{key}{end}"] = whole
     strongest = edge_table(found)
-    strongest = strongest[strongest["context"] == first.context].head(max(top, 50_000))
+    strongest = strongest[strongest["context"] == first.context].head(_MOST_EDGES)
     # The form of a prediction in OpenProblems' task of gene regulatory network inference.
     adata.uns["method_id"] = f"tfx {first.chosen}"
     adata.uns["dataset_id"] = first.context
@@ -131,19 +132,22 @@ def _graph(found: Interactions, top: int) -> Any:  # noqa: ANN401 - networkx has
     graph = networkx.MultiDiGraph()
     for network in _networks(found):
         for row, column in network.strongest(top):
-            ends = int(network.sources[row]), int(network.targets[column])
-            for gene in ends:
-                symbol = network.genes.symbols[gene]
-                graph.add_node(network.genes.ids[gene], name=symbol, label=symbol)
+            genes = int(network.sources[row]), int(network.targets[column])
+            ends = [
+                visible(network.genes.ids[gene]) for gene in genes
+            ]  # XML has no control characters
+            for end, gene in zip(ends, genes, strict=True):
+                symbol = visible(network.genes.symbols[gene])
+                graph.add_node(end, name=symbol, label=symbol)
             weight = float(network.weight[row, column])
             graph.add_edge(
-                *(network.genes.ids[gene] for gene in ends),
+                *ends,
                 weight=weight,
                 strength=abs(weight),
                 interaction="positive" if weight > 0 else "negative",
                 direction="source to target" if network.is_directed else "both",
                 q=float(np.nan_to_num(network.q[row, column], nan=1.0)),
-                context=network.context,
+                context=visible(network.context),
             )
     return graph
 

@@ -1,11 +1,14 @@
 """What a request finds in cells whose links are known, which measure is the weight, and what is refused."""
 
+import networkx
 import numpy as np
 import pytest
 
+from core.cells.genes import GenePanel
 from core.errors import ConfigurationError, DataError, MachineError
 from core.interactions import network
 from core.interactions.network import Request, find_interactions
+from core.interactions.output import write_interactions
 from tests.generation.examples import known_model, set_pairs
 from tests.interactions.examples import make_cells
 from tests.model.examples import N_GENES
@@ -85,6 +88,17 @@ def test_named_genes_are_those_that_cells_and_model_have():
     (found,) = find(known_model(), cells, regulators=["GENE9", "GENE1"]).networks
     assert found.weight.shape == (1, N_GENES - 1)
     assert "1 of 2 regulators are no genes of the model: GENE9" in found.notes
+
+
+def test_names_of_strangers_are_harmless_in_a_graph(tmp_path):
+    model = set_pairs(known_model(), [1, 1, 0, 0, 0, 0, 0])
+    symbols = ("\x1b[31mred", "<b>&\x00", *model.panel.symbols[2:])
+    model.panel = GenePanel(model.panel.ids, symbols)
+    write_interactions(find(model, linked_cells()), tmp_path / "net.graphml", top=1)
+    graph = networkx.read_graphml(tmp_path / "net.graphml")
+    assert {graph.nodes[node]["name"] for node in graph} == {r"\x1b[31mred", r"<b>&\x00"}
+    ((_, _, edge),) = graph.edges(data=True)
+    assert (edge["interaction"], edge["direction"]) == ("positive", "both")
 
 
 def test_the_same_seed_gives_the_same_network():
