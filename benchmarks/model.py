@@ -47,12 +47,14 @@ RIGHT = ENCODER | {
     "loss.weighting": "mean",
 }
 SIZED = {"model.library_size": "true"}
+POOLED = RIGHT | SIZED | {"model.encoder": "pooled", "model.hidden_size": 128, "model.layers": 3}
 VARIANTS = {
     "log_linear": ("log-linear part", LOG_LINEAR),
     "log_linear_sized": ("log-linear part, library size", LOG_LINEAR | SIZED),
     "today": ("encoder as in tfx init", ENCODER),
     "right": ("encoder, pre-norm, fan-in, 2e-3", RIGHT),
     "sized": ("the same, library size", RIGHT | SIZED),
+    "pooled": ("pooled encoder, library size", POOLED),
 }
 
 

@@ -151,7 +151,8 @@ def resolve_position(config: TfxConfig, wanted: str) -> Position:
 
 def note_on_embedding(config: TfxConfig, position: Position) -> str | None:
     """Return a warning about embeddings that hold little of the cell, or None (docs/annotate.md)."""
-    is_trained = config.cell_summary or config.cls_reconstruction or config.cls_contrast
+    is_trained = config.encoder == "pooled" or config.cell_summary
+    is_trained = is_trained or config.cls_reconstruction or config.cls_contrast
     if position != "cls" or is_trained or config.classified is not None:
         return None
     return (
@@ -185,8 +186,7 @@ def gene_embeddings(model: CellModel) -> NDArray[np.float32]:
         raise ConfigurationError(
             "this model is a log-linear part without an encoder: its genes have no embeddings"
         )
-    weight = part.embedding.identity.weight.detach()
-    found: NDArray[np.float32] = weight[model.config.tokens.first_gene :].float().cpu().numpy()
+    found: NDArray[np.float32] = part.gene_vectors().detach().float().cpu().numpy()
     return found
 
 

@@ -23,6 +23,7 @@ from core.model.encoder import EncoderPart, initialise
 from core.model.library_size import LibrarySizeEffects
 from core.model.log_linear import LogLinear
 from core.model.losses import ClsOutputs
+from core.model.pooled import PooledPart
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: TfxConfig) -> None:
         super().__init__(config)
         check_parts(config, kind=config.kind, layout=config.layout)
-        self.encoder_part = EncoderPart(config) if config.layers else None
+        kind = PooledPart if config.encoder == "pooled" else EncoderPart
+        self.encoder_part = kind(config) if config.layers else None
         self.log_linear = LogLinear(config) if config.log_linear else None
         self.library_size = LibrarySizeEffects(config) if config.library_size else None
         #: Leave the encoder out, while the log-linear part is trained first.
@@ -73,8 +75,9 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         """Draw initial weights (from torch's global generator, which the caller seeds)."""
         if self.encoder_part is not None:
             initialise(self.encoder_part, self.config.initial_weights)
+            is_pooled = self.config.encoder == "pooled"
             starts_at_zero = self.config.initial_weights == "fan_in" and self.config.head == "split"
-            if self.log_linear is not None or starts_at_zero:
+            if self.log_linear is not None or is_pooled or starts_at_zero:
                 self.encoder_part.start_at_zero()
         if self.log_linear is not None:
             self.log_linear.start()
@@ -104,8 +107,7 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         if "library_size" in self.left_out:
             batch = replace(batch, library_size=None)
         if self.encoder_part is not None and not without_encoder and "encoder" not in self.left_out:
-            route = self.attention_route()
-            genes, phenotypes, cls_outputs = self.encoder_part(batch, route)
+            genes, phenotypes, cls_outputs = self.encoder_part(batch, self.attention_route())
             parts.append((genes.float(), phenotypes.float()))
         if self.log_linear is not None:
             genes, phenotypes = self.log_linear(batch, only=self._only_of_log_linear())
@@ -141,6 +143,12 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
             raise ConfigurationError(
                 "this model is a log-linear part without an encoder: it has no [CLS] embedding"
             )
+        if isinstance(self.encoder_part, PooledPart):
+            if position != "cls":
+                raise ConfigurationError(
+                    "this model has one state for each cell and none for its tokens: leave the position out"
+                )
+            return self.encoder_part.cell_states(batch)
         starts = batch.cu_seqlens[:-1].long()
         route = self.attention_route()
         if position == "mean":

@@ -26,7 +26,7 @@ _LARGEST = 10**8
 #: Fields that configurations of earlier releases may lack.
 _ADDED_LATER = {"cell_states", "cell_summary", "cls_reconstruction", "cls_contrast"}
 _ADDED_LATER |= {"classified", "given", "positive", "start_from"}
-_ADDED_LATER |= {"initial_weights", "library_size"}
+_ADDED_LATER |= {"encoder", "initial_weights", "library_size"}
 
 
 class ModelRecord(ModelSettings):
@@ -161,6 +161,16 @@ def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) 
         problem = (
             "model.library_size needs bins and a split head; set encoding.kind = 'binned' or "
             "'binary' and model.head = 'split', or model.library_size = false"
+        )
+    elif settings.encoder == "pooled" and (kind == "continuous" or settings.head == "joint"):
+        problem = (
+            "model.encoder = 'pooled' needs bins and a split head; set encoding.kind = 'binned' or "
+            "'binary' and model.head = 'split', or model.encoder = 'attention'"
+        )
+    elif settings.encoder == "pooled" and settings.cell_summary:
+        problem = (
+            "model.cell_summary is for [CLS] of an encoder with attention; the pooled encoder has one "
+            "state for each cell: set model.cell_summary = false"
         )
     elif settings.layers == 0 and not settings.log_linear:
         problem = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"

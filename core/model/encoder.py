@@ -258,6 +258,10 @@ class EncoderPart(nn.Module):
                 nn.init.zeros_(output.bias)
         nn.init.zeros_(self.gene_bias.weight)
 
+    def gene_vectors(self) -> Tensor:
+        """Return (G, D), the identity embeddings of the genes."""
+        return self.embedding.identity.weight[self.embedding.first_gene :]
+
     def encode(
         self, batch: BatchTensors, route: AttentionRoute, outputs: OutputPositions | None = None
     ) -> Tensor:

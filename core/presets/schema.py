@@ -199,6 +199,12 @@ class MaskingSettings(_Section):
 class ModelSettings(_Section):
     """Size and kind of the network."""
 
+    encoder: Literal["attention", "pooled"] = Field(
+        "attention",
+        description="attention: BERT, whose cost grows with the square of the genes of a cell; pooled: "
+        "a sum of learnt vectors for the visible genes and bins, then residual layers, whose cost grows "
+        "with the number of genes. pooled is for large panels on a CPU, and needs bins",
+    )
     layers: int = Field(4, ge=0, description="encoder layers")
     hidden_size: int = Field(256, ge=1, description="width of a token; a multiple of heads")
     heads: int = Field(4, ge=1, description="attention heads")

@@ -117,7 +117,8 @@ class EncoderFlops:
     def of(cls, network: "TfxModel") -> "EncoderFlops":
         """Count the layers of a network; none without an encoder."""
         part = network.encoder_part
-        layers = [] if part is None else list(part.encoder.layers)
+        is_pooled = network.config.encoder == "pooled"  # its cost is of cells, not of tokens
+        layers = [] if part is None or is_pooled else list(part.encoder.layers)
         parameters = sum(p.numel() for layer in layers for p in layer.parameters())
         return cls(parameters, len(layers), network.config.hidden_size)
 

@@ -24,6 +24,7 @@ from core.model.folder import CellModel
 from core.model.library_size import LibrarySizeFeatures
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
+from core.model.pooled import PooledPart
 from core.model.reference import Reference, size_quantiles
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
@@ -174,6 +175,13 @@ def check_preset(preset: Preset) -> None:
         raise ConfigurationError(
             "loss.kind = 'label_smoothing' with binary encoding needs model.head = 'joint'; use 'bce'"
         )
+    if preset.model.encoder == "pooled" and (
+        preset.loss.cls_reconstruction or preset.loss.cls_contrast
+    ):
+        raise ConfigurationError(
+            "loss.cls_reconstruction and loss.cls_contrast train [CLS] of an encoder with attention; with "
+            "model.encoder = 'pooled', whose one state predicts every gene, set both to 0"
+        )
     _check_classification(preset)
     start_folder(preset)
 
@@ -263,7 +271,7 @@ def build_model(
     elif encoder is not None and config.head == "split" and config.kind != "continuous":
         _fill_gene_bias(encoder, config, bin_counts)
     # A classifier's [CLS] learns faster without it.
-    if encoder is not None and encoder.embedding.summary is not None and preset.classified is None:
+    if config.cell_summary and isinstance(encoder, EncoderPart) and preset.classified is None:
         start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
     model = CellModel(
         network=network,
@@ -414,7 +422,9 @@ def _centre_library_size(network: TfxModel, store: Store, rows: NDArray[np.int64
             part.mean_log.fill_(mean_log)
 
 
-def _fill_gene_bias(encoder: EncoderPart, config: TfxConfig, bin_counts: NDArray[np.int64]) -> None:
+def _fill_gene_bias(
+    encoder: EncoderPart | PooledPart, config: TfxConfig, bin_counts: NDArray[np.int64]
+) -> None:
     """Start every gene's output at its training marginals."""
     counts = bin_counts + 1.0
     logits = np.log(counts / counts.sum(axis=1, keepdims=True))

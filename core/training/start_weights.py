@@ -28,7 +28,8 @@ ConvertWeights = Callable[[Path, Preset, CellModel], Mapping[str, Tensor]]
 _PROVENANCE = "model.start_from"
 #: Preset keys that a classification takes from the model, whose configuration calls them alike.
 _SHAPE = (
-    *("encoding.kind", "encoding.layout", "model.layers", "model.hidden_size", "model.heads"),
+    *("encoding.kind", "encoding.layout", "model.encoder", "model.layers", "model.hidden_size"),
+    "model.heads",
     *("model.intermediate_size", "model.norm", "model.activation", "model.library_size"),
 )
 #: What a classification takes; gene heads predict nothing, and its phenotype output is new.
@@ -138,15 +139,22 @@ def _row_names(model: CellModel) -> dict[str, list[object]]:
     tokens, genes = model.config.tokens, model.panel.ids
     values = {name: [None, *values] for name, values in tokens.phenotypes.items()}
     slots = [("slot", name) for name in tokens.names]
+    contents = [
+        *range(tokens.first_bin + tokens.n_bins),
+        *((name, value) for name in values for value in values[name]),
+    ]
     return {
         f"{_EMBEDDING}identity.weight": [*range(tokens.first_slot), *slots, *genes],
-        f"{_EMBEDDING}value.weight": [
-            *range(tokens.first_bin + tokens.n_bins),
-            *((name, value) for name in values for value in values[name]),
-        ],
+        f"{_EMBEDDING}value.weight": contents,
         f"{_EMBEDDING}summary.weight": [
             (gene, bin_) for gene in genes for bin_ in range(tokens.n_bins)
         ],
+        # of the pooled encoder
+        f"{_EMBEDDING}gene.weight": list(genes),
+        f"{_EMBEDDING}higher_bin.weight": [
+            (gene, bin_) for gene in genes for bin_ in range(1, tokens.n_bins)
+        ],
+        f"{_EMBEDDING}phenotype.weight": contents,
     }
 
 
