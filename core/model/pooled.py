@@ -132,7 +132,10 @@ class PooledPart(nn.Module):
         self.encoder = PooledBlocks(config)
         self.gene_output = nn.Linear(width, config.n_genes * config.n_gene_outputs, bias=False)
         self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
-        self.phenotype_output = nn.Linear(width, n_values) if n_values else None
+        # Few donors teach a network their identity; the log-linear part's regression resists that.
+        predicts_phenotypes = n_values and not config.log_linear
+        self.phenotype_output = nn.Linear(width, n_values) if predicts_phenotypes else None
+        self.n_values = n_values
 
     def start_at_zero(self) -> None:
         """Make blocks and outputs zero at first."""
@@ -151,7 +154,7 @@ class PooledPart(nn.Module):
         every = self.gene_output(states_BD).view(-1, self.n_genes, self.n_outputs)
         genes = every[batch.gene_cell, batch.gene] + self.gene_bias(batch.gene)
         if self.phenotype_output is None:
-            return genes, states_BD.new_zeros(0, 0), None
+            return genes, states_BD.new_zeros(len(batch.phenotype_cell), self.n_values), None
         return genes, self.phenotype_output(states_BD)[batch.phenotype_cell], None
 
     def gene_vectors(self) -> Tensor:
