@@ -57,11 +57,11 @@ visible_cells = 0.4 # fraction of cells that train annotation: all genes visible
 encoder = "{encoder}" # {encoder_note}
 layers = {layers}
 hidden_size = {hidden_size}
-heads = {heads}
-norm = "pre"
-initial_weights = "fan_in"
-dropout = {dropout}
+{of_attention}dropout = {dropout}
 library_size = {library_size} # {library_note}
+log_linear = true # class log-odds and logistic regression, to which the encoder adds
+log_linear_rank = {log_linear_rank} # of its own couplings of genes; 0: those are the encoder's
+cell_states = {cell_states} # subtypes that no label names; 0: none
 
 [loss]
 smoothing = 0.0
@@ -70,6 +70,7 @@ smoothing = 0.0
 max_steps = {max_steps}
 batch_size = {batch_size}
 learning_rate = {learning_rate}
+log_linear_weight_decay = {log_linear_weight_decay}
 warmup_ratio = 0.05
 schedule = "cosine"
 eval_steps = {eval_steps}
@@ -77,7 +78,7 @@ eval_cells = 600
 save_steps = {eval_steps}
 
 [generate]
-steps = 16 # the genes of a step are drawn at once, given those of the steps before
+steps = 64 # the genes of a step are drawn at once, given those of the steps before
 """
 
 
@@ -133,6 +134,9 @@ class Sizes:
     hidden_size: int
     heads: int
     dropout: float
+    log_linear_rank: int
+    cell_states: int
+    log_linear_weight_decay: float
     batch_size: int
     max_steps: int
     learning_rate: float
@@ -140,12 +144,17 @@ class Sizes:
 
 #: Panels of a CPU hold up to 2,000 genes, which the pooled encoder reads at a cost that grows with
 #: their number; attention grows with its square, and is for a GPU (benchmarks/model.md).
-_FEW = Sizes(2_000, "pooled", 2, 64, 4, 0.3, 64, 600, 1e-3)
-_CPU = Sizes(2_000, "pooled", 3, 128, 4, 0.2, 64, 2_000, 2e-3)
+_FEW = Sizes(2_000, "pooled", 2, 64, 4, 0.3, 24, 0, 1.0, 64, 600, 1e-3)
+_CPU = Sizes(2_000, "pooled", 3, 128, 4, 0.1, 0, 64, 0.3, 64, 2_000, 2e-3)
 _CPU_MANY = dataclasses.replace(_CPU, max_steps=6_000)
-_GPU = Sizes(2_000, "attention", 4, 256, 4, 0.1, 64, 10_000, 1e-3)
-_GPU_MANY = Sizes(2_000, "attention", 6, 512, 8, 0.1, 128, 30_000, 5e-4)
+_GPU = Sizes(2_000, "attention", 4, 256, 4, 0.1, 0, 64, 0.3, 64, 10_000, 1e-3)
+_GPU_MANY = Sizes(2_000, "attention", 6, 512, 8, 0.1, 0, 64, 0.3, 128, 30_000, 5e-4)
 
+_OF_ATTENTION = """\
+heads = {heads}
+norm = "pre"
+initial_weights = "fan_in"
+"""
 _ENCODER_NOTES: dict[Encoder, str] = {
     "pooled": "a sum over the visible genes, quick on a CPU; attention: BERT, for a GPU",
     "attention": "BERT; pooled: a sum over the visible genes, quick on a CPU",
@@ -309,6 +318,7 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
     fixed = _TEMPLATE.format(
         machine="a CPU" if device == "cpu" else "a GPU",
         encoder_note=_ENCODER_NOTES[sizes.encoder],
+        of_attention=_OF_ATTENTION.format(heads=sizes.heads) * (sizes.encoder == "attention"),
         library_size="true" if facts.values == "counts" else "false",
         library_note="the total counts of a cell are read with its genes"
         if facts.values == "counts"
