@@ -28,7 +28,6 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 from core.wording import listed, visible
 
 Device = Literal["cpu", "cuda", "mps"]
-Encoder = Literal["attention", "pooled"]
 
 #: Labels in a note, and warnings at the top of a preset.
 _MOST_LABELS, _MOST_WARNINGS = 4, 8
@@ -36,8 +35,11 @@ _MOST_LABELS, _MOST_WARNINGS = 4, 8
 _FEW_DONORS = 5
 #: Column of the comments.
 _WIDTH = 28
+#: With fewer cells the log-linear part learns nearly all that a large network could.
 _FEW_CELLS = 2_000
 _MANY_CELLS = 50_000
+#: A panel smaller by a lower factor than this saves nothing.
+_NEARLY_ALL = 1.5
 
 #: What does not depend on the cells, except for sizes.
 _TEMPLATE = """\
@@ -54,20 +56,23 @@ phenotypes = 0.5
 visible_cells = 0.4 # fraction of cells that train annotation: all genes visible
 
 [model] # sized for these cells and {machine}
-encoder = "{encoder}" # {encoder_note}
 layers = {layers}
 hidden_size = {hidden_size}
-{of_attention}dropout = {dropout}
+heads = {heads}
+dropout = {dropout}
 library_size = {library_size} # {library_note}
-log_linear = true # class log-odds and logistic regression, to which the encoder adds
-log_linear_rank = {log_linear_rank} # of its own couplings of genes; 0: those are the encoder's
+log_linear = true # the classical part, to whose logits the encoder's are added
+log_linear_rank = {log_linear_rank}
 cell_states = {cell_states} # subtypes that no label names; 0: none
+cell_summary = true # for tfx embed: [CLS] begins with principal components
 
 [loss]
 smoothing = 0.0
+weighting = "rate" # the likelihood bound, for masking.genes = 'uniform'
 
 [train]
 max_steps = {max_steps}
+log_linear_steps = {log_linear_steps} # first steps, which train the log-linear part alone, quickly
 batch_size = {batch_size}
 learning_rate = {learning_rate}
 log_linear_weight_decay = {log_linear_weight_decay}
@@ -78,7 +83,7 @@ eval_cells = 600
 save_steps = {eval_steps}
 
 [generate]
-steps = 64 # the genes of a step are drawn at once, given those of the steps before
+steps = 64
 """
 
 
@@ -129,36 +134,27 @@ class Sizes:
     """Sizes of model and training, named as in a preset; ``genes`` are those of the panel."""
 
     genes: int
-    encoder: Encoder
     layers: int
     hidden_size: int
     heads: int
     dropout: float
     log_linear_rank: int
     cell_states: int
+    log_linear_steps: int
     log_linear_weight_decay: float
     batch_size: int
     max_steps: int
     learning_rate: float
 
 
-#: Panels of a CPU hold up to 2,000 genes, which the pooled encoder reads at a cost that grows with
-#: their number; attention grows with its square, and is for a GPU (benchmarks/model.md).
-_FEW = Sizes(2_000, "pooled", 2, 64, 4, 0.3, 24, 0, 1.0, 64, 600, 1e-3)
-_CPU = Sizes(2_000, "pooled", 3, 128, 4, 0.1, 0, 64, 0.3, 64, 2_000, 2e-3)
-_CPU_MANY = dataclasses.replace(_CPU, max_steps=6_000)
-_GPU = Sizes(2_000, "attention", 4, 256, 4, 0.1, 0, 64, 0.3, 64, 10_000, 1e-3)
-_GPU_MANY = Sizes(2_000, "attention", 6, 512, 8, 0.1, 0, 64, 0.3, 128, 30_000, 5e-4)
-
-_OF_ATTENTION = """\
-heads = {heads}
-norm = "pre"
-initial_weights = "fan_in"
-"""
-_ENCODER_NOTES: dict[Encoder, str] = {
-    "pooled": "a sum over the visible genes, quick on a CPU; attention: BERT, for a GPU",
-    "attention": "BERT; pooled: a sum over the visible genes, quick on a CPU",
-}
+#: As in presets/pbmc68k.toml.
+_FEW = Sizes(256, 1, 48, 4, 0.2, 24, 0, 0, 1.0, 64, 600, 5e-4)
+#: As in presets/base.toml, but with cell states and more steps of the log-linear part
+#: (benchmarks/log_linear_constants.md).
+_CPU = Sizes(256, 2, 64, 4, 0.1, 48, 64, 6000, 0.3, 32, 7000, 1e-3)
+_CPU_MANY = dataclasses.replace(_CPU, max_steps=10_000)
+_GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 2000, 0.3, 64, 10_000, 5e-4)
+_GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 2000, 0.3, 128, 30_000, 3e-4)
 
 
 def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progress) -> DraftFacts:
@@ -305,7 +301,10 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
     # The largest power of two that leaves four batches, 1 at least.
     largest_batch = 1 << max((n_training // 4).bit_length() - 1, 0)
     return dataclasses.replace(
-        sizes, genes=min(sizes.genes, n_genes), batch_size=min(sizes.batch_size, largest_batch)
+        sizes,
+        genes=sizes.genes if n_genes > _NEARLY_ALL * sizes.genes else n_genes,
+        log_linear_rank=min(sizes.log_linear_rank, n_genes),
+        batch_size=min(sizes.batch_size, largest_batch),
     )
 
 
@@ -317,12 +316,10 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
     """
     fixed = _TEMPLATE.format(
         machine="a CPU" if device == "cpu" else "a GPU",
-        encoder_note=_ENCODER_NOTES[sizes.encoder],
-        of_attention=_OF_ATTENTION.format(heads=sizes.heads) * (sizes.encoder == "attention"),
         library_size="true" if facts.values == "counts" else "false",
-        library_note="the total counts of a cell are read with its genes"
+        library_note="the model reads the total counts of each cell"
         if facts.values == "counts"
-        else "true needs counts, from which the totals of the cells are known",
+        else "true needs counts, whose total of each cell the model reads then",
         eval_steps=max(sizes.max_steps // 6 // 100 * 100, 100),
         **dataclasses.asdict(sizes),
     )

@@ -158,8 +158,10 @@ def test_any_names_make_a_preset_with_them(files, columns, further, split_by, wo
 def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
     sizes = choose_sizes(n_cells, n_genes, device)
     assert 1 <= sizes.genes <= n_genes
+    assert 1 <= sizes.log_linear_rank <= n_genes
     assert 1 <= sizes.batch_size <= max(n_cells, 1)
     assert sizes.hidden_size % sizes.heads == 0
+    assert sizes.log_linear_steps < sizes.max_steps
     text = write_draft(facts(), sizes, path="x.toml", device=device)
     preset = ResolvedPreset.from_toml(text).preset
     assert preset.data.genes == sizes.genes
@@ -172,21 +174,20 @@ def test_a_gpu_and_more_cells_get_a_larger_model():
         for n_cells, device in ((700, "cuda"), (9_000, "cpu"), (9_000, "cuda"), (10**6, "cuda"))
     )
     assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
-    assert cpu.encoder == "pooled"
-    assert gpu.encoder == "attention"
+    assert cpu.genes < gpu.genes < many.genes
+    assert few.cell_states == 0 < cpu.cell_states
 
 
-def test_a_panel_takes_all_genes_up_to_two_thousand():
-    genes = {n: choose_sizes(9_000, n, "cpu").genes for n in (30, 300, 2_000, 30_000)}
-    assert genes == {30: 30, 300: 300, 2_000: 2_000, 30_000: 2_000}
+def test_a_panel_of_nearly_all_genes_takes_all():
+    genes = {n: choose_sizes(9_000, n, "cpu").genes for n in (30, 256, 300, 384, 385)}
+    assert genes == {30: 30, 256: 256, 300: 300, 384: 384, 385: 256}
 
 
-def test_the_library_size_is_read_where_counts_are_known():
+@pytest.mark.parametrize("values", ["counts", "log1p values"])
+def test_the_library_size_is_read_where_counts_are_known(values):
     sizes = choose_sizes(9_000, 300, "cpu")
-    for values in ("counts", "log1p values"):
-        text = write_draft(facts(values=values), sizes, path="x", device="cpu")
-        preset = ResolvedPreset.from_toml(text).preset
-        assert preset.model.library_size == (values == "counts")
+    text = write_draft(facts(values=values), sizes, path="x", device="cpu")
+    assert ResolvedPreset.from_toml(text).preset.model.library_size == (values == "counts")
 
 
 def test_columns_that_are_left_out_or_could_be_phenotypes_are_shown_as_such():
