@@ -42,11 +42,13 @@ from core.evaluation.report.records import (
     MaskedGenes,
     Scores,
 )
+from core.files import file_text
 from core.model.calibration import temper, unsure_rules
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
+from core.runlog.ownership import owned_run
 from core.runlog.reader import RunReader
 from core.runlog.schema import CONFIG_FILE, MODEL_FOLDER, RUN_FILE
 from core.training.checkpoints import preset_differences
@@ -79,9 +81,10 @@ class Fold:
     def is_finished(self) -> bool:
         """Whether the run ended under this preset."""
         config = self.folder / CONFIG_FILE
-        if not (self.folder / RUN_FILE).is_file() or not (self.folder / MODEL_FOLDER).is_dir():
+        files = (self.folder / RUN_FILE, config, self.folder / MODEL_FOLDER / "tfx.json")
+        if not all(path.is_file() for path in files):
             return False
-        before = ResolvedPreset.from_toml(config.read_text(encoding="utf-8"), where=str(config))
+        before = ResolvedPreset.from_toml(file_text(config), where=str(config))
         differs = preset_differences(before.preset, self.preset.preset)
         state = RunReader(self.folder).status.get("state")
         return state == "finished" and not differs.keys() - {"train.virtual_ranks"}
@@ -111,15 +114,20 @@ def plan_folds(run: Path, preset: ResolvedPreset, store: Store) -> list[Fold]:
     for code in codes:
         condition = str(Condition("donor", (names[code],), excluded=True))
         slug = re.sub(r"\W+", "_", names[code], flags=re.ASCII).strip("_")[:40]
-        folds.append(
-            Fold(
-                names[code],
-                code,
-                run / FOLDS_FOLDER / f"{code + 1:03d}-{slug}".rstrip("-"),
-                preset.changed(options={"data.where": [*data.where, condition]}),
-                rows[donors == code],
-            )
+        fold = Fold(
+            names[code],
+            code,
+            run / FOLDS_FOLDER / f"{code + 1:03d}-{slug}".rstrip("-"),
+            preset.changed(options={"data.where": [*data.where, condition]}),
+            rows[donors == code],
         )
+        trained = store.select(fold.trained_where, split="train")
+        if not np.array_equal(trained, rows[donors != code]):
+            raise ConfigurationError(
+                f"{run} cannot be cross-validated over donors: no condition leaves out the donor {names[code]!r} alone; "
+                f"give it a plainer name and train again"
+            )
+        folds.append(fold)
     return folds
 
 
@@ -140,7 +148,7 @@ def cross_validate(
 
     ``preset``, ``model`` and ``store`` are those of the run; the model folder in ``run`` is written anew with the
     calibration. ``should_stop`` is as for `core.training.engine.train`: TrainingInterrupted, after which the same call
-    continues. ConfigurationError if there are no donors to leave out.
+    continues. ConfigurationError if there are no donors to leave out, MachineError if the run is being trained.
     """
     folds = plan_folds(run, preset, store)
     for number, fold in enumerate(folds):
@@ -157,7 +165,9 @@ def cross_validate(
     names = model.config.predicted
     truth = {name: predictions.codes[:, slot] for name, slot in names.items()}
     model.calibration = fit_calibration(truth, predictions.of("model"), donors, seed=seed)
-    model.save(run / MODEL_FOLDER)
+    with owned_run(run):  # which may have been trained further meanwhile
+        newest = CellModel.load(run / MODEL_FOLDER)
+        replace(newest, calibration=model.calibration).save(run / MODEL_FOLDER)
     scores, notes = _score(
         model, predictions, truth, donors, store.donor_names or (), unsure_at=unsure_at, seed=seed
     )

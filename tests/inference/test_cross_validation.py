@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.cells.store import Store
+from core.cells.store import LabelColumns, Store
 from core.errors import ConfigurationError
 from core.inference.cross_validation import plan_folds
 from tests.tiny_atlas import tiny_preset
@@ -56,3 +56,11 @@ def test_what_cannot_be_cross_validated_is_said(tiny_store, others, words):
     ) as refused:
         plan_folds(RUN, tiny_preset(), changed(tiny_store, **others))
     assert words in str(refused.value)
+
+
+def test_a_donor_that_no_condition_can_name_is_refused(tiny_store):
+    names = ["""a"b',c""", *tiny_store.donor_names[1:]]
+    labels = tiny_store.labels.data | {"donor": (tiny_store.donors, names)}
+    view = changed(tiny_store, donor_names=names, labels=LabelColumns(labels))
+    with pytest.raises(ConfigurationError, match="donor"):
+        plan_folds(RUN, tiny_preset(), view)
