@@ -169,7 +169,7 @@ def test_a_sample_is_the_same_every_time(tfx, new):
         (["tiny", "none.h5ad"], 4, "none.h5ad"),
         (["tiny", "new.h5ad", "--label", "organ=tissue"], 2, "does not know a phenotype 'organ'"),
         (["tiny", "new.h5ad", "--label", "tissue=orgn"], 4, "'orgn', which does not exist"),
-        (["tiny", "blank.h5ad"], 4, "name the columns by --label NAME=COLUMN"),
+        (["tiny", "blank.h5ad"], 4, "blank.h5ad: obs has no columns"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tfx, new, tiny_run, arguments, code, words):
