@@ -130,7 +130,8 @@ def test_a_classifier_learns_from_scratch_and_is_scored_beside_baselines(tiny_st
     result = train(preset, tiny_store, tmp_path / "run")
     assert result.validation["acc/sex"] > 0.9
     assert result.validation["f1/sex"] > 0.9
-    assert set(result.validation) == {"loss", "loss/phenotypes", "acc/sex", "f1/sex"}
+    scores = {"loss", "loss/phenotypes", "acc/sex", "f1/sex", "gain/sex", "score"}
+    assert set(result.validation) == scores
     model = CellModel.load(result.model)
     methods = ("majority", "nearest_neighbours")
     report, gene_rows = evaluate_held_out(
