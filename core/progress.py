@@ -15,9 +15,22 @@ class ProgressEvent:
     total: int | None = None
     #: A sentence worth keeping on the screen, or "" for a mere step of the bar.
     message: str = ""
+    #: How the work goes, in a few words ("loss 1.23, 310 cells/s"), and seconds left as it estimates them.
+    note: str = ""
+    seconds_left: float | None = None
 
 
 Listener = Callable[[ProgressEvent], None]
+
+
+def to_all(*listeners: Listener) -> Listener:
+    """Return a listener that gives every event to all of these."""
+
+    def listen(event: ProgressEvent) -> None:
+        for one in listeners:
+            one(event)
+
+    return listen
 
 
 def ignore_progress(event: ProgressEvent) -> None:

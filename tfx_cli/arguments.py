@@ -77,7 +77,7 @@ def new_run_folder(name: str, wanted: str | None, claim: ExitStack | None = None
 
     With ``claim`` this process owns the folder until that is closed; else nothing is made.
     """
-    from core.runlog.ownership import claim_new_run, free_folders
+    from core.runlog.ownership import claim_new_run, free_folders, is_run_name
 
     if wanted is not None and not is_run_name(wanted):
         raise ConfigurationError(
@@ -90,11 +90,6 @@ def new_run_folder(name: str, wanted: str | None, claim: ExitStack | None = None
         return claim_new_run(claim, folder, may_be_numbered=is_numbered)
     except TfxError as error:
         raise type(error)(f"--run {wanted}: {error}" if wanted else str(error)) from None
-
-
-def is_run_name(name: str) -> bool:
-    """Return whether a run, and so a folder, can have this name."""
-    return re.fullmatch(r"\w[\w.-]*", name) is not None
 
 
 def model_folder(run: str | None) -> Path:

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -83,8 +84,9 @@ def dashboard(
 
     app = DashboardApp(root, run=run, refresh=refresh, theme=f"tfx-{theme}")
     app.run()
-    for path in app.training.running():
-        narrate(f"{path} is still training; 'tfx dashboard {path}' shows it again")
+    for launch in app.processes.running():
+        doing = "training" if launch.command == "train" else "being evaluated"
+        narrate(f"{launch.path} is still {doing}; 'tfx dashboard {launch.path}' shows it again")
     if app.failure is not None:
         raise app.failure
 
@@ -93,7 +95,7 @@ def _find(target: str | None) -> tuple[Path, Path | None]:
     """Return the folder of runs and the run to open."""
     if target is None:
         return RUNS, None
-    run = existing_run(target)
+    run = existing_run(target) or _future_run(target)
     if run is None and Path(target).is_dir():
         return Path(target), None
     if run is None:
@@ -101,6 +103,14 @@ def _find(target: str | None) -> tuple[Path, Path | None]:
 
         run = find_run(RUNS, target)  # its error suggests a name
     return run.parent, run
+
+
+def _future_run(target: str) -> Path | None:
+    """Return a folder in which a process prepares a run."""
+    from core.runlog.reader import future_run
+
+    found = [one for one in (Path(target), RUNS / target) if future_run(one, now=time.time())]
+    return found[0] if found else None
 
 
 def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, theme: str) -> None:

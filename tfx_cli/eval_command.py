@@ -27,7 +27,7 @@ from tfx_cli.arguments import (
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
 from tfx_cli.launch import stop_on_signals
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, progress_of_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -151,7 +151,7 @@ def evaluate(
         from core.evaluation.fidelity.report import write_fidelity_report
         from core.inference.evaluate_generated import evaluate_generated
 
-        with show_progress() as listener:
+        with progress_of_run(run_folder, "comparing") as listener:
             fidelity, pictures = evaluate_generated(
                 model,
                 generated,
@@ -183,7 +183,7 @@ def evaluate(
         "max_cells": max_cells,
         "unsure_at": unsure_at,
     }
-    with show_progress() as listener:
+    with progress_of_run(run_folder, "evaluating") as listener:
         if cross_validate:
             assert cells is not None, "a run without its store was refused above"
             report = _cross_validate(

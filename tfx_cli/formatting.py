@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from core.runlog.json_lines import number_in
-from core.runlog.overview import RunRow
 from core.runlog.schema import metric_info
-from core.wording import duration, size, visible
+from core.wording import duration, size
 
 _COUNT_UNITS = ("", "k", "M", "G", "T")
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -97,20 +96,6 @@ def progress_of(step: int | None, total: int | None, *, short: bool = False) -> 
     if short:
         return short_count(step) + (f"/{short_count(total)}" if total else "")
     return f"{step:,}" + (f" of {total:,}" if total is not None else "")
-
-
-def run_texts(row: RunRow, *, now: float) -> dict[str, str]:
-    """Return the columns of a list of runs: name -> text."""
-    return {
-        "run": visible(row.name),
-        "state": visible(row.state),
-        "step": progress_of(row.step, row.total, short=True),
-        "loss": metric_value("loss", row.loss),
-        "val. loss": metric_value("loss", row.validation_loss),
-        "accuracy": metric_value("acc/mean", row.accuracy),
-        "last data": ago(row.last_data, now=now),
-        "left": "" if row.eta is None else duration(row.eta),
-    }
 
 
 # -- machines

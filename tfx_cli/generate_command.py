@@ -22,7 +22,15 @@ from tfx_cli.arguments import (
     phenotype_request,
 )
 from tfx_cli.command_line import option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
+from tfx_cli.output import (
+    Paragraph,
+    make_table,
+    narrate,
+    print_result,
+    progress_of_run,
+    show_progress,
+    warn,
+)
 
 if TYPE_CHECKING:
     from core.evaluation.fidelity.measures import FidelitySummary
@@ -91,11 +99,11 @@ def generate(
         "--plot FILE.png", "Draw the cells beside real ones of the same kind."
     ),
     from_file: str | None = option(
-        "--from FILE", "Change these real cells instead; --set names the change."
+        "--from FILE", "Change these real cells; --set names the change."
     ),
     set_values: list[str] | None = option(
         "--set NAME=VALUE",
-        "With --from: the phenotype to change, as in disease=normal; can be repeated.",
+        "Set this in every cell and leave all else equal, as in disease=normal; can be repeated.",
     ),
     labels: list[str] | None = option(
         "--label NAME=COLUMN",
@@ -137,6 +145,7 @@ def generate(
     tfx generate --sex female --tissue lung -n 500 -o lung.h5ad --plot lung.png
     tfx generate --run runs/pbmc68k --cell-type "CD14+ Monocyte" --steps 64
     tfx generate --balance cell_type -o rare.h5ad
+    tfx generate --sex female --set sex=male -o flipped.h5ad
     tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad
     """
     standard = {name: values.pop(name) for name in _PHENOTYPES}
@@ -154,6 +163,7 @@ def generate(
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
         check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
+    wanted = phenotype_request(phenotype=set_values, pair_option="--set")
     if from_file is not None:
         unfit = {
             "-n": n_cells,
@@ -167,7 +177,6 @@ def generate(
             raise ConfigurationError(
                 f"--from changes real cells and does not take {others[0]}; use --set"
             )
-        wanted = phenotype_request(phenotype=set_values, pair_option="--set")
         if not wanted:
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
         reading = {"matrix": matrix, "values": scale}
@@ -176,7 +185,7 @@ def generate(
             from_file, wanted, labels or (), output, folder, seed, changes, reading, as_json=as_json
         )
         return
-    of_from = {"--set": set_values, "--label": labels, "--matrix": matrix, "--values": scale}
+    of_from = {"--label": labels, "--matrix": matrix, "--values": scale}
     for unfit_option, given in of_from.items():
         if given and given != "auto":
             raise ConfigurationError(
@@ -206,11 +215,12 @@ def generate(
         seed=seed,
         library_size=library_size,
         balance=balance,
+        changes=wanted,
     )
     source = CellGenerator(model, request)
     for note in source.notes:
         warn(note)
-    with show_progress() as listener:
+    with progress_of_run(folder.parent, "generating") as listener:
         write_generated(source, output, restart=overwrite, on_progress=listener)
     narrate(f"{output}: {request.n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
@@ -236,6 +246,7 @@ def generate(
         "output": output,
         "cells": request.n_cells,
         "request": phenotypes,
+        "set": wanted,
         "training_cells": source.phenotypes.n_training,
         "model": folder,
         "simulated": bool(model.provenance.get("simulated")),

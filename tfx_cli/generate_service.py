@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeGuard
 
@@ -25,8 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from core.errors import ConfigurationError, TfxError
 from core.files import plain_json
 from core.presets.schema import GenerateSettings
-from core.progress import ProgressEvent
+from core.progress import Listener, ProgressEvent, ignore_progress, to_all
 from core.renamed import current_section, notes_on_keys
+from core.runlog.schema import RUN_FILE
+from core.runlog.work import work_on
 from core.wording import size, visible
 from tfx_cli.arguments import check_output, load_model, name_of_option, phenotype_arguments
 from tfx_cli.output import explain
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from scipy import sparse
 
     from core.cells.store import Store
+    from core.generation.request import GenerationRequest
     from core.model.folder import CellModel
 
 #: Least time between two progress events.
@@ -65,6 +68,7 @@ class ServedRequest(BaseModel):
     request: dict[str, str] = {}
     cells: int | None = Field(None, ge=1)
     balance: str | None = None
+    set: dict[str, str] = {}
     library_size: float | None = Field(None, gt=0.0)
     seed: int = Field(0, ge=0, lt=2**63)
     unspecified: Literal["sample", "none"] = "sample"
@@ -74,6 +78,8 @@ class ServedRequest(BaseModel):
     def command_line(self, folder: Path, n_cells: int, sampling: dict[str, Any]) -> str:
         """Return the command that writes the same cells."""
         words = ["tfx", "generate", "--run", str(folder), *phenotype_arguments(self.request)]
+        for name, value in self.set.items():
+            words += ["--set", f"{name}={value}"]
         words += ["-n", str(n_cells), "--seed", str(self.seed)]
         options = {"balance": self.balance, **sampling, "library_size": self.library_size}
         if self.unspecified != "sample":
@@ -245,6 +251,8 @@ class _Service:
         self._folder, self._model, self._emit = folder, model, emit
         self._notes = check_can_generate(model, model.generate)
         self._store: Store | None = open_training_store(model)
+        #: The last request that changed nothing, its cells as they are compared, and those of another seed.
+        self._unchanged: tuple[GenerationRequest, list[sparse.csr_matrix]] | None = None
         self._real_cells = functools.lru_cache(maxsize=_KEPT_REAL)(self._read_real)
 
     def ready(self) -> dict[str, Any]:
@@ -281,7 +289,11 @@ class _Service:
                 raise ConfigurationError(one.problem)
             if one.is_cancelled:
                 raise _CancelledError
-            return self._generate(one, one.record)
+            with contextlib.ExitStack() as stack:
+                show_work: Listener = ignore_progress
+                if (self._folder.parent / RUN_FILE).is_file():
+                    show_work = stack.enter_context(work_on(self._folder.parent, "generating"))
+                return self._generate(one, one.record, show_work)
         except BrokenPipeError:
             raise
         except _CancelledError:
@@ -290,10 +302,11 @@ class _Service:
             message = str(error) if isinstance(error, TfxError) else explain(error)[0]
             return {"event": "error", "id": one.id, "message": visible(message, most=_LONGEST)}
 
-    def _generate(self, one: _Waiting, record: dict[str, Any]) -> dict[str, Any]:
+    def _generate(
+        self, one: _Waiting, record: dict[str, Any], show_work: Listener
+    ) -> dict[str, Any]:
         from core.evaluation.fidelity.measures import compare_cells
-        from core.generation.cell_generator import BIN_NUMBERS, CellGenerator, generate_cells
-        from core.generation.cell_sizes import log_values
+        from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
         from core.generation.comparison import MAX_COMPARED, profile_cells
         from core.generation.generated_file import (
             discard_partial,
@@ -311,21 +324,19 @@ class _Service:
             served.request,
             cells_to_generate(model, served.request, served.cells, served.balance),
             settings=changed_settings(model.generate, sampling),
+            changes=served.set,
             **served.model_dump(include={"unspecified", "seed", "library_size", "balance"}),
         )
         n_cells = request.n_cells
         began = time.monotonic()
         source = CellGenerator(model, request)
-        progress = self._progress(one)
+        progress = to_all(self._progress(one), show_work)
         if output is None:
             if n_cells > _MOST_IN_MEMORY:
                 raise ConfigurationError(
                     f"more than {_MOST_IN_MEMORY:,} cells need a file; give an output"
                 )
-            cells, _ = generate_cells(model, request, on_progress=progress)
-            expression = cells.X
-            if request.settings.decode == "counts":
-                expression = log_values(expression, cells.obs["library_size"].to_numpy())
+            expression = self._draw(request, progress)
         else:
             try:
                 write_generated(source, output, restart=served.overwrite, on_progress=progress)
@@ -333,10 +344,13 @@ class _Service:
                 discard_partial(output)
                 raise
             expression = read_first_cells(output, MAX_COMPARED)
+        expression = expression[:MAX_COMPARED]
+        is_comparable = source.values != BIN_NUMBERS
+        pairs = self._pairs(request, expression, progress) if is_comparable else None
         seconds = time.monotonic() - began
         notes = [*old_names, *source.notes]
         real, which = None, None
-        if source.values == BIN_NUMBERS:
+        if not is_comparable:
             notes.append("bin numbers are not compared with real cells")
         elif (found := self._real_cells(*sorted(source.phenotypes.wanted.items()))) is not None:
             real, which = found
@@ -346,10 +360,12 @@ class _Service:
         if real is not None:
             profile["fidelity"] = compare_cells(real, expression, model.panel).to_dict()
         profile |= {
+            "values": source.values,
             "training_cells": source.phenotypes.n_training,
             "real_cells": 0 if real is None else real.shape[0],
             "compared_with": which,
             "notes": notes,
+            "pairs": pairs,
             "command": served.command_line(self._folder, n_cells, sampling),
         }
         return {
@@ -360,6 +376,35 @@ class _Service:
             "seconds": round(seconds, 3),
             "profile": profile,
         }
+
+    def _draw(self, request: "GenerationRequest", progress: Listener) -> "sparse.csr_matrix":
+        """Generate the cells of a request in memory, as they are compared: log values."""
+        from core.generation.cell_generator import generate_cells
+        from core.generation.cell_sizes import log_values
+
+        cells, _ = generate_cells(self._model, request, on_progress=progress)
+        if request.settings.decode == "counts":
+            return log_values(cells.X, cells.obs["library_size"].to_numpy())
+        return cells.X
+
+    def _pairs(
+        self, request: "GenerationRequest", expression: "sparse.csr_matrix", progress: Listener
+    ) -> dict[str, Any] | None:
+        """Compare the cells with the same cells before the change of the request, if it has one."""
+        from core.generation.comparison import compare_pairs
+
+        before = replace(request, changes={}, n_cells=expression.shape[0])
+        known = self._unchanged
+        if not request.changes:
+            self._unchanged = before, [expression]
+            return None
+        if known is None or known[0] != before:
+            self._unchanged = known = before, [self._draw(before, progress)]
+        if len(known[1]) == 1:
+            other = (before.seed + 1) % 2**63
+            known[1].append(self._draw(replace(before, seed=other), progress))
+        first, again = known[1]
+        return compare_pairs(first, expression, again, self._model.panel)
 
     def _progress(self, one: _Waiting) -> Callable[[ProgressEvent], None]:
         last = 0.0

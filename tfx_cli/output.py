@@ -10,6 +10,7 @@ imported where it draws (20 to 60 ms): most lines need no drawing.
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -19,18 +20,18 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
 
 from core.errors import ExitCode, TfxError, TrainingInterrupted
-from core.progress import Listener, ProgressEvent, ignore_progress
+from core.progress import Listener, ProgressEvent, ignore_progress, to_all
 from core.wording import visible
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.console import Console, RenderableType
-    from rich.progress import TaskID
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
 #: A part of a result for people: a string, a rich object, or a list of both.
@@ -43,6 +44,8 @@ _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 _FILE_WIDTH = 400
 #: Without a terminal a line appears at least this often while work advances.
 _LINE_SECONDS = 30.0
+#: Columns of the terminal between two columns of a table.
+TABLE_GAP = 3
 #: Characters after which a cell of a table, a line and a sentence lose their middle; lines of an error.
 _LONGEST_CELL, _LONGEST_LINE, _MOST_ERRORS = 1_000, 4_000, 50
 #: Shorter remaining times are not shown.
@@ -137,15 +140,55 @@ def _print_drawing(drawing: "RenderableType") -> None:
 
     width = None if sys.stdout.isatty() else _FILE_WIDTH
     console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
-    drawn = console.render(drawing)
+    drawn = console.render(_as_fits(drawing, console.width))
     parts = [Segment(visible(one.text, lines=True), one.style) for one in drawn if not one.control]
     with console.capture() as capture:
         console.print(Segments(parts), end="", crop=False)
     _write("\n".join(line.rstrip() for line in capture.get().split("\n")).rstrip("\n"))
 
 
+def _as_fits(drawing: "RenderableType", width: int) -> "RenderableType":
+    """Return a drawing; of a table that is too wide parts, each with its labels, so that no word is split."""
+    from rich.console import Group
+    from rich.table import Table
+
+    if not isinstance(drawing, Table):
+        return drawing
+    least = [_least_width(column) for column in drawing.columns]
+    if sum(least) + TABLE_GAP * (len(least) - 1) <= width:
+        return drawing
+    n_labels = next((n for n, one in enumerate(drawing.columns) if one.justify == "right"), 1) or 1
+    groups: list[list[int]] = []
+    for place in range(n_labels, len(least)):
+        used = [*least[:n_labels], *(least[one] for one in [*(groups[-1:] or [[]])[0], place])]
+        if not groups or sum(used) + TABLE_GAP * (len(used) - 1) > width:
+            groups.append([])
+        groups[-1].append(place)
+    parts: list[RenderableType] = []
+    for group in groups:
+        shown = [drawing.columns[one] for one in [*range(n_labels), *group]]
+        part = make_table(
+            [column.header for column in shown],
+            zip(*(column.cells for column in shown), strict=True),
+            right=[place for place, column in enumerate(shown) if column.justify == "right"],
+        )
+        if parts:
+            parts.append("")
+        elif drawing.title is not None:
+            parts.append(drawing.title)
+        parts.append(part)
+    return Group(*parts)
+
+
+def _least_width(column: "Column") -> int:
+    """Return the columns of the terminal below which a value or a word of a table would be split."""
+    texts = [str(one) for one in (column.header, *column.cells)]
+    pieces = [text.split("\n" if column.no_wrap else None) for text in texts]
+    return max((len(piece) for piece in itertools.chain(*pieces)), default=0)
+
+
 def make_table(
-    columns: Sequence[str],
+    columns: Sequence[object],
     rows: Iterable[Sequence[object]],
     *,
     title: str = "",
@@ -172,7 +215,8 @@ def make_table(
         values = [row[index] for row in rows if row[index] is not None]
         is_numeric = bool(values) and all(isinstance(value, int | float) for value in values)
         is_flush_right = is_numeric or index in right
-        table.add_column(_cell(column), justify="right" if is_flush_right else "left")
+        justify: Literal["left", "right"] = "right" if is_flush_right else "left"
+        table.add_column(_cell(column), justify=justify, no_wrap=is_flush_right)
     for row in rows:
         table.add_row(*map(_cell, row))
     return table
@@ -301,36 +345,33 @@ def show_progress() -> Iterator[Listener]:
 
 
 @contextlib.contextmanager
+def progress_of_run(folder: Path, state: str) -> Iterator[Listener]:
+    """Yield a listener as `show_progress`, which also shows the work in a run folder, if it is one."""
+    from core.runlog.schema import RUN_FILE
+    from core.runlog.work import work_on
+
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(show_progress())
+        if (folder / RUN_FILE).is_file():
+            listener = to_all(listener, stack.enter_context(work_on(folder, state)))
+        yield listener
+
+
+@contextlib.contextmanager
 def _progress_bars() -> Iterator[Listener]:
-    """Draw one bar per stage on stderr, narration above them; a stage may begin again."""
-    from rich import progress
+    """Draw bars on stderr, narration above them."""
     from rich.console import Console
+
+    from tfx_cli.progress_bars import StageBars
 
     global _live
     console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.TaskProgressColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    # stdout is for results, not for narration.
-    bars = progress.Progress(
-        *columns, console=console, redirect_stdout=False, redirect_stderr=False
-    )
+    bars = StageBars(console)
 
     def show(event: ProgressEvent) -> None:
         if event.message:
             narrate(event.message)
-        if event.stage not in tasks:
-            tasks[event.stage] = bars.add_task(visible(event.stage), total=event.total)
-        task = tasks[event.stage]
-        if event.done < bars.tasks[task].completed:
-            bars.reset(task, total=event.total)
-        bars.update(task, completed=event.done, total=event.total)
+        bars.show(event)
 
     before, _live = _live, console
     try:
@@ -370,15 +411,16 @@ class ProgressLines:
         if tenth > self._tenth or (is_late and event.done):
             self._tenth = tenth
             self._last_line = self.clock()
-            self.write(f"{event.stage}: {_amount(event)}{self._time_left(event)}")
+            note = f", {event.note}" if event.note else ""
+            self.write(f"{event.stage}: {_amount(event)}{note}{self._time_left(event)}")
 
     def _time_left(self, event: ProgressEvent) -> str:
         began, done_before = self._began
         if not event.total or event.done <= done_before:
             return ""
         pace = (self.clock() - began) / (event.done - done_before)
-        seconds = pace * (event.total - event.done)
-        if seconds < _SHORTEST_LEFT:
+        seconds = event.seconds_left if event.note else pace * (event.total - event.done)
+        if seconds is None or seconds < _SHORTEST_LEFT:
             return ""
         minutes = round(seconds / 60)
         return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from core.runlog.schema import (
     RESERVED_METRIC_KEYS,
     RUN_FILE,
     SEEN_STATES,
+    WORK_STATES,
     EventRecord,
     MetricRecord,
     metric_info,
@@ -42,21 +43,37 @@ from tfx_cli.formatting import (
     machine_text,
     metric_value,
     progress_of,
-    run_texts,
     short_count,
     shortened_middle,
 )
-from tfx_cli.output import Document, Paragraph, make_table, narrate, print_result, print_text
+from tfx_cli.output import (
+    TABLE_GAP,
+    Document,
+    Paragraph,
+    make_table,
+    narrate,
+    print_error,
+    print_result,
+    print_text,
+)
+from tfx_cli.run_columns import (
+    DEFAULT_COLUMNS,
+    RUN_COLUMNS,
+    RunColumn,
+    columns_that_fit,
+    room_for_names,
+    sorted_runs,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
 
-_SHORTEST_NAME, _STATE_SIGN = 12, 2  # columns
 #: States that need attention, or are alive.
 _STYLES = {
     "running": "green",
+    **dict.fromkeys(WORK_STATES, "green"),
     "starting": "green",
     "stale": "yellow",
     "stopped": "yellow",
@@ -66,7 +83,7 @@ _STYLES = {
 _EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite"})
 _LONGEST_DETAIL, _LONGEST_SETTING = 160, 60  # characters
 #: Model FLOPs utilisation; docs/run-format.md explains the symbols.
-_MFU = "(6 P + 12 · layers · d · L̄) · tokens/s / peak FLOP/s"
+_MFU = "(6 P + 12 · layers · d · L̄) · tokens/s / peak FLOP/s, the last layer where it is read"
 #: Rows of `tfx runs compare` that are no metric of their own name.
 _LABELS = {
     ("seconds", "run"): "time of training",
@@ -85,7 +102,7 @@ SortKey = Literal["started", "name", "step", "loss", "accuracy"]
 
 @app.callback()
 def runs() -> None:
-    """List, show, compare and export runs, while they train or later.
+    """List, show, compare, export, rename, tag and delete runs, while they train or later.
 
     Examples
     --------
@@ -127,14 +144,8 @@ def list_command(
     now = time.time()
     rows = [run_row(summary) for summary in list_runs(root, now=now)]
     shown = [row for row in rows if not state or row.state in state]
-    keys: dict[str, Callable[[RunRow], Any]] = {
-        "started": lambda row: -row.started,
-        "name": lambda row: row.name,
-        "step": lambda row: -(row.step or 0),
-        "loss": lambda row: (row.validation_loss is None, row.validation_loss or 0.0),
-        "accuracy": lambda row: (row.accuracy is None, -(row.accuracy or 0.0)),
-    }
-    shown.sort(key=keys[sort])
+    column = {"name": "run", "loss": "val. loss"}.get(sort, sort)
+    shown = sorted_runs(shown, next(one for one in RUN_COLUMNS if one.name == column))
     if not shown:
         found = f"{len(rows)} runs, none of them {' or '.join(state or ())}" if rows else "no runs"
         narrate(f"{found} in '{root}'; 'tfx train PRESET' makes one")
@@ -263,17 +274,114 @@ def export_command(
     )
 
 
+# -- keeping runs
+@app.command("rename")
+def rename_command(
+    run: str = argument("RUN", "A run, by name or folder."),
+    name: str = argument("NAME", "Its new name."),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Give a run another name.
+
+    Examples
+    --------
+    tfx runs rename base-2 wide-batches
+    """
+    from core.runlog.keeping import rename_run
+
+    folder = find_run(RUNS, run)
+    renamed = rename_run(folder, name)
+    print_result(
+        "runs.rename",
+        {"run": str(renamed), "before": str(folder)},
+        as_json=as_json,
+        text=lambda: f"{folder} is now {renamed}",
+    )
+
+
+@app.command("tag")
+def tag_command(
+    run: str = argument("RUN", "A run, by name or folder."),
+    tags: list[str] | None = argument("[TAG...]", "Tags instead of those it has.", default=None),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Give a run tags, which lists of runs show; without any tag, take them away.
+
+    Examples
+    --------
+    tfx runs tag base paper "seed 3"
+    tfx runs tag base
+    """
+    from core.runlog.keeping import tag_run
+
+    folder = find_run(RUNS, run)
+    tag_run(folder, tags or [])
+    kept = RunReader(folder).summary().tags
+    print_result(
+        "runs.tag",
+        {"run": str(folder), "tags": kept},
+        as_json=as_json,
+        text=lambda: f"{folder}: {', '.join(kept) or 'no tags'}",
+    )
+
+
+@app.command("delete")
+def delete_command(
+    names: list[str] = argument("RUN...", "Runs, by name or folder."),
+    yes: bool = option("--yes", "Do not ask.", default=False),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Move runs to the folder .trash beside them, after asking.
+
+    Move a folder back to undo it; delete .trash to free the disk.
+
+    Examples
+    --------
+    tfx runs delete base-2 base-3
+    tfx runs delete base-2 --yes
+    """
+    from core.runlog.keeping import delete_run
+
+    folders = list(dict.fromkeys(find_run(RUNS, name) for name in names))
+    if not yes:
+        shown = ", ".join(map(str, folders))
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise ConfigurationError(f"to delete {shown} without being asked, give --yes")
+        print_error(f"Move {shown} to {folders[0].parent / '.trash'}? [y/N]")
+        if input().strip().lower() not in ("y", "yes"):
+            raise ConfigurationError("nothing was deleted")
+    moved = {str(folder): str(delete_run(folder)) for folder in folders}
+    print_result(
+        "runs.delete",
+        {"moved": moved},
+        as_json=as_json,
+        text=lambda: "\n".join(f"{one} is now {place}" for one, place in moved.items()),
+    )
+
+
 # -- text
 def runs_table(rows: Sequence[RunRow], *, now: float) -> "Table":
     """Make the table of `tfx runs list`; a terminal has one line a run, and long names are cut."""
-    texts = [run_texts(row, now=now) for row in rows]
-    if sys.stdout.isatty():
-        others = list(texts[0])[1:]
-        widths = [max(len(name), *(len(one[name]) for one in texts)) + 2 for name in others]
-        room = max(shutil.get_terminal_size().columns - sum(widths) - _STATE_SIGN, _SHORTEST_NAME)
-        texts = [one | {"run": shortened_middle(one["run"], room)} for one in texts]
-    cells = [[*{**one, "state": _state(one["state"])}.values()] for one in texts]
-    return make_table(list(texts[0]), cells, right=range(2, 8))
+    from rich.text import Text
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = columns_that_fit(DEFAULT_COLUMNS, rows, now=now, width=width, gap=TABLE_GAP)
+    room = (
+        None
+        if width is None
+        else room_for_names(columns, rows, now=now, width=width, gap=TABLE_GAP)
+    )
+
+    def cell(column: RunColumn, row: RunRow) -> Text | str:
+        text = column.text(row, now)
+        if column.name == "run":
+            return text if room is None else shortened_middle(text, room)
+        return _state(text) if column.name == "state" else text
+
+    cells = [[cell(column, row) for column in columns] for row in rows]
+    heads = [Text(column.title if width is None else column.head) for column in columns]
+    right = [place for place, column in enumerate(columns) if not column.is_left]
+    return make_table(heads, cells, right=right)
 
 
 def _state(state: str) -> "Text":

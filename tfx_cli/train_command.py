@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from core.errors import ConfigurationError, ExitCode, TrainingInterrupted
+from core.progress import Listener, ignore_progress, to_all
 from core.training.launched import LAUNCHER, launched_process
 from core.wording import duration, size
 from tfx_cli.arguments import (
@@ -102,6 +103,7 @@ def train(
     if (processes or 1) > 1 and not dry_run and LAUNCHER not in os.environ:
         raise typer.Exit(launch(sys.argv[1:], processes or 1))
     from core.runlog.ownership import owned_run
+    from core.runlog.work import work_on
 
     with ExitStack() as owned:
         if dry_run or not is_main_process():  # they learn the folder of the main one
@@ -111,7 +113,13 @@ def train(
         else:
             place = folder
             owned.enter_context(owned_run(folder))
-        _train(resolved, place, folder is None, processes, dry_run=dry_run, as_json=as_json)
+        show_work: Listener = ignore_progress
+        if is_main_process() and not dry_run:
+            what = "preparing" if folder is None else "resuming"
+            show_work = owned.enter_context(work_on(place, what))
+        _train(
+            resolved, place, folder is None, processes, show_work, dry_run=dry_run, as_json=as_json
+        )
 
 
 def _check_not_unfinished(target: str) -> None:
@@ -131,6 +139,7 @@ def _train(
     folder: Path,
     is_new: bool,
     processes: int | None,
+    show_work: Listener,
     *,
     dry_run: bool,
     as_json: bool,
@@ -157,7 +166,8 @@ def _train(
     meet_processes()  # before the cells are prepared, which may take minutes
     with show_progress() as listener:
         if is_new:
-            store = ensure_store(resolved.preset.data, resolved.name, on_progress=listener)
+            both = to_all(listener, show_work)
+            store = ensure_store(resolved.preset.data, resolved.name, on_progress=both)
         else:
             store = _store_of_run(folder, resolved)
         narrate(f"run {folder}: {store.n_cells:,} cells, store {store.path}")

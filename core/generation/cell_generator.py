@@ -114,7 +114,9 @@ class CellGenerator:
 
             genes_per_cell, library_size = None, np.zeros(len(cells), np.float32)
             if self._sizes is not None:
-                genes_per_cell, library_size = self._sizes.draw(cells, codes)
+                # The size that the cell had before a change: only what is changed may make a difference.
+                before = self.phenotypes.codes_before(cells)
+                genes_per_cell, library_size = self._sizes.draw(cells, before)
             lattice = None
             if model.config.library_size:
                 library_size = np.maximum(np.rint(library_size), 1)
@@ -203,6 +205,7 @@ class CellGenerator:
             "training_sources": list(self.model.provenance.get("sources", [])),
             **model_facts(self.model),
             "notes": list(self.notes),
+            **({"set": dict(request.changes)} if request.changes else {}),
         }
 
 

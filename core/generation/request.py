@@ -30,6 +30,8 @@ _MOST_COUNTS = 10**9
 _DEFAULT_CELLS = 200
 #: Below this many training cells of a combination its cells are guesswork.
 FEW_CELLS = 20
+#: Fraction of the cells whose phenotypes are new together, from which on the user reads of it.
+_WORTH_A_NOTE = 0.005
 #: Of a cell of a few hundred genes, for the message about absurd numbers.
 _BYTES_PER_CELL = 1_000
 
@@ -57,6 +59,8 @@ class GenerationRequest:
     #: A phenotype whose rare values are to be filled up: each value is drawn by the number of training
     #: cells by which it trails the commonest.
     balance: str | None = None
+    #: Name -> value: what each cell is then set to, its other phenotypes, size and random numbers as they were.
+    changes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -178,8 +182,8 @@ def lacking_cells(model: CellModel, phenotypes: Mapping[str, str], balance: str)
 class PhenotypeDraw:
     """The phenotypes that the cells of a request get, in any order and in parts.
 
-    ``wanted`` is slot -> code of the requested values, ``n_training`` the number of training cells that
-    have all of them, and ``notes`` holds sentences that the user should read.
+    ``wanted`` is slot -> code of the requested values, after the changes; ``n_training`` the number of
+    training cells that have all of them, and ``notes`` holds sentences that the user should read.
     """
 
     def __init__(self, model: CellModel, request: GenerationRequest) -> None:
@@ -187,7 +191,10 @@ class PhenotypeDraw:
         self._values = list(model.config.phenotypes.values())
         self._reference, self._seed = model.reference, request.seed
         self._requested = resolve_phenotypes(model.config, request.phenotypes)
-        self.wanted = {slot: code for slot, code in self._requested.items() if code >= 0}
+        self._changes = resolve_phenotypes(model.config, request.changes)
+        self._drawn = {slot: code for slot, code in self._requested.items() if code >= 0}
+        after = self._requested | self._changes
+        self.wanted = {slot: code for slot, code in after.items() if code >= 0}
         self.n_training = model.reference.n_cells(self.wanted)
         self.notes = self._notes_on_training()
         self._combinations: NDArray[np.int32] | None = None
@@ -202,10 +209,20 @@ class PhenotypeDraw:
             self._combinations = self._reference.combinations[matching]
         else:
             return
-        self._cumulative = np.cumsum(weights) / weights.sum()
+        fractions = weights / weights.sum()
+        self._cumulative = np.cumsum(fractions)
+        if self._changes:
+            self._note_new_combinations(fractions)
 
     def codes(self, cells: range) -> NDArray[np.int32]:
         """Return (cells, phenotypes) codes of the cells numbered ``cells``, -1 for [NO_*]."""
+        codes = self.codes_before(cells)
+        for slot, code in self._changes.items():
+            codes[:, slot] = code
+        return codes
+
+    def codes_before(self, cells: range) -> NDArray[np.int32]:
+        """Return the codes that the cells have before the changes of the request."""
         codes = np.full((len(cells), len(self._names)), -1, dtype=np.int32)
         if self._combinations is not None:
             # One uniform number per cell, in order: a part is the same as within the whole.
@@ -220,7 +237,7 @@ class PhenotypeDraw:
         self, request: GenerationRequest, slot: int, lacking: dict[str, int]
     ) -> NDArray[np.float64]:
         """Weigh training combinations by what the values of the balanced phenotype lack."""
-        matching = self._reference.matching(self.wanted)
+        matching = self._reference.matching(self._drawn)
         matching &= self._reference.combinations[:, slot] >= 0
         combinations = self._reference.combinations[matching]
         codes, counts = combinations[:, slot], self._reference.counts[matching]
@@ -243,7 +260,7 @@ class PhenotypeDraw:
 
     def _matching_combinations(self) -> NDArray[np.bool_]:
         """Training combinations that match; if none does, the rarest values are dropped until some do."""
-        reference, kept, dropped = self._reference, dict(self.wanted), []
+        reference, kept, dropped = self._reference, dict(self._drawn), []
         while not reference.matching(kept).any():
             rarest = min(kept, key=lambda slot: reference.n_cells({slot: kept[slot]}))
             dropped.append(self._names[rarest])
@@ -254,6 +271,20 @@ class PhenotypeDraw:
                 + ", ".join(dropped)
             )
         return reference.matching(kept)
+
+    def _note_new_combinations(self, fractions: NDArray[np.floating[Any]]) -> None:
+        """Say what fraction of the cells the changes give phenotypes that no training cell has together."""
+        assert self._combinations is not None
+        combinations = self._combinations.copy()
+        for slot, code in (self._requested | self._changes).items():
+            combinations[:, slot] = code
+        known = set(map(tuple, self._reference.combinations.tolist()))
+        is_new = [tuple(row) not in known for row in combinations.tolist()]
+        if self.n_training and (fraction := float(fractions[is_new].sum())) >= _WORTH_A_NOTE:
+            self.notes.append(
+                f"the change gives {fraction:.0%} of the cells phenotypes that no training cell has "
+                f"together: the model composes what it learnt of each value"
+            )
 
     def _notes_on_training(self) -> list[str]:
         if not self.wanted or self.n_training >= FEW_CELLS:

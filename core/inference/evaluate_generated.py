@@ -435,6 +435,10 @@ def _library_sizes(source: CellSource, file: str) -> NDArray[np.float64]:
 def _request(model: CellModel, file: str, record: dict[str, Any]) -> dict[int, int]:
     request = record.get("request", {})
     request = {str(k): str(v) for k, v in request.items()} if isinstance(request, dict) else {}
+    changes = (
+        record.get("set") if "request" in record else None
+    )  # else real cells that were changed
+    request |= {str(k): str(v) for k, v in changes.items()} if isinstance(changes, dict) else {}
     unknown = [name for name in request if name not in model.config.phenotypes]
     if unknown:
         raise DataError(

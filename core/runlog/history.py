@@ -8,17 +8,20 @@ what was added. `read_latest_metrics` parses few lines, so that a list of many r
 import itertools
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeGuard
 
 from core.files import file_bytes
-from core.runlog.json_lines import LARGEST_LOG, LineFollower, number_in, parse_object
+from core.runlog.json_lines import LARGEST_LOG, LineFollower, finite_number, number_in, parse_object
 from core.runlog.schema import GENE_METRICS, METRICS_FILE, RESERVED_METRIC_KEYS, MetricRecord
 
 #: Read at a time, so that a long history is never in memory as dictionaries.
 _CHUNK_BYTES = 2 * 2**20
+#: What `MachineCurves` keeps: per cent of all cores, bytes of the process, per cent and bytes of the GPUs,
+#: fraction of the time spent waiting for cells.
+MACHINE_METRICS = ("cpu_percent", "memory", "gpu_percent", "gpu_memory", "wait")
 
 
 class ResumeRule:
@@ -57,33 +60,42 @@ class SplitCurves:
     def __init__(self) -> None:
         #: (lines,)
         self.steps = array("q")
+        #: (lines,), seconds since 1970, NaN where unknown.
+        self.times = array("d")
         #: Metric -> (lines,) values, NaN where a line lacks it or it was not finite.
         self.columns: dict[str, array[float]] = {}
 
-    def add(self, record: MetricRecord) -> None:
-        """Append a line."""
-        for name in record:
+    def extend(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines, the oldest first."""
+        names = dict.fromkeys(itertools.chain.from_iterable(records))
+        for name in names:
             if name not in RESERVED_METRIC_KEYS and name not in self.columns:
                 self.columns[name] = array("d", [math.nan]) * len(self.steps)
-        self.steps.append(record["step"])
+        self.steps.extend([record["step"] for record in records])
+        self.times.extend([_number(record.get("t")) for record in records])
         for name, column in self.columns.items():
-            value = number_in(record, name)
-            column.append(math.nan if value is None else value)
+            column.extend([_number(record.get(name)) for record in records])
 
     def drop_from(self, step: float) -> None:
         """Remove the lines of a step and of those after it."""
-        kept = [one < step for one in self.steps]
+        kept = [] if step == math.inf else [one < step for one in self.steps]
         if not all(kept):
             self.steps = array("q", itertools.compress(self.steps, kept))
+            self.times = array("d", itertools.compress(self.times, kept))
             for name, column in self.columns.items():
                 self.columns[name] = array("d", itertools.compress(column, kept))
 
 
 class RunCurves:
-    """All curves of a run folder, as far as they have been read; the folder may still be empty."""
+    """All curves of a run folder, as far as they have been read; the folder may still be empty.
 
-    def __init__(self, folder: Path) -> None:
+    ``tail_bytes`` leaves out all but the end of the file, for a first look at a long history.
+    """
+
+    def __init__(self, folder: Path, *, tail_bytes: int | None = None) -> None:
         self._follower = LineFollower(folder / METRICS_FILE)
+        if tail_bytes is not None:
+            self._follower.skip_to_tail(tail_bytes)
         self._n_unusable = 0
         #: Split -> its curves, in the order they appeared.
         self.splits: dict[str, SplitCurves] = {}
@@ -93,17 +105,23 @@ class RunCurves:
         """Lines that could not be read or had no step."""
         return self._follower.bad_lines + self._n_unusable
 
-    def poll(self) -> bool:
-        """Read what was added; return whether anything was."""
-        is_new = False
+    @property
+    def fraction(self) -> float:
+        """The fraction of the file that has been read."""
+        return self._follower.offset / self._follower.size if self._follower.size else 1.0
+
+    def poll(self, *, most_bytes: int | None = None) -> bool:
+        """Read what was added, about ``most_bytes`` at most; return whether anything was."""
+        is_new, began = False, self._follower.offset
         while True:
             offset = self._follower.offset
             records = self._follower.poll(most_bytes=_CHUNK_BYTES)
             if self._follower.has_restarted:
-                self.splits, self._n_unusable = {}, 0
+                self.splits, self._n_unusable, began = {}, 0, 0
             self._add(records)
             is_new = is_new or bool(records)
-            if self._follower.offset == offset and not self._follower.has_restarted:
+            is_over = self._follower.offset == offset and not self._follower.has_restarted
+            if is_over or (most_bytes is not None and self._follower.offset - began >= most_bytes):
                 return is_new
 
     def _add(self, records: list[MetricRecord]) -> None:
@@ -111,13 +129,79 @@ class RunCurves:
         valid = [record for record in reversed(records) if rule.is_valid(record)]
         for curves in self.splits.values():
             curves.drop_from(rule.first_void)
+        by_split: dict[str, list[MetricRecord]] = {}
         for record in reversed(valid):
             split = record.get("split")
             if isinstance(split, str):
-                self.splits.setdefault(split, SplitCurves()).add(record)
+                by_split.setdefault(split, []).append(record)
             else:
                 self._n_unusable += 1
+        for split, lines in by_split.items():
+            self.splits.setdefault(split, SplitCurves()).extend(lines)
         self._n_unusable += rule.n_unusable
+
+
+def _number(value: object) -> float:
+    """Return a number of a line, NaN if it is none or not finite."""
+    if type(value) is float and math.isfinite(value):
+        return value
+    number = finite_number(value)
+    return math.nan if number is None else number
+
+
+class MachineCurves:
+    """The load of the machines of a run over time, from ``system-*.jsonl``, and the last line of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._followers: dict[str, LineFollower] = {}
+        #: Host -> its last line.
+        self.last: dict[str, dict[str, Any]] = {}
+        #: Host -> metric (one of `MACHINE_METRICS`, or "t") -> (lines,) values, NaN where unknown.
+        self.hosts: dict[str, dict[str, array[float]]] = {}
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines that could not be read."""
+        return sum(follower.bad_lines for follower in self._followers.values())
+
+    def poll(self) -> None:
+        """Read what was added."""
+        for path in sorted(self._folder.glob("system-*.jsonl")):
+            host = path.stem.removeprefix("system-")
+            follower = self._followers.setdefault(host, LineFollower(path))
+            while True:
+                offset = follower.offset
+                lines = follower.poll(most_bytes=_CHUNK_BYTES)
+                if follower.has_restarted:
+                    self.hosts.pop(host, None)
+                    self.last.pop(host, None)
+                if lines:
+                    self.last[host] = lines[-1]
+                    self._add(host, lines)
+                if follower.offset == offset and not follower.has_restarted:
+                    break
+
+    def _add(self, host: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        names = ("t", *MACHINE_METRICS)
+        columns = self.hosts.setdefault(host, {name: array("d") for name in names})
+        for line in lines:
+            values = _machine_values(line)
+            for name, column in columns.items():
+                column.append(values.get(name, math.nan))
+
+
+def _machine_values(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of one line of a machine; of several GPUs means of use, sums of memory."""
+    values = {name: _number(line.get(name)) for name in ("t", "cpu_percent", "wait")}
+    values["memory"] = _number(line.get("process_memory"))
+    gpus = line.get("gpus")
+    known = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+    if known:
+        used = [_number(gpu.get("utilisation_percent")) for gpu in known]
+        values["gpu_percent"] = sum(used) / len(used)
+        values["gpu_memory"] = sum(_number(gpu.get("memory_used")) for gpu in known)
+    return values
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Strict JSON: a number that is not finite is written as null and its key listed i
 line counts once its newline is written, so a torn last line is read later, when it is whole.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -120,12 +121,21 @@ class LineFollower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode: int | None = None
-        #: Bytes read so far, up to the end of the last whole line.
-        self.offset = 0
+        #: Bytes read so far, up to the end of the last whole line, and bytes of the file.
+        self.offset = self.size = 0
         #: Lines that were not JSON objects, so far.
         self.bad_lines = 0
         #: Whether the last call read the file from its start; what was read before is then void.
         self.has_restarted = False
+
+    def skip_to_tail(self, n_bytes: int) -> None:
+        """Leave out all but about the last ``n_bytes`` of the file; call it before the first `poll`."""
+        with contextlib.suppress(OSError), open_file(self._path) as file:
+            status = os.fstat(file.fileno())
+            if n_bytes < status.st_size <= LARGEST_LOG:
+                file.seek(status.st_size - n_bytes)
+                file.readline()
+                self.offset, self._inode = file.tell(), status.st_ino
 
     def poll(self, *, most_bytes: int = -1) -> list[dict[str, Any]]:
         """Return the records added since the last call; none if the file does not exist.
@@ -143,7 +153,7 @@ class LineFollower:
                 self.has_restarted = is_other or status.st_size < self.offset
                 if self.has_restarted:
                     self.offset, self.bad_lines = 0, 0
-                self._inode = status.st_ino
+                self._inode, self.size = status.st_ino, status.st_size
                 if status.st_size == self.offset:
                     return []
                 file.seek(self.offset)
@@ -154,6 +164,8 @@ class LineFollower:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
+        if not whole:  # the end of a torn line
+            self.size = self.offset
         found = [parse_object(line) for line in whole.split(b"\n") if line.strip()]
         records = [record for record in found if record is not None]
         self.bad_lines += len(found) - len(records)

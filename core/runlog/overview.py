@@ -51,8 +51,12 @@ class RunRow:
     started: float
     #: The newest metrics (without any: the heartbeat), in seconds since 1970.
     last_data: float | None
-    #: Seconds left, of a live run.
+    #: Seconds left, of a live run or of the present stage of other work.
     eta: float | None
+    #: Stage of the work that the state names, and the fraction that is done of it, or of all steps.
+    stage: str = ""
+    fraction: float | None = None
+    tags: tuple[str, ...] = ()
 
 
 def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
@@ -64,11 +68,16 @@ def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
     newest = [line for line in (latest.train, latest.last) if line is not None]
     last_step = max((line["step"] for line in newest), default=None)
     times = [number_in(line, "t") for line in newest]
+    work, step = summary.work, summary.step if summary.step is not None else last_step
+    fraction = None if work is None else work.fraction
+    if work is None and step is not None and summary.total:
+        fraction = min(step / summary.total, 1.0)
+    is_live = work is not None or summary.state in (*LIVE_STATES, "stale")
     return RunRow(
         name=summary.name,
         path=str(summary.path),
         state=summary.state,
-        step=summary.step if summary.step is not None else last_step,
+        step=step,
         total=summary.total,
         loss=number_in(latest.train, "loss"),
         validation_loss=number_in(kept, "loss"),
@@ -77,7 +86,10 @@ def run_row(summary: RunSummary, latest: LatestMetrics | None = None) -> RunRow:
         accuracy=sum(accuracies.values()) / len(accuracies) if accuracies else None,
         started=summary.started,
         last_data=max(filter(None, times), default=None) or summary.heartbeat,
-        eta=summary.eta if summary.state in (*LIVE_STATES, "stale") else None,
+        eta=summary.eta if is_live else None,
+        stage="" if work is None else work.stage,
+        fraction=fraction,
+        tags=summary.tags,
     )
 
 

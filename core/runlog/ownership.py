@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,10 +13,18 @@ from typing import Any
 from core.errors import ConfigurationError, MachineError
 from core.folders import LOCK_FILE, FolderInUseError, locked_folder
 from core.runlog.reader import RunReader
-from core.runlog.schema import CONFIG_FILE, LIVE_STATES, RUN_FILE, STALE_AFTER_SECONDS
+from core.runlog.schema import (
+    CONFIG_FILE,
+    LIVE_STATES,
+    OUTPUT_FILE,
+    RUN_FILE,
+    STALE_AFTER_SECONDS,
+    WORK_FILE,
+)
 
-#: What a process makes before run.json, beside temporary files.
-_BEFORE_RUN = {LOCK_FILE, f"{LOCK_FILE}.soft", CONFIG_FILE}
+#: What is made before run.json, beside temporary files; either of the last shows that it is tfx's.
+_BEFORE_RUN = {f"{LOCK_FILE}.soft", CONFIG_FILE, WORK_FILE, LOCK_FILE, OUTPUT_FILE}
+_SIGNS = {LOCK_FILE, OUTPUT_FILE}
 
 
 class RunInUseError(MachineError):
@@ -45,7 +54,7 @@ def owned_run(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_free(folder):
+            if is_free(folder) and not (folder / OUTPUT_FILE).exists():  # which says why
                 held.remove()
                 for parent in made:
                     with suppress(OSError):
@@ -87,6 +96,11 @@ def free_folders(folder: Path, *, may_be_numbered: bool) -> Iterator[Path]:
     raise ConfigurationError(f"{folder} exists{'; ' if is_run else ' '}{remedy}choose another name")
 
 
+def is_run_name(name: str) -> bool:
+    """Return whether a run, and so a folder, can have this name."""
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
 def is_free(folder: Path) -> bool:
     """Return whether a new run can have a folder: it is absent or empty, or its process died before it was a run."""
     try:
@@ -96,7 +110,7 @@ def is_free(folder: Path) -> bool:
     except OSError:
         return False
     begun = {name for name in names if name.startswith(".") and name.endswith(".tmp")}
-    return not names or (LOCK_FILE in names and names <= begun | _BEFORE_RUN)
+    return not names or (bool(_SIGNS & names) and names <= begun | _BEFORE_RUN)
 
 
 def _status(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from core.renamed import REMOVED_PRESET_KEYS, current_key
 from core.runlog.history import ResumeRule
 from core.runlog.json_lines import RecordTail, finite_number, parse_object
 from core.runlog.schema import (
+    BEFORE_STEPS,
     CONFIG_FILE,
     CRASHED_AFTER_SECONDS,
     EVENTS_FILE,
@@ -24,9 +25,12 @@ from core.runlog.schema import (
     RUN_FILE,
     STALE_AFTER_SECONDS,
     STATUS_FILE,
+    TAGS_FILE,
+    WORK_FILE,
     EventRecord,
     MetricRecord,
 )
+from core.runlog.work import Work, read_work
 from core.wording import did_you_mean
 
 _SECTION = re.compile(r"^\[(?P<name>[^\[\]]+)\]\s*$")
@@ -105,7 +109,7 @@ class RunSummary:
 
     name: str
     path: Path
-    #: As written by the run, or as `seen_state` finds it; ``unknown`` if the run never wrote one.
+    #: As written by the run or by who works for it, or as `seen_state` finds it; ``unknown`` if none was.
     state: str
     #: The last start or resume.
     started: float
@@ -115,6 +119,10 @@ class RunSummary:
     total: int | None = None
     #: Seconds left, as last written.
     eta: float | None = None
+    #: What a process does for the run beside its steps, if that is its state.
+    work: Work | None = None
+    #: Given by the user.
+    tags: tuple[str, ...] = ()
 
 
 def seen_state(state: str, *, silence: float) -> str:
@@ -135,7 +143,14 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
         state = "unknown"
     elif heartbeat is not None:
         state = seen_state(state, silence=now - heartbeat)
+    work = read_work(folder, now=now)
+    if work is not None and state in LIVE_STATES:
+        work = None  # its steps are more important than who evaluates it meanwhile
+    if work is not None:
+        state = work.state
     started = [finite_number(status.get("started")), finite_number(run.get("started"))]
+    if work is not None and state in BEFORE_STEPS:
+        started.append(work.started)
     return RunSummary(
         name=folder.name,
         path=folder,
@@ -144,8 +159,16 @@ def _summary(folder: Path, run: dict[str, Any], *, now: float) -> RunSummary:
         heartbeat=heartbeat,
         step=_integer(status.get("step")),
         total=_integer(status.get("total")),
-        eta=finite_number(status.get("eta")),
+        eta=finite_number(status.get("eta")) if work is None else work.eta,
+        work=work,
+        tags=_read_tags(folder),
     )
+
+
+def future_run(folder: Path, *, now: float) -> RunSummary | None:
+    """Return a run whose folder holds no run yet, while a process prepares its first step; else None."""
+    summary = _summary(folder, {}, now=now)
+    return None if summary.work is None else summary
 
 
 def list_runs(root: Path, *, now: float | None = None) -> list[RunSummary]:
@@ -153,6 +176,8 @@ def list_runs(root: Path, *, now: float | None = None) -> list[RunSummary]:
     now = time.time() if now is None else now
     runs = {path.parent: _read_json(path) for path in root.glob(f"*/{RUN_FILE}")}
     found = [_summary(folder, run, now=now) for folder, run in runs.items() if run]
+    coming = {path.parent for path in root.glob(f"*/{WORK_FILE}")} - set(runs)
+    found += [run for folder in coming if (run := future_run(folder, now=now)) is not None]
     return sorted(found, key=lambda summary: (-summary.started, summary.name))
 
 
@@ -169,7 +194,12 @@ def find_run(root: Path, name_or_path: str | Path | None) -> Path:
             with contextlib.suppress(OSError, ValueError):  # a name too long, a NUL in it
                 if (folder / RUN_FILE).is_file():
                     return folder
-    runs = list_runs(root)
+                if (coming := future_run(folder, now=time.time())) is not None:
+                    raise ConfigurationError(
+                        f"the run '{folder}' has not begun: it is {coming.state}; watch it by "
+                        f"'tfx dashboard {folder}'"
+                    )
+    runs = [run for run in list_runs(root) if (run.path / RUN_FILE).is_file()]
     if not runs:
         what = "there are no runs" if name_or_path is None else f"there is no run '{name_or_path}'"
         raise ConfigurationError(f"{what} in '{root}'; make one with 'tfx train PRESET'")
@@ -185,6 +215,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         return parse_object(file_bytes(path)) or {}
     return {}
+
+
+def _read_tags(folder: Path) -> tuple[str, ...]:
+    with contextlib.suppress(OSError, ValueError):
+        lines = file_text(folder / TAGS_FILE).splitlines()
+        return tuple(line.strip() for line in lines if line.strip())
+    return ()
 
 
 def _integer(value: object) -> int | None:

@@ -16,6 +16,12 @@ STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 LOG_FILE = "log.txt"
+#: What a process does for the run beside its steps; there only meanwhile (`core.runlog.work`).
+WORK_FILE = "work.json"
+#: Tags that the user gave the run, one a line.
+TAGS_FILE = "tags.txt"
+#: The output of processes that the dashboard started for the run.
+OUTPUT_FILE = "output.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 #: File in a checkpoint that is written last: without it the checkpoint is not whole.
 CHECKPOINT_MARKER = "complete.json"
@@ -35,8 +41,13 @@ RunState = Literal["starting", "running", "finished", "stopped", "failed"]
 #: starting and running are live; stopped means stopped early with a checkpoint to resume from.
 RUN_STATES: tuple[str, ...] = get_args(RunState)
 LIVE_STATES = ("starting", "running")
+#: States that ``work.json`` names: the run is not ready for its steps, or has done them.
+BEFORE_STEPS = ("preparing", "fitting", "resuming")
+WORK_STATES = (*BEFORE_STEPS, "evaluating", "generating", "comparing")
+#: States in which a process works for the run.
+AT_WORK = (*LIVE_STATES, *WORK_STATES)
 #: What readers show: these, and the states of a run that is silent or never wrote one.
-SEEN_STATES = (*RUN_STATES, "stale", "crashed", "unknown")
+SEEN_STATES = (*RUN_STATES, *WORK_STATES, "stale", "crashed", "unknown")
 
 #: What tfx writes to events.jsonl; readers accept other names too.
 EVENTS = (

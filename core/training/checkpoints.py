@@ -136,6 +136,12 @@ def has_checkpoint(run_folder: Path) -> bool:
     return any((run_folder / CHECKPOINTS_FOLDER).glob("step-*"))
 
 
+def has_whole_checkpoint(run_folder: Path) -> bool:
+    """Return whether a run can be resumed."""
+    folder = run_folder / CHECKPOINTS_FOLDER
+    return any(_is_whole(path) for path in sorted(folder.glob("step-*"), reverse=True))
+
+
 def _is_whole(path: Path) -> bool:
     try:
         marker = file_json(path / CHECKPOINT_MARKER)

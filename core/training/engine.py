@@ -32,9 +32,11 @@ from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
 from core.runlog.ownership import owned_run
 from core.runlog.schema import CHECKPOINTS_FOLDER, MODEL_FOLDER
+from core.runlog.work import work_on
 from core.training.checkpoints import (
     discard_checkpoints_after,
     has_checkpoint,
+    has_whole_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
@@ -106,15 +108,21 @@ def train(
     processes = Processes(machine, unused_parameters=resolved.preset.train.log_linear_steps > 0)
     run_folder = processes.broadcast(run_folder)
     report = on_progress if processes.is_main else ignore_progress
+    show_work: Listener = ignore_progress
 
     def report_unless_stopped(event: ProgressEvent) -> None:
         if should_stop():
             raise _StopRequestedError
+        show_work(event)
         report(event)
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as fitting:
         if processes.is_main and not is_owned:
             stack.enter_context(owned_run(run_folder))
+        is_resumed = processes.broadcast(processes.is_main and has_whole_checkpoint(run_folder))
+        if processes.is_main:
+            what = "resuming" if is_resumed else "fitting"
+            show_work = fitting.enter_context(work_on(run_folder, what))
         resolved, changes = settle_preset(resolved, run_folder, n_processes=processes.count)
         stack.enter_context(threads_restored())
         threads = Threads(
@@ -130,6 +138,7 @@ def train(
                 threads,
                 name=run_folder.name,
                 convert_weights=convert_weights,
+                is_resumed=is_resumed,
                 on_progress=report_unless_stopped,
             )
         except _StopRequestedError:  # fitting a model may take minutes: leave at once
@@ -144,6 +153,7 @@ def train(
         try:
             loop = _Loop(setup, log, should_stop, report)
             loop.resume(changes)
+            fitting.close()
             result = loop.run()
             log.status("finished", step=result.steps, eta=0.0)
             log.event("end", step=result.steps)
@@ -216,7 +226,13 @@ class _Loop:
         # The device computes one step while the host prepares the next.
         self.recorder.settle(all_but=0 if is_logged else 1)
         if is_logged:
-            self.recorder.log_averages(self.step, state.total, rate=rate, cursor=state.cursor)
+            self.recorder.log_averages(
+                self.step,
+                state.total,
+                rate=rate,
+                cursor=state.cursor,
+                log_linear_steps=state.log_linear_steps,
+            )
         self._report("")
 
     def _choose_threads(self, batch: StepBatch, size: StepSize) -> None:
@@ -243,7 +259,29 @@ class _Loop:
         return sums
 
     def _report(self, message: str) -> None:
-        self.on_progress(ProgressEvent("training", self.step, self.state.total, message=message))
+        self.on_progress(
+            ProgressEvent(
+                "training",
+                self.step,
+                self.state.total,
+                message=message,
+                note=self._note(),
+                seconds_left=self.recorder.eta,
+            )
+        )
+
+    def _note(self) -> str:
+        """Say how training goes: loss, best accuracy, speed."""
+        last, best = self.recorder.last, self.state.progress.best_metrics
+        parts = [f"loss {last['loss']:.3f}"] if "loss" in last else []
+        scores = [
+            best[f"acc/{name}"]
+            for name in self.setup.model.config.predicted
+            if f"acc/{name}" in best
+        ]
+        parts += [f"best accuracy {sum(scores) / len(scores):.3f}"] if scores else []
+        parts += [f"{last['cells_per_second']:,.0f} cells/s"] if last else []
+        return ", ".join(parts)
 
     def _result(self) -> TrainResult:
         progress = self.state.progress
@@ -412,6 +450,8 @@ class _Loop:
             )
             name = None if path is None else path.name
         name = self.processes.broadcast(name)
+        if name is None and self.setup.is_resumed:
+            raise MachineError(f"the checkpoints in {folder} have gone meanwhile; try again")
         if name is None:
             self.log.event("start", total=self.state.total)
             return

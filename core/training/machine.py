@@ -4,7 +4,6 @@ Model FLOPs utilisation as in PaLM (arXiv 2204.02311, appendix B): the work that
 needs, whatever the kernels do besides or leave out, over the peak of the hardware.
 """
 
-import functools
 import platform
 import re
 import time
@@ -112,6 +111,8 @@ class EncoderFlops:
     layers: int
     #: d, the hidden size.
     width: int
+    #: Q, those of the last layer that are used at output positions alone: all but its keys and values.
+    output_parameters: int = 0
 
     @classmethod
     def of(cls, network: "TfxModel") -> "EncoderFlops":
@@ -119,15 +120,31 @@ class EncoderFlops:
         part = network.encoder_part
         is_pooled = network.config.encoder == "pooled"  # its cost is of cells, not of tokens
         layers = [] if part is None or is_pooled else list(part.encoder.layers)
-        parameters = sum(p.numel() for layer in layers for p in layer.parameters())
-        return cls(parameters, len(layers), network.config.hidden_size)
+        of_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        width, outputs = network.config.hidden_size, 0
+        if layers:
+            projection = layers[-1].get_submodule("query_key_value")
+            keys_and_values = sum(p.numel() for p in projection.parameters()) * 2 // 3
+            outputs = of_layers[-1] - keys_and_values
+        return cls(sum(of_layers), len(layers), width, outputs)
 
-    def per_token(self, attended_length: float) -> float:
-        """Return 6 P + 12 · layers · d · L̄, the FLOPs of one token in one training step."""
-        return 6.0 * self.parameters + 12.0 * self.layers * self.width * attended_length
+    def per_token(self, attended_length: float, output_fraction: float = 1.0) -> float:
+        """Return the FLOPs of one token in one training step.
+
+        6 (P - (1 - r) Q) + 12 d L̄ (layers - (1 - r)), where r is the fraction of the tokens that the last
+        layer computes.
+        """
+        left_out = (1.0 - output_fraction) if self.layers else 0.0
+        of_weights = self.parameters - left_out * self.output_parameters
+        return 6.0 * of_weights + 12.0 * self.width * attended_length * (self.layers - left_out)
 
     def utilisation(
-        self, *, tokens_per_second: float, attended_length: float, peak: float | None
+        self,
+        *,
+        tokens_per_second: float,
+        attended_length: float,
+        peak: float | None,
+        output_fraction: float = 1.0,
     ) -> float | None:
         """Return the fraction of the peak that is reached (MFU), over all processes.
 
@@ -135,13 +152,17 @@ class EncoderFlops:
         """
         if not self.parameters or not peak:
             return None
-        return self.per_token(attended_length) * tokens_per_second / peak
+        return self.per_token(attended_length, output_fraction) * tokens_per_second / peak
 
 
 def mean_attended_length(lengths: ArrayLike) -> float:
     """Return L̄ = Σ L² / Σ L of cells of L tokens: how many tokens a token attends to, on average."""
     lengths = np.asarray(lengths, dtype=np.int64)
     return float((lengths**2).sum() / lengths.sum()) if len(lengths) else 0.0
+
+
+#: Precision and threads -> FLOP/s of this CPU, as far as they were measured.
+_peaks: dict[tuple[Precision, int], float] = {}
 
 
 class _Peak(NamedTuple):
@@ -203,19 +224,24 @@ def peak_flops(device_name: str, precision: Precision, *, tf32: bool = False) ->
     return 1e12 * peak.half
 
 
-def device_peak(device: torch.device, precision: Precision) -> float | None:
-    """Return the peak FLOP/s of a device: of a GPU from the table, of a CPU measured; None if unknown."""
+def device_peak(device: torch.device, precision: Precision, *, again: bool = False) -> float | None:
+    """Return the peak FLOP/s of a device: of a GPU from the table, of a CPU measured; None if unknown.
+
+    A CPU is measured once, and ``again`` where other programs may have slowed it: the fastest counts.
+    """
     if device.type == "cuda":
         tf32 = torch.get_float32_matmul_precision() != "highest"
         return peak_flops(torch.cuda.get_device_name(device), precision, tf32=tf32)
     if device.type == "cpu" and precision != "fp16":  # no fp16 kernel there: 500 times slower
-        return _measured_peak(precision, torch.get_num_threads())
+        key = precision, torch.get_num_threads()
+        if again or key not in _peaks:
+            _peaks[key] = max(_measure_peak(precision), _peaks.get(key, 0.0))
+        return _peaks[key]
     return None
 
 
-@functools.cache
-def _measured_peak(precision: Precision, n_threads: int, *, seconds: float = 0.3) -> float:
-    """Measure the FLOP/s of a large matrix product on this CPU, once per process and number of threads."""
+def _measure_peak(precision: Precision, *, seconds: float = 0.3) -> float:
+    """Measure the FLOP/s of a large matrix product on this CPU."""
     generator = torch.Generator().manual_seed(0)
     left, right = (
         torch.randn(_SIDE, _SIDE, generator=generator).to(DTYPES[precision]) for _ in range(2)

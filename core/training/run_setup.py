@@ -62,7 +62,10 @@ _LOSSES = {
 
 
 class RunSetup:
-    """A run that can take its first step: one process' part of it, called ``name``."""
+    """A run that can take its first step: one process' part of it, called ``name``.
+
+    If it ``is_resumed``, the model still needs the weights of a checkpoint.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class RunSetup:
         *,
         name: str,
         convert_weights: ConvertWeights | None,
+        is_resumed: bool,
         on_progress: Listener,
     ) -> None:
         preset = self.preset = resolved.preset
@@ -82,8 +86,14 @@ class RunSetup:
         check_preset(preset)
         cells = self.cells = RunCells.of(preset, store)
         model = self.model = build_model(
-            preset, cells, name=name, convert_weights=convert_weights, on_progress=on_progress
+            preset,
+            cells,
+            name=name,
+            convert_weights=convert_weights,
+            is_resumed=is_resumed,
+            on_progress=on_progress,
         )
+        self.is_resumed = is_resumed
         own_ranks, n_virtual_ranks = virtual_ranks_of_process(
             preset.train.virtual_ranks, index=processes.index, count=processes.count
         )
@@ -108,9 +118,24 @@ class RunSetup:
             pin=is_cuda,
         )
         self.flops = EncoderFlops.of(model.network)
-        peak = device_peak(processes.device, machine.precision) if self.flops.layers else None
         #: FLOP/s of all processes' devices together; None if unknown.
-        self.peak = None if peak is None else peak * processes.count
+        self.peak = self._find_peak() if self.flops.layers else None
+
+    def _find_peak(self, *, again: bool = False) -> float | None:
+        peak = device_peak(self.processes.device, self.machine.precision, again=again)
+        return None if peak is None else peak * self.processes.count
+
+    def utilisation(self, *, tokens_per_second: float, **of_tokens: float) -> float | None:
+        """Return the MFU (`EncoderFlops.utilisation`); None where it is not known.
+
+        More than the peak means that other programs slowed its measurement: it is measured once more.
+        """
+        speed = {"tokens_per_second": tokens_per_second, **of_tokens}
+        found = self.flops.utilisation(peak=self.peak, **speed)
+        if found is not None and found > 1:
+            self.peak = self._find_peak(again=True)
+            found = self.flops.utilisation(peak=self.peak, **speed)
+        return None if found is not None and found > 1 else found
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the run, for run.json."""
@@ -219,10 +244,12 @@ def build_model(
     *,
     name: str,
     convert_weights: ConvertWeights | None = None,
+    is_resumed: bool = False,
     on_progress: Listener = ignore_progress,
 ) -> CellModel:
     """Make the untrained model that a preset describes, fitted to the training cells.
 
+    If it ``is_resumed``, its weights and tables come from a checkpoint, and are not fitted here.
     ``convert_weights`` is needed where ``model.start_from`` names a model of another system.
     ConfigurationError if the preset contradicts the cells; DataError if there is nothing to learn from.
     """
@@ -254,25 +281,26 @@ def build_model(
         network = TfxModel(config)
         network.start()
     encoder, log_linear = network.encoder_part, network.log_linear
-    if config.library_size and start is None:  # a classification takes it from where it starts
-        _centre_library_size(network, store, rows)
-    if log_linear is not None:
-        fit_log_linear(
-            log_linear,
-            config,
-            table,
-            bins,
-            codes,
-            donors=None if store.donors is None else np.asarray(store.donors[rows]),
-            unexpressed=preset.training_masking.unexpressed,
-            seed=seed,
-            on_progress=on_progress,
-        )
-    elif encoder is not None and config.head == "split" and config.kind != "continuous":
-        _fill_gene_bias(encoder, config, bin_counts)
-    # A classifier's [CLS] learns faster without it.
-    if config.cell_summary and isinstance(encoder, EncoderPart) and preset.classified is None:
-        start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
+    if not is_resumed:
+        if config.library_size and start is None:  # a classification takes it from where it starts
+            _centre_library_size(network, store, rows)
+        if log_linear is not None:
+            fit_log_linear(
+                log_linear,
+                config,
+                table,
+                bins,
+                codes,
+                donors=None if store.donors is None else np.asarray(store.donors[rows]),
+                unexpressed=preset.training_masking.unexpressed,
+                seed=seed,
+                on_progress=on_progress,
+            )
+        elif encoder is not None and config.head == "split" and config.kind != "continuous":
+            _fill_gene_bias(encoder, config, bin_counts)
+        # A classifier's [CLS] learns faster without it.
+        if config.cell_summary and isinstance(encoder, EncoderPart) and preset.classified is None:
+            start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
     model = CellModel(
         network=network,
         panel=panel,

@@ -32,6 +32,9 @@ from core.training.virtual_ranks import RankBatch, StepBatch, StepSize
 
 logger = logging.getLogger(__name__)
 
+#: Fraction of the peak that encoders reach, for a first estimate of their time.
+_USUAL_MFU = 0.4
+
 #: Cells that an event names at most.
 _CELLS_IN_EVENT = 4096
 #: The results of a step, over all processes; the norm before clipping.
@@ -236,6 +239,9 @@ class StepRecorder:
         self._non_finite_in_a_row = 0
         self._spikes = SpikeDetector()
         self._under_way: deque[StepOutcome] = deque()
+        #: The last line of metrics, and the seconds that all steps still take, as far as they are known.
+        self.last: dict[str, float] = {}
+        self.eta: float | None = None
         self.load({})
 
     def state(self) -> dict[str, float]:
@@ -302,8 +308,13 @@ class StepRecorder:
         except OSError as error:
             self.log.warn(step, f"{name} cannot be written ({error.strerror})")
 
-    def log_averages(self, step: int, total: int, *, rate: float, cursor: Cursor) -> None:
-        """Log the averages of the steps since the last line, after ``step`` of ``total``."""
+    def log_averages(
+        self, step: int, total: int, *, rate: float, cursor: Cursor, log_linear_steps: int
+    ) -> None:
+        """Log the averages of the steps since the last line, after ``step`` of ``total``.
+
+        The first ``log_linear_steps`` leave out the encoder, and are quicker than the others.
+        """
         setup, sums, sizes = self.setup, self._sums, self._sizes
         seconds = max(time.perf_counter() - self._began, 1e-9)
         n = max(sums["n_steps"], 1)
@@ -320,16 +331,23 @@ class StepRecorder:
             "lr": rate,
             "epoch": cursor.epoch + cursor.batch / setup.source.sampler.steps(cursor.epoch),
         }
-        mfu = setup.flops.utilisation(
-            tokens_per_second=metrics["tokens_per_second"],
-            attended_length=sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0),
-            peak=setup.peak,
-        )
-        eta = seconds / max(len(sizes), 1) * (total - step)
+        of_tokens = {
+            "attended_length": sum(size.squared_lengths for size in sizes) / max(n_tokens, 1.0),
+            "output_fraction": sum(size.n_outputs for size in sizes) / max(n_tokens, 1.0),
+        }
+        mfu = setup.utilisation(tokens_per_second=metrics["tokens_per_second"], **of_tokens)
+        n_steps = max(len(sizes), 1)
+        self.eta = seconds / n_steps * (total - step)
+        if step < log_linear_steps and setup.flops.layers:
+            # The encoder has not begun: its steps take what its operations take.
+            operations = setup.flops.per_token(**of_tokens) * n_tokens / n_steps
+            encoder = None if setup.peak is None else operations / (setup.peak * _USUAL_MFU)
+            self.eta = None if encoder is None else self.eta + encoder * (total - log_linear_steps)
+        self.last = metrics
         self.load({})
         if mfu is not None and not setup.model.network.log_linear_only:
             metrics["mfu"] = mfu
         self.log.metrics(step, "train", metrics)
-        self.log.status("running", step=step, eta=round(eta, 1))
+        self.log.status("running", step=step, eta=None if self.eta is None else round(self.eta, 1))
         speeds = ("cells_per_second", "tokens_per_second", "wait", "mfu")
         self.log.machine(**{name: metrics.get(name) for name in speeds})

@@ -266,6 +266,8 @@ class StepSize(NamedTuple):
     n_tokens: float
     #: Sum over cells of the square of their tokens: what attention costs.
     squared_lengths: float
+    #: Tokens whose last hidden state is computed.
+    n_outputs: float
 
     @property
     def counts(self) -> LossCounts:
@@ -310,15 +312,17 @@ class StepSource:
             own, arrays = source.batch(cursor)
             rows.append(own)
             ranks.append(RankBatch(virtual_rank, arrays, self.cut(arrays, self.n_parts)))
-        sizes = [self._size(rank.arrays) for rank in ranks]
+        sizes = [self._size(rank) for rank in ranks]
         return np.concatenate(rows), StepBatch(ranks, StepSize(*map(sum, zip(*sizes, strict=True))))
 
-    def _size(self, arrays: CellBatch) -> StepSize:
+    def _size(self, rank: RankBatch) -> StepSize:
+        arrays = rank.arrays
         lengths = np.diff(arrays.cu_seqlens).astype(np.float64)
         counts = self._count(arrays)
         return StepSize(
             *(counts.genes, counts.phenotypes, counts.cells),
             *(arrays.n_cells, float(lengths.sum()), float((lengths**2).sum())),
+            float(sum(len(part.output_position) for part in rank.parts)),
         )
 
     def cut(self, arrays: CellBatch, n_parts: int) -> list[BatchTensors]:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from core.errors import DataError
 from core.files import plain_json
+from core.generation.comparison import compare_pairs
 from core.model.folder import CellModel
 from tests.fuzz.damage import damaged_bytes, damaged_json
-from tfx_cli.generate_service import _lines_of, _Requests, _Service, serve
+from tfx_cli.generate_service import _lines_of, _Requests, _Service, _Waiting, serve
 
 
 def ask(folder, *requests):
@@ -79,10 +80,33 @@ def test_a_request_is_answered_by_progress_and_cells_with_their_profile(model, t
     assert profile["fidelity"]["n_generated"] == 30
 
 
+def test_a_changed_token_is_compared_with_the_same_cells_before(service_of, tmp_path):
+    def answer(**request):
+        record = {"id": 1, "cells": 20, "request": {"sex": "female"}, **request}
+        return service_of.answer(_Waiting(1, record))["profile"]
+
+    female = answer()
+    paths = [tmp_path / f"{letter}.h5ad" for letter in "abc"]
+    answer(output=str(paths[0]))
+    male = answer(set={"sex": "male"}, output=str(paths[1]))
+    again = answer(set={"sex": "male"}, seed=1)  # the cells before are not there yet
+    answer(seed=1, output=str(paths[2]))
+    assert (female["pairs"], female["values"]) == (None, "log1p of counts per 10,000")
+    assert again["pairs"]["before_mean"] != male["pairs"]["before_mean"]
+    before, after, other = (anndata.read_h5ad(path) for path in paths)
+    assert (after.obs["sex"] == "male").all()
+    for name in ("tissue", "cell_type", "library_size"):
+        assert (after.obs[name] == before.obs[name]).all()
+    model = service_of._model
+    assert male["pairs"] == plain_json(compare_pairs(before.X, after.X, other.X, model.panel))
+    assert male["pairs"]["before_mean"] == female["genes"]["generated_mean"]
+
+
 def test_the_command_line_of_a_profile_writes_the_same_cells(tfx, model, tmp_path):
     (cells,) = of_kind(
         ask(model, {"id": 1, "request": {"cell_type": "B cell"}, "cells": 9, "seed": 3, "steps": 2,
-                    "guidance": 0.5, "unspecified": "none", "output": "served.h5ad"}),
+                    "guidance": 0.5, "unspecified": "none", "set": {"sex": "male"},
+                    "output": "served.h5ad"}),
         "cells",
     )  # fmt: skip
     name, *arguments = shlex.split(cells["profile"]["command"])

@@ -2,10 +2,12 @@ import errno
 import io
 import json
 import logging
+import re
 import sys
 import warnings
 
 import pytest
+from rich.console import Console
 
 from core.errors import (
     ConfigurationError,
@@ -294,3 +296,45 @@ def test_bars_are_drawn_on_a_terminal_with_messages_above_them(monkeypatch, caps
         assert text in drawn
     assert drawn.endswith("afterwards\n")
     assert capsys.readouterr().out == ""
+
+
+def test_finished_bars_become_one_line_and_training_says_how_it_goes(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    with show_progress() as listener:
+        for stage in ("reading cells", "fitting"):
+            listener(ProgressEvent(stage, 0, 10))
+            listener(ProgressEvent(stage, 10, 10))
+        note = "loss 1.234, best accuracy 0.812, 312 cells/s"
+        listener(ProgressEvent("training", 1350, 3000, note=note, seconds_left=1140.0))
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    *_, over, bar, _ = drawn.splitlines()
+    assert over.strip() == "done: reading cells 0 s, fitting 0 s"
+    assert re.fullmatch(rf"training \S+ 1,350/3,000 {note} 19 min left", bar.strip())
+
+
+def test_a_line_without_a_terminal_says_how_training_goes(listener, lines, clock):
+    listener(ProgressEvent("training", 0, 100))
+    clock.now = 30.0
+    listener(ProgressEvent("training", 5, 100, note="loss 1.2", seconds_left=None))
+    listener(ProgressEvent("training", 10, 100, note="loss 1.1", seconds_left=600.0))
+    assert lines[1:] == [
+        "training: 5 % (5 of 100), loss 1.2",
+        "training: 10 % (10 of 100), loss 1.1, 10 min left",
+    ]
+
+
+def test_a_table_that_is_too_wide_becomes_several_and_splits_no_word(monkeypatch):
+    methods = ["model", "majority", "logistic regression", "nearest centroid", "neighbours"]
+    rows = [[f"phenotype-{n}", *["0.829 / 0.815"] * 5] for n in range(2)]
+    table = output.make_table(["phenotype", *methods], rows, right=range(1, 6))
+    drawn = io.StringIO()
+    Console(width=80, file=drawn).print(output._as_fits(table, 80))
+    text = drawn.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("0.829 / 0.815") == 10
+    assert text.count("phenotype-1") == 2
+    for method in methods:
+        assert method in text

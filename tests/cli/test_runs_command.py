@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from core.runlog import RunWriter
+from core.runlog import RunWriter, list_runs
+from core.runlog.overview import run_row
 from tests.runlog.run_folders import write_run
 from tfx_cli.app import run
+from tfx_cli.runs_command import runs_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -331,3 +334,35 @@ def test_whatever_stands_in_a_run_folder_no_command_falls_over_it(
         assert (code, err.getvalue()) == (0, ""), arguments
         if "--json" in arguments:
             json.loads(out.getvalue())
+
+
+# -- keeping runs
+def test_runs_are_renamed_tagged_and_deleted_by_commands(tfx, base, wide):
+    assert tfx("runs", "rename", "wide", "broad", "--json").json["run"] == "runs/broad"
+    assert tfx("runs", "tag", "broad", "paper", "seed 3").stdout == "runs/broad: paper, seed 3\n"
+    listed = {run["name"]: run["tags"] for run in tfx("runs", "list", "--json").json["runs"]}
+    assert listed == {"base": [], "broad": ["paper", "seed 3"]}
+    refused = tfx("runs", "delete", "broad", "base")
+    assert refused.code == 2
+    assert "without being asked, give --yes" in refused.stderr
+    result = tfx("runs", "delete", "broad", "--yes")
+    assert result.stdout == "runs/broad is now runs/.trash/broad\n"
+    assert [run["name"] for run in tfx("runs", "list", "--json").json["runs"]] == ["base"]
+
+
+def test_a_list_has_one_line_a_run_at_80_columns(base, monkeypatch):
+    for number in range(3):
+        write_run(base.parent / f"a-long-name-of-a-run-{'x' * 60}-{number}")
+    status = json.loads((base / "status.json").read_text())
+    live = {**status, "state": "running", "step": 50_400, "total": 100_000, "eta": 60.0 * 59}
+    (base / "status.json").write_text(json.dumps(live))
+    rows = [run_row(run) for run in list_runs(base.parent, now=status["heartbeat"] + 5)]
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 24)))
+    console = Console(width=80, file=io.StringIO())
+    console.print(runs_table(rows, now=status["heartbeat"] + 5))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == len(rows) + 3  # two lines of heads, and one below them
+    assert any("50.4k/100k" in line and "59 min" in line for line in lines)
+    assert any(line.startswith("a-long-") and "…" in line for line in lines)

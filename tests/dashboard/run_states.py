@@ -128,6 +128,19 @@ def write_model(folder):
     return model
 
 
+def pairs(profile, shift):
+    """Return the pairs of a flip that moves one gene of a profile for certain, and one perhaps."""
+    genes = profile["genes"]
+    after = list(genes["generated_mean"])
+    after[-2] -= shift
+    after[3] += 0.04
+    change = [new - old for old, new in zip(genes["generated_mean"], after, strict=True)]
+    return {
+        "names": genes["names"], "before_mean": genes["generated_mean"], "after_mean": after,
+        "change": change, "floor": [0.05] * len(after), "cells": 200,
+    }  # fmt: skip
+
+
 def profile(shift=0.0):
     """Return a small profile as `tfx generate --serve` sends it."""
     names = [f"GENE{number}" for number in range(30)] + ["XIST", "HLA-A [old]"]

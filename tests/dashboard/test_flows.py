@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from textual.widgets import TabbedContent
 
 from core.errors import ConfigurationError
+from core.files import write_json
+from core.progress import ProgressEvent
+from core.runlog.work import work_on
 from tests.dashboard import run_states
 from tests.dashboard.conftest import settled, text_of
 from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
@@ -186,12 +189,12 @@ def test_a_long_name_is_cut_in_the_middle_and_hides_no_metric(runs, open_app):
     app = open_app()
 
     async def flow(pilot):
-        for width in (80, 140):
+        for width, last in ((80, "2 min"), (140, "2 min ago +2 min")):
             await pilot.resize_terminal(width, 24)
             await settled(app, pilot)
             line = next(line for line in text_of(app).splitlines() if "0.002" in line)
             assert re.search(
-                r"aaa….*0\.002 +. running +300/400 .*1\.1996 .*0\.689 .*2 min ago", line
+                rf"aaa….*0\.002 +. running +300/400 +75% .*1\.1996 .*0\.689 +{last}", line
             )
 
     drive(app, flow)
@@ -377,7 +380,7 @@ def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(runs, ope
     [
         ("finished", "t", "this run is not running"),
         ("running", "t", "the run is on node-7: stop it there by 'kill -TERM 4321'"),
-        ("running", "u", "this run is still training"),
+        ("running", "u", "this run is running"),
         ("finished", "u", "finished; for more steps: tfx train runs/mine --steps N"),
     ],
 )
@@ -521,16 +524,64 @@ def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
         event = {"event": "cells", "cells": 200}
         app.screen.take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
         await pilot.press("f")
-        assert sent[-1]["request"] == {"sex": "male"}
-        assert sent[-1]["seed"] == sent[0]["seed"]
-        app.screen.take_event("runs/mine", {**event, "id": 2, "profile": run_states.profile(0.7)})
+        unchanged = {name: sent[0][name] for name in ("request", "seed", "cells", "steps")}
+        assert sent[-1] == sent[-1] | unchanged | {"set": {"sex": "male"}}
+        made = run_states.profile()
+        made |= {"pairs": run_states.pairs(made, 0.7)}
+        app.screen.take_event("runs/mine", {**event, "id": 2, "profile": made})
         await pilot.pause()
         table = app.screen.query_one("#moved-table")
-        first = [str(cell) for cell in table.get_row_at(0)]
-        assert (first[0], first[3]) == ("XIST", "-0.70")
-        assert "5 Moved" in text_of(app)
+        first, second = ([str(cell) for cell in table.get_row_at(row)] for row in (0, 1))
+        assert (first[0], first[3], first[5][:2]) == ("XIST", "-0.70", "* ")
+        assert (second[0], second[3], second[5][:2]) == ("GENE3", "+0.04", "  ")
+        assert "female → male, all else equal" in text_of(app)
+        assert re.search(r"\* 1 of 32 genes exceed the\s+noise floor", text_of(app))
+        await pilot.press("c")
+        assert "--sex female --set sex=male -n 200" in app.clipboard
+        await pilot.press("f")  # of the cells before the flip, again
+        assert sent[-1] == sent[-1] | unchanged | {"set": {"sex": "male"}}
+        app.screen.take_event("runs/mine", {"event": "cancelled", "id": 3})
+        await pilot.press("b")
+        await pilot.pause()
+        assert "A: female" in text_of(app)
+        assert "flips a token: the same cells" in str(app.screen.query_one("#moved-text").content)
 
     drive(app, flow)
+
+
+def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(runs, open_app, monkeypatch):
+    write_model(write_state(runs))
+    app = open_app("mine")
+    sent = sent_by(app, monkeypatch)
+
+    async def flow(pilot):
+        await pilot.press("g", "right", "right", "g")
+        Path(sent[0]["output"]).write_bytes(b"cells")
+        event = {"event": "cells", "cells": 200, "output": sent[0]["output"]}
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunScreen)
+        # They arrive while another screen is shown.
+        app._take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
+        await pilot.press("g")
+        await settled(app, pilot)
+        assert "A female  200 cells, not saved" in text_of(app)
+        assert "XIST" in text_of(app)
+        await pilot.press("escape", "q")
+        await pilot.pause()
+        assert "1 generated set is not saved" in text_of(app)
+        await pilot.press("n", "g", "w", "enter")
+        await settled(app, pilot)
+        assert Path("female.h5ad").read_bytes() == b"cells"
+        assert "A female  200 cells, saved female.h5ad" in text_of(app)
+        await pilot.press("w")
+        await pilot.pause()
+        assert app.screen.query_one("Input").value == "female-2.h5ad"
+        await pilot.press("escape", "q")
+        await pilot.pause()
+        assert app._exit
+
+    drive(app, flow)
+    assert not Path(sent[0]["output"]).parent.exists()
 
 
 def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
@@ -629,7 +680,7 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         return Launch()
 
     async def flow(pilot):
-        monkeypatch.setattr(app.training, "start", start)
+        monkeypatch.setattr(app.processes, "start", start)
         await pilot.press("n")
         screen = app.screen
         assert isinstance(screen, StartScreen)
@@ -689,7 +740,7 @@ def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(runs, open_ap
     app = open_app("mine")
 
     async def flow(pilot):
-        def fail(wanted):
+        def fail(wanted, **_):
             raise RuntimeError(wanted, "odd [file]")
 
         monkeypatch.setattr(app._workspace, "poll", fail)
@@ -700,5 +751,194 @@ def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(runs, open_ap
                 break
         assert "odd [file]" in notes_of(app)[0]
         assert isinstance(app.screen, DashboardScreen)
+
+    drive(app, flow)
+
+
+# -- keeping runs
+def test_runs_are_sorted_by_key_and_header_and_columns_are_chosen(runs, open_app):
+    for name, step in (("one", 300), ("two", 100), ("three", 200)):
+        folder = write_state(runs, name, step=step)
+        text = (folder / "config.toml").read_text()
+        (folder / "config.toml").write_text(text.replace("0.001", f"0.{step}"))
+    app = open_app()
+
+    async def flow(pilot):
+        table = app.screen.query_one("#runs")
+
+        def names():
+            return [Path(key.value).name for key in table.rows]
+
+        await pilot.press("s")  # nothing was chosen: the first column
+        assert names() == ["one", "three", "two"]
+        await pilot.press("S")
+        assert names() == ["two", "three", "one"]
+        assert "run ▾" in text_of(app)
+        head = next(line for line in text_of(app).splitlines() if "step" in line)
+        await pilot.click("#runs", offset=(head.index("step") + 1, 0))
+        await settled(app, pilot)
+        assert names() == ["one", "three", "two"]
+        assert "step ▴" in text_of(app)
+        await pilot.press("o")
+        await settled(app, pilot)
+        await pilot.pause()
+        assert "train, learning_rate" in text_of(app)
+        assert "train, max_steps" not in text_of(app)  # the same in all
+        options = app.screen.query_one("SelectionList")
+        for name in options.selected:
+            options.deselect(name)
+        options.select("train.learning_rate")
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert re.search(r"run +learning_rate|run +train", text_of(app))
+        assert [str(cell) for cell in table.get_row_at(0)][1:] == ["one", "0.300"]
+
+    drive(app, flow)
+
+
+def test_runs_are_renamed_tagged_and_deleted_after_asking(runs, open_app):
+    write_state(runs, "old", state="finished")
+    write_state(runs, "taken", state="finished")
+    app = open_app()
+
+    async def flow(pilot):
+        await pilot.press("s", "r")
+        await pilot.pause()
+        box = app.screen.query_one("Input")
+        assert box.value == "old"
+        for name, fault in (("taken", "taken exists"), ("a b", "use letters, digits")):
+            box.value = name
+            await pilot.press("enter")
+            await pilot.pause()
+            assert fault in text_of(app)
+        box.value = "new"
+        await pilot.press("enter")
+        await settled(app, pilot)
+        assert {path.name for path in runs.iterdir()} == {"new", "taken"}
+        await pilot.press("t", *"good", "enter")
+        await settled(app, pilot)
+        assert "good" in text_of(app)
+        await pilot.press("f", *"nothing", "enter")
+        assert "no run matches 'nothing'" in text_of(app)
+        app.screen.query_one("#filter").value = "good"
+        await settled(app, pilot)
+        await pilot.press("d")
+        await pilot.pause()
+        assert "Move runs/new to runs/.trash?" in text_of(app)
+        await pilot.press("n", "d", "y")
+        await settled(app, pilot)
+        assert (runs / ".trash" / "new" / "run.json").is_file()
+        assert {path.name for path in runs.iterdir()} == {".trash", "taken"}
+
+    drive(app, flow)
+
+
+def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
+    runs, open_app, monkeypatch, tmp_path
+):
+    (runs / "coming").mkdir()
+    write_state(runs, state="stopped")
+    app = open_app("mine")
+    resumed = []
+
+    class Stub:
+        is_running = True
+        path, command = "runs/mine", "train"
+
+    def resume(path, root):
+        resumed.append(path)
+        return Stub()
+
+    async def flow(pilot):
+        monkeypatch.setattr(app.processes, "resume", resume)
+        await pilot.press("u", "u")
+        await settled(app, pilot)
+        await pilot.press("u")
+        assert resumed == ["runs/mine"]
+        assert "mine is being resumed" in notes_of(app)
+        with work_on(runs / "mine", "resuming", clock=lambda: NOW) as report:
+            report(ProgressEvent("reading training cells", 1, 4))
+            await settled(app, pilot)
+            assert "resuming  reading training cells  ██░░░░░░░░ 25%" in text_of(app)
+            await pilot.press("u")
+            assert "this run is resuming" in notes_of(app)
+        assert len(resumed) == 1
+        with work_on(runs / "coming", "preparing", clock=lambda: NOW) as report:
+            report(ProgressEvent("reading cells", 3, 4))
+            (runs / "coming" / "output.txt").write_text("$ tfx train x\nreading 4 files\n")
+            await pilot.press("escape")
+            await settled(app, pilot)
+            assert re.search(r"coming +. preparing +75%", text_of(app))
+            await pilot.press("s", "enter")
+            await settled(app, pilot)
+            assert "coming  ◌ preparing  reading cells" in text_of(app)
+            assert "reading 4 files" in text_of(app)
+
+    drive(app, flow)
+
+
+def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app, monkeypatch):
+    folder = write_state(runs, state="finished", step=N_STEPS)
+    app = open_app("mine")
+    begun = []
+
+    async def flow(pilot):
+        monkeypatch.setattr(app.processes, "evaluate", lambda path, root: begun.append(path))
+        await pilot.press("e")
+        assert "there is no model to evaluate yet" in notes_of(app)
+        write_model(folder)
+        await pilot.press("e", "6")
+        assert begun == ["runs/mine"]
+        await settled(app, pilot)
+        assert "No evaluation yet: e scores the run" in text_of(app)
+        run_states.write_evaluation(folder)
+        (folder / "eval-cells").mkdir()
+        write_json(
+            folder / "eval-cells" / "report.json",
+            {"title": "cells.h5ad", "verdict": ["Met: 14 of 16."]},
+        )
+        await settled(app, pilot)
+        assert re.search(r"cell_type +0 +0.820 / 0.810 +0.850 / 0.840", text_of(app))
+        assert "Generated cells: cells.h5ad" in text_of(app)
+        assert "- Met: 14 of 16." in text_of(app)
+
+    drive(app, flow)
+
+
+def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open_app):
+    folder = write_state(runs)
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(f"{text}batch_size = 32  # default\n")
+    machine = {"cpu_percent": 50.0, "process_memory": 2e9, "wait": 0.1}
+    write_lines(
+        folder / "system-node-7.jsonl", [{"t": NOW - age, **machine} for age in (380, 200, 110)]
+    )
+    app = open_app("mine")
+
+    async def flow(pilot):
+        await pilot.resize_terminal(165, 45)
+        loss = app.screen.query_one("#loss", CurveView)
+        assert {mark.sign for mark in loss.events} == {"▪", "★"}
+        assert [mark.x for mark in loss.events if mark.sign == "▪"] == [100, 200, 300]
+        await pilot.press("7")
+        await settled(app, pilot)
+        assert "gradient norm" in text_of(app)
+        await pilot.press("slash", *"acc")
+        await settled(app, pilot)
+        assert "gradient norm" not in text_of(app)
+        assert "accuracy of cell_type" in text_of(app)
+        await pilot.press("escape", "1", "a")
+        await settled(app, pilot)
+        assert loss.x_name == "cells"
+        assert loss.x_range == (5 * 32, 300 * 32)
+        await pilot.press("a", "3")
+        await settled(app, pilot)
+        assert loss.x_name == "hours"
+        assert loss.x_range == pytest.approx((0, 295 / 3600))
+        use = app.screen.query_one("#use", CurveView)
+        (cpu,) = use.series
+        assert (cpu.name, cpu.y.tolist()) == ("CPU", [50.0, 50.0, 50.0])
+        first = NOW - N_STEPS + 5
+        assert cpu.x == pytest.approx([(NOW - age - first) / 3600 for age in (380, 200, 110)])
 
     drive(app, flow)

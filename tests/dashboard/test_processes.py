@@ -14,7 +14,7 @@ from core.errors import ConfigurationError
 from tfx_cli.dashboard.processes import (
     GeneratorProcess,
     Launch,
-    TrainingProcesses,
+    RunProcesses,
     process_to_stop,
     send_stop,
 )
@@ -139,47 +139,49 @@ def test_a_run_that_cannot_be_stopped_from_here_is_explained(status, message):
 
 
 def test_a_run_whose_name_is_taken_is_not_started(tmp_path):
-    (tmp_path / "runs" / "base").mkdir(parents=True)
-    trainings = TrainingProcesses()
+    (tmp_path / "runs" / "base" / "mine").mkdir(parents=True)
+    processes = RunProcesses()
     with pytest.raises(ConfigurationError, match="exists; choose another name"):
-        trainings.start("base", "base", [], tmp_path / "runs")
+        processes.start("base", "base", [], tmp_path / "runs")
     with pytest.raises(ConfigurationError, match="writes to a folder 'runs', not to"):
-        trainings.start("base", "base", [], tmp_path / "experiments")
-    trainings.close()
+        processes.start("base", "base", [], tmp_path / "experiments")
 
 
 def test_a_training_that_fails_is_reported_once_with_its_error(own_folders, tmp_path):
-    trainings = TrainingProcesses()
+    processes = RunProcesses()
     (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
-    launch = trainings.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
-    assert trainings.launch_of(launch.path) is launch
-    launch.process.wait(60)
-    assert not trainings.started_here(launch.path)
-    (failed,) = trainings.failed()
-    assert "train.learning_rate: must be greater than 0" in failed.error()
-    assert failed.error().startswith("Error:")
-    assert trainings.failed() == []
-    trainings.close()
-    assert not launch.log.exists()
+    for _ in range(2):  # the folder that says why there is no run is taken by the next
+        launch = processes.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
+        assert processes.launch_of(launch.path) is launch
+        launch.process.wait(60)
+        assert not processes.started_here(launch.path)
+        (failed,) = processes.ended()
+        assert "train.learning_rate: must be greater than 0" in failed.error()
+        assert failed.error().startswith("Error:")
+        assert processes.ended() == []
+    assert launch.log == tmp_path / "runs" / "mine" / "output.txt"
+    assert launch.log.read_text().count("$ tfx train ") == 2
 
 
 def test_the_output_of_a_process_is_read_without_control_characters(tmp_path):
     log = tmp_path / "log"
-    log.write_bytes(b"\x1b[2K\x1b[1mone\x1b[0m\n\ntwo\r\n" + b"three \xff\n")
-    launch = Launch("runs/x", None, log)
+    log.write_bytes(
+        b"$ tfx train x\nError: old\n$ tfx train x\n\x1b[2K\x1b[1mone\x1b[0m\n\ntwo\r\n"
+        + b"three \xff\n"
+    )
+    launch = Launch("runs/x", "train", None, log)
     assert launch.last_lines(2) == ["two", "three �"]
+    assert launch.last_lines(9)[0] == "one"  # of the last command alone
     assert launch.error() == "three �"
     log.unlink()
     assert launch.last_lines(2) == []
 
 
 def test_a_training_of_the_dashboard_is_not_in_its_session(tmp_path):
-    trainings = TrainingProcesses()
-    launch = trainings.start("no-such-preset", "mine", [], tmp_path / "runs")
+    launch = RunProcesses().start("no-such-preset", "mine", [], tmp_path / "runs")
     try:
         assert os.getsid(launch.process.pid) != os.getsid(0)
     except ProcessLookupError:
         pytest.skip("it ended too soon")
     finally:
         launch.process.wait(60)
-        trainings.close()

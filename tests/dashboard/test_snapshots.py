@@ -199,10 +199,12 @@ def test_panes_of_generated_cells(pane, runs, open_app, matches, monkeypatch):
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
             await pilot.press("g", "right", "right")
-            for number, shift in enumerate((0.0, 0.7), start=1):
-                await pilot.press("g")
+            for number, (key, shift) in enumerate((("g", 0.0), ("f", 0.7)), start=1):
+                await pilot.press(key)
+                made = run_states.profile(shift)
+                made["pairs"] = run_states.pairs(run_states.profile(), shift)
                 event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
-                         "profile": run_states.profile(shift)}  # fmt: skip
+                         "profile": made}  # fmt: skip
                 app.screen.take_event("runs/mine", event)
             await pilot.press(pane)
             await at_all_sizes(app, pilot, matches, f"cells-{pane}")

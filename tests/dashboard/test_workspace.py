@@ -144,8 +144,8 @@ def test_machine_lines_and_log_are_the_last_ones(runs):
     (folder / "log.txt").write_text("".join(f"line {n}\n" for n in range(20_000)))
     path = str(runs / "mine")
     view = Clocks().workspace(runs).poll([path]).open_runs[path]
-    assert view.machines["node-8"][-1]["cpu_percent"] == 4999
-    assert len(view.machines["node-8"]) == 2000
+    assert view.machines["node-8"]["cpu_percent"] == 4999
+    assert view.load["node-8"]["cpu_percent"][[0, -1]].tolist() == [0, 4999]
     assert view.log[-1] == "line 19999"
     assert view.log[0].startswith("line ")
 
@@ -162,3 +162,28 @@ def test_what_training_writes_is_read(runs):
     assert np.isnan(view.train.columns["loss"]).all()
     assert view.validation.last("acc/sex") == 0.5
     assert (view.settings[0].key, view.settings[0].provenance) == ("train.seed", "default")
+
+
+def test_the_end_of_a_long_history_is_read_first_and_then_all_of_it(runs, monkeypatch):
+    monkeypatch.setattr("tfx_cli.dashboard.workspace._LONG_HISTORY", 4_000)
+    monkeypatch.setattr("tfx_cli.dashboard.workspace._TAIL_BYTES", 1_000)
+    monkeypatch.setattr("core.runlog.history._CHUNK_BYTES", 500)
+    lines = [train_line(step) for step in range(1, 101)]
+    write_state(runs, step=100, lines=lines)
+    workspace = Clocks().workspace(runs)
+    view = workspace.poll(["runs/mine"] if str(runs) == "runs" else [str(runs / "mine")])
+    (path,) = view.open_runs
+    first = view.open_runs[path]
+    assert first.fraction_read < 1
+    assert first.train.steps[-1] == 100
+    assert len(first.train.steps) < 10
+    seen = [first]
+    while seen[-1].fraction_read < 1:
+        seen.append(workspace.poll([path]).open_runs[path])
+    assert len(seen) > 3
+    for one in seen:
+        assert (np.diff(one.train.steps) > 0).all()
+        assert one.train.steps[-1] == 100
+    assert seen[-1].train.steps.tolist() == list(range(1, 101))
+    assert seen[-1].train.columns["loss"].tolist() == [line["loss"] for line in lines]
+    assert seen[-1].train.times.tolist() == [line["t"] for line in lines]

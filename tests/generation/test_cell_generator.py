@@ -10,7 +10,7 @@ from core.generation.cell_generator import GENERATION_KEY, generate_cells
 from core.generation.request import GenerationRequest
 from tests.model.examples import N_GENES, make_cell_model
 
-from .examples import known_model, with_reference
+from .examples import FEMALE, known_model, set_class_effect, with_reference
 
 
 def generate(model=None, *, n_cells=12, batch_size=128, phenotypes=None, listener=None, **others):
@@ -46,6 +46,26 @@ def test_values_are_a_sparse_float32_matrix_of_plausible_log_values():
     assert cells.X.dtype == np.float32
     assert cells.X.data.min() > 0
     assert cells.X.data.max() <= 4  # training values lie below 4
+
+
+def test_a_changed_token_moves_its_genes_and_leaves_all_else_as_it_was():
+    model = known_model()
+    set_class_effect(model, FEMALE, 2, 3.0)
+    before, _ = generate(model, n_cells=50, phenotypes={"sex": "female"}, seed=4)
+    after, _ = generate(
+        model, n_cells=50, phenotypes={"sex": "female"}, changes={"sex": "male"}, seed=4
+    )
+    assert (after.obs["sex"] == "male").all()
+    pd.testing.assert_series_equal(after.obs["tissue"], before.obs["tissue"])
+    assert len(set(before.obs["tissue"])) > 1  # drawn, of female cells
+    moved = (after.X != before.X).toarray().any(axis=0)
+    assert np.flatnonzero(moved).tolist() == [2]
+    assert after.uns[GENERATION_KEY]["set"] == {"sex": "male"}
+    assert "set" not in before.uns[GENERATION_KEY]
+    same, _ = generate(
+        model, n_cells=50, phenotypes={"sex": "female"}, changes={"sex": "female"}, seed=4
+    )
+    np.testing.assert_array_equal(same.X.toarray(), before.X.toarray())
 
 
 def test_none_leaves_the_labels_of_open_phenotypes_missing():

@@ -1,6 +1,7 @@
 """Generated cells beside real ones: marker genes from the model, fidelity from the store."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from core.generation.comparison import (
     MAX_GENES,
     MAX_POINTS,
     check_markers,
+    compare_pairs,
     find_training_store,
     open_training_store,
     principal_plane,
@@ -223,6 +225,44 @@ def test_without_real_cells_the_real_side_is_null():
     assert profile["detected_genes"]["real"] is None
     assert (profile["embedding"], profile["fidelity"], profile["top_genes"]) == (None, None, [])
     assert len(profile["detected_genes"]["generated"]) == 4
+
+
+def floor_of(differences):
+    """The floor by its definition, one gene and one exchange after another."""
+    n_cells, n_genes = differences.shape
+    norms = [math.sqrt(sum(value**2 for value in differences[:, gene])) for gene in range(n_genes)]
+    largest = []
+    for signs in np.random.default_rng(0).choice([-1.0, 1.0], (1_000, n_cells)):
+        sums = [abs(sum(signs * differences[:, gene])) for gene in range(n_genes)]
+        largest.append(max(one / norm for one, norm in zip(sums, norms, strict=True) if norm))
+    limit = sorted(largest)[math.ceil(0.95 * 999)]
+    return [limit * norm / n_cells for norm in norms]
+
+
+def test_pairs_are_compared_as_directly_computed_and_only_what_moves_exceeds_the_floor():
+    rng = np.random.default_rng(3)
+    before, again = cells_of(60, 9).toarray(), cells_of(60, 9, seed=5).toarray()
+    after = np.where(rng.random(before.shape) < 0.9, before, again)
+    after[:, 4] = before[:, 4] + rng.normal(1.5, 0.3, 60)  # this one really moves
+    after[:, 5] = before[:, 5] + 0.1  # as pairs for certain, but less than two draws differ by
+    after[:, 7] = before[:, 7]
+    cells = [sparse.csr_matrix(one) for one in (before, after, again)]
+    pairs = compare_pairs(*cells, panel_of(9))
+    assert (pairs["names"], pairs["cells"]) == ([f"G{gene}" for gene in range(9)], 60)
+    np.testing.assert_allclose(pairs["before_mean"], before.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(pairs["after_mean"], after.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(pairs["change"], (after - before).mean(axis=0), atol=1e-4)
+    expected = np.maximum(floor_of(again - before), floor_of(after - before))
+    np.testing.assert_allclose(pairs["floor"], expected, atol=1e-4)
+    exceeds = np.abs(pairs["change"]) > pairs["floor"]
+    assert np.flatnonzero(exceeds).tolist() == [4]
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 4])
+def test_few_pairs_prove_nothing(n_cells):
+    before = sparse.csr_matrix(np.ones((n_cells, 3), np.float32))
+    pairs = compare_pairs(before, before * 2, before, panel_of(3))
+    assert not (np.abs(pairs["change"]) > pairs["floor"]).any()
 
 
 def test_the_plane_is_that_of_the_real_cells_and_shared():

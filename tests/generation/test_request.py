@@ -1,5 +1,7 @@
 """Requests: labels to codes, and the phenotypes that each generated cell gets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -200,6 +202,23 @@ def test_the_phenotypes_of_a_part_are_those_within_the_whole(model):
     whole = draw.codes(range(1000))
     for part in (range(3), range(990, 1000), range(17, 400)):
         np.testing.assert_array_equal(draw.codes(part), whole[part.start : part.stop])
+
+
+def test_a_change_keeps_what_was_drawn_and_new_combinations_are_noted(model):
+    female = ask({"sex": "female"}, 200)
+    before, _ = draw_codes(model, female)
+    changed = replace(female, changes={"sex": "male"})
+    after, notes = draw_codes(model, changed)
+    assert (after[:, 0] == 1).all()
+    np.testing.assert_array_equal(after[:, 1], before[:, 1])
+    draw = PhenotypeDraw(model, changed)
+    np.testing.assert_array_equal(draw.codes_before(range(200)), before)
+    assert draw.wanted == {0: 1}
+    # Of the female cells 600 of 800 are of the lung, and there is no male lung cell.
+    assert notes == [
+        "the change gives 75% of the cells phenotypes that no training cell has together: the model "
+        "composes what it learnt of each value"
+    ]
 
 
 def test_balancing_fills_rare_values_up_to_the_commonest(model):

@@ -133,10 +133,10 @@ GPU = {
 
 def test_the_formula_of_utilisation_is_that_of_the_code():
     formula = re.search(r"mfu = \((.+)\) · tokens_per_second / peak", section("metrics.jsonl"))[1]
-    python = formula.replace("6 P", "6 * P").replace("·", "*").replace("L̄", "length")
-    values = {"P": 1000, "layers": 3, "d": 64, "length": 17.5}
-    flops = EncoderFlops(parameters=1000, layers=3, width=64)
-    assert eval(python, values) == flops.per_token(17.5)
+    python = formula.replace("·", "*").replace("L̄", "length")
+    values = {"P": 1000, "Q": 200, "r": 0.25, "layers": 3, "d": 64, "length": 17.5}
+    flops = EncoderFlops(parameters=1000, layers=3, width=64, output_parameters=200)
+    assert eval(python, values) == flops.per_token(17.5, 0.25)
 
 
 def test_every_tracker_is_named():

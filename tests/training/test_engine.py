@@ -188,6 +188,12 @@ def test_stopped_and_resumed_equals_never_stopped(
         whole = train(preset, tiny_store, tmp_path / "whole").run
     with pytest.raises(TrainingInterrupted, match=f"stopped at step {stop_at} of 12, checkpoint"):
         train(preset, tiny_store, tmp_path / "parts", **stop_after(stop_at))
+
+    def fit(*_, **__):
+        raise AssertionError("the checkpoint has it")
+
+    for name in ("fit_log_linear", "start_summary", "_fill_gene_bias"):
+        monkeypatch.setattr(f"core.training.run_setup.{name}", fit)
     result = train(preset, tiny_store, tmp_path / "parts")
     assert result.steps == 12
     assert_same_run(whole, tmp_path / "parts")

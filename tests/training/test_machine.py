@@ -5,6 +5,7 @@ import torch
 
 from core.errors import MachineError
 from core.presets.schema import TrainSettings
+from core.training import machine
 from core.training.machine import (
     EncoderFlops,
     Machine,
@@ -13,6 +14,7 @@ from core.training.machine import (
     mean_attended_length,
     peak_flops,
 )
+from tests.model.examples import make_cell_model
 
 
 @pytest.fixture
@@ -68,6 +70,22 @@ def test_flops_per_token_are_those_counted_product_by_product():
     forward_and_backward = 3 * n_layers * products
     flops = EncoderFlops(parameters=n_layers * layer_weights, layers=n_layers, width=width)
     assert flops.per_token(length) == forward_and_backward
+
+
+def test_the_last_layer_is_counted_at_the_positions_that_are_read_alone():
+    length, width, n_layers, read = 100, 64, 3, 0.25
+    whole = 2 * 12 * width**2 + 2 * 2 * length * width
+    # keys and values of all tokens; queries, output, feed-forward and attention where a head reads
+    last = 2 * 2 * width**2 + read * (2 * 10 * width**2 + 2 * 2 * length * width)
+    weights = 12 * width**2
+    flops = EncoderFlops(n_layers * weights, n_layers, width, output_parameters=10 * width**2)
+    assert flops.per_token(length, read) == 3 * ((n_layers - 1) * whole + last)
+    network = make_cell_model("binned", layers=2).network
+    found = EncoderFlops.of(network)
+    last_layer = network.encoder_part.encoder.layers[-1]
+    own = sum(p.numel() for p in last_layer.parameters())
+    keys_and_values = 2 * found.width * (found.width + 1)
+    assert found.output_parameters == own - keys_and_values
 
 
 def test_a_bert_base_needs_0_623_gigaflops_per_token_at_1024():
@@ -127,11 +145,17 @@ def test_a_gpu_that_is_not_known_has_no_peak(name, precision):
     assert peak_flops(name, precision) is None
 
 
-def test_the_peak_of_a_cpu_is_measured_once_and_kept():
+def test_the_peak_of_a_cpu_is_measured_once_and_kept(monkeypatch):
     cpu = torch.device("cpu")
     peak = device_peak(cpu, "no")
     assert peak is not None
     assert 1e8 < peak < 1e16
     assert device_peak(cpu, "no") == peak  # a second measurement would give another figure
+    monkeypatch.setattr(machine, "_measure_peak", lambda precision: 0.5 * peak)
+    assert device_peak(cpu, "no", again=True) == peak  # slowed by others
+    monkeypatch.setattr(machine, "_measure_peak", lambda precision: 2 * peak)
+    assert device_peak(cpu, "no") == peak
+    assert device_peak(cpu, "no", again=True) == device_peak(cpu, "no") == 2 * peak
+    monkeypatch.setattr(machine, "_peaks", {})
     assert device_peak(cpu, "fp16") is None
     assert device_peak(torch.device("meta"), "no") is None

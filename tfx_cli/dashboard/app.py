@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,21 @@ from textual.message import Message
 from textual.screen import Screen
 
 from core.errors import TfxError
-from core.runlog.schema import LIVE_STATES
+from core.runlog.overview import RunRow
+from core.runlog.ownership import is_free, is_run_name
+from core.runlog.reader import RunReader
+from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER
+from core.runlog.work import read_work
 from core.wording import without_controls
-from tfx_cli.arguments import is_run_name
 from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OpenRun, StartRun
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
 from tfx_cli.dashboard.keymap import KEYS, read_key_overrides
 from tfx_cli.dashboard.processes import (
+    NO_FAILURE,
     GeneratorProcess,
-    TrainingProcesses,
+    Launch,
+    RunProcesses,
     process_to_stop,
     send_stop,
 )
@@ -36,7 +42,7 @@ from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen
 from tfx_cli.dashboard.start_screen import StartScreen
 from tfx_cli.dashboard.themes import DEFAULT_THEME, THEMES
-from tfx_cli.dashboard.workspace import RunView, Workspace, WorkspaceView
+from tfx_cli.dashboard.workspace import Workspace, WorkspaceView
 
 #: Seconds that a training may take to end after its folder says that it stopped.
 _LONGEST_END = 60.0
@@ -87,7 +93,9 @@ class DashboardApp(App[None]):
     ) -> None:
         super().__init__()
         self.root = root
-        self.training = TrainingProcesses()
+        self.processes = RunProcesses()
+        #: Runs that u resumes, until their folder shows it; None before the process is started.
+        self._resuming: dict[str, Launch | None] = {}
         self.is_paused = False
         self.views_taken = 0
         self._first_run = run
@@ -98,6 +106,8 @@ class DashboardApp(App[None]):
         self._is_reading = False
         self._reads_again = False
         self._generator: GeneratorProcess | None = None
+        #: Run -> screen with its generated cells, which stay while other screens are shown.
+        self._cells: dict[str, GenerateScreen] = {}
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         return [*super().get_line_filters(), _CONTROL_FILTER]
@@ -109,9 +119,9 @@ class DashboardApp(App[None]):
         self.theme = self._first_theme
         self.set_keymap(read_key_overrides())
         self._listen_to_signals()
-        await self.push_screen(RunsScreen(self.root))
+        await self.push_screen(RunsScreen(self.root, self.processes))
         if self._first_run is not None:
-            self._open(RunScreen(str(self._first_run), self.training))
+            self._open(RunScreen(str(self._first_run), self.processes))
         self.set_interval(1.0 / self._refresh_rate, self.poll_soon)
         self.poll_soon()
 
@@ -126,13 +136,14 @@ class DashboardApp(App[None]):
     def _hang_up(self) -> None:
         if self._generator is not None:
             self._generator.terminate()
+        for screen in self._cells.values():
+            screen.discard()
         os._exit(128 + signal.SIGHUP)  # an ordinary end would wait for the terminal for ever
 
     async def on_unmount(self) -> None:
         """End the generating process; trainings continue."""
         if self._generator is not None:
             await self._generator.stop()
-        self.training.close()
 
     @property
     def failure(self) -> Exception | None:
@@ -150,12 +161,15 @@ class DashboardApp(App[None]):
             self._reads_again = True
             return
         self._is_reading, self._reads_again = True, False
-        wanted = {path for screen in self._dashboard_screens() for path in screen.open_runs()}
-        self.run_worker(lambda: self._read(sorted(wanted)), thread=True, group="read")
+        screens = self._dashboard_screens()
+        wanted = sorted({path for screen in screens for path in screen.open_runs()})
+        with_settings = any(screen.needs_settings for screen in screens)
+        self.run_worker(lambda: self._read(wanted, with_settings), thread=True, group="read")
 
-    def _read(self, wanted: Sequence[str]) -> None:
+    def _read(self, wanted: Sequence[str], with_settings: bool) -> None:
         try:
-            self.post_message(ViewRead(self._workspace.poll(wanted)))
+            view = self._workspace.poll(wanted, with_settings=with_settings)
+            self.post_message(ViewRead(view))
         except Exception as error:  # noqa: BLE001 - a foreign file must not end the dashboard
             self.post_message(ViewRead(error))
 
@@ -167,14 +181,30 @@ class DashboardApp(App[None]):
             return
         self.views_taken += 1
         self._view = event.result
-        for launch in self.training.failed():
-            title = f"{Path(launch.path).name} failed"
-            text = launch.error() or "without a message"
-            self.notify(text, title=title, severity="error", timeout=15, markup=False)
+        self._follow_processes(event.result)
         if not self.is_paused:
             self._update_screens()
-        if self._reads_again:
+        is_behind = any(one.fraction_read < 1 for one in event.result.open_runs.values())
+        if self._reads_again or is_behind:
             self.poll_soon()
+
+    def _follow_processes(self, view: WorkspaceView) -> None:
+        """Report the processes that ended, and leave those to their folders that show more."""
+        for launch in self.processes.ended():
+            name = Path(launch.path).name
+            if launch.process.poll() not in NO_FAILURE:
+                text = launch.error() or "without a message"
+                title = f"tfx {launch.command} {name} failed"
+                self.notify(text, title=title, severity="error", timeout=15, markup=False)
+            elif launch.command == "eval":
+                self.notify(f"{name} is evaluated", markup=False)
+        for row in view.rows:
+            if row.state in AT_WORK:
+                self.processes.forget_launch(row.path)
+                self._resuming.pop(row.path, None)
+        for path, resumed in list(self._resuming.items()):
+            if resumed is not None and not resumed.is_running:
+                del self._resuming[path]
 
     def on_read_soon(self) -> None:
         self.poll_soon()
@@ -186,7 +216,8 @@ class DashboardApp(App[None]):
                 screen.update_view(self._view)
 
     def _dashboard_screens(self) -> list[DashboardScreen]:
-        return [screen for screen in self.screen_stack if isinstance(screen, DashboardScreen)]
+        shown = [screen for screen in self.screen_stack if isinstance(screen, DashboardScreen)]
+        return [*shown, *(one for one in self._cells.values() if one not in shown)]
 
     def _notify_error(self, problem: object) -> None:
         self.notify(str(problem), severity="error", markup=False)
@@ -198,15 +229,39 @@ class DashboardApp(App[None]):
         self.call_later(self.poll_soon)
 
     def on_open_run(self, event: OpenRun) -> None:
-        self._open(RunScreen(event.path, self.training))
+        self._open(RunScreen(event.path, self.processes))
 
     def action_new_run(self) -> None:
         self._open(StartScreen(self._free_name))
 
     def action_generate(self) -> None:
         run = self._current_run()
-        if run is not None:
-            self._open(GenerateScreen(run))
+        if run is None:
+            return
+        kept = self._cells.get(run)
+        if kept is not None and not (kept.sets or kept.is_busy):  # the model may be another by now
+            self.uninstall_screen(kept)
+            kept.remove()
+            kept = None
+        if kept is None:
+            kept = self._cells[run] = GenerateScreen(run)
+            self.install_screen(kept, f"cells of {run}")
+        self._open(kept)
+
+    async def action_quit(self) -> None:
+        """End; ask first if that discards generated cells."""
+        n_unsaved = sum(screen.n_unsaved for screen in self._cells.values())
+        if not n_unsaved or isinstance(self.screen, ConfirmDialog):
+            self.exit()
+            return
+        sets = f"{n_unsaved} generated set{'s are' if n_unsaved > 1 else ' is'}"
+
+        def leave(confirmed: bool | None) -> None:
+            if confirmed:
+                self.exit()
+
+        question = f"{sets} not saved (g shows the cells, w saves). Leave and discard?"
+        self.push_screen(ConfirmDialog(question, "Discard"), leave)
 
     def _current_run(self) -> str | None:
         return self.screen.current_run() if isinstance(self.screen, DashboardScreen) else None
@@ -243,7 +298,7 @@ class DashboardApp(App[None]):
     def _free_name(self, name: str) -> str:
         """Return a name for a run that no run has yet."""
         free, number = name, 2
-        while (self.root / free).exists() or self.training.launch_of(str(self.root / free)):
+        while not is_free(self.root / free) or self.processes.launch_of(str(self.root / free)):
             free, number = f"{name}-{number}", number + 1
         return free
 
@@ -256,30 +311,33 @@ class DashboardApp(App[None]):
         path = Path(event.preset)
         preset = str(path.absolute()) if path.is_file() else event.preset
         try:
-            launch = self.training.start(preset, event.name, event.assignments, self.root)
+            launch = self.processes.start(preset, event.name, event.assignments, self.root)
         except TfxError as error:
             self._notify_error(error)
             return
         self.pop_screen()
-        self._open(RunScreen(launch.path, self.training))
+        self._open(RunScreen(launch.path, self.processes))
 
-    def _run_of_screen(self) -> tuple[str, RunView | None]:
+    def _run_of_screen(self) -> tuple[str, RunRow | None]:
         path = self._current_run() or ""
-        return path, None if self._view is None else self._view.open_runs.get(path)
+        rows = () if self._view is None else self._view.rows
+        return path, next((row for row in rows if row.path == path), None)
 
     def action_stop_run(self) -> None:
         """Make a run save a checkpoint and end; one that was started elsewhere only if confirmed."""
-        path, view = self._run_of_screen()
-        launch = self.training.launch_of(path)
-        if view is None and launch is not None and launch.process.poll() is None:
+        path, row = self._run_of_screen()
+        launch = self.processes.launch_of(path)
+        if row is None and launch is not None and launch.is_running:
             send_stop(launch.process.pid)
             self.notify("stopping", markup=False)
             return
-        if view is None or view.row.state not in (*LIVE_STATES, "stale"):
+        if row is None or row.state not in (*AT_WORK, "stale"):
             self.notify("this run is not running", markup=False)
             return
+        work = read_work(Path(path), now=time.time())
+        saves = work is None
         try:
-            pid = process_to_stop(view.status)
+            pid = process_to_stop(RunReader(Path(path)).status if work is None else work.record)
         except TfxError as error:
             self.notify(str(error), severity="warning", markup=False)
             return
@@ -287,38 +345,58 @@ class DashboardApp(App[None]):
         def stop(confirmed: bool | None) -> None:
             if confirmed:
                 send_stop(pid)
-                self.notify("saving a checkpoint after this step, then it ends", markup=False)
+                how = "saving a checkpoint after this step, then it ends" if saves else "stopping"
+                self.notify(how, markup=False)
 
-        if self.training.started_here(path):
+        if pid in [launch.process.pid for launch in self.processes.running()]:
             stop(confirmed=True)
             return
-        question = (
-            f"{view.row.name} was not started by this dashboard (process {pid}). Make it save a "
-            "checkpoint and end?"
-        )
+        end = "save a checkpoint and end" if saves else f"end ({row.state})"
+        question = f"{row.name} was not started by this dashboard (process {pid}). Make it {end}?"
         self.push_screen(ConfirmDialog(question, "Stop it"), stop)
 
     def action_resume_run(self) -> None:
-        path, view = self._run_of_screen()
-        if view is None and not self.training.started_here(path):
+        path, row = self._run_of_screen()
+        if row is None and not self.processes.started_here(path):
             self.notify("there is no run to resume; n starts one", markup=False)
-        elif view is None or view.row.state in LIVE_STATES:
-            self.notify("this run is still training", markup=False)
-        elif view.row.state == "finished":
+        elif row is None or row.state in AT_WORK:
+            self.notify(f"this run is {'starting' if row is None else row.state}", markup=False)
+        elif path in self._resuming:
+            self.notify(f"{row.name} is being resumed", markup=False)
+        elif row.state == "finished":
             self.notify(f"finished; for more steps: tfx train {path} --steps N", markup=False)
         else:
-            self.notify(f"{view.row.name} continues (a few seconds)", markup=False)
+            self._resuming[path] = None
+            self.notify(f"{row.name} continues (a few seconds)", markup=False)
             self.run_worker(self._resume(path), group="resume")
+
+    def action_evaluate_run(self) -> None:
+        """Score the test cells of a run in a process of its own."""
+        path, row = self._run_of_screen()
+        if row is None or not (Path(path) / MODEL_FOLDER).is_dir():
+            self.notify("there is no model to evaluate yet", markup=False)
+        elif row.state in AT_WORK and row.state not in LIVE_STATES:
+            self.notify(f"this run is {row.state}", markup=False)
+        elif self.processes.started_here(path, "eval"):
+            self.notify(f"{row.name} is being evaluated", markup=False)
+        else:
+            try:
+                self.processes.evaluate(path, self.root)
+            except TfxError as error:
+                self._notify_error(error)
+            else:
+                self.notify(f"evaluating {row.name} on its test cells", markup=False)
 
     async def _resume(self, path: str) -> None:
         """Continue a run as soon as the process that stopped it has ended."""
         for _ in range(int(_LONGEST_END / 0.2)):
-            if not self.training.started_here(path):
+            if not self.processes.started_here(path):
                 break
             await asyncio.sleep(0.2)
         try:
-            self.training.resume(path, self.root)
+            self._resuming[path] = self.processes.resume(path, self.root)
         except TfxError as error:
+            del self._resuming[path]
             self._notify_error(error)
 
     # -- actions of all screens

@@ -54,6 +54,8 @@ class DashboardScreen(Screen[None]):
     is_paused = False
     #: Whether cells are being generated for this screen.
     is_busy = False
+    #: Whether the screen needs the presets of all runs.
+    needs_settings = False
 
     def compose(self) -> ComposeResult:
         yield Static("", classes="bar", markup=False)
@@ -143,14 +145,21 @@ def current_key(table: DataTable[Text]) -> str | None:
 
 
 def fill_table(
-    table: DataTable[Text], columns: Sequence[str], rows: Mapping[str, Sequence[Text]]
+    table: DataTable[Text],
+    columns: Sequence[str] | Mapping[str, Text],
+    rows: Mapping[str, Sequence[Text]],
 ) -> None:
-    """Show rows by key; a row that stays keeps the cursor, and only changed cells are drawn."""
+    """Show rows by key; a row that stays keeps the cursor, and only changed cells are drawn.
+
+    ``columns`` are names, or names with their heads.
+    """
     current = current_key(table)
-    if list(columns) != [column.key.value for column in table.ordered_columns]:
+    heads = columns if isinstance(columns, Mapping) else {name: Text(name) for name in columns}
+    shown = {str(column.key.value): column.label for column in table.ordered_columns}
+    if list(heads.items()) != list(shown.items()):
         table.clear(columns=True)
-        for name in columns:
-            table.add_column(Text(name), key=name)
+        for name, head in heads.items():
+            table.add_column(head, key=name)
     if list(rows) != [str(key.value) for key in table.rows]:
         table.clear()
         for key, cells in rows.items():

@@ -4,6 +4,7 @@ A profile is what `tfx generate --serve` sends (docs/generate-serve.md); missing
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from rich.text import Text
 from textual.content import Content
 
 from core.runlog.json_lines import finite_number, number_in
+from tfx_cli.dashboard.generated_sets import GeneratedSet
 from tfx_cli.dashboard.plots import Series
+from tfx_cli.formatting import shortened
 
-GENE_COLUMNS = ("gene", "real", "generated", "difference", "")
-MOVED_COLUMNS = ("gene", "before", "after", "change", "")
-_BAR = 10
 _N_SHOWN = 200
+#: Columns of the terminal: of either half of a bar, of names.
+_SHORTEST_BAR, _LONGEST_BAR, _LONGEST_HEAD, _LONGEST_GENE = 3, 16, 12, 16
 FEW_CELLS = 20
 #: Places in the colours of curves.
 _COLOURS = {"real": 1, "generated": 0}
@@ -65,56 +67,131 @@ def _numbers(values: object) -> NDArray[np.float64]:
     return np.array([finite_number(value) for value in found], dtype=float)
 
 
-def gene_rows(profile: Mapping[str, Any], colours: tuple[str, str]) -> list[list[Text]]:
-    """Return rows of `GENE_COLUMNS`, the largest difference first; without real cells, the highest mean.
+@dataclass(frozen=True)
+class GeneTable:
+    """Means of genes in two sets of cells, and their difference: the rows of a table with bars."""
 
-    ``colours`` are those of bars to the left and to the right.
-    """
-    means = GeneMeans(profile)
-    difference = np.abs(means.generated - means.real)
-    key = np.nan_to_num(difference if np.isfinite(difference).any() else means.generated)
-    order = np.argsort(-key)
-    rows = [(means.names[gene], means.real[gene], means.generated[gene]) for gene in order]
-    return _rows(rows, colours)
+    #: Names of the two sets, and of the difference.
+    heads: tuple[str, str, str]
+    names: Sequence[str]
+    #: (genes,), NaN where unknown.
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    #: (genes,): differences up to this are noise; None: not known.
+    floor: NDArray[np.float64] | None = None
+    unit: str = "log1p"
 
+    @property
+    def exceeds(self) -> NDArray[np.bool_]:
+        """(genes,): whether the difference exceeds the noise floor."""
+        if self.floor is None:
+            return np.zeros(len(self.names), dtype=bool)
+        return np.abs(self.second - self.first) > self.floor
 
-def moved_rows(
-    before: Mapping[str, Any], after: Mapping[str, Any], colours: tuple[str, str]
-) -> list[list[Text]]:
-    """Return rows of `MOVED_COLUMNS`: the generated means that moved most between two requests."""
-    old, new = GeneMeans(before), GeneMeans(after)
-    old_means = dict(zip(old.names, old.generated, strict=True))
-    rows = [
-        (name, old_means[name], mean)
-        for name, mean in zip(new.names, new.generated, strict=True)
-        if name in old_means
-    ]
-    rows.sort(key=lambda row: -abs(row[2] - row[1]))
-    return _rows(rows, colours)
+    def columns(self) -> list[Text]:
+        """Return the heads: names over units, aligned as the columns are."""
+        heads = [*self.heads, *([] if self.floor is None else ["noise floor"])]
+        shown = [f"{shortened(head, _LONGEST_HEAD)}\n{self.unit}" for head in heads]
+        return [Text("gene"), *(Text(head, justify="right") for head in shown), Text("")]
 
+    def rows(self, width: int, colours: tuple[str, str]) -> list[list[Text]]:
+        """Return the rows, first what exceeds the floor, then the largest difference (else mean).
 
-def _rows(pairs: Sequence[tuple[str, float, float]], colours: tuple[str, str]) -> list[list[Text]]:
-    changes = [abs(b - a) for _, a, b in pairs if not np.isnan(b - a)]
-    widest = max(changes, default=1.0)
-    return [
-        [
-            Text(name),
-            *(Text("-" if np.isnan(mean) else f"{mean:.2f}", justify="right") for mean in (a, b)),
-            Text("" if np.isnan(b - a) else f"{b - a:+.2f}", justify="right"),
-            _bar(b - a, widest, colours),
+        ``width`` is that of the table, ``colours`` are those of bars to the left and to the right.
+        """
+        difference = self.second - self.first
+        size = np.abs(difference)
+        key = np.nan_to_num(size if np.isfinite(size).any() else self.second)
+        order = np.lexsort((-key, ~self.exceeds))[:_N_SHOWN]
+        columns = [
+            self.first,
+            self.second,
+            difference,
+            *([] if self.floor is None else [self.floor]),
         ]
-        for name, a, b in pairs[:_N_SHOWN]
-    ]
+        widths = [max(map(len, head.plain.splitlines())) for head in self.columns()[1:-1]]
+        names = [shortened(self.names[gene], _LONGEST_GENE) for gene in order]
+        used = max(map(len, names), default=0) + sum(widths) + 2 * (len(widths) + 2) + 5
+        half = min(max((width - used) // 2, _SHORTEST_BAR), _LONGEST_BAR)
+        widest = float(np.nanmax(size, initial=0.0)) if np.isfinite(size).any() else 0.0
+        rows = []
+        for name, gene in zip(names, order, strict=True):
+            is_clear = self.floor is None or bool(self.exceeds[gene])
+            cells = [
+                Text(
+                    "-" if np.isnan(column[gene]) else f"{column[gene]:{sign}.2f}", justify="right"
+                )
+                for column, sign in zip(columns, ("", "", "+", ""), strict=False)
+            ]
+            if np.isnan(difference[gene]):
+                cells[2].plain = ""
+            mark = "" if self.floor is None else "* " if is_clear else "  "
+            drawn = _bar(difference[gene], widest, half, colours, is_clear=is_clear)
+            rows.append([Text(name), *cells, Text.assemble(mark, drawn)])
+        return rows
 
 
-def _bar(value: float, widest: float, colours: tuple[str, str]) -> Text:
-    """Draw a signed difference from a middle line."""
+def real_table(profile: Mapping[str, Any]) -> GeneTable:
+    """Return the generated cells of a profile beside real ones."""
+    means = GeneMeans(profile)
+    heads = ("real", "generated", "difference")
+    return GeneTable(heads, means.names, means.real, means.generated, unit=_unit(profile))
+
+
+def change_table(
+    shown: GeneratedSet, before: GeneratedSet | None
+) -> tuple[Content, GeneTable | None]:
+    """Return what a set changes, as sentences and as a table.
+
+    Of a flip these are the pairs, all else equal; else the set is compared with the one ``before`` it.
+    """
+    pairs = _part(shown.profile, "pairs")
+    if shown.change is not None and pairs:
+        _, old, new = shown.change
+        first, second, floor = (
+            _numbers(pairs.get(name)) for name in ("before_mean", "after_mean", "floor")
+        )
+        names = [str(name) for name in pairs.get("names") or ()]
+        if not len(names) == len(first) == len(second) == len(floor):
+            return Content("the generating process sent no comparison"), None
+        table = GeneTable((old, new, "change"), names, first, second, floor, _unit(shown.profile))
+        text = (
+            f"{pairs.get('cells')} cells twice: the same other phenotypes, sizes and random numbers. "
+            f"* {table.exceeds.sum()} of {len(names)} genes exceed the noise floor, "
+            "what two draws of the same request differ by."
+        )
+        title = f"{old} → {new}, all else equal"
+        return Content("\n").join([Content.styled(title, "bold"), Content(text)]), table
+    if before is None:
+        return Content("f flips a token: the same cells, with one phenotype changed"), None
+    old_means, new_means = GeneMeans(before.profile), GeneMeans(shown.profile)
+    by_name = dict(zip(old_means.names, old_means.generated, strict=True))
+    both = [place for place, name in enumerate(new_means.names) if name in by_name]
+    names = [new_means.names[place] for place in both]
+    first = np.array([by_name[name] for name in names])
+    heads = (before.letter, shown.letter, "difference")
+    table = GeneTable(heads, names, first, new_means.generated[both], unit=_unit(shown.profile))
+    title = f"{before.letter} {before.label} against {shown.letter} {shown.label}"
+    text = "Two sets drawn apart: all that the requests leave open differs too; f compares like with like."
+    return Content("\n").join(
+        [Content.styled(title, "bold"), Content.styled(text, "$warning")]
+    ), table
+
+
+def _unit(profile: Mapping[str, Any]) -> str:
+    return "fraction" if str(profile.get("values", "")).startswith("expressed") else "log1p"
+
+
+def _bar(
+    value: float, widest: float, half: int, colours: tuple[str, str], *, is_clear: bool
+) -> Text:
+    """Draw a signed difference from a middle line; what is not clear of noise is shaded."""
     if np.isnan(value) or widest <= 0:
         return Text("")
-    length = round(_BAR * min(abs(value) / widest, 1.0))
-    left = "█" * length if value < 0 else ""
-    right = "█" * length if value >= 0 else ""
-    return Text.assemble((f"{left:>{_BAR}}", colours[0]), "│", (f"{right:{_BAR}}", colours[1]))
+    drawn = ("█" if is_clear else "▒") * round(half * min(abs(value) / widest, 1.0))
+    left, right = (drawn, "") if value < 0 else ("", drawn)
+    styles = colours if is_clear else ("dim", "dim")
+    return Text.assemble((f"{left:>{half}}", styles[0]), "│", (f"{right:{half}}", styles[1]))
 
 
 def embedding_points(profile: Mapping[str, Any], kind: str) -> Series:

@@ -1,6 +1,6 @@
 """Dialogs over a screen: a choice, a confirmation, a file name, the help."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, OptionList, Static
+from textual.widgets import Button, Input, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 
 _Answer = TypeVar("_Answer")
@@ -116,34 +116,56 @@ class ConfirmDialog(_Dialog[bool]):
         self.dismiss(event.button.id == "yes")
 
 
-class SaveDialog(_Dialog[str]):
-    """Give the name of an .h5ad file that does not exist yet."""
+class TextDialog(_Dialog[str]):
+    """Give a text; ``fault`` says what is wrong with one, and "" if nothing is."""
 
-    def __init__(self, title: str, name: str) -> None:
+    def __init__(self, title: str, text: str, fault: Callable[[str], str]) -> None:
         super().__init__()
         self._title = title
-        self._name = name
+        self._text = text
+        self._fault = fault
 
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(f"{self._title} (enter saves, esc leaves)", markup=False)
-            yield Input(self._name, compact=True)
+            yield Input(self._text, compact=True)
             yield Static("", id="error", markup=False)
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        error = Content.styled(_file_error(event.value.strip()) or " ", "$error")
+        error = Content.styled(self._fault(event.value.strip()) or " ", "$error")
         self.query_one("#error", Static).update(error)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         text = event.value.strip()
-        if not _file_error(text):
+        if not self._fault(text):
             self.dismiss(text)
 
 
-def _file_error(text: str) -> str:
+class SelectionDialog(_Dialog[list[str]]):
+    """Choose any of several options: (name, text, whether it is chosen) each."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "accept", "Accept", priority=True)]
+
+    def __init__(self, title: str, options: Sequence[tuple[str, str, bool]]) -> None:
+        super().__init__()
+        self._title = title
+        self._options = options
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(f"{self._title} (space chooses, enter accepts)", markup=False)
+            options = [(Content(text), name, chosen) for name, text, chosen in self._options]
+            yield SelectionList[str](*options)
+
+    def action_accept(self) -> None:
+        self.dismiss(list(self.query_one(SelectionList).selected))
+
+
+def h5ad_fault(text: str) -> str:
+    """Say why a new .h5ad file cannot have this name."""
     path = Path(text).expanduser()
     if path.suffix != ".h5ad":
         return "the name must end in .h5ad"

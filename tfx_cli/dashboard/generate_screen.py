@@ -1,6 +1,5 @@
 """The control-token picker: choose phenotypes, generate cells, compare them with real ones."""
 
-import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,20 +21,19 @@ from textual.widgets import DataTable, Input, Static, TabPane
 from core.errors import TfxError
 from core.files import replacing
 from core.model.reference import ControlTokens
-from tfx_cli.arguments import phenotype_arguments
 from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, Panes
 from tfx_cli.dashboard.cells_texts import (
     FEW_CELLS,
-    GENE_COLUMNS,
-    MOVED_COLUMNS,
     GeneMeans,
+    GeneTable,
+    change_table,
     embedding_points,
     fidelity_content,
     gene_count_histograms,
-    gene_rows,
-    moved_rows,
+    real_table,
 )
-from tfx_cli.dashboard.dialogs import ChoiceDialog, SaveDialog
+from tfx_cli.dashboard.dialogs import ChoiceDialog, TextDialog, h5ad_fault
+from tfx_cli.dashboard.generated_sets import GeneratedSet, command_line
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, ScatterView, Series
 from tfx_cli.dashboard.themes import bar, series_colour
@@ -52,6 +50,7 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
 #: Choices beside the values: drawn from real cells, and the token [NO_*].
 SAMPLED, UNSPECIFIED = -1, -2
 _EMPTY = "press g to generate"
+_NO_FLIP = "g generates; then f flips a token: the same cells, with one phenotype changed"
 _NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
 
@@ -161,10 +160,10 @@ class GenerateScreen(DashboardScreen):
         self._number = 0
         self._status = Content("")
         self._request: Mapping[str, Any] = {}
-        self._result: Mapping[str, Any] | None = None
-        self._before: Mapping[str, Any] | None = None
-        self._shows_moved = False
-        self._folder = Path(tempfile.mkdtemp(prefix="tfx-cells-"))
+        #: All that were generated here, and the place of the one that is shown.
+        self.sets: list[GeneratedSet] = []
+        self._place = -1
+        self._folder: Path | None = None
         try:
             self._tokens = ControlTokens.read(Path(run) / "model")
         except TfxError as error:
@@ -189,6 +188,7 @@ class GenerateScreen(DashboardScreen):
                             yield Input(value, id=f"field-{name}", type=kind, compact=True)
                 yield Static("", id="match", markup=False)
                 yield Static("", id="progress", markup=False)
+                yield Static("", id="sets", markup=False)
                 yield Static("", id="side-fidelity", classes="fidelity", markup=False)
             with Panes(initial="genes", id="results"):
                 with TabPane("1 Genes", id="genes"):
@@ -202,7 +202,8 @@ class GenerateScreen(DashboardScreen):
                         "", id="histogram", x_name="genes", empty=_EMPTY, has_values=False
                     )
                     yield Static("", id="fidelity", classes="fidelity", markup=False)
-                with TabPane("5 Moved", id="moved"):
+                with TabPane("5 Moved", id="moved"), Vertical():
+                    yield Static(_NO_FLIP, id="moved-text", markup=False)
                     yield _gene_table("moved-table")
 
     def _model_default(self, name: str) -> str:
@@ -248,17 +249,13 @@ class GenerateScreen(DashboardScreen):
         self.write("match", Content("\n").join(lines))
 
     def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
-        self._choose(event.row, event.row.phenotype)
+        row = event.row
 
-    def _choose(self, row: TokenRow, title: str, *, then_generate: bool = False) -> None:
         def take(choice: int | None) -> None:
             if choice is not None:
                 row.choice = choice
-                if then_generate:
-                    self._shows_moved = True
-                    self.action_go()
 
-        self.app.push_screen(ChoiceDialog(title, row.options(), chosen=row.choice), take)
+        self.app.push_screen(ChoiceDialog(row.phenotype, row.options(), chosen=row.choice), take)
 
     # -- generating
     def _numbers(self) -> dict[str, float | int] | None:
@@ -279,22 +276,23 @@ class GenerateScreen(DashboardScreen):
         if self._tokens is None:
             self.notify(self._problem, severity="error", markup=False)
             return
-        if self.is_busy:
-            self.notify("cells are being generated; k cancels", markup=False)
-            return
         numbers = self._numbers()
         if numbers is None:
             return
         unspecified = [row for row in self._rows() if row.choice == UNSPECIFIED]
+        # Phenotypes that are absent here are sampled from matching real cells.
+        values = self._chosen_values() | {row.phenotype: row.no_token for row in unspecified}
+        self._send({"request": values, "unspecified": "sample", **numbers})
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        if self.is_busy:
+            self.notify("cells are being generated; k cancels", markup=False)
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="tfx-cells-"))
         self._number += 1
-        self._request = {
-            "id": self._number,
-            # Phenotypes that are absent here are sampled from matching real cells.
-            "request": self._chosen_values() | {row.phenotype: row.no_token for row in unspecified},
-            "unspecified": "sample",
-            "output": str(self._folder / f"cells-{self._number}.h5ad"),
-            **numbers,
-        }
+        output = str(self._folder / f"cells-{self._number}.h5ad")
+        self._request = {**request, "id": self._number, "output": output}
         self.is_busy = True
         self._status = Content("starting the generating process (a few seconds)...")
         self._show()
@@ -309,24 +307,41 @@ class GenerateScreen(DashboardScreen):
         self._show()
 
     def action_flip(self) -> None:
-        """Change one token, generate with the same seed, and show the genes that move."""
-        if self._result is None:
-            self.notify(
-                "generate first (g); f then changes one token of that request", markup=False
-            )
+        """Generate the shown cells again with one token changed, and show the genes that move."""
+        rows = self._rows()
+        if not self.sets or not rows:
+            self.notify("generate first (g); f then flips one token of the cells", markup=False)
             return
-        # The focused row if it has a value, else the first that has one, else the first row.
-        rows = sorted(self._rows(), key=lambda row: -(row.value is not None) * (1 + row.has_focus))
-        if not rows:
-            return
-        chosen = rows[0]
-        if len(chosen.values) == 2 and chosen.value is not None:
-            chosen.choice = 1 - chosen.choice
-            self._shows_moved = True
-            self.action_go()
-        else:
-            now = chosen.text_of(chosen.choice)
-            self._choose(chosen, f"{chosen.phenotype}: from {now} to", then_generate=True)
+        # A flip starts from the cells before another flip: one token changes.
+        base = {name: value for name, value in self._shown.request.items() if name != "set"}
+        values: Mapping[str, str] = base["request"]
+        # The focused row if the request names it, else the first that it names, else the first row.
+        rows.sort(key=lambda row: -(row.phenotype in values) * (1 + row.has_focus))
+        row = rows[0]
+        before = values.get(row.phenotype, f"any {row.phenotype}")
+
+        def flip(choice: int | None) -> None:
+            if choice is not None:
+                value = row.no_token if choice == UNSPECIFIED else row.values[choice]
+                self._send({**base, "set": {row.phenotype: value}})
+
+        others = [one for one in row.options() if one[0] != SAMPLED and one[1] != before]
+        if len(row.values) == 2 and before in row.values:
+            flip(1 - row.values.index(before))
+        elif others:
+            title = f"{row.phenotype}: flip from {before} to"
+            self.app.push_screen(ChoiceDialog(title, others, chosen=others[-1][0]), flip)
+
+    @property
+    def _shown(self) -> GeneratedSet:
+        return self.sets[self._place]
+
+    def action_next_set(self) -> None:
+        """Show the next of the generated sets."""
+        if self.sets:
+            self._place = (self._place + 1) % len(self.sets)
+            self._show()
+            self._show_result()
 
     def take_event(self, run: str, event: Mapping[str, Any]) -> None:
         kind = event.get("event")
@@ -357,31 +372,63 @@ class GenerateScreen(DashboardScreen):
         self.is_busy, self._status = False, Content.styled(str(message), "$error")
 
     def _take_cells(self, event: Mapping[str, Any]) -> None:
-        self._before, self._result = self._result, {**event, "request": self._request}
-        self.is_busy = False
+        output, profile = event.get("output"), event.get("profile")
+        self.sets.append(
+            GeneratedSet(
+                request=self._request,
+                n_cells=int(event.get("cells") or 0),
+                profile=profile if isinstance(profile, dict) else {},
+                number=len(self.sets),
+                output=Path(output) if isinstance(output, str) else None,
+            )
+        )
+        self._place, self.is_busy = len(self.sets) - 1, False
         seconds = event.get("seconds")
         took = f" in {seconds:.1f} s" if isinstance(seconds, int | float) else ""
         self._status = Content.assemble(
             (f"✔ {event.get('cells')} cells{took}", "$success"), "   w saves, f flips a token"
         )
-        self._show_result(event.get("profile") or {})
-        if self._shows_moved:
+        self._show_result()
+        if self._shown.change is not None:
             self.action_pane("moved")
-            self._shows_moved = False
 
     # -- drawing
     def _show(self) -> None:
-        if self.is_laid_out:
-            name = Path(self.run_path).name
-            self.set_bar(("generate", "bold"), f"  cells of the model of {name}")
-            self.write("progress", self._status)
+        if not self.is_laid_out:
+            return
+        name = Path(self.run_path).name
+        shown = f"  {self._shown.letter}: {self._shown.label}" if self.sets else ""
+        self.set_bar(("generate", "bold"), f"  cells of the model of {name}{shown}")
+        self.write("progress", self._status)
+        self.write("sets", self._list_of_sets())
 
-    def _show_result(self, profile: Mapping[str, Any]) -> None:
-        colours = series_colour(self.app.theme, 1), series_colour(self.app.theme, 0)
-        self._fill("gene-table", GENE_COLUMNS, gene_rows(profile, colours))
-        before = (self._before or {}).get("profile")
-        if before is not None:
-            self._fill("moved-table", MOVED_COLUMNS, moved_rows(before, profile, colours))
+    def _list_of_sets(self) -> Content:
+        lines = []
+        for place, one in enumerate(self.sets):
+            mark, style = ("▸", "bold") if place == self._place else (" ", "")
+            state = f"saved {one.saved}" if one.saved else "not saved"
+            text = f"{mark} {one.letter} {one.label}  {one.n_cells:,} cells, {state}"
+            lines.append(Content.styled(text, style))
+        if len(lines) > 1:
+            lines.insert(0, Content.styled("generated here (b: next)", "$secondary"))
+        is_short = self.size.width < 100  # rows are few: the shown set is in the bar
+        return Content("") if is_short else Content("\n").join(lines)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        if self.is_laid_out and self.sets:
+            self._show()
+            self._show_result()
+
+    def _show_result(self) -> None:
+        profile = self._shown.profile
+        self._fill("gene-table", real_table(profile))
+        before = self.sets[self._place - 1] if self._place > 0 else None
+        sentences, changes = change_table(self._shown, before)
+        self.write("moved-text", sentences)
+        self._fill("moved-table", changes)
         means = GeneMeans(profile)
         r = "" if means.r is None else f", r = {means.r:.3f}"
         self.query_one("#mean-scatter", ScatterView).show(
@@ -399,58 +446,57 @@ class GenerateScreen(DashboardScreen):
         for text in self.query(".fidelity").results(Static):
             text.update(fidelity_content(profile))
 
-    def _fill(self, name: str, columns: tuple[str, ...], rows: list[list[Text]]) -> None:
-        """Fill a table, without its bars where they do not fit."""
+    def _fill(self, name: str, genes: GeneTable | None) -> None:
+        """Fill a table, with bars of the room that is left."""
         table = self.query_one(f"#{name}", DataTable)
-        shown = len(columns) if self.query_one("#results").size.width >= 72 else len(columns) - 1
         table.clear(columns=True)
-        table.add_columns(*columns[:shown])
-        table.add_rows(row[:shown] for row in rows)
+        if genes is not None:
+            colours = series_colour(self.app.theme, 1), series_colour(self.app.theme, 0)
+            width = self.query_one("#results").size.width
+            table.add_columns(*genes.columns())
+            table.add_rows(genes.rows(width, colours))
 
     # -- saving
-    def _command(self, output: str) -> str:
-        """Return the command line that makes the cells of the last request."""
-        request = self._request
-        arguments = ["tfx", "generate", "--run", self.run_path]
-        arguments += phenotype_arguments(request["request"])
-        arguments += ["-n", str(request.get("cells", 200))]
-        for name in ("steps", "temperature", "guidance", "seed"):
-            if name in request:
-                arguments += [f"--{name}", f"{request[name]:g}"]
-        return shlex.join([*arguments, "-o", output])
-
     def action_copy(self) -> None:
         if not self._request:
             self.notify("generate first (g)", markup=False)
             return
-        command = self._command(_file_name(self._request))
+        request = self._shown.request if self.sets else self._request
+        name = self._shown.file_name() if self.sets else "generated.h5ad"
+        command = command_line(self.run_path, request, name)
         self.app.copy_to_clipboard(command)
         self.notify(command, title="copied", markup=False)
 
     def action_save(self) -> None:
-        """Save the cells as an .h5ad file."""
-        result = self._result or {}
-        output = result.get("output")
-        if not isinstance(output, str) or not Path(output).is_file():
+        """Save the shown cells as an .h5ad file."""
+        shown = self._shown if self.sets else None
+        if shown is None or shown.output is None or not shown.output.is_file():
             self.notify("generate first (g)", markup=False)
             return
+        source = shown.output
 
         def take(path: str | None) -> None:
-            if path:
-                self._save(Path(output), Path(path).expanduser())
+            if path and self._save(source, Path(path).expanduser()):
+                shown.saved = path
+                self._show()
 
-        # The name of the request of these cells: another request may be under way.
-        name = _file_name(result["request"])
-        self.app.push_screen(SaveDialog("save the generated cells as", name), take)
+        title = f"save {shown.letter} ({shown.label}) as"
+        self.app.push_screen(TextDialog(title, shown.file_name(), h5ad_fault), take)
 
-    def _save(self, source: Path, target: Path) -> None:
+    def _save(self, source: Path, target: Path) -> bool:
         try:
             with replacing(target) as partial:
                 shutil.copyfile(source, partial)
         except OSError as error:
             self.notify(f"{target}: {error.strerror}", severity="error", markup=False)
-        else:
-            self.notify(f"saved {target}", markup=False)
+            return False
+        self.notify(f"saved {target}", markup=False)
+        return True
+
+    @property
+    def n_unsaved(self) -> int:
+        """Number of generated sets that leaving the dashboard would discard."""
+        return sum(not one.saved and one.output is not None for one in self.sets)
 
     def action_back(self) -> None:
         """Leave a number field, or the screen."""
@@ -461,16 +507,19 @@ class GenerateScreen(DashboardScreen):
 
     def on_unmount(self) -> None:
         """Remove cells that were not saved."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the files of this screen."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _gene_table(name: str) -> DataTable[Text]:
     return DataTable(
-        id=name, cursor_type="row", zebra_stripes=True, cursor_foreground_priority="renderable"
+        id=name,
+        cursor_type="row",
+        header_height=2,
+        zebra_stripes=True,
+        cursor_foreground_priority="renderable",
     )
-
-
-def _file_name(request: Mapping[str, Any]) -> str:
-    words = [value for value in request["request"].values() if not value.startswith("[NO_")]
-    name = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
-    return f"{name or 'generated'}.h5ad"

@@ -162,6 +162,14 @@ class ReferenceMark:
 
 
 @dataclass(frozen=True)
+class EventMark:
+    """An event at a place of the x axis, drawn as a sign of one column in the first row of the plot."""
+
+    x: float
+    sign: str
+
+
+@dataclass(frozen=True)
 class CurveWindow:
     """The visible part of the curves, shared by the panels of a screen."""
 
@@ -229,6 +237,7 @@ class CurveView(Picture, can_focus=True):
         self.window = CurveWindow()
         self.series: tuple[Series, ...] = ()
         self.marks: tuple[ReferenceMark, ...] = ()
+        self.events: tuple[EventMark, ...] = ()
         self.domain: Range | None = None
         self._has_values = has_values
 
@@ -240,12 +249,15 @@ class CurveView(Picture, can_focus=True):
         title: str = "",
         domain: Range | None = None,
         window: CurveWindow | None = None,
+        events: Sequence[EventMark] = (),
+        x_name: str | None = None,
     ) -> None:
-        """Replace the curves, the last on top, and the window, if one is given.
+        """Replace the curves, the last on top, and the window and the name of the x axis, if given.
 
         ``domain`` is the first and last x of the panels beside it, if these show more.
         """
-        self.series, self.marks = tuple(series), tuple(marks)
+        self.series, self.marks, self.events = tuple(series), tuple(marks), tuple(events)
+        self.x_name = self.x_name if x_name is None else x_name
         self.title = title or self.title
         self.domain = domain
         self.window = window or self.window
@@ -391,6 +403,9 @@ class CurveView(Picture, can_focus=True):
         for mark, row in marks:  # over the curves, or it could not be read
             text = shortened(f" {mark.name} {number_text(mark.y)} ", width)
             canvas.write(row, _TICK_WIDTH + 1, text, faint)
+        for event in self.events:
+            if visible[0] <= event.x <= visible[1]:
+                canvas.write(top, plot.column(event.x), event.sign, faint)
         ticks = self._y_ticks(y_range, max(size.height // 3, 2))
         _write_y_ticks(canvas, ticks, y_range, _TICK_WIDTH, faint, top)
         _write_x_ticks(canvas, visible, _TICK_WIDTH, width, self.x_name, faint)
@@ -443,7 +458,7 @@ class CurveView(Picture, can_focus=True):
         canvas.write(0, canvas.width - len(state), state, faint)
         column = len(self.title) + 2
         if crosshair is not None:
-            text = f"at {self.x_name} {crosshair:,.0f}: "
+            text = f"at {self.x_name} {crosshair:,.{2 if self.x_name == 'hours' else 0}f}: "
             canvas.write(0, column, text, faint)
             column += len(text)
         entries = []

@@ -1,4 +1,4 @@
-"""Processes that the dashboard starts: `tfx train`, and one `tfx generate --serve` with a model.
+"""Processes that the dashboard starts: `tfx train`, `tfx eval`, one `tfx generate --serve` with a model.
 
 The dashboard never trains or generates in its own process: loading torch takes seconds, and a
 model may take all memory. A training runs in a session of its own, so that a closed window does
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,32 +22,40 @@ from pathlib import Path
 from typing import IO, Any
 
 from core.errors import ConfigurationError, ExitCode, MachineError
+from core.runlog.ownership import is_free
+from core.runlog.schema import OUTPUT_FILE
 from tfx_cli.arguments import RUNS
 from tfx_cli.dashboard.workspace import last_lines
 
 _TFX = (sys.executable, "-m", "tfx_cli")
 #: Characters that progress bars and terminals leave in a log.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-#: Exit codes of a training that did not fail; None: it runs.
-_NO_FAILURE = (None, ExitCode.DONE, ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED)
+#: Exit codes of a process that did not fail; None: it runs.
+NO_FAILURE = (None, ExitCode.DONE, ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED)
+#: Begins the line of the command in a log, before its output.
+_PROMPT = "$ "
 #: A profile of 2,000 genes has some hundred kilobytes.
 _LONGEST_LINE = 64 * 2**20
 _GRACE = 3.0  # seconds
 
 
-# -- training
+# -- trainings and evaluations
 @dataclass(frozen=True)
 class Launch:
-    """A `tfx train` that was started here: its run folder, its process, and the log of its output."""
+    """A `tfx train` or `tfx eval` that was started here: the run, the process, the log of its output."""
 
     path: str
+    command: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
     def last_lines(self, n_lines: int) -> list[str]:
         """Return the last lines of its output."""
-        lines = [_CONTROL.sub("", line).rstrip() for line in last_lines(self.log)]
-        return [line for line in lines if line][-n_lines:]
+        return output_lines(self.log)[-n_lines:]
 
     def error(self) -> str:
         """Return the error it ended with, or its last line."""
@@ -55,13 +64,19 @@ class Launch:
         return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
 
 
-class TrainingProcesses:
-    """The trainings that this dashboard started."""
+def output_lines(log: Path) -> list[str]:
+    """Return what the process that was started last wrote to a log, without empty lines and controls."""
+    lines = [_CONTROL.sub("", line).rstrip() for line in last_lines(log)]
+    starts = [place for place, line in enumerate(lines) if line.startswith(_PROMPT)]
+    return [line for line in lines[starts[-1] + 1 if starts else 0 :] if line]
+
+
+class RunProcesses:
+    """The trainings and evaluations that this dashboard started; their output goes to the run folder."""
 
     def __init__(self) -> None:
         self._launches: dict[str, Launch] = {}
-        self._started: dict[str, Launch] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="tfx-dashboard-"))
+        self._started: list[Launch] = []
 
     def start(self, preset: str, name: str, assignments: Sequence[str], root: Path) -> Launch:
         """Train a preset as the run ``root / name``; it must not exist."""
@@ -70,20 +85,27 @@ class TrainingProcesses:
                 f"tfx train writes to a folder '{RUNS}', not to '{root}'; start 'tfx dashboard' in the folder of your presets"
             )
         path = root / name
-        if path.exists():
+        if not is_free(path):
             raise ConfigurationError(f"{path} exists; choose another name")
         options = [part for one in assignments for part in ("--set", one)]
-        return self._launch(str(path), [preset, "--run", name, *options], root.parent)
+        return self._launch(str(path), ["train", preset, "--run", name, *options], root.parent)
 
     def resume(self, path: str, root: Path) -> Launch:
-        return self._launch(path, [str(Path(path).absolute())], root.parent)
+        return self._launch(path, ["train", str(Path(path).absolute())], root.parent)
+
+    def evaluate(self, path: str, root: Path) -> Launch:
+        """Score the test cells of a run (`tfx eval RUN`)."""
+        return self._launch(path, ["eval", str(Path(path).absolute())], root.parent)
 
     def _launch(self, path: str, arguments: Sequence[str], folder: Path) -> Launch:
-        log = self._folder / f"{Path(path).name}.log"
+        log = Path(path) / OUTPUT_FILE
         try:
-            with log.open("wb") as output:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
+                output.write(f"{_PROMPT}{shlex.join(['tfx', *arguments])}\n".encode())
+                output.flush()
                 process = subprocess.Popen(
-                    [*_TFX, "train", *arguments],
+                    [*_TFX, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -91,41 +113,40 @@ class TrainingProcesses:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise MachineError(f"tfx train cannot be started ({error.strerror})") from error
-        launch = Launch(path, process, log)
-        self._launches[path] = self._started[path] = launch
+            raise MachineError(
+                f"tfx {arguments[0]} cannot be started in {path} ({error.strerror})"
+            ) from error
+        launch = Launch(path, arguments[0], process, log)
+        self._started.append(launch)
+        if arguments[0] == "train":
+            self._launches[path] = launch
         return launch
 
     def launch_of(self, path: str) -> Launch | None:
-        """Return the launch of a run that has not written its folder yet."""
+        """Return the training of a run that has not written its folder yet."""
         return self._launches.get(path)
+
+    def launches(self) -> list[Launch]:
+        """Return the trainings of runs that have not written their folder yet."""
+        return list(self._launches.values())
 
     def forget_launch(self, path: str) -> None:
         """Note that a run writes its folder, which from now on has more to show than the process."""
         self._launches.pop(path, None)
 
-    def started_here(self, path: str) -> bool:
-        """Return whether this dashboard started the process of a run, and it still runs."""
-        launch = self._started.get(path)
-        return launch is not None and launch.process.poll() is None
+    def started_here(self, path: str, command: str = "train") -> bool:
+        """Return whether this dashboard started a process of a run, and it still runs."""
+        own = [one for one in self._started if (one.path, one.command) == (path, command)]
+        return any(launch.is_running for launch in own)
 
-    def running(self) -> list[str]:
-        return [path for path in self._started if self.started_here(path)]
+    def running(self) -> list[Launch]:
+        return [launch for launch in self._started if launch.is_running]
 
-    def failed(self) -> list[Launch]:
-        """Return the launches that ended with an error since the last call."""
-        ended = [one for one in self._started.values() if one.process.poll() not in _NO_FAILURE]
-        for one in ended:
-            del self._started[one.path]
+    def ended(self) -> list[Launch]:
+        """Return the launches that ended since the last call."""
+        ended = [one for one in self._started if not one.is_running]
+        self._started = [one for one in self._started if one not in ended]
         return ended
-
-    def close(self) -> None:
-        """Remove the logs if every training has ended; trainings are not stopped."""
-        if not self.running():
-            for log in self._folder.glob("*.log"):
-                log.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
 
 
 def process_to_stop(status: Mapping[str, Any]) -> int:

@@ -1,22 +1,36 @@
 """One run: curves, accuracy per phenotype, machine, log and preset, and the keys that control it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from textual.app import ComposeResult
 from textual.containers import Container, Grid, Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import DataTable, Static, TabPane
+from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import ExitCode
-from core.runlog.schema import LIVE_STATES
+from core.runlog.overview import RunRow
+from core.runlog.schema import LIVE_STATES, OUTPUT_FILE, metric_info
 from core.wording import duration
 from tfx_cli.dashboard import run_texts
 from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, current_key, fill_table
+from tfx_cli.dashboard.canvas import Range
+from tfx_cli.dashboard.evaluation_texts import evaluation_content
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import SMOOTHING, CurveView, CurveWindow, ReferenceMark, Series
-from tfx_cli.dashboard.processes import TrainingProcesses
+from tfx_cli.dashboard.processes import RunProcesses, output_lines
+from tfx_cli.dashboard.run_curves import (
+    Axis,
+    RunAxis,
+    event_marks,
+    machine_series,
+    metric_names,
+    metric_series,
+)
 from tfx_cli.dashboard.themes import bar, state_sign
 from tfx_cli.dashboard.workspace import RunView, WorkspaceView
 from tfx_cli.formatting import ago
@@ -28,7 +42,15 @@ _MACHINE_PANELS = (
     ("rate", "learning rate", {"lr": "rate"}),
     ("fractions", "fractions of time", {"mfu": "MFU", "wait": "waiting"}),
 )
+#: Panels of the machines themselves, which low windows leave out.
+_LOAD_PANELS = (
+    ("use", "use, %", {"cpu_percent": "CPU", "gpu_percent": "GPU"}),
+    ("memory", "memory, GB", {"memory": "process", "gpu_memory": "GPU"}),
+)
+_AXES: tuple[Axis, ...] = ("step", "cells", "hours")
 _PRESET_COLUMNS = ("key", "value", "from")
+#: Of a panel of all metrics, in columns and rows of the terminal.
+_PANEL_WIDTH, _PANEL_HEIGHT = 52, 11
 #: Widget of each pane that gets the focus.
 _FOCUS = {
     "curves": "#loss",
@@ -36,6 +58,8 @@ _FOCUS = {
     "machine": "#speed",
     "log": "#log-lines",
     "preset": "#preset-table",
+    "evaluation": "#evaluation-pane",
+    "metrics": "#metrics-pane",
 }
 
 
@@ -45,13 +69,18 @@ class RunScreen(DashboardScreen):
     NAME = "run"
     BINDINGS = bindings_of("run")
 
-    def __init__(self, path: str, training: TrainingProcesses) -> None:
+    def __init__(self, path: str, processes: RunProcesses) -> None:
         super().__init__()
         self.path = path
-        self._training = training
+        self._processes = processes
         self._view: RunView | None = None
+        #: In the list of runs, where it is before its folder is a run.
+        self._row: RunRow | None = None
         self._now = time.time()
         self._window = CurveWindow()
+        self._axis: Axis = "step"
+        #: Metric -> its panel in the pane of all metrics.
+        self._panels: dict[str, CurveView] = {}
         self._phenotype: str | None = None
 
     def make_body(self) -> ComposeResult:
@@ -68,7 +97,7 @@ class RunScreen(DashboardScreen):
                     yield Static("", id="confusion", markup=False)
             with TabPane("3 Machine", id="machine"), Vertical():
                 with Grid(id="machine-grid"):
-                    for name, title, _ in _MACHINE_PANELS:
+                    for name, title, _ in (*_MACHINE_PANELS, *_LOAD_PANELS):
                         yield CurveView(title, id=name)
                 yield Static("", id="machine-facts", markup=False)
             with TabPane("4 Log", id="log"), Container(id="log-pane"):
@@ -78,6 +107,12 @@ class RunScreen(DashboardScreen):
                     yield Static("", id="log-text", markup=False)
             with TabPane("5 Preset", id="preset"), Horizontal():
                 yield DataTable(id="preset-table", cursor_type="row", zebra_stripes=True)
+            with TabPane("6 Evaluation", id="evaluation"), VerticalScroll(id="evaluation-pane"):
+                yield Static("", id="evaluation-text", markup=False)
+            with TabPane("7 All metrics", id="metrics"), Vertical():
+                yield Input(placeholder="filter by name", id="metric-filter", compact=True)
+                with VerticalScroll(id="metrics-pane"):
+                    yield Grid(id="metric-grid")
 
     def on_mount(self) -> None:
         fill_table(self.query_one("#phenotype-table", DataTable), run_texts.PHENOTYPE_COLUMNS, {})
@@ -91,8 +126,7 @@ class RunScreen(DashboardScreen):
     def update_view(self, view: WorkspaceView) -> None:
         self._now = view.now
         self._view = view.open_runs.get(self.path)
-        if self._view is not None and self._view.row.state in (*LIVE_STATES, "stale"):
-            self._training.forget_launch(self.path)
+        self._row = next((row for row in view.rows if row.path == self.path), None)
         self._show()
 
     def on_resize(self) -> None:
@@ -107,15 +141,33 @@ class RunScreen(DashboardScreen):
             self._show_launch()
             return
         self._show_bar(view)
-        self._show_curves(view)
+        axis = RunAxis.of(view, self._axis)
+        steps = view.steps
+        domain = None
+        if steps is not None:
+            low, high = axis.of_steps(np.array(steps))
+            domain = (float(low), float(high))
+        self._show_curves(view, axis, domain)
         pane = self._pane
-        if pane == "phenotypes":
+        if pane == "metrics":
+            self._show_metrics(view, axis, domain)
+        elif pane == "phenotypes":
             self._show_phenotypes(view)
         elif pane == "machine":
             for name, _, metrics in _MACHINE_PANELS:
                 is_log = self._window.is_log and name != "fractions"
                 window = replace(self._window, is_log=is_log)
-                self._curves(name).show(_series(view, metrics), window=window)
+                self._curves(name).show(
+                    _series(view, metrics, axis), domain=domain, window=window, x_name=axis.name
+                )
+            for name, _, metrics in _LOAD_PANELS:
+                window = replace(self._window, is_log=False)
+                self._curves(name).show(
+                    machine_series(view, metrics, axis),
+                    domain=domain,
+                    window=window,
+                    x_name=axis.name,
+                )
             self.write("machine-facts", run_texts.machine_content(view, now=self._now))
         elif pane == "log":
             self.write("event-lines", run_texts.events_content(view.events, now=self._now))
@@ -123,6 +175,8 @@ class RunScreen(DashboardScreen):
         elif pane == "preset":
             rows = run_texts.setting_rows(view.settings)
             fill_table(self.query_one("#preset-table", DataTable), _PRESET_COLUMNS, rows)
+        elif pane == "evaluation":
+            self.write("evaluation-text", evaluation_content(view, width=self.size.width - 4))
 
     @property
     def _pane(self) -> str:
@@ -132,14 +186,19 @@ class RunScreen(DashboardScreen):
         return self.query_one(f"#{name}", CurveView)
 
     def _show_launch(self) -> None:
-        """Show a run whose folder is missing."""
-        launch = self._training.launch_of(self.path)
+        """Show a run whose folder is no run yet: what is done for it, and the last lines of output."""
+        if self._row is not None:
+            self.set_bar(*self._state_parts(self._row))
+            lines = output_lines(Path(self.path) / OUTPUT_FILE)
+            self.write("numbers", Content("\n".join(lines[-7:])))
+            return
+        launch = self._processes.launch_of(self.path)
         if launch is None:
             self.set_bar((self.path, "bold"), "  reading...")
             return
         code = launch.process.poll()
         if code is None:
-            state, hint = "starting", "cells are being prepared if there is no store of them yet"
+            state, hint = "starting", "cells are prepared first if there is no store of them"
         elif code in (ExitCode.STOPPED_EARLY, ExitCode.INTERRUPTED):
             state, hint = "stopped", "before its first step; esc, then n starts it again"
         else:
@@ -149,28 +208,62 @@ class RunScreen(DashboardScreen):
 
     def _show_bar(self, view: RunView) -> None:
         row, error = view.row, view.status.get("error")
-        parts: list[object] = [(row.name, "bold"), "  ", state_sign(row.state)]
-        if row.step is not None:
-            parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
         # Faults are first: a narrow window cuts off the end.
+        faults: list[object] = []
         if row.state == "failed" and isinstance(error, str):
-            parts.append((f"  {error}", "$error"))
+            faults.append((f"  {error}", "$error"))
         if view.nonfinite:
-            parts.append((f"  ! {view.nonfinite} non-finite", "$error"))
+            faults.append((f"  ! {view.nonfinite} non-finite", "$error"))
         if view.bad_lines:
-            parts.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
-        if row.total and row.step is not None and row.state != "finished":
-            fraction = min(row.step / row.total, 1.0)
-            parts += ["  ", bar(fraction, 10), f" {fraction:.0%}"]
-        if row.eta is not None and row.state in LIVE_STATES:
-            parts.append(f"  {duration(row.eta)} left")
+            faults.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
+        if view.fraction_read < 1:
+            faults.append((f"  reading older metrics {view.fraction_read:.0%}", "$secondary"))
+        parts = self._state_parts(row, faults)
         if row.last_data is not None:
             parts.append(f"  data {ago(row.last_data, now=max(self._now, row.last_data))}")
         self.set_bar(*parts)
 
-    def _show_curves(self, view: RunView) -> None:
+    def _state_parts(self, row: RunRow, faults: Sequence[object] = ()) -> list[object]:
+        parts: list[object] = [(row.name, "bold"), "  ", state_sign(row.state)]
+        if row.stage:
+            parts.append(f"  {row.stage}")
+        elif row.step is not None:
+            parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
+        parts += faults
+        if row.fraction is not None and row.state != "finished":
+            parts += ["  ", bar(row.fraction, 10), f" {row.fraction:.0%}"]
+        if row.eta is not None and (row.state in LIVE_STATES or row.stage):
+            parts.append(f"  {duration(row.eta)} left")
+        return parts
+
+    def _show_metrics(self, view: RunView, axis: RunAxis, domain: Range | None) -> None:
+        """Draw all metrics that match the filter, one panel each."""
+        grid = self.query_one("#metric-grid", Grid)
+        part = self.query_one("#metric-filter", Input).value.strip().lower()
+        names = metric_names(view, part)
+        if list(self._panels) != names:
+            grid.remove_children()
+            self._panels = {name: CurveView("") for name in names}
+            grid.mount_all(self._panels.values())
+        n_columns = max((self.size.width - 2) // _PANEL_WIDTH, 1)
+        grid.styles.grid_size_columns = n_columns
+        grid.styles.height = -(-len(names) // n_columns) * _PANEL_HEIGHT
+        marks = event_marks(view, axis)
+        for name, panel in self._panels.items():
+            info = metric_info(name)
+            title = f"{info.label}, {info.unit}" if info.unit else info.label
+            panel.show(
+                metric_series(view, name, axis),
+                title=title,
+                domain=domain,
+                window=self._window,
+                events=marks,
+                x_name=axis.name,
+            )
+
+    def _show_curves(self, view: RunView, axis: RunAxis, domain: Range | None) -> None:
         losses = [
-            Series(split, table.steps, table.columns["loss"], place, split == "train")
+            Series(split, axis.of_table(table), table.columns["loss"], place, split == "train")
             for place, (split, table) in enumerate(view.curves.items())
             if "loss" in table.columns
         ]
@@ -178,10 +271,12 @@ class RunScreen(DashboardScreen):
         smoothed = self._window.smoothed_fraction
         if smoothed and self.size.width >= 100:
             title += f" (mean of {smoothed:.0%} of the width)"
-        self._curves("loss").show(losses, title=title, domain=view.steps, window=self._window)
+        shared: dict[str, Any] = {"domain": domain, "x_name": axis.name}
+        events = event_marks(view, axis)
+        self._curves("loss").show(losses, title=title, window=self._window, events=events, **shared)
         table, names = view.validation, [*view.phenotypes, "genes"]
         accuracies = [
-            Series(name, table.steps, table.columns[f"acc/{name}"], place)
+            Series(name, axis.of_table(table), table.columns[f"acc/{name}"], place)
             for place, name in enumerate(names)
             if f"acc/{name}" in table.columns
         ]
@@ -193,7 +288,7 @@ class RunScreen(DashboardScreen):
             place = names.index(self._phenotype)
             marks = [ReferenceMark(name, value, place) for name, value in baselines.items()]
         window = replace(self._window, is_log=False)
-        self._curves("accuracy").show(accuracies, marks, domain=view.steps, window=window)
+        self._curves("accuracy").show(accuracies, marks, window=window, events=events, **shared)
         self.write("numbers", run_texts.numbers_content(view, width=self.size.width - 2))
 
     def _show_phenotypes(self, view: RunView) -> None:
@@ -218,6 +313,32 @@ class RunScreen(DashboardScreen):
 
     def on_curve_view_moved(self, event: CurveView.Moved) -> None:
         self._look(replace(event.window, is_log=self._window.is_log))
+
+    def action_next_axis(self) -> None:
+        """Show the curves over steps, cells or hours."""
+        assert self._view is not None
+        axes = [one for one in _AXES if RunAxis.of(self._view, one).name == one]
+        place = axes.index(self._axis) + 1 if self._axis in axes else 0
+        self._axis = axes[place % len(axes)]
+        self._look(replace(self._window, zoom=None, crosshair=None))
+
+    def action_filter(self) -> None:
+        self.action_pane("metrics")
+        self.query_one("#metric-filter").focus()
+
+    def on_input_changed(self) -> None:
+        self._show()
+
+    def on_input_submitted(self) -> None:
+        self.query_one("#metrics-pane").focus()
+
+    def action_back(self) -> None:
+        """Leave the filter, or the screen."""
+        if isinstance(self.focused, Input):
+            self.focused.value = ""
+            self.query_one("#metrics-pane").focus()
+        else:
+            super().action_back()
 
     def action_log_axis(self) -> None:
         self._look(replace(self._window, is_log=not self._window.is_log))
@@ -252,10 +373,10 @@ class RunScreen(DashboardScreen):
             self.notify(f"{len(text.splitlines())} lines copied", markup=False)
 
 
-def _series(view: RunView, metrics: dict[str, str]) -> list[Series]:
+def _series(view: RunView, metrics: dict[str, str], axis: RunAxis) -> list[Series]:
     table = view.train
     return [
-        Series(name, table.steps, table.columns[metric], place, is_noisy=True)
+        Series(name, axis.of_table(table), table.columns[metric], place, is_noisy=True)
         for place, (metric, name) in enumerate(metrics.items())
         if np.isfinite(table.columns.get(metric, np.empty(0))).any()
     ]

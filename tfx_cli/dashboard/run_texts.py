@@ -10,6 +10,7 @@ from core.evaluation.report.records import PhenotypeScores
 from core.runlog.json_lines import finite_number, number_in
 from core.runlog.reader import Setting
 from core.runlog.schema import EventRecord, metric_info
+from tfx_cli.dashboard.evaluation_texts import evaluation_content
 from tfx_cli.dashboard.themes import bar
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import (
@@ -38,6 +39,7 @@ _EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite", "rows", "cells"})
 _BASELINES = {"majority": "majority", "logistic_regression": "LR"}
 _SHADES = " ░▒▓█"
 _LONGEST = 22
+_COPIED_WIDTH = 100
 
 
 def baseline_accuracies(view: RunView, phenotype: str) -> dict[str, float]:
@@ -145,7 +147,7 @@ def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Co
         return Content("no evaluation of phenotypes yet")
     scores = _report(view, phenotype, "model")
     if scores is None or not scores.confusion or not scores.values:
-        return Content(f"'tfx eval {view.row.path}' writes the confusion matrix of {phenotype}")
+        return Content(f"e evaluates the run, and then the confusion matrix of {phenotype} is here")
     matrix, values = scores.confusion, scores.values
     predicted = [sum(column) for column in zip(*matrix, strict=True)]
     used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
@@ -208,12 +210,10 @@ def machine_content(view: RunView, *, now: float) -> Content:
         PRECISIONS.get(precision, precision),
     ]
     lines = [", ".join(filter(None, facts))]
-    for host, records in view.machines.items():
-        gpus = gpus_of(records[-1])
+    for host, record in view.machines.items():
+        gpus = gpus_of(record)
         no_gpu = "" if gpus else "  (no GPU)"
-        lines.append(
-            f"{host}: {machine_text(records[-1])}  {_ago_of(records[-1], now=now)}{no_gpu}"
-        )
+        lines.append(f"{host}: {machine_text(record)}  {_ago_of(record, now=now)}{no_gpu}")
         lines += [f"  {name} {text}" for name, text in gpus]
     if not view.machines:
         lines.append("no data of the machine yet")
@@ -238,6 +238,8 @@ def plain_text(view: RunView, pane: str, *, now: float) -> str:
     if pane == "phenotypes":
         rows = [[str(cell) for cell in cells] for cells in phenotype_rows(view).values()]
         return "\n".join("\t".join(row) for row in [PHENOTYPE_COLUMNS, *rows])
+    if pane == "evaluation":
+        return evaluation_content(view, width=_COPIED_WIDTH).plain
     if pane == "machine":
         return machine_content(view, now=now).plain
     if pane == "log":

@@ -1,8 +1,10 @@
 """The runs of a folder: a table, and the overlaid curves of the selected ones."""
 
+import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.text import Text
@@ -10,8 +12,11 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import DataTable, Input
 
+from core.errors import TfxError
+from core.runlog.keeping import TRASH, delete_run, rename_run, tag_run
 from core.runlog.overview import RunRow
-from core.runlog.schema import metric_info
+from core.runlog.ownership import is_run_name
+from core.runlog.schema import AT_WORK, metric_info
 from tfx_cli.dashboard.base_screen import (
     DashboardScreen,
     OpenRun,
@@ -19,19 +24,27 @@ from tfx_cli.dashboard.base_screen import (
     current_key,
     fill_table,
 )
+from tfx_cli.dashboard.dialogs import ConfirmDialog, SelectionDialog, TextDialog
 from tfx_cli.dashboard.keymap import bindings_of
 from tfx_cli.dashboard.plots import CurveView, Series
+from tfx_cli.dashboard.processes import NO_FAILURE, Launch, RunProcesses
 from tfx_cli.dashboard.themes import series_colour, state_sign
 from tfx_cli.dashboard.workspace import WorkspaceView
-from tfx_cli.formatting import count_of, run_texts, shortened_middle
+from tfx_cli.formatting import count_of, shortened, shortened_middle
+from tfx_cli.run_columns import (
+    DEFAULT_COLUMNS,
+    RUN_COLUMNS,
+    RunColumn,
+    columns_that_fit,
+    room_for_names,
+    sorted_runs,
+)
 
-_COLUMNS = ("", "run", "state", "step", "loss", "val. loss", "accuracy", "last data", "left")
-_LEFT_COLUMNS = ("", "run", "state")
-#: Columns that a narrow terminal does not show.
-_WIDE_COLUMNS = frozenset({"loss", "left"})
-#: Columns of the terminal that all but the run's name take, in a wide and in a narrow table.
-_WIDE, _NARROW = 82, 62
-_SHORTEST_NAME = 12
+#: The mark of a run, which no list of columns offers.
+_MARK = "mark"
+#: Columns of the terminal that a table takes beside its text: the mark and edges; between two columns.
+_EDGES, _GAP = 4, 2
+_LONGEST_SETTING = 24
 #: Before the first reading.
 _NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
@@ -55,18 +68,24 @@ class RunsScreen(DashboardScreen):
     NAME = "runs"
     BINDINGS = bindings_of("runs")
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, processes: RunProcesses) -> None:
         super().__init__()
         self._root = root
+        self._processes = processes
         self._view = _NOTHING_READ
         self._selected: list[str] = []  # paths
         self._pinned: str | None = None
         self._metric = 0
+        #: Names of the chosen columns; None: those that fit.
+        self._chosen: list[str] | None = None
+        self._sort = "started"
+        self._is_reversed = False
+        self._opens_columns = False
 
     def make_body(self) -> ComposeResult:
         with Vertical(classes="body"):
             yield Input(placeholder="filter by name or state", id="filter", compact=True)
-            yield DataTable(cursor_type="row", zebra_stripes=True, id="runs")
+            yield DataTable(cursor_type="row", zebra_stripes=True, header_height=2, id="runs")
             yield CurveView("overlay", id="overlay", empty="select runs with v")
 
     def on_mount(self) -> None:
@@ -88,6 +107,9 @@ class RunsScreen(DashboardScreen):
         paths = {row.path for row in view.rows}
         self._selected = [path for path in self._selected if path in paths]
         self._show()
+        if self._opens_columns and (view.settings or not view.rows):
+            self._opens_columns = False
+            self._open_columns()
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._show)
@@ -96,53 +118,127 @@ class RunsScreen(DashboardScreen):
     def _show(self) -> None:
         if not self.is_laid_out:
             return
-        self._show_bar()
-        is_wide = self.size.width >= 100
-        columns = [name for name in _COLUMNS if is_wide or name not in _WIDE_COLUMNS]
-        room = max(self.size.width - (_WIDE if is_wide else _NARROW), _SHORTEST_NAME)
-        rows = {}
-        for path, cells in self._rows().items():
-            cells["run"].plain = shortened_middle(cells["run"].plain, room)
-            rows[path] = [cells[name] for name in columns]
-        fill_table(self.query_one("#runs", DataTable), columns, rows)
+        rows = self._shown_rows()
+        self._show_bar(len(rows))
+        columns = self._columns(rows)
+        now, width = self._view.now, self.size.width - _EDGES
+        room = room_for_names(columns, rows, now=now, width=width - 2, gap=_GAP)  # signs of states
+        colours = self._colours()
+        cells = {
+            row.path: [self._mark(row, colours), *(self._cell(one, row, room) for one in columns)]
+            for row in rows
+        }
+        part = self._filter
+        for bad in self._view.unreadable:
+            if part in bad.name.lower() or part in "unreadable":
+                texts = {"run": shortened_middle(bad.name, room), "state": "! unreadable"}
+                cells[bad.path] = [Text(""), *(Text(texts.get(one.name, "")) for one in columns)]
+        heads = {_MARK: Text("")} | {one.name: self._head(one) for one in columns}
+        fill_table(self.query_one("#runs", DataTable), heads, cells)
         self._show_overlay()
 
-    def _show_bar(self) -> None:
-        n_live = sum(row.state in ("running", "starting") for row in self._view.rows)
-        parts = [count_of(len(self._view.rows), "run"), f"{n_live} running"]
+    @property
+    def _filter(self) -> str:
+        return self.query_one("#filter", Input).value.strip().lower()
+
+    def _show_bar(self, n_shown: int) -> None:
+        n_live = sum(row.state in AT_WORK for row in self._view.rows)
+        parts = [count_of(len(self._view.rows), "run"), f"{n_live} at work"]
         if self._view.unreadable:
             parts.append(f"{len(self._view.unreadable)} unreadable")
         elif not self._view.rows:
             parts = ["no runs yet: press n to train a preset"]
+        elif not n_shown:
+            parts = [f"no run matches '{self._filter}' (esc shows all)"]
         text = "" if self._view is _NOTHING_READ else f"  {', '.join(parts)}"
         self.set_bar(("tfx", "bold"), f"  {self._root}{text}")
 
-    def _rows(self) -> dict[str, dict[str, Text]]:
-        """Return path -> cells of the runs that match the filter."""
-        part = self.query_one("#filter", Input).value.strip().lower()
-        colours = self._colours()
-        rows = {
-            row.path: self._cells(row, colours[row.path])
-            for row in self._view.rows
-            if part in row.name.lower() or part in row.state
-        }
-        for one in self._view.unreadable:
-            if part in one.name.lower() or part in "unreadable":
-                known = {"run": Text(one.name), "state": Text("! unreadable")}
-                rows[one.path] = {name: Text("") for name in _COLUMNS} | known
-        return rows
+    def _shown_rows(self) -> list[RunRow]:
+        """Return the runs that match the filter, in order; first those that were just started here."""
+        part, known = self._filter, {row.path for row in self._view.rows}
+        launched = [one for one in self._processes.launches() if one.path not in known]
+        rows = [
+            row
+            for row in [*map(_row_of_launch, launched), *self._view.rows]
+            if any(part in text.lower() for text in (row.name, row.state, *row.tags))
+        ]
+        column = next((one for one in self._all_columns() if one.name == self._sort), None)
+        return rows if column is None else sorted_runs(rows, column, reverse=self._is_reversed)
 
-    def _cells(self, row: RunRow, colour: int) -> dict[str, Text]:
+    # -- columns
+    def _all_columns(self) -> list[RunColumn]:
+        """Return all columns: also the keys of the presets, as far as they differ."""
+        settings = self._view.settings
+        keys = dict.fromkeys(key for values in settings.values() for key in values if key != "name")
+        differ = [key for key in keys if len({one.get(key) for one in settings.values()}) > 1]
+        return [*RUN_COLUMNS, *(_setting_column(key, settings) for key in differ)]
+
+    def _columns(self, rows: Sequence[RunRow]) -> list[RunColumn]:
+        if self._chosen is None:
+            width = self.size.width - _EDGES - 2
+            return columns_that_fit(
+                DEFAULT_COLUMNS, rows, now=self._view.now, width=width, gap=_GAP
+            )
+        chosen = ["run", *self._chosen]
+        return [column for column in self._all_columns() if column.name in chosen]
+
+    def _head(self, column: RunColumn) -> Text:
+        arrow = "" if column.name != self._sort else " ▾" if self._is_reversed else " ▴"
+        first, *others = column.head.split("\n")
+        justify: Literal["left", "right"] = "left" if column.is_left else "right"
+        return Text("\n".join([first + arrow, *others]), justify=justify)
+
+    def _mark(self, row: RunRow, colours: Mapping[str, int]) -> Text:
         mark = "◆" if row.path == self._pinned else "■" if row.path in self._selected else "·"
-        state, style = state_sign(row.state)
-        cells = {
-            name: Text(text, justify="left" if name in _LEFT_COLUMNS else "right")
-            for name, text in run_texts(row, now=self._view.now).items()
-        }
-        return cells | {
-            "": Text(mark, style=series_colour(self.app.theme, colour)),
-            "state": Text(state, style=self.app.theme_variables.get(style.removeprefix("$"), "")),
-        }
+        colour = colours.get(row.path, 0)
+        return Text(mark, style=series_colour(self.app.theme, colour))
+
+    def _cell(self, column: RunColumn, row: RunRow, room: int) -> Text:
+        text = column.text(row, self._view.now)
+        if column.name == "run":
+            return Text(shortened_middle(text, room))
+        if column.name == "state":
+            shown, style = state_sign(text)
+            return Text(shown, style=self.app.theme_variables.get(style.removeprefix("$"), ""))
+        return Text(text, justify="left" if column.is_left else "right")
+
+    def action_columns(self) -> None:
+        """Choose columns, once the presets have been read."""
+        self.needs_settings = self._opens_columns = True
+        self.post_message(ReadSoon())
+
+    def _open_columns(self) -> None:
+        chosen = self._chosen or [one.name for one in self._columns(self._shown_rows())]
+        options = [
+            (one.name, one.title, one.name in chosen)
+            for one in self._all_columns()
+            if one.name != "run"
+        ]
+
+        def take(names: list[str] | None) -> None:
+            if names is not None:
+                self._chosen = names or None
+                self._show()
+
+        self.app.push_screen(SelectionDialog("columns; none: those that fit", options), take)
+
+    def _sort_by(self, name: str) -> None:
+        self._is_reversed = name == self._sort and not self._is_reversed
+        self._sort = name
+        self._show()
+
+    def action_sort(self) -> None:
+        names = [column.name for column in self._columns(self._shown_rows())]
+        place = names.index(self._sort) + 1 if self._sort in names else 0
+        self._sort, self._is_reversed = names[place % len(names)], False
+        self._show()
+
+    def action_reverse(self) -> None:
+        self._sort_by(self._sort)
+
+    def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
+        if event.column_key.value not in (None, _MARK):
+            self._sort_by(str(event.column_key.value))
 
     def _colours(self) -> dict[str, int]:
         return run_colours(self.open_runs(), [row.path for row in self._view.rows])
@@ -172,6 +268,64 @@ class RunsScreen(DashboardScreen):
     def on_curve_view_moved(self, event: CurveView.Moved) -> None:
         overlay = self.query_one("#overlay", CurveView)
         overlay.show(overlay.series, window=event.window)
+
+    # -- keeping
+    def _run(self) -> RunRow | None:
+        path = self.current_run()
+        row = next((row for row in self._view.rows if row.path == path), None)
+        if row is None:
+            self.notify("there is no run here", markup=False)
+        return row
+
+    def _keep(self, change: Callable[[], object]) -> None:
+        """Change a run on the disk; what is wrong is shown."""
+        try:
+            change()
+        except TfxError as error:
+            self.notify(str(error), severity="error", markup=False)
+        self.post_message(ReadSoon())
+
+    def action_rename(self) -> None:
+        row = self._run()
+        if row is None:
+            return
+        folder = Path(row.path)
+
+        def fault(name: str) -> str:
+            if not is_run_name(name):
+                return "use letters, digits, '_', '.' or '-'"
+            return f"{name} exists" if folder.with_name(name).exists() else ""
+
+        def take(name: str | None) -> None:
+            if name:
+                self._keep(lambda: rename_run(folder, name))
+
+        self.app.push_screen(TextDialog(f"new name of {row.name}", row.name, fault), take)
+
+    def action_tag(self) -> None:
+        row = self._run()
+        if row is None:
+            return
+
+        def take(text: str | None) -> None:
+            if text is not None:
+                tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+                self._keep(lambda: tag_run(Path(row.path), tags))
+
+        title = f"tags of {row.name}, separated by commas"
+        self.app.push_screen(TextDialog(title, ", ".join(row.tags), lambda _: ""), take)
+
+    def action_delete(self) -> None:
+        row = self._run()
+        if row is None:
+            return
+
+        def take(confirmed: bool | None) -> None:
+            if confirmed:
+                self._keep(lambda: delete_run(Path(row.path)))
+
+        question = f"Move {row.path} to {Path(row.path).parent / TRASH}? You can move it back."
+        self.app.push_screen(ConfirmDialog(question, "Delete"), take)
 
     # -- actions
     def action_open(self) -> None:
@@ -224,3 +378,43 @@ class RunsScreen(DashboardScreen):
         box.value = ""
         box.remove_class("-shown")
         self.query_one("#runs").focus()
+
+
+def _setting_column(key: str, settings: Mapping[str, Mapping[str, str]]) -> RunColumn:
+    """Return a column of a key of the presets."""
+
+    def text(row: RunRow, _: float) -> str:
+        return shortened(settings.get(row.path, {}).get(key, ""), _LONGEST_SETTING)
+
+    def order(row: RunRow) -> tuple[bool, float, str] | None:
+        value = settings.get(row.path, {}).get(key)
+        if value is None:
+            return None
+        try:
+            return False, float(value), ""
+        except ValueError:
+            return True, 0.0, value
+
+    section, _, name = key.rpartition(".")
+    return RunColumn(key, f"{section}\n{name}", text, order, 0)
+
+
+def _row_of_launch(launch: Launch) -> RunRow:
+    """Return the row of a run whose process has not shown itself in its folder."""
+    code = launch.process.poll()
+    state = "starting" if code is None else "stopped" if code in NO_FAILURE else "failed"
+    return RunRow(
+        name=Path(launch.path).name,
+        path=launch.path,
+        state=state,
+        step=None,
+        total=None,
+        loss=None,
+        validation_loss=None,
+        best_step=None,
+        accuracies={},
+        accuracy=None,
+        started=time.time(),
+        last_data=None,
+        eta=None,
+    )

@@ -8,6 +8,8 @@ from typing import Any
 from textual.content import Content
 from textual.theme import Theme
 
+from core.runlog.schema import WORK_STATES
+
 DEFAULT_THEME = "tfx-dark"
 _ROLES = "background surface panel primary secondary accent foreground success warning error"
 _COLOURS = {
@@ -25,6 +27,7 @@ _SERIES = {
 _STATES = {
     "starting": ("◌", "$success"),
     "running": ("●", "$success"),
+    **dict.fromkeys(WORK_STATES, ("◌", "$success")),
     "finished": ("✔", "$primary"),
     "stopped": ("■", "$warning"),
     "failed": ("✖", "$error"),

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,34 @@ from numpy.typing import NDArray
 
 from core.errors import TfxError
 from core.evaluation.report.records import EvaluationReport, read_evaluation_file
-from core.files import open_file
+from core.files import file_json, open_file
 from core.runlog.history import (
     LatestMetrics,
+    MachineCurves,
     RunCurves,
     SplitCurves,
     phenotype_accuracies,
     read_latest_metrics,
 )
 from core.runlog.overview import RunRow, run_row
-from core.runlog.reader import RunReader, RunSummary, Setting, read_settings, seen_state
+from core.runlog.reader import RunReader, RunSummary, Setting, future_run, read_settings, seen_state
 from core.runlog.schema import (
+    CONFIG_FILE,
     LIVE_STATES,
     LOG_FILE,
     METRICS_FILE,
     RUN_FILE,
     STALE_AFTER_SECONDS,
+    WORK_FILE,
     EventRecord,
 )
 
 #: Seconds between reads of the metrics of a run that is not open, per megabyte of them.
 _SECONDS_PER_MEGABYTE = 0.5
-_MOST_LINES = 2_000  # events, and lines of each machine
+_MOST_LINES = 2_000  # events
 _LOG_BYTES = 64 * 1024
+#: Bytes of metrics that are read at a time, and of the end that is read first if there are more.
+_LONG_HISTORY, _TAIL_BYTES = 4 * 2**20, 2**20
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,39 @@ class CurveTable:
     steps: NDArray[np.float64]
     #: Metric -> (lines,), NaN where absent or not finite.
     columns: Mapping[str, NDArray[np.float64]]
+    #: (lines,), seconds since 1970, NaN where unknown.
+    times: NDArray[np.float64]
 
     @classmethod
     def of(cls, curves: SplitCurves) -> "CurveTable":
         """Copy the lines read so far."""
         steps = np.array(curves.steps, dtype=np.float64)
         columns = {name: np.array(values) for name, values in curves.columns.items()}
+        times = np.array(curves.times)
         if np.any(np.diff(steps) < 0):  # a foreign file
             order = np.argsort(steps, kind="stable")
             steps = steps[order]
             columns = {name: values[order] for name, values in columns.items()}
-        return cls(steps, columns)
+            times = times[order]
+        return cls(steps, columns, times)
+
+    def before(self, later: "CurveTable") -> "CurveTable":
+        """Return these curves up to the first step of later ones, and then those."""
+        if not len(later.steps):
+            return self
+        n_kept = int(np.searchsorted(self.steps, later.steps[0]))
+        unknown = np.full(len(later.steps), np.nan)
+        columns = {
+            name: np.concatenate(
+                [
+                    self.columns.get(name, np.full(len(self.steps), np.nan))[:n_kept],
+                    later.columns.get(name, unknown),
+                ]
+            )
+            for name in {**self.columns, **later.columns}
+        }
+        steps = np.concatenate([self.steps[:n_kept], later.steps])
+        return CurveTable(steps, columns, np.concatenate([self.times[:n_kept], later.times]))
 
     def last(self, name: str) -> float | None:
         """Return the newest finite value of a metric."""
@@ -78,7 +105,7 @@ class CurveTable:
         return values[np.isfinite(values)]
 
 
-_NO_CURVES = CurveTable(np.empty(0), {})
+_NO_CURVES = CurveTable(np.empty(0), {}, np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -91,16 +118,22 @@ class RunView:
     status: Mapping[str, Any]
     #: Split -> curves.
     curves: Mapping[str, CurveTable]
-    #: The last events, the last lines of each host, and those of log.txt; the oldest first.
+    #: The last events, and the last lines of log.txt; the oldest first.
     events: tuple[EventRecord, ...]
-    machines: Mapping[str, tuple[Mapping[str, Any], ...]]
+    #: Host -> its last line, and its load over time (`MachineCurves`).
+    machines: Mapping[str, Mapping[str, Any]]
+    load: Mapping[str, Mapping[str, NDArray[np.float64]]]
     log: tuple[str, ...]
     #: The resolved preset.
     settings: tuple[Setting, ...]
     #: report.json of `tfx eval`, if there is one.
     evaluation: EvaluationReport | None
+    #: Title and verdict of the newest report of `tfx eval --generated`, if there is one.
+    fidelity: tuple[str, tuple[str, ...]] | None
     #: Lines that could not be read.
     bad_lines: int
+    #: Fraction of the metrics that has been read; the end of a long history is read first.
+    fraction_read: float = 1.0
 
     @property
     def train(self) -> CurveTable:
@@ -149,6 +182,8 @@ class WorkspaceView:
     open_runs: Mapping[str, RunView]
     #: Seconds since 1970, at reading.
     now: float
+    #: Path -> key -> value of the preset, of all runs, where they are requested.
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -177,8 +212,11 @@ class Workspace:
         self._feeds: dict[str, _RunFeed] = {}
         self._metrics: dict[Path, tuple[tuple[int, int], float, LatestMetrics]] = {}
         self._pulses: dict[Path, _Pulse] = {}
+        self._settings: dict[str, tuple[int, Mapping[str, str]]] = {}
 
-    def poll(self, open_runs: Collection[str] = ()) -> WorkspaceView:
+    def poll(
+        self, open_runs: Collection[str] = (), *, with_settings: bool = False
+    ) -> WorkspaceView:
         """Read the disk; ``open_runs`` are the paths of the runs whose curves are needed."""
         now = self._clock()
         rows, unreadable = [], []
@@ -188,15 +226,29 @@ class Workspace:
                 rows.append(run_row(summary, self._metrics_of(folder)))
             except TfxError as error:
                 unreadable.append(UnreadableRun(folder.name, str(folder), str(error)))
+        coming = [future_run(folder, now=now) for folder in self._folders_before_runs()]
+        rows += [run_row(summary, LatestMetrics()) for summary in coming if summary is not None]
         rows.sort(key=lambda row: (-row.started, row.name))
         by_path = {row.path: row for row in rows}
         self._feeds = {
             path: self._feeds.get(path) or _RunFeed(self._reader(Path(path)))
             for path in open_runs
-            if path in by_path
+            if path in by_path and (Path(path) / RUN_FILE).is_file()
         }
         views = {path: feed.poll(by_path[path]) for path, feed in self._feeds.items()}
-        return WorkspaceView(tuple(rows), tuple(unreadable), views, now)
+        settings = {row.path: self._settings_of(row.path) for row in rows if with_settings}
+        return WorkspaceView(tuple(rows), tuple(unreadable), views, now, settings)
+
+    def _settings_of(self, path: str) -> Mapping[str, str]:
+        """Read the preset of a run, again if the file has changed."""
+        stamp = 0
+        with contextlib.suppress(OSError):
+            stamp = (Path(path) / CONFIG_FILE).stat().st_mtime_ns
+        known = self._settings.get(path)
+        if known is None or known[0] != stamp:
+            values = {one.key: one.value for one in read_settings(Path(path))}
+            known = self._settings[path] = stamp, values
+        return known[1]
 
     def _folders(self) -> list[Path]:
         if (self.root / RUN_FILE).is_file():
@@ -204,6 +256,13 @@ class Workspace:
         with contextlib.suppress(OSError):
             return sorted(path.parent for path in self.root.glob(f"*/{RUN_FILE}"))
         return []
+
+    def _folders_before_runs(self) -> list[Path]:
+        """Return the folders in which a process prepares a run."""
+        found: set[Path] = set()
+        with contextlib.suppress(OSError):
+            found = {path.parent for path in self.root.glob(f"*/{WORK_FILE}")}
+        return sorted(folder for folder in found if not (folder / RUN_FILE).is_file())
 
     def _metrics_of(self, folder: Path) -> LatestMetrics:
         """Read the last metrics of a run; the longer its history, the more rarely."""
@@ -249,28 +308,69 @@ class _RunFeed:
         self._run = reader.run
         self._reader = reader
         self._curves = RunCurves(reader.folder)
+        self._machines = MachineCurves(reader.folder)
+        #: The end of a long history, until all of it has been read.
+        self._tail: RunCurves | None = None
+        self._has_begun = False
+        self._fraction_read = 1.0
         self._tables: dict[str, CurveTable] = {}
         self._evaluation: tuple[int, EvaluationReport | None] = (0, None)
+        #: The reports that were looked at, and the verdict of the newest that has one.
+        self._fidelity: tuple[list[tuple[int, Path]], tuple[str, tuple[str, ...]] | None] = (
+            [],
+            None,
+        )
         self._settings: tuple[Setting, ...] = ()
 
     def poll(self, row: RunRow) -> RunView:
-        if self._curves.poll() or not self._tables:
-            self._tables = {name: CurveTable.of(one) for name, one in self._curves.splits.items()}
+        self._poll_curves()
         if not self._settings:
             self._settings = tuple(read_settings(self._folder))
-        events, machines = self._reader.events(), self._reader.system()
+        events = self._reader.events()
+        self._machines.poll()
         return RunView(
             row=row,
             run=self._run,
             status=self._reader.status,
             curves=self._tables,
             events=tuple(events),
-            machines={host: tuple(lines) for host, lines in machines.items() if lines},
+            machines=dict(self._machines.last),
+            load={
+                host: {name: np.array(values) for name, values in columns.items()}
+                for host, columns in self._machines.hosts.items()
+            },
             log=last_lines(self._folder / LOG_FILE),
             settings=self._settings,
             evaluation=self._read_evaluation(),
-            bad_lines=self._curves.bad_lines + self._reader.bad_lines,
+            fidelity=self._read_fidelity(),
+            bad_lines=self._curves.bad_lines + self._reader.bad_lines + self._machines.bad_lines,
+            fraction_read=self._fraction_read,
         )
+
+    def _poll_curves(self) -> None:
+        """Read what was added: of a long history first its end, then the rest, some at a time."""
+        if not self._has_begun:
+            self._has_begun = True
+            with contextlib.suppress(OSError):
+                if (self._folder / METRICS_FILE).stat().st_size > _LONG_HISTORY:
+                    self._tail = RunCurves(self._folder, tail_bytes=_TAIL_BYTES)
+                    self._tail.poll()
+                    self._tables, self._fraction_read = _tables_of(self._tail), 0.0
+                    return
+        is_new = self._curves.poll(most_bytes=_LONG_HISTORY)
+        self._fraction_read = 1.0 if self._tail is None else self._curves.fraction
+        is_whole = False
+        if self._tail is not None and self._fraction_read >= 1.0:
+            self._tail, is_whole = None, True
+        if self._tail is not None:
+            self._tail.poll()
+            older = _tables_of(self._curves)
+            self._tables = older | {
+                split: older.get(split, _NO_CURVES).before(table)
+                for split, table in _tables_of(self._tail).items()
+            }
+        elif is_new or is_whole or not self._tables:
+            self._tables = _tables_of(self._curves)
 
     def _read_evaluation(self) -> EvaluationReport | None:
         """Read the report if it has changed; a file that is no report counts as none."""
@@ -287,6 +387,30 @@ class _RunFeed:
             with contextlib.suppress(OSError, ValueError, RecursionError):
                 self._evaluation = (stamp, read_evaluation_file(path))
         return self._evaluation[1]
+
+    def _read_fidelity(self) -> tuple[str, tuple[str, ...]] | None:
+        """Read the verdict of the newest report on generated cells, if there is another."""
+        found: list[tuple[int, Path]] = []
+        with contextlib.suppress(OSError):
+            paths = self._folder.glob("eval-*/report.json")
+            found = sorted(((path.stat().st_mtime_ns, path) for path in paths), reverse=True)
+        if found != self._fidelity[0]:
+            verdicts = (_verdict(path) for _, path in found)
+            self._fidelity = (found, next((one for one in verdicts if one is not None), None))
+        return self._fidelity[1]
+
+
+def _tables_of(curves: RunCurves) -> dict[str, CurveTable]:
+    return {split: CurveTable.of(one) for split, one in curves.splits.items()}
+
+
+def _verdict(path: Path) -> tuple[str, tuple[str, ...]] | None:
+    with contextlib.suppress(OSError, ValueError):
+        record = file_json(path)
+        sentences = record.get("verdict") if isinstance(record, dict) else None
+        if isinstance(sentences, list):
+            return str(record.get("title", path.parent.name)), tuple(map(str, sentences))
+    return None
 
 
 def last_lines(path: Path) -> tuple[str, ...]:
