@@ -869,7 +869,7 @@ def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
             await pilot.press("escape")
             await settled(app, pilot)
             assert re.search(r"coming +. preparing +75%", text_of(app))
-            await pilot.press("s", "enter")
+            await pilot.press("s", "up", "enter")
             await settled(app, pilot)
             assert "coming  ◌ preparing  reading cells" in text_of(app)
             assert "reading 4 files" in text_of(app)

@@ -138,9 +138,7 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.wait_for("✔ 200 cells")
     assert "XIST" in terminal.text
     terminal.press("f")
-    terminal.wait_for("sex = male")
-    terminal.wait_for("✔ 200 cells")
-    terminal.wait_for("change")
+    terminal.wait_for("female → male, all else equal")
     terminal.press("w")
     terminal.wait_for("enter saves")
     terminal.press("Enter")
@@ -154,6 +152,8 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.press("Escape")
     terminal.wait_for("■ stopped")  # else escape and q were one key
     terminal.press("q")
+    terminal.wait_for("1 generated set is not saved")
+    terminal.press("y")
     terminal.wait_for("ended with 0")
     leftover = subprocess.run(["pgrep", "-f", "generate --serve --run runs/first"], check=False)
     assert leftover.returncode == 1

@@ -66,7 +66,7 @@ def test_a_run_of_today_has_what_the_page_says(run_folder):
 
 
 def test_every_state_is_named_with_the_silence_it_means():
-    text = section("status.json")
+    text = section("status.json") + section("work.json")
     for state in schema.SEEN_STATES:
         assert f"`{state}`" in text
     assert f"older than {schema.STALE_AFTER_SECONDS:.0f} seconds" in text

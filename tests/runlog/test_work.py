@@ -73,5 +73,7 @@ def test_a_run_is_listed_while_its_cells_are_prepared_and_what_is_done_for_it_la
     with work_on(tmp_path / "old", "evaluating", clock=lambda: now):
         (run,) = list_runs(tmp_path, now=now)
         assert (run.state, run_row(run).best_step) == ("evaluating", 10)
+        status = json.loads((tmp_path / "old" / "status.json").read_text())
+        (tmp_path / "old" / "status.json").write_text(json.dumps({**status, "state": "running"}))
         (run,) = list_runs(tmp_path, now=old.heartbeat + 1)  # alive: its steps are shown
         assert (run.state, run.work) == ("running", None)
