@@ -348,7 +348,11 @@ def delete_command(
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise ConfigurationError(f"to delete {shown} without being asked, give --yes")
         print_error(f"Move {shown} to {folders[0].parent / '.trash'}? [y/N]")
-        if input().strip().lower() not in ("y", "yes"):
+        try:
+            answer = input()
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             raise ConfigurationError("nothing was deleted")
     moved = {str(folder): str(delete_run(folder)) for folder in folders}
     print_result(
