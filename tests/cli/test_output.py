@@ -303,7 +303,7 @@ def test_finished_bars_become_one_line_and_training_says_how_it_goes(monkeypatch
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    with show_progress() as listener:
+    with output.narration(), show_progress() as listener:
         for stage in ("reading cells", "fitting"):
             listener(ProgressEvent(stage, 0, 10))
             listener(ProgressEvent(stage, 10, 10))
