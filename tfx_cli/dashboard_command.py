@@ -33,7 +33,9 @@ def dashboard(
     refresh: float = option(
         "--refresh", "Reads of the disk per second.", min=0.1, max=20, default=2.0
     ),
-    theme: Literal["dark", "light", "colour-blind"] = option("--theme", "Colours.", default="dark"),
+    theme: Literal["dark", "light", "colour-blind", "mono"] = option(
+        "--theme", "Colours.", default="dark"
+    ),
     once: bool = _headless("--once", "Draw one frame and exit.", default=False),
     svg: Path | None = _headless("--svg FILE", "With --once: the file of the frame."),
     frame: str = _headless(

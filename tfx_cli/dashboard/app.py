@@ -79,7 +79,8 @@ class DashboardApp(App[None]):
     ENABLE_COMMAND_PALETTE = True
     CSS_PATH = "styles.tcss"
     BINDINGS = [  # noqa: RUF012 - as textual declares it
-        Binding("ctrl+c", "quit", show=False, priority=True)
+        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False),
     ]
 
     def __init__(
@@ -427,8 +428,11 @@ class DashboardApp(App[None]):
             active = {one.binding.id for one in screen.active_bindings.values()}
             for key in KEYS:
                 if key.id in active:
-                    yield SystemCommand(key.label, key.id, self._runner(screen, key.action))
-        yield from super().get_system_commands(screen)
+                    keys = key.keys.replace(",", " or ").replace("_", " ")
+                    yield SystemCommand(key.label, f"key {keys}", self._runner(screen, key.action))
+        # Ours has them, in its own words.
+        own = {"Quit", "Keys", "Theme"}
+        yield from (one for one in super().get_system_commands(screen) if one.title not in own)
 
     def _runner(self, screen: Screen[Any], action: str) -> Any:  # noqa: ANN401 - a callback
         async def run() -> None:

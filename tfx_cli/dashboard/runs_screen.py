@@ -10,7 +10,7 @@ import numpy as np
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.widgets import DataTable, Input
+from textual.widgets import DataTable, Input, Static
 
 from core.errors import TfxError
 from core.runlog.keeping import TRASH, delete_run, rename_run, tag_run
@@ -45,6 +45,13 @@ _MARK = "mark"
 #: Columns of the terminal that a table takes beside its text: the mark and edges; between two columns.
 _EDGES, _GAP = 4, 2
 _LONGEST_SETTING = 24
+#: In place of an empty list.
+_WELCOME = """There are no runs in this folder yet.
+
+n   train a preset: 'base' has simulated cells and takes minutes
+    For your own cells, 'tfx init cells.h5ad' writes a preset for n.
+q   leave: 'tfx dashboard FOLDER' opens the runs of a folder
+?   all keys"""
 #: Before the first reading.
 _NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
@@ -87,10 +94,15 @@ class RunsScreen(DashboardScreen):
             yield Input(placeholder="filter by name or state", id="filter", compact=True)
             yield DataTable(cursor_type="row", zebra_stripes=True, header_height=2, id="runs")
             yield CurveView("overlay", id="overlay", empty="select runs with v")
+            yield Static(_WELCOME, id="welcome", markup=False)
 
     def on_mount(self) -> None:
         self.query_one("#runs").focus()
         self._show()
+
+    def action_move(self, key: str) -> None:
+        """Do in the focused widget what another key does there."""
+        self.app.simulate_key(key)
 
     def current_run(self) -> str | None:
         return current_key(self.query_one("#runs", DataTable)) if self.is_laid_out else None
@@ -148,7 +160,10 @@ class RunsScreen(DashboardScreen):
             parts.append(f"{len(self._view.unreadable)} unreadable")
         elif not self._view.rows:
             parts = ["no runs yet: press n to train a preset"]
-        elif not n_shown:
+        is_empty = not self._view.rows and not self._processes.launches()
+        is_empty = is_empty and not self._view.unreadable and self._view is not _NOTHING_READ
+        self.set_class(is_empty, "-empty")
+        if self._view.rows and not n_shown and not self._view.unreadable:
             parts = [f"no run matches '{self._filter}' (esc shows all)"]
         text = "" if self._view is _NOTHING_READ else f"  {', '.join(parts)}"
         self.set_bar(("tfx", "bold"), f"  {self._root}{text}")

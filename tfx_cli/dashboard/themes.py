@@ -1,5 +1,7 @@
-"""Colours: dark, light, and one that people of any colour vision can distinguish.
+"""Colours: dark, light, one that people of any colour vision can distinguish, and one without colours.
 
+Backgrounds are of the palette of 256 colours, in which a terminal without true colour shows its nearest; texts
+and marks have enough contrast in both (tests/dashboard/test_themes.py).
 Colour is never the only sign: curves are named at their ends, states are words with a sign.
 """
 
@@ -13,15 +15,17 @@ from core.runlog.schema import WORK_STATES
 DEFAULT_THEME = "tfx-dark"
 _ROLES = "background surface panel primary secondary accent foreground success warning error"
 _COLOURS = {
-    "tfx-dark": "#11131a #171a23 #222633 #7aa2f7 #9aa5ce #e0af68 #d5d9e8 #9ece6a #e0af68 #f7768e",
-    "tfx-light": "#fbfbfd #f1f2f6 #e2e5ee #2457b8 #45507a #8a5a00 #1c2030 #2f7d32 #8a5a00 #b3261e",
-    "tfx-colour-blind": "#101214 #181b1f #252a30 #56b4e9 #a9b4c2 #f0e442 #e6e6e6 #56b4e9 #f0e442 #d55e00",
+    "tfx-dark": "#121212 #1c1c1c #262626 #7aa2f7 #9aa5ce #e0af68 #d5d9e8 #9ece6a #e0af68 #f7768e",
+    "tfx-light": "#ffffff #eeeeee #e4e4e4 #005faf #4e4e4e #5f5f00 #1c1c1c #005f00 #5f5f00 #af0000",
+    "tfx-colour-blind": "#121212 #1c1c1c #262626 #56b4e9 #a9b4c2 #f0e442 #e6e6e6 #56b4e9 #f0e442 #ff8700",
+    "tfx-mono": "#121212 #1c1c1c #262626 #ffffff #b2b2b2 #e4e4e4 #dadada #dadada #ffffff #ffffff",
 }
-#: Colours of curves; the last row is that of Okabe & Ito (2008).
+#: Colours of curves; for colour-blind people those of Okabe & Ito (2008), two of them lighter.
 _SERIES = {
     "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5 #2ac3a2 #ff79c6 #d9d05b #a0785a",
-    "tfx-light": "#2457b8 #b06000 #2f7d32 #b3261e #7b3fb5 #00727a #8c4a2f #454b66 #a3145f #5b6e00 #0091c2 #8c7a2b",
-    "tfx-colour-blind": "#56b4e9 #e69f00 #009e73 #cc79a7 #f0e442 #0072b2 #d55e00 #bbbbbb",
+    "tfx-light": "#2457b8 #b06000 #2f7d32 #b3261e #7b3fb5 #00727a #8c4a2f #454b66 #a3145f #5b6e00 #005f87 #5f0000",
+    "tfx-colour-blind": "#56b4e9 #e69f00 #009e73 #cc79a7 #f0e442 #0087d7 #d75f00 #bbbbbb",
+    "tfx-mono": "#ffffff #b2b2b2 #8a8a8a #d0d0d0",
 }
 #: Sign and style of each state.
 _STATES = {
