@@ -310,7 +310,7 @@ def test_finished_bars_become_one_line_and_training_says_how_it_goes(monkeypatch
         note = "loss 1.234, best accuracy 0.812, 312 cells/s"
         listener(ProgressEvent("training", 1350, 3000, note=note, seconds_left=1140.0))
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    *_, over, bar, _ = drawn.splitlines()
+    *_, over, bar = drawn.rstrip().splitlines()
     assert over.strip() == "done: reading cells 0 s, fitting 0 s"
     assert re.fullmatch(rf"training \S+ 1,350/3,000 {note} 19 min left", bar.strip())
 
