@@ -362,7 +362,7 @@ COMMAND_LINES = [
     (a_run, "generate --phenotype sex", 2, "--phenotype sex: must be NAME=VALUE"),
     (a_run, "generate --phenotype planet=mars", 2, "this model has no phenotype 'planet'"),
     *((a_run, f"generate {line}", 2, words) for line, words in (
-        ("--from cells.h5ad", "--from needs what to change"), ("--set sex=male", "name it by --from"),
+        ("--from cells.h5ad", "--from needs what to change"), ("--set sex=femal", "did you mean 'female'"),
         ("--label sex=gender", "name it by --from"),
     )),
     *((a_run, f"generate --from '{ATLAS}' {line}", 2, words) for line, words in (
