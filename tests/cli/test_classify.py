@@ -55,8 +55,8 @@ def test_a_run_becomes_a_classifier_of_a_column_of_new_cells(tfx, setting):
     assert forecast.code == 0, forecast.stderr
     trained = tfx("train", "mine.toml", "--json")
     assert trained.code == 0, trained.stderr
-    assert set(trained.json["validation"]) == {"loss", "loss/phenotypes", "acc/my labels",
-                                               "f1/my labels"}  # fmt: skip
+    of_labels = {"acc/my labels", "f1/my labels", "gain/my labels"}
+    assert set(trained.json["validation"]) == {"loss", "loss/phenotypes", "score"} | of_labels
     assert "are not in the store, and are left out" in trained.stderr, "a quarter of the genes"
     config = (setting / "runs/mine/config.toml").read_text(encoding="utf-8")
     assert "hidden_size = 32  # model.start_from" in config

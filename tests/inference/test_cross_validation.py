@@ -1,5 +1,6 @@
 """Which runs can be cross-validated, and which cells each model leaves out."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,14 @@ def test_each_fold_leaves_out_one_donor_of_the_training_cells(tiny_store):
 
 
 def changed(store, **others):
-    """Return a view of a store with other arrays."""
+    """Return a view of a store with other arrays, from which its cached properties are made anew."""
     view = Store.__new__(Store)
-    view.__dict__.update(store.__dict__ | others)
+    own = {
+        name: value
+        for name, value in store.__dict__.items()
+        if not isinstance(getattr(Store, name, None), cached_property)
+    }
+    view.__dict__.update(own | others)
     return view
 
 
