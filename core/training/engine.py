@@ -182,6 +182,8 @@ class _Loop:
         self.saved_step = -1
         #: Why the newest checkpoint, and the model of the best score, could not be written.
         self.checkpoint_problem = self.model_problem = ""
+        #: Saves the model of the best score.
+        self._keep: Callable[[], None] = lambda: None
 
     @property
     def folder(self) -> Path:
@@ -368,28 +370,26 @@ class _Loop:
             )
 
     def _keep_model(self, metrics: dict[str, float]) -> None:
-        """Save the model folder; if the disk is full, the older one stays."""
-        model, network = self.setup.model, self.state.own_network
-        weights = whole_weights(network)
+        """Save the model folder; if the disk is full, the older one stays until `_save` tries again."""
+        model, network, progress = self.setup.model, self.state.own_network, self.state.progress
+        weights, calibration = whole_weights(network), model.calibration
+        progress.best_step, progress.best_metrics = self.step, metrics
+        progress.encoder_is_untrained = is_untrained(weights)
+        if metrics:
+            progress.best_score, negative = progress.rank(metrics)
+            progress.best_loss = -negative
+        weights = merge_low_rank(weights, network)
+        facts = {"step": self.step, "total_steps": self.state.total, "validation": metrics}
 
         def save() -> None:
-            model.provenance |= {
-                "run": str(self.folder.resolve()),
-                "step": self.step,
-                "total_steps": self.state.total,
-                "validation": metrics,
-            }
-            model.save(self.folder / MODEL_FOLDER, weights=merge_low_rank(weights, network))
+            model.calibration = calibration
+            model.provenance |= {"run": str(self.folder.resolve()), **facts}
+            model.save(self.folder / MODEL_FOLDER, weights=weights)
 
+        self._keep = save
         self.model_problem = self._try_on_main(save)
-        if not self.model_problem:
-            progress = self.state.progress
-            if metrics:
-                progress.best_score, negative = progress.rank(metrics)
-                progress.best_loss = -negative
-            progress.encoder_is_untrained = is_untrained(weights)
-            progress.best_step = self.step
-            progress.best_metrics = metrics
+        if self.model_problem:  # the next steps change them
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
 
     def _try_on_main(self, write: Callable[[], None], *, consequence: str = "") -> str:
         """Write in the main process; return to all processes why it failed, or ""."""
@@ -408,6 +408,12 @@ class _Loop:
         if self.saved_step == self.step:
             return
         self.recorder.settle()
+        consequence = "; the run goes on, with the checkpoints it has"
+        if self.model_problem:  # a checkpoint after it would not save this model again
+            self.model_problem = self._try_on_main(self._keep, consequence=consequence)
+            if self.model_problem:
+                self.checkpoint_problem = self.model_problem
+                return
         weights, state = self.state.to_checkpoint()
 
         def save() -> None:
@@ -418,7 +424,6 @@ class _Loop:
             self.log.event("checkpoint", step=self.step, path=path.name)
             self.log.status("running", checkpoint=path.name, step=self.step)
 
-        consequence = "; the run goes on, with the checkpoints it has"
         self.checkpoint_problem = self._try_on_main(save, consequence=consequence)
         if not self.checkpoint_problem:
             self.saved_step = self.step

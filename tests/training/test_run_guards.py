@@ -295,6 +295,23 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_continues(
     assert_same_run(finished[0], tmp_path / "run")
 
 
+@pytest.mark.parametrize("failing", [{1}, {1, 2}, {2, 3}])
+def test_a_model_that_could_not_be_written_is_written_with_the_next_checkpoint(
+    finished, tiny_store, tmp_path, monkeypatch, failing
+):
+    attempts, save = iter(range(1, 100)), CellModel.save
+
+    def fail(*arguments, **named):
+        if next(attempts) in failing:
+            raise MachineError("model folder cannot be written (No space left on device)")
+        save(*arguments, **named)
+
+    monkeypatch.setattr(CellModel, "save", fail)
+    train(short(), tiny_store, tmp_path / "run")
+    assert "No space left" in events_of(tmp_path / "run", "warning")[0]["reason"]
+    assert_same_run(finished[0], tmp_path / "run")
+
+
 def test_a_stop_with_a_full_disk_says_that_nothing_was_saved(tiny_store, tmp_path, monkeypatch):
     full_disk(monkeypatch, when=lambda attempt: attempt > 1)
     with pytest.raises(MachineError, match=r"stopped at step 6 of 12, but checkpoint .*No space"):
