@@ -48,6 +48,7 @@ RIGHT = ENCODER | {
 }
 SIZED = {"model.library_size": "true"}
 POOLED = RIGHT | SIZED | {"model.encoder": "pooled", "model.hidden_size": 128, "model.layers": 3}
+LOG_ODDS = {"model.log_linear": "true", "model.log_linear_rank": 0}
 VARIANTS = {
     "log_linear": ("log-linear part", LOG_LINEAR),
     "log_linear_sized": ("log-linear part, library size", LOG_LINEAR | SIZED),
@@ -55,6 +56,7 @@ VARIANTS = {
     "right": ("encoder, pre-norm, fan-in, 2e-3", RIGHT),
     "sized": ("the same, library size", RIGHT | SIZED),
     "pooled": ("pooled encoder, library size", POOLED),
+    "pooled_log_odds": ("the same, class log-odds and regression", POOLED | LOG_ODDS),
 }
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name in chosen.only:
             title, keys = VARIANTS[name]
-            of_run = chosen.log_linear_steps if "model.layers" in keys else steps
+            of_run = chosen.log_linear_steps if keys.get("model.layers") == 0 else steps
             keys = {
                 **COMMON, **keys, "data.files": file, "data.genes": genes, "train.max_steps": of_run,
                 "train.eval_steps": of_run, "train.save_steps": of_run,

@@ -144,7 +144,7 @@ def cross_validate(
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> EvaluationReport:
-    """Train a model without each donor, score all of them together, and calibrate the model of the run.
+    """Train one model without each donor, score their predictions, and calibrate the run's model with them.
 
     ``preset``, ``model`` and ``store`` are those of the run; the model folder in ``run`` is written anew with the
     calibration. ``should_stop`` is as for `core.training.engine.train`: TrainingInterrupted, after which the same call
