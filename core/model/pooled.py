@@ -133,8 +133,9 @@ class PooledPart(nn.Module):
         self.gene_output = nn.Linear(width, config.n_genes * config.n_gene_outputs, bias=False)
         self.gene_bias = nn.Embedding(config.n_genes, config.n_gene_outputs)
         # Few donors teach a network their identity; the log-linear part's regression resists that.
-        predicts_phenotypes = n_values and not config.log_linear
-        self.phenotype_output = nn.Linear(width, n_values) if predicts_phenotypes else None
+        leaves_phenotypes = config.log_linear and config.classified is None
+        has_output = n_values and not leaves_phenotypes
+        self.phenotype_output = nn.Linear(width, n_values) if has_output else None
         self.n_values = n_values
 
     def start_at_zero(self) -> None:

@@ -126,3 +126,13 @@ def test_what_a_sum_cannot_do_is_refused():
     network = make_network(**POOLED)
     with pytest.raises(ConfigurationError, match="one state for each cell"):
         network.cell_embeddings(make_batch(make_config()), "mean")
+
+
+@pytest.mark.parametrize("classified", [None, "sex"])
+def test_beside_a_log_linear_part_phenotypes_are_its_own_but_in_a_classifier(classified):
+    network = make_network(log_linear=True, classified=classified, **POOLED)
+    batch = make_batch(network.config)
+    with torch.no_grad():
+        _, of_encoder, _ = network.encoder_part(batch)
+    assert of_encoder.shape == (len(batch.phenotype_target), network.config.phenotype_sizes[0] + 3)
+    assert bool(of_encoder.any()) == (classified is not None)
