@@ -17,7 +17,7 @@ COPY constraints.txt ./
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --no-cache-dir --no-deps -c constraints.txt --index-url "$TORCH_INDEX" torch; \
     fi
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY core core
 COPY tfx_cli tfx_cli
 COPY transformerics transformerics

@@ -1,6 +1,8 @@
 """sdist and wheel: built from nothing but the source, installed where the source is not."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from core import __version__
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("core", "tfx_cli", "presets", "transformerics")
 #: What building takes; tests, docs and benchmarks are not among it.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", *PACKAGES)
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", *PACKAGES)
 SDIST, WHEEL = f"transformerics-{__version__}", f"transformerics-{__version__}-py3-none-any.whl"
 
 
@@ -93,6 +95,7 @@ def test_the_metadata_name_licence_command_and_readme(wheel):
         assert f"{info}/licenses/LICENSE" in archive.namelist()
     assert "License-Expression: MIT\n" in metadata
     assert "# tfx" in metadata
+    assert not re.search(r"\]\((?![a-z]+:|#)", metadata)  # an index shows no other file
     assert "tfx = tfx_cli.app:main" in entry_points
 
 
@@ -109,6 +112,16 @@ def test_the_installed_command_runs_without_the_source_tree(environment, tmp_pat
         assert path.stem in listed.stdout
     assert run_installed(environment, tmp_path, *tfx, "presets", "show", "base").returncode == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_links_of_the_readme_lead_to_the_repository_on_a_package_index():
+    index_page = runpy.run_path(str(ROOT / "setup.py"))["index_page"]
+    readme = "![Cells](docs/c.png) [Install](docs/i.md#a) [AnnData](https://a.org) [below](#x)"
+    assert index_page(readme, "https://h.org/o/r") == (
+        "![Cells](https://h.org/o/r/raw/HEAD/docs/c.png) "
+        "[Install](https://h.org/o/r/blob/HEAD/docs/i.md#a) [AnnData](https://a.org) [below](#x)"
+    )
+    assert index_page(readme, None) == " Install [AnnData](https://a.org) [below](#x)"
 
 
 @pytest.mark.slow
