@@ -14,6 +14,12 @@ _COUNT_UNITS = ("", "k", "M", "G", "T")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 #: accelerate's name of a precision -> ours.
 PRECISIONS = {"no": "fp32"}
+#: Verdict of a forecast of a run, in words.
+FORECAST_VERDICTS = {
+    "ok": "memory and disk suffice",
+    "tight": "memory or disk is tight",
+    "too much": "this does not fit",
+}
 
 
 def shortened(text: str, width: int) -> str:

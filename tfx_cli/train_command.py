@@ -26,6 +26,7 @@ from tfx_cli.arguments import (
     preset_option,
 )
 from tfx_cli.command_line import argument, option
+from tfx_cli.formatting import FORECAST_VERDICTS
 from tfx_cli.launch import is_main_process, launch, stop_on_signals
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
@@ -38,11 +39,6 @@ if TYPE_CHECKING:
     from core.training.forecast import RunForecast
 
 _BAR_WIDTH = 24
-_VERDICTS = {
-    "ok": "memory and disk suffice",
-    "tight": "memory or disk is tight",
-    "too much": "this does not fit",
-}
 
 
 def train(
@@ -317,7 +313,7 @@ def _forecast_text(forecast: "RunForecast", source: str, folder: Path) -> Iterat
     yield f"times: {forecast.timing}"
     head = ["files", size(sum(forecast.files.values())), f"of {size(forecast.disk_free)} free"]
     yield _parts_table(head, forecast.files, size)
-    yield [*(f"note: {note}" for note in forecast.notes), _VERDICTS[forecast.verdict]]
+    yield [*(f"note: {note}" for note in forecast.notes), FORECAST_VERDICTS[forecast.verdict]]
 
 
 def _parts_table(

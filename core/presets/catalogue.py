@@ -16,7 +16,7 @@ _PUBLISHED = "published"
 
 @dataclass(frozen=True)
 class PresetSummary:
-    """One bundled preset; ``title`` is the first comment line of its file."""
+    """One preset; ``title`` is the first comment line of its file."""
 
     name: str
     path: Path
@@ -35,8 +35,22 @@ def list_presets() -> list[PresetSummary]:
     return [PresetSummary(path.stem, path, _title(path)) for path in paths]
 
 
+def list_own_presets(folder: Path) -> list[PresetSummary]:
+    """List the .toml files of a folder and of its folder ``presets``, whatever is in them."""
+    paths = [*sorted(folder.glob("*.toml")), *sorted(folder.glob("presets/*.toml"))]
+    return [
+        PresetSummary(path.stem, path, _title(path))
+        for path in paths
+        if path.name != "pyproject.toml" and path.is_file()
+    ]
+
+
 def _title(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # of another user, or no text: reading the preset says so
+        return ""
+    for line in text.splitlines():
         if line.startswith("#") and line.strip("# "):
             return line.strip("# ")
         if line.strip() and not line.startswith("#"):

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import TabbedContent
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MachineError
 from core.files import write_json
 from core.progress import ProgressEvent
 from core.runlog.work import work_on
 from tests.dashboard import run_states
 from tests.dashboard.conftest import settled, text_of
 from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
+from tfx_cli.dashboard import start_screen
 from tfx_cli.dashboard.base_screen import DashboardScreen
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import SAMPLED, UNSPECIFIED, GenerateScreen, TokenRow
@@ -660,7 +661,10 @@ def test_a_run_without_a_model_is_explained(runs, open_app):
 def test_a_preset_is_checked_as_it_is_changed():
     good = check_preset_values("base", "train.max_steps=7 data.genes=64")
     assert (good.is_valid, good.name) == (True, "base")
-    assert any(line.split() == ["train.max_steps", "7"] for line in good.lines)
+    assert [line.split() for line in good.lines][:2] == [
+        ["data.genes", "64,", "changed", "(the", "preset", "has", "256)"],
+        ["train.max_steps", "7,", "changed", "(the", "preset", "has", "3000)"],
+    ]
     bad = check_preset_values("base", "train.max_step=7")
     assert not bad.is_valid
     assert "did you mean" in " ".join(bad.lines)
@@ -669,10 +673,10 @@ def test_a_preset_is_checked_as_it_is_changed():
 
 
 def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, tmp_path):
-    (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
+    (tmp_path / "wrong.toml").write_text("# My cells.\n[train]\nlearning_rate = -1\n")
     write_state(runs, "base")
     app = open_app()
-    started = []
+    started, forecasts, cancelled = [], [], []
 
     class Launch:
         path = "runs/base-2"
@@ -681,28 +685,67 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         started.append(arguments)
         return Launch()
 
+    async def forecast(preset, name, assignments, root):
+        forecasts.append((preset, list(assignments)))
+        if preset == "pbmc68k":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append(preset)
+                raise
+        if preset == "classify":
+            raise MachineError("runs/base has no model")
+        return {
+            "seconds": {"run": 360.0}, "memory": {"programs": 6e8}, "memory_available": 2e10,
+            "files": {"model": 3e7}, "tokens": {"steps": 9, "epochs": 0.1}, "verdict": "tight",
+            "machine": {"device": "cpu"}, "timing": "measured", "notes": ["a [note]"],
+        }  # fmt: skip
+
+    def choose(preset):
+        options = app.screen.query_one("#presets")
+        options.highlighted = options.get_option_index(preset)
+
     async def flow(pilot):
         monkeypatch.setattr(app.processes, "start", start)
+        monkeypatch.setattr(start_screen, "forecast", forecast)
+        monkeypatch.setattr(start_screen, "FORECAST_DELAY", 0.05)
         await pilot.press("n")
+        await shown(app, pilot, "✖ not valid")
         screen = app.screen
         assert isinstance(screen, StartScreen)
-        assert screen._presets[0] == "wrong.toml"  # the user's own are first
-        screen.query_one("#presets").highlighted = screen._presets.index("base")
-        await shown(app, pilot, "✔ valid")
-        assert screen.query_one("#name").value == "base-2"
-        screen.query_one("#presets").highlighted = screen._presets.index("wrong.toml")
-        await shown(app, pilot, "✖ not valid")
-        assert "wrong.toml:2:train.learning_rate:mustbegreaterthan0" in "".join(
+        assert "wrong.toml:3:train.learning_rate:mustbegreaterthan0" in "".join(
             text_of(app).split()
         )
+        assert re.search(r"wrong +My cells", text_of(app))  # the user's own are first
+        assert "perturbgene-128-base" not in text_of(app)
         await pilot.press("f5")
-        assert started == []
-        screen.query_one("#presets").highlighted = screen._presets.index("base")
-        screen.query_one("#changes").value = "train.max_steps=9"
-        await shown(app, pilot, "✔ valid")
+        assert (started, forecasts) == ([], [])
+        choose("published")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "perturbgene-128-base" in text_of(app)
+        choose("base")
+        await shown(app, pilot, "about 6 min, 600 MB of memory (20 GB free), 30 MB of disk")
+        assert "$ tfx train base --run base-2" in text_of(app)
+        assert "! memory or disk is tight" in text_of(app)
+        assert "note: a [note]" in text_of(app)
+        choose("classify")
+        await shown(app, pilot, "no estimate: runs/base has no model")
+        choose("pbmc68k")
+        await shown(app, pilot, "estimating time and memory; F6 cancels")
+        await pilot.pause(0.1)
+        await pilot.press("f6")
+        await shown(app, pilot, "no estimate; F6 makes one")
+        assert cancelled == ["pbmc68k"]
+        choose("base")
+        screen.query_one("#changes").value = "train.max_steps=9 model.dropout=0.2"
+        await shown(app, pilot, "--set model.dropout=0.2")
+        assert re.search(r"train.max_steps +9, changed \(the preset has 3000\)", text_of(app))
+        assert re.search(r"model.dropout +0.2, changed", text_of(app))
         await pilot.press("f5")
         await pilot.pause()
-        assert started == [("base", "base-2", ["train.max_steps=9"], Path("runs"))]
+        changes = ["train.max_steps=9", "model.dropout=0.2"]
+        assert started == [("base", "base-2", changes, Path("runs"))]
         assert isinstance(app.screen, RunScreen)
 
     drive(app, flow)

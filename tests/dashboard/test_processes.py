@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import ConfigurationError
+from core.errors import ConfigurationError, MachineError
+from tfx_cli.dashboard import processes
 from tfx_cli.dashboard.processes import (
     GeneratorProcess,
     Launch,
     RunProcesses,
+    forecast,
     process_to_stop,
     send_stop,
 )
@@ -185,3 +187,35 @@ def test_a_training_of_the_dashboard_is_not_in_its_session(tmp_path):
         pytest.skip("it ended too soon")
     finally:
         launch.process.wait(60)
+
+
+def test_a_forecast_is_read_and_a_cancelled_one_leaves_no_process(monkeypatch, tmp_path):
+    """A stand-in for `tfx train --dry-run --json`: prints its arguments, fails or waits by its preset."""
+    script = (
+        "import json, os, sys, time\n"
+        "if 'bad' in sys.argv: sys.exit('Error: no cells')\n"
+        "open('pid', 'w').write(str(os.getpid()))\n"
+        "if 'slow' in sys.argv: time.sleep(60)\n"
+        "print(json.dumps({'arguments': sys.argv[1:], 'folder': os.getcwd()}))\n"
+    )
+    monkeypatch.setattr(processes, "_TFX", (sys.executable, "-c", script))
+    root = tmp_path / "runs"
+
+    async def talk():
+        found = await forecast("base", "b", ["train.max_steps=9"], root)
+        assert found["folder"] == str(tmp_path)
+        wanted = "train base --run b --set train.max_steps=9 --dry-run --json"
+        assert found["arguments"] == wanted.split()
+        with pytest.raises(MachineError, match="no cells"):
+            await forecast("bad", "b", [], root)
+        (tmp_path / "pid").unlink()
+        task = asyncio.create_task(forecast("slow", "b", [], root))
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+
+    asyncio.run(talk())

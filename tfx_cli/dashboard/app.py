@@ -21,7 +21,7 @@ from textual.screen import Screen
 
 from core.errors import TfxError
 from core.runlog.overview import RunRow
-from core.runlog.ownership import is_free, is_run_name
+from core.runlog.ownership import is_run_name
 from core.runlog.reader import RunReader
 from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER
 from core.runlog.work import read_work
@@ -233,7 +233,7 @@ class DashboardApp(App[None]):
         self._open(RunScreen(event.path, self.processes))
 
     def action_new_run(self) -> None:
-        self._open(StartScreen(self._free_name))
+        self._open(StartScreen(self.root, self.processes))
 
     def action_generate(self) -> None:
         run = self._current_run()
@@ -296,23 +296,14 @@ class DashboardApp(App[None]):
             screen.take_event(run, event)
 
     # -- training
-    def _free_name(self, name: str) -> str:
-        """Return a name for a run that no run has yet."""
-        free, number = name, 2
-        while not is_free(self.root / free) or self.processes.launch_of(str(self.root / free)):
-            free, number = f"{name}-{number}", number + 1
-        return free
-
     def on_start_run(self, event: StartRun) -> None:
         """Train a preset in a process of its own, and show the run."""
         if not is_run_name(event.name):
             hint = "use letters, digits, '_', '.' or '-'"
             self._notify_error(f"'{event.name}' cannot name a run: {hint}")
             return
-        path = Path(event.preset)
-        preset = str(path.absolute()) if path.is_file() else event.preset
         try:
-            launch = self.processes.start(preset, event.name, event.assignments, self.root)
+            launch = self.processes.start(event.preset, event.name, event.assignments, self.root)
         except TfxError as error:
             self._notify_error(error)
             return

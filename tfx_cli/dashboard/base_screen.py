@@ -52,7 +52,7 @@ class DashboardScreen(Screen[None]):
     NAME = ""
     #: Set by the application while the user keeps the view as it is.
     is_paused = False
-    #: Whether cells are being generated for this screen.
+    #: Whether a process generates cells or makes a forecast for this screen.
     is_busy = False
     #: Whether the screen needs the presets of all runs.
     needs_settings = False

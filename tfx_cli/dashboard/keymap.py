@@ -94,6 +94,7 @@ KEYS = (
     Key("generate.moved", "generate", "5", "pane('moved')", "Moved genes"),
     # new run
     Key("start.go", "start", "f5,ctrl+g", "go", "Start", in_footer=True),
+    Key("start.forecast", "start", "f6", "forecast", "Estimate, or cancel it", in_footer=True),
 )
 
 

@@ -59,9 +59,12 @@ class Launch:
 
     def error(self) -> str:
         """Return the error it ended with, or its last line."""
-        lines = self.last_lines(40)
-        starts = [place for place, line in enumerate(lines) if line.startswith("Error:")]
-        return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
+        return _error_in(self.last_lines(40))
+
+
+def _error_in(lines: Sequence[str]) -> str:
+    starts = [place for place, line in enumerate(lines) if line.startswith("Error:")]
+    return "\n".join(lines[starts[-1] :] if starts else lines[-1:])
 
 
 def output_lines(log: Path) -> list[str]:
@@ -69,6 +72,53 @@ def output_lines(log: Path) -> list[str]:
     lines = [_CONTROL.sub("", line).rstrip() for line in last_lines(log)]
     starts = [place for place, line in enumerate(lines) if line.startswith(_PROMPT)]
     return [line for line in lines[starts[-1] + 1 if starts else 0 :] if line]
+
+
+def train_arguments(preset: str, name: str, assignments: Sequence[str]) -> list[str]:
+    """Return the arguments of `tfx` that train a preset as a new run."""
+    changes = [part for one in assignments for part in ("--set", one)]
+    return ["train", preset, "--run", name, *changes]
+
+
+async def forecast(
+    preset: str, name: str, assignments: Sequence[str], root: Path
+) -> dict[str, Any]:
+    """Return what `tfx train --dry-run --json` forecasts of a new run; cancelled, it ends its process.
+
+    Raises MachineError, with the message of the process, where there is no forecast.
+    """
+    arguments = [*_TFX, *train_arguments(_whole_path(preset), name, assignments)]
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments,
+            "--dry-run",
+            "--json",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            cwd=root.parent,
+        )
+    except OSError as error:
+        raise MachineError(f"tfx train --dry-run cannot be started ({error.strerror})") from error
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    found: object = None
+    with contextlib.suppress(ValueError):
+        found = json.loads(output)
+    if process.returncode or not isinstance(found, dict):
+        lines = [_CONTROL.sub("", line) for line in errors.decode("utf-8", "replace").splitlines()]
+        raise MachineError(_error_in(lines).removeprefix("Error: ") or "without a message")
+    return found
+
+
+def _whole_path(preset: str) -> str:
+    """Return the path of a preset file from any folder; a bundled preset has its name."""
+    return str(Path(preset).absolute()) if Path(preset).is_file() else preset
 
 
 class RunProcesses:
@@ -87,8 +137,15 @@ class RunProcesses:
         path = root / name
         if not is_free(path):
             raise ConfigurationError(f"{path} exists; choose another name")
-        options = [part for one in assignments for part in ("--set", one)]
-        return self._launch(str(path), ["train", preset, "--run", name, *options], root.parent)
+        arguments = train_arguments(_whole_path(preset), name, assignments)
+        return self._launch(str(path), arguments, root.parent)
+
+    def free_name(self, name: str, root: Path) -> str:
+        """Return a name for a run that no run has yet."""
+        free, number = name, 2
+        while not is_free(root / free) or str(root / free) in self._launches:
+            free, number = f"{name}-{number}", number + 1
+        return free
 
     def resume(self, path: str, root: Path) -> Launch:
         return self._launch(path, ["train", str(Path(path).absolute())], root.parent)
