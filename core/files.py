@@ -60,6 +60,13 @@ def file_text(path: Path) -> str:
     return file_bytes(path).decode()
 
 
+def file_names(path: Path) -> list[str]:
+    """Read names, one a line or separated by commas; '#' begins a comment. Errors as of `file_text`."""
+    lines = (line.partition("#")[0] for line in file_text(path).splitlines())
+    names = (name.strip() for line in lines for name in line.split(","))
+    return list(dict.fromkeys(filter(None, names)))
+
+
 def file_json(path: Path) -> Any:  # noqa: ANN401
     """Read a JSON file; OSError as of `file_bytes`, ValueError if it is not JSON."""
     try:
@@ -174,3 +181,14 @@ def free_space(path: Path) -> tuple[Path, int]:
     path = path.absolute()
     folder = next(one for one in (path, *path.parents) if one.is_dir())
     return folder, shutil.disk_usage(folder).free
+
+
+def folder_size(folder: Path) -> int | None:
+    """Return the bytes in a folder; None if it does not exist."""
+    if not folder.is_dir():
+        return None
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a checkpoint that is being removed
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -33,6 +33,7 @@ _PANELS = {
     "Data": (
         ("check", "check:check", "Check whether cells are fit for preparing and training."),
         ("prepare", "prepare:prepare", "Make a store from .h5ad files."),
+        ("stores", "prepare:stores", "List and delete stores."),
     ),
     "Model": (
         ("train", "train:train", "Train a model from a preset."),
@@ -52,14 +53,16 @@ _PANELS = {
             "dashboard:dashboard",
             "Watch and control runs, generate cells, in the terminal.",
         ),
-        ("runs", "runs:app", "List, show, compare and export runs."),
+        ("runs", "runs:app", "List, show, compare, export and delete runs."),
     ),
     "Project": (
-        ("presets", "presets:app", "List, show and check presets."),
+        ("presets", "presets:app", "List, show and check presets; list what a model knows."),
         ("init", "presets:init", "Write a preset for your own files."),
         ("doctor", "check:doctor", "Check whether this machine is fit for tfx."),
+        ("docs", "docs:docs", "Read the pages of the documentation."),
     ),
 }
+_VERBOSITY = ("-q", "--quiet", "-v", "--verbose")
 COMMANDS: tuple[LazyCommand, ...] = tuple(
     LazyCommand(name, f"tfx_cli.{target.replace(':', '_command:')}", panel, summary)
     for panel, commands in _PANELS.items()
@@ -98,8 +101,14 @@ def tfx(
         is_eager=True,
         default=False,
     ),
-    quiet: bool = option("--quiet -q", "Print errors only.", default=False),
-    verbose: bool = option("--verbose -v", "Print more, library warnings included.", default=False),
+    quiet: bool = option(
+        "--quiet -q", "Print results and errors only; also after the command.", default=False
+    ),
+    verbose: bool = option(
+        "--verbose -v",
+        "Print more, library warnings included; also after the command.",
+        default=False,
+    ),
 ) -> None:
     """Masked language models of single cells: train, evaluate, generate.
 
@@ -129,7 +138,7 @@ def run(arguments: Sequence[str]) -> int:
                 )
             try:
                 code = command.main(
-                    list(_in_present_spelling(arguments)),
+                    _with_verbosity_first(list(_in_present_spelling(arguments))),
                     prog_name="tfx",
                     complete_var="_TFX_COMPLETE",
                     standalone_mode=False,  # its errors are ours to print
@@ -154,6 +163,14 @@ def _in_present_spelling(arguments: Sequence[str]) -> Iterator[str]:
             output.warn(f"{option} is now called {new}; the old name works in this release only")
             option = new
         yield f"{option}{equals}{value}"
+
+
+def _with_verbosity_first(arguments: list[str]) -> list[str]:
+    """Move --quiet and --verbose, which belong to tfx, before its command; nothing behind a bare ``--``."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours = [argument for argument in arguments[:end] if argument in _VERBOSITY]
+    rest = [argument for argument in arguments[:end] if argument not in _VERBOSITY]
+    return [*ours, *rest, *arguments[end:]]
 
 
 def _replace_closed_streams() -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from core.cells.file_patterns import is_path, names_cells
 from core.errors import ConfigurationError, DataError, TfxError
-from core.files import file_text
+from core.files import file_names, file_text
 from core.presets.schema import STANDARD_PHENOTYPES, Preset
+from core.wording import cause
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import narrate
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
 
-#: The folder of runs, below the current folder.
-RUNS = Path("runs")
+#: The folders of runs and of stores, below the current folder.
+RUNS, STORES = Path("runs"), Path("stores")
 
 
 # -- presets and files of cells
@@ -141,7 +142,7 @@ def run_and_files(targets: Sequence[str]) -> tuple[str | None, list[str]]:
     files = list(targets[1:] if has_run else targets)
     if others := [file for file in files if not names_cells(file)]:
         raise ConfigurationError(
-            f"'{others[0]}' names no file of cells (docs/formats.md); give one run, then files"
+            f"'{others[0]}' names no file of cells ('tfx docs formats'); give one run, then files"
         )
     return targets[0] if has_run else None, files
 
@@ -159,6 +160,19 @@ def trained_on(run: Path) -> tuple[str, "CellFilter | None"]:
     data = preset_of(run).preset.data
     donors = "donor_id" if data.split.by == "cells" else data.split.by
     return donors, CellFilter.parse(data.where, where="data.where")
+
+
+def gene_file(path: Path, option: str) -> list[str]:
+    """Read the genes of a text file that an option names."""
+    try:
+        names = file_names(path)
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be read ({cause(error)})") from error
+    except ValueError:
+        raise DataError(f"{option} {path}: is no text; give one name of a gene in a line") from None
+    if not names:
+        raise DataError(f"{option} {path}: names no gene; give one name in a line")
+    return names
 
 
 def report_folder(run: Path, file: str) -> Path:

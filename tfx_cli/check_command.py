@@ -44,7 +44,7 @@ def check(
 
     Values and their kind, gene ids and overlap, empty and doublet-like cells, coverage and
     spelling of labels, donors and phenotypes that they confound, disk and time. Every value is
-    read once and nothing is written. Exits with 4 if a row fails. docs/check.md explains each row.
+    read once and nothing is written. Exits with 4 if a row fails. 'tfx docs check' explains each row.
 
     Examples
     --------

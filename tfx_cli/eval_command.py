@@ -104,9 +104,9 @@ def evaluate(
 
     All genes are visible and all phenotypes hidden. The baselines have the same training cells,
     genes and split. The report (report.html and report.json, each confusion matrix as picture and
-    CSV) goes to the run's folder; docs/evaluation.md explains each score. The scores of all test
+    CSV) goes to the run's folder; 'tfx docs evaluation' explains each score. The scores of all test
     cells go into the model card, too. With --generated, cells of tfx generate are compared with
-    real ones instead (docs/fidelity.md).
+    real ones instead ('tfx docs fidelity').
 
     Examples
     --------

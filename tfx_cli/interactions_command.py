@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from core.errors import ConfigurationError, DataError
-from core.files import file_text
-from core.wording import cause
+from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
     FEW_GENES,
@@ -19,6 +17,7 @@ from tfx_cli.arguments import (
     Values,
     check_output,
     check_unused,
+    gene_file,
     load_model,
     model_folder,
     run_and_files,
@@ -108,7 +107,7 @@ def interactions(
 
     Every ordered pair has a weight, p and q against two nulls, and simple measures of the same cells
     beside the model's effect. Where held-out donors hold more evidence for a simple measure, that is the
-    weight, and a line says so. Weights are associations, not causes (docs/interactions.md).
+    weight, and a line says so. Weights are associations, not causes ('tfx docs interactions').
 
     Examples
     --------
@@ -137,7 +136,7 @@ def interactions(
     requested: dict[str, Any] = {
         "contrast": _two_values(contrast) if contrast is not None else None,
         "genes": chosen_genes,
-        "regulators": _read_names(regulators) if regulators is not None else [],
+        "regulators": [] if regulators is None else gene_file(regulators, "--regulators"),
     }
     folder = model_folder(run)
     # torch and transformers, 3 s: only after the options are checked.
@@ -190,21 +189,6 @@ def _names(words: list[str]) -> list[str]:
     return [name for word in words if (name := word.strip())]
 
 
-def _read_names(path: Path) -> list[str]:
-    try:
-        text = file_text(path)
-    except OSError as error:
-        raise DataError(f"--regulators {path}: cannot be read ({cause(error)})") from error
-    except ValueError:
-        raise DataError(
-            f"--regulators {path}: is no text; give one name of a gene in a line"
-        ) from None
-    names = _names(text.replace(",", "\n").split("\n"))
-    if not names:
-        raise DataError(f"--regulators {path}: names no gene; give one name in a line")
-    return names
-
-
 def _two_values(contrast: str) -> tuple[str, str, str]:
     from core.cells.cell_filter import CellFilter
 
@@ -234,7 +218,7 @@ def _text(summaries: list[dict[str, Any]]) -> Iterator[Paragraph]:
             yield _truth_text(one["truth"])
         if one["notes"]:
             yield [f"- {note}" for note in one["notes"]]
-    yield "Weights are associations, not causes; docs/interactions.md says what each column means."
+    yield "Weights are associations, not causes; 'tfx docs interactions' explains each column."
 
 
 def _network_text(one: dict[str, Any]) -> "list[RenderableType]":

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
 
-from core.errors import ExitCode, TfxError, TrainingInterrupted
+from core.errors import ConfigurationError, ExitCode, TfxError, TrainingInterrupted
 from core.progress import Listener, ProgressEvent, ignore_progress, to_all
 from core.wording import visible
 
@@ -247,6 +247,19 @@ def narrate(message: str) -> None:
 def warn(message: str) -> None:
     """Print a warning on stderr."""
     _NARRATOR.warning("%s", message)
+
+
+def confirm(question: str, *, refusal: str) -> None:
+    """Ask on the terminal; ConfigurationError unless the answer is yes, with ``refusal`` where nobody can answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigurationError(refusal)
+    print_error(f"{question} [y/N]")
+    try:
+        answer = input()
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise ConfigurationError("nothing was deleted")
 
 
 def is_quiet() -> bool:

@@ -1,19 +1,26 @@
-"""`tfx prepare`: from .h5ad files to a store, with a report."""
+"""`tfx prepare`: from .h5ad files to a store, with a report. `tfx stores`: list and delete stores."""
 
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import ConfigurationError
+from core.wording import listed, size
 from tfx_cli.arguments import (
     ASSIGNMENTS,
     CONFIG_FILES,
     JSON_OUTPUT,
+    RUNS,
     SOURCES,
+    STORES,
     preset_option,
     resolve_sources,
 )
-from tfx_cli.command_line import option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+from tfx_cli.command_line import argument, new_app, option
+from tfx_cli.formatting import ago
+from tfx_cli.output import Paragraph, confirm, make_table, narrate, print_result, show_progress
 
 if TYPE_CHECKING:
     from core.cells.store import Store
@@ -147,3 +154,102 @@ def _labels(counts: Mapping[str, int]) -> str:
     if len(ordered) > _NAMED_LABELS:
         named.append(f"{len(ordered) - _NAMED_LABELS} others")
     return ", ".join(named)
+
+
+# -- tfx stores
+stores = new_app(no_args_is_help=True, add_completion=False)
+
+
+@stores.callback()
+def stores_command() -> None:
+    """List and delete stores: the prepared cells that runs are trained on.
+
+    Examples
+    --------
+    tfx stores list
+    tfx stores delete pbmc68k-35c1bbaad2
+    """
+
+
+@stores.command("list")
+def list_command(
+    folder: Path = argument("[FOLDER]", "Folder of stores.", default=STORES),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """List stores, the largest first, with the runs that were trained on them.
+
+    An unfinished store holds the pieces of a preparation that stopped, which 'tfx prepare' uses
+    when it continues.
+
+    Examples
+    --------
+    tfx stores list
+    tfx stores list /scratch/stores --json
+    """
+    from core.cells.keeping import list_stores
+
+    if folder != STORES and not folder.is_dir():
+        raise ConfigurationError(
+            f"there is no folder '{folder}'; give the folder that holds stores"
+        )
+    found = list_stores(folder, RUNS)
+    if not found:
+        narrate(f"no stores in '{folder}'; 'tfx prepare' and 'tfx train' make them")
+    now = time.time()
+    rows = [
+        [
+            one.path.name,
+            one.state,
+            one.cells,
+            one.genes,
+            size(one.n_bytes),
+            ago(one.modified, now=now),
+            listed(one.runs),
+        ]
+        for one in found
+    ]
+    heads = ["store", "state", "cells", "genes", "size", "written", "runs"]
+    print_result(
+        "stores.list",
+        {"folder": folder, "stores": [asdict(one) for one in found]},
+        as_json=as_json,
+        text=lambda: make_table(heads, rows, right=(4,)) if rows else [],
+    )
+
+
+@stores.command("delete")
+def delete_command(
+    names: list[str] = argument("STORE...", "Stores, by name or folder."),
+    yes: bool = option("--yes", "Do not ask.", default=False),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """Delete stores for good, after asking.
+
+    'tfx prepare' makes a store again while its files of cells exist. Until then the runs that were
+    trained on it cannot continue, and 'tfx eval' cannot score them on held-out cells.
+
+    Examples
+    --------
+    tfx stores delete base-35c1bbaad2
+    tfx stores delete stores/base-35c1bbaad2 --yes
+    """
+    from core.cells.keeping import delete_store, find_stores
+
+    found = find_stores(STORES, RUNS, names)
+    freed = size(sum(one.n_bytes for one in found))
+    if not yes:
+        shown = ", ".join(
+            f"{one.path} ({size(one.n_bytes)}"
+            + f", used by {listed(one.runs)}" * bool(one.runs)
+            + ")"
+            for one in found
+        )
+        confirm(f"Delete {shown}?", refusal=f"to delete {shown} without being asked, give --yes")
+    for one in found:
+        delete_store(one)
+    print_result(
+        "stores.delete",
+        {"deleted": [one.path for one in found], "bytes": sum(one.n_bytes for one in found)},
+        as_json=as_json,
+        text=lambda: f"deleted: {', '.join(str(one.path) for one in found)} ({freed})",
+    )

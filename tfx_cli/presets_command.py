@@ -1,17 +1,18 @@
 """`tfx presets`: list, show, check and import presets; `tfx init`: a first one for your own files."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfx_cli.arguments import DEVICE, JSON_OUTPUT, Device, check_output
+from tfx_cli.arguments import DEVICE, JSON_OUTPUT, Device, check_output, gene_file, model_folder
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import count_of
 from tfx_cli.output import Paragraph, make_table, print_result, show_progress, warn
 
 if TYPE_CHECKING:
-    from core.cells.preset_draft import DraftFacts, Sizes
+    from core.cells.preset_draft import DraftFacts
+    from core.presets.schema import Preset
 
 import os
 from typing import Literal
@@ -120,6 +121,45 @@ def validate_command(
     )
 
 
+@app.command("values")
+def values_command(
+    run: str | None = argument(
+        "[RUN]", "A run or a model folder; default: the newest run.", default=None
+    ),
+    as_json: bool = JSON_OUTPUT,
+) -> None:
+    """List the phenotypes of a model and their values, which you can request, with their training cells.
+
+    Examples
+    --------
+    tfx presets values
+    tfx presets values runs/base --json
+    """
+    from core.model.reference import ControlTokens
+
+    folder = model_folder(run)
+    tokens = ControlTokens.read(folder)
+    cells = {name: tokens.counts_of(name) for name in tokens.phenotypes}
+    print_result(
+        "presets.values",
+        {"model": folder, "training_cells": tokens.n_cells, "phenotypes": cells},
+        as_json=as_json,
+        text=lambda: _values_text(folder, tokens.n_cells, cells),
+    )
+
+
+def _values_text(
+    folder: Path, n_cells: int, cells: Mapping[str, Mapping[str, int]]
+) -> Iterator[Paragraph]:
+    yield f"{folder}: what you can request of it, and its {n_cells:,} training cells"
+    for name, counts in cells.items():
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        yield make_table([name, "training cells"], ordered)
+        without = n_cells - sum(counts.values())
+        if without:
+            yield [f"{count_of(without, 'training cell')} without a known {name}"]
+
+
 @app.command("import", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def import_command(
     context: typer.Context,
@@ -136,7 +176,7 @@ def import_command(
     """Turn a run of PolyGene or PerturbGene into a preset.
 
     A comment on each key names the option it comes from; options without effect here are listed
-    with the reason. docs/published-models.md has the table.
+    with the reason. 'tfx docs published-models' has the table.
 
     Examples
     --------
@@ -213,6 +253,14 @@ def init(
         "'name_{0..43}.h5ad', soma://PATH, builtin:atlas.",
     ),
     output: Path = option("--output -o FILE", "The preset to write.", default=Path("preset.toml")),
+    genes: str | None = option(
+        "--genes N|FILE",
+        "Size of the gene panel; or a text file, one gene a line, of genes that it must have.",
+    ),
+    assign: list[str] | None = option(
+        "--set KEY=VALUE",
+        "Set one key of the preset, as in data.phenotypes.cell_type=annotation; can be repeated.",
+    ),
     device: Device = DEVICE,
     as_json: bool = JSON_OUTPUT,
 ) -> None:
@@ -227,17 +275,30 @@ def init(
     --------
     tfx init cells.h5ad
     tfx init 'cells_{0..43}.h5ad' -o mine.toml --device cuda
+    tfx init cells.h5ad --genes markers.txt --set data.phenotypes.cell_type=annotation
     """
     check_output(output, (".toml",), what="presets", overwrite=None)
     # anndata, scanpy, pandas and torch, 3 s: only after the place has proved right.
-    from core.cells.preset_draft import choose_sizes, look_at_files, save_draft, write_draft
+    from core.cells.preset_draft import (
+        choose_sizes,
+        draft_changes,
+        look_at_files,
+        save_draft,
+        with_changes,
+        write_draft,
+    )
     from core.training.machine import choose_device
 
+    changes = draft_changes(assign or (), genes)
+    n_listed = 0
+    if genes is not None and not genes.strip().isdigit():
+        n_listed = len(gene_file(Path(genes), "--genes"))
     chosen = choose_device(device, where="--device")
     with show_progress() as listener:
-        facts = look_at_files(files, on_progress=listener)
-    sizes = choose_sizes(facts.n_cells, facts.n_genes, chosen)
-    save_draft(write_draft(facts, sizes, path=str(output), device=chosen), output)
+        facts = look_at_files(files, changes=changes, on_progress=listener)
+    sizes = choose_sizes(facts.n_cells, facts.n_genes, chosen, n_listed=n_listed)
+    text = write_draft(facts, sizes, path=str(output), device=chosen)
+    preset = save_draft(with_changes(text, changes), output)
     for warning in facts.warnings:
         warn(warning)
     print_result(
@@ -250,23 +311,32 @@ def init(
             "phenotypes": {one.phenotype: one.column for one in facts.phenotypes},
             "left_out": {one.phenotype: one.note for one in facts.left_out},
             "further": {one.phenotype: one.column for one in facts.further},
-            "split_by": facts.split_by,
+            "split_by": preset.data.split.by,
             "warnings": list(facts.warnings),
         },
         as_json=as_json,
-        text=lambda: _summary(facts, sizes, output),
+        text=lambda: _summary(facts, preset, output),
     )
 
 
-def _summary(facts: "DraftFacts", sizes: "Sizes", output: Path) -> Iterator[Paragraph]:
+def _summary(facts: "DraftFacts", preset: "Preset", output: Path) -> Iterator[Paragraph]:
     yield f"{output}: {facts.n_cells:,} cells x {facts.n_genes:,} genes, {facts.values}"
-    rows = [[one.phenotype, one.column, one.note] for one in facts.phenotypes]
-    rows += [[one.phenotype, "", one.note] for one in facts.left_out]
+    given = preset.data.phenotypes
+    notes = {one.phenotype: one for one in (*facts.phenotypes, *facts.left_out)}
+    rows = []
+    for name in dict.fromkeys([*notes, *given]):
+        column = given.get(name) or ""
+        is_found = name in notes and (not column or column == notes[name].column)
+        rows.append([name, column, notes[name].note if is_found else "by --set"])
     if rows:
         yield make_table(["phenotype", "obs column", ""], rows)
-    layers = f"{count_of(sizes.layers, 'layer')} x {sizes.hidden_size}"
-    steps = f"{sizes.max_steps:,} steps of {sizes.batch_size} cells"
-    split = f"split by {facts.split_by}: {facts.split_note}"
-    yield [split, f"{sizes.genes:,} genes, {layers}, {steps}"]
-    train = f"tfx train {shlex.quote(str(output))}"
-    yield [f"next: {train} --dry-run", f"      {train}"]
+    layers = f"{count_of(preset.model.layers, 'layer')} x {preset.model.hidden_size}"
+    train, by = preset.train, preset.data.split.by
+    length = f"{train.epochs:g} epochs" if train.epochs else f"{train.max_steps or 0:,} steps"
+    split = f"split by {by}: {facts.split_note if by == facts.split_by else 'by --set'}"
+    yield [
+        split,
+        f"{preset.data.genes:,} genes, {layers}, {length} in steps of {train.batch_size} cells",
+    ]
+    command = f"tfx train {shlex.quote(str(output))}"
+    yield [f"next: {command} --dry-run", f"      {command}"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
+from core.files import folder_size
 from core.runlog.export import format_of, metrics_table, to_bytes, write_export
 from core.runlog.json_lines import number_in
 from core.runlog.overview import (
@@ -50,9 +51,9 @@ from tfx_cli.output import (
     TABLE_GAP,
     Document,
     Paragraph,
+    confirm,
     make_table,
     narrate,
-    print_error,
     print_result,
     print_text,
 )
@@ -340,20 +341,15 @@ def delete_command(
     tfx runs delete base-2 base-3
     tfx runs delete base-2 --yes
     """
-    from core.runlog.keeping import delete_run
+    from core.runlog.keeping import TRASH, delete_run
 
     folders = list(dict.fromkeys(find_run(RUNS, name) for name in names))
     if not yes:
-        shown = ", ".join(map(str, folders))
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise ConfigurationError(f"to delete {shown} without being asked, give --yes")
-        print_error(f"Move {shown} to {folders[0].parent / '.trash'}? [y/N]")
-        try:
-            answer = input()
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            raise ConfigurationError("nothing was deleted")
+        shown = ", ".join(f"{one} ({size(folder_size(one) or 0)})" for one in folders)
+        confirm(
+            f"Move {shown} to {folders[0].parent / TRASH}?",
+            refusal=f"to delete {shown} without being asked, give --yes",
+        )
     moved = {str(folder): str(delete_run(folder)) for folder in folders}
     print_result(
         "runs.delete",

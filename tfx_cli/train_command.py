@@ -1,6 +1,8 @@
 """`tfx train`: train a preset as a new run, continue a run that stopped, or forecast either."""
 
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from core.errors import ConfigurationError, ExitCode, TrainingInterrupted
+from core.cells.file_patterns import names_cells
+from core.errors import ConfigurationError, ExitCode, TfxError, TrainingInterrupted
 from core.progress import Listener, ignore_progress, to_all
 from core.training.launched import LAUNCHER, launched_process
 from core.wording import duration, size
@@ -26,7 +29,7 @@ from tfx_cli.arguments import (
     preset_option,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.formatting import FORECAST_VERDICTS
+from tfx_cli.formatting import FORECAST_VERDICTS, progress_of
 from tfx_cli.launch import is_main_process, launch, stop_on_signals
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
 
@@ -47,6 +50,9 @@ def train(
     ),
     run: str | None = option("--run NAME", "Name of the new run; default: the preset's."),
     steps: int | None = preset_option("--steps", "train.max_steps"),
+    epochs: float | None = preset_option("--epochs", "train.epochs"),
+    batch_size: int | None = preset_option("--batch-size", "train.batch_size"),
+    seed: int | None = preset_option("--seed", "train.seed"),
     device: str | None = preset_option("--device auto|cpu|cuda|mps", "train.device"),
     store: str | None = preset_option("--store FOLDER", "data.store"),
     processes: int | None = option(
@@ -63,8 +69,9 @@ def train(
 
     Everything goes to runs/NAME: the resolved preset, metrics, checkpoints, and the model folder
     with the weights of the best validation score. Ctrl-C saves a checkpoint and leaves with exit
-    code 75; 'tfx train runs/NAME' continues from there, also with more --steps or another --set
-    train.learning_rate; cells, model and losses of a run are frozen. On several machines use
+    code 75. The same command, or 'tfx train runs/NAME', continues from there; a preset that you
+    have changed begins a new run. With a run you may give more --steps or another --set
+    train.learning_rate: its cells, model and losses are frozen. On several machines use
     'accelerate launch -m tfx_cli train ...'.
 
     Examples
@@ -84,8 +91,15 @@ def train(
         )
     changes: dict[str, Any] = {
         "overlays": config or (),
-        "options": {"train.max_steps": steps, "train.device": device, "data.store": store},
-        "option_names": {"train.max_steps": "--steps", "train.device": "--device"},
+        "options": {
+            "train.max_steps": steps,
+            "train.epochs": epochs,
+            "train.batch_size": batch_size,
+            "train.seed": seed,
+            "train.device": device,
+            "data.store": store,
+        },
+        "option_names": {"train.max_steps": "--steps"},
         "assignments": assign or (),
     }
     if folder is not None:
@@ -93,7 +107,7 @@ def train(
     else:
         from core.presets.loading import resolve_preset
 
-        _check_not_unfinished(target)
+        _check_is_preset(target)
         resolved = resolve_preset(Path(target), environment=os.environ, **changes)
     launched_process()  # junk in the environment fails before anything is started
     if (processes or 1) > 1 and not dry_run and LAUNCHER not in os.environ:
@@ -102,7 +116,12 @@ def train(
     from core.runlog.work import work_on
 
     with ExitStack() as owned:
-        if dry_run or not is_main_process():  # they learn the folder of the main one
+        stopped = None
+        if folder is None and run is None and is_main_process():
+            stopped = _claim_stopped_run(resolved, owned)
+        if stopped is not None:
+            place = stopped
+        elif dry_run or not is_main_process():  # they learn the folder of the main one
             place = folder or new_run_folder(resolved.name, run if dry_run else None)
         elif folder is None:
             place = new_run_folder(resolved.name, run, owned)
@@ -111,17 +130,77 @@ def train(
             owned.enter_context(owned_run(folder))
         show_work: Listener = ignore_progress
         if is_main_process() and not dry_run:
-            what = "preparing" if folder is None else "resuming"
+            what = "preparing" if folder is None and stopped is None else "resuming"
             show_work = owned.enter_context(work_on(place, what))
         _train(
             resolved, place, folder is None, processes, show_work, dry_run=dry_run, as_json=as_json
         )
 
 
-def _check_not_unfinished(target: str) -> None:
-    """Explain why a folder whose process died before it was a run cannot be continued."""
+def _claim_stopped_run(resolved: "ResolvedPreset", claim: ExitStack) -> Path | None:
+    """Own the run of this preset and these cells that stopped before its end, and say so; None if there is none.
+
+    The newest run of the preset counts: if it is finished, or another process trains it, a new one begins.
+    """
+    from core.runlog.ownership import RunInUseError, owned_run
+    from core.runlog.reader import RunReader, list_runs
+
+    of_this_name = re.compile(rf"{re.escape(resolved.name)}(-\d+)?")
+    for one in list_runs(RUNS):
+        if not (of_this_name.fullmatch(one.name) and _is_run_of(resolved, one.path)):
+            continue
+        reader = RunReader(one.path)
+        step, total = reader.status.get("step"), reader.status.get("total")
+        if reader.status.get("state") == "finished" or not isinstance(step, int):
+            return None
+        try:
+            claim.enter_context(owned_run(one.path))
+        except RunInUseError:
+            return None
+        narrate(
+            f"{one.path} has the same preset and stopped at step {progress_of(step, total)}: it is "
+            f"continued; give --run NAME to begin a new run instead"
+        )
+        return one.path
+    return None
+
+
+def _is_run_of(resolved: "ResolvedPreset", folder: Path) -> bool:
+    """Return whether a run has this preset and these cells, and a checkpoint to continue from."""
+    from core.runlog.reader import RunReader
+    from core.runlog.schema import CHECKPOINTS_FOLDER
+
+    if not any((folder / CHECKPOINTS_FOLDER).glob("step-*")):
+        return False
+    # torch and scanpy, 3 s: only where a run may be continued.
+    from core.cells.prepare import store_key
+    from core.training.checkpoints import has_whole_checkpoint, preset_differences
+    from core.training.start_weights import take_shape_of_start
+
+    try:
+        own = preset_of(folder).preset
+    except TfxError:
+        return False
+    ours = take_shape_of_start(resolved).preset
+    differing = set(preset_differences(own, ours))
+    if ours.train.virtual_ranks is None:
+        differing.discard("train.virtual_ranks")  # settled when the run began
+    return (
+        not differing
+        and RunReader(folder).run.get("store_key") == store_key(ours.data)
+        and has_whole_checkpoint(folder)
+    )
+
+
+def _check_is_preset(target: str) -> None:
+    """Explain what to do with cells, and with a folder whose process died before it was a run."""
     from core.runlog.ownership import is_free
 
+    if target not in bundled_presets() and names_cells(target):
+        raise ConfigurationError(
+            f"'{target}' names cells, and tfx train needs a preset; write one by 'tfx init "
+            f"{shlex.quote(target)}', then run 'tfx train preset.toml'"
+        )
     for folder in (Path(target), RUNS / target):
         if folder.is_dir() and target not in bundled_presets() and is_free(folder):
             raise ConfigurationError(

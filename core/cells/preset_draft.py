@@ -7,11 +7,14 @@ which annotate and generate.
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
 
 from core.cells.checks.check import check_data
 from core.cells.checks.report import CheckReport
@@ -21,9 +24,11 @@ from core.cells.phenotypes import describe_joined
 from core.cells.reading import open_source
 from core.errors import ConfigurationError
 from core.files import replace_file
-from core.presets.loading import ResolvedPreset
-from core.presets.schema import DataSettings
-from core.presets.toml_text import write_key, write_value
+from core.presets.fields import invalid_keys
+from core.presets.loading import resolve_text
+from core.presets.schema import ALTERNATIVES, DataSettings, Preset
+from core.presets.sources import Leaf, read_assignments, read_options
+from core.presets.toml_text import dotted, write_key, write_value
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.wording import listed, visible
 
@@ -129,6 +134,12 @@ class DraftFacts:
     warnings: Sequence[str] = ()
 
 
+class _DataSection(BaseModel):
+    """The settings under their key of a preset, by which errors name them."""
+
+    data: DataSettings
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of model and training, named as in a preset; ``genes`` are those of the panel."""
@@ -157,10 +168,29 @@ _GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 2000, 0.3, 64, 10_000, 5e-4)
 _GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 2000, 0.3, 128, 30_000, 3e-4)
 
 
-def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progress) -> DraftFacts:
+def draft_changes(assignments: Sequence[str], genes: str | None = None) -> list[Leaf]:
+    """Read what the user sets in a draft: ``a.b=c`` of `--set`, and `--genes`, a number or a file of names.
+
+    ConfigurationError lists what is no key or no value.
+    """
+    options: dict[str, object] = {}
+    if genes is not None and genes.strip().isdigit():
+        options["data.genes"] = int(genes)
+    elif genes is not None:
+        options["data.genes_file"] = genes
+    named = dict.fromkeys(options, "--genes")
+    sources = [*read_options(options, named), *read_assignments(assignments)]
+    if problems := [str(problem) for source in sources for problem in source.problems]:
+        raise ConfigurationError(*problems)
+    return [leaf for source in sources for leaf in source.leaves]
+
+
+def look_at_files(
+    files: Sequence[str], *, changes: Sequence[Leaf] = (), on_progress: Listener = ignore_progress
+) -> DraftFacts:
     """Look at tables and first values of h5ad files, which takes seconds, whatever their size.
 
-    ``files`` are paths, globs, brace patterns or built-in data sets. If `tfx train` would stop
+    ``files`` are paths, globs, brace patterns or built-in data sets; ``changes`` of data.* count. If `tfx train` would stop
     because of one phenotype, the draft leaves it out with the reason; DataError lists all other
     reasons. Progress stages are "reading labels" and "checking files".
     """
@@ -182,10 +212,12 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
             split = {"by": columns.donors.column}
             if len(columns.donors.values) <= _FEW_DONORS:
                 split |= {"validation": 0.0, "test": 0.0}
-        settings = {"files": list(files), "phenotypes": mapped, "split": split}
-        report = check_data(
-            DataSettings.model_validate(settings), scope="tables", on_progress=on_progress
-        )
+        settings: dict[str, Any] = {"files": list(files), "phenotypes": mapped, "split": split}
+        for leaf in changes:
+            if leaf.path[0] == "data" and leaf.value is not None:
+                table = settings if len(leaf.path) == 2 else settings[leaf.path[1]]
+                table[leaf.path[-1]] = leaf.value
+        report = check_data(_checked(settings), scope="tables", on_progress=on_progress)
         faults = {
             row.subject or _phenotype_of(row.finding, phenotypes): row.finding
             for row in report.of_level("fail")
@@ -197,6 +229,16 @@ def look_at_files(files: Sequence[str], *, on_progress: Listener = ignore_progre
         unfit |= new
     report.raise_failures()
     return _facts(files, len(paths), columns, unfit, report)
+
+
+def _checked(settings: Mapping[str, Any]) -> DataSettings:
+    try:
+        return _DataSection.model_validate({"data": settings}, strict=True).data
+    except ValidationError as error:
+        invalid = invalid_keys(error.errors(include_url=False))
+        raise ConfigurationError(
+            *(f"--set {dotted(one.path)}: {one.message}" for one in invalid)
+        ) from None
 
 
 def _phenotype_of(finding: str, phenotypes: Sequence[FoundColumn]) -> str:
@@ -289,8 +331,11 @@ def _short(value: str) -> str:
     return value if len(value) <= 40 else f"{value[:37]}..."
 
 
-def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
-    """Choose what trains on these cells in minutes on a CPU, or in about an hour on a GPU."""
+def choose_sizes(n_cells: int, n_genes: int, device: Device, *, n_listed: int = 0) -> Sizes:
+    """Choose what trains on these cells in minutes on a CPU, or in about an hour on a GPU.
+
+    The panel has room for ``n_listed`` genes that the user names.
+    """
     if n_cells < _FEW_CELLS:
         sizes = _FEW
     elif device == "cpu":
@@ -302,7 +347,7 @@ def choose_sizes(n_cells: int, n_genes: int, device: Device) -> Sizes:
     largest_batch = 1 << max((n_training // 4).bit_length() - 1, 0)
     return dataclasses.replace(
         sizes,
-        genes=sizes.genes if n_genes > _NEARLY_ALL * sizes.genes else n_genes,
+        genes=max(sizes.genes, n_listed) if n_genes > _NEARLY_ALL * sizes.genes else n_genes,
         log_linear_rank=min(sizes.log_linear_rank, n_genes),
         batch_size=min(sizes.batch_size, largest_batch),
     )
@@ -327,13 +372,33 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
     return "\n".join([*_head(facts, path), *_data(facts, sizes), *aligned, ""])
 
 
-def save_draft(text: str, path: Path) -> None:
-    """Write a draft to a new file, after checking that it is a valid preset."""
-    ResolvedPreset.from_toml(text, where=str(path))
+def with_changes(text: str, changes: Sequence[Leaf]) -> str:
+    """Return the TOML of a draft with what the user sets; a comment names the option."""
+    document = tomlkit.parse(text)
+    rivals = {one: other for pair in ALTERNATIVES for one, other in (pair, pair[::-1])}
+    for leaf in changes:
+        if (rival := rivals.get(dotted(leaf.path))) is not None and leaf.value is not None:
+            section, _, name = rival.partition(".")
+            document.get(section, {}).pop(name, None)
+        table: Any = document
+        for part in leaf.path[:-1]:
+            table = table.setdefault(part, tomlkit.table())
+        if leaf.value is None:
+            table.pop(leaf.path[-1], None)
+        else:
+            option = leaf.source.name.partition(" ")[0]
+            table[leaf.path[-1]] = tomlkit.value(write_value(leaf.value)).comment(option)
+    return tomlkit.dumps(document)
+
+
+def save_draft(text: str, path: Path) -> Preset:
+    """Write a draft to a new file, after checking that it is a valid preset, and return the preset."""
+    preset = resolve_text(text, where=path).preset
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         raise ConfigurationError(f"{path} exists; choose another name")
     replace_file(path, text)
+    return preset
 
 
 def _head(facts: DraftFacts, path: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from core.errors import ConfigurationError
+from core.files import file_names
 from core.presets.catalogue import find_preset
 from core.presets.fields import EXTENDS, InvalidKey, all_fields, invalid_keys, section_at
 from core.presets.schema import (
@@ -35,6 +36,7 @@ from core.presets.sources import (
     read_text,
 )
 from core.presets.toml_text import KeyPath, dotted, write_key, write_value
+from core.wording import cause
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ class ResolvedPreset:
                 logger.warning(warning)
         leaves = _merge(sources)
         if not has_comments:  # a run that was trained can still be evaluated
+            _read_genes(leaves)
             _check_phenotype_names(leaves)
         preset = _validate(leaves, sources)
         provenance = _default_provenance(preset)
@@ -235,6 +238,23 @@ def _add_classified_column(leaves: dict[tuple[str, ...], Leaf]) -> None:
     if name == column.value and name not in STANDARD_PHENOTYPES and name not in named:
         path = (*_PHENOTYPES, name)
         leaves[path] = replace(column, path=path)
+
+
+def _read_genes(leaves: dict[tuple[str, ...], Leaf]) -> None:
+    """Add the names in data.genes_file to data.include_genes."""
+    file, path = leaves.get(("data", "genes_file")), ("data", "include_genes")
+    if file is None or not isinstance(file.value, str):
+        return
+    try:
+        names = file_names(Path(file.value).expanduser())
+    except (OSError, ValueError) as error:
+        file.source.add_problem(file.path, f"{file.value} cannot be read ({cause(error)})")
+        return
+    if not names:
+        file.source.add_problem(file.path, f"{file.value} names no gene; give one name in a line")
+    given = leaves[path].value if path in leaves else []
+    if isinstance(given, list):  # else its own error says so
+        leaves[path] = replace(file, path=path, value=list(dict.fromkeys([*given, *names])))
 
 
 def _check_phenotype_names(leaves: Mapping[tuple[str, ...], Leaf]) -> None:

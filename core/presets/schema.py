@@ -94,6 +94,11 @@ class DataSettings(_Section):
     include_genes: list[str] = Field(
         [], description="genes that the panel has, whatever their variability"
     )
+    genes_file: str | None = Field(
+        None,
+        description="text file of more such genes, one a line; it is read when a run begins, and the "
+        "run keeps the names in include_genes",
+    )
     hvg: Literal["auto", "seurat_v3", "seurat", "none"] = Field(
         "auto",
         description="HVG ranking: seurat_v3 needs counts, seurat needs log values, auto chooses by the "

@@ -96,7 +96,7 @@ class _Keys:
 def _head(run: PublishedRun) -> Iterator[str]:
     yield f"# A run of {run.system}, imported from {visible(run.where)}."
     yield "#"
-    yield f"# Behind each key is the option of {run.system}. Differences: docs/published-models.md."
+    yield f"# Behind each key is the option of {run.system}. Differences: 'tfx docs published-models'."
     without = [
         f"#   {option.name}: {option.note}"
         for option in OPTIONS[run.system]

@@ -1,6 +1,5 @@
 """Runs: a row of one in a list, everything of one but its curves, and several side by side."""
 
-import contextlib
 import re
 import time
 from collections import Counter
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from core.files import folder_size
 from core.runlog.history import LatestMetrics, phenotype_accuracies, read_latest_metrics
 from core.runlog.json_lines import number_in
 from core.runlog.reader import RunReader, RunSummary, read_settings, read_values
@@ -165,7 +165,7 @@ def overview(reader: RunReader, *, n_events: int = 10, now: float | None = None)
         events=events[max(len(events) - n_events, 0) :],
         n_events=len(events),
         checkpoints=_checkpoints(folder, best_step=None if kept is None else kept["step"]),
-        model_size=_folder_size(folder / MODEL_FOLDER),
+        model_size=folder_size(folder / MODEL_FOLDER),
         bad_lines=reader.bad_lines,
     )
 
@@ -210,24 +210,13 @@ def _checkpoints(folder: Path, *, best_step: int | None) -> list[Checkpoint]:
     found = []
     for path in sorted((folder / CHECKPOINTS_FOLDER).glob("step-*")):
         match = _CHECKPOINT.fullmatch(path.name)
-        size = _folder_size(path)
+        size = folder_size(path)
         if match is None or size is None:
             continue
         step = int(match[1])
         is_whole = (path / CHECKPOINT_MARKER).is_file()
         found.append(Checkpoint(path.name, step, size, is_whole, is_best=step == best_step))
     return found
-
-
-def _folder_size(folder: Path) -> int | None:
-    """Return the bytes in a folder; None if it does not exist."""
-    if not folder.is_dir():
-        return None
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # a checkpoint that is being removed
-            total += path.stat().st_size if path.is_file() else 0
-    return total
 
 
 @dataclass(frozen=True)

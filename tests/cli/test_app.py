@@ -11,7 +11,7 @@ import typer
 from core import __version__
 from core.errors import ConfigurationError
 from tfx_cli import app as app_module
-from tfx_cli.app import COMMANDS, app
+from tfx_cli.app import COMMANDS, _with_verbosity_first, app
 from tfx_cli.arguments import phenotype_request
 from tfx_cli.command_line import LazyCommand, as_written
 
@@ -174,6 +174,22 @@ def test_no_arguments_show_the_help(tfx):
     result = tfx()
     assert result.code == 2
     assert "Usage: tfx" in result.stdout + result.stderr
+
+
+def test_quiet_may_stand_after_the_command(tfx, tmp_path):
+    for line in ("-q runs list", "runs list -q", "runs -q list --quiet"):
+        result = tfx(*line.split())
+        assert (result.code, result.stderr) == (0, "")
+    assert "no runs in 'runs'" in tfx("runs", "list").stderr
+    # Behind a bare -- it belongs to another command line.
+    other = ["presets", "import", "--", "-q"]
+    assert _with_verbosity_first(other) == other
+
+
+def test_a_page_is_markdown_in_a_pipe(tfx):
+    pages = tfx("docs", "--json").json["pages"]
+    assert {"training", "generate"} <= set(pages)
+    assert tfx("docs", "training").stdout.startswith(f"# {pages['training']}\n")
 
 
 def test_a_missing_command_module_is_one_sentence(tfx, monkeypatch):

@@ -84,3 +84,28 @@ def test_a_dask_scheduler_that_does_not_answer_is_told(tfx, made, monkeypatch):
     assert "no Dask scheduler answers there" in result.stderr
     assert len(result.stderr.strip().splitlines()[-1]) < 300
     assert not list(made[0].glob("new*"))
+
+
+def test_stores_are_listed_with_their_runs_and_deleted(tfx, tiny_run, tiny_store_folder, tmp_path):
+    shutil.copytree(tiny_store_folder, tmp_path / "stores" / "cells")
+    (tmp_path / "stores" / "other.preparing" / "parts").mkdir(parents=True)
+    listed = {one["path"]: one for one in tfx("stores", "list", "--json").json["stores"]}
+    whole, unfinished = listed["stores/cells"], listed["stores/other.preparing"]
+    assert (whole["state"], whole["cells"], whole["runs"]) == ("whole", 600, ["runs/tiny"])
+    assert unfinished["state"] == "unfinished"
+    assert whole["n_bytes"] == sum(
+        path.stat().st_size for path in tiny_store_folder.rglob("*") if path.is_file()
+    )
+    refused = tfx("stores", "delete", "cells")
+    assert refused.code == 2
+    assert "used by runs/tiny) without being asked, give --yes" in refused.stderr
+    status = tiny_run / "status.json"
+    ended = status.read_text()
+    status.write_text(
+        ended.replace('"finished"', '"running"').replace('"heartbeat": ', '"heartbeat": 9')
+    )
+    assert tfx("stores", "delete", "cells", "--yes").code == 3  # a run trains on it
+    status.write_text(ended)
+    gone = tfx("stores", "delete", "cells", "stores/other.preparing", "--yes", "--json").json
+    assert gone["deleted"] == ["stores/cells", "stores/other.preparing"]
+    assert not any((tmp_path / "stores").iterdir())

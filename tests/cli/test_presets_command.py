@@ -149,7 +149,11 @@ def test_train_runs_the_preset_unchanged(tfx, tmp_path):
 
 def test_the_result_says_what_was_found_and_what_to_do_next(tfx, tmp_path):
     write(make_adata(), tmp_path)
-    result = tfx("init", "cells.h5ad", "-o", "new/my preset.toml", "--device", "cpu")
+    (tmp_path / "genes.txt").write_text("ENSG00000000003\n")
+    result = tfx(
+        "init", "cells.h5ad", "-o", "new/my preset.toml", "--device", "cpu", "--genes", "genes.txt",
+        "--set", "train.epochs=3", "--set", "data.phenotypes.batch=donor_id",
+    )  # fmt: skip
     assert result.code == 0
     for words in (
         "new/my preset.toml: 60 cells x 40 genes, counts",
@@ -159,4 +163,20 @@ def test_the_result_says_what_was_found_and_what_to_do_next(tfx, tmp_path):
     ):
         assert words in result.stdout
     assert "warning: " in result.stderr  # 60 cells are few of each label
-    assert "\n# - " in (tmp_path / "new/my preset.toml").read_text()
+    text = (tmp_path / "new/my preset.toml").read_text()
+    assert "\n# - " in text
+    draft = resolve_preset(tmp_path / "new/my preset.toml").preset
+    assert (draft.train.epochs, draft.train.max_steps) == (3, None)
+    assert draft.data.phenotypes["batch"] == "donor_id"
+    assert draft.data.include_genes == ["ENSG00000000003"]
+    assert 'genes_file = "genes.txt" # --genes' in text
+
+
+def test_the_values_of_a_model_are_what_can_be_requested(tfx, tiny_run):
+    document = tfx("presets", "values", "tiny", "--json").json
+    cells = document["phenotypes"]
+    assert set(cells["sex"]) == {"female", "male"}
+    assert sum(cells["sex"].values()) == document["training_cells"]
+    shown = tfx("presets", "values").stdout
+    assert "runs/tiny/model: what you can request of it" in shown
+    assert "female" in shown

@@ -119,13 +119,17 @@ def test_a_bundled_preset_wins_over_a_run_of_its_name(tfx, tiny_run):
     assert "is finished" in tfx("-q", "train", "runs/base").stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "again"), [(signal.SIGINT, ["runs/stopped"]), (signal.SIGTERM, None)]
+)
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
-    tfx, tiny_preset_file, interrupt, monkeypatch, tmp_path, number
+    tfx, tiny_preset_file, interrupt, monkeypatch, tmp_path, number, again
 ):
+    """Named as a run, or by the command that began it."""
+    begun = [tiny_preset_file, "--set", "name=stopped"]
     with monkeypatch.context():
         interrupt(number)
-        stopped = tfx("train", tiny_preset_file, "--run", "stopped")
+        stopped = tfx("train", *begun)
     assert (stopped.code, stopped.stdout) == (75, "")
     name = signal.Signals(number).name
     assert f"{name}: saving a checkpoint after this step; Ctrl-C again" in stopped.stderr
@@ -138,8 +142,13 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
 
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    resumed = tfx("train", "runs/stopped", "--json")
+    if again is None:
+        other = tfx("train", *begun, "--seed", "7", "--dry-run")
+        assert other.stdout.startswith("runs/stopped-2: a forecast")  # another preset, another run
+    resumed = tfx("train", *(again or begun), "--json")
     assert resumed.code == 0, resumed.stderr
+    said = "runs/stopped has the same preset and stopped at step 7 of 30: it is continued"
+    assert (said in resumed.stderr) == (again is None)
     assert "resumed at step 7" in resumed.stderr
     assert RunReader(run).status["state"] == "finished"
 

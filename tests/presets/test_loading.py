@@ -90,6 +90,15 @@ def test_tables_merge_by_key_and_lists_replace(preset_file):
     assert data.phenotypes == {"sex": False, "tissue": "organ"}
 
 
+def test_the_genes_of_a_file_join_those_of_the_preset(preset_file):
+    preset_file("XIST\n# a comment\n\nFOS, JUN # and another\n", "genes.txt")
+    text = f'{MINIMAL}include_genes = ["CD4", "FOS"]\ngenes_file = "genes.txt"\n'
+    resolved = resolve_preset(preset_file(text))
+    assert resolved.preset.data.include_genes == ["CD4", "FOS", "XIST", "JUN"]
+    preset_file("OTHER\n", "genes.txt")  # a run keeps the names that it began with
+    assert ResolvedPreset.from_toml(resolved.to_toml()).preset == resolved.preset
+
+
 def test_a_preset_is_named_by_itself_else_by_its_file(preset_file):
     assert resolve_preset(preset_file(MINIMAL, "liver.toml")).name == "liver"
     named = resolve_preset(preset_file('name = "kidney"\n' + MINIMAL))

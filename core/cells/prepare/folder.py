@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.cells.keeping import PREPARATION_LOCK, PREPARING
 from core.cells.manifest import MANIFEST_NAME
 from core.errors import ConfigurationError, MachineError
 from core.folders import locked_folder
@@ -72,7 +73,7 @@ def open_preparation(
     Waits for another process that prepares the same store. After a failure the folder stays if a
     retry can use something in it; otherwise nothing stays.
     """
-    folder = PreparationFolder(destination.with_name(f"{destination.name}.preparing"), key)
+    folder = PreparationFolder(destination.with_name(f"{destination.name}{PREPARING}"), key)
     made = [parent for parent in destination.parents if not parent.exists()]  # innermost first
 
     def announce() -> None:
@@ -83,7 +84,9 @@ def open_preparation(
         on_progress(ProgressEvent("waiting", message=message))
 
     try:
-        with locked_folder(folder.root, lock="lock", is_private=True, on_wait=announce) as held:
+        with locked_folder(
+            folder.root, lock=PREPARATION_LOCK, is_private=True, on_wait=announce
+        ) as held:
             try:
                 folder.keep = any(folder.parts.glob("*.part"))
                 for path in folder.root.iterdir():

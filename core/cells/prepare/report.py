@@ -30,7 +30,7 @@ _VERSIONED = ("transformerics", "anndata", "scanpy", "numpy", "scipy")
 READING_RULES = "2"
 RULES_NAME = "reading rules"
 #: Settings that a store does not depend on: it holds all genes, wherever it is.
-_NOT_OF_THE_STORE = {"genes", "include_genes", "store", "where"}
+_NOT_OF_THE_STORE = {"genes", "include_genes", "genes_file", "store", "where"}
 _FILE_LISTS = ("files", "validation_files", "test_files")
 
 
