@@ -30,7 +30,7 @@ _EXIT_CODES = {
     ExitCode.CONFIGURATION: "the command line or the preset is wrong; the message says which word or key",
     ExitCode.MACHINE: "the machine lacks something: a device, memory, disk space, a package",
     ExitCode.DATA: "the cells, genes or labels are not fit; `tfx check` shows all that is wrong",
-    ExitCode.STOPPED_EARLY: "stopped early, after a checkpoint was saved; the same command with the run's folder resumes",
+    ExitCode.STOPPED_EARLY: "stopped early, after a checkpoint was saved; the same command continues the run",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C; nothing half-written is left",
 }
 #: Where the fields of a result are defined, if it is not printed from a dictionary: (file, class).
