@@ -40,9 +40,10 @@ def code_blocks(text: str) -> Iterator[Block]:
     blanked = _FENCE.sub(lambda match: re.sub(r"[^\n]", "x", match.group()), text)
     found += [(match.start(), match) for match in _INDENTED.finditer(blanked)]
     for _, match in sorted(found, key=lambda pair: pair[0]):
-        kind = match.groupdict().get("kind", "") or "bash"
-        content = re.sub(r"^    ", "", match["text"], flags=re.MULTILINE)
-        yield Block(kind, content, match["run"] is not None)
+        kind, content = match.groupdict().get("kind"), match["text"]
+        if kind is None:
+            content = re.sub(r"^    ", "", content, flags=re.MULTILINE)
+        yield Block(kind or "bash", content, match["run"] is not None)
 
 
 def command_lines(text: str) -> list[list[str]]:

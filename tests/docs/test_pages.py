@@ -2,12 +2,16 @@
 
 import re
 import shlex
+import shutil
 import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from typer.exceptions import TyperException
 
+from core.cells.atlas.simulation import simulate_cells
 from tests.docs.pages import (
     PAGES,
     ROOT,
@@ -119,6 +123,11 @@ QUICK = {
 }  # fmt: skip
 
 
+#: Files that pages take as the reader's own.
+OWN = ("mine", "new", "study_a", "study_b")
+COOKBOOK = sorted(name for name in NAMES if name.startswith("docs/cookbook/"))
+
+
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -127,11 +136,43 @@ def quick(monkeypatch, tmp_path):
     return monkeypatch
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Make a folder with a run of the base preset, and with files of a reader's own."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
+        patch.setenv("TFX_DATA__FILES", "builtin:atlas?cells=600&seed=0")
+        assert run(["-q", "train", "base"]) == 0
+    for seed, name in enumerate(OWN, start=1):
+        cells = simulate_cells(300, seed=seed, n_donors=8)
+        draw = np.random.default_rng(seed)
+        cells.obs["assay"] = draw.choice(["10x", "smart"], cells.n_obs)
+        cells.obs["response"] = draw.choice(["yes", "no"], cells.n_obs)
+        cells.obs_names = [f"{name}-{index}" for index in range(cells.n_obs)]
+        cells.write_h5ad(folder / f"{name}.h5ad")
+    return folder
+
+
+@pytest.fixture
+def own(trained, quick, tmp_path):
+    """Return a copy of that folder, as the folder of the test."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 def run_blocks(name, capsys):
-    """Run the blocks of a page that are marked, one after the other."""
+    """Run the blocks of a page that are marked, one after the other; write its presets."""
     names = {}
-    blocks = [block for block in code_blocks(read(name)) if block.runs]
+    blocks = list(code_blocks(read(name)))
     for block in blocks:
+        file = re.match(r"# (\w+\.toml)\n", block.text) if block.kind == "toml" else None
+        if file is not None:
+            Path(file[1]).write_text(block.text, encoding="utf-8")
+        if not block.runs:
+            continue
         if block.kind == "python":
             exec(compile(block.text, name, "exec"), names)
             continue
@@ -140,7 +181,7 @@ def run_blocks(name, capsys):
             assert program == "tfx"
             code = run(["-q", *arguments])
             assert code == 0, f"{line}: {capsys.readouterr().err}"
-    return blocks
+    return [block for block in blocks if block.runs]
 
 
 def test_the_tutorial_runs_as_it_stands(quick, tmp_path, capsys):
@@ -149,9 +190,13 @@ def test_the_tutorial_runs_as_it_stands(quick, tmp_path, capsys):
         assert (tmp_path / made).exists()
 
 
-def test_readme_and_the_python_page_run_on_the_base_preset(quick, tmp_path, capsys):
-    quick.setenv("TFX_DATA__FILES", "builtin:atlas?cells=600&seed=0")
-    assert run(["-q", "train", "base"]) == 0
+def test_readme_and_the_python_page_run_on_the_base_preset(own, capsys):
     assert len(run_blocks("README.md", capsys)) >= 2  # the tutorial scores
-    assert (tmp_path / "lung.png").exists()
+    assert (own / "lung.png").exists()
     assert len(run_blocks("docs/python.md", capsys)) == 5
+
+
+@pytest.mark.parametrize("name", COOKBOOK)
+def test_a_page_of_the_cookbook_runs_and_fits_on_a_screen(name, own, capsys):
+    assert run_blocks(name, capsys)
+    assert len(read(name).splitlines()) <= 42
