@@ -393,7 +393,7 @@ def main() -> int:
             arguments.quick or arguments.pairs
         )  # nothing to fit before the first step: most of a short run
         soak = Soak(
-            Path(name), steps=400 if quick else 600, seed=arguments.seed, log_linear=not quick
+            Path(name), steps=200 if quick else 600, seed=arguments.seed, log_linear=not quick
         )
         if not arguments.pairs:
             soak.train("whole", 0)
