@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.phenotypes import is_missing, match_label, suggest
+from core.cells.spelling import is_missing, match_label, suggest
 from core.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -15,20 +15,15 @@ from numpy.typing import NDArray
 
 from core.cells.phenotypes import (
     MISSING,
-    CodedPhenotype,
     Labels,
     PhenotypeColumn,
-    code_phenotype,
     count_codes,
     describe_joined,
-    is_missing,
     join_labels,
-    load_vocabulary,
     read_labels,
     requested_phenotypes,
-    suggest,
-    vocabulary_entry,
 )
+from core.cells.spelling import is_missing, suggest
 from core.cells.splits import (
     DONOR_SEARCH,
     TEST,
@@ -38,6 +33,12 @@ from core.cells.splits import (
     phenotype_distances,
     split_by_donor,
     split_stratified,
+)
+from core.cells.vocabularies import (
+    CodedPhenotype,
+    code_phenotype,
+    load_vocabulary,
+    vocabulary_entry,
 )
 from core.errors import DataError
 from core.presets.schema import DataSettings

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.gene_names import ENSEMBL, drop_genomes
-from core.cells.phenotypes import check_lengths, suggest
+from core.cells.phenotypes import check_lengths
+from core.cells.spelling import suggest
 from core.errors import DataError
 from core.wording import listed
 

@@ -25,8 +25,8 @@ from core.cells.matrix_state import (
     place_of,
 )
 from core.cells.normalisation import TARGET_SUM
-from core.cells.phenotypes import suggest
 from core.cells.sources import BY_COLUMNS_VALUES, CellSource
+from core.cells.spelling import suggest
 from core.cells.value_scale import (
     NEARLY_WHOLE,
     Transform,

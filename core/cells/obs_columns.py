@@ -12,13 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from core.cells.phenotypes import (
-    PhenotypeColumn,
-    code_phenotype,
-    count_codes,
-    join_labels,
-    read_labels,
-)
+from core.cells.phenotypes import PhenotypeColumn, count_codes, join_labels, read_labels
+from core.cells.vocabularies import code_phenotype
 from core.errors import DataError
 from core.presets.schema import STANDARD_PHENOTYPES
 

@@ -25,7 +25,8 @@ from core.cells.genes import GenePanel
 from core.cells.integrity import StoreChecks
 from core.cells.manifest import MANIFEST_NAME, Manifest, unreadable
 from core.cells.normalisation import count_scales, log_normalise
-from core.cells.phenotypes import check_lengths, match_label, suggest
+from core.cells.phenotypes import check_lengths
+from core.cells.spelling import match_label, suggest
 from core.errors import ConfigurationError, DataError
 from core.files import file_json
 from core.wording import first_line, listed

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from core.cells.phenotypes import match_label, suggest
+from core.cells.spelling import match_label, suggest
 from core.errors import ConfigurationError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.annotated_copy import AnnotatedCopy, Write
-from core.cells.phenotypes import suggest
+from core.cells.spelling import suggest
 from core.encoding.cell_batch import CellBatch
 from core.encoding.panel_cells import PanelCells
 from core.errors import ConfigurationError

@@ -18,9 +18,9 @@ from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.matrix_choice import Values
-from core.cells.phenotypes import suggest
 from core.cells.reading import open_source
 from core.cells.sources import CellSource
+from core.cells.spelling import suggest
 from core.cells.store import Store
 from core.encoding.values import ValueTable, fit_value_encoder
 from core.errors import ConfigurationError, DataError

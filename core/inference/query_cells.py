@@ -23,19 +23,10 @@ from core.cells.genes import GenePanel, GeneTable, choose_gene_ids, describe_ids
 from core.cells.matrix_choice import Values, choose_matrix
 from core.cells.matrix_state import MatrixChoice, MatrixState, gene_columns, genes_of, read_cells
 from core.cells.ontology import install_hint
-from core.cells.phenotypes import (
-    NO_COLUMNS,
-    PhenotypeColumn,
-    is_missing,
-    join_labels,
-    match_ages,
-    match_labels,
-    nearest,
-    read_labels,
-    suggest,
-)
+from core.cells.phenotypes import NO_COLUMNS, PhenotypeColumn, join_labels, read_labels
 from core.cells.reading import open_source
 from core.cells.sources import AnnDataSource, CellSource
+from core.cells.spelling import is_missing, match_ages, match_labels, nearest, suggest
 from core.cells.value_scale import recover_library_sizes
 from core.errors import ConfigurationError, DataError
 from core.model.folder import CellModel

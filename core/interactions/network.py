@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from core.cells.cell_filter import CellFilter, Condition
 from core.cells.genes import GenePanel
-from core.cells.phenotypes import match_label, suggest
+from core.cells.spelling import match_label, suggest
 from core.cells.store import Store
 from core.errors import ConfigurationError, DataError, MachineError
 from core.interactions.baselines import QUICK_MEASURES, SIGNED_MEASURES, measure_association

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.cells.genes import GenePanel, strip_version
-from core.cells.phenotypes import load_vocabulary
+from core.cells.vocabularies import load_vocabulary
 from core.errors import ConfigurationError, DataError
 from core.files import file_json, file_text
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from core.cells.genes import GenePanel
-from core.cells.phenotypes import label_token, match_label
+from core.cells.spelling import label_token, match_label
 from core.encoding.tokens import CLS, END, MASK, NONE, START
 from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig

@@ -11,17 +11,12 @@ from core.cells.phenotypes import (
     MISSING,
     Labels,
     PhenotypeColumn,
-    code_phenotype,
     join_labels,
-    label_token,
-    load_vocabulary,
-    match_ages,
-    match_label,
-    nearest,
     read_labels,
     requested_phenotypes,
-    vocabulary_entry,
 )
+from core.cells.spelling import label_token, match_ages, match_label, nearest
+from core.cells.vocabularies import code_phenotype, load_vocabulary, vocabulary_entry
 from core.errors import DataError
 
 from .examples import settings

@@ -26,14 +26,8 @@ from core.cells.ontology import (
     term_id,
     term_name,
 )
-from core.cells.phenotypes import (
-    NO_COLUMNS,
-    PhenotypeColumn,
-    describe_joined,
-    is_missing,
-    may_be_label,
-    requested_phenotypes,
-)
+from core.cells.phenotypes import NO_COLUMNS, PhenotypeColumn, describe_joined, requested_phenotypes
+from core.cells.spelling import is_missing, may_be_label
 from core.wording import files_of, listed, percentage
 
 #: Below this fraction of known labels a phenotype is warned of.

@@ -15,10 +15,10 @@ from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import check_overlap, expand_files
 from core.cells.gene_join import GeneJoin
 from core.cells.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, SourceRecord
-from core.cells.phenotypes import load_vocabulary
 from core.cells.reading import fingerprint, version_of
 from core.cells.sources import TRUTH_KEY
 from core.cells.store import Store
+from core.cells.vocabularies import load_vocabulary
 from core.errors import DataError
 from core.presets.schema import DataSettings
 
