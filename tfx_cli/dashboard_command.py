@@ -164,7 +164,7 @@ async def _settle(app: "DashboardApp", pilot: "Pilot[None]") -> None:
 
 def _print_view(root: Path, run: Path | None, *, as_json: bool) -> None:
     from tfx_cli.dashboard.workspace import Workspace
-    from tfx_cli.runs_command import runs_table
+    from tfx_cli.runs_text import runs_table
 
     view = Workspace(root).poll([] if run is None else [str(run)])
     opened = {}

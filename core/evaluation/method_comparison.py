@@ -11,7 +11,8 @@ from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
 from core.cells.checks.donor_rows import confounded_values
-from core.cells.store import OneVsRest, Store
+from core.cells.one_vs_rest import OneVsRest
+from core.cells.store import Store
 from core.evaluation.baselines import predict_by_baseline, score_two_genes
 from core.evaluation.calibration import score_confidence
 from core.evaluation.metrics import score_methods

@@ -15,21 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from core.cells.store import Store
 from core.encoding.loader import BatchLoader
 from core.errors import MachineError, TfxError, TrainingInterrupted
-from core.evaluation.calibration import fit_calibration
-from core.evaluation.masked_evaluation import evaluate_masked
-from core.evaluation.metrics import score_phenotype
-from core.evaluation.predict import predict_phenotypes
 from core.model.folder import put_back_model
 from core.presets.loading import ResolvedPreset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.random_streams import Stream, generator
 from core.runlog.ownership import owned_run
 from core.runlog.schema import CHECKPOINTS_FOLDER, MODEL_FOLDER
 from core.runlog.work import work_on
@@ -52,6 +45,7 @@ from core.training.start_weights import ConvertWeights, take_shape_of_start
 from core.training.state import TrainingState, is_untrained
 from core.training.step import StepRecorder, TrainStep
 from core.training.threads import Threads, threads_restored
+from core.training.validation import majority_accuracies, validation_metrics
 from core.training.virtual_ranks import StepBatch, StepSize
 
 logger = logging.getLogger(__name__)
@@ -477,76 +471,3 @@ def _untrained(best_step: int, log_linear_steps: int) -> str:
         f"the encoder of the model is untrained: validation was best at step {best_step:,}, and {why}; lower "
         f"train.log_linear_steps, or set model.layers = 0 to train without an encoder"
     )
-
-
-def validation_metrics(setup: RunSetup, *, check_stop: Callable[[], object]) -> dict[str, float]:
-    """Return the metrics of the same validation cells and masks every time; none without cells.
-
-    The model is calibrated on these cells.
-    """
-    model, store, preset = setup.model, setup.cells.store, setup.preset
-    rows = _validation_rows(setup)
-    if len(rows) == 0:
-        return {}
-
-    def on_progress(_: ProgressEvent) -> None:
-        check_stop()
-
-    weights = setup.class_weights
-    device = next(model.network.parameters()).device
-    masked = evaluate_masked(
-        model,
-        store,
-        rows,
-        preset.loss,
-        seed=preset.train.seed,
-        class_weights=None if weights is None else weights.to(device),
-        on_progress=on_progress,
-    )
-    metrics = {
-        "loss": masked.loss,
-        "score": masked.score,
-        "loss/phenotypes": masked.phenotype_loss,
-        **{f"gain/{name}": target.gain for name, target in masked.phenotype_targets.items()},
-    }
-    if masked.gene_target is not None:
-        metrics["gain/genes"] = masked.gene_target.gain
-    if model.config.classified is None:
-        metrics |= {
-            "loss/genes": masked.genes.loss,
-            "acc/genes": masked.genes.accuracy,
-            "acc/genes_baseline": masked.genes.baseline_accuracy,
-        }
-    model.calibration = {}  # of the weights at the evaluation before
-    predicted = predict_phenotypes(model, store, rows, on_progress=on_progress)
-    known = {
-        name: np.asarray(store.phenotype_codes[rows, slot])
-        for name, slot in model.config.predicted.items()
-    }
-    donors = None if store.donors is None else np.asarray(store.donors[rows])
-    model.calibration = fit_calibration(known, predicted, donors, seed=preset.train.seed)
-    for name, truth in known.items():
-        scores = score_phenotype(truth, predicted[name].argmax(axis=1), store.phenotypes[name])
-        if scores.n_cells:
-            metrics[f"acc/{name}"] = scores.accuracy
-            metrics[f"f1/{name}"] = scores.macro_f1
-    return metrics
-
-
-def majority_accuracies(setup: RunSetup) -> dict[str, float]:
-    """Return the accuracy on the validation cells of always predicting a phenotype's most frequent training value."""
-    store, rows, found = setup.cells.store, _validation_rows(setup), {}
-    for name, slot in setup.model.config.predicted.items():
-        truth = np.asarray(store.phenotype_codes[rows, slot])
-        counts = setup.model.reference.value_counts(slot, len(store.phenotypes[name]))
-        if (truth >= 0).any():
-            found[name] = float((truth[truth >= 0] == np.argmax(counts)).mean())
-    return found
-
-
-def _validation_rows(setup: RunSetup) -> NDArray[np.int64]:
-    rows, settings = setup.cells.validation, setup.preset.train
-    if len(rows) <= settings.eval_cells:
-        return rows
-    rng = generator(settings.seed, Stream.VALIDATION_CELLS)
-    return np.sort(rng.choice(rows, settings.eval_cells, replace=False))

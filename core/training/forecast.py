@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from core.cells.store import Store, values_of_one
+from core.cells.one_vs_rest import values_of_one
+from core.cells.store import Store
 from core.encoding.loader import READY_BATCHES
 from core.encoding.panel_cells import PanelReader
 from core.encoding.sampler import POOL_CELLS, BlockSampler

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
+from core.cells.one_vs_rest import OneVsRest
 from core.cells.spelling import suggest
-from core.cells.store import OneVsRest, Split, Store
+from core.cells.store import Split, Store
 from core.encoding.batches import BatchEncoder
 from core.encoding.cell_batch import CellBatch, split_batch
 from core.encoding.loader import BatchSource

@@ -15,7 +15,7 @@ from core.runlog import RunWriter, list_runs
 from core.runlog.overview import run_row
 from tests.runlog.run_folders import write_run
 from tfx_cli.app import run
-from tfx_cli.runs_command import runs_table
+from tfx_cli.runs_text import runs_table
 
 ROOT = Path(__file__).parents[2]
 

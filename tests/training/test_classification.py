@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.cells.store import OneVsRest
+from core.cells.one_vs_rest import OneVsRest
 from core.encoding.batches import BatchEncoder
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK, TokenSpace
