@@ -185,7 +185,8 @@ def embed(
     genes: bool = option("--genes", "Add embeddings of the genes to varm as well.", default=False),
     denoise: str | None = option(
         "--denoise LAYER",
-        "Add the expression that the model expects of each of its genes to this layer.",
+        "Add the expression that the model expects of each of its genes to this layer; var LAYER_known "
+        "says which genes these are.",
     ),
     given: list[str] | None = _GIVEN,
     matrix: str = MATRIX,
@@ -213,6 +214,7 @@ def embed(
     from core.inference.annotate import (
         add_denoised,
         add_gene_embeddings,
+        denoised_column,
         embed_cells,
         gene_embeddings,
         note_on_embedding,
@@ -239,7 +241,8 @@ def embed(
             )
         with annotated_copy(file, output) as copy, show_progress() as listener:
             new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
-            new += [f"layers/{denoise}"] if denoise else []
+            if denoise:
+                new += [f"layers/{denoise}", f"var/{denoised_column(denoise)}"]
             copy.check_free(*new, remedy="choose another --key, or layer of --denoise")
             write = copy.add_array(f"obsm/{key}", (cells.n_cells, width))
             embed_cells(model, cells, write, position=position, hints=hints, on_progress=listener)
@@ -247,6 +250,12 @@ def embed(
                 add_gene_embeddings(copy, key, model, cells)
             if denoise:
                 add_denoised(copy, denoise, model, cells, hints=hints, on_progress=listener)
+                n_known = len(model.panel) - int(cells.missing.sum())
+                if n_unknown := copy.n_genes - n_known:
+                    warn(
+                        f"layers['{denoise}'] has no values of {n_unknown:,} genes that the model does not know: "
+                        f"choose those of var['{denoised_column(denoise)}'], the others only look like zeros"
+                    )
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
     narrate(f"{output}: obsm['{key}'] ({n_cells:,} x {width})")
     print_result(

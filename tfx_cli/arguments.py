@@ -1,9 +1,10 @@
 """Names, paths and shared options on the command line: presets, cells, runs, models, output files."""
 
+import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,15 +98,34 @@ def model_folder(run: str | None) -> Path:
     """Return the model folder of a run (default: the newest), or the model folder that is named."""
     from core.folders import is_settled
     from core.runlog.reader import find_run
+    from core.runlog.schema import RUN_FILE
 
     if run is not None and is_settled(Path(run)) and (Path(run) / "tfx.json").is_file():
         return Path(run)
     folder = find_run(RUNS, run) / "model"
+    if run is None and (n_runs := sum(1 for _ in RUNS.glob(f"*/{RUN_FILE}"))) > 1:
+        narrate(f"{folder.parent} is used, the newest of {n_runs} runs; --run names another")
     if not is_settled(folder):
         raise DataError(
             f"{folder.parent} has no model yet (its first evaluation writes one); wait, or continue it by 'tfx train {folder.parent}'"
         )
     return folder
+
+
+@contextlib.contextmanager
+def naming_run(folder: Path) -> Iterator[None]:
+    """Name the run, or the model folder, in the errors of a block that asks something of its model."""
+    try:
+        yield
+    except (ConfigurationError, DataError) as error:
+        raise type(error)(f"{name_of_model(folder)}: {error}") from error
+
+
+def name_of_model(folder: Path) -> Path:
+    """Return the run of a model folder, or the folder itself where it is by itself."""
+    from core.runlog.schema import RUN_FILE
+
+    return folder.parent if (folder.parent / RUN_FILE).is_file() else folder
 
 
 def load_model(folder: Path, device: str = "cpu") -> "CellModel":
@@ -173,6 +193,13 @@ def gene_file(path: Path, option: str) -> list[str]:
     if not names:
         raise DataError(f"{option} {path}: names no gene; give one name in a line")
     return names
+
+
+def genes_or_file(text: str, option: str) -> list[str]:
+    """Return genes that an option names: separated by commas, or in a text file."""
+    if Path(text).is_file():
+        return gene_file(Path(text), option)
+    return [name for word in text.split(",") if (name := word.strip())]
 
 
 def report_folder(run: Path, file: str) -> Path:

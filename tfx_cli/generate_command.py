@@ -1,12 +1,16 @@
 """`tfx generate`: from control tokens to cells, or real cells with phenotypes set to other values."""
 
 import inspect
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
+from core.wording import duration, listed
 from tfx_cli.arguments import (
     JSON_OUTPUT,
     MATRIX,
@@ -16,12 +20,16 @@ from tfx_cli.arguments import (
     Values,
     as_sentence,
     check_output,
+    genes_or_file,
     load_model,
     model_folder,
+    name_of_model,
     name_of_option,
+    naming_run,
     phenotype_request,
 )
 from tfx_cli.command_line import option
+from tfx_cli.formatting import count_of
 from tfx_cli.output import (
     Paragraph,
     make_table,
@@ -34,7 +42,8 @@ from tfx_cli.output import (
 
 if TYPE_CHECKING:
     from core.evaluation.fidelity.measures import FidelitySummary
-    from core.generation.comparison import MarkerCheck
+    from core.generation.cell_generator import CellGenerator
+    from core.generation.comparison import Agreement, MarkerCheck
     from core.inference.edited_cells import EditedCells
 
 #: The standard phenotypes, each with a value.
@@ -49,6 +58,15 @@ _PHENOTYPES = {
 _EDITING = ("steps", "schedule", "decode")
 #: Genes in the report on changed cells.
 _SHOWN_GENES = 10
+#: Endings of pictures; measures of agreement in the report.
+_FIGURES = (".png", ".pdf", ".svg")
+_MEASURES = {
+    "gene_mean_r": "gene means, r",
+    "detection_mae": "detection rates, mean difference",
+    "correlation_r": "gene-gene correlations, r",
+}
+#: Cells that are generated to learn how long a request takes.
+_TRIAL_CELLS = 32
 _SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
 
 
@@ -96,7 +114,13 @@ def generate(
         "--output -o FILE.h5ad", "File to write.", default=Path("generated.h5ad")
     ),
     plot: Path | None = option(
-        "--plot FILE.png", "Draw the cells beside real ones of the same kind."
+        "--plot FILE.png|.pdf|.svg",
+        "Draw the cells beside real ones of the same kind; with --from, before and after the change.",
+    ),
+    markers: str | None = option(
+        "--markers GENES|FILE",
+        "Genes of the report, separated by commas, or a text file with one a line; default: those "
+        "that set the request apart.",
     ),
     from_file: str | None = option(
         "--from FILE", "Change these real cells; --set names the change."
@@ -146,7 +170,7 @@ def generate(
     tfx generate --run runs/pbmc68k --cell-type "CD14+ Monocyte" --steps 64
     tfx generate --balance cell_type -o rare.h5ad
     tfx generate --sex female --set sex=male -o flipped.h5ad
-    tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad
+    tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad --plot healed.pdf
     """
     standard = {name: values.pop(name) for name in _PHENOTYPES}
     phenotypes = phenotype_request(phenotype=phenotype, **standard)
@@ -162,13 +186,13 @@ def generate(
         return
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
-        check_output(plot, (".png",), what="pictures", overwrite=True, option="--plot")
+        check_output(plot, _FIGURES, what="pictures", overwrite=True, option="--plot")
     wanted = phenotype_request(phenotype=set_values, pair_option="--set")
     if from_file is not None:
         unfit = {
             "-n": n_cells,
             "--balance": balance,
-            "--plot": plot,
+            "--markers": markers,
             "--library-size": library_size,
             "a phenotype": phenotypes or None,
         }
@@ -181,9 +205,12 @@ def generate(
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
         reading = {"matrix": matrix, "values": scale}
         folder = model_folder(run)
-        _edit_file(
-            from_file, wanted, labels or (), output, folder, seed, changes, reading, as_json=as_json
-        )
+        with naming_run(folder):
+            record, edited = _edit_file(
+                from_file, wanted, labels or (), output, folder, seed, changes, reading, plot
+            )
+        text = lambda: _edited_text(record, edited)  # noqa: E731
+        print_result("generate.edit", record, as_json=as_json, text=text)
         return
     of_from = {"--label": labels, "--matrix": matrix, "--values": scale}
     for unfit_option, given in of_from.items():
@@ -191,56 +218,66 @@ def generate(
             raise ConfigurationError(
                 f"{unfit_option} belongs to cells of a file; name it by --from"
             )
+    genes = [] if markers is None else genes_or_file(markers, "--markers")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity.measures import compare_cells
+    from core.evaluation.report.pictures import figure_bytes
     from core.files import replace_file
     from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
     from core.generation.comparison import (
         MAX_COMPARED,
+        agreement_beside_real,
         check_markers,
-        comparison_png,
         open_training_store,
         read_real_cells,
+        shown_genes,
     )
     from core.generation.generated_file import read_first_cells, write_generated
+    from core.generation.pictures import comparison_figure
     from core.generation.request import GenerationRequest, cells_to_generate, changed_settings
 
-    model = load_model(folder)
-    request = GenerationRequest(
-        phenotypes,
-        cells_to_generate(model, phenotypes, n_cells, balance),
-        settings=changed_settings(model.generate, changes),
-        unspecified=unspecified,
-        seed=seed,
-        library_size=library_size,
-        balance=balance,
-        changes=wanted,
-    )
-    source = CellGenerator(model, request)
+    with naming_run(folder):
+        model = load_model(folder)
+        panel_genes = shown_genes(model.panel, genes)
+        request = GenerationRequest(
+            phenotypes,
+            cells_to_generate(model, phenotypes, n_cells, balance),
+            settings=changed_settings(model.generate, changes),
+            unspecified=unspecified,
+            seed=seed,
+            library_size=library_size,
+            balance=balance,
+            changes=wanted,
+        )
+        source = CellGenerator(model, request)
     for note in source.notes:
         warn(note)
+    if balance is not None:
+        _narrate_balance(source, balance)
     with progress_of_run(folder.parent, "generating") as listener:
         write_generated(source, output, restart=overwrite, on_progress=listener)
     narrate(f"{output}: {request.n_cells:,} synthetic cells x {model.config.n_genes:,} genes")
     generated = read_first_cells(output, MAX_COMPARED)
     codes = source.phenotypes.wanted
-    markers, real, summary = [], None, None
+    checks, real, summary, agreement = [], None, None, None
     if source.values == BIN_NUMBERS:
         warn("bin numbers are not compared with real cells")
     else:
-        markers = check_markers(model, generated, codes)
-        if (store := open_training_store(model)) is not None:
-            real = read_real_cells(model, store, codes)
+        store = open_training_store(model)
+        checks = check_markers(model, generated, codes, store=store, genes=panel_genes)
+        real = None if store is None else read_real_cells(model, store, codes)
     if real is not None:
         summary = compare_cells(real[0], generated, model.panel)
+        agreement = agreement_beside_real(real[0], generated, model.panel)
     if plot is not None and real is None:
         is_bins = source.values == BIN_NUMBERS
         why = "these are bins" if is_bins else "there are no real cells to compare with"
         warn(f"no picture is drawn: {why}")
     elif plot is not None and real is not None:
         title = ", ".join(f"{name} {value}" for name, value in phenotypes.items()) or "all cells"
-        replace_file(plot, comparison_png(real[0], generated, model.panel, title=title))
+        figure = comparison_figure(real[0], generated, model.panel.symbols, title=title)
+        replace_file(plot, figure_bytes(figure, plot.suffix))
         narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
     record = {
         "output": output,
@@ -249,44 +286,100 @@ def generate(
         "set": wanted,
         "training_cells": source.phenotypes.n_training,
         "model": folder,
+        "run": name_of_model(folder),
         "simulated": bool(model.provenance.get("simulated")),
-        "markers": [vars(marker) for marker in markers],
+        "marker_genes": genes,
+        "markers": [vars(marker) for marker in checks],
         "fidelity": None if summary is None else summary.to_dict(),
+        "agreement": None if agreement is None else vars(agreement),
         "compared_with": None if real is None else real[1],
         "notes": source.notes,
     }
     print_result(
-        "generate", record, as_json=as_json, text=lambda: _generated_text(record, markers, summary)
+        "generate",
+        record,
+        as_json=as_json,
+        text=lambda: _generated_text(record, checks, summary, agreement),
+    )
+
+
+def _narrate_balance(source: "CellGenerator", balance: str) -> None:
+    """Say how many cells fill up a phenotype, of which values, and how long that takes."""
+    from core.generation.cell_generator import CellGenerator
+    from core.generation.request import lacking_cells
+
+    request, model = source.request, source.model
+    lacking = lacking_cells(model, request.phenotypes, balance)
+    rare = sorted((value for value, n in lacking.items() if n), key=lambda one: -lacking[one])
+    shown = listed([f"{value} {lacking[value]:,}" for value in rare])
+    n_trial = min(request.n_cells, _TRIAL_CELLS)
+    began = time.monotonic()
+    for _ in CellGenerator(model, replace(request, n_cells=n_trial)).blocks():
+        pass
+    seconds = (time.monotonic() - began) / n_trial * request.n_cells
+    narrate(
+        f"--balance {balance}: {count_of(request.n_cells, 'cell')} of {count_of(len(rare), 'value')} ({shown}), "
+        f"which takes up to {duration(seconds)}"
     )
 
 
 def _generated_text(
-    record: Mapping[str, Any], markers: "list[MarkerCheck]", summary: "FidelitySummary | None"
+    record: Mapping[str, Any],
+    markers: "list[MarkerCheck]",
+    summary: "FidelitySummary | None",
+    agreement: "Agreement | None",
 ) -> Iterator[Paragraph]:
     n_training = record["training_cells"]
-    head = f"{record['cells']:,} synthetic cells; {n_training:,} training cells match the request"
+    head = f"{record['run']}: {record['cells']:,} synthetic cells; {n_training:,} training cells match the request"
     yield [_SIMULATED, head] if record["simulated"] else head
     if markers:
         rows = []
         for one in markers:
-            means = (one.training_mean, one.other_mean, one.generated_mean)
-            cells = [f"{one.phenotype} = {one.value}", one.gene, *(f"{n:.2f}" for n in means)]
-            rows.append([*cells, f"{one.generated_detection:.0%}"])
-        heads = ["request", "gene", "training", "all training", "generated", "cells with it"]
-        title = "genes that set the request apart (mean log1p per 10k)"
-        yield [title, make_table(heads, rows)]
+            means = (one.matching_mean, one.beside_mean, one.generated_mean)
+            requested = f"{one.phenotype} = {one.value}" if one.phenotype else one.value
+            cells = [requested, one.gene, *(f"{n:.2f}" for n in means)]
+            rows.append([*cells, f"{one.generated_detection:.0%}", one.beside])
+        heads = [
+            "request",
+            "gene",
+            "training",
+            "beside",
+            "generated",
+            "cells with it",
+            "beside are",
+        ]
+        title = "genes that set the request apart" if not record["marker_genes"] else "your genes"
+        title += (
+            ": mean log1p per 10k of training cells, of others beside them, and of generated cells"
+        )
+        yield [title, make_table(heads, rows, right=(2, 3, 4, 5))]
     if summary is not None:
         real_mean, real_sd = summary.genes_per_cell_real_mean, summary.genes_per_cell_real_sd
         mean, sd = summary.genes_per_cell_generated_mean, summary.genes_per_cell_generated_sd
         which = record["compared_with"]
-        title = f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"
+        lines = [f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"]
         rows = [
-            ["genes per cell", f"{real_mean:.1f} (sd {real_sd:.1f})", f"{mean:.1f} (sd {sd:.1f})"],
-            ["gene means, r", "", f"{summary.gene_mean_r:.3f}"],
-            ["detection rates, mean difference", "", f"{summary.detection_mae:.3f}"],
-            ["gene-gene correlations, r", "", f"{summary.correlation_r:.3f}"],
+            ["genes per cell", f"{real_mean:.1f} (sd {real_sd:.1f})", f"{mean:.1f} (sd {sd:.1f})"]
         ]
-        yield [title, make_table(["", "real", "generated"], rows)]
+        of_generated = {name: getattr(summary, name) for name in _MEASURES}
+        of_real: Mapping[str, float] = {}
+        if agreement is None:
+            lines.append("These are too few to show what other real cells would score.")
+        else:
+            of_generated, of_real = agreement.generated, agreement.real
+            lines.append(
+                f"Agreement with {agreement.n_cells:,} of them: of as many other real cells, the best possible, and "
+                "of as many generated cells"
+            )
+        rows += [
+            [label, _number(of_real.get(name)), _number(of_generated[name])]
+            for name, label in _MEASURES.items()
+        ]
+        yield [*lines, make_table(["", "real", "generated"], rows, right=(1, 2))]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 # -- changed cells
@@ -299,18 +392,20 @@ def _edit_file(
     seed: int,
     changes: Mapping[str, Any],
     reading: Mapping[str, Any],
-    *,
-    as_json: bool,
-) -> None:
-    """Change the cells of a file, write them and report which genes moved."""
+    plot: Path | None,
+) -> "tuple[dict[str, Any], EditedCells]":
+    """Change the cells of a file, write and draw them; return the record of the result, and the cells."""
     if (decode := changes.get("decode")) in ("bins", "counts"):
         raise ConfigurationError(
             f"--decode {decode}: genes that do not move keep their values, so the others need values "
             f"too; use sample or mean"
         )
     # torch and transformers, 3 s: not before the options are checked.
+    from core.evaluation.report.pictures import figure_bytes
+    from core.files import replace_file
+    from core.generation.pictures import edited_figure
     from core.generation.request import changed_settings
-    from core.inference.edited_cells import edit_cells, write_edited
+    from core.inference.edited_cells import beside_real_change, edit_cells, write_edited
     from core.inference.query_cells import open_query_cells
 
     model = load_model(folder)
@@ -323,8 +418,23 @@ def _edit_file(
         warn(note)
     write_edited(edited.cells, output)
     narrate(f"{output}: {edited.cells.n_obs:,} cells x {edited.cells.n_vars:,} genes")
+    real = beside_real_change(edited)
+    if plot is not None:
+        cells, is_changed = edited.cells, edited.is_changed
+        figure = edited_figure(
+            cells.layers["before"][is_changed],
+            cells.X[is_changed],
+            None if real is None else cells.layers["before"][real.rows],
+            None if real is None else (real.real, real.model),
+            list(cells.var["gene_symbol"]),
+            title=", ".join(f"{name} = {value}" for name, value in values.items()),
+        )
+        replace_file(plot, figure_bytes(figure, plot.suffix))
+        narrate(f"{plot}: cells before and after the change")
     record = {
         "output": output,
+        "run": name_of_model(folder),
+        "beside_real": None if real is None else {"cells": real.n_cells, "change_r": real.r},
         "from": file,
         "set": values,
         "cells": edited.cells.n_obs,
@@ -335,15 +445,13 @@ def _edit_file(
         "genes": [vars(change) for change in edited.changes],
         "notes": edited.notes,
     }
-    print_result(
-        "generate.edit", record, as_json=as_json, text=lambda: _edited_text(record, edited)
-    )
+    return record, edited
 
 
 def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[Paragraph]:
     wanted = ", ".join(f"{name} = {value}" for name, value in record["set"].items())
     head = (
-        f"{wanted}: {edited.n_changed:,} of {edited.cells.n_obs:,} cells changed, "
+        f"{record['run']}: {wanted}: {edited.n_changed:,} of {edited.cells.n_obs:,} cells changed, "
         f"{edited.moved_per_cell:.1f} of {edited.cells.n_vars:,} genes each"
     )
     yield [_SIMULATED, head] if record["simulated"] else head
@@ -353,3 +461,9 @@ def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[P
         rows.append([one.gene, *means, f"{one.moved:.0%}"])
     table = make_table(["gene", "before", "after", "change", "cells it moved in"], rows)
     yield ["genes with the largest change of the mean (log1p per 10k)", table]
+    if (real := record["beside_real"]) is not None:
+        yield (
+            f"Beside {count_of(real['cells'], 'cell')} of the file that have the value already: their gene means differ "
+            f"from those of the cells before the change, matched by cell type, as the model changes them with r = "
+            f"{real['change_r']:.2f}."
+        )

@@ -6,7 +6,7 @@ The same layout is copied as bytes, so matrices are never read. Tables of a layo
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -125,13 +125,21 @@ class AnnotatedCopy:
 
     def add_obs(self, columns: Mapping[str, Any]) -> None:
         """Add columns to obs: categories or arrays."""
-        obs = self._root["obs"]
-        for name, values in columns.items():
-            is_category = isinstance(values, pd.Categorical)
-            _write(obs, name, values if is_category else np.asarray(values), {})
         assert self._cells.obs_layout is not None, "renewed"
         present, _ = self._cells.obs_layout
-        obs.attrs["column-order"] = [*present, *(name for name in columns if name not in present)]
+        self._add_columns("obs", columns, present)
+
+    def add_var(self, columns: Mapping[str, Any]) -> None:
+        """Add columns to var: categories or arrays."""
+        present = list(map(str, self._root["var"].attrs.get("column-order", [])))
+        self._add_columns("var", columns, present)
+
+    def _add_columns(self, table: str, columns: Mapping[str, Any], present: Sequence[str]) -> None:
+        group = self._root[table]
+        for name, values in columns.items():
+            is_category = isinstance(values, pd.Categorical)
+            _write(group, name, values if is_category else np.asarray(values), {})
+        group.attrs["column-order"] = [*present, *(name for name in columns if name not in present)]
 
     def add_array(self, name: str, shape: tuple[int, int]) -> Write:
         """Add a float32 array ("obsm/X_tfx"); return a function that writes some of its rows."""

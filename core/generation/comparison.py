@@ -1,8 +1,8 @@
-"""Generated cells beside real ones: matching real cells, markers, numbers to draw, a picture."""
+"""Generated cells beside real ones: matching real cells, agreement, markers, numbers to draw."""
 
-import io
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from scipy.linalg import eigh
 
 from core.cells.genes import GenePanel
 from core.cells.store import SPLITS, NoStoreError, Store, places_of_store
-from core.errors import DataError
+from core.errors import ConfigurationError, DataError
+from core.evaluation.fidelity.measures import compare_cells
 from core.model.folder import CellModel
-from core.wording import visible
+from core.wording import listed
 
 logger = logging.getLogger(__name__)
 
+#: Measures of an `Agreement`.
+MEASURES = ("gene_mean_r", "detection_mae", "correlation_r", "correlation_slope")
 #: Held-out real cells are preferred when there are at least this many.
 ENOUGH_HELD_OUT = 50
 #: Most cells of either side that are compared.
@@ -35,9 +38,10 @@ _TOP_GENES, _TOP_VALUES = 12, 200
 #: Random exchanges from which the noise floor of paired cells is estimated, and the chance that any gene
 #: exceeds it where the change has no effect.
 _EXCHANGES, _CHANCE = 1_000, 0.05
-_REAL, _GENERATED = "#0072b2", "#d55e00"  # Okabe and Ito: distinct for any kind of colour vision
-_MOST_DRAWN = 1_000
-_NAMED_GENES = 8
+#: Random halves of the real cells whose mean agreement is printed, and the fewest cells of a half.
+_SPLITS, _LEAST_HALF = 5, 10
+#: Fewer training cells than this are no group to compare with.
+_LEAST_GROUP = 5
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -79,22 +83,72 @@ def read_real_cells(
     Returns (cells, genes) as the model sees them (0 and 1 for a binary model), and which cells they are;
     None where no real cell matches.
     """
-    matching = np.ones(store.n_cells, dtype=bool)
-    for slot, code in wanted.items():
-        matching &= np.asarray(store.phenotype_codes[:, slot]) == code
+    matching = _has(model, store, wanted)
     held_out = np.flatnonzero(matching & (store.split_codes != SPLITS.index("train")))
     rows, which = held_out, "held-out"
     if len(held_out) < ENOUGH_HELD_OUT:
         rows, which = np.flatnonzero(matching), "training and held-out"
-    if len(rows) == 0:
-        return None
+    return (_read(model, store, rows), which) if len(rows) else None
+
+
+def _has(model: CellModel, store: Store, wanted: Mapping[int, int]) -> NDArray[np.bool_]:
+    """(cells of the store,), those that a run may train and validate on, with all wanted codes."""
+    matching = store.where(model.provenance.get("where") or [])
+    for slot, code in wanted.items():
+        matching &= np.asarray(store.phenotype_codes[:, slot]) == code
+    return matching
+
+
+def _read(model: CellModel, store: Store, rows: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Read cells as the model sees them, at most `MAX_COMPARED` of them."""
     if len(rows) > MAX_COMPARED:
         rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
-    real = store.read(rows, model.panel)
+    cells = store.read(rows, model.panel)
     if model.config.kind == "binary":
-        real.data = (real.data >= model.values.edges[0]).astype(np.float32)
-        real.eliminate_zeros()
-    return real, which
+        cells.data = (cells.data >= model.values.edges[0]).astype(np.float32)
+        cells.eliminate_zeros()
+    return cells
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Measures of `compare_cells` between equal numbers of cells; means over random halves of the real cells.
+
+    ``real`` compares one half with the other: what a perfect generator would score. ``generated`` compares
+    the same half with as many generated cells.
+    """
+
+    n_cells: int
+    real: dict[str, float]
+    generated: dict[str, float]
+
+
+def agreement_beside_real(
+    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel
+) -> Agreement | None:
+    """Compare generated cells, and other real cells, with real cells; None where these are too few to be halved.
+
+    Both are (cells, genes) of one condition, log1p counts per 10,000, in panel order.
+    """
+    n = min(real.shape[0] // 2, generated.shape[0])
+    if n < _LEAST_HALF:
+        return None
+    scores: dict[str, list[tuple[float, ...]]] = {"real": [], "generated": []}
+    for seed in range(_SPLITS):
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(real.shape[0])
+        others = {
+            "real": real[order[n : 2 * n]],
+            "generated": generated[rng.permutation(generated.shape[0])[:n]],
+        }
+        for side, cells in others.items():
+            found = compare_cells(real[order[:n]], cells, panel)
+            scores[side].append(tuple(getattr(found, name) for name in MEASURES))
+    means = {
+        side: dict(zip(MEASURES, np.mean(values, axis=0).tolist(), strict=True))
+        for side, values in scores.items()
+    }
+    return Agreement(n, **means)
 
 
 @dataclass(frozen=True)
@@ -102,7 +156,9 @@ class MarkerCheck:
     """One gene that distinguishes a requested value in the training cells.
 
     ``training_mean`` and ``other_mean`` are mean log1p values of training cells with the value and
-    over all training cells; ``generated_mean`` that of the generated cells.
+    over all training cells; ``generated_mean`` that of the generated cells. ``matching_mean`` is that of
+    training cells of the whole request, ``beside_mean`` that of those which differ in this value only, and
+    ``beside`` says which these are; without the store they are as training and other.
     """
 
     phenotype: str
@@ -112,15 +168,26 @@ class MarkerCheck:
     other_mean: float
     generated_mean: float
     generated_detection: float
+    matching_mean: float
+    beside_mean: float
+    beside: str
 
 
 def check_markers(
-    model: CellModel, generated: sparse.csr_matrix, wanted: dict[int, int], *, n_each: int = 3
+    model: CellModel,
+    generated: sparse.csr_matrix,
+    wanted: dict[int, int],
+    *,
+    store: Store | None = None,
+    genes: Sequence[int] = (),
+    n_each: int = 3,
 ) -> list[MarkerCheck]:
-    """Look up the genes that most raise and lower each requested value, from the model's reference.
+    """Look up the genes that most raise and lower each requested value among cells that are else the same.
 
-    ``generated`` is (cells, genes), ``wanted`` slot -> code; there are ``n_each`` genes raised, and
-    ``n_each`` lowered, per phenotype.
+    ``generated`` is (cells, genes), ``wanted`` slot -> code. With ``store`` training cells of the request are
+    compared with those of another value of one phenotype and the same values of the others, else cells with
+    the value with all training cells. There are ``n_each`` genes raised, and ``n_each`` lowered, per phenotype,
+    or those of ``genes``, columns of the panel.
     """
     means = np.asarray(generated.mean(axis=0)).ravel()
     # Not the sparse mean, which multiplies by 1 / n: 1.0000000000000002 is no fraction of cells.
@@ -128,26 +195,74 @@ def check_markers(
     names = list(model.config.phenotypes)
     starts = np.cumsum([0, *model.config.phenotype_sizes])
     checks: list[MarkerCheck] = []
-    for slot, code in wanted.items():
+    everything = {} if wanted or not genes or not names else {0: -1}
+    for slot, code in (wanted or everything).items():
         of_phenotype = model.reference.means[starts[slot] : starts[slot + 1]]
         n_cells = model.reference.value_counts(slot, len(of_phenotype))
         sizes = np.array(n_cells, dtype=float)
         overall = (of_phenotype * sizes[:, None]).sum(axis=0) / max(sizes.sum(), 1.0)
-        order = np.argsort(of_phenotype[code] - overall)
-        value = model.config.phenotypes[names[slot]][code]
+        found = None if store is None or not wanted else _beside(model, store, wanted, slot)
+        of_value = of_phenotype[code] if wanted else overall
+        with_it, without, beside = found or (of_value, overall, "all training cells")
+        order = np.argsort(with_it - without)
+        name, value = "", "all cells"
+        if wanted:
+            name, value = names[slot], model.config.phenotypes[names[slot]][code]
         checks += [
             MarkerCheck(
-                phenotype=names[slot],
+                phenotype=name,
                 value=value,
                 gene=model.panel.symbols[gene],
-                training_mean=float(of_phenotype[code, gene]),
+                training_mean=float(of_value[gene]),
                 other_mean=float(overall[gene]),
                 generated_mean=float(means[gene]),
                 generated_detection=float(detection[gene]),
+                matching_mean=float(with_it[gene]),
+                beside_mean=float(without[gene]),
+                beside=beside,
             )
-            for gene in [*order[::-1][:n_each], *order[:n_each]]
+            for gene in genes or [*order[::-1][:n_each], *order[:n_each]]
         ]
     return checks
+
+
+def _beside(
+    model: CellModel, store: Store, wanted: Mapping[int, int], slot: int
+) -> tuple[FloatArray, FloatArray, str] | None:
+    """(genes,) means of training cells of a request, and of those that differ in one phenotype only.
+
+    None where either are too few.
+    """
+    is_training = store.split_codes == SPLITS.index("train")
+    others = {one: code for one, code in wanted.items() if one != slot}
+    same = _has(model, store, others) & is_training
+    codes = np.asarray(store.phenotype_codes[:, slot])
+    groups = same & (codes == wanted[slot]), same & (codes >= 0) & (codes != wanted[slot])
+    rows = [np.flatnonzero(group) for group in groups]
+    if min(map(len, rows)) < _LEAST_GROUP:
+        return None
+    with_it, without = (_means(_read(model, store, some)) for some in rows)
+    names = list(model.config.phenotypes)
+    kept = [model.config.phenotypes[names[one]][code] for one, code in others.items()]
+    name = names[slot]
+    return with_it, without, ", ".join([*kept, f"another {name}"])
+
+
+def shown_genes(panel: GenePanel, names: Sequence[str]) -> list[int]:
+    """Return the columns of the named genes that the panel has, with a warning about others.
+
+    ConfigurationError if it has none of them.
+    """
+    found = {name: panel.index_of(name) for name in names}
+    lacking = [name for name, index in found.items() if index is None]
+    if lacking:
+        near = panel.nearest(lacking[0])
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        text = f"{len(lacking):,} of {len(found):,} marker genes are no genes of the model: {listed(lacking)}{hint}"
+        if len(lacking) == len(found):
+            raise ConfigurationError(text)
+        logger.warning("%s", text)
+    return list(dict.fromkeys(index for index in found.values() if index is not None))
 
 
 def profile_cells(
@@ -296,59 +411,3 @@ def _gene_values(cells: sparse.csr_matrix, gene: int) -> list[float]:
 def _rounded(values: FloatArray) -> list[Any]:
     """Four digits: more than a screen shows, and a third of the bytes."""
     return np.round(values.astype(np.float64), 4).tolist()
-
-
-def comparison_png(
-    real: sparse.csr_matrix, generated: sparse.csr_matrix, panel: GenePanel, *, title: str
-) -> bytes:
-    """Draw gene means, genes per cell and a shared PCA of real and generated cells, as a PNG file.
-
-    Both are (cells, genes), log1p counts per 10,000, in panel order.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # 300 ms
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    means_axes, genes_axes, pca_axes = figure.subplots(1, 3)
-    figure.suptitle(visible(title, most=200), fontsize=11).set_parse_math(False)
-
-    x, y = (np.asarray(cells.mean(axis=0)).ravel() for cells in (real, generated))
-    top = float(max(x.max(), y.max(), 1e-6)) * 1.05
-    means_axes.plot([0, top], [0, top], color="grey", linewidth=0.8)
-    means_axes.scatter(x, y, s=9, color=_GENERATED)
-    offset = {"xytext": (3, 3), "textcoords": "offset points"}
-    for gene in np.argsort(-np.abs(x - y))[:_NAMED_GENES]:
-        symbol = visible(panel.symbols[gene], most=40)
-        label = means_axes.annotate(symbol, (x[gene], y[gene]), fontsize=7, **offset)
-        label.set_parse_math(False)
-    means_axes.set_xlabel("real: mean log1p per 10k")
-    means_axes.set_ylabel("generated")
-    r = float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else float("nan")
-    means_axes.set_title(f"gene means (r = {r:.3f})", fontsize=10)
-
-    counts = [np.diff(sparse.csr_matrix(cells > 0).indptr) for cells in (real, generated)]
-    edges = np.linspace(min(c.min() for c in counts), max(c.max() for c in counts) + 1, 26)
-    outline = {"bins": edges, "density": True, "histtype": "step", "linewidth": 1.6}
-    names = ("real", "generated")
-    for n_genes, colour, name in zip(counts, (_REAL, _GENERATED), names, strict=True):
-        label = f"{name} ({len(n_genes):,} cells)"
-        genes_axes.hist(n_genes, color=colour, label=label, **outline)
-    genes_axes.legend(fontsize=8)
-    genes_axes.set_xlabel("genes detected per cell")
-    genes_axes.set_yticks([])
-    genes_axes.set_title("genes per cell", fontsize=10)
-
-    _, *places, _ = principal_plane(real, generated, max_points=_MOST_DRAWN)
-    for at, colour, mark in zip(places, (_REAL, _GENERATED), ("o", "x"), strict=True):
-        pca_axes.scatter(
-            at[:, 0], at[:, 1], s=8, color=colour, marker=mark, linewidths=0.7, alpha=0.6
-        )
-    pca_axes.set_xticks([])
-    pca_axes.set_yticks([])
-    pca_axes.set_xlabel("principal component 1 of the real cells")
-    pca_axes.set_ylabel("component 2")
-    pca_axes.set_title("real (dots) and generated (crosses)", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()

@@ -248,6 +248,11 @@ def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: 
     copy.add_array(f"varm/{key}", (len(table), table.shape[1]))(slice(0, len(table)), table)
 
 
+def denoised_column(layer: str) -> str:
+    """Return the column of var that says which genes a denoised layer has values of."""
+    return f"{layer}_known"
+
+
 def add_denoised(
     copy: AnnotatedCopy,
     layer: str,
@@ -257,11 +262,14 @@ def add_denoised(
     hints: Sequence[Hint] = (),
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Add the values of `denoise_cells` as a layer, without values at genes the model lacks."""
+    """Add the values of `denoise_cells` as a layer; a column of var says which genes have values in it."""
     genes = np.flatnonzero(~cells.missing)
     columns = cells.file_columns
     genes = genes[np.argsort(columns[genes])]
     shape = (cells.n_cells, copy.n_genes)
+    is_known = np.zeros(copy.n_genes, dtype=bool)
+    is_known[columns[genes]] = True
+    copy.add_var({denoised_column(layer): is_known})
     write = copy.add_sparse(f"layers/{layer}", shape, columns[genes])
 
     def write_present(span: slice, values: NDArray[np.float32]) -> None:

@@ -30,6 +30,7 @@ from core.cells.annotated_copy import write_whole
 from core.cells.normalisation import count_scales, log_normalise
 from core.encoding.values import CountLattice
 from core.errors import ConfigurationError, MachineError
+from core.evaluation.fidelity.measures import pearson
 from core.folders import writing_output
 from core.generation.cell_generator import GENERATION_KEY, gene_table, model_facts
 from core.generation.cell_sizes import lattice_counts
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from core.encoding.values import Decoding
 
 _BLOCK = 256
+#: Fewest cells of either side whose means are compared.
+_LEAST_HALF = 10
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,52 @@ class EditedCells:
     moved_per_cell: float
     changes: tuple[GeneChange, ...]
     notes: list[str]
+    #: (cells,), which did not have the set values; and the code of each cell's cell type, -1 where not known.
+    is_changed: NDArray[np.bool_]
+    cell_types: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class RealChange:
+    """Changed cells beside cells of the same file that really have the values, matched by cell type.
+
+    ``real`` and ``model`` are (genes,) changes of the mean, taken from two halves of the cells before the
+    change, so that no noise is common to both; ``r`` is their Pearson correlation. ``rows`` are the cells
+    that have the values, one for each changed cell.
+    """
+
+    n_cells: int
+    rows: NDArray[np.int64]
+    real: NDArray[np.float64]
+    model: NDArray[np.float64]
+    r: float
+
+
+def beside_real_change(edited: EditedCells) -> RealChange | None:
+    """Compare the change with the cells of the file that have the values already; None if they are too few."""
+    rng = np.random.default_rng(0)
+    changed, partners = [], []
+    treated = np.flatnonzero(~edited.is_changed)
+    for code in np.unique(edited.cell_types[treated]):
+        ours = np.flatnonzero(edited.is_changed & (edited.cell_types == code))
+        theirs = treated[edited.cell_types[treated] == code]
+        changed.append(ours)
+        partners.append(rng.choice(theirs, len(ours)))
+    rows = np.concatenate([np.empty(0, np.int64), *changed])
+    beside = np.concatenate([np.empty(0, np.int64), *partners])
+    n_treated = len(np.unique(beside))
+    if min(len(rows) // 2, n_treated) < _LEAST_HALF:
+        return None
+    halves = rng.permutation(len(rows)) % 2 == 0
+    before, after = edited.cells.layers["before"], edited.cells.X
+    mean = {
+        "treated": _means(before[beside]),
+        "before": _means(before[rows[~halves]]),
+        "own": _means(before[rows[halves]]),
+        "after": _means(after[rows[halves]]),
+    }
+    real, model = mean["treated"] - mean["before"], mean["after"] - mean["own"]
+    return RealChange(n_treated, beside, real, model, pearson(real, model))
 
 
 def edit_cells(
@@ -180,7 +229,16 @@ def edit_cells(
         moved_per_cell=float(moved.sum() / max(n_changed, 1)),
         changes=_changes(list(var["gene_symbol"]), was, now, moved[present] / max(n_changed, 1)),
         notes=notes,
+        is_changed=differs,
+        cell_types=_cell_types(model, codes),
     )
+
+
+def _cell_types(model: CellModel, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+    names = list(model.config.phenotypes)
+    if "cell_type" not in names:
+        return np.zeros(len(codes), np.int32)
+    return codes[:, names.index("cell_type")]
 
 
 def write_edited(cells: "AnnData", path: Path) -> None:
@@ -214,15 +272,17 @@ def _labels_of(
 def _changes(
     genes: list[str], was: sparse.csr_matrix, now: sparse.csr_matrix, moved: NDArray[Any]
 ) -> tuple[GeneChange, ...]:
-    before, after = (
-        np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / max(cells.shape[0], 1)
-        for cells in (was, now)
-    )
+    before, after = _means(was), _means(now)
     change = after - before
     return tuple(
         GeneChange(genes[gene], *(float(column[gene]) for column in (before, after, change, moved)))
         for gene in np.argsort(-np.abs(change), kind="stable")
     )
+
+
+def _means(cells: sparse.csr_matrix) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel()
+    return means / max(cells.shape[0], 1)
 
 
 def check_can_edit(model: CellModel) -> None:

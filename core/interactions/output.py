@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from core.errors import MachineError
-from core.evaluation.report.pictures import draw_as_they_are, new_figure, png_bytes, shortened
+from core.evaluation.report.pictures import draw_as_they_are, figure_bytes, new_figure, shortened
 from core.files import csv_cell, replace_file, replacing
 from core.interactions.network import FOUND, Interactions, Network
 from core.interactions.statistics import top_pairs
@@ -168,12 +168,7 @@ def _write_picture(found: Interactions, path: Path, top: int) -> None:
         _draw_heat_map(figure, heat, network)
         graph = figure.add_subplot(len(networks), 2, 2 * number + 2)
         _draw_graph(graph, network, top)
-    if path.suffix == ".png":
-        replace_file(path, png_bytes(figure))
-        return
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:])
-    replace_file(path, buffer.getvalue())
+    replace_file(path, figure_bytes(figure, path.suffix))
 
 
 def _draw_heat_map(figure: Any, axes: Any, network: Network) -> None:  # noqa: ANN401 - matplotlib's

@@ -183,6 +183,10 @@ def test_embeddings_are_ready_for_scanpy(tfx, setting):
     assert np.isnan(after.varm["X_tfx"][~known]).all()
     smooth = after.layers["smooth"]
     assert sparse.issparse(smooth)
+    assert list(after.var["smooth_known"]) == list(known)
+    assert (
+        f"has no values of {(~known).sum():,} genes that the model does not know" in result.stderr
+    )
     assert set(np.unique(smooth.indices)) == set(np.flatnonzero(known))
     # Expected values follow the genes: by gene, their means are those of the real cells.
     sc.pp.normalize_total(before, target_sum=1e4)

@@ -28,6 +28,12 @@ def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
     assert genes["RPS4Y1"]["generated_detection"] < 0.3
     assert document["fidelity"]["n_generated"] == 30
     assert document["compared_with"] in ("held-out", "training and held-out")
+    assert document["run"] == "runs/tiny"
+    assert genes["XIST"]["beside"] == "lung, another sex"
+    assert genes["XIST"]["matching_mean"] > 1 > genes["XIST"]["beside_mean"]
+    agreement = document["agreement"]
+    assert agreement["n_cells"] <= 30
+    assert agreement["real"]["gene_mean_r"] > 0.8
     assert document["notes"] == []
 
     cells = anndata.read_h5ad(tmp_path / "generated.h5ad")
@@ -40,13 +46,22 @@ def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
     assert set(cells.obs["cell_type"].dropna()) <= set(cells.obs["cell_type"].cat.categories)
 
 
-def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_run):
-    result = tfx("generate", "--sex", "male", "-n", 5, "-o", "new/cells.h5ad")
+def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_run, tmp_path):
+    (tiny_run.parent / "older").mkdir()
+    earlier = json.loads((tiny_run / "run.json").read_text()) | {"started": 1.0}
+    (tiny_run.parent / "older" / "run.json").write_text(json.dumps(earlier))
+    result = tfx(
+        "generate", "--sex", "male", "-n", 25, "-o", "new/cells.h5ad", "--plot", "cells.svg"
+    )
     assert result.code == 0, result.stderr
+    assert "runs/tiny is used, the newest of 2 runs; --run names another" in result.stderr
+    assert "runs/tiny: 25 synthetic cells; " in result.stdout
+    assert "<text" in (tmp_path / "cells.svg").read_text()  # which can be edited
+    assert ">real: mean log1p per 10k</text>" in (tmp_path / "cells.svg").read_text()
     assert result.stdout.startswith("The model was trained on simulated cells")
     assert "genes that set the request apart" in result.stdout
     assert "RPS4Y1" in result.stdout
-    assert "new/cells.h5ad: 5 synthetic cells x" in result.stderr
+    assert "new/cells.h5ad: 25 synthetic cells x" in result.stderr
     assert "new/cells.h5ad" not in result.stdout
 
 
@@ -81,8 +96,12 @@ def test_balancing_writes_as_many_cells_as_the_rare_values_lack(tfx, tiny_run, t
     from core.model.folder import CellModel
 
     lacking = lacking_cells(CellModel.load(tiny_run / "model"), {}, "disease")
-    result = tfx("generate", "--balance", "disease", "--json")
+    result = tfx("generate", "--balance", "disease", "--json", "--markers", "RPS4Y1,NONE")
     assert result.code == 0, result.stderr
+    n_cells = f"{sum(lacking.values()):,} cells of "
+    assert result.stderr.index(f"--balance disease: {n_cells}") < result.stderr.index("generating")
+    assert "1 of 2 marker genes are no genes of the model: NONE" in result.stderr
+    assert [marker["gene"] for marker in result.json["markers"]] == ["RPS4Y1"]
     assert result.json["cells"] == sum(lacking.values())
     found = anndata.read_h5ad(tmp_path / "generated.h5ad").obs["disease"].value_counts()
     for value, n in lacking.items():

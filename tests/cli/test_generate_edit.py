@@ -1,6 +1,7 @@
 """`tfx generate --from FILE --set NAME=VALUE` through its entry point."""
 
 import json
+import re
 
 import anndata
 import numpy as np
@@ -50,9 +51,25 @@ def test_setting_the_sex_moves_its_genes_and_keeps_what_did_not_move(
     assert facts["edited_from"].endswith("patients.h5ad")
 
 
-def test_the_report_for_people_names_the_genes_that_moved(tfx, tiny_run, patients_file):
-    result = tfx("generate", "--from", "patients.h5ad", "--set", "sex=male", "-o", "men.h5ad")
+def test_the_report_for_people_names_the_genes_that_moved(tfx, tiny_run, patients_file, tmp_path):
+    result = tfx(
+        "generate",
+        "--from",
+        "patients.h5ad",
+        "--set",
+        "sex=male",
+        "-o",
+        "men.h5ad",
+        "--plot",
+        "men.pdf",
+    )
     assert result.code == 0, result.stderr
+    assert (tmp_path / "men.pdf").read_bytes().startswith(b"%PDF")
+    assert "runs/tiny: sex = male: " in result.stdout
+    (agrees,) = re.findall(
+        r"of the file that have the value already: .* r = (\S+)\.$", result.stdout, re.M
+    )
+    assert float(agrees) > 0.8
     assert "sex = male:" in result.stdout
     assert "RPS4Y1" in result.stdout
     assert "men.h5ad: 60 cells" in result.stderr

@@ -16,6 +16,7 @@ from core.generation import comparison
 from core.generation.comparison import (
     MAX_GENES,
     MAX_POINTS,
+    agreement_beside_real,
     check_markers,
     compare_pairs,
     find_training_store,
@@ -65,6 +66,47 @@ def test_markers_are_the_genes_that_set_a_value_apart():
     assert (up.generated_mean, up.generated_detection) == (1.25, 0.5)
     assert (down.gene, down.training_mean) == ("GENE0", 0)
     assert down.other_mean == pytest.approx(2 * 350 / 1004, rel=1e-6)
+
+
+def test_markers_are_compared_with_cells_that_differ_in_one_phenotype_only(trained, tiny_store):
+    names = list(trained.config.phenotypes)
+    sex, tissue = names.index("sex"), names.index("tissue")
+    wanted = {sex: 0, tissue: trained.config.phenotypes["tissue"].index("lung")}
+    nothing = sparse.csr_matrix((3, len(trained.panel)))
+    checks = check_markers(trained, nothing, wanted, store=tiny_store, n_each=1)
+    assert [one.beside for one in checks[::2]] == ["lung, another sex", "female, another tissue"]
+    codes = np.asarray(tiny_store.phenotype_codes)
+    lung = (codes[:, tissue] == wanted[tissue]) & (tiny_store.split_codes == 0)
+    for one, rows in (
+        (checks[0], lung & (codes[:, sex] == 0)),
+        (checks[2], lung & (codes[:, sex] == 0)),
+    ):
+        gene = trained.panel.index_of(one.gene)
+        mean = tiny_store.read(np.flatnonzero(rows), trained.panel).toarray()[:, gene].mean()
+        assert one.matching_mean == pytest.approx(mean, abs=1e-4)
+    men = tiny_store.read(np.flatnonzero(lung & (codes[:, sex] == 1)), trained.panel).toarray()
+    gene = trained.panel.index_of(checks[0].gene)
+    assert checks[0].beside_mean == pytest.approx(men[:, gene].mean(), abs=1e-4)
+    assert {one.phenotype for one in checks} == {"sex", "tissue"}
+    chosen = check_markers(trained, nothing, {}, genes=[gene])
+    assert [(one.value, one.gene) for one in chosen] == [("all cells", checks[0].gene)]
+
+
+def test_agreement_is_shown_beside_that_of_as_many_other_real_cells():
+    rng = np.random.default_rng(0)
+    common = 2 * rng.normal(size=(400, 1))
+    cells = np.maximum(common * np.linspace(-1, 1, 12) + rng.normal(size=(400, 12)) + 1, 0)
+    real, perfect = sparse.csr_matrix(cells[:200]), sparse.csr_matrix(cells[200:])
+    genes = [f"G{number}" for number in range(12)]
+    panel = GenePanel(genes, genes)
+    found = agreement_beside_real(real, perfect, panel)
+    assert found.n_cells == 100
+    for name, value in found.real.items():
+        assert found.generated[name] == pytest.approx(value, abs=0.15)
+    shuffled = np.stack([rng.permutation(column) for column in cells[:200].T], axis=1)
+    independent = agreement_beside_real(real, sparse.csr_matrix(shuffled), panel)
+    assert independent.generated["correlation_r"] < 0.5 < 0.9 < independent.real["correlation_r"]
+    assert agreement_beside_real(real[:19], perfect, panel) is None
 
 
 def test_no_request_has_no_markers():

@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL, OTHER = "#0072b2", "#d55e00"  # Okabe and Ito
+#: Files of figures: pixels, or lines and text.
+FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 #: Classes up to which each cell of a confusion matrix carries its percentage.
 _MAX_NUMBERED = 15
 
 
 def confusion_png(confusion: Confusion, values: Sequence[str], *, title: str) -> bytes:
+    """Draw `confusion_figure` as a PNG."""
+    return png_bytes(confusion_figure(confusion, values, title=title))
+
+
+def confusion_figure(confusion: Confusion, values: Sequence[str], *, title: str) -> "Figure":
     """Draw a confusion matrix, each row as fractions of its true cells.
 
     Values that occur neither as truth nor as prediction are left out.
@@ -58,7 +65,7 @@ def confusion_png(confusion: Confusion, values: Sequence[str], *, title: str) ->
                 text, colour = f"{100 * fraction:.0f}", "black" if fraction > 0.5 else "white"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     figure.colorbar(image, ax=axes, shrink=0.7, label="fraction of the true value's cells")
-    return png_bytes(figure)
+    return figure
 
 
 def reliability_png(curves: Mapping[str, Sequence[ReliabilityBin]]) -> bytes:
@@ -153,9 +160,21 @@ def side_by_side(n_panels: int, *, width: float = 2.6) -> "tuple[Figure, list[An
 
 
 def png_bytes(figure: "Figure") -> bytes:
-    """Return the figure as a PNG file's bytes, the same for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    """Return the figure as a PNG for a page."""
+    return figure_bytes(figure, ".png", dpi=110)
+
+
+def figure_bytes(figure: "Figure", suffix: str, *, dpi: int = 300) -> bytes:
+    """Return the figure as one of `FIGURE_ENDINGS`, the same bytes for the same figure.
+
+    The text of a PDF or SVG file stays text, which Illustrator and Inkscape can edit.
+    """
+    from matplotlib import rc_context
+
+    undated = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
+    form, buffer = suffix.removeprefix("."), io.BytesIO()
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "tfx"}):
+        figure.savefig(buffer, format=form, dpi=dpi, metadata={undated[form]: None})
     return buffer.getvalue()
 
 

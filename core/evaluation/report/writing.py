@@ -16,9 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from core.evaluation.report.pictures import (
-    confusion_png,
+    confusion_figure,
     donor_accuracy_png,
+    figure_bytes,
     gene_likelihood_png,
+    png_bytes,
     reliability_png,
 )
 from core.evaluation.report.records import EvaluationReport, FidelityReport, GeneRow, report_record
@@ -95,7 +97,7 @@ def write_evaluation(
 
     Returns
     -------
-    report.html, report.json, then genes.csv, and confusion_PHENOTYPE.csv and .png of each phenotype.
+    report.html, report.json, then genes.csv, and confusion_PHENOTYPE.csv, .png and .pdf of each phenotype.
     """
     files: dict[str, bytes] = {}
     if gene_rows:
@@ -111,10 +113,12 @@ def write_evaluation(
             continue
         stems.append(_file_stem(phenotype, stems))
         title = f"{phenotype} (model)"
-        confusions[phenotype] = confusion_png(scores.confusion, scores.values, title=title)
+        figure = confusion_figure(scores.confusion, scores.values, title=title)
+        confusions[phenotype] = png_bytes(figure)
         table = [[v, *row] for v, row in zip(scores.values, scores.confusion, strict=True)]
         files[f"{stems[-1]}.csv"] = csv_bytes([["true \\ predicted", *scores.values], *table])
-        files[f"{stems[-1]}.png"] = confusions[phenotype]
+        for suffix in (".png", ".pdf"):
+            files[f"{stems[-1]}{suffix}"] = figure_bytes(figure, suffix)
     page = render_page(report, list(evaluation_sections(report, confusions, gene_rows)))
     return write_report(folder, report, page, files)
 

@@ -48,7 +48,7 @@ def test_all_files_are_written_and_nothing_else(tmp_path):
     names = {path.name for path in (tmp_path / "new" / "report").iterdir()}
     assert names == {path.name for path in written}
     assert names == {
-        "report.html", "report.json", "confusion_tissue.png", "confusion_my_treatment_dose.png",
+        "report.html", "report.json", "confusion_tissue.png", "confusion_tissue.pdf", "confusion_my_treatment_dose.png", "confusion_my_treatment_dose.pdf",
         "confusion_tissue.csv", "confusion_my_treatment_dose.csv",
     }  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_phenotypes_with_equal_file_names_get_different_pictures(tmp_path):
     scores = score_phenotype([0], [0], ["x"])
     phenotypes = {name: {"model": scores} for name in ("a b", "a/b", "A_b")}
     written = write_evaluation(tmp_path, EvaluationReport(phenotypes=phenotypes))
-    assert len({path.name.casefold() for path in written}) == 8
+    assert len({path.name.casefold() for path in written}) == 11
 
 
 def test_a_failed_write_leaves_the_old_report_and_no_fragment(tmp_path, monkeypatch):
