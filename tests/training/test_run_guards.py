@@ -62,7 +62,7 @@ def test_training_ends_where_the_validation_loss_falls_no_more(tiny_store, tmp_p
     """A loss that rises from the second evaluation on."""
     calls = iter(range(100))
     monkeypatch.setattr(
-        "core.training.validation.validation_metrics", lambda *_, **__: {"loss": 1.0 + next(calls)}
+        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": 1.0 + next(calls)}
     )
     result = train(short(**IMPATIENT), tiny_store, tmp_path / "run")
     assert (result.steps, result.best_step) == (8, 2)
@@ -78,7 +78,7 @@ def scripted(monkeypatch, *evaluations):
     """Let the evaluations of a run find these metrics, one after another, after that of step 0."""
     metrics = iter([{"loss": 0.1, "score": 9.0}, *evaluations])
     monkeypatch.setattr(
-        "core.training.validation.validation_metrics", lambda *_, **__: dict(next(metrics))
+        "core.training.engine.validation_metrics", lambda *_, **__: dict(next(metrics))
     )
 
 
@@ -359,7 +359,7 @@ def test_a_last_checkpoint_that_does_not_fit_fails_the_run_until_it_does(
 
 def test_a_run_that_diverges_from_the_start_says_so(tiny_store, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "core.training.validation.validation_metrics", lambda *_, **__: {"loss": float("nan")}
+        "core.training.engine.validation_metrics", lambda *_, **__: {"loss": float("nan")}
     )
     with pytest.raises(TfxError, match=r"no evaluation of .* had a finite loss: training diverged"):
         train(short(), tiny_store, tmp_path / "run")
