@@ -144,9 +144,14 @@ def load_model(folder: Path, device: str = "cpu") -> "CellModel":
 def preset_of(folder: Path, *, error_type: type[TfxError] = DataError) -> "ResolvedPreset":
     """Read the preset of a run."""
     from core.presets.loading import ResolvedPreset
-    from core.runlog.schema import CONFIG_FILE
+    from core.runlog.schema import CONFIG_FILE, RUN_FILE
 
     config = folder / CONFIG_FILE
+    if not config.exists() and not (folder / RUN_FILE).exists():
+        raise ConfigurationError(
+            f"this needs the run of the model, whose {CONFIG_FILE} says how it was trained, and {folder} is no "
+            f"run; name the folder of the run"
+        )
     try:
         text = file_text(config)
     except OSError as error:

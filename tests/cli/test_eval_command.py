@@ -42,7 +42,7 @@ def test_what_the_calibration_is_worth_on_test_cells_is_in_the_report(tfx, tiny_
     assert sex["confidence"]["unsure_below"] == 0.9
     assert sex["confidence"]["uncalibrated"]["ece"] != sex["calibration"]["ece"]
     assert age["confidence"]["n_unsure"] == age["n_cells"]
-    assert "unsure_below" not in age["confidence"]
+    assert age["confidence"]["unsure_below"] is None
     assert "confidence" not in tissue
     assert any("age: always unsure" in note for note in result.json["notes"])
     assert "Reliability before and after" in (tiny_run / "eval/report.html").read_text()
@@ -253,6 +253,17 @@ def test_a_damaged_model_is_refused(tfx, tiny_run, change, words):
 def test_without_its_store_a_model_cannot_be_scored(tfx, tiny_run, change, words):
     repoint(tiny_run, **change)
     refused(tfx("-q", "eval"), 4, words, "--store")
+
+
+@pytest.mark.parametrize("options", [[], ["--cross-validate", "donors"]])
+def test_a_model_without_its_run_cannot_be_scored_on_the_cells_of_the_run(
+    tfx, tiny_run, tmp_path, options
+):
+    shutil.copytree(tiny_run / "model", tmp_path / "alone" / "model")
+    refused(
+        tfx("-q", "eval", "alone/model", *options), 2, "alone is no run; name the folder of the run"
+    )
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["model"]
 
 
 # -- the confusion matrix in the terminal

@@ -399,8 +399,12 @@ def report_record(report: EvaluationReport | FidelityReport) -> dict[str, Any]:
     return plain_json({"schema": f"tfx.{name}/{version}", **asdict(report, dict_factory=_present)})
 
 
+#: Fields that are null in a report where they have no value; others are left out.
+_NULLS = ("met", "unsure_below")
+
+
 def _present(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in items if value is not None or name == "met"}
+    return {name: value for name, value in items if value is not None or name in _NULLS}
 
 
 def read_evaluation(record: Mapping[str, Any]) -> EvaluationReport:
