@@ -94,7 +94,7 @@ def test_the_newest_run_is_scored_on_test_cells_beside_baselines(evaluated):
 def test_the_report_is_in_the_folder_of_the_run_and_always_the_same(evaluated):
     run, first, result = evaluated
     folder = run / "eval"
-    assert {path.suffix for path in folder.iterdir()} == {".html", ".json", ".png", ".csv"}
+    assert {path.suffix for path in folder.iterdir()} == {".html", ".json", ".png", ".pdf", ".csv"}
     assert "\x1b" not in result.stdout
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     genes = (folder / "genes.csv").read_text().splitlines()
