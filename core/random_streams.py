@@ -53,6 +53,8 @@ class Stream(IntEnum):
     INTERACTION_CELLS = 103
     INTERACTION_NULL = 107
     INTERACTION_HALVES = 109
+    PERTURBED_CELLS = 113
+    PERTURBED_VALUES = 127
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -146,3 +146,17 @@ def test_interactions_are_a_table_whatever_the_cells_are(run, tmp_path):
     np.testing.assert_array_equal(again["weight"], table["weight"])
     of_store = tfx.interactions(run, where="split=train", genes=common, error=1.0, seed=1)
     assert set(of_store["context"]) == {"split=train"}
+
+
+def test_perturbed_cells_and_screens_are_those_of_the_command(run):
+    cells = load_builtin("builtin:atlas?cells=200&seed=5")
+    panel = tfx.CellModel.load(run / "model").panel
+    gene = next(gene for gene in panel.symbols if (cells[:, gene].X > 0).sum() >= 20)
+    found = tfx.perturb(run, cells, knock_out=[gene], n_cells=60)
+    assert found.n_obs == 120
+    assert found.obs["target"].value_counts().to_dict() == {"non-targeting": 60, gene: 60}
+    assert (found[found.obs["target"] == gene, gene].X.toarray() == 0).all()
+    assert {"shift", "q", "correlation", "other_perturbations"} <= set(found.var)
+    assert set(found.uns["tfx_phenotype_shifts"]["phenotype"]) >= {"sex"}
+    table = tfx.screen(run, cells, phenotype="sex", value="male")
+    assert {"gene", "shift", "alone", "q"} <= set(table)

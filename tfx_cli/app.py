@@ -46,6 +46,7 @@ _PANELS = {
             "interactions:interactions",
             "Find interactions of genes in a context, with nulls and baselines.",
         ),
+        ("perturb", "perturb:perturb", "Knock out or over-express genes of real cells."),
     ),
     "Watch": (
         (

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
         evaluate,
         generate,
         interactions,
+        perturb,
         predict,
+        screen,
         train,
     )
 
-__all__ = ["CellModel", "Store", "edit", "embed", "evaluate", "generate", "interactions", "predict"]
-__all__ += ["train"]
+__all__ = ["CellModel", "Store", "edit", "embed", "evaluate", "generate", "interactions", "perturb"]
+__all__ += ["predict", "screen", "train"]
 
 _MODULES = {"CellModel": "core.model.folder", "Store": "core.cells.store"}
 

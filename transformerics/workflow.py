@@ -28,9 +28,12 @@ from core.inference.annotate import (
 )
 from core.inference.edited_cells import edit_cells
 from core.inference.query_cells import open_query_cells, read_hint
-from core.interactions.cells import file_reader, store_reader
+from core.interactions.cells import Reader, file_reader, store_reader
 from core.interactions.network import Request, find_interactions
 from core.interactions.output import edge_table
+from core.interactions.perturbation import Change, PerturbRequest
+from core.interactions.perturbation_output import perturbed_anndata, screen_table, source_labels
+from core.interactions.responses import perturb_cells, screen_genes
 from core.model.calibration import unsure_rules
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset
@@ -259,18 +262,77 @@ def interactions(
         where=CellFilter.parse(where, where="where"), contrast=contrast, genes=genes,
         regulators=regulators, weight=weight, error=error, seed=seed,
     )  # fmt: skip
-    store: Store | None
+    store, _, read = _reader(model, cells, seed)
+    is_simulated = str(cells).startswith("builtin:atlas")
     if cells is None:
-        store = find_training_store(model)
-        read, is_simulated = store_reader(model, store, seed=seed), store.truth is not None
-    else:
-        store = open_training_store(model)
-        read = file_reader(model, [str(cells) if isinstance(cells, Path) else cells], seed=seed)
-        is_simulated = str(cells).startswith("builtin:atlas")
+        is_simulated = store is not None and store.truth is not None
     found = find_interactions(
         model, read, request, store=store, simulated=is_simulated, on_progress=on_progress
     )
     return edge_table(found)
+
+
+def perturb(
+    model: Model,
+    cells: "AnnData | str | Path | None" = None,
+    *,
+    knock_out: Sequence[str] = (),
+    over_express: Sequence[str] = (),
+    set_gene: Mapping[str, int] | None = None,
+    where: str | Sequence[str] = (),
+    n_cells: int = 500,
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> "AnnData":
+    """Set genes of real cells, as `tfx perturb`: the cells before and after, responses in var.
+
+    ``cells`` are by default those of the store that the model was trained on; ``set_gene`` is gene -> bin.
+    ``obs["target"]`` says which cells are perturbed, and ``uns["tfx_phenotype_shifts"]`` is the table of the predicted
+    phenotypes. docs/perturb.md says what each column means.
+    """
+    model = _loaded(model)
+    request = PerturbRequest(
+        Change(knock_out, over_express, set_gene or {}),
+        where=CellFilter.parse(where, where="where"), n_cells=n_cells, seed=seed,
+    )  # fmt: skip
+    store, file, read = _reader(model, cells, seed)
+    found = perturb_cells(model, read, request, store=store, on_progress=on_progress)
+    name = file if isinstance(file, str) else "the AnnData"
+    name = str(store.path) if file is None and store is not None else name
+    return perturbed_anndata(found, model, request, source_labels(file, store, found), name)
+
+
+def screen(
+    model: Model,
+    cells: "AnnData | str | Path | None" = None,
+    *,
+    phenotype: str,
+    value: str,
+    over_express: bool = False,
+    where: str | Sequence[str] = (),
+    seed: int = 0,
+    on_progress: Listener = ignore_progress,
+) -> "pd.DataFrame":
+    """Rank all genes by their effect on a phenotype, as `tfx perturb --screen`: a row per gene."""
+    model = _loaded(model)
+    where = CellFilter.parse(where, where="where")
+    _, _, read = _reader(model, cells, seed)
+    found = screen_genes(
+        model, read, (phenotype, value), PerturbRequest(Change(), where=where, seed=seed),
+        over_express=over_express, on_progress=on_progress,
+    )  # fmt: skip
+    return screen_table(found, model)
+
+
+def _reader(
+    model: CellModel, cells: "AnnData | str | Path | None", seed: int
+) -> "tuple[Store | None, AnnData | str | None, Reader]":
+    """Return the store of training if it is there, the cells, and what reads them."""
+    if cells is None:
+        found = find_training_store(model)
+        return found, None, store_reader(model, found, seed=seed)
+    file = str(cells) if isinstance(cells, Path) else cells
+    return open_training_store(model), file, file_reader(model, [file], seed=seed)
 
 
 def _loaded(model: Model) -> CellModel:

@@ -11,6 +11,7 @@ Shapes: B cells, D draws per cell, of all steps one after another.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,7 +85,9 @@ class CellPlan:
     state: NDArray[np.float32] | None
 
     @classmethod
-    def draw(cls, seed: int, cells: range, steps: StepPlan, *, needs_normal: bool) -> "CellPlan":
+    def draw(
+        cls, seed: int, cells: Sequence[int], steps: StepPlan, *, needs_normal: bool
+    ) -> "CellPlan":
         """Draw for the cells numbered ``cells``."""
         shape = (len(cells), steps.ends[-1])
         genes = np.empty(shape, dtype=np.int64)

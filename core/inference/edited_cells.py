@@ -191,13 +191,7 @@ def edit_cells(
         )
         has_moved = (new_bins != bins) & present & differs[rows, None]
         rng = generator(seed, first, Stream.EDITED_VALUES)
-        drawn = model.table.decode(new_bins, how=how, rng=rng)
-        if model.config.library_size and model.config.kind == "binned" and sizes.any():
-            lattice = CountLattice.of(model.values, sizes)
-            for cell in np.flatnonzero(sizes > 0).tolist():
-                counts = lattice_counts(lattice, cell, new_bins[cell], drawn[cell], rng)
-                drawn[cell] = log_normalise(counts, count_scales(sizes[cell]))
-        new = np.where(has_moved, drawn, old)
+        new = np.where(has_moved, values_of_bins(model, new_bins, sizes, how=how, rng=rng), old)
         moved += has_moved.sum(axis=0)
         before.append(sparse.csr_matrix(old[:, present]))
         after.append(sparse.csr_matrix(new[:, present]))
@@ -239,6 +233,27 @@ def _cell_types(model: CellModel, codes: NDArray[np.int32]) -> NDArray[np.int32]
     if "cell_type" not in names:
         return np.zeros(len(codes), np.int32)
     return codes[:, names.index("cell_type")]
+
+
+def values_of_bins(
+    model: CellModel,
+    bins: NDArray[np.int64],
+    sizes: NDArray[np.float32],
+    *,
+    how: "Decoding",
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Turn (B, G) bins into log1p counts per 10,000, of whole counts for a model that reads library sizes.
+
+    ``sizes`` (B,) are these library sizes, 0 where not known.
+    """
+    drawn = model.table.decode(bins, how=how, rng=rng)
+    if model.config.library_size and model.config.kind == "binned" and sizes.any():
+        lattice = CountLattice.of(model.values, sizes)
+        for cell in np.flatnonzero(sizes > 0).tolist():
+            counts = lattice_counts(lattice, cell, bins[cell], drawn[cell], rng)
+            drawn[cell] = log_normalise(counts, count_scales(sizes[cell]))
+    return drawn
 
 
 def write_edited(cells: "AnnData", path: Path) -> None:
@@ -309,23 +324,30 @@ def edit_bins(
     settings: GenerateSettings,
     seed: int,
     first_cell: int = 0,
+    numbers: Sequence[int] | None = None,
+    clamped: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     present: NDArray[np.bool_] | None = None,
     library_size: NDArray[np.float32] | None = None,
 ) -> NDArray[np.int64]:
-    """Change the phenotypes of cells, and their genes with them.
+    """Change the phenotypes of cells, or some of their genes, and the other genes with them.
 
     ``bins`` (B, G) are the cells as they are, ``codes`` and ``new_codes`` (B, phenotypes) their phenotypes
-    as they are and as they are set, -1 where not specified. Cell i of a seed, counted from ``first_cell``, is
-    the same whatever the cells beside it. ``present`` (G,) are the genes that the cells have; the others stay
-    hidden and 0. ``library_size`` (B,), None where not known, is for a model that reads it. Returns (B, G)
-    bins.
+    as they are and as they are set, -1 where not specified. ``clamped`` are (B, k) genes that are set, which
+    the cells have, and their (B, k) bins: they are the first that become known. Cell i of a seed, counted
+    from ``first_cell`` or one of ``numbers`` (B,), is the same whatever the cells beside it. ``present`` (G,)
+    are the genes that the cells have; the others stay hidden and 0. ``library_size`` (B,), None where not known,
+    is for a model that reads it. Returns (B, G) bins.
     """
-    here = np.flatnonzero(np.ones(bins.shape[1], bool) if present is None else present)
-    within = plan_steps(settings, len(here), fixed_rate=None)
-    cells = range(first_cell, first_cell + len(bins))
+    is_free = np.ones(bins.shape, bool) if present is None else np.tile(present, (len(bins), 1))
+    if clamped is not None:
+        np.put_along_axis(is_free, clamped[0], values=False, axis=1)
+    here = np.nonzero(is_free)[1].reshape(len(bins), -1)
+    within = plan_steps(settings, here.shape[1], fixed_rate=None)
+    cells = range(first_cell, first_cell + len(bins)) if numbers is None else numbers
     drawn = CellPlan.draw(seed, cells, within, needs_normal=False)
     steps = StepPlan(bins.shape[1], within.sizes)
-    plan = CellPlan(steps, here[drawn.genes], drawn.uniform, drawn.normal, state=None)
+    order = np.take_along_axis(here, drawn.genes, axis=1)
+    plan = CellPlan(steps, order, drawn.uniform, drawn.normal, state=None)
     unguided = settings.model_copy(update={"guidance": 0.0})
     lattice = None
     if model.config.library_size and library_size is not None:
@@ -336,6 +358,12 @@ def edit_bins(
     known = torch.from_numpy(bins.astype(np.int64))
     changed = torch.zeros_like(known)
     uniform = torch.from_numpy(plan.uniform)
+    if clamped is not None:
+        device = next(model.network.parameters()).device
+        set_genes, set_bins = (torch.from_numpy(one) for one in clamped)
+        before.reveal(set_genes.to(device), known.gather(1, set_genes).to(device))
+        after.reveal(set_genes.to(device), set_bins.to(device))
+        changed.scatter_(1, set_genes, set_bins)
     for step in range(len(steps.sizes)):
         pairs = zip(before.logits_of_step(step), after.logits_of_step(step), strict=True)
         for (genes, at, logits), (_, _, new_logits) in pairs:

@@ -56,6 +56,8 @@ class ContextCells:
     missing: Mask
     #: Which phenotypes are ages: they are no part of a class.
     is_age: Mask
+    #: (cells,), their rows in the store, or in their file.
+    rows: Integers
 
     def __len__(self) -> int:
         """Return the number of cells."""
@@ -70,6 +72,7 @@ class ContextCells:
             donors=self.donors[cells],
             library_size=self.library_size[cells],
             held_out=self.held_out[cells],
+            rows=self.rows[cells],
         )
 
     @cached_property
@@ -80,12 +83,12 @@ class ContextCells:
     @cached_property
     def classes(self) -> Integers:
         """(cells,), codes of the combinations of phenotypes that occur, ages left out."""
-        return _groups(self.codes[:, ~self.is_age])
+        return group_codes(self.codes[:, ~self.is_age])
 
     @cached_property
     def strata(self) -> Integers:
         """(cells,), codes of the combinations of donor and class that occur."""
-        return _groups(np.column_stack([self.donors, self.classes]))
+        return group_codes(np.column_stack([self.donors, self.classes]))
 
     @cached_property
     def halves(self) -> Integers:
@@ -111,7 +114,8 @@ class ContextCells:
         return (mine, others) if enough and known else None
 
 
-def _groups(rows: NDArray[Any]) -> Integers:
+def group_codes(rows: NDArray[Any]) -> Integers:
+    """Return (cells,) codes of the combinations of (cells, n) values that occur."""
     if rows.shape[1] == 0:
         return np.zeros(len(rows), dtype=np.int64)
     return np.unique(rows, axis=0, return_inverse=True)[1].ravel().astype(np.int64)
@@ -141,6 +145,7 @@ def store_reader(model: CellModel, store: Store, *, seed: int = 0) -> Reader:
                 held_out=np.asarray(store.split_codes[rows]) != SPLITS.index("train"),
                 missing=np.array([gene in lacking for gene in model.panel.ids]),
                 is_age=_ages(model),
+                rows=rows,
             )
         )  # fmt: skip
 
@@ -205,6 +210,7 @@ def file_reader(
             held_out=np.concatenate(is_new),
             missing=np.any([part.missing for part in parts], axis=0),
             is_age=_ages(model),
+            rows=np.concatenate([part.rows for part in parts]),
         )  # fmt: skip
         return _checked(cells.take(_sample(np.arange(len(cells)), seed)))
 

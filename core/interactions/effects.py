@@ -175,7 +175,7 @@ def estimate_effects(
     check_can_perturb(model)
     config, network = model.config, model.network.eval()
     device = next(network.parameters()).device
-    bins = _bins(model, cells)
+    bins = bins_of(model, cells)
     levels = GeneLevels.of(bins, config.n_bins)
     has_two_parts = network.log_linear is not None and network.encoder_part is not None
     sums = _Sums(len(sources), len(targets), n_parts=1 + has_two_parts)
@@ -211,8 +211,8 @@ def estimate_effects(
     return sums.effects(sources, targets, done)
 
 
-def _bins(model: CellModel, cells: ContextCells) -> NDArray[np.uint8]:
-    """(cells, G)."""
+def bins_of(model: CellModel, cells: ContextCells) -> NDArray[np.uint8]:
+    """Return the (cells, G) bins of cells."""
     blocks = [
         model.values.encode(cells.expression[first : first + 1024].toarray())
         for first in range(0, len(cells), 1024)

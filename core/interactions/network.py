@@ -256,19 +256,22 @@ def _chosen_genes(
 ) -> tuple[Integers, Integers]:
     every = np.arange(len(model.panel))
     if request.genes:
-        chosen = _indices(model.panel, store, request.genes, "--genes")
+        chosen = gene_indices(model.panel, store, request.genes, "--genes")
         if len(chosen) < 2:
             raise ConfigurationError("--genes: give two genes at least, as in --genes SPI1,CD14")
         return chosen, chosen
     if request.regulators:
         known = [name for name in request.regulators if model.panel.index_of(name) is not None]
         if not known:
-            _indices(model.panel, store, request.regulators, "--regulators")
-        return _indices(model.panel, store, known, "--regulators"), every
+            gene_indices(model.panel, store, request.regulators, "--regulators")
+        return gene_indices(model.panel, store, known, "--regulators"), every
     return every, every
 
 
-def _indices(panel: GenePanel, store: Store | None, names: Sequence[str], option: str) -> Integers:
+def gene_indices(
+    panel: GenePanel, store: Store | None, names: Sequence[str], option: str
+) -> Integers:
+    """Return the places of named genes; ConfigurationError for one that the model lacks."""
     found = []
     for name in names:
         index = panel.index_of(name)

@@ -75,8 +75,13 @@ def write_interactions(found: Interactions, path: Path, *, top: int) -> None:
 
 
 def _write_csv(found: Interactions, path: Path, top: int) -> None:
-    table = edge_table(found)
-    for name in ("source", "target", "context", "source_id", "target_id"):
+    write_csv(edge_table(found), path)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table without its index; no text of it is a formula for a spreadsheet."""
+    table = table.copy()
+    for name in table.select_dtypes(object):
         table[name] = table[name].map(csv_cell)
     replace_file(path, table.to_csv(index=False, float_format="%.6g"))
 

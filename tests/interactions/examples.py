@@ -21,4 +21,5 @@ def make_cells(
         held_out=np.zeros(n_cells, bool) if held_out is None else held_out,
         missing=np.zeros(n_genes, bool),
         is_age=np.zeros(2, bool),
+        rows=np.arange(n_cells),
     )  # fmt: skip
