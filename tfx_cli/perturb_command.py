@@ -1,8 +1,8 @@
 """`tfx perturb`: genes of real cells set to other values, what responds, and screens of all genes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
@@ -24,9 +24,6 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
-
-if TYPE_CHECKING:
-    from core.interactions.responses import Perturbation, Screen
 
 _SHOWN = 12
 _ASSOCIATION = "This is association, not causation: the model knows which values occur together, and no experiment."
@@ -174,7 +171,7 @@ def perturb(
     else:
         cells = find_training_store(model, store)
         read = store_reader(model, cells, seed=seed)
-    record: dict[str, Any] = {
+    common = {
         "output": output,
         "from": files[0] if files else cells.path if cells is not None else None,
         "model": folder,
@@ -189,8 +186,20 @@ def perturb(
         for path in output:
             write_table(screen_table(ranked, model), path)
         narrate(f"written: {', '.join(map(str, output))}")
-        record |= _screen_record(ranked, screen_records(ranked, model))
-        print_result("perturb.screen", record, as_json=as_json, text=lambda: _screen_text(record))
+        of_screen = {
+            **common,
+            "screen": f"{ranked.phenotype}={ranked.value}",
+            "change": "knock-out" if ranked.is_knock_out else "over-expression",
+            "context": ranked.cells.name,
+            "cells": len(ranked.cells),
+            "donors": ranked.cells.n_donors,
+            "left_out": ranked.n_left_out,
+            "found": ranked.n_found,
+            "genes": screen_records(ranked, model),
+        }
+        print_result(
+            "perturb.screen", of_screen, as_json=as_json, text=lambda: _screen_text(of_screen)
+        )
         return
     with show_progress() as listener:
         found = perturb_cells(model, read, request, store=cells, on_progress=listener)
@@ -202,10 +211,24 @@ def perturb(
         else:
             obs = source_labels(files[0] if files else None, cells, found)
             write_perturbed(
-                perturbed_anndata(found, model, request, obs, str(record["from"])), path
+                perturbed_anndata(found, model, request, obs, str(common["from"])), path
             )
     narrate(f"written: {', '.join(map(str, output))}")
-    record |= _record(found, response_records(found, model))
+    record = {
+        **common,
+        "perturbation": found.wanted.text,
+        "label": found.wanted.label,
+        "context": found.cells.name,
+        "cells": len(found.at),
+        "changed_cells": len(found.changed.at),
+        "donors": found.n_donors,
+        "controls": found.n_controls,
+        "found": found.n_found,
+        "genes": response_records(found, model),
+        "phenotypes": [vars(one) for one in found.phenotypes],
+        "held_out_agreement": [vars(one) for one in found.agreements],
+        "notes": list(found.notes),
+    }
     print_result("perturb", record, as_json=as_json, text=lambda: _text(record))
 
 
@@ -239,24 +262,7 @@ def _target(screen: str) -> tuple[str, str]:
 
 
 # -- text
-def _record(found: "Perturbation", genes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "perturbation": found.wanted.text,
-        "label": found.wanted.label,
-        "context": found.cells.name,
-        "cells": len(found.at),
-        "changed_cells": len(found.changed.at),
-        "donors": found.n_donors,
-        "controls": found.n_controls,
-        "found": found.n_found,
-        "genes": genes,
-        "phenotypes": [vars(one) for one in found.phenotypes],
-        "held_out_agreement": [vars(one) for one in found.agreements],
-        "notes": list(found.notes),
-    }
-
-
-def _text(record: dict[str, Any]) -> Iterator[Paragraph]:
+def _text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     tested = [row for row in record["genes"] if row["q"] == row["q"]]
     head = (
         f"{record['perturbation']}, {record['context']}: {record['changed_cells']:,} of {record['cells']:,} cells "
@@ -315,20 +321,7 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if value == value else ""
 
 
-def _screen_record(found: "Screen", genes: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "screen": f"{found.phenotype}={found.value}",
-        "change": "knock-out" if found.is_knock_out else "over-expression",
-        "context": found.cells.name,
-        "cells": len(found.cells),
-        "donors": found.cells.n_donors,
-        "left_out": found.n_left_out,
-        "found": found.n_found,
-        "genes": genes,
-    }
-
-
-def _screen_text(record: dict[str, Any]) -> Iterator[Paragraph]:
+def _screen_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     head = (
         f"{record['change']} of {len(record['genes']):,} genes, {record['context']}: {record['found']:,} change the "
         f"predicted probability of {record['screen']} (q < 0.05, over donors and beside genes of the same detection rate)"

@@ -315,10 +315,10 @@ def screen(
 ) -> "pd.DataFrame":
     """Rank all genes by their effect on a phenotype, as `tfx perturb --screen`: a row per gene."""
     model = _loaded(model)
-    where = CellFilter.parse(where, where="where")
+    request = PerturbRequest(Change(), where=CellFilter.parse(where, where="where"), seed=seed)
     _, _, read = _reader(model, cells, seed)
     found = screen_genes(
-        model, read, (phenotype, value), PerturbRequest(Change(), where=where, seed=seed),
+        model, read, (phenotype, value), request,
         over_express=over_express, on_progress=on_progress,
     )  # fmt: skip
     return screen_table(found, model)

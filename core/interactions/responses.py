@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
-from core.cells.phenotypes import match_label, suggest
+from core.cells.spelling import match_label, suggest
 from core.cells.store import Store
 from core.errors import ConfigurationError
 from core.interactions.baselines import library_size_removed, within
