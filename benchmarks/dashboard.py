@@ -26,7 +26,8 @@ from textual.app import App, ComposeResult
 import tfx_cli.dashboard
 from core.files import write_json
 from core.runlog.json_lines import to_line
-from tfx_cli.dashboard.plots import CurveView, Series
+from tfx_cli.dashboard.curve_view import CurveView
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.workspace import Workspace
 
 PHENOTYPES = ("sex", "tissue", "cell_type", "age", "disease")

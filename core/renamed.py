@@ -30,7 +30,12 @@ PRESET_FOLDERS = {"originals": "published"}
 #: Option -> its new spelling.
 OPTIONS = {"--depth": "--genes-per-cell", "--given": "--label"}
 #: Id of a key of the dashboard, in the user's keys.toml -> its new spelling.
-KEY_IDS = {"generate.depth": "generate.gene-counts"}
+KEY_IDS = {
+    "runs.down": "down",
+    "runs.up": "up",
+    "runs.end": "end",
+    "generate.depth": "generate.gene-counts",
+}
 #: Field of a checkpoint's cursor -> its new spelling.
 _CURSOR_FIELDS = {"lanes": "virtual_ranks"}
 #: Field of a checkpoint's progress -> its new spelling.

@@ -10,7 +10,7 @@ from tfx_cli.dashboard.app import DashboardApp
 from tfx_cli.dashboard.workspace import Workspace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-SIZES = ((80, 24), (140, 45), (200, 60))
+SIZES = ((80, 24), (100, 30), (120, 40), (160, 50), (200, 60))
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,8 @@ def _plain_terminal(monkeypatch, tmp_path):
     for name in ("NO_COLOR", "TFX_KEYS", "TEXTUAL_ANIMATIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,14 @@ async def settled(app, pilot):
     while app.views_taken == seen and time.monotonic() < until:
         await pilot.pause(0.005)
     await pilot.pause()
+
+
+async def shown(app, pilot, text):
+    """Wait until a text is on the screen."""
+    for _ in range(200):
+        await pilot.pause(0.02)
+        if text in text_of(app):
+            return
 
 
 def _snapshot(app, name):

@@ -101,13 +101,42 @@ def write_state(
 def write_evaluation(folder):
     matrix = [[45, 5, 0], [4, 40, 6], [0, 10, 30]]
     values = ["B cell", "T cell [naive]", "monocyte"]
+    bins = [(0.55, 20, 0.5), (0.75, 40, 0.7), (0.95, 80, 0.97)]
+    curve = [
+        {"low": p - 0.05, "high": p + 0.05, "n_cells": n, "confidence": p, "accuracy": right}
+        for p, n, right in bins
+    ]
     cell_type = {
-        "model": {"accuracy": 0.82, "macro_f1": 0.81, "confusion": matrix, "values": values},
+        "model": {
+            "accuracy": 0.82,
+            "macro_f1": 0.81,
+            "confusion": matrix,
+            "values": values,
+            "calibration": {"ece": 0.03, "overconfidence": 0.01, "curve": curve},
+        },
         "logistic_regression": {"accuracy": 0.85, "macro_f1": 0.84},
         "majority": {"accuracy": 0.36, "macro_f1": 0.18},
     }
     (folder / "eval").mkdir()
-    write_json(folder / "eval" / "report.json", {"phenotypes": {"cell_type": cell_type}})
+    facts = {
+        "data": "cells.h5ad",
+        "n_cells": 140,
+        "n_genes": 32,
+        "split": "test",
+        "split_by": "donor",
+        "step": 400,
+    }
+    whole, without = (
+        {"nll": {"value": nll, "interval": [nll - 0.1, nll + 0.1]},
+         "accuracy": {"cell_type": {"value": right, "interval": [right - 0.05, right + 0.05]}}}
+        for nll, right in ((0.8, 0.82), (1.1, 0.7))
+    )  # fmt: skip
+    parts = {
+        "n_cells": 140, "n_units": 3, "resampled": "donors",
+        "scores": {"whole": whole, "without_the_encoder": without},
+    }  # fmt: skip
+    report = {"facts": facts, "phenotypes": {"cell_type": cell_type}, "parts": parts}
+    write_json(folder / "eval" / "report.json", report)
 
 
 def write_model(folder):

@@ -15,17 +15,18 @@ from core.files import write_json
 from core.progress import ProgressEvent
 from core.runlog.work import work_on
 from tests.dashboard import run_states
-from tests.dashboard.conftest import settled, text_of
+from tests.dashboard.conftest import settled, shown, text_of
 from tests.dashboard.run_states import N_STEPS, NOW, write_lines, write_model, write_state
 from tfx_cli.dashboard import start_screen
 from tfx_cli.dashboard.base_screen import DashboardScreen
+from tfx_cli.dashboard.curve_view import SMOOTHING, CurveView
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
-from tfx_cli.dashboard.generate_screen import SAMPLED, UNSPECIFIED, GenerateScreen, TokenRow
+from tfx_cli.dashboard.generate_screen import GenerateScreen
 from tfx_cli.dashboard.keymap import KEYS, RESERVED_KEYS, bindings_of, read_key_overrides
-from tfx_cli.dashboard.plots import SMOOTHING, CurveView
 from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen, run_colours
 from tfx_cli.dashboard.start_screen import StartScreen, check_preset_values
+from tfx_cli.dashboard.token_row import SAMPLED, UNSPECIFIED, TokenRow
 
 
 def drive(app, flow, size=(120, 40)):
@@ -40,26 +41,104 @@ def drive(app, flow, size=(120, 40)):
     asyncio.run(run())
 
 
-async def shown(app, pilot, text):
-    """Wait until a text is on the screen."""
-    for _ in range(200):
-        await pilot.pause(0.02)
-        if text in text_of(app):
-            return
-
-
 def notes_of(app):
     return [note.message for note in app._notifications]
 
 
 # -- the table of keys
-def test_no_screen_shows_more_than_six_keys_and_none_takes_a_terminals_own():
+def test_no_screen_has_a_key_twice_or_takes_a_terminals_own():
     for screen in ("runs", "run", "generate", "start"):
-        bindings = bindings_of(screen)
-        assert 1 <= sum(binding.show for binding in bindings) <= 6
-        keys = [key for binding in bindings for key in binding.key.split(",")]
+        keys = [key for binding in bindings_of(screen) for key in binding.key.split(",")]
         assert len(keys) == len(set(keys))
         assert not RESERVED_KEYS.intersection(keys)
+
+
+def footer_of(app):
+    return text_of(app).splitlines()[-1].split("  ")
+
+
+def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app, monkeypatch):
+    """In the focused part of each screen, within 80 columns."""
+    for name in ("one", "two", "three"):
+        folder = write_state(runs, name, state="finished", step=N_STEPS, evaluated=name == "one")
+    write_model(folder.with_name("one"))
+    (runs / "one" / "log.txt").write_text("".join(f"line {number} \n" for number in range(200)))
+    (runs / "one" / "model" / "reference.safetensors").rename(runs / "kept")
+    (runs / "kept").rename(runs / "one" / "model" / "reference.safetensors")
+    app = open_app()
+    sent_by(app, monkeypatch)
+
+    async def seen(pilot, expected):
+        wanted = expected.split("  ")
+        for _ in range(100):
+            found = [part.strip() for part in footer_of(app) if part.strip()]
+            if found == wanted:
+                break
+            await pilot.pause(0.02)
+        assert found == wanted
+
+    async def flow(pilot):
+        table = app.screen.query_one("#runs")
+        await pilot.press("s")  # by name
+        await pilot.press("G")
+        assert table.cursor_row == 2
+        await seen(pilot, "enter Open  v Overlay  / Filter  n New run  ? Help")
+        await pilot.press("g", "g")
+        assert table.cursor_row == 0
+        await seen(pilot, "enter Open  v Overlay  / Filter  n New run  c Cells  ? Help")
+        await pilot.press("j", "j", "k")
+        assert table.cursor_row == 1
+        await pilot.press("slash", *"on")
+        await seen(pilot, "enter Keep the filter")
+        await pilot.press("enter", "enter")
+        await settled(app, pilot)
+        await seen(pilot, "a Axis  y Log  s Smooth  x Crosshair  e Evaluate  c Cells  ? Help")
+        await pilot.press("4")
+        await seen(pilot, "/ Filter  e Evaluate  c Cells  ? Help")
+        await settled(app, pilot)
+        log = app.screen.query_one("#log-lines")
+        assert log.scroll_offset.y == log.max_scroll_y > 0
+        await pilot.press("g")
+        await pilot.pause()
+        assert log.scroll_offset.y == 0
+        await pilot.press("slash", *"line 17", "enter")
+        await pilot.pause()
+        assert "line 170" in text_of(app)
+        assert "line 18 " not in text_of(app)
+        await pilot.press("escape", "5")
+        await settled(app, pilot)
+        await pilot.press("slash", *"max_st", "enter")
+        await pilot.pause()
+        assert list(app.screen.query_one("#preset-table").rows) == ["train.max_steps"]
+        await pilot.press("escape", "6")
+        await settled(app, pilot)
+        await seen(pilot, "e Evaluate  c Cells  ? Help")
+        await pilot.press("7")
+        await seen(
+            pilot, "/ Filter  o Order  a Axis  y Log  x Crosshair  e Evaluate  c Cells  ? Help"
+        )
+        await pilot.press("c")
+        await seen(pilot, "enter Values  c Generate  ? Help")
+        sex, _, cell_type = app.screen.query(TokenRow)
+        await pilot.press("G")
+        assert cell_type.has_focus
+        await pilot.press("k", "k", "right", "right", "c")
+        assert sex.value == "female"
+        await seen(pilot, "enter Values  x Cancel  ? Help")
+        made = {"event": "cells", "id": 1, "cells": 200, "profile": run_states.profile()}
+        app.screen.take_event("runs/one", made)
+        await seen(pilot, "enter Values  c Generate  f Flip token  w Save  / Find gene  ? Help")
+        await pilot.press("slash", *"xis")
+        await pilot.pause()
+        genes = app.screen.query_one("#gene-table")
+        assert [str(genes.get_row_at(row)[0]) for row in range(genes.row_count)] == ["XIST"]
+        await pilot.press("escape")
+        assert genes.row_count == 32
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert "Flip a token: the same cells with one phenotype changed" in text_of(app)
+
+    drive(app, flow, size=(80, 24))
 
 
 def test_ids_are_unique_and_every_action_exists():
@@ -231,7 +310,7 @@ def test_cells_can_be_generated_from_the_list(runs, open_app):
     app = open_app()
 
     async def flow(pilot):
-        await pilot.press("g")
+        await pilot.press("c")
         await pilot.pause()
         assert isinstance(app.screen, GenerateScreen)
         await pilot.press("escape")
@@ -330,7 +409,7 @@ def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app):
         await settled(app, pilot)
         marks = app.screen.query_one("#accuracy", CurveView).marks
         assert [(mark.name, mark.y) for mark in marks] == [
-            ("majority", 0.36), ("logistic_regression", 0.85),
+            ("majority", 0.36), ("logistic_regression", 0.85), ("no encoder", 0.7),
         ]  # fmt: skip
 
     drive(app, flow)
@@ -348,7 +427,7 @@ def test_metrics_of_every_pane_can_be_copied(pane, line, runs, open_app):
     async def flow(pilot):
         await pilot.press(pane)
         await settled(app, pilot)
-        await pilot.press("c")
+        await pilot.press("C")
         assert line in app.clipboard
 
     drive(app, flow)
@@ -421,7 +500,7 @@ def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
         await settled(app, pilot)
         await settled(app, pilot)  # the pane has come up, and then has been filled
         assert text_of(app).count(text) >= 3  # bar, event, log
-        await pilot.press("g")
+        await pilot.press("c")
         await pilot.pause()
         row = list(app.screen.query(TokenRow))[2]
         row.choice = 0
@@ -450,7 +529,7 @@ def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
     app = open_app("mine")
 
     async def flow(pilot):
-        await pilot.press("g")
+        await pilot.press("c")
         await pilot.pause()
         assert "847 of 847 training cells: any cell" in text_of(app)
         sex, tissue, cell_type = app.screen.query(TokenRow)
@@ -482,18 +561,18 @@ def test_a_request_and_its_command_follow_the_picker(runs, open_app, monkeypatch
     sent = sent_by(app, monkeypatch)
 
     async def flow(pilot):
-        await pilot.press("g", "right", "right", "down", "right")
+        await pilot.press("c", "right", "right", "down", "right")
         app.screen.query_one("#field-cells").value = "50"
         app.screen.query_one("#field-guidance").value = "0.5"
-        await pilot.press("g")
+        await pilot.press("c")
         (request,) = sent
         assert request["request"] == {"sex": "female", "tissue": "[NO_TISSUE]"}
         assert request["cells"] == 50
         assert (request["steps"], request["guidance"], request["seed"]) == (16, 0.5, 0)
-        await pilot.press("g")
+        await pilot.press("c")
         assert len(sent) == 1  # one at a time
         app.screen.take_event("runs/mine", {"event": "cells", "id": 1, "cells": 50, "profile": {}})
-        await pilot.press("c")
+        await pilot.press("C")
         assert shlex.split(app.clipboard)[:8] == [
             "tfx", "generate", "--run", "runs/mine", "--sex", "female", "--tissue", "[NO_TISSUE]",
         ]  # fmt: skip
@@ -507,7 +586,7 @@ def test_a_number_that_is_none_is_refused_before_anything_starts(runs, open_app,
     sent = sent_by(app, monkeypatch)
 
     async def flow(pilot):
-        await pilot.press("g")
+        await pilot.press("c")
         app.screen.query_one("#field-steps").value = "1e"
         app.screen.action_go()
         await pilot.pause()
@@ -523,7 +602,7 @@ def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
     sent = sent_by(app, monkeypatch)
 
     async def flow(pilot):
-        await pilot.press("g", "right", "right", "g")
+        await pilot.press("c", "right", "right", "c")
         event = {"event": "cells", "cells": 200}
         app.screen.take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
         await pilot.press("f")
@@ -539,8 +618,9 @@ def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
         assert (second[0], second[3], second[5][:2]) == ("GENE3", "+0.04", "  ")
         assert "female → male, all else equal" in text_of(app)
         assert re.search(r"\* 1 of 32 genes exceed the\s+noise floor", text_of(app))
-        await pilot.press("c")
+        await pilot.press("C")
         assert "--sex female --set sex=male -n 200" in app.clipboard
+        await pilot.press("escape")
         await pilot.press("f")  # of the cells before the flip, again
         assert sent[-1] == sent[-1] | unchanged | {"set": {"sex": "male"}}
         app.screen.take_event("runs/mine", {"event": "cancelled", "id": 3})
@@ -558,21 +638,21 @@ def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(runs, open
     sent = sent_by(app, monkeypatch)
 
     async def flow(pilot):
-        await pilot.press("g", "right", "right", "g")
+        await pilot.press("c", "right", "right", "c")
         Path(sent[0]["output"]).write_bytes(b"cells")
         event = {"event": "cells", "cells": 200, "output": sent[0]["output"]}
         await pilot.press("escape")
         assert isinstance(app.screen, RunScreen)
         # They arrive while another screen is shown.
         app._take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
-        await pilot.press("g")
+        await pilot.press("c")
         await settled(app, pilot)
         assert "A female  200 cells, not saved" in text_of(app)
         assert "XIST" in text_of(app)
         await pilot.press("escape", "q")
         await pilot.pause()
         assert "1 generated set is not saved" in text_of(app)
-        await pilot.press("n", "g", "w", "enter")
+        await pilot.press("n", "c", "w", "enter")
         await settled(app, pilot)
         assert Path("female.h5ad").read_bytes() == b"cells"
         assert "A female  200 cells, saved female.h5ad" in text_of(app)
@@ -593,10 +673,10 @@ def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
     sent_by(app, monkeypatch)
 
     async def flow(pilot):
-        await pilot.press("g", "g")
+        await pilot.press("c", "c")
         app.screen.take_event("runs/mine", {"event": "cells", "id": 7, "cells": 1, "profile": {}})
         assert app.screen.is_busy
-        await pilot.press("k")
+        await pilot.press("x")
         app.screen.take_event("runs/mine", {"event": "cancelled", "id": 1})
         await pilot.pause()
         assert not app.screen.is_busy
@@ -612,9 +692,9 @@ def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkey
     (tmp_path / "taken.h5ad").write_text("precious")
 
     async def flow(pilot):
-        await pilot.press("g", "right", "right", "w")
-        assert "generate first (g)" in notes_of(app)[0]
-        await pilot.press("g")
+        await pilot.press("c", "right", "right", "w")
+        assert "generate first (c)" in notes_of(app)[0]
+        await pilot.press("c")
         made = Path(sent[0]["output"])
         made.write_bytes(b"cells")
         event = {"event": "cells", "id": 1, "cells": 1, "output": str(made), "profile": {}}
@@ -645,10 +725,10 @@ def test_a_run_without_a_model_is_explained(runs, open_app):
     app = open_app("mine")
 
     async def flow(pilot):
-        await pilot.press("g")
+        await pilot.press("c")
         await pilot.pause()
         assert "no model to generate with" in text_of(app)
-        await pilot.press("g")
+        await pilot.press("c")
         await pilot.pause()
         assert "no model to generate with" in notes_of(app)[0]
         await pilot.press("escape")
@@ -775,9 +855,12 @@ def test_every_key_is_offered_by_the_command_palette(runs, open_app):
 
     async def flow(pilot):
         listed = [command.title for command in app.get_system_commands(app.screen)]
-        titles = set(listed)
-        assert listed.count("Quit") == 1
-        assert {"Log axis", "Stop (saves)", "Resume", "Generate"} <= titles
+        assert sum("Quit" in title for title in listed) == 1
+        assert {"Log axis", "Stop: save a checkpoint and end", "Generate cells of the model"} <= {
+            *listed
+        }
+        (quitting,) = [one for one in app.get_system_commands(app.screen) if "Quit" in one.title]
+        assert quitting.help == "key q"
 
     drive(app, flow)
 
@@ -841,6 +924,15 @@ def test_runs_are_sorted_by_key_and_header_and_columns_are_chosen(runs, open_app
         assert [str(cell) for cell in table.get_row_at(0)][1:] == ["one", "0.300"]
 
     drive(app, flow)
+
+    async def again(pilot):
+        table = later.screen.query_one("#runs")
+        assert [str(cell) for cell in table.get_row_at(0)][1:] == ["one", "0.300"]
+        names = [Path(key.value).name for key in table.rows]
+        assert names == ["one", "three", "two"]  # by steps, as before
+
+    later = open_app()  # the choices are kept
+    drive(later, again)
 
 
 def test_runs_are_renamed_tagged_and_deleted_after_asking(runs, open_app):
@@ -946,6 +1038,13 @@ def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app, monk
         )
         await settled(app, pilot)
         assert re.search(r"cell_type +0 +0.820 / 0.810 +0.850 / 0.840", text_of(app))
+        matrix = text_of(app).splitlines()
+        first = next(n for n, line in enumerate(matrix) if "predicted as (columns)" in line)
+        assert re.search(r"monocyte ─+┐", matrix[first + 1])
+        assert matrix[first + 1].index("┐") == matrix[first + 7].index("75") + 1  # its own column
+        assert "accuracy by confidence" in text_of(app)
+        await pilot.press("G")
+        await settled(app, pilot)
         assert "Generated cells: cells.h5ad" in text_of(app)
         assert "- Met: 14 of 16." in text_of(app)
 

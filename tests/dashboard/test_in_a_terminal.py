@@ -130,11 +130,11 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.press("t")
     terminal.wait_for("■ stopped")
 
-    terminal.press("g")
+    terminal.press("c")
     terminal.wait_for("training cells: any cell")
     terminal.press("Right", "Right")
     terminal.wait_for("sex = female")
-    terminal.press("g")
+    terminal.press("c")
     terminal.wait_for("✔ 200 cells")
     assert "XIST" in terminal.text
     terminal.press("f")

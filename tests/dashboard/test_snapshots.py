@@ -1,4 +1,7 @@
-"""Every state of the dashboard at three sizes, letter by letter."""
+"""Every screen at five sizes and every state at two, letter by letter.
+
+One dashboard is resized: starting one costs more than drawing one.
+"""
 
 import asyncio
 import json
@@ -7,8 +10,10 @@ import time
 import pytest
 
 from tests.dashboard import run_states
-from tests.dashboard.conftest import SIZES, is_kept, settled, text_of
+from tests.dashboard.conftest import SIZES, is_kept, settled, shown, text_of
 from tests.dashboard.run_states import N_STEPS, train_line, write_model, write_state
+from tfx_cli.dashboard import start_screen
+from tfx_cli.dashboard.base_screen import OpenRun
 
 
 def nan_lines():
@@ -77,8 +82,8 @@ STATES = {
 }  # fmt: skip
 
 
-async def at_all_sizes(app, pilot, matches, name):
-    for width, height in SIZES:
+async def at_sizes(app, pilot, matches, name, sizes=SIZES):
+    for width, height in sizes:
         if app.size != (width, height):
             await pilot.resize_terminal(width, height)
         await settled(app, pilot)
@@ -88,43 +93,39 @@ async def at_all_sizes(app, pilot, matches, name):
         matches(app, name)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_run_in_every_state(state, runs, open_app, matches):
-    STATES[state](runs)
+def test_a_run_in_every_state(runs, open_app, matches):
+    for state, make in STATES.items():
+        make(runs).rename(runs / state)
 
     async def look():
-        app = open_app("mine")
+        app = open_app()
         async with app.run_test(size=SIZES[0]) as pilot:
-            await at_all_sizes(app, pilot, matches, f"run-{state}")
+            for state in STATES:
+                app.post_message(OpenRun(f"runs/{state}"))
+                await pilot.pause()
+                sizes = SIZES if state == "running" else SIZES[::3]
+                await at_sizes(app, pilot, matches, f"run-{state}", sizes)
+                if state == "running":
+                    await pilot.press("space")
+                    await at_sizes(app, pilot, matches, "run-paused", SIZES[::3])
+                    await pilot.press("space")
+                await pilot.press("escape")
 
     asyncio.run(look())
 
 
-def test_a_paused_view(runs, open_app, matches):
-    write_state(runs)
-
-    async def look():
-        app = open_app("mine")
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            await pilot.press("space")
-            await at_all_sizes(app, pilot, matches, "run-paused")
-
-    asyncio.run(look())
-
-
-@pytest.mark.parametrize("pane", ["2", "3", "4", "5"])
-def test_panes_of_a_run(pane, runs, open_app, matches):
+def test_panes_of_a_run(runs, open_app, matches):
     write_state(runs, state="finished", step=N_STEPS, age=500.0, evaluated=True)
 
     async def look():
         app = open_app("mine")
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
-            await pilot.press(pane)
-            if pane == "2":
-                await pilot.press("down")
-            await at_all_sizes(app, pilot, matches, f"pane-{pane}")
+            for pane in "234567":
+                await pilot.press(pane)
+                if pane == "2":
+                    await pilot.press("down")
+                await at_sizes(app, pilot, matches, f"pane-{pane}")
 
     asyncio.run(look())
 
@@ -143,7 +144,7 @@ def test_runs_of_all_kinds(runs, open_app, matches):
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
             await pilot.press("v", "down", "v")
-            await at_all_sizes(app, pilot, matches, "runs")
+            await at_sizes(app, pilot, matches, "runs")
 
     asyncio.run(look())
 
@@ -154,7 +155,7 @@ def test_no_runs(runs, open_app, matches):
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
             assert "no runs yet: press n" in text_of(app)
-            await at_all_sizes(app, pilot, matches, "no-runs")
+            await at_sizes(app, pilot, matches, "no-runs")
 
     asyncio.run(look())
 
@@ -170,8 +171,7 @@ GENERATING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("state", GENERATING)
-def test_generating_in_every_state(state, runs, open_app, matches, monkeypatch):
+def test_generating_in_every_state(runs, open_app, matches, monkeypatch):
     write_model(write_state(runs, state="finished", step=N_STEPS))
 
     async def look():
@@ -179,18 +179,22 @@ def test_generating_in_every_state(state, runs, open_app, matches, monkeypatch):
         monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
-            await pilot.press("g", "right", "right", "down", "right", "right", "right")
-            if state != "idle":
-                await pilot.press("g")
-            for event in GENERATING[state]:
-                app.screen.take_event("runs/mine", event)
-            await at_all_sizes(app, pilot, matches, f"generate-{state}")
+            for state, events in GENERATING.items():
+                await pilot.press("c", "right", "right", "down", "right", "right", "right")
+                if state != "idle":
+                    await pilot.press("c")
+                for event in events:
+                    app.screen.take_event("runs/mine", event)
+                sizes = SIZES if state == "result" else SIZES[::3]
+                await at_sizes(app, pilot, matches, f"generate-{state}", sizes)
+                app.screen.is_busy = False
+                app.screen.sets.clear()  # the next screen is a new one
+                await pilot.press("escape")
 
     asyncio.run(look())
 
 
-@pytest.mark.parametrize("pane", ["2", "3", "4", "5"])
-def test_panes_of_generated_cells(pane, runs, open_app, matches, monkeypatch):
+def test_panes_of_generated_cells(runs, open_app, matches, monkeypatch):
     write_model(write_state(runs, state="finished", step=N_STEPS))
 
     async def look():
@@ -198,16 +202,43 @@ def test_panes_of_generated_cells(pane, runs, open_app, matches, monkeypatch):
         monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
         async with app.run_test(size=SIZES[0]) as pilot:
             await settled(app, pilot)
-            await pilot.press("g", "right", "right")
-            for number, (key, shift) in enumerate((("g", 0.0), ("f", 0.7)), start=1):
+            await pilot.press("c", "right", "right")
+            for number, (key, shift) in enumerate((("c", 0.0), ("f", 0.7)), start=1):
                 await pilot.press(key)
                 made = run_states.profile(shift)
                 made["pairs"] = run_states.pairs(run_states.profile(), shift)
                 event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
                          "profile": made}  # fmt: skip
                 app.screen.take_event("runs/mine", event)
-            await pilot.press(pane)
-            await at_all_sizes(app, pilot, matches, f"cells-{pane}")
+            for pane in "2345":
+                await pilot.press(pane)
+                await at_sizes(app, pilot, matches, f"cells-{pane}")
+
+    asyncio.run(look())
+
+
+def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
+    (tmp_path / "mine.toml").write_text('# My cells.\n[data]\nfiles = ["mine.h5ad"]\n')
+
+    async def forecast(*_):
+        return {
+            "seconds": {"run": 360.0}, "memory": {"programs": 7.4e8}, "memory_available": 2.3e10,
+            "files": {"checkpoints": 3.2e7}, "tokens": {"steps": 3000, "epochs": 10.1},
+            "verdict": "ok", "machine": {"device": "cpu"}, "timing": "measured", "notes": [],
+        }  # fmt: skip
+
+    async def look():
+        monkeypatch.setattr(start_screen, "forecast", forecast)
+        monkeypatch.setattr(start_screen, "FORECAST_DELAY", 0.01)
+        app = open_app()
+        async with app.run_test(size=SIZES[0]) as pilot:
+            await settled(app, pilot)
+            await pilot.press("n", "down")
+            app.screen.query_one("#changes").value = "train.max_steps=500"
+            await shown(app, pilot, "about 6 min")
+            await at_sizes(app, pilot, matches, "new-run")
+            await pilot.press("question_mark")
+            await at_sizes(app, pilot, matches, "help")
 
     asyncio.run(look())
 

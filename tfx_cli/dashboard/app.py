@@ -26,10 +26,10 @@ from core.runlog.reader import RunReader
 from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER
 from core.runlog.work import read_work
 from core.wording import without_controls
-from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OpenRun, StartRun
-from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
+from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OfferCopy, OpenRun, StartRun
+from tfx_cli.dashboard.dialogs import ConfirmDialog, CopyDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
-from tfx_cli.dashboard.keymap import KEYS, read_key_overrides
+from tfx_cli.dashboard.keymap import KEYS, names_of_keys, read_key_overrides
 from tfx_cli.dashboard.processes import (
     NO_FAILURE,
     GeneratorProcess,
@@ -261,7 +261,7 @@ class DashboardApp(App[None]):
             if confirmed:
                 self.exit()
 
-        question = f"{sets} not saved (g shows the cells, w saves). Leave and discard?"
+        question = f"{sets} not saved (c shows the cells, w saves). Leave and discard?"
         self.push_screen(ConfirmDialog(question, "Discard"), leave)
 
     def _current_run(self) -> str | None:
@@ -392,6 +392,11 @@ class DashboardApp(App[None]):
             self._notify_error(error)
 
     # -- actions of all screens
+    def on_offer_copy(self, event: OfferCopy) -> None:
+        """Show the text, too: whether the terminal took it is not known."""
+        self.copy_to_clipboard(event.text)
+        self.push_screen(CopyDialog(event.title, event.text))
+
     def action_pause(self) -> None:
         """Keep the view as it is; data are still read."""
         self.is_paused = not self.is_paused
@@ -410,8 +415,13 @@ class DashboardApp(App[None]):
         keys: dict[str | None, list[str]] = {}
         for key, active in screen.active_bindings.items():
             keys.setdefault(active.binding.id, []).append(key)
-        rows = [(",".join(keys[key.id]), key.label, key.id) for key in KEYS if key.id in keys]
+        ordered = sorted(KEYS, key=lambda key: key.screen == "everywhere")
+        rows = [(",".join(keys[key.id]), key.about, key.id) for key in ordered if key.id in keys]
         self.push_screen(HelpDialog(screen.NAME, rows))
+
+    def get_key_display(self, binding: Binding) -> str:
+        """Write a key in the footer as the help does."""
+        return names_of_keys(binding.key)
 
     def get_system_commands(self, screen: Screen[Any]) -> Any:  # noqa: ANN401 - textual's generator
         """Offer every key's action by name in the command palette."""
@@ -419,11 +429,11 @@ class DashboardApp(App[None]):
             active = {one.binding.id for one in screen.active_bindings.values()}
             for key in KEYS:
                 if key.id in active:
-                    keys = key.keys.replace(",", " or ").replace("_", " ")
-                    yield SystemCommand(key.label, f"key {keys}", self._runner(screen, key.action))
-        # Ours has them, in its own words.
-        own = {"Quit", "Keys", "Theme"}
-        yield from (one for one in super().get_system_commands(screen) if one.title not in own)
+                    about = f"key {names_of_keys(key.keys)}"
+                    yield SystemCommand(key.about, about, self._runner(screen, key.action))
+        # Ours has the others, in its own words.
+        inherited = super().get_system_commands(screen)
+        yield from (one for one in inherited if one.title == "Screenshot")
 
     def _runner(self, screen: Screen[Any], action: str) -> Any:  # noqa: ANN401 - a callback
         async def run() -> None:

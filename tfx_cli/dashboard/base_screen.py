@@ -1,18 +1,23 @@
 """Common parts of all screens: layout, panes, tables, and messages to the application."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import ActiveBinding
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Footer, Input, Static, TabbedContent, TabPane
 
+from tfx_cli.dashboard.keymap import KEY_OF_ID, KEYS, Key
 from tfx_cli.dashboard.workspace import WorkspaceView
+
+#: Keys of more letters than one that type a character.
+_TYPED = ("space", "question_mark", "slash", "plus", "minus", "equals_sign")
 
 
 class ReadSoon(Message):
@@ -36,6 +41,14 @@ class StartRun(Message):
 
 
 @dataclass
+class OfferCopy(Message):
+    """Send a text to the clipboard of the terminal, and show it where it can be selected."""
+
+    title: str
+    text: str
+
+
+@dataclass
 class Generate(Message):
     """Send a record (docs/generate-serve.md) to the process that holds the model of a run."""
 
@@ -56,6 +69,8 @@ class DashboardScreen(Screen[None]):
     is_busy = False
     #: Whether the screen needs the presets of all runs.
     needs_settings = False
+    #: What the footer shows.
+    _offered: Sequence[tuple[str, str]] = ()
 
     def compose(self) -> ComposeResult:
         yield Static("", classes="bar", markup=False)
@@ -71,6 +86,58 @@ class DashboardScreen(Screen[None]):
         """Return the widgets between bar and footer; the outermost has the class ``body``."""
         raise NotImplementedError
 
+    # -- keys
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """Return the bindings of now: those that the footer shows work in the focused widget."""
+        active = super().active_bindings
+        is_typing = isinstance(self.focused, Input)
+        own = {key.keys: key for key in KEYS if key.screen == self.NAME}
+        enter = self.enter_label()
+        for name, one in active.items():
+            key = KEY_OF_ID.get(one.binding.id or "")
+            shown, label = key is not None and bool(key.label) and self.offers(key), ""
+            if key is not None and is_typing and (len(name) == 1 or name in _TYPED):
+                shown = False
+            if name == "enter":
+                shown, label = bool(enter), enter
+                key = own.get("enter")
+                if key is not None and not is_typing:  # the focused widget does the same by enter
+                    one = one._replace(binding=replace(one.binding, id=key.id))
+            label = label or one.binding.description
+            active[name] = one._replace(binding=replace(one.binding, show=shown, description=label))
+        return active
+
+    def offers(self, key: Key) -> bool:
+        """Return whether the footer shows a key that has a label: what it does can be done now."""
+        return not key.panes or self.pane in key.panes
+
+    @property
+    def pane(self) -> str:
+        """The active pane; "" where there are none."""
+        return self.query_one(Panes).active if self.query(Panes) else ""
+
+    def enter_label(self) -> str:
+        """Return what enter does in the focused widget, for the footer; "" if it does nothing."""
+        return ""
+
+    def _update_footer(self) -> None:
+        """Draw the footer again if other keys work than before."""
+        shown = [
+            (name, one.binding.description)
+            for name, one in self.active_bindings.items()
+            if one.binding.show
+        ]
+        if shown != self._offered:
+            self._offered = shown
+            self.refresh_bindings()
+
+    def action_move(self, to: str) -> None:
+        """Move in the focused widget: ``to`` is down, up, home or end."""
+        if isinstance(self.focused, DataTable) and to in ("home", "end"):
+            to = f"ctrl+{to}"
+        self.app.simulate_key(to)
+
     @property
     def is_laid_out(self) -> bool:
         """Whether the widgets exist: not before they are composed, nor while the screen closes."""
@@ -81,6 +148,7 @@ class DashboardScreen(Screen[None]):
         marks = [(" ‖ view paused ", "$warning")] if self.is_paused else []
         # The mark is first: the end may be cut off.
         self.query_one(".bar", Static).update(Content.assemble(*marks, *parts))
+        self._update_footer()
 
     def write(self, name: str, content: Content) -> None:
         """Show a text in a widget, by its id."""

@@ -14,7 +14,7 @@ from textual.content import Content
 
 from core.runlog.json_lines import finite_number, number_in
 from tfx_cli.dashboard.generated_sets import GeneratedSet
-from tfx_cli.dashboard.plots import Series
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.formatting import shortened
 
 _N_SHOWN = 200
@@ -94,15 +94,17 @@ class GeneTable:
         shown = [f"{shortened(head, _LONGEST_HEAD)}\n{self.unit}" for head in heads]
         return [Text("gene"), *(Text(head, justify="right") for head in shown), Text("")]
 
-    def rows(self, width: int, colours: tuple[str, str]) -> list[list[Text]]:
+    def rows(self, width: int, colours: tuple[str, str], part: str = "") -> list[list[Text]]:
         """Return the rows, first what exceeds the floor, then the largest difference (else mean).
 
-        ``width`` is that of the table, ``colours`` are those of bars to the left and to the right.
+        ``width`` is that of the table, ``colours`` are those of bars to the left and to the right;
+        names hold ``part``, in small letters.
         """
         difference = self.second - self.first
         size = np.abs(difference)
         key = np.nan_to_num(size if np.isfinite(size).any() else self.second)
-        order = np.lexsort((-key, ~self.exceeds))[:_N_SHOWN]
+        ordered = np.lexsort((-key, ~self.exceeds))
+        order = [gene for gene in ordered if part in self.names[gene].lower()][:_N_SHOWN]
         columns = [
             self.first,
             self.second,

@@ -12,25 +12,21 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 
+from tfx_cli.dashboard.keymap import names_of_keys
+
 _Answer = TypeVar("_Answer")
-_KEY_NAMES = {
-    "question_mark": "?",
-    "escape": "esc",
-    "plus": "+",
-    "equals_sign": "=",
-    "minus": "-",
-    "slash": "/",
-    "left": "←",
-    "right": "→",
-    "up": "↑",
-    "down": "↓",
-}
 
 
 class _Dialog(ModalScreen[_Answer | None]):
-    """A dialog that escape closes without an answer."""
+    """A dialog that escape closes without an answer; j, k, g and G move in its list or text."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Back"),
+        *(
+            Binding(key, f"app.simulate_key('{name}')", show=False)
+            for key, name in (("j", "down"), ("k", "up"), ("g", "home"), ("G", "end"))
+        ),
+    ]
 
     def action_leave(self) -> None:
         self.dismiss(None)
@@ -174,6 +170,31 @@ def h5ad_fault(text: str) -> str:
     return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
 
 
+class CopyDialog(_Dialog[None]):
+    """A text to copy by the mouse, where the terminal does not take what is sent to its clipboard."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,enter", "leave", "Close")]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title = title
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        hint = (
+            "Sent to the clipboard of the terminal, which only some terminals accept. "
+            "Else select the text here (in most terminals with shift and the mouse); esc closes."
+        )
+        with Vertical():
+            yield Static(self._title, classes="title", markup=False)
+            yield Static(hint, classes="hint", markup=False)
+            with VerticalScroll():
+                yield Static(self._text, markup=False)
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+
 class HelpDialog(_Dialog[None]):
     """Keys of a screen: (keys as textual names them, what they do, id for the user's own keys)."""
 
@@ -186,14 +207,17 @@ class HelpDialog(_Dialog[None]):
 
     def compose(self) -> ComposeResult:
         lines = [Content.styled(f"keys: {self._screen_name}", "bold"), Content("")]
-        for keys, label, name in self._rows:
-            shown = " ".join(_KEY_NAMES.get(key, key) for key in keys.split(","))
+        for keys, about, name in self._rows:
+            shown = names_of_keys(keys)
             lines.append(
-                Content.assemble((f"{shown:10}", "$primary"), f" {label:42}", (name, "$secondary"))
+                Content.assemble((f"{shown:10}", "$primary"), f" {about:55}", (name, "$secondary"))
             )
         lines += [
             Content(""),
-            Content("ctrl+p  all commands by name       mouse: rows, tabs, curves (wheel zooms)"),
+            Content("tab, shift+tab  next and previous part of the screen"),
+            Content(
+                "ctrl+p  all actions by name; ctrl+z  suspend; mouse: rows, tabs, curves (wheel zooms)"
+            ),
             Content('your own keys: ~/.config/tfx/keys.toml, as  "run.log-axis" = "l"'),
         ]
         with VerticalScroll():

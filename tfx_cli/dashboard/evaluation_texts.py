@@ -1,7 +1,9 @@
-"""The report of `tfx eval` as text of the run screen: scores, calibration, genes, generated cells."""
+"""The report of `tfx eval` for the run screen: scores, confusion matrix, calibration, parts, genes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+from textual.color import Color
 from textual.content import Content
 
 from core.evaluation.report.records import EvaluationReport
@@ -10,25 +12,53 @@ from core.evaluation.report.tables import (
     gene_tables,
     headline_table,
     masked_gene_rows,
+    part_table,
     phenotype_tables,
+    reliability_table,
+    show,
 )
-from tfx_cli.dashboard.themes import bar
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.workspace import RunView
+from tfx_cli.formatting import shortened
 
 _GAP = "  "
 #: Confidences of fewer cells are left out of a calibration curve.
 _FEWEST_CELLS = 5
+#: Places between two points of a calibration curve, which join them by a line.
+_JOINED = 40
+#: Columns of the terminal of a confusion matrix: of a name where room is scarce, a number, numbers of cells.
+_NAME, _NUMBER, _CELLS = 24, 4, 8
 
 
 def evaluation_content(view: RunView, *, width: int) -> Content:
-    """Write the newest evaluation of a run, and the verdict on its generated cells."""
+    """Write the newest evaluation of a run in full, as text."""
+    return Content("\n\n").join(
+        [scores_content(view, width=width), details_content(view, width=width)]
+    )
+
+
+def scores_content(view: RunView, *, width: int) -> Content:
+    """Write what was evaluated, and the scores of every method."""
     report = view.evaluation
-    if report is None and view.fidelity is None:
+    if report is None:
         return Content(
             "No evaluation yet: e scores the run on its test cells, with baselines and intervals "
             f"(tfx eval {view.row.path})."
         )
-    parts = [] if report is None else list(_report_parts(report, width))
+    facts = report.facts
+    split = f"{facts.split} split by {facts.split_by}" if facts.split else facts.data
+    simulated = ", simulated" if facts.simulated else ""
+    step = "" if facts.step is None else f", model of step {facts.step:,}"
+    text = f"  {facts.n_cells:,} cells, {facts.n_genes:,} genes{simulated} ({split}){step}"
+    parts = [Content.assemble((report.title, "bold"), text)]
+    if report.phenotypes:
+        parts.append(table_content(headline_table(report), width))
+    return Content("\n\n").join(parts)
+
+
+def details_content(view: RunView, *, width: int) -> Content:
+    """Write the other tables of an evaluation, and the verdict on generated cells."""
+    parts = [] if view.evaluation is None else list(_details(view.evaluation, width))
     if view.fidelity is not None:
         title, sentences = view.fidelity
         lines = [Content.styled(f"Generated cells: {title}", "bold")]
@@ -36,18 +66,11 @@ def evaluation_content(view: RunView, *, width: int) -> Content:
     return Content("\n\n").join(parts)
 
 
-def _report_parts(report: EvaluationReport, width: int) -> Iterator[Content]:
-    facts = report.facts
-    split = f"{facts.split} split by {facts.split_by}" if facts.split else facts.data
-    simulated = ", simulated" if facts.simulated else ""
-    step = "" if facts.step is None else f", model of step {facts.step:,}"
-    text = f"  {facts.n_cells:,} cells, {facts.n_genes:,} genes{simulated} ({split}){step}"
-    yield Content.assemble((report.title, "bold"), text)
-    if report.phenotypes:
-        yield table_content(headline_table(report), width)
-    for table in phenotype_tables(report):
+def _details(report: EvaluationReport, width: int) -> Iterator[Content]:
+    parts = part_table(report)
+    tables = [*([] if parts is None else [parts]), *phenotype_tables(report)]
+    for table in [*tables, *reliability_table(report)]:
         yield table_content(table, width)
-    yield from _calibration_curves(report)
     if report.genes is not None:
         rows = ", ".join(f"{name} {value}" for name, value in masked_gene_rows(report))
         yield Content.assemble(("Masked genes as in training  ", "bold"), rows)
@@ -57,28 +80,80 @@ def _report_parts(report: EvaluationReport, width: int) -> Iterator[Content]:
         yield Content("\n").join(Content(f"- {note}") for note in report.notes)
 
 
-def _calibration_curves(report: EvaluationReport) -> Iterator[Content]:
-    """Draw accuracy by confidence of the model, a curve for each phenotype."""
-    for name, methods in report.phenotypes.items():
-        scores = methods.get("model")
-        if scores is None or scores.calibration is None:
-            continue
-        bins = [one for one in scores.calibration.curve if one.n_cells >= _FEWEST_CELLS]
-        if not bins:
-            continue
-        lines = [
-            Content.styled(f"Calibration of {name}: accuracy by confidence", "bold"),
-            Content.styled("confidence  accuracy" + " " * 22 + "cells", "$secondary"),
-        ]
-        lines += [
-            Content.assemble(
-                f"{one.confidence:10.2f}  {one.accuracy:8.2f}  ",
-                bar(one.accuracy, 18),
-                f"{one.n_cells:7,}",
-            )
-            for one in bins
-        ]
-        yield Content("\n").join(lines)
+def phenotypes_with_confusion(view: RunView) -> list[str]:
+    """Return the phenotypes of which the evaluation has a confusion matrix."""
+    phenotypes = {} if view.evaluation is None else view.evaluation.phenotypes
+    return [
+        name
+        for name, methods in phenotypes.items()
+        if "model" in methods and methods["model"].confusion and methods["model"].values
+    ]
+
+
+def confusion_content(
+    view: RunView, phenotype: str | None, *, width: int, colours: Mapping[str, str]
+) -> Content:
+    """Draw the confusion matrix of the last evaluation: true values down, predictions across.
+
+    ``colours`` are those of the theme: of its background, and of right and of wrong predictions
+    (primary, error).
+    """
+    if phenotype is None:
+        return Content("no evaluation of phenotypes yet")
+    if view.evaluation is None or phenotype not in phenotypes_with_confusion(view):
+        return Content(f"e evaluates the run, and then the confusion matrix of {phenotype} is here")
+    scores = view.evaluation.phenotypes[phenotype]["model"]
+    matrix, values = scores.confusion or (), scores.values or ()
+    predicted = [sum(column) for column in zip(*matrix, strict=True)]
+    used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
+    fits, note = max((width - _NAME - _CELLS) // _NUMBER, 2), ""
+    if len(used) > fits:
+        used = sorted(sorted(used, key=lambda place: -sum(matrix[place]))[:fits])
+        note = f"; the {fits} commonest of {len(values)} values"
+    longest = max((len(values[place]) for place in used), default=0)
+    room = max(width - _CELLS - _NUMBER * len(used), _NAME)
+    left = min(longest, room, 2 * _NAME)
+    names = [shortened(values[place], left) for place in used]
+    title = f": % of the true (rows) predicted as (columns){note}"
+    lines = [Content.assemble((phenotype, "bold"), title)]
+    # Every column has its name in a row of its own, the last one on top, joined to it by a line.
+    down = f"{'│':>{_NUMBER}}"
+    for n in reversed(range(len(used))):
+        arm = f" {'─' * (_NUMBER * n + 1)}┐{down * (len(used) - 1 - n)}"
+        lines.append(Content.assemble(f"{names[n]:>{left + _CELLS}}", (arm, "$secondary")))
+    heads = f"{'':{left}} {'cells':>6} {down[1:]}{down * (len(used) - 1)}"
+    lines.append(Content.styled(heads, "$secondary"))
+    background = Color.parse(colours["background"])
+    for name, place in zip(names, used, strict=True):
+        total = sum(matrix[place])
+        parts: list[str | tuple[str, str]] = [f"{name:<{left}} {total:>6,} "]
+        for column in used:
+            fraction = matrix[place][column] / total if total else 0.0
+            if fraction < 0.005:
+                parts.append((f"{'·':>{_NUMBER - 1}} ", "$secondary"))
+                continue
+            colour = Color.parse(colours["primary" if column == place else "error"])
+            heat = background.blend(colour, 0.15 + 0.85 * fraction, alpha=1.0)
+            text = f"{round(100 * fraction):>{_NUMBER - 1}} "
+            parts.append((text, f"{heat.get_contrast_text(1.0).hex} on {heat.hex}"))
+        lines.append(Content.assemble(*parts))
+    return Content("\n").join(lines)
+
+
+def calibration_series(view: RunView, phenotype: str) -> list[Series]:
+    """Return the accuracy of the model's predictions of a phenotype by their confidence."""
+    methods = {} if view.evaluation is None else view.evaluation.phenotypes.get(phenotype, {})
+    calibration = None if "model" not in methods else methods["model"].calibration
+    if calibration is None:
+        return []
+    bins = [one for one in calibration.curve if one.n_cells >= _FEWEST_CELLS]
+    place = np.arange(len(bins), dtype=float)
+    joined = np.linspace(0, len(bins) - 1, _JOINED * (len(bins) - 1) + 1) if bins else place
+    x, y = (
+        np.interp(joined, place, [float(getattr(one, name)) for one in bins]) if bins else place
+        for name in ("confidence", "accuracy")
+    )
+    return [Series(f"{phenotype}, ECE {show(calibration.ece)}", x, y)]
 
 
 def table_content(table: ReportTable, width: int) -> Content:

@@ -2,26 +2,20 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.message import Message
-from textual.reactive import reactive
-from textual.widget import Widget
 from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import TfxError
 from core.files import replacing
 from core.model.reference import ControlTokens
-from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, Panes
+from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OfferCopy, Panes
 from tfx_cli.dashboard.cells_texts import (
     FEW_CELLS,
     GeneMeans,
@@ -32,12 +26,14 @@ from tfx_cli.dashboard.cells_texts import (
     gene_count_histograms,
     real_table,
 )
+from tfx_cli.dashboard.curve_view import CurveView
 from tfx_cli.dashboard.dialogs import ChoiceDialog, TextDialog, h5ad_fault
 from tfx_cli.dashboard.generated_sets import GeneratedSet, command_line
-from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.plots import CurveView, ScatterView, Series
+from tfx_cli.dashboard.keymap import Key, bindings_of
+from tfx_cli.dashboard.picture import Series
+from tfx_cli.dashboard.scatter_view import ScatterView
 from tfx_cli.dashboard.themes import bar, series_colour
-from tfx_cli.formatting import count_of, shortened
+from tfx_cli.dashboard.token_row import SAMPLED, UNSPECIFIED, TokenRow
 
 #: Number fields: id, label, default (else the model's own), type.
 _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
@@ -47,102 +43,10 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
     ("guidance", "guidance", "", "number"),
     ("seed", "seed", "0", "integer"),
 )
-#: Choices beside the values: drawn from real cells, and the token [NO_*].
-SAMPLED, UNSPECIFIED = -1, -2
-_EMPTY = "press g to generate"
-_NO_FLIP = "g generates; then f flips a token: the same cells, with one phenotype changed"
+_EMPTY = "press c to generate"
+_NO_FLIP = "c generates; then f flips a token: the same cells, with one phenotype changed"
 _NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
-
-
-class TokenRow(Widget, can_focus=True):
-    """A control token: left and right step through the values, enter or a click lists them.
-
-    ``label_width`` is the width of the names in all rows.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "Value before", show=False),
-        Binding("right", "step(1)", "Next value", show=False),
-        Binding("enter", "choose", "List the values", show=False),
-        Binding("up", "app.focus_previous", "Row above", show=False),
-        Binding("down", "app.focus_next", "Row below", show=False),
-    ]
-    choice: reactive[int] = reactive(SAMPLED)
-    counts: reactive[Mapping[str, int]] = reactive(dict)
-
-    class Changed(Message):
-        """Another value was chosen."""
-
-    @dataclass
-    class ListRequested(Message):
-        """The user wants the list of values."""
-
-        row: "TokenRow"
-
-    def __init__(self, name: str, values: Sequence[str], *, label_width: int) -> None:
-        super().__init__(classes="token")
-        self.phenotype = name
-        self.values = tuple(values)
-        self.label_width = label_width
-
-    @property
-    def value(self) -> str | None:
-        """The chosen value; None where cells are sampled or the phenotype is unspecified."""
-        return self.values[self.choice] if self.choice >= 0 else None
-
-    @property
-    def no_token(self) -> str:
-        """The control token of an unspecified phenotype."""
-        return f"[NO_{self.phenotype.upper()}]"
-
-    def text_of(self, choice: int) -> str:
-        """Write a choice in words."""
-        if choice == SAMPLED:
-            return "sample from real cells"
-        return f"unspecified {self.no_token}" if choice == UNSPECIFIED else self.values[choice]
-
-    def choices(self) -> list[int]:
-        """Return all choices, in the order to list them."""
-        return [SAMPLED, UNSPECIFIED, *range(len(self.values))]
-
-    def options(self) -> list[tuple[int, str, str]]:
-        """Return all choices: number, text, and how many real cells have the value."""
-        counts = [f"{self.counts.get(value, 0):,} real cells" for value in self.values]
-        return [
-            (choice, self.text_of(choice), counts[choice] if choice >= 0 else "")
-            for choice in self.choices()
-        ]
-
-    def render(self) -> Content:
-        """Write name, choice and how many real cells have it."""
-        note = ""
-        if self.value is not None:
-            note = count_of(self.counts.get(self.value, 0), "real cell")
-        room = max(self.size.width - self.label_width - len(note) - 7, 8)
-        shown = shortened(self.text_of(self.choice), room)
-        style = "$primary" if self.choice >= 0 else "$secondary"
-        label = f"{shortened(self.phenotype, self.label_width):{self.label_width}}  "
-        content = Content.assemble((label, "$secondary"), "‹ ", (shown, style), " ›")
-        gap = max(self.size.width - content.cell_length - len(note), 1)
-        return Content.assemble(
-            content, " " * gap, (note, "$warning" if note.startswith("0 ") else "$secondary")
-        )
-
-    def watch_choice(self) -> None:
-        self.post_message(self.Changed())
-
-    def action_step(self, by: int) -> None:
-        order = self.choices()
-        self.choice = order[(order.index(self.choice) + by) % len(order)]
-
-    def action_choose(self) -> None:
-        self.post_message(self.ListRequested(self))
-
-    def on_click(self, event: events.Click) -> None:
-        event.stop()
-        self.focus()
-        self.action_choose()
 
 
 class GenerateScreen(DashboardScreen):
@@ -190,6 +94,7 @@ class GenerateScreen(DashboardScreen):
                 yield Static("", id="progress", markup=False)
                 yield Static("", id="sets", markup=False)
                 yield Static("", id="side-fidelity", classes="fidelity", markup=False)
+                yield Input(placeholder="genes whose names hold ...", id="filter", compact=True)
             with Panes(initial="genes", id="results"):
                 with TabPane("1 Genes", id="genes"):
                     yield _gene_table("gene-table")
@@ -213,6 +118,40 @@ class GenerateScreen(DashboardScreen):
     def on_mount(self) -> None:
         self._show_counts()
         self._show()
+        self._focus_tokens()
+
+    # -- keys
+    def offers(self, key: Key) -> bool:
+        conditions = {
+            "generate.go": self._tokens is not None and not self.is_busy,
+            "generate.cancel": self.is_busy,
+            "generate.flip": bool(self.sets and self._rows()) and not self.is_busy,
+            "generate.next-set": len(self.sets) > 1,
+            "generate.save": bool(self.sets),
+            "generate.filter": bool(self.sets) and self.pane in ("genes", "moved"),
+        }
+        return super().offers(key) and conditions.get(key.id, True)
+
+    def enter_label(self) -> str:
+        return "Values" if isinstance(self.focused, TokenRow) else ""
+
+    def action_move(self, to: str) -> None:
+        if isinstance(self.focused, TokenRow) and to in ("home", "end"):
+            self._rows()[0 if to == "home" else -1].focus()
+        else:
+            super().action_move(to)
+
+    def action_filter(self) -> None:
+        """Type a part of the names of the genes that are listed."""
+        box = self.query_one("#filter", Input)
+        box.add_class("-shown")
+        box.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        if event.input.id == "filter" and self.sets:
+            self._show_result()
+
+    def on_input_submitted(self) -> None:
         self._focus_tokens()
 
     def _rows(self) -> list[TokenRow]:
@@ -286,7 +225,7 @@ class GenerateScreen(DashboardScreen):
 
     def _send(self, request: Mapping[str, Any]) -> None:
         if self.is_busy:
-            self.notify("cells are being generated; k cancels", markup=False)
+            self.notify("cells are being generated; x cancels", markup=False)
             return
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="tfx-cells-"))
@@ -310,7 +249,7 @@ class GenerateScreen(DashboardScreen):
         """Generate the shown cells again with one token changed, and show the genes that move."""
         rows = self._rows()
         if not self.sets or not rows:
-            self.notify("generate first (g); f then flips one token of the cells", markup=False)
+            self.notify("generate first (c); f then flips one token of the cells", markup=False)
             return
         # A flip starts from the cells before another flip: one token changes.
         base = {name: value for name, value in self._shown.request.items() if name != "set"}
@@ -358,7 +297,7 @@ class GenerateScreen(DashboardScreen):
             return
         elif kind == "progress":
             done, total = int(event.get("done") or 0), int(event.get("total") or 1)
-            text = f" {done:,} of {total:,} cells   k cancels"
+            text = f" {done:,} of {total:,} cells   x cancels"
             self._status = Content.assemble(bar(done / max(total, 1), 24), text)
         elif kind == "cancelled":
             self.is_busy, self._status = False, Content("cancelled")
@@ -454,24 +393,24 @@ class GenerateScreen(DashboardScreen):
             colours = series_colour(self.app.theme, 1), series_colour(self.app.theme, 0)
             width = self.query_one("#results").size.width
             table.add_columns(*genes.columns())
-            table.add_rows(genes.rows(width, colours))
+            part = self.query_one("#filter", Input).value.strip().lower()
+            table.add_rows(genes.rows(width, colours, part))
 
     # -- saving
     def action_copy(self) -> None:
         if not self._request:
-            self.notify("generate first (g)", markup=False)
+            self.notify("generate first (c)", markup=False)
             return
         request = self._shown.request if self.sets else self._request
         name = self._shown.file_name() if self.sets else "generated.h5ad"
         command = command_line(self.run_path, request, name)
-        self.app.copy_to_clipboard(command)
-        self.notify(command, title="copied", markup=False)
+        self.post_message(OfferCopy("the command that makes these cells", command))
 
     def action_save(self) -> None:
         """Save the shown cells as an .h5ad file."""
         shown = self._shown if self.sets else None
         if shown is None or shown.output is None or not shown.output.is_file():
-            self.notify("generate first (g)", markup=False)
+            self.notify("generate first (c)", markup=False)
             return
         source = shown.output
 
@@ -499,8 +438,12 @@ class GenerateScreen(DashboardScreen):
         return sum(not one.saved and one.output is not None for one in self.sets)
 
     def action_back(self) -> None:
-        """Leave a number field, or the screen."""
-        if isinstance(self.focused, Input):
+        """Leave a field, show all genes, or leave the screen."""
+        box = self.query_one("#filter", Input)
+        if isinstance(self.focused, Input) or box.value:
+            if self.focused is box or not isinstance(self.focused, Input):
+                box.value = ""
+                box.remove_class("-shown")
             self._focus_tokens()
         else:
             super().action_back()

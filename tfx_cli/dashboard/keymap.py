@@ -29,34 +29,39 @@ class Key(NamedTuple):
     screen: str
     keys: str
     action: str
-    label: str
-    #: At most six of a screen are.
-    in_footer: bool = False
+    #: What it does, for the help and the palette.
+    about: str
+    #: A word or two for the footer; "": it is not there.
+    label: str = ""
+    #: The panes in whose footer it is; none: in all.
+    panes: tuple[str, ...] = ()
 
 
+_CURVES = ("curves", "machine", "metrics")
 KEYS = (
-    Key("help", "everywhere", "question_mark", "app.help", "Help", in_footer=True),
-    Key("quit", "everywhere", "q", "app.quit", "Quit"),
+    Key("help", "everywhere", "question_mark", "app.help", "All keys of this screen", "Help"),
+    Key("quit", "everywhere", "q", "app.quit", "Quit; trainings continue"),
     Key("back", "everywhere", "escape", "back", "Back"),
-    Key("theme", "everywhere", "T", "app.next_theme", "Next theme"),
+    Key("theme", "everywhere", "T", "app.next_theme", "Next theme: dark, light, colour-blind, mono"),
     Key("pause", "everywhere", "space", "app.pause", "Pause the view (data still arrive)"),
+    Key("down", "everywhere", "j", "move('down')", "Down"),
+    Key("up", "everywhere", "k", "move('up')", "Up"),
+    Key("top", "everywhere", "g", "move('home')", "First row (gg, too)"),
+    Key("end", "everywhere", "G", "move('end')", "Last row"),
     # runs
-    Key("runs.open", "runs", "enter", "open", "Open", in_footer=True),
-    Key("runs.select", "runs", "v", "select", "Overlay", in_footer=True),
-    Key("runs.metric", "runs", "m", "next_metric", "Next metric"),
+    Key("runs.open", "runs", "enter", "open", "Open the run", "Open"),
+    Key("runs.select", "runs", "v", "select", "Overlay the curves of the run", "Overlay"),
+    Key("runs.metric", "runs", "m", "next_metric", "Next metric of the overlay"),
     Key("runs.pin", "runs", "p", "pin", "Pin: draw this run on top"),
-    Key("runs.filter", "runs", "f,slash", "filter", "Filter", in_footer=True),
-    Key("runs.down", "runs", "j", "move('down')", "Next run"),
-    Key("runs.up", "runs", "k", "move('up')", "Run before"),
-    Key("runs.end", "runs", "G", "move('ctrl+end')", "Last run"),
+    Key("runs.filter", "runs", "slash,f", "filter", "Filter by name, state, tag", "Filter"),
     Key("runs.sort", "runs", "s", "sort", "Sort by the next column"),
     Key("runs.reverse", "runs", "S", "reverse", "Reverse the order"),
     Key("runs.columns", "runs", "o", "columns", "Choose columns"),
     Key("runs.rename", "runs", "r", "rename", "Rename the run"),
     Key("runs.tag", "runs", "t", "tag", "Tag the run"),
     Key("runs.delete", "runs", "d,delete", "delete", "Delete the run (to the trash)"),
-    Key("runs.new", "runs", "n", "app.new_run", "New run", in_footer=True),
-    Key("runs.generate", "runs", "g", "app.generate", "Generate", in_footer=True),
+    Key("runs.new", "runs", "n", "app.new_run", "Train a preset as a new run", "New run"),
+    Key("runs.generate", "runs", "c", "app.generate", "Generate cells of the run's model", "Cells"),
     # one run
     Key("run.curves", "run", "1", "pane('curves')", "Curves"),
     Key("run.phenotypes", "run", "2", "pane('phenotypes')", "Phenotypes"),
@@ -65,52 +70,94 @@ KEYS = (
     Key("run.preset", "run", "5", "pane('preset')", "Preset"),
     Key("run.evaluation", "run", "6", "pane('evaluation')", "Evaluation"),
     Key("run.metrics", "run", "7", "pane('metrics')", "All metrics"),
-    Key("run.filter", "run", "slash", "filter", "Filter all metrics"),
-    Key("run.x-axis", "run", "a", "next_axis", "Curves over steps, cells, hours"),
-    Key("run.log-axis", "run", "y", "log_axis", "Log axis"),
-    Key("run.smoothing", "run", "s", "smoothing", "Smooth"),
-    Key("run.crosshair", "run", "x", "crosshair", "Crosshair", in_footer=True),
+    Key(
+        "run.filter", "run", "slash", "filter", "Filter metrics, keys of the preset, or the log",
+        "Filter", ("log", "preset", "metrics"),
+    ),
+    Key("run.order", "run", "o", "order", "Next order of all metrics", "Order", ("metrics",)),
+    Key(
+        "run.next-phenotype", "run", "p", "next_phenotype",
+        "Confusion matrix of the next phenotype", "Next phenotype", ("evaluation",),
+    ),
+    Key("run.x-axis", "run", "a", "next_axis", "Curves over steps, cells, hours", "Axis", _CURVES),
+    Key("run.log-axis", "run", "y", "log_axis", "Log axis", "Log", _CURVES),
+    Key("run.smoothing", "run", "s", "smoothing", "Smooth the curves more, or not", "Smooth", _CURVES[:2]),
+    Key("run.crosshair", "run", "x", "crosshair", "Crosshair: values at a step", "Crosshair", _CURVES),
     Key("run.zoom-in", "run", "plus,equals_sign", "zoom(0.5)", "Zoom in"),
     Key("run.zoom-out", "run", "minus", "zoom(2.0)", "Zoom out"),
     Key("run.left", "run", "left", "shift(-0.1)", "Crosshair or zoomed range to the left"),
     Key("run.right", "run", "right", "shift(0.1)", "Crosshair or zoomed range to the right"),
     Key("run.reset", "run", "0", "reset", "Whole range, no crosshair"),
-    Key("run.stop", "run", "t", "app.stop_run", "Stop (saves)", in_footer=True),
-    Key("run.resume", "run", "u", "app.resume_run", "Resume", in_footer=True),
-    Key("run.evaluate", "run", "e", "app.evaluate_run", "Evaluate", in_footer=True),
-    Key("run.generate", "run", "g", "app.generate", "Generate", in_footer=True),
-    Key("run.copy", "run", "c", "copy", "Copy the metrics of this pane"),
+    Key("run.stop", "run", "t", "app.stop_run", "Stop: save a checkpoint and end", "Stop"),
+    Key("run.resume", "run", "u", "app.resume_run", "Resume a run that stopped", "Resume"),
+    Key(
+        "run.evaluate", "run", "e", "app.evaluate_run", "Evaluate on the test cells (tfx eval)",
+        "Evaluate",
+    ),
+    Key("run.generate", "run", "c", "app.generate", "Generate cells of the model", "Cells"),
+    Key("run.copy", "run", "C", "copy", "Copy the metrics of this pane"),
     # generate
-    Key("generate.go", "generate", "g", "go", "Generate", in_footer=True),
-    Key("generate.cancel", "generate", "k", "cancel", "Cancel", in_footer=True),
-    Key("generate.flip", "generate", "f", "flip", "Flip token", in_footer=True),
-    Key("generate.next-set", "generate", "b", "next_set", "Next set", in_footer=True),
-    Key("generate.save", "generate", "w", "save", "Save", in_footer=True),
-    Key("generate.copy", "generate", "c", "copy", "Copy the command of the shown cells"),
+    Key("generate.go", "generate", "c", "go", "Generate cells", "Generate"),
+    Key("generate.cancel", "generate", "x", "cancel", "Cancel generating", "Cancel"),
+    Key(
+        "generate.flip", "generate", "f", "flip",
+        "Flip a token: the same cells with one phenotype changed", "Flip token",
+    ),
+    Key("generate.next-set", "generate", "b", "next_set", "Show the next set", "Next set"),
+    Key("generate.save", "generate", "w", "save", "Save the shown cells as .h5ad", "Save"),
+    Key("generate.filter", "generate", "slash", "filter", "Find genes by name", "Find gene"),
+    Key("generate.copy", "generate", "C", "copy", "Copy the command of the shown cells"),
     Key("generate.genes", "generate", "1", "pane('genes')", "Genes"),
     Key("generate.means", "generate", "2", "pane('means')", "Means"),
     Key("generate.cells", "generate", "3", "pane('cells')", "Cells"),
     Key("generate.gene-counts", "generate", "4", "pane('gene-counts')", "Genes per cell"),
     Key("generate.moved", "generate", "5", "pane('moved')", "Moved genes"),
     # new run
-    Key("start.go", "start", "f5,ctrl+g", "go", "Start", in_footer=True),
-    Key("start.forecast", "start", "f6", "forecast", "Estimate, or cancel it", in_footer=True),
-)
+    Key("start.go", "start", "f5,ctrl+g", "go", "Start training", "Start"),
+    Key(
+        "start.forecast", "start", "f6", "forecast", "Estimate time and memory, or cancel that",
+        "Estimate",
+    ),
+)  # fmt: skip
+KEY_OF_ID = {key.id: key for key in KEYS}
+_KEY_NAMES = {
+    "question_mark": "?",
+    "escape": "esc",
+    "plus": "+",
+    "equals_sign": "=",
+    "minus": "-",
+    "slash": "/",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+}
+
+
+def names_of_keys(keys: str) -> str:
+    """Write comma-separated keys as they are on a keyboard."""
+    return " ".join(_KEY_NAMES.get(key, key) for key in keys.split(","))
 
 
 def bindings_of(screen: str) -> list[BindingType]:
     """Return textual's bindings of a screen, including those of all screens."""
     return [
-        Binding(key.keys, key.action, key.label, id=key.id, show=key.in_footer, tooltip=key.label)
+        Binding(key.keys, key.action, key.label, id=key.id, show=bool(key.label), tooltip=key.about)
+        for place in (screen, "everywhere")
         for key in KEYS
-        if key.screen in (screen, "everywhere")
+        if key.screen == place
     ]
+
+
+def user_folder() -> Path:
+    """Return the folder of the user's own keys and choices."""
+    return Path.home() / ".config" / "tfx"
 
 
 def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Read the user's own keys, id -> keys; a wrong file raises ConfigurationError."""
     named = environment.get("TFX_KEYS")
-    path = Path(named) if named else Path.home() / ".config" / "tfx" / "keys.toml"
+    path = Path(named) if named else user_folder() / "keys.toml"
     try:
         found = tomllib.loads(file_text(path))
     except FileNotFoundError:
@@ -121,12 +168,11 @@ def read_key_overrides(environment: Mapping[str, str] = os.environ) -> dict[str,
         raise ConfigurationError(
             f"{path}: the keys cannot be read ({getattr(error, 'strerror', None) or error})"
         ) from error
-    known = {key.id for key in KEYS}
     # ``[run] log-axis`` and ``"run.log-axis"`` alike.
     flat = {KEY_IDS.get(name, name): keys for name, keys in dotted_values(found).items()}
     for name, keys in flat.items():
-        if name not in known:
-            hint = did_you_mean(name, sorted(known))
+        if name not in KEY_OF_ID:
+            hint = did_you_mean(name, sorted(KEY_OF_ID))
             raise ConfigurationError(f"{path}: there is no key '{name}'{hint and f'; {hint}'}")
         if not isinstance(keys, str) or not keys.strip():
             raise ConfigurationError(f'{path}: {name} must be a key such as "j" or "ctrl+d,j"')

@@ -12,7 +12,8 @@ from core.runlog.history import MACHINE_METRICS
 from core.runlog.json_lines import number_in
 from core.runlog.schema import metric_info
 from tfx_cli.dashboard.canvas import Array
-from tfx_cli.dashboard.plots import EventMark, Series
+from tfx_cli.dashboard.curve_view import EventMark
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.workspace import CurveTable, RunView
 
 Axis = Literal["step", "cells", "hours"]

@@ -14,23 +14,19 @@ from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import ExitCode
 from core.runlog.overview import RunRow
-from core.runlog.schema import LIVE_STATES, OUTPUT_FILE, metric_info
+from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER, OUTPUT_FILE
 from core.wording import duration
 from tfx_cli.dashboard import run_texts
-from tfx_cli.dashboard.base_screen import DashboardScreen, Panes, current_key, fill_table
+from tfx_cli.dashboard.base_screen import DashboardScreen, OfferCopy, Panes, current_key, fill_table
 from tfx_cli.dashboard.canvas import Range
-from tfx_cli.dashboard.evaluation_texts import evaluation_content
-from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.plots import SMOOTHING, CurveView, CurveWindow, ReferenceMark, Series
+from tfx_cli.dashboard.curve_view import SMOOTHING, CurveView, CurveWindow, ReferenceMark
+from tfx_cli.dashboard.evaluation_pane import EvaluationPane
+from tfx_cli.dashboard.evaluation_texts import confusion_content, phenotypes_with_confusion
+from tfx_cli.dashboard.keymap import Key, bindings_of
+from tfx_cli.dashboard.metric_grid import ORDERS, MetricGrid
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.processes import RunProcesses, output_lines
-from tfx_cli.dashboard.run_curves import (
-    Axis,
-    RunAxis,
-    event_marks,
-    machine_series,
-    metric_names,
-    metric_series,
-)
+from tfx_cli.dashboard.run_curves import Axis, RunAxis, event_marks, machine_series
 from tfx_cli.dashboard.themes import bar, state_sign
 from tfx_cli.dashboard.workspace import RunView, WorkspaceView
 from tfx_cli.formatting import ago
@@ -49,8 +45,8 @@ _LOAD_PANELS = (
 )
 _AXES: tuple[Axis, ...] = ("step", "cells", "hours")
 _PRESET_COLUMNS = ("key", "value", "from")
-#: Of a panel of all metrics, in columns and rows of the terminal.
-_PANEL_WIDTH, _PANEL_HEIGHT = 52, 11
+#: Panes that a text filters.
+_FILTERED = ("log", "preset", "metrics")
 #: Widget of each pane that gets the focus.
 _FOCUS = {
     "curves": "#loss",
@@ -79,11 +75,12 @@ class RunScreen(DashboardScreen):
         self._now = time.time()
         self._window = CurveWindow()
         self._axis: Axis = "step"
-        #: Metric -> its panel in the pane of all metrics.
-        self._panels: dict[str, CurveView] = {}
+        #: Place of the order of all metrics in `ORDERS`.
+        self._order = 0
         self._phenotype: str | None = None
 
     def make_body(self) -> ComposeResult:
+        yield Input(placeholder="filter", id="filter", compact=True)
         with Panes(initial="curves", classes="body", id="panes"):
             with TabPane("1 Curves", id="curves"), Vertical(id="curves-pane"):
                 with Container(id="curve-grid"):
@@ -102,17 +99,15 @@ class RunScreen(DashboardScreen):
                 yield Static("", id="machine-facts", markup=False)
             with TabPane("4 Log", id="log"), Container(id="log-pane"):
                 with VerticalScroll(id="events"):
-                    yield Static("", id="event-lines", markup=False)
+                    yield Static("", markup=False)
                 with VerticalScroll(id="log-lines"):
-                    yield Static("", id="log-text", markup=False)
+                    yield Static("", markup=False)
             with TabPane("5 Preset", id="preset"), Horizontal():
                 yield DataTable(id="preset-table", cursor_type="row", zebra_stripes=True)
-            with TabPane("6 Evaluation", id="evaluation"), VerticalScroll(id="evaluation-pane"):
-                yield Static("", id="evaluation-text", markup=False)
-            with TabPane("7 All metrics", id="metrics"), Vertical():
-                yield Input(placeholder="filter by name", id="metric-filter", compact=True)
-                with VerticalScroll(id="metrics-pane"):
-                    yield Grid(id="metric-grid")
+            with TabPane("6 Evaluation", id="evaluation"):
+                yield EvaluationPane(id="evaluation-pane")
+            with TabPane("7 All metrics", id="metrics"):
+                yield MetricGrid(id="metrics-pane")
 
     def on_mount(self) -> None:
         fill_table(self.query_one("#phenotype-table", DataTable), run_texts.PHENOTYPE_COLUMNS, {})
@@ -148,9 +143,12 @@ class RunScreen(DashboardScreen):
             low, high = axis.of_steps(np.array(steps))
             domain = (float(low), float(high))
         self._show_curves(view, axis, domain)
-        pane = self._pane
+        pane, part = self.pane, self._filter
+        box = self.query_one("#filter", Input)
+        box.set_class(pane in _FILTERED and (bool(part) or box.has_focus), "-shown")
         if pane == "metrics":
-            self._show_metrics(view, axis, domain)
+            grid = self.query_one(MetricGrid)
+            grid.show(view, axis, domain, self._window, part=part, order=ORDERS[self._order])
         elif pane == "phenotypes":
             self._show_phenotypes(view)
         elif pane == "machine":
@@ -170,17 +168,42 @@ class RunScreen(DashboardScreen):
                 )
             self.write("machine-facts", run_texts.machine_content(view, now=self._now))
         elif pane == "log":
-            self.write("event-lines", run_texts.events_content(view.events, now=self._now))
-            self.write("log-text", Content("\n".join(view.log[-300:])))
+            self._write_log("events", run_texts.events_content(view.events, part))
+            self._write_log("log-lines", run_texts.log_content(view.log, part))
         elif pane == "preset":
-            rows = run_texts.setting_rows(view.settings)
+            rows = run_texts.setting_rows(view.settings, part)
             fill_table(self.query_one("#preset-table", DataTable), _PRESET_COLUMNS, rows)
         elif pane == "evaluation":
-            self.write("evaluation-text", evaluation_content(view, width=self.size.width - 4))
+            self.query_one(EvaluationPane).show(view, self._phenotype)
+
+    def _write_log(self, name: str, content: Content) -> None:
+        """Write lines whose end stays visible, unless the user has scrolled up."""
+        lines = self.query_one(f"#{name}", VerticalScroll)
+        follows_end = lines.is_vertical_scroll_end
+        lines.query_one(Static).update(content)
+        if follows_end:
+            self.call_after_refresh(lines.scroll_end, animate=False)
 
     @property
-    def _pane(self) -> str:
-        return self.query_one(Panes).active
+    def _filter(self) -> str:
+        return self.query_one("#filter", Input).value.strip().lower()
+
+    def offers(self, key: Key) -> bool:
+        row = self._row
+        state = None if row is None else row.state
+        has_model = (Path(self.path) / MODEL_FOLDER).is_dir()
+        conditions = {
+            "run.stop": state in (*AT_WORK, "stale"),
+            "run.resume": state in ("stopped", "failed", "crashed"),
+            "run.evaluate": has_model and (state in LIVE_STATES or state not in AT_WORK),
+            "run.generate": has_model,
+            "run.next-phenotype": self._view is not None
+            and len(phenotypes_with_confusion(self._view)) > 1,
+        }
+        return super().offers(key) and conditions.get(key.id, True)
+
+    def enter_label(self) -> str:
+        return "Keep the filter" if isinstance(self.focused, Input) else ""
 
     def _curves(self, name: str) -> CurveView:
         return self.query_one(f"#{name}", CurveView)
@@ -236,31 +259,6 @@ class RunScreen(DashboardScreen):
             parts.append(f"  {duration(row.eta)} left")
         return parts
 
-    def _show_metrics(self, view: RunView, axis: RunAxis, domain: Range | None) -> None:
-        """Draw all metrics that match the filter, one panel each."""
-        grid = self.query_one("#metric-grid", Grid)
-        part = self.query_one("#metric-filter", Input).value.strip().lower()
-        names = metric_names(view, part)
-        if list(self._panels) != names:
-            grid.remove_children()
-            self._panels = {name: CurveView("") for name in names}
-            grid.mount_all(self._panels.values())
-        n_columns = max((self.size.width - 2) // _PANEL_WIDTH, 1)
-        grid.styles.grid_size_columns = n_columns
-        grid.styles.height = -(-len(names) // n_columns) * _PANEL_HEIGHT
-        marks = event_marks(view, axis)
-        for name, panel in self._panels.items():
-            info = metric_info(name)
-            title = f"{info.label}, {info.unit}" if info.unit else info.label
-            panel.show(
-                metric_series(view, name, axis),
-                title=title,
-                domain=domain,
-                window=self._window,
-                events=marks,
-                x_name=axis.name,
-            )
-
     def _show_curves(self, view: RunView, axis: RunAxis, domain: Range | None) -> None:
         losses = [
             Series(split, axis.of_table(table), table.columns["loss"], place, split == "train")
@@ -299,8 +297,10 @@ class RunScreen(DashboardScreen):
     def _show_confusion(self, phenotype: str | None) -> None:
         assert self._view is not None
         self._phenotype = phenotype
-        width = self.size.width - 4
-        self.write("confusion", run_texts.confusion_content(self._view, phenotype, width=width))
+        content = confusion_content(
+            self._view, phenotype, width=self.size.width - 4, colours=self.app.theme_variables
+        )
+        self.write("confusion", content)
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         if event.data_table.id == "phenotype-table" and self._view is not None:
@@ -322,21 +322,42 @@ class RunScreen(DashboardScreen):
         self._axis = axes[place % len(axes)]
         self._look(replace(self._window, zoom=None, crosshair=None))
 
+    def action_next_phenotype(self) -> None:
+        """Show the confusion matrix of the next phenotype."""
+        names = [] if self._view is None else phenotypes_with_confusion(self._view)
+        if names:
+            place = names.index(self._phenotype) if self._phenotype in names else 0
+            self._phenotype = names[(place + 1) % len(names)]
+            self._show()
+
+    def action_order(self) -> None:
+        """Show all metrics in the next order."""
+        self._order = (self._order + 1) % len(ORDERS)
+        self.notify(f"metrics {ORDERS[self._order]}", timeout=2, markup=False)
+        self._show()
+
     def action_filter(self) -> None:
-        self.action_pane("metrics")
-        self.query_one("#metric-filter").focus()
+        """Type a filter of the pane, or of all metrics."""
+        if self.pane not in _FILTERED:
+            self.action_pane("metrics")
+        box = self.query_one("#filter", Input)
+        box.add_class("-shown")
+        box.focus()
 
     def on_input_changed(self) -> None:
         self._show()
 
     def on_input_submitted(self) -> None:
-        self.query_one("#metrics-pane").focus()
+        self.query_one(_FOCUS[self.pane]).focus()
+        self._show()
 
     def action_back(self) -> None:
         """Leave the filter, or the screen."""
-        if isinstance(self.focused, Input):
-            self.focused.value = ""
-            self.query_one("#metrics-pane").focus()
+        box = self.query_one("#filter", Input)
+        if box.has_focus or (box.value and self.pane in _FILTERED):
+            box.value = ""
+            self.query_one(_FOCUS[self.pane]).focus()
+            self._show()
         else:
             super().action_back()
 
@@ -363,14 +384,14 @@ class RunScreen(DashboardScreen):
     def on_tabbed_content_tab_activated(self) -> None:
         """Fill the active pane and give it the focus."""
         self._show()
-        if self._pane in _FOCUS:  # the event may come late
-            self.query_one(_FOCUS[self._pane]).focus()
+        # The event may come late; while a filter is typed for this pane, that keeps the focus.
+        if self.pane in _FOCUS and not (self.pane in _FILTERED and isinstance(self.focused, Input)):
+            self.query_one(_FOCUS[self.pane]).focus()
 
     def action_copy(self) -> None:
         if self._view is not None:
-            text = run_texts.plain_text(self._view, self._pane, now=self._now)
-            self.app.copy_to_clipboard(text)
-            self.notify(f"{len(text.splitlines())} lines copied", markup=False)
+            text = run_texts.plain_text(self._view, self.pane, now=self._now)
+            self.post_message(OfferCopy(f"{self.pane} of {self._view.row.name}", text))
 
 
 def _series(view: RunView, metrics: dict[str, str], axis: RunAxis) -> list[Series]:

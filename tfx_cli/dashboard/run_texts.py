@@ -21,7 +21,6 @@ from tfx_cli.formatting import (
     machine_text,
     metric_value,
     short_count,
-    shortened,
 )
 
 PHENOTYPE_COLUMNS = ("phenotype", "mask accuracy", "best", "majority", "test", "LR", "test F1")
@@ -37,8 +36,6 @@ _EVENT_STYLES = {
 _EVENT_KEYS = frozenset({"event", "t", "step", "nonfinite", "rows", "cells"})
 #: Baselines of a report of `tfx eval`, and their short names.
 _BASELINES = {"majority": "majority", "logistic_regression": "LR"}
-_SHADES = " ░▒▓█"
-_LONGEST = 22
 _COPIED_WIDTH = 100
 
 
@@ -141,46 +138,10 @@ def phenotype_rows(view: RunView) -> dict[str, list[Text]]:
     return rows
 
 
-def confusion_content(view: RunView, phenotype: str | None, *, width: int) -> Content:
-    """Draw the confusion matrix of the last evaluation: true values down, predictions across."""
-    if phenotype is None:
-        return Content("no evaluation of phenotypes yet")
-    scores = _report(view, phenotype, "model")
-    if scores is None or not scores.confusion or not scores.values:
-        return Content(f"e evaluates the run, and then the confusion matrix of {phenotype} is here")
-    matrix, values = scores.confusion, scores.values
-    predicted = [sum(column) for column in zip(*matrix, strict=True)]
-    used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
-    fits = max((width - _LONGEST - 10) // 5, 2)
-    note = ""
-    if len(used) > fits:
-        used = sorted(sorted(used, key=lambda place: -sum(matrix[place]))[:fits])
-        note = f" (the {fits} commonest of {len(values)} values)"
-    letters = [chr(ord("a") + n) if n < 26 else f"{n + 1}" for n in range(len(used))]
-    heads = "".join(f"{letter:>5}" for letter in letters)
-    lines = [
-        Content(f"{phenotype}: predictions in per cent of the true value's cells{note}"),
-        Content(""),
-        Content(f"{'true value':{_LONGEST + 3}} {'cells':>5}{heads}"),
-    ]
-    for letter, place in zip(letters, used, strict=True):
-        total = sum(matrix[place])
-        name = shortened(values[place], _LONGEST)
-        parts: list[str | tuple[str, str]] = [f"{letter:>2} {name:{_LONGEST}} {total:>5}"]
-        for column in used:
-            fraction = matrix[place][column] / total if total else 0.0
-            shade = _SHADES[min(int(fraction * len(_SHADES)), len(_SHADES) - 1)]
-            text = f" {shade}{round(100 * fraction):>3}" if fraction >= 0.005 else "    ·"
-            style = "bold $success" if column == place else "$error" if fraction >= 0.1 else ""
-            parts.append((text, style) if style else text)
-        lines.append(Content.assemble(*parts))
-    return Content("\n").join(lines)
-
-
-def events_content(events: Sequence[EventRecord], *, now: float) -> Content:
-    """Write the last events, newest first."""
+def events_content(events: Sequence[EventRecord], part: str = "") -> Content:
+    """Write the last events that hold a text, the newest last, with their times."""
     lines = []
-    for event in reversed(events[-200:]):
+    for event in events[-200:]:
         name, step = str(event.get("event", "")), number_in(event, "step")
         details = ", ".join(
             f"{key} {metric_value(key, value) if isinstance(value, float) else value}"
@@ -188,10 +149,19 @@ def events_content(events: Sequence[EventRecord], *, now: float) -> Content:
             if key not in _EVENT_KEYS and value is not None
         )
         where = "" if step is None else f"step {step:,.0f}"
-        text = f"{_ago_of(event, now=now):>12}  {name:10}"
-        style = _EVENT_STYLES.get(name, "")
-        lines.append(Content.assemble((text, style) if style else text, f" {where:14} {details}"))
-    return Content("\n").join(lines) if lines else Content("no events yet")
+        text, style = f"{date(number_in(event, 't')):19}  {name:10}", _EVENT_STYLES.get(name, "")
+        line = Content.assemble((text, style) if style else text, f" {where:12} {details}")
+        if part in line.plain.lower():
+            lines.append(line)
+    nothing = f"no event with '{part}'" if part else "no events yet"
+    return Content("\n").join(lines) if lines else Content(nothing)
+
+
+def log_content(log: Sequence[str], part: str = "") -> Content:
+    """Write the last lines of log.txt that hold a text."""
+    lines = [line for line in log if part in line.lower()][-300:]
+    nothing = f"no line with '{part}'" if part else "log.txt has no lines yet"
+    return Content("\n".join(lines) or nothing)
 
 
 def _ago_of(record: Mapping[str, Any], *, now: float) -> str:
@@ -220,8 +190,8 @@ def machine_content(view: RunView, *, now: float) -> Content:
     return Content("\n".join(lines))
 
 
-def setting_rows(settings: Sequence[Setting]) -> dict[str, list[Text]]:
-    """Return key -> a row of the preset, chosen values before defaults."""
+def setting_rows(settings: Sequence[Setting], part: str = "") -> dict[str, list[Text]]:
+    """Return key -> a row of the preset, chosen values before defaults, of the rows that hold a text."""
     ordered = sorted(settings, key=lambda one: one.provenance == "default")
     return {
         one.key: [
@@ -230,6 +200,7 @@ def setting_rows(settings: Sequence[Setting]) -> dict[str, list[Text]]:
             Text(one.provenance, style="dim" if one.provenance == "default" else ""),
         ]
         for one in ordered
+        if part in f"{one.key} {one.value} {one.provenance}".lower()
     }
 
 

@@ -16,7 +16,7 @@ from core.errors import TfxError
 from core.runlog.keeping import TRASH, delete_run, rename_run, tag_run
 from core.runlog.overview import RunRow
 from core.runlog.ownership import is_run_name
-from core.runlog.schema import AT_WORK, metric_info
+from core.runlog.schema import AT_WORK, MODEL_FOLDER, metric_info
 from tfx_cli.dashboard.base_screen import (
     DashboardScreen,
     OpenRun,
@@ -24,9 +24,11 @@ from tfx_cli.dashboard.base_screen import (
     current_key,
     fill_table,
 )
+from tfx_cli.dashboard.curve_view import CurveView
 from tfx_cli.dashboard.dialogs import ConfirmDialog, SelectionDialog, TextDialog
-from tfx_cli.dashboard.keymap import bindings_of
-from tfx_cli.dashboard.plots import CurveView, Series
+from tfx_cli.dashboard.kept_choices import keep_choices, read_choices
+from tfx_cli.dashboard.keymap import Key, bindings_of
+from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.processes import NO_FAILURE, Launch, RunProcesses
 from tfx_cli.dashboard.themes import series_colour, state_sign
 from tfx_cli.dashboard.workspace import WorkspaceView
@@ -42,6 +44,7 @@ from tfx_cli.run_columns import (
 
 #: The mark of a run, which no list of columns offers.
 _MARK = "mark"
+_OWN_COLUMNS = {column.name for column in RUN_COLUMNS}
 #: Columns of the terminal that a table takes beside its text: the mark and edges; between two columns.
 _EDGES, _GAP = 4, 2
 _LONGEST_SETTING = 24
@@ -85,8 +88,8 @@ class RunsScreen(DashboardScreen):
         self._metric = 0
         #: Names of the chosen columns; None: those that fit.
         self._chosen: list[str] | None = None
-        self._sort = "started"
-        self._is_reversed = False
+        self._sort, self._is_reversed = "started", False
+        self._take_kept(read_choices())
         self._opens_columns = False
 
     def make_body(self) -> ComposeResult:
@@ -100,9 +103,19 @@ class RunsScreen(DashboardScreen):
         self.query_one("#runs").focus()
         self._show()
 
-    def action_move(self, key: str) -> None:
-        """Do in the focused widget what another key does there."""
-        self.app.simulate_key(key)
+    def offers(self, key: Key) -> bool:
+        needs_run = key.id in ("runs.open", "runs.select", "runs.generate", "runs.filter")
+        if (
+            key.id == "runs.generate"
+            and not (Path(self.current_run() or "") / MODEL_FOLDER).is_dir()
+        ):
+            return False
+        return super().offers(key) and (bool(self.current_run()) or not needs_run)
+
+    def enter_label(self) -> str:
+        if isinstance(self.focused, Input):
+            return "Keep the filter"
+        return "Open" if self.current_run() else ""
 
     def current_run(self) -> str | None:
         return current_key(self.query_one("#runs", DataTable)) if self.is_laid_out else None
@@ -111,6 +124,7 @@ class RunsScreen(DashboardScreen):
         return list(self._selected) or super().open_runs()
 
     def on_data_table_row_highlighted(self) -> None:
+        self._update_footer()
         if not self._selected:
             self.post_message(ReadSoon())
 
@@ -181,6 +195,19 @@ class RunsScreen(DashboardScreen):
         return rows if column is None else sorted_runs(rows, column, reverse=self._is_reversed)
 
     # -- columns
+    def _take_kept(self, kept: Mapping[str, object]) -> None:
+        """Take the columns and the order of the last start."""
+        columns = kept.get("columns")
+        if isinstance(columns, list) and columns:
+            self._chosen = [str(name) for name in columns]
+            # Keys of presets are read of all runs.
+            self.needs_settings = any("." in name for name in set(self._chosen) - _OWN_COLUMNS)
+        self._sort = str(kept.get("sort", self._sort))
+        self._is_reversed = kept.get("reversed") is True
+
+    def _keep(self) -> None:
+        keep_choices(columns=self._chosen, sort=self._sort, reversed=self._is_reversed)
+
     def _all_columns(self) -> list[RunColumn]:
         """Return all columns: also the keys of the presets, as far as they differ."""
         settings = self._view.settings
@@ -233,6 +260,7 @@ class RunsScreen(DashboardScreen):
         def take(names: list[str] | None) -> None:
             if names is not None:
                 self._chosen = names or None
+                self._keep()
                 self._show()
 
         self.app.push_screen(SelectionDialog("columns; none: those that fit", options), take)
@@ -240,12 +268,14 @@ class RunsScreen(DashboardScreen):
     def _sort_by(self, name: str) -> None:
         self._is_reversed = name == self._sort and not self._is_reversed
         self._sort = name
+        self._keep()
         self._show()
 
     def action_sort(self) -> None:
         names = [column.name for column in self._columns(self._shown_rows())]
         place = names.index(self._sort) + 1 if self._sort in names else 0
         self._sort, self._is_reversed = names[place % len(names)], False
+        self._keep()
         self._show()
 
     def action_reverse(self) -> None:
@@ -292,7 +322,7 @@ class RunsScreen(DashboardScreen):
             self.notify("there is no run here", markup=False)
         return row
 
-    def _keep(self, change: Callable[[], object]) -> None:
+    def _change(self, change: Callable[[], object]) -> None:
         """Change a run on the disk; what is wrong is shown."""
         try:
             change()
@@ -313,7 +343,7 @@ class RunsScreen(DashboardScreen):
 
         def take(name: str | None) -> None:
             if name:
-                self._keep(lambda: rename_run(folder, name))
+                self._change(lambda: rename_run(folder, name))
 
         self.app.push_screen(TextDialog(f"new name of {row.name}", row.name, fault), take)
 
@@ -325,7 +355,7 @@ class RunsScreen(DashboardScreen):
         def take(text: str | None) -> None:
             if text is not None:
                 tags = [tag.strip() for tag in text.split(",") if tag.strip()]
-                self._keep(lambda: tag_run(Path(row.path), tags))
+                self._change(lambda: tag_run(Path(row.path), tags))
 
         title = f"tags of {row.name}, separated by commas"
         self.app.push_screen(TextDialog(title, ", ".join(row.tags), lambda _: ""), take)
@@ -337,7 +367,7 @@ class RunsScreen(DashboardScreen):
 
         def take(confirmed: bool | None) -> None:
             if confirmed:
-                self._keep(lambda: delete_run(Path(row.path)))
+                self._change(lambda: delete_run(Path(row.path)))
 
         question = f"Move {row.path} to {Path(row.path).parent / TRASH}? You can move it back."
         self.app.push_screen(ConfirmDialog(question, "Delete"), take)

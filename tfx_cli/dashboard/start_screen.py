@@ -19,7 +19,7 @@ from core.errors import TfxError
 from core.presets.catalogue import PresetSummary, list_own_presets, list_presets
 from core.wording import duration, size
 from tfx_cli.dashboard.base_screen import DashboardScreen, StartRun
-from tfx_cli.dashboard.keymap import bindings_of
+from tfx_cli.dashboard.keymap import Key, bindings_of
 from tfx_cli.dashboard.processes import RunProcesses, forecast, train_arguments
 from tfx_cli.formatting import FORECAST_VERDICTS, count_of
 
@@ -155,6 +155,16 @@ class StartScreen(DashboardScreen):
         self._fill()
         self.query_one("#presets", OptionList).focus()
 
+    def offers(self, key: Key) -> bool:
+        is_valid = self._check is not None and self._check.is_valid
+        return super().offers(key) and (key.screen != self.NAME or is_valid)
+
+    def enter_label(self) -> str:
+        if not isinstance(self.focused, OptionList):
+            return "Start" if isinstance(self.focused, Input | Button) else ""
+        is_folder = self._preset == _PUBLISHED
+        return ("Close" if self._shows_published else "Open") if is_folder else "Choose"
+
     # -- presets
     def _fill(self) -> None:
         """List the user's own files, the presets of tfx, and the folder of published ones."""
@@ -243,8 +253,8 @@ class StartScreen(DashboardScreen):
 
     def _start_forecast(self, delay: float) -> None:
         """Forecast the checked preset in a process of its own, once it has not changed for a while."""
-        assert self._check is not None
         check = self._check
+        assert check is not None
         self.is_busy = True
         self._estimate = Content.styled("estimating time and memory; F6 cancels", "$secondary")
         self.set_timer(delay, lambda: self._forecast_unless_changed(check))
@@ -276,7 +286,7 @@ class StartScreen(DashboardScreen):
             self._estimate = Content.styled("no estimate; F6 makes one", "$secondary")
             self._show()
         elif self._check is not None and self._check.is_valid:
-            self._start_forecast(0.0)
+            self._start_forecast(0.01)
 
     def _show(self) -> None:
         check = self._check
@@ -297,6 +307,7 @@ class StartScreen(DashboardScreen):
         else:
             lines = [Content.styled(line, "$error") for line in ("✖ not valid", *check.lines)]
             self.write("check", Content("\n").join(lines))
+        self._update_footer()
 
     # -- start
     def on_input_submitted(self) -> None:
