@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from core.cells.store import Store
+    from core.evaluation.report.records import EvaluationReport
 
 Model = CellModel | str | Path
 
@@ -93,8 +94,10 @@ def evaluate(
     max_cells: int | None = None,
     unsure_at: float | None = None,
     on_progress: Listener = ignore_progress,
-) -> Any:  # noqa: ANN401 - the report of `evaluate_held_out`
+) -> "EvaluationReport":
     """Score the model of a run on held-out cells beside baselines, as `tfx eval`; return the report.
+
+    ``report.phenotypes["cell_type"]["model"].accuracy`` is a score; docs/evaluation.md explains all of them.
 
     Raises
     ------
@@ -107,7 +110,7 @@ def evaluate(
     config = folder / CONFIG_FILE
     preset = ResolvedPreset.from_toml(file_text(config), where=str(config)).preset
     trained_where = CellFilter.parse(preset.data.where, where="data.where")
-    return evaluate_held_out(
+    report, _ = evaluate_held_out(
         model,
         store,
         split,
@@ -119,6 +122,7 @@ def evaluate(
         unsure_at=unsure_at,
         on_progress=on_progress,
     )
+    return report
 
 
 def predict(

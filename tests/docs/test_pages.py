@@ -1,5 +1,6 @@
 """Documentation that cannot rot: links resolve, commands parse, marked blocks run."""
 
+import json
 import re
 import shlex
 import shutil
@@ -103,7 +104,7 @@ def test_every_page_is_in_the_navigation_of_the_site():
     text = read("mkdocs.yml")
     listed = set(re.findall(r"[\w./-]+\.md", text.partition("\nnav:")[2]))
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    assert listed == pages
+    assert listed == pages | {f"notebooks/{page.stem}.md" for page in NOTEBOOKS}
 
 
 def test_toml_blocks_are_toml():
@@ -125,6 +126,7 @@ QUICK = {
 
 #: Files that pages take as the reader's own.
 OWN = ("mine", "new", "study_a", "study_b")
+NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 COOKBOOK = sorted(name for name in NAMES if name.startswith("docs/cookbook/"))
 
 
@@ -200,3 +202,16 @@ def test_readme_and_the_python_page_run_on_the_base_preset(own, capsys):
 def test_a_page_of_the_cookbook_runs_and_fits_on_a_screen(name, own, capsys):
     assert run_blocks(name, capsys)
     assert len(read(name).splitlines()) <= 42
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
+def test_a_notebook_runs_and_shows_what_it_printed(page, own, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = {}
+    for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code" and "not-in-tests" not in cell["metadata"].get("tags", ()):
+            exec(compile("".join(cell["source"]), page.name, "exec"), names)
+        if cell["cell_type"] == "code":
+            kinds = {output["output_type"] for output in cell["outputs"]}
+            assert kinds <= {"stream", "execute_result", "display_data"}
+    assert names["model"].config.n_genes == 64
