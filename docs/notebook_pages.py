@@ -15,7 +15,9 @@ def on_files(files: Files, *, config: Any) -> Files:  # noqa: ANN401 - the confi
             notebook = json.loads(Path(file.abs_src_path or "").read_text(encoding="utf-8"))
             page = file.src_uri.replace(".ipynb", ".md")
             name = Path(file.src_uri).name
-            text = as_markdown(notebook) + f"\n\n<a download href='{name}'>Download the notebook</a>\n"
+            text = (
+                as_markdown(notebook) + f"\n\n<a download href='{name}'>Download the notebook</a>\n"
+            )
             files.append(File.generated(config, page, content=text))
     return files
 

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 from typer.exceptions import TyperException
 
+import transformerics as tfx
 from core.cells.atlas.simulation import simulate_cells
 from tests.docs.pages import (
     PAGES,
@@ -22,6 +23,7 @@ from tests.docs.pages import (
     links,
     mentioned_commands,
 )
+from tests.tiny_atlas import TINY_ATLAS
 from tfx_cli.app import app, run
 from tfx_cli.command_line import as_written
 
@@ -118,12 +120,10 @@ def test_toml_blocks_are_toml():
 
 #: The pages' own commands, on fewer cells and genes and for fewer steps: the environment wins over presets.
 QUICK = {
-    "TFX_TRAIN__MAX_STEPS": "6", "TFX_TRAIN__LOG_LINEAR_STEPS": "2", "TFX_TRAIN__EVAL_STEPS": "3",
-    "TFX_TRAIN__SAVE_STEPS": "3", "TFX_TRAIN__DEVICE": "cpu", "TFX_GENERATE__STEPS": "2",
-    "TFX_DATA__GENES": "64",
+    "train.max_steps": 6, "train.log_linear_steps": 2, "train.eval_steps": 3, "train.save_steps": 3,
+    "train.device": "cpu", "generate.steps": 2, "data.genes": 64,
 }  # fmt: skip
-
-
+ENVIRONMENT = {f"TFX_{key.replace('.', '__').upper()}": str(value) for key, value in QUICK.items()}
 #: Files that pages take as the reader's own.
 OWN = ("mine", "new", "study_a", "study_b")
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
@@ -133,9 +133,8 @@ COOKBOOK = sorted(name for name in NAMES if name.startswith("docs/cookbook/"))
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name, value in QUICK.items():
+    for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    return monkeypatch
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +143,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, value in QUICK.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setenv("TFX_DATA__FILES", "builtin:atlas?cells=600&seed=0")
+        patch.setenv("TFX_DATA__FILES", TINY_ATLAS)
         assert run(["-q", "train", "base"]) == 0
     for seed, name in enumerate(OWN, start=1):
         cells = simulate_cells(300, seed=seed, n_donors=8)
@@ -207,6 +206,13 @@ def test_a_page_of_the_cookbook_runs_and_fits_on_a_screen(name, own, capsys):
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
 def test_a_notebook_runs_and_shows_what_it_printed(page, own, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
+    small = QUICK | {"data.files": TINY_ATLAS}
+    train = tfx.train
+    monkeypatch.setattr(
+        tfx,
+        "train",
+        lambda preset, run, settings=None: train(preset, run, small | (settings or {})),
+    )
     names = {}
     for cell in json.loads(page.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code" and "not-in-tests" not in cell["metadata"].get("tags", ()):
