@@ -1,4 +1,4 @@
-"""Write the reference pages that follow from the code: ``.venv/bin/python docs/generate_reference.py``.
+"""Write the reference pages that follow from the code: ``.venv/bin/python .ci/generate_reference.py``.
 
 Commands come from the Typer application, preset keys from the schema, exit codes and JSON results from the source of the
 commands, the Python API from docstrings. tests/docs/test_reference.py compares the pages with the code.
@@ -19,9 +19,9 @@ from core.presets.fields import schema_as_markdown
 from tfx_cli.app import COMMANDS, app
 from tfx_cli.command_line import as_written
 
-DOCS = Path(__file__).parent
-ROOT = DOCS.parent
-_MADE = "<!-- Made from the code by docs/generate_reference.py: change the code, then run it. -->"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+_MADE = "<!-- Made from the code by .ci/generate_reference.py: change the code, then run it. -->"
 
 #: What an exit code means, and what to do.
 _EXIT_CODES = {
