@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.cells.file_patterns import is_path, names_cells
 from core.errors import ConfigurationError, DataError, TfxError
 from core.files import file_names, file_text
-from core.presets.schema import STANDARD_PHENOTYPES, Preset
+from core.presets.phenotype_names import STANDARD_PHENOTYPES
+from core.presets.schema import Preset
 from core.wording import cause
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import narrate

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from core.cells.phenotypes import PhenotypeColumn, count_codes, join_labels, read_labels
 from core.cells.vocabularies import code_phenotype
 from core.errors import DataError
-from core.presets.schema import STANDARD_PHENOTYPES
+from core.presets.phenotype_names import STANDARD_PHENOTYPES
 
 _NOT_LETTERS = re.compile(r"[\W_]+")
 #: Other names of the standard columns, the likeliest first.

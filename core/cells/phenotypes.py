@@ -28,7 +28,8 @@ from core.cells.spelling import (
     tidy,
 )
 from core.errors import DataError
-from core.presets.schema import LONGEST_NAME, STANDARD_PHENOTYPES, DataSettings
+from core.presets.phenotype_names import LONGEST_NAME, STANDARD_PHENOTYPES
+from core.presets.schema import DataSettings
 from core.wording import listed
 
 #: What to do where obs has no columns.

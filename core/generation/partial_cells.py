@@ -1,33 +1,28 @@
 """Cells while they are drawn: what is known of each, and the model's logits for the rest.
 
 All genes start hidden; `PartialCells` gives logits for some, and the caller reveals what it draws from
-them. The encoder reads the cells in their layout: ranked, all genes of the panel, hidden ones as masked
-tokens; expressed, the genes known to be expressed and the queried genes as masked tokens, while genes that are
-not expressed are never shown, as in training. The log-linear part's sums follow every gene (`core.generation.log_linear_state`), and where a cell is to express a given number
-of genes, all log-odds of expression are shifted by the amount that brings the expected number there:
-sampling given the sum, in its exponential form.
+them. The encoder reads the cells in their layout (`core.generation.encoder_input`). The log-linear part's sums
+follow every gene (`core.generation.log_linear_state`). Where a cell is to express a given number of genes, all
+log-odds of expression are shifted (`core.generation.expression_shift`).
 
 Shapes: B cells, G genes of the panel, n queried genes per cell, O outputs per gene.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.encoding.cell_batch import pack
-from core.encoding.masking import Show
 from core.encoding.tokens import MASK
 from core.encoding.values import CountLattice
 from core.generation.cell_sizes import mean_genes_per_cell
+from core.generation.encoder_input import ExpressedInput, RankedInput
+from core.generation.expression_shift import expression_log_odds, shift_expression, solve_shift
 from core.generation.log_linear_state import LogLinearState, mask_rate
 from core.generation.plan import CellPlan
-from core.model.batch_tensors import BatchTensors
-from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.library_size import close_bins
 from core.model.losses import sample_genes
@@ -39,159 +34,8 @@ _SHIFTS_PER_CELL = 8
 #: log-linear part follows every gene and holds the number by itself: a shift to the end takes spread and
 #: correlations away (benchmarks/log_linear_constants.md).
 _LAST_FRACTION, _LAST_FRACTION_WITH_LOG_LINEAR = 1 / 16, 1 / 4
-#: The largest shift: beyond it genes would be expressed that the cell's kind does not have.
-_LARGEST_SHIFT = 2.0
-_HALVINGS = 14
 #: Cells of the whole training set that are added to each class.
 _PSEUDO_CELLS = 5.0
-#: Genes that may be queried at once, however few hidden ones are expected to be expressed.
-_FEWEST_QUERIED = 8
-
-
-class RankedInput:
-    """Cells as sequences of the whole panel, any number of whose genes can be queried at once."""
-
-    def __init__(
-        self,
-        model: CellModel,
-        codes: NDArray[np.int32],
-        device: torch.device,
-        library_size: Tensor | None,
-    ) -> None:
-        nothing = np.zeros((len(codes), model.config.n_genes), dtype=np.float32)
-        is_masked = np.ones(nothing.shape, dtype=bool)
-        arrays = model.batches.ranked(nothing, codes, _states(codes), is_masked)
-        batch = BatchTensors.from_arrays(arrays, device)
-        self._batch = replace(batch, library_size=library_size, possible=None)
-        self._width = len(self._batch.token_id) // len(codes)
-        self._first = model.config.tokens.header_length
-        self._slots = slice(1, model.config.tokens.n_phenotypes + 1)
-
-    def most_queried(self, n_hidden: int) -> int:
-        """Return how many genes can be queried at once: all."""
-        return n_hidden
-
-    def query(
-        self,
-        genes: Tensor,
-        value: Tensor,
-        continuous: Tensor,
-        mask_rate: Tensor,
-        *,
-        with_phenotypes: bool,
-    ) -> BatchTensors:
-        """Return a batch whose output positions are the hidden ``genes`` (B, n) of every cell.
-
-        ``value`` (B, G) are the tokens of the genes' values, MASK where hidden, ``continuous`` (B, G) the
-        values of a continuous model; ``mask_rate`` is (B,). All phenotypes are masked without
-        ``with_phenotypes``.
-        """
-        n_cells, n_genes = value.shape
-        panel = slice(self._first, self._first + n_genes)
-        values = self._batch.value.view(n_cells, self._width).clone()
-        values[:, panel] = value
-        numbers = self._batch.continuous.new_zeros(values.shape)
-        numbers[:, panel] = continuous
-        if not with_phenotypes:
-            values[:, self._slots] = MASK
-        cell = torch.arange(n_cells, device=genes.device).unsqueeze(1)
-        position = (cell * self._width + self._first + genes).reshape(-1)
-        output_bounds = np.arange(n_cells + 1, dtype=np.int32) * genes.shape[1]
-        return replace(
-            self._batch,
-            value=values.reshape(-1),
-            continuous=numbers.reshape(-1),
-            gene=genes.reshape(-1),
-            gene_cell=cell.expand_as(genes).reshape(-1),
-            gene_position=position,
-            mask_rate=mask_rate,
-            # Masked phenotypes are no output positions here.
-            output_position=position,
-            output_of_gene=torch.arange(len(position), device=position.device),
-            output_bounds=output_bounds,
-            cu_outputs=torch.from_numpy(output_bounds).to(position.device),
-        )
-
-
-class ExpressedInput:
-    """Cells as sequences of the expressed genes.
-
-    ``order`` (B, G) is that in which the genes of each cell become known: where more are expressed than a
-    sequence holds, the first of them are shown. ``expressed_fraction`` of the panel is expected to be
-    expressed.
-    """
-
-    def __init__(
-        self,
-        model: CellModel,
-        codes: NDArray[np.int32],
-        order: Tensor,
-        expressed_fraction: float,
-        library_size: Tensor | None = None,
-    ) -> None:
-        self._config, self._codes, self._library_size = model.config, codes, library_size
-        self._expressed_fraction = expressed_fraction
-        self._order = order.cpu().numpy()
-        self._room = self._config.longest_sequence - self._config.tokens.header_length - 1
-
-    def most_queried(self, n_hidden: int) -> int:
-        """Return how many genes can be queried at once: the number that training would have masked.
-
-        In training the masked tokens of a cell are as many as its hidden expressed genes.
-        """
-        expected = max(round(n_hidden * self._expressed_fraction), _FEWEST_QUERIED)
-        return max(min(expected, self._room // 2), 1)
-
-    def query(
-        self,
-        genes: Tensor,
-        value: Tensor,
-        continuous: Tensor,
-        mask_rate: Tensor,
-        *,
-        with_phenotypes: bool,
-    ) -> BatchTensors:
-        """Return a batch as `RankedInput.query` does."""
-        tokens = self._config.tokens
-        is_continuous = self._config.kind == "continuous"
-        queried, values, numbers = (one.cpu().numpy() for one in (genes, value, continuous))
-        is_expressed = numbers > 0 if is_continuous else values > tokens.first_bin
-        n_cells, n_queried = queried.shape
-        token_ids, shown, shown_numbers = [], [], []
-        none = np.zeros(n_queried, np.float32)
-        masked = np.full(n_queried, MASK)
-        for cell, order in enumerate(self._order):
-            expressed = order[is_expressed[cell, order]][: max(self._room - n_queried, 0)]
-            every = np.concatenate([expressed, queried[cell]])
-            token_ids.append((every + tokens.first_gene).astype(tokens.token_id_type))
-            shown_values = np.concatenate([values[cell, expressed], masked])
-            shown.append(shown_values.astype(tokens.value_type))
-            shown_numbers.append(np.concatenate([numbers[cell, expressed], none]))
-        lengths = np.array([len(one) for one in token_ids])
-        ends = np.cumsum(lengths)
-        states = _states(self._codes)
-        if not with_phenotypes:
-            states = np.full_like(states, Show.MASKED)
-        packed = pack(
-            tokens,
-            self._codes,
-            states,
-            lengths=lengths,
-            token_id=token_ids,
-            value=shown,
-            continuous=shown_numbers if is_continuous else None,
-            masked_at=(ends[:, None] - n_queried + np.arange(n_queried)).ravel(),
-            n_masked=np.full(n_cells, n_queried),
-            gene=queried.ravel().astype(np.int32),
-            target=np.zeros(queried.size, np.float32 if is_continuous else tokens.value_type),
-            mask_rate=mask_rate.cpu().numpy().astype(np.float32),
-        )
-        batch = BatchTensors.from_arrays(packed, genes.device)
-        return replace(batch, library_size=self._library_size)
-
-
-def _states(codes: NDArray[np.int32]) -> NDArray[np.int8]:
-    return np.where(codes < 0, Show.NOT_SPECIFIED, Show.VALUE).astype(np.int8)
 
 
 class PartialCells:
@@ -482,41 +326,6 @@ def shown_phenotypes(
     else:
         states = log_linear.draw_states(shown, uniform, n_expressed)
     return torch.cat([shown, states], dim=1)
-
-
-def expression_log_odds(logits: Tensor, config: TfxConfig) -> Tensor:
-    """Return (...,) log-odds of expression from (..., O) logits."""
-    if config.kind == "continuous" or logits.shape[-1] == 1:
-        return logits[..., 0]
-    return torch.logsumexp(logits[..., 1 : config.n_bins], dim=-1) - logits[..., 0]
-
-
-def shift_expression(logits: Tensor, shift: Tensor, config: TfxConfig) -> Tensor:
-    """Add (B,) shifts to the log-odds of expression of (B, n, O) logits."""
-    shift = shift.to(logits.dtype)[:, None]
-    shifted = logits.clone()
-    if config.kind == "continuous" or logits.shape[-1] == 1:
-        shifted[..., 0] += shift
-    else:
-        shifted[..., 0] -= shift
-    return shifted
-
-
-def solve_shift(log_odds: Tensor, is_hidden: Tensor, missing: Tensor, temperature: float) -> Tensor:
-    """Find the shift at which the hidden genes are expected to add the missing number.
-
-    ``log_odds`` and ``is_hidden`` are (B, G), ``missing`` (B,) genes still to be expressed. Returns (B,), at
-    most `_LARGEST_SHIFT` either way.
-    """
-    low = torch.full_like(missing, -_LARGEST_SHIFT, dtype=log_odds.dtype)
-    high = -low
-    for _ in range(_HALVINGS):
-        middle = 0.5 * (low + high)
-        expected = torch.sigmoid((log_odds + middle[:, None]) / temperature) * is_hidden
-        is_short = expected.sum(dim=1) < missing
-        low = torch.where(is_short, middle, low)
-        high = torch.where(is_short, high, middle)
-    return 0.5 * (low + high)
 
 
 def draw_from_class_marginals(

@@ -30,7 +30,7 @@ from core.cells.spelling import is_missing, match_ages, match_labels, nearest, s
 from core.cells.value_scale import recover_library_sizes
 from core.errors import ConfigurationError, DataError
 from core.model.folder import CellModel
-from core.presets.schema import STANDARD_PHENOTYPES
+from core.presets.phenotype_names import STANDARD_PHENOTYPES
 from core.wording import listed
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from transformers import PretrainedConfig
 
 from core.encoding.tokens import TokenSpace
 from core.errors import ConfigurationError
-from core.presets.schema import LONGEST_NAME, ModelSettings
+from core.presets.phenotype_names import LONGEST_NAME
+from core.presets.schema import ModelSettings
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_NAME)]
 #: Largest integer of a configuration: more would only exhaust the memory.

@@ -18,13 +18,8 @@ from core.errors import ConfigurationError
 from core.files import file_names
 from core.presets.catalogue import find_preset
 from core.presets.fields import EXTENDS, InvalidKey, all_fields, invalid_keys, section_at
-from core.presets.schema import (
-    ALTERNATIVES,
-    STANDARD_PHENOTYPES,
-    Preset,
-    phenotype_of,
-    unfit_phenotype,
-)
+from core.presets.phenotype_names import STANDARD_PHENOTYPES, phenotype_of, unfit_phenotype
+from core.presets.schema import ALTERNATIVES, Preset
 from core.presets.sources import (
     MOST_PROBLEMS,
     Leaf,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from core.errors import ConfigurationError
 from core.files import file_json
-from core.presets.schema import STANDARD_PHENOTYPES, phenotype_of
+from core.presets.phenotype_names import STANDARD_PHENOTYPES, phenotype_of
 from core.presets.toml_text import write_key, write_value
 from core.published.commands import OPTIONS, PublishedRun
 from core.wording import visible

@@ -27,7 +27,8 @@ from core.encoding.tokens import CLS, END, MASK, NONE, START
 from core.errors import ConfigurationError, DataError
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
-from core.presets.schema import STANDARD_PHENOTYPES, ModelSettings, Preset
+from core.presets.phenotype_names import STANDARD_PHENOTYPES
+from core.presets.schema import ModelSettings, Preset
 from core.published.foreign_model import (
     POSITION_TABLE,
     TYPE_TABLE,

@@ -18,8 +18,8 @@ from core.generation.cell_generator import (
     sample_cells,
 )
 from core.generation.cell_sizes import CellSizes, log_values, sample_counts
+from core.generation.expression_shift import solve_shift
 from core.generation.generated_file import read_first_cells, write_generated
-from core.generation.partial_cells import solve_shift
 from core.generation.plan import CellPlan, plan_for
 from core.generation.request import GenerationRequest
 from core.model.folder import CellModel

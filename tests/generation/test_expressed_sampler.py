@@ -7,7 +7,7 @@ import torch
 from core.encoding.tokens import MASK
 from core.errors import ConfigurationError
 from core.generation.cell_generator import check_can_generate, sample_cells
-from core.generation.partial_cells import ExpressedInput
+from core.generation.encoder_input import ExpressedInput
 from core.generation.plan import CellPlan, plan_for
 from core.presets.schema import GenerateSettings
 from tests.model.examples import N_GENES, make_cell_model

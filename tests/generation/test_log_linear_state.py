@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from core.encoding.masking import Show
 from core.encoding.tokens import MASK
+from core.generation.encoder_input import ExpressedInput
 from core.generation.log_linear_state import LogLinearState, mask_rate
-from core.generation.partial_cells import ExpressedInput, shown_phenotypes
+from core.generation.partial_cells import shown_phenotypes
 from core.model.batch_tensors import BatchTensors
 from tests.model.examples import N_GENES, make_cell_model
 

@@ -14,11 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from core.cells.keeping import PREPARATION_LOCK, PREPARING
 from core.cells.manifest import MANIFEST_NAME
 from core.errors import ConfigurationError, MachineError
 from core.folders import locked_folder
+from core.presets.schema import DataSettings
 from core.progress import Listener, ProgressEvent
 
 
@@ -52,6 +57,16 @@ class PreparationFolder:
             if old.exists():
                 old.rename(destination)
             raise
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What every stage needs."""
+
+    data: DataSettings
+    key: str
+    folder: PreparationFolder
+    on_progress: Listener
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
@@ -112,3 +127,8 @@ def open_preparation(
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def write_array(folder: Path, name: str, array: NDArray[Any]) -> None:
+    """Write an array as a file of a folder, which is `Store`'s or beside it."""
+    np.save(folder / f"{name}.npy", array, allow_pickle=False)

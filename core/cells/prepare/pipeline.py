@@ -5,7 +5,7 @@ number of cells, in bounded memory:
 
 1. `parts` reads ranges of rows and writes each as a part, its cells in random order;
 2. `buckets` takes one range of the random order from all parts and writes it into the store;
-3. `hvg_ranking` ranks the genes over the training cells, and the files get their checksums.
+3. `ranking` ranks the genes over the training cells, and the files get their checksums.
 
 Every stage is a list of tasks for a `TaskRunner`. Finished tasks are not repeated, unless their bytes have
 changed: after a kill at any moment the same call continues, and the store is the same, byte for byte.
@@ -17,29 +17,20 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.cell_copies import CellCopies, are_secondary, find_copies, without_copies
-from core.cells.cell_labels import CellLabels, read_cell_labels
+from core.cells.cell_copies import are_secondary, without_copies
+from core.cells.cell_labels import read_cell_labels
 from core.cells.checks.check import check_data
-from core.cells.checks.copy_rows import check_copies
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
 from core.cells.gene_join import GeneJoin, join_genes
-from core.cells.hvg_ranking import (
-    ClipLimits,
-    GeneMoments,
-    GeneRanking,
-    MomentsPass,
-    rank_in_passes,
-    resolve_method,
-)
+from core.cells.hvg_ranking import GeneMoments, resolve_method
 from core.cells.integrity import BLOCK_VALUES, BLOCKED, BLOCKS_NAME, block_checksums
 from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME
 from core.cells.matrix_state import MatrixState
@@ -53,7 +44,14 @@ from core.cells.prepare.buckets import (
     sums_of_training_cells,
     write_bucket,
 )
-from core.cells.prepare.folder import PreparationFolder, check_destination, open_preparation
+from core.cells.prepare.copies import find_copies_of_parts, report_copies, write_kept
+from core.cells.prepare.folder import (
+    Preparation,
+    PreparationFolder,
+    check_destination,
+    open_preparation,
+    write_array,
+)
 from core.cells.prepare.parts import (
     BUCKETS,
     ShardTask,
@@ -62,6 +60,7 @@ from core.cells.prepare.parts import (
     read_array,
     write_shard,
 )
+from core.cells.prepare.ranking import rank_store
 from core.cells.prepare.report import (
     describe_store,
     joint_truth,
@@ -76,7 +75,7 @@ from core.cells.prepare.runners import (
     open_runner,
 )
 from core.cells.sources import BY_COLUMNS_VALUES
-from core.cells.store import SPLITS, TRUTH_NAME, Store, gene_index_type
+from core.cells.store import TRUTH_NAME, Store, gene_index_type
 from core.errors import DataError, MachineError
 from core.files import sha256_of
 from core.presets.schema import DataSettings
@@ -97,8 +96,6 @@ _ALONE_VALUES = 2**26
 _CHUNK = 2**18
 _DENSE_CHUNK = 2**24
 _PIECES_CHUNK = 2**21
-#: Values of the chunks in which training cells are summed.
-_SUMMED_CHUNK = 2**22
 #: Blocks of values whose checksums are one task.
 _SUMMED_BLOCKS = 1_024
 #: Types of the store's labels; before, they are as small as their values allow.
@@ -138,7 +135,7 @@ def prepare_store(
             return existing
         check_destination(destination, overwrite=overwrite)
         try:
-            report = _prepare(_Preparation(data, key, folder, on_progress), workers, dask)
+            report = _prepare(Preparation(data, key, folder, on_progress), workers, dask)
         except KeyboardInterrupt:
             if folder.keep:
                 logger.warning(
@@ -173,17 +170,7 @@ def store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) ->
     return Path(data.store) if data.store else root / f"{name}-{store_key(data)[:10]}"
 
 
-@dataclass(frozen=True)
-class _Preparation:
-    """What every stage needs."""
-
-    data: DataSettings
-    key: str
-    folder: PreparationFolder
-    on_progress: Listener
-
-
-def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
+def _prepare(job: Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
     """Fill the folder's store; return its report."""
     data, store = job.data, job.folder.store
     inputs, warnings = _check_first(job)
@@ -214,8 +201,8 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             np.concatenate([read_array(task.path, "totals") for task in tasks])
             for tasks in tasks_of_inputs
         ]
-        copies = _find_copies(inputs, tasks_of_inputs, secondary)
-        copy_notices = _report_copies(job, inputs, copies, labels)
+        copies = find_copies_of_parts(inputs, tasks_of_inputs, secondary)
+        copy_notices = report_copies(job, inputs, copies, labels)
         kept = None
         if data.drop_duplicates and len(copies.copies):
             tables = without_copies(tables, copies)
@@ -226,10 +213,10 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
         del totals
         value_notices = [f"{one.name}: {note}" for one in inputs for note in one.choice.notes]
         job.folder.labels.mkdir(exist_ok=True)
-        _write_array(job.folder.labels, "phenotypes", labels.phenotype_codes)
-        _write_array(job.folder.labels, "splits", labels.split.codes)
+        write_array(job.folder.labels, "phenotypes", labels.phenotype_codes)
+        write_array(job.folder.labels, "splits", labels.split.codes)
         if labels.donors is not None:
-            _write_array(job.folder.labels, "donors", labels.donors)
+            write_array(job.folder.labels, "donors", labels.donors)
         records = [
             PartRecord(str(task.path), number, one.first_cell)
             for number, (one, tasks) in enumerate(zip(inputs, tasks_of_inputs, strict=True))
@@ -241,11 +228,11 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
             text = json.dumps(truth, indent=1, ensure_ascii=False) + "\n"
             (store / TRUTH_NAME).write_text(text, encoding="utf-8")
         # The ranking reads the store that it belongs to, with its genes still in the files' order.
-        _write_array(store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
+        write_array(store, "gene_order", np.arange(len(join.panel), dtype=np.int32))
         manifest = make_manifest(data, job.key, inputs, join, labels, value_kind, n_values, report)
         manifest.write(store)
-        ranking = _rank_genes(job, runner, sums)
-        _write_array(store, "gene_order", ranking.order)
+        ranking = rank_store(job, runner, sums)
+        write_array(store, "gene_order", ranking.order)
         checksums = _checksums(job, runner)
     report |= {
         "gene_ranking": ranking.method,
@@ -259,7 +246,7 @@ def _prepare(job: _Preparation, workers: int | None, dask: str | None) -> dict[s
     return report
 
 
-def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
+def _check_first(job: Preparation) -> tuple[list[StoreInput], list[str]]:
     """Check tables and first cells; return the files, and warnings for the user."""
     report = check_data(job.data, scope="tables", on_progress=job.on_progress)
     # Space on the disk is checked below, where pieces of an earlier attempt count for it.
@@ -275,7 +262,7 @@ def _check_first(job: _Preparation) -> tuple[list[StoreInput], list[str]]:
 
 
 def _plan_parts(
-    job: _Preparation, inputs: Sequence[StoreInput], join: GeneJoin
+    job: Preparation, inputs: Sequence[StoreInput], join: GeneJoin
 ) -> list[list[ShardTask]]:
     """Cut each source into ranges of rows."""
     part_values = _piece_values(sum(one.stored.n_values for one in inputs))
@@ -283,7 +270,7 @@ def _plan_parts(
     for one, columns in zip(inputs, join.columns, strict=True):
         digest = hashlib.sha256(columns.tobytes()).hexdigest()[:24]
         path = job.folder.parts / f"{digest}.npy"
-        _write_array(job.folder.parts, digest, columns)  # anew: an older one may be damaged
+        write_array(job.folder.parts, digest, columns)  # anew: an older one may be damaged
         n_values = max(one.stored.n_values, 1)
         # To read some rows of a matrix stored by columns is to read it all: few large ranges.
         values = max(part_values, BY_COLUMNS_VALUES) if one.stored.by_columns else part_values
@@ -332,7 +319,7 @@ def _try_shard(task: ShardTask) -> DataError | None:
     return None
 
 
-def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:
+def _write_parts(job: Preparation, runner: TaskRunner, tasks: Sequence[ShardTask]) -> None:
     """Run the first stage; one error at its end names all files that cannot be read."""
     wanted = {task.path for task in tasks}
     for path in job.folder.parts.glob("*.part"):
@@ -368,47 +355,8 @@ def _write_parts(job: _Preparation, runner: TaskRunner, tasks: Sequence[ShardTas
     raise DataError("; ".join(map(str, failed.values())) + kept)
 
 
-def _find_copies(
-    inputs: Sequence[StoreInput],
-    tasks_of_inputs: Sequence[Sequence[ShardTask]],
-    secondary: NDArray[np.bool_] | None,
-) -> CellCopies:
-    """Find copies among all cells, by the hashes in the parts."""
-    n_cells = sum(one.n_cells for one in inputs)
-    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
-    for one, tasks in zip(inputs, tasks_of_inputs, strict=True):
-        for task in tasks:
-            cells = one.first_cell + read_array(task.path, "rows")
-            hashes[cells] = read_array(task.path, "hashes")
-            evidence[cells] = read_array(task.path, "evidence")
-    return find_copies(hashes, evidence, n_cells=n_cells, secondary=secondary)
-
-
-def _report_copies(
-    job: _Preparation, inputs: Sequence[StoreInput], copies: CellCopies, labels: CellLabels
-) -> list[str]:
-    """Return notices of copies; DataError if they cross the split."""
-    names, n_cells = [one.name for one in inputs], [one.n_cells for one in inputs]
-    drops = job.data.drop_duplicates
-    (row,) = check_copies(names, n_cells, copies, labels.split.codes, drops=drops)
-    if row.level == "fail":
-        job.folder.keep = False  # with another preset the store has another folder
-        raise DataError(row.sentence)
-    return [row.sentence] if len(copies.copies) else []
-
-
-def _write_kept(folder: PreparationFolder, kept: NDArray[np.bool_] | None) -> str:
-    """Write the place of each cell among the kept ones, -1 for a copy; return the file's path."""
-    if kept is None:
-        return ""
-    places = np.where(kept, np.cumsum(kept) - 1, -1)
-    name = f"kept-{hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()[:16]}"
-    _write_array(folder.of_store, name, places)
-    return str(folder.of_store / f"{name}.npy")
-
-
 def _write_store(
-    job: _Preparation,
+    job: Preparation,
     runner: TaskRunner,
     records: Sequence[PartRecord],
     n_genes: int,
@@ -441,7 +389,7 @@ def _write_store(
         n_buckets=n_buckets,
         sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
-        kept=_write_kept(job.folder, kept),
+        kept=write_kept(job.folder, kept),
     )
     plan_text = json.dumps(asdict(plan))
     digest = hashlib.sha256(plan_text.encode()).hexdigest()[:16]
@@ -467,8 +415,8 @@ def _write_store(
         job.on_progress(ProgressEvent("writing cells", done, n_cells))
     written = [bucket.note for bucket in buckets]
     large_at, large_values = large_counts(written)
-    _write_array(job.folder.store, "large_at", large_at)
-    _write_array(job.folder.store, "large_values", large_values)
+    write_array(job.folder.store, "large_at", large_at)
+    write_array(job.folder.store, "large_values", large_values)
     return n_values, sums_of_training_cells(written) if plan.sum_genes else None
 
 
@@ -488,58 +436,7 @@ def _make_arrays(
         new_array(folder, path.stem, array.shape, _LABEL_TYPES[path.stem])
 
 
-def _write_array(folder: Path, name: str, array: NDArray[Any]) -> None:
-    np.save(folder / f"{name}.npy", array, allow_pickle=False)
-
-
-def _rank_genes(job: _Preparation, runner: TaskRunner, known: GeneMoments | None) -> GeneRanking:
-    """Rank the store's genes; sums of the training cells' counts that are `known` need no pass."""
-    store = Store.open(job.folder.store)
-    # Chunks of equally many training cells: log values are summed in these chunks.
-    training = store.rows("train")
-    at_once = max(_SUMMED_CHUNK * store.n_cells // store.manifest.n_values, 1)
-    borders = [*training[::at_once].tolist(), int(training[-1]) + 1]
-    del training  # 8 bytes a cell
-
-    def sum_over_cells(one_pass: MomentsPass | ClipLimits) -> Any:  # noqa: ANN401 (sums of the pass)
-        if known is not None and one_pass == MomentsPass("stored"):
-            return known
-        tasks = [(store.path, one_pass, *ends) for ends in itertools.pairwise(borders)]
-        job.on_progress(ProgressEvent("ranking genes", 0, store.n_cells))
-        merged: Any = None
-        for task, sums in zip(tasks, runner.in_order(_sum_chunk, tasks), strict=True):
-            merged = sums if merged is None else merged + sums
-            job.on_progress(ProgressEvent("ranking genes", task[-1], store.n_cells))
-        job.on_progress(ProgressEvent("ranking genes", store.n_cells, store.n_cells))
-        return merged
-
-    try:
-        return rank_in_passes(
-            sum_over_cells,
-            wanted=job.data.hvg,
-            value_kind=store.value_kind,
-            n_genes=len(store.genes),
-        )
-    finally:
-        _opened_store.cache_clear()  # if this process is the worker
-
-
-@lru_cache(maxsize=1)
-def _opened_store(path: Path) -> Store:
-    return Store.open(path)
-
-
-def _sum_chunk(task: tuple[Path, MomentsPass | ClipLimits, int, int]) -> Any:  # noqa: ANN401
-    """Sum the training cells among the cells [first, last) of a store."""
-    path, one_pass, first, last = task
-    store = _opened_store(path)
-    # Not `Store.rows`: every worker would hold the numbers of all training cells.
-    is_training = store.split_codes[first:last] == SPLITS.index("train")
-    cells = store.read_stored(first + np.flatnonzero(is_training))
-    return one_pass.sum_chunk(cells, store.value_kind, len(store.genes))
-
-
-def _checksums(job: _Preparation, runner: TaskRunner) -> dict[str, str]:
+def _checksums(job: Preparation, runner: TaskRunner) -> dict[str, str]:
     """Write the checksums of the blocks; return those of all files but the manifest."""
     store = job.folder.store
     n_values = len(np.load(store / "genes.npy", mmap_mode="r"))
