@@ -2,7 +2,7 @@
 
 pbmc68k is real: 700 blood cells (Zheng et al. 2017) that ship with scanpy, scaled values in ``X``
 and log-normalised ones in ``raw``. The atlas is simulated (see `core.cells.atlas`). Options follow a
-question mark: ``builtin:atlas?cells=4000&seed=1``.
+question mark: ``builtin:atlas?cells=4000&seed=1``; ``version=2`` has directed regulation.
 """
 
 import warnings
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 _MAX_DIGITS = 12
 
 #: Data set -> option -> default.
-_OPTIONS: dict[str, dict[str, int]] = {"pbmc68k": {}, "atlas": {"cells": 12_000, "seed": 0}}
+_OPTIONS: dict[str, dict[str, int]] = {
+    "pbmc68k": {},
+    "atlas": {"cells": 12_000, "seed": 0, "version": 1},
+}
 
 
 def load_builtin(spec: str) -> "AnnData":
@@ -42,7 +45,7 @@ def load_builtin(spec: str) -> "AnnData":
         return _load_pbmc68k()
     from core.cells.atlas.simulation import simulate_atlas  # 30 ms: numpy and pandas
 
-    return simulate_atlas(options["cells"], seed=options["seed"])
+    return simulate_atlas(options["cells"], seed=options["seed"], version=options["version"])
 
 
 def _parse_options(spec: str, name: str, query: str) -> dict[str, int]:

@@ -366,3 +366,36 @@ def test_atlas_can_be_written_and_read(atlas, tmp_path):
     assert (again.X != atlas.X).nnz == 0
     assert again.uns["tfx_truth"] == atlas.uns["tfx_truth"]
     assert list(again.obs["cell_type"]) == list(atlas.obs["cell_type"])
+
+
+MACROPHAGE = {"cell_type": "macrophage", "tissue": "lung", "disease": NORMAL, "sex": "female"}
+INFLAMMATION = {"CXCL8": -1, "CCL3": -1, "CXCL2": -1, "CD163": 1, "MRC1": 1}
+
+
+def knock_out_shift(gene, version):
+    """Mean change of log values in macrophages when a gene is silenced."""
+    drawn = {"seed": 3, "n_donors": 1, "age": 50, "version": version, **MACROPHAGE}
+    before, after = (
+        log_values(simulate_cells(800, silenced=one, **drawn)).mean() for one in (None, gene)
+    )
+    return after - before
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_silenced_gene_is_gone_and_those_of_its_programme_follow_with_their_signs(version):
+    shift = knock_out_shift("IL1B", version)
+    assert shift["IL1B"] < -1
+    assert (np.sign(shift[list(INFLAMMATION)]) == pd.Series(INFLAMMATION)).all()
+    assert shift[list(INFLAMMATION)].abs().min() > 0.15
+    assert shift[["FOS", "JUN", "RPL3", "C1QA"]].abs().max() < 0.15
+
+
+def test_with_directed_regulation_a_target_that_is_silenced_changes_no_other_gene():
+    assert knock_out_shift("CXCL8", 1)[["IL1B", "CCL3"]].max() < -0.3
+    directed = knock_out_shift("CXCL8", 2)
+    assert directed["CXCL8"] < -1
+    assert directed[["IL1B", "CCL3", "CXCL2", "CD163", "MRC1"]].abs().max() < 0.15
+    truth = json.loads(simulate_atlas(20, version=2).uns["tfx_truth"])
+    assert truth["regulators"]["inflammation"] == "IL1B"
+    with pytest.raises(ConfigurationError, match="no gene 'IL1Z'"):
+        simulate_cells(20, seed=0, silenced="IL1Z")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.cells.atlas.biology import atlas_biology
-from core.cells.atlas.edges import KINDS, OPPOSITE, UNIVERSAL, true_edges
+from core.cells.atlas.edges import KINDS, OPPOSITE, UNIVERSAL, true_edges, true_responses
 from core.cells.atlas.simulation import simulate_cells
 
 MACROPHAGE = {"cell_type": "macrophage", "tissue": "lung", "disease": "normal", "sex": "female"}
@@ -62,3 +62,16 @@ def test_pairs_of_opposite_sign_are_known_as_such():
     flipped = (lung * blood[0]) < 0
     assert flipped.any()
     assert (blood[1][flipped] == KINDS.index(OPPOSITE)).all()
+
+
+def test_responses_are_the_edges_of_a_gene_but_of_a_regulator_alone_where_there_is_one():
+    genes = ["IL1B", "CXCL8", "CD163", "FOS", "HSPA1A", "DNAJB1"]
+    for gene, version, expected in (
+        ("IL1B", 1, [0, 1, -1, 0, 0, 0]),
+        ("CXCL8", 1, [1, 0, -1, 0, 0, 0]),
+        ("IL1B", 2, [0, 1, -1, 0, 0, 0]),
+        ("CXCL8", 2, [0, 0, 0, 0, 0, 0]),
+        ("HSPA1A", 2, [0, 0, 0, 0, 0, 1]),
+    ):
+        found = true_responses(genes, gene, [MACROPHAGE], [10], version=version)
+        assert found.sign.tolist() == [expected]

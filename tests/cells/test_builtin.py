@@ -53,6 +53,7 @@ def test_atlas_takes_cells_and_seed():
         ("builtin:atlas?cells=-5", "cells must be a whole number"),
         ("builtin:atlas?cells=", "cells must be a whole number"),
         ("builtin:atlas?cells=0", "between 1 and"),
+        ("builtin:atlas?version=3", "has the versions 1 and 2, not 3"),
         ("builtin:atlas?seed=" + "9" * 5000, "seed must be a whole number"),
     ],
 )

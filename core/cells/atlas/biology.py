@@ -10,15 +10,20 @@ gives about two counts at the median library size) and the gamma shape of its ne
 counts (variance = mean + mean^2 / shape). effects.csv has what is added to log rates where a cell
 matches a context, programmes.csv which genes vary together, composition.csv the cell types of each
 tissue; pairs that are not listed do not exist.
+
+Version 2 of the world adds directed regulation: regulators.csv names one gene of some programmes, whose own noise
+passes to the other genes of its programme, as their loadings say, and not the other way round. Version 1 is the default.
 """
 
 import csv
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
+
+from core.errors import ConfigurationError
 
 _SCHEMA = "tfx.atlas-truth/1"
 
@@ -156,6 +161,8 @@ class AtlasTruth:
     left_out: tuple[dict[str, str], ...]
     #: Donors of the data set; empty for the biology alone.
     donors: tuple[Donor, ...] = ()
+    #: Programme -> the gene whose own noise passes to the others; empty in version 1.
+    regulators: dict[str, str] = field(default_factory=dict)
 
     def values(self, phenotype: str) -> tuple[str, ...]:
         """Return the values of sex, tissue, cell_type or disease in the simulated world."""
@@ -174,12 +181,18 @@ class AtlasTruth:
     def to_json(self) -> str:
         """Write the truth as JSON."""
         record = {"schema": _SCHEMA, "simulated": True, **asdict(self)}
+        if not self.regulators:
+            del record["regulators"]  # version 1, as before
         return json.dumps(record, separators=(",", ":"), allow_nan=False)
 
 
 @cache
-def atlas_biology() -> AtlasTruth:
-    """Return the fixed world of the simulated atlas, without donors."""
+def atlas_biology(version: int = 1) -> AtlasTruth:
+    """Return the fixed world of the simulated atlas, without donors, in version 1 or 2."""
+    if version not in (1, 2):
+        raise ConfigurationError(
+            f"the simulated atlas has the versions 1 and 2, not {version}; change 'version'"
+        )
     genes = _read("genes.csv")
     effects = itertools.groupby(
         _read("effects.csv"), key=lambda row: (row["effect"], row["context"], row["scaled_by"])
@@ -213,6 +226,9 @@ def atlas_biology() -> AtlasTruth:
         depth_factors=_LIBRARY_SIZE_FACTORS,
         parameters=_PARAMETERS,
         left_out=_LEFT_OUT,
+        regulators={
+            row["programme"]: row["gene"] for row in _read("regulators.csv") if version == 2
+        },
     )
 
 

@@ -82,6 +82,30 @@ def true_edges(
     return TrueEdges(sign.astype(np.int8), kind, (active > 0) & (sign == 0))
 
 
+def true_responses(
+    genes: Sequence[str],
+    gene: str,
+    conditions: Sequence[Mapping[str, str]],
+    counts: Sequence[int],
+    *,
+    version: int = 1,
+) -> TrueEdges:
+    """Return what responds to a knock-out of one gene in a context: (1, genes) each, as `true_edges`.
+
+    ``sign`` is that of the edge: a gene of sign 1 falls. In a programme with a regulator (version 2) the others
+    respond to the regulator alone.
+    """
+    at = genes.index(gene)
+    found = true_edges(genes, conditions, counts).take(np.ix_([at], np.arange(len(genes))))
+    truth = atlas_biology(version)
+    for programme in truth.programmes:
+        members = {one for variant in programme.variants for one in variant.loadings}
+        if gene in members and truth.regulators.get(programme.name, gene) != gene:
+            nothing = np.zeros_like(found.sign)
+            return TrueEdges(nothing, np.full_like(found.kind, -1), nothing.astype(bool))
+    return found
+
+
 def _matches(context: Context, condition: Mapping[str, str]) -> bool:
     return all(condition.get(name) in values for name, values in context.items())
 

@@ -19,6 +19,10 @@ from core.cells.atlas.biology import AtlasTruth, Context
 PHENOTYPES = ("sex", "tissue", "cell_type", "disease")
 _SEX, _TISSUE, _CELL_TYPE, _DISEASE = range(4)
 
+#: Activity of a silenced programme, and own noise of a silenced regulator, in standard deviations.
+_SILENT = -2.0
+#: Log sd of a regulator's own noise (its loading), and how strongly it passes to others, over their loadings.
+_OWN_NOISE, _PASSED = 0.8, 1.0
 _BLOCK = 1024  # cells simulated at once: about 6 MB per temporary at 720 genes
 
 FloatArray = NDArray[np.float64]
@@ -38,9 +42,13 @@ class CellTable:
 
 
 def sample_counts(
-    truth: AtlasTruth, cells: CellTable, rng: np.random.Generator
+    truth: AtlasTruth, cells: CellTable, rng: np.random.Generator, *, silenced: str | None = None
 ) -> sparse.csr_matrix:
-    """Draw raw counts: (cells, genes), float32 whole numbers in CSR form, sorted indices."""
+    """Draw raw counts: (cells, genes), float32 whole numbers in CSR form, sorted indices.
+
+    ``silenced`` is a gene that is knocked out: it is not transcribed, and its programme is silent. In a
+    programme with a regulator, the others are silent of the regulator's noise alone, and only if that is the gene.
+    """
     parameters = truth.parameters
     n_cells, n_donors, n_genes = len(cells.donors), len(cells.ages), len(truth.genes)
     deviation = parameters["donor_gene_sd"] * rng.standard_normal((n_donors, n_genes))
@@ -51,6 +59,7 @@ def sample_counts(
     ambient_fraction = rng.beta(mean * concentration, (1.0 - mean) * concentration, n_cells)
 
     rates = _Rates(truth, cells.conditions)
+    gone = None if silenced is None else rates.column_of[silenced]
     shape = np.asarray(truth.shape)
     decades = (cells.ages - 50.0) / 10.0
     blocks = []
@@ -61,11 +70,22 @@ def sample_counts(
         log_rate = rates.fixed[condition] + deviation[donor]
         log_rate += cells.severities[donor, None] * rates.severity[condition]
         log_rate += decades[donor, None] * rates.decades[condition]
-        for columns, loadings in rates.loadings:
+        for programme, columns, loadings in rates.loadings:
             activity = rng.standard_normal(len(donor))
             loading = loadings[condition]
+            at = np.flatnonzero(columns == gone)
+            if len(at) and programme not in truth.regulators:
+                activity = _SILENT * np.sign(loading[:, at[0]])
             # minus half the variance: a programme leaves the mean expression as it is
             log_rate[:, columns] += activity[:, None] * loading - 0.5 * loading**2
+            if programme in truth.regulators:
+                noise = rng.standard_normal(len(donor))
+                passed = rates.passed_noise(programme, columns, loading)
+                if rates.column_of[truth.regulators[programme]] == gone:
+                    noise = np.full(len(donor), _SILENT)
+                log_rate[:, columns] += noise[:, None] * passed - 0.5 * passed**2
+        if gone is not None:
+            log_rate[:, gone] = -np.inf
         own = np.exp(log_rate)
         own /= own.sum(axis=1, keepdims=True)
         fraction = ambient_fraction[block, None]
@@ -97,7 +117,7 @@ class _Rates:
 
     def __init__(self, truth: AtlasTruth, conditions: NDArray[np.int64]) -> None:
         self._truth = truth
-        self._column = {gene: index for index, gene in enumerate(truth.genes)}
+        self.column_of = {gene: index for index, gene in enumerate(truth.genes)}
         occurring, inverse = np.unique(conditions, axis=0, return_inverse=True)
         self.condition_of_cell: NDArray[np.int64] = inverse.ravel()
         self.fixed, self.severity, self.decades = self._effect_tables(occurring)
@@ -118,7 +138,7 @@ class _Rates:
         return matching
 
     def _columns(self, genes: dict[str, float]) -> NDArray[np.int64]:
-        return np.array([self._column[gene] for gene in genes], dtype=np.int64)
+        return np.array([self.column_of[gene] for gene in genes], dtype=np.int64)
 
     def _effect_tables(
         self, conditions: NDArray[np.int64]
@@ -137,8 +157,8 @@ class _Rates:
 
     def _loading_tables(
         self, conditions: NDArray[np.int64]
-    ) -> list[tuple[NDArray[np.int64], FloatArray]]:
-        """One (columns, (conditions, columns) loadings) per programme."""
+    ) -> list[tuple[str, NDArray[np.int64], FloatArray]]:
+        """One (name, columns, (conditions, columns) loadings) per programme."""
         tables = []
         for programme in self._truth.programmes:
             genes = {gene: 0.0 for variant in programme.variants for gene in variant.loadings}
@@ -148,8 +168,19 @@ class _Rates:
                 rows = self._matches(variant.context, conditions) & free
                 loadings[rows] = list((genes | variant.loadings).values())
                 free &= ~rows
-            tables.append((self._columns(genes), loadings))
+            tables.append((programme.name, self._columns(genes), loadings))
         return tables
+
+    def passed_noise(
+        self, programme: str, columns: NDArray[np.int64], loading: FloatArray
+    ) -> FloatArray:
+        """(cells, columns) loadings on the own noise of a programme's regulator, where that is in it."""
+        is_regulator = columns == self.column_of[self._truth.regulators[programme]]
+        sign = np.sign(loading[:, is_regulator])  # 0 where it has no part in the programme
+        found: FloatArray = np.where(
+            is_regulator, _OWN_NOISE * np.abs(sign), _PASSED * loading * sign
+        )
+        return found
 
     def _ambient_profile(self, sex: int, tissue: int, disease: int) -> FloatArray:
         """(genes,) fractions: the average cell of a tissue, types weighted by their RNA content."""

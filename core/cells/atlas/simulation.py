@@ -22,10 +22,11 @@ N_DONORS = 48
 _MAX_CELLS = 5_000_000  # several GB: more is likelier a typing error than a wish
 
 
-def simulate_atlas(n_cells: int, *, seed: int = 0) -> "AnnData":
+def simulate_atlas(n_cells: int, *, seed: int = 0, version: int = 1) -> "AnnData":
     """Simulate the atlas data set, without the left-out combinations.
 
-    The seed determines donors, cells and counts; biology and number of donors are always the same.
+    The seed determines donors, cells and counts; biology and number of donors are always the same. Version 2
+    of the biology has directed regulation (`core.cells.atlas.biology`).
     Returns raw counts in ``X`` (CSR float32); obs with sex, tissue, cell_type, development_stage,
     disease, donor_id, assay and simulated; ``uns["tfx_simulated"]`` and ``uns["tfx_truth"]`` (JSON).
     """
@@ -34,8 +35,8 @@ def simulate_atlas(n_cells: int, *, seed: int = 0) -> "AnnData":
             f"the number of simulated cells must be between 1 and {_MAX_CELLS:,}, not {n_cells:,}; "
             f"change 'cells'"
         )
+    truth = atlas_biology(version)
     rng = np.random.default_rng(seed)
-    truth = atlas_biology()
     donors = _draw_donors(truth, rng)
     weights = np.stack([_donor_weights(truth, donor, rng) for donor in donors])
     weights *= rng.gamma(6.0, size=(len(donors), 1))  # donors contribute unequal numbers of cells
@@ -74,15 +75,22 @@ def simulate_cells(
     age: int | None = None,
     include_left_out: bool = True,
     n_donors: int = 24,
+    version: int = 1,
+    silenced: str | None = None,
     **condition: str,
 ) -> "AnnData":
     """Draw ``n`` new cells of a condition from new donors, for scoring.
 
     ``condition`` gives sex, tissue, cell_type or disease; unspecified ones, and the age in years,
     are drawn as frequently as they occur in the simulated population. Returns an AnnData as of
-    `simulate_atlas`, without ``uns["tfx_truth"]``.
+    `simulate_atlas`, without ``uns["tfx_truth"]``. ``silenced`` is a gene that is knocked out in all cells
+    (`core.cells.atlas.sampling.sample_counts`).
     """
-    truth = atlas_biology()
+    truth = atlas_biology(version)
+    if silenced is not None and silenced not in truth.genes:
+        raise ConfigurationError(
+            f"the simulated atlas has no gene '{silenced}'; choose one of its genes"
+        )
     allowed, weights = _allowed_conditions(truth, condition, include_left_out=include_left_out)
     rng = np.random.default_rng(seed)
     n_donors = max(1, min(n, n_donors))
@@ -103,7 +111,7 @@ def simulate_cells(
         severities=_severities(truth, n_donors, rng),
     )
     names = [f"sim-new-donor-{index:04d}" for index in range(1, n_donors + 1)]
-    return _to_anndata(truth, table, names, "sim-new", rng)
+    return _to_anndata(truth, table, names, "sim-new", rng, silenced=silenced)
 
 
 def _ages(truth: AtlasTruth, n_donors: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -214,11 +222,13 @@ def _to_anndata(
     donor_names: list[str],
     prefix: str,
     rng: np.random.Generator,
+    *,
+    silenced: str | None = None,
 ) -> "AnnData":
     """Sample the counts and label everything as simulated."""
     from anndata import AnnData  # 600 ms: pandas and h5py come with it
 
-    counts = sample_counts(truth, cells, rng)
+    counts = sample_counts(truth, cells, rng, silenced=silenced)
     n_cells = len(cells.donors)
     labels = {
         phenotype: _categorical(codes, truth.values(phenotype))
