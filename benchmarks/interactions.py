@@ -11,6 +11,10 @@ and held-out donors together). Simple measures see all cells of the context; "pe
 see those of other contexts, too, as the model did. Tables: average precision over ordered pairs, by size of the
 context and by kind of edge; the edges found at q < 0.05 and how many of them are true; what the command
 takes as weights; seconds.
+
+Knock-outs (`knock_outs.py`): genes that respond to a knock-out in the model, against knock-outs of the simulator, in
+both versions of the atlas; version 2 has directed regulation, so that the direction of edges is scored, too.
+`--only knock-outs` leaves the rest out.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from first_path import call
+from knock_outs import measure_knock_outs, show_knock_outs
 
 from core.cells.atlas.edges import TrueEdges
 from core.cells.cell_filter import CellFilter, Condition
@@ -208,6 +213,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cells, contexts and models")
     parser.add_argument("--models", default=",".join(MODELS), help="of these, by commas")
     parser.add_argument("--contexts", type=int, default=2, help="of each size")
+    parser.add_argument("--only", choices=["edges", "knock-outs"], help="one of both parts")
     parser.add_argument("--no-trees", action="store_true", help="leave the slowest measure out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -224,7 +230,7 @@ def main() -> None:
     common |= {"model.library_size": "true", "train.seed": arguments.seed}
     of_files = {k: v for k, v in common.items() if k != "data.files"} | MODELS["log-linear"]
     files = [file.resolve() for file in arguments.files]
-    results = {}
+    results, knock_outs = {}, {}
     with tempfile.TemporaryDirectory() as own, contextlib.chdir(arguments.folder or own):
         for name in names:
             settings = MODELS[name]
@@ -233,7 +239,20 @@ def main() -> None:
             if not Path(f"runs/{run}/model").exists():
                 trained = call("train", str(base), "--run", run, *sets)
                 print(f"{name}: trained in {trained['seconds']:.0f} s", flush=True)
-            results[name] = measure(run, n_contexts, measures, arguments.seed)
+            if arguments.only != "knock-outs":
+                results[name] = measure(run, n_contexts, measures, arguments.seed)
+            if arguments.only == "edges":
+                continue
+            how = {"n_contexts": 3, "n_genes": 3, "n_cells": 150} if arguments.quick else {}
+            for version in (1, 2):
+                of_version = run if version == 1 else f"{run}-directed"
+                if not Path(f"runs/{of_version}/model").exists():
+                    place = f"data.files=builtin:atlas?cells={n_cells}&version={version}"
+                    call("train", str(base), "--run", of_version, *sets, "--set", place)
+                knock_outs[f"{name}, atlas {version}"] = measure_knock_outs(
+                    of_version, version=version, seed=arguments.seed,
+                    **({"n_contexts": 4, "n_genes": 6, "n_cells": 300} | how),
+                )  # fmt: skip
         real = {}
         for file in files:
             sets = [word for k, v in of_files.items() for word in ("--set", f"{k}={v}")]
@@ -243,6 +262,7 @@ def main() -> None:
             real[file.stem] = evidence_of_types(file.stem, arguments.seed)
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     show(results)
+    show_knock_outs(knock_outs)
     for name, types in real.items():
         print(
             f"\n{name}: evidence of held-out donors for the strongest 1 % of pairs, by cell type\n"
@@ -252,7 +272,7 @@ def main() -> None:
             values = [f"{one.get(measure_name, np.nan):.2f}" for one in types.values()]
             print(f"| {measure_name} | {' | '.join(values)} |")
     if arguments.json:
-        print(json.dumps({"seed": arguments.seed, "results": results}))
+        print(json.dumps({"seed": arguments.seed, "results": results, "knock_outs": knock_outs}))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ class EdgeScore:
 
 def edges_of_context(model: CellModel, cells: ContextCells) -> TrueEdges:
     """Return the edges of the simulated atlas in a context, over the genes of the model."""
+    return true_edges(model.panel.ids, *conditions_of(model, cells))
+
+
+def conditions_of(model: CellModel, cells: ContextCells) -> tuple[list[dict[str, str]], list[int]]:
+    """Return the combinations of phenotypes of a context, name -> value, and their cells."""
     names = list(model.config.phenotypes)
     combinations, counts = np.unique(cells.codes, axis=0, return_counts=True)
     conditions = [
@@ -45,7 +50,7 @@ def edges_of_context(model: CellModel, cells: ContextCells) -> TrueEdges:
         }
         for row in combinations.tolist()
     ]
-    return true_edges(model.panel.ids, conditions, counts.tolist())
+    return conditions, counts.tolist()
 
 
 def score_edges(

@@ -95,8 +95,8 @@ def true_responses(
     ``sign`` is that of the edge: a gene of sign 1 falls. In a programme with a regulator (version 2) the others
     respond to the regulator alone.
     """
-    at = genes.index(gene)
-    found = true_edges(genes, conditions, counts).take(np.ix_([at], np.arange(len(genes))))
+    rows = np.ix_(np.array([genes.index(gene)]), np.arange(len(genes)))
+    found = true_edges(genes, conditions, counts).take(rows)
     truth = atlas_biology(version)
     for programme in truth.programmes:
         members = {one for variant in programme.variants for one in variant.loadings}
