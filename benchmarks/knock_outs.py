@@ -129,7 +129,7 @@ def score(
             row |= {"r": float(r), "error": float(error)}
         rows.append(row)
     called = found.q[used] < FOUND
-    right = np.sign(found.shift[used]) == -np.sign(truth.sign[0][used]) * np.sign(1)
+    right = np.sign(found.shift[used]) == -truth.sign[0][used]
     summary = {
         "responders": int(label.sum()),
         "found": int(called.sum()),

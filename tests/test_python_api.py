@@ -155,8 +155,8 @@ def test_perturbed_cells_and_screens_are_those_of_the_command(run):
     gene = next(gene for gene in panel.symbols if (cells[:, gene].X > 0).sum() >= 20)
     found = tfx.perturb(run, cells, knock_out=[gene], n_cells=60)
     assert found.n_obs == 120
-    assert found.obs["target"].value_counts().to_dict() == {"non-targeting": 60, gene: 60}
-    assert (found[found.obs["target"] == gene, gene].X.toarray() == 0).all()
+    assert found.obs["target_gene"].value_counts().to_dict() == {"non-targeting": 60, gene: 60}
+    assert (found[found.obs["target_gene"] == gene, gene].X.toarray() == 0).all()
     assert {"shift", "q", "correlation", "other_perturbations"} <= set(found.var)
     assert set(found.uns["tfx_phenotype_shifts"]["phenotype"]) >= {"sex"}
     table = tfx.screen(run, cells, phenotype="sex", value="male")

@@ -291,7 +291,7 @@ def perturb(
     """Set genes of real cells, as `tfx perturb`: the cells before and after, responses in var.
 
     ``cells`` are by default those of the store that the model was trained on; ``set_gene`` is gene -> bin.
-    ``obs["target"]`` says which cells are perturbed, and ``uns["tfx_phenotype_shifts"]`` is the table of the predicted
+    ``obs["target_gene"]`` says which cells are perturbed, and ``uns["tfx_phenotype_shifts"]`` is the table of the predicted
     phenotypes. docs/perturb.md says what each column means.
     """
     model = _loaded(model)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Key of the provenance in ``uns``.
 PERTURBATION_KEY = "tfx_perturbation"
 #: Column and label of control cells that the package cell-eval expects.
-TARGET, CONTROL = "target", "non-targeting"
+TARGET, CONTROL = "target_gene", "non-targeting"
 
 
 def response_table(found: Perturbation, model: CellModel) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def perturbed_anndata(
 ) -> "AnnData":
     """Return the cells before and after as one AnnData: X log1p counts per 10,000.
 
-    ``obs`` are the labels of the perturbed cells. ``obs["target"]`` is the perturbation, or "non-targeting" for the cells
+    ``obs`` are the labels of the perturbed cells. ``obs["target_gene"]`` is the perturbation, or "non-targeting" for the cells
     as they were; ``obs["changed"]`` says which cells had another value of a gene that is set.
     """
     from anndata import AnnData  # 400 ms

@@ -16,7 +16,7 @@ def test_a_knock_out_is_written_as_cells_and_as_a_table_and_reported(tfx, tiny_r
     assert result.code == 0, result.stderr
     cells, table = ad.read_h5ad("out/ko.h5ad"), pd.read_csv("out/ko.csv")
     # The form of cell-eval: control cells and perturbed ones under one another, log values, unique names.
-    assert cells.obs["target"].tolist() == ["non-targeting"] * 80 + ["XIST"] * 80
+    assert cells.obs["target_gene"].tolist() == ["non-targeting"] * 80 + ["XIST"] * 80
     assert cells.obs_names.is_unique
     real = load_builtin(FILE)
     assert list(cells.obs_names[:80]) == [
@@ -54,8 +54,8 @@ def test_several_genes_of_the_store_are_set_at_once_and_a_dose_is_a_bin(tfx, tin
     assert result.code == 0, result.stderr
     cells = ad.read_h5ad("p.h5ad")
     assert set(cells.obs["sex"]) == {"female"}
-    assert cells.obs["target"].cat.categories.tolist() == ["XIST+RPS4Y1", "non-targeting"]
-    after = cells[cells.obs["target"] == "XIST+RPS4Y1"].to_df()
+    assert cells.obs["target_gene"].cat.categories.tolist() == ["XIST+RPS4Y1", "non-targeting"]
+    after = cells[cells.obs["target_gene"] == "XIST+RPS4Y1"].to_df()
     assert (after["XIST"] == 0).all()
     assert (after["RPS4Y1"] > 0).all()
     assert list(cells.uns["tfx_perturbation"]["bins"]) == [0, 3]
