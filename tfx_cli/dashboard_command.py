@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tfx_cli.dashboard.app import DashboardApp
 
 _LONGEST_WAIT = 600.0  # seconds
+#: Checks in a row, 0.05 s apart, that find nothing at work before a frame is drawn.
+_QUIET_CHECKS = 4
 _headless = functools.partial(option, rich_help_panel="Without a terminal")
 
 
@@ -149,15 +151,17 @@ def _draw(root: Path, run: Path | None, svg: Path, *, size: str, keys: str, them
 
 
 async def _settle(app: "DashboardApp", pilot: "Pilot[None]") -> None:
-    """Wait until the disk has been read again and no cells are being generated."""
+    """Wait until the disk has been read again, no process works for a screen, and all is drawn."""
     import asyncio
 
-    seen = app.views_taken
+    seen, n_quiet = app.views_taken, 0
     for _ in range(int(_LONGEST_WAIT / 0.05)):
         if app.failure is not None:  # it will never be drawn
             return
         await pilot.pause()
-        if app.views_taken > seen + 1 and not app.is_generating:
+        is_quiet = app.views_taken > seen + 1 and not app.is_generating
+        n_quiet = n_quiet + 1 if is_quiet else 0
+        if n_quiet > _QUIET_CHECKS:
             return
         await asyncio.sleep(0.05)
 

@@ -88,6 +88,11 @@ def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app,
         await seen(pilot, "enter Open  v Overlay  / Filter  n New run  c Cells  ? Help")
         await pilot.press("j", "j", "k")
         assert table.cursor_row == 1
+        for key in ("g", "j", "j", "enter"):  # typed faster than drawn
+            app.simulate_key(key)
+        await shown(app, pilot, "two  ✔ finished")
+        assert app.screen.path == "runs/two"
+        await pilot.press("escape", "k")
         await pilot.press("slash", *"on")
         await seen(pilot, "enter Keep the filter")
         await pilot.press("enter", "enter")
@@ -134,6 +139,8 @@ def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app,
         assert [str(genes.get_row_at(row)[0]) for row in range(genes.row_count)] == ["XIST"]
         await pilot.press("escape")
         assert genes.row_count == 32
+        await pilot.press("2")
+        await seen(pilot, "enter Values  c Generate  f Flip token  w Save  ? Help")
         await pilot.press("question_mark")
         await pilot.pause()
         assert "Flip a token: the same cells with one phenotype changed" in text_of(app)
@@ -715,9 +722,13 @@ def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkey
         await pilot.pause()
         assert (tmp_path / "mine.h5ad").read_bytes() == b"cells"
         assert (tmp_path / "taken.h5ad").read_text() == "precious"
+        monkeypatch.setattr("os._exit", ended.append)
+        app._hang_up()  # as where the window of the terminal is closed
+        assert ended == [129]
+        assert not made.parent.exists()
 
+    ended = []
     drive(app, flow)
-    assert not Path(sent[0]["output"]).parent.exists()
 
 
 def test_a_run_without_a_model_is_explained(runs, open_app):

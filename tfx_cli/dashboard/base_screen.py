@@ -13,7 +13,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import DataTable, Footer, Input, Static, TabbedContent, TabPane
 
-from tfx_cli.dashboard.keymap import KEY_OF_ID, KEYS, Key
+from tfx_cli.dashboard.keymap import KEY_OF_ID, KEYS, Key, run_key
 from tfx_cli.dashboard.workspace import WorkspaceView
 
 #: Keys of more letters than one that type a character.
@@ -121,6 +121,10 @@ class DashboardScreen(Screen[None]):
         """Return what enter does in the focused widget, for the footer; "" if it does nothing."""
         return ""
 
+    def on_tabbed_content_tab_activated(self) -> None:
+        """Show the keys of the pane."""
+        self._update_footer()
+
     def _update_footer(self) -> None:
         """Draw the footer again if other keys work than before."""
         shown = [
@@ -132,11 +136,11 @@ class DashboardScreen(Screen[None]):
             self._offered = shown
             self.refresh_bindings()
 
-    def action_move(self, to: str) -> None:
+    async def action_move(self, to: str) -> None:
         """Move in the focused widget: ``to`` is down, up, home or end."""
         if isinstance(self.focused, DataTable) and to in ("home", "end"):
             to = f"ctrl+{to}"
-        self.app.simulate_key(to)
+        await run_key(self, to)
 
     @property
     def is_laid_out(self) -> bool:

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, OptionList, SelectionList, Static
 from textual.widgets.option_list import Option
 
-from tfx_cli.dashboard.keymap import names_of_keys
+from tfx_cli.dashboard.keymap import names_of_keys, run_key
 
 _Answer = TypeVar("_Answer")
 
@@ -23,13 +23,16 @@ class _Dialog(ModalScreen[_Answer | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", "Back"),
         *(
-            Binding(key, f"app.simulate_key('{name}')", show=False)
+            Binding(key, f"move('{name}')", show=False)
             for key, name in (("j", "down"), ("k", "up"), ("g", "home"), ("G", "end"))
         ),
     ]
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    async def action_move(self, to: str) -> None:
+        await run_key(self, to)
 
 
 class ChoiceDialog(_Dialog[int]):

@@ -40,6 +40,8 @@ def evaluation_content(view: RunView, *, width: int) -> Content:
 def scores_content(view: RunView, *, width: int) -> Content:
     """Write what was evaluated, and the scores of every method."""
     report = view.evaluation
+    if report is None and view.row.state == "evaluating":
+        return Content("The run is being evaluated; the report will be here.")
     if report is None:
         return Content(
             "No evaluation yet: e scores the run on its test cells, with baselines and intervals "

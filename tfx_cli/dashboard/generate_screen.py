@@ -135,11 +135,11 @@ class GenerateScreen(DashboardScreen):
     def enter_label(self) -> str:
         return "Values" if isinstance(self.focused, TokenRow) else ""
 
-    def action_move(self, to: str) -> None:
+    async def action_move(self, to: str) -> None:
         if isinstance(self.focused, TokenRow) and to in ("home", "end"):
             self._rows()[0 if to == "home" else -1].focus()
         else:
-            super().action_move(to)
+            await super().action_move(to)
 
     def action_filter(self) -> None:
         """Type a part of the names of the genes that are listed."""

@@ -8,9 +8,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from textual.binding import Binding, BindingType
+from textual.screen import Screen
 
 from core.errors import ConfigurationError
 from core.files import file_text
@@ -147,6 +148,13 @@ def bindings_of(screen: str) -> list[BindingType]:
         for key in KEYS
         if key.screen == place
     ]
+
+
+async def run_key(screen: Screen[Any], key: str) -> None:
+    """Do at once what a key does in the focused widget; a simulated key would come after those that wait."""
+    active = screen.active_bindings.get(key)
+    if active is not None and active.enabled:
+        await screen.app.run_action(active.binding.action, active.node)
 
 
 def user_folder() -> Path:

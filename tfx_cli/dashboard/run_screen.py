@@ -189,6 +189,8 @@ class RunScreen(DashboardScreen):
         return self.query_one("#filter", Input).value.strip().lower()
 
     def offers(self, key: Key) -> bool:
+        if key.panes and self._view is None:
+            return False
         row = self._row
         state = None if row is None else row.state
         has_model = (Path(self.path) / MODEL_FOLDER).is_dir()
