@@ -41,7 +41,9 @@ from core.interactions.baselines import (
     measure_association,
 )
 from core.interactions.cells import LEAST_CELLS, store_reader
-from core.interactions.network import FOUND, Network, Request, find_interactions
+from core.interactions.network import find_interactions
+from core.interactions.request import Request
+from core.interactions.result import FOUND, Network
 from core.interactions.statistics import q_values
 from core.interactions.truth import edges_of_context, score_edges
 from core.model.folder import CellModel

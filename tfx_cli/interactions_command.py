@@ -144,8 +144,9 @@ def interactions(
     from core.generation.comparison import find_training_store, open_training_store
     from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
     from core.interactions.cells import file_reader, store_reader
-    from core.interactions.network import Request, find_interactions
+    from core.interactions.network import find_interactions
     from core.interactions.output import summary, write_interactions
+    from core.interactions.request import Request
 
     model = load_model(folder, device)
     request = Request(

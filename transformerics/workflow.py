@@ -29,10 +29,11 @@ from core.inference.annotate import (
 from core.inference.edited_cells import edit_cells
 from core.inference.query_cells import open_query_cells, read_hint
 from core.interactions.cells import Reader, file_reader, store_reader
-from core.interactions.network import Request, find_interactions
+from core.interactions.network import find_interactions
 from core.interactions.output import edge_table
 from core.interactions.perturbation import Change, PerturbRequest
 from core.interactions.perturbation_output import perturbed_anndata, screen_table, source_labels
+from core.interactions.request import Request
 from core.interactions.responses import perturb_cells, screen_genes
 from core.model.calibration import unsure_rules
 from core.model.folder import CellModel

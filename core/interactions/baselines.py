@@ -8,14 +8,10 @@ association.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from core.interactions.cells import LEAST_EXPRESSING, ContextCells
+from core.interactions.cells import LEAST_EXPRESSING, ContextCells, FloatArray, Integers
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-
-FloatArray = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 #: Cells that the trees learn from at most, and their number and depth per target (GRNBoost2: Moerman et
 #: al. 2019, doi:10.1093/bioinformatics/bty916, with fewer trees and a larger learning rate).

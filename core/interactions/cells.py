@@ -32,8 +32,9 @@ MAX_CELLS = 20_000
 #: Cells and donors that a context must have, and cells that must express a gene.
 LEAST_CELLS, LEAST_DONORS, LEAST_EXPRESSING = 20, 2, 10
 
-Mask = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,12 @@ from core.encoding.masking import Show
 from core.encoding.values import bin_counts
 from core.errors import ConfigurationError
 from core.evaluation.predict import batch_cells
-from core.interactions.cells import ContextCells
+from core.interactions.cells import ContextCells, FloatArray
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-
-FloatArray = NDArray[np.float64]
 
 #: Levels of a source: not expressed, the lower and the upper half of its expressed values.
 LEVELS = 3

@@ -1,26 +1,27 @@
-"""The network of a context: effects in the model, measures of the cells beside them, nulls, and a choice.
+"""The network of a context: effects in the model, measures of the cells beside them, nulls, and a choice of weight."""
 
-The weight of an edge is the model's effect, unless a simple measure of the same cells finds pairs for which
-held-out donors hold more evidence (`statistics.held_out_evidence`): then the weight is that measure, and the
-network says so. Every measure stays in the table.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from core.cells.cell_filter import CellFilter, Condition
-from core.cells.genes import GenePanel
-from core.cells.spelling import match_label, suggest
 from core.cells.store import Store
-from core.errors import ConfigurationError, DataError, MachineError
+from core.errors import DataError, MachineError
 from core.interactions.baselines import QUICK_MEASURES, SIGNED_MEASURES, measure_association
-from core.interactions.cells import LEAST_EXPRESSING, MAX_CELLS, ContextCells, Reader
-from core.interactions.effects import MOST_PASSES, check_can_perturb, estimate_effects
+from core.interactions.cells import (
+    LEAST_EXPRESSING,
+    MAX_CELLS,
+    ContextCells,
+    FloatArray,
+    Integers,
+    Reader,
+)
+from core.interactions.effects import check_can_perturb, estimate_effects
+from core.interactions.request import Request, checked_contrast, chosen_genes
+from core.interactions.result import Interactions, Network, best_measure, n_strongest
 from core.interactions.statistics import (
     Evidence,
     contrast_p_values,
@@ -31,153 +32,14 @@ from core.interactions.statistics import (
     stability,
     stacked,
     standardised_correlations,
-    top_pairs,
 )
 from core.interactions.truth import EdgeScore, edges_of_context, score_edges
 from core.model.folder import CellModel
 from core.progress import Listener, ignore_progress
 from core.wording import listed, size
 
-FloatArray = NDArray[np.float64]
-Integers = NDArray[np.int64]
-
-#: q below which an edge counts as found.
-FOUND = 0.05
-#: Pairs of largest weight whose overlap between halves of the donors is measured, at most.
-_STABLE = 100
 #: Bytes of all arrays per pair, about; fraction of the free memory that they may take.
 _BYTES_PER_PAIR, _MEMORY = 500, 0.8
-#: Measures that an output can have as weights: those that rank pairs by what links them.
-CHOICES = ("model", "model_directed", *(name for name in QUICK_MEASURES if name != "detection"))
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to find; the defaults are those of the command."""
-
-    where: CellFilter = field(default_factory=CellFilter)
-    #: Phenotype, and its two values.
-    contrast: tuple[str, str, str] | None = None
-    #: Names of genes: both ends of every edge, or sources alone; empty: all genes of the model.
-    genes: Sequence[str] = ()
-    regulators: Sequence[str] = ()
-    #: "auto", or one of `CHOICES`.
-    weight: str = "auto"
-    measures: Sequence[str] = QUICK_MEASURES
-    #: Relative error of the effects at which passes end, and passes at most.
-    error: float = 0.1
-    most_passes: int = MOST_PASSES
-    #: Fraction of genes that are masked in a pass; None: as the model was trained.
-    masked: float | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Network:
-    """Edges of a context, or the difference of two contexts; matrices are (sources, targets), NaN without an edge."""
-
-    context: str
-    n_cells: int
-    n_donors: int
-    genes: GenePanel
-    sources: Integers
-    targets: Integers
-    #: "model" (the mean of both directions, where both are known), "model_error" and "model_directed", its parts
-    #: "log_linear" and "encoder" if it has two, and measures of the cells.
-    measures: dict[str, FloatArray]
-    #: The measure that is the weight.
-    chosen: str
-    #: Against cells that exchange targets, and against targets of the same detection rate and mean; q of the
-    #: larger of both.
-    p: FloatArray
-    p_matched: FloatArray
-    q: FloatArray
-    relative_error: float
-    n_passes: int
-    #: Jaccard index of the strongest pairs of two halves of the donors, by the model; NaN for a difference.
-    stability: float
-    #: Measure -> evidence of held-out donors for its strongest pairs; empty where it cannot be had.
-    evidence: dict[str, float]
-    #: Difference of evidence that a simple measure must have to the model's, to be the weight.
-    margin: float
-    #: Against the truth of simulated cells; empty for real ones.
-    scores: tuple[EdgeScore, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def weight(self) -> FloatArray:
-        """The chosen measure."""
-        return self.measures[self.chosen]
-
-    @property
-    def n_stable(self) -> int:
-        """Number of strongest pairs whose `stability` is measured."""
-        return _n_stable(self.q.size)
-
-    @property
-    def n_found(self) -> int:
-        """Number of edges with q below `FOUND`."""
-        return int((self.q < FOUND).sum())
-
-    @property
-    def about_weights(self) -> list[str]:
-        """Sentences on what held-out donors say of the weights."""
-        if not self.evidence:
-            if self.chosen == "model" and not np.isnan(self.stability):
-                return [
-                    "too few cells of other donors are left to compare the model with simple measures"
-                ]
-            return []
-        best, of = _best(self.evidence, self.margin), self.evidence
-        found: list[str] = []
-        if best != self.chosen:
-            compared = f"{of[best]:.2f} against {of.get(self.chosen, np.nan):.2f}"
-            found.append(
-                f"held-out donors hold more evidence for {best} ({compared}), a column of the table"
-            )
-        elif best != "model":
-            compared = f"{of[best]:.2f} against {of['model']:.2f}"
-            found.append(
-                f"the weights are {best}, not the model's effects: held-out donors hold more evidence for "
-                f"its strongest pairs ({compared}); --weight model takes the model's"
-            )
-        if of.get("detection", -np.inf) > of[best] + self.margin:
-            found.append(
-                "detection rates alone rank the pairs better in held-out donors than any measure: what "
-                "these cells show are effects of single genes"
-            )
-        return found
-
-    @property
-    def is_directed(self) -> bool:
-        """Whether both directions of a pair may have different weights."""
-        return self.weight.shape[0] != self.weight.shape[1] or not np.allclose(
-            self.weight, self.weight.T, equal_nan=True
-        )
-
-    def strongest(self, n: int) -> list[tuple[int, int]]:
-        """Return rows and columns of the strongest edges, those found if there are any.
-
-        Without directions every pair comes once.
-        """
-        weight = self.weight
-        if not self.is_directed:
-            weight = np.where(np.tri(len(weight), dtype=bool), np.nan, weight)
-        flat = top_pairs(np.where(self.q < FOUND, weight, np.nan), n)
-        if len(flat) == 0:
-            flat = top_pairs(weight, n)
-        rows, columns = np.divmod(flat, len(self.targets))
-        return list(zip(rows.tolist(), columns.tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Interactions:
-    """The networks of a request: one context, or two and their difference."""
-
-    networks: tuple[Network, ...]
-    difference: Network | None
-    model_name: str
-    is_simulated: bool
 
 
 def find_interactions(
@@ -204,11 +66,11 @@ def find_interactions(
         The pairs do not fit into the memory.
     """
     check_can_perturb(model)
-    sources, targets = _chosen_genes(model, store, request)
+    sources, targets = chosen_genes(model, store, request)
     _check_memory(len(sources), len(targets), len(model.panel))
     conditions: list[tuple[Condition, ...]] = [()]
     if request.contrast is not None:
-        name, *values = _checked_contrast(model, request.contrast)
+        name, *values = checked_contrast(model, request.contrast)
         conditions = [(Condition(name, (value,)),) for value in values]
     contexts = [
         read(replace(request.where, conditions=(*request.where.conditions, *more)))
@@ -248,72 +110,6 @@ def find_interactions(
     return Interactions(
         tuple(networks), difference, str(model.provenance.get("name", "model")), simulated
     )
-
-
-# ------------------------------------------------------------------------------------------ requests
-def _chosen_genes(
-    model: CellModel, store: Store | None, request: Request
-) -> tuple[Integers, Integers]:
-    every = np.arange(len(model.panel))
-    if request.genes:
-        chosen = gene_indices(model.panel, store, request.genes, "--genes")
-        if len(chosen) < 2:
-            raise ConfigurationError("--genes: give two genes at least, as in --genes SPI1,CD14")
-        return chosen, chosen
-    if request.regulators:
-        known = [name for name in request.regulators if model.panel.index_of(name) is not None]
-        if not known:
-            gene_indices(model.panel, store, request.regulators, "--regulators")
-        return gene_indices(model.panel, store, known, "--regulators"), every
-    return every, every
-
-
-def gene_indices(
-    panel: GenePanel, store: Store | None, names: Sequence[str], option: str
-) -> Integers:
-    """Return the places of named genes; ConfigurationError for one that the model lacks."""
-    found = []
-    for name in names:
-        index = panel.index_of(name)
-        if index is None:
-            raise ConfigurationError(f"{option}: {_unknown_gene(panel, store, name)}")
-        found.append(index)
-    return np.array(list(dict.fromkeys(found)), dtype=np.int64)
-
-
-def _unknown_gene(panel: GenePanel, store: Store | None, name: str) -> str:
-    text = f"the model does not know the gene '{name}'"
-    stored = None if store is None else store.genes.index_of(name)
-    if store is not None and stored is not None:
-        rank = int(np.flatnonzero(store.hvg_order == stored)[0]) + 1
-        return (
-            f"{text}: by variability it is number {rank:,}, and the model has {len(panel):,} genes; train "
-            f"with data.include_genes = ['{name}'], or a larger data.genes"
-        )
-    near = panel.nearest(name)
-    return f"{text}; " + (
-        f"did you mean {' or '.join(near)}?" if near else "choose one of its panel"
-    )
-
-
-def _checked_contrast(model: CellModel, contrast: tuple[str, str, str]) -> tuple[str, str, str]:
-    name, *values = contrast
-    text = f"--contrast {name}={','.join(values)}"
-    phenotypes = model.config.phenotypes
-    if name not in phenotypes:
-        raise ConfigurationError(
-            f"{text}: the model has no phenotype '{name}'; {suggest(name, phenotypes)}"
-        )
-    known = [match_label(value, phenotypes[name]) for value in values]
-    for value, match in zip(values, known, strict=True):
-        if match is None:
-            raise ConfigurationError(
-                f"{text}: the model knows no {name} '{value}'; {suggest(value, phenotypes[name])}"
-            )
-    first, second = map(str, known)
-    if first == second:
-        raise ConfigurationError(f"{text}: both values are '{first}'; give two different ones")
-    return name, first, second
 
 
 def _check_memory(n_sources: int, n_targets: int, n_genes: int) -> None:
@@ -367,6 +163,7 @@ def _expressed_genes(
 
 
 # ------------------------------------------------------------------------------------------ networks
+# ------------------------------------------------------------------------------------------ networks
 def _network(
     model: CellModel,
     cells: ContextCells,
@@ -411,7 +208,7 @@ def _network(
         names = [name for name in QUICK_MEASURES if name in measures]
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
-    chosen = _best(evidence, margin) if request.weight == "auto" else request.weight
+    chosen = best_measure(evidence, margin) if request.weight == "auto" else request.weight
     scores: list[EdgeScore] = []
     if simulated:
         truth = edges_of_context(model, cells).take(pairs)
@@ -433,17 +230,13 @@ def _network(
         q=untested,
         relative_error=effects.relative_error,
         n_passes=effects.n_passes,
-        stability=stability(effects.of_halves, _n_stable(itself.size)),
+        stability=stability(effects.of_halves, n_strongest(itself.size)),
         evidence=evidence,
         margin=margin,
         scores=tuple(scores),
         notes=tuple(notes),
     )
     return _with_weight(network, cells, chosen, request.seed)
-
-
-def _n_stable(n_pairs: int) -> int:
-    return min(_STABLE, max(n_pairs // 10, 1))
 
 
 def _with_weight(network: Network, cells: ContextCells, chosen: str, seed: int) -> Network:
@@ -462,13 +255,6 @@ def _without(everything: ContextCells | None, left_out: ContextCells) -> Context
         return None
     is_out = np.isin(everything.donors, left_out.donors[left_out.donors >= 0])
     return everything.take(~is_out if is_out.any() else ~everything.held_out)
-
-
-def _best(evidence: Mapping[str, float], margin: float) -> str:
-    """Return the measure with most evidence that a weight can be; the model unless it is clearly behind."""
-    best = max(CHOICES, key=lambda name: evidence.get(name, -np.inf))
-    is_ahead = evidence.get(best, -np.inf) > evidence.get("model", -np.inf) + margin
-    return best if is_ahead else "model"
 
 
 def _difference(

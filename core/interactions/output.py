@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from core.errors import MachineError
 from core.evaluation.report.pictures import draw_as_they_are, figure_bytes, new_figure, shortened
 from core.files import csv_cell, replace_file, replacing
-from core.interactions.network import FOUND, Interactions, Network
+from core.interactions.result import FOUND, Interactions, Network
 from core.interactions.statistics import top_pairs
 from core.wording import visible
 

@@ -36,15 +36,12 @@ from core.evaluation.predict import (
 )
 from core.inference.edited_cells import check_can_edit, edit_bins, values_of_bins
 from core.interactions.baselines import ranks
-from core.interactions.cells import LEAST_EXPRESSING, ContextCells
+from core.interactions.cells import LEAST_EXPRESSING, ContextCells, FloatArray, Integers
 from core.interactions.effects import bins_of, check_can_perturb
-from core.interactions.network import gene_indices
+from core.interactions.request import gene_indices
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
-
-FloatArray = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 #: Cells that are redrawn at once.
 _BLOCK = 128

@@ -13,10 +13,10 @@ from core.cells.sources import AnnDataSource
 from core.cells.store import Store
 from core.generation.cell_generator import gene_table, model_facts
 from core.inference.edited_cells import write_edited
-from core.interactions.network import FOUND
 from core.interactions.output import write_csv
 from core.interactions.perturbation import PerturbRequest
 from core.interactions.responses import Perturbation, Screen
+from core.interactions.result import FOUND
 from core.model.folder import CellModel
 
 if TYPE_CHECKING:

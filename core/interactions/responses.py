@@ -24,9 +24,15 @@ from core.cells.spelling import match_label, suggest
 from core.cells.store import Store
 from core.errors import ConfigurationError
 from core.interactions.baselines import library_size_removed, within
-from core.interactions.cells import LEAST_EXPRESSING, ContextCells, Reader, group_codes
+from core.interactions.cells import (
+    LEAST_EXPRESSING,
+    ContextCells,
+    FloatArray,
+    Integers,
+    Reader,
+    group_codes,
+)
 from core.interactions.effects import bins_of
-from core.interactions.network import FOUND
 from core.interactions.perturbation import (
     PerturbedCells,
     PerturbRequest,
@@ -41,12 +47,11 @@ from core.interactions.perturbation import (
     predict_hidden,
     sample_cells,
 )
+from core.interactions.result import FOUND
 from core.interactions.statistics import matched_p_values, q_values
 from core.model.folder import CellModel
 from core.progress import Listener, ignore_progress
 
-FloatArray = NDArray[np.float64]
-Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 #: Cells of a donor whose mean is a point of the test, where enough donors have them.

@@ -22,11 +22,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.interactions.baselines import library_size_removed, ranks
-from core.interactions.cells import ContextCells
+from core.interactions.cells import ContextCells, FloatArray, Integers
 from core.random_streams import Stream, generator
-
-FloatArray = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 #: Permuted statistics that p-values are counted in, and permutations at most and at least; groups of pairs.
 _NULL_SIZE, _MOST_PERMUTATIONS, _LEAST_PERMUTATIONS, _NULL_GROUPS = 2_000_000, 200, 20, 6

@@ -7,10 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.cells.atlas.edges import KINDS, TrueEdges, true_edges
-from core.interactions.cells import ContextCells
+from core.interactions.cells import ContextCells, FloatArray
 from core.model.folder import CellModel
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ raises `FORMAT_VERSION`, and the reader must still read the older form.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 #: Version of the folder's format, in run.json. Readers read every version up to their own.
 FORMAT_VERSION = 1
@@ -60,18 +60,6 @@ GENE_METRICS = frozenset({"acc/genes", "acc/genes_baseline"})
 
 #: Keys of a metrics line that are not metrics.
 RESERVED_METRIC_KEYS = frozenset({"step", "t", "split", "nonfinite", "event"})
-
-
-class StatusRecord(TypedDict):
-    """status.json: the latest state of a run."""
-
-    state: str
-    heartbeat: float
-    started: float
-    step: NotRequired[int]
-    total: NotRequired[int]
-    eta: NotRequired[float]
-    checkpoint: NotRequired[str]
 
 
 #: A line of metrics.jsonl: step, t, split, and one entry per metric (None: not finite).

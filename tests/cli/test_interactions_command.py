@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from core.cells.builtin import load_builtin
-from core.interactions.network import CHOICES
+from core.interactions.request import CHOICES
 from tfx_cli.interactions_command import interactions
 
 QUICK = ("--error", "1", "--where", "tissue=blood,lung")

@@ -7,8 +7,9 @@ import pytest
 from core.cells.genes import GenePanel
 from core.errors import ConfigurationError, DataError, MachineError
 from core.interactions import network
-from core.interactions.network import Request, find_interactions
+from core.interactions.network import find_interactions
 from core.interactions.output import write_interactions
+from core.interactions.request import Request
 from tests.generation.examples import known_model, set_pairs
 from tests.interactions.examples import make_cells
 from tests.model.examples import N_GENES

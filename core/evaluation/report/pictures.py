@@ -29,11 +29,6 @@ FIGURE_ENDINGS = (".png", ".pdf", ".svg")
 _MAX_NUMBERED = 15
 
 
-def confusion_png(confusion: Confusion, values: Sequence[str], *, title: str) -> bytes:
-    """Draw `confusion_figure` as a PNG."""
-    return png_bytes(confusion_figure(confusion, values, title=title))
-
-
 def confusion_figure(confusion: Confusion, values: Sequence[str], *, title: str) -> "Figure":
     """Draw a confusion matrix, each row as fractions of its true cells.
 

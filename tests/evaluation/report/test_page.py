@@ -11,9 +11,10 @@ from PIL import Image
 
 from core.evaluation.metrics import score_methods
 from core.evaluation.report.pictures import (
-    confusion_png,
+    confusion_figure,
     donor_accuracy_png,
     gene_likelihood_png,
+    png_bytes,
     reliability_png,
 )
 from core.evaluation.report.records import (
@@ -106,7 +107,7 @@ def read(text):
 
 
 def test_the_page_is_closed_and_carries_everything_in_itself():
-    picture = confusion_png([[3, 1], [0, 2]], ["a", "b"], title="tissue")
+    picture = png_bytes(confusion_figure([[3, 1], [0, 2]], ["a", "b"], title="tissue"))
     text = page_of(report(), {"tissue": picture}, ROWS)
     page = read(text)
     assert "http" not in text

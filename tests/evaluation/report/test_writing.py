@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from core.evaluation.metrics import score_phenotype
-from core.evaluation.report.pictures import confusion_png
+from core.evaluation.report.pictures import confusion_figure, png_bytes
 from core.evaluation.report.records import (
     EvaluationFacts,
     EvaluationReport,
@@ -152,7 +152,9 @@ def test_a_failed_write_leaves_the_old_report_and_no_fragment(tmp_path, monkeypa
 def test_picture_is_a_png_that_grows_with_the_classes(n_values):
     rng = np.random.default_rng(0)
     names = [f"CD4-positive, alpha-beta memory T cell number {code}" for code in range(n_values)]
-    picture = confusion_png(rng.integers(0, 9, (n_values, n_values)), names, title="cell_type")
+    picture = png_bytes(
+        confusion_figure(rng.integers(0, 9, (n_values, n_values)), names, title="cell_type")
+    )
     assert picture.startswith(PNG)
     width, height = Image.open(io.BytesIO(picture)).size
     assert min(width, height) > 400
@@ -160,12 +162,12 @@ def test_picture_is_a_png_that_grows_with_the_classes(n_values):
 
 
 def test_values_that_never_occur_are_left_out_of_the_picture():
-    few = confusion_png([[3, 1], [0, 2]], ["a", "b"], title="t")
+    few = png_bytes(confusion_figure([[3, 1], [0, 2]], ["a", "b"], title="t"))
     padded = np.zeros((50, 50), dtype=int)
     padded[:2, :2] = [[3, 1], [0, 2]]
     names = ["a", "b", *(f"unused {code}" for code in range(48))]
-    assert confusion_png(padded, names, title="t") == few
+    assert png_bytes(confusion_figure(padded, names, title="t")) == few
 
 
 def test_dollar_and_underscore_in_labels_are_drawn_as_they_are():
-    assert confusion_png([[1]], ["cost_$x^{$"], title="a_$b^{$").startswith(PNG)
+    assert png_bytes(confusion_figure([[1]], ["cost_$x^{$"], title="a_$b^{$")).startswith(PNG)
