@@ -144,7 +144,7 @@ def test_every_tracker_is_named():
 
 
 def test_the_version_is_that_of_the_code():
-    assert PAGE.startswith(f"# The run folder, format {schema.FORMAT_VERSION}\n")
+    assert PAGE.startswith(f"# The run folder (format {schema.FORMAT_VERSION})\n")
     rows = re.findall(r"^\| (\d+) \|", section("Versions"), re.MULTILINE)
     assert [int(row) for row in rows] == list(range(1, schema.FORMAT_VERSION + 1))
 
