@@ -11,8 +11,10 @@ from core.files import csv_cell
 from tfx_cli.arguments import (
     DEVICE,
     FEW_GENES,
+    FIGURES,
     GENE_IDS,
     JSON_OUTPUT,
+    MARKERS,
     MATRIX,
     MODEL,
     OVERWRITE,
@@ -21,6 +23,7 @@ from tfx_cli.arguments import (
     Device,
     Values,
     check_output,
+    genes_or_file,
     load_model,
     model_folder,
 )
@@ -65,6 +68,18 @@ def predict(
         min=0.0,
         max=1.0,
     ),
+    majority: str | None = option(
+        "--majority neighbours|COLUMN",
+        "Add the cell type that most of a cell's neighbours have, or most cells of its cluster in this obs "
+        "column; 'unknown' where none has the majority.",
+    ),
+    majority_above: float = option(
+        "--majority-above FRACTION", "What a majority is.", default=0.5, min=0.0, max=1.0
+    ),
+    plot: Path | None = option(
+        "--plot FILE.png|.pdf|.svg", "Draw a dot plot of markers by predicted cell type."
+    ),
+    markers: str | None = MARKERS,
     prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
     matrix: str = MATRIX,
     values: Values = VALUES,
@@ -78,7 +93,8 @@ def predict(
 
     Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
     tfx_NAME_probability and tfx_NAME_unsure. A phenotype that the model could not predict on
-    its validation donors is always unsure, and a line says why. Genes are joined by id or symbol, in whichever
+    its validation donors is always unsure, and a line says why. With --majority, tfx_NAME_majority (of cell types, or of what a classifier predicts) is the value of most cells of a neighbourhood
+    or a cluster; unsure cells count but do not vote. Genes are joined by id or symbol, in whichever
     kind the file and the model have them; those that the file lacks are masked, not taken for
     unexpressed. The model folder is enough: you need neither the
     training cells nor the run.
@@ -87,13 +103,29 @@ def predict(
     --------
     tfx predict new.h5ad -o labelled.h5ad
     tfx predict new.h5ad -o labels.csv --label tissue=organ --run runs/base
+    tfx predict new.h5ad -o labelled.h5ad --majority leiden --plot markers.pdf
     """
     check_output(output, (".h5ad", ".zarr", ".csv"), what="labelled cells", overwrite=overwrite)
+    if plot is not None:
+        check_output(plot, FIGURES, what="figures", overwrite=True, option="--plot")
+    elif markers is not None:
+        raise ConfigurationError("--markers: belongs to --plot; give both")
+    genes = [] if markers is None else genes_or_file(markers, "--markers")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.cells.annotated_copy import annotated_copy
+    from core.evaluation.report.pictures import figure_bytes
     from core.files import replace_file
+    from core.generation.comparison import shown_genes
     from core.inference.annotate import predict_phenotypes_of, prediction_table
+    from core.inference.majority import (
+        NEIGHBOURS,
+        clusters_of,
+        majority_labels,
+        marker_dot_plot,
+        neighbours_of,
+        panel_expression,
+    )
     from core.model.calibration import unsure_rules
 
     model = load_model(folder, device)
@@ -112,12 +144,30 @@ def predict(
                 names = [f"{prefix}{name}" for name in model.config.predicted if name not in known]
                 ends = ("", "_probability", "_unsure")
                 columns = [f"obs/{name}{end}" for name in names for end in ends]
+                if majority is not None:
+                    columns += [f"obs/{name}_majority" for name in names]
                 copy.check_free(*columns, remedy="choose another --prefix")
+            panel_genes = shown_genes(model.panel, genes)
+            groups = None if majority in (None, NEIGHBOURS) else clusters_of(cells, majority)
             with show_progress() as listener:
                 predictions = predict_phenotypes_of(model, cells, hints, on_progress=listener)
             table = prediction_table(
                 predictions, cells.source.obs_names, rules=rules, prefix=prefix
             )
+            # Sex, age and disease are the donor's: neighbours of other donors have no vote on them.
+            voted = next((one for one in predictions if one.name == "cell_type"), predictions[0])
+            labels, votes = table[f"{prefix}{voted.name}"].array, None
+            if plot is not None or majority == NEIGHBOURS:
+                expression = panel_expression(cells)
+                groups = neighbours_of(expression) if majority == NEIGHBOURS else groups
+            if groups is not None:
+                is_unsure = voted.is_unsure(rules[voted.name])
+                labels = votes = majority_labels(voted, is_unsure, groups, above=majority_above)
+                table[f"{prefix}{voted.name}_majority"] = votes
+            if plot is not None:
+                figure = marker_dot_plot(model, expression, labels, voted.name, panel_genes)
+                replace_file(plot, figure_bytes(figure, plot.suffix, is_tight=True))
+                narrate(f"{plot}: markers by predicted {voted.name}")
             if copy is None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 safe = _without_formulas(table)
@@ -135,6 +185,7 @@ def predict(
             "unsure": int(one.is_unsure(rules[one.name]).sum()),
             "unsure_below": None if rules[one.name].is_always else rules[one.name].below,
             "reason": rules[one.name].reason or None,
+            "majority": _counts(votes) if votes is not None and one is voted else None,
         }
         for one in predictions
     }
@@ -153,6 +204,7 @@ def predict(
             "genes_translated": translated,
             "given": [hint.name for hint in hints],
             "calibrated": bool(model.calibration),
+            "majority": majority,
             "phenotypes": summaries,
         },
         as_json=as_json,
@@ -334,15 +386,32 @@ def _facts(
     }
 
 
+def _counts(labels: "pd.Categorical[str]") -> dict[str, int]:
+    """Return label -> cells, the commonest first."""
+    counts = labels.value_counts().sort_values(ascending=False, kind="stable")
+    return {str(label): int(n) for label, n in counts.items() if n}
+
+
+def _commonest(cells: Mapping[str, int], n_cells: int) -> str:
+    common = list(cells.items())[:3]
+    shown = ", ".join(f"{value} {n / max(n_cells, 1):.0%}" for value, n in common)
+    return shown + (", ..." if len(cells) > 3 else "")
+
+
 def _predictions_text(
     summaries: dict[str, dict[str, Any]], n_cells: int, notes: Sequence[str]
 ) -> Iterator[Paragraph]:
     rows = []
     for name, found in summaries.items():
-        common = list(found["cells"].items())[:3]
-        shown = ", ".join(f"{value} {n / max(n_cells, 1):.0%}" for value, n in common)
-        more = ", ..." if len(found["cells"]) > 3 else ""
         unsure = f"{found['unsure'] / max(n_cells, 1):.0%}"
-        rows.append([name, shown + more, f"{found['mean_probability'] or 0:.2f}", unsure])
+        common = _commonest(found["cells"], n_cells)
+        rows.append([name, common, f"{found['mean_probability'] or 0:.2f}", unsure])
     yield make_table(["phenotype", "most cells are", "mean probability", "unsure"], rows)
+    votes = {name: found["majority"] for name, found in summaries.items() if found["majority"]}
+    if votes:
+        rows = []
+        for name, counts in votes.items():
+            unknown = counts.get("unknown", 0) / max(n_cells, 1)
+            rows.append([name, _commonest(counts, n_cells), f"{unknown:.0%}"])
+        yield make_table(["by majority", "most cells are", "unknown"], rows)
     yield [f"- {note}" for note in notes]

@@ -47,6 +47,7 @@ _PANELS = {
             "Find interactions of genes in a context, with nulls and baselines.",
         ),
         ("perturb", "perturb:perturb", "Knock out or over-express genes of real cells."),
+        ("export", "export:export", "Write a model as a folder for the Hugging Face Hub."),
     ),
     "Watch": (
         (

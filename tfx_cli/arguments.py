@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
 
+#: Endings of figures, as in `core.evaluation.report.pictures`, which takes numpy.
+FIGURES = (".png", ".pdf", ".svg")
 #: The folders of runs and of stores, below the current folder.
 RUNS, STORES = Path("runs"), Path("stores")
 
@@ -325,6 +327,11 @@ UNSURE_AT: float | None = option(
     "Fraction of predictions that is right among those that are not unsure, on validation cells; default: 0.95.",
     min=0.0,
     max=1.0,
+)
+MARKERS = option(
+    "--markers GENES|FILE",
+    "Genes to show, separated by commas, or a text file with one a line; default: those that set the "
+    "values apart in training cells.",
 )
 OVERWRITE = option("--overwrite", "Replace the output file if it exists.", default=False)
 JSON_OUTPUT = option("--json", "Print the result as JSON.", default=False)

@@ -12,7 +12,9 @@ from core.errors import ConfigurationError
 from core.presets.schema import GenerateSettings
 from core.wording import duration, listed
 from tfx_cli.arguments import (
+    FIGURES,
     JSON_OUTPUT,
+    MARKERS,
     MATRIX,
     MODEL,
     OVERWRITE,
@@ -58,8 +60,7 @@ _PHENOTYPES = {
 _EDITING = ("steps", "schedule", "decode")
 #: Genes in the report on changed cells.
 _SHOWN_GENES = 10
-#: Endings of pictures; measures of agreement in the report.
-_FIGURES = (".png", ".pdf", ".svg")
+#: Measures of agreement in the report.
 _MEASURES = {
     "gene_mean_r": "gene means, r",
     "detection_mae": "detection rates, mean difference",
@@ -117,11 +118,7 @@ def generate(
         "--plot FILE.png|.pdf|.svg",
         "Draw the cells beside real ones of the same kind; with --from, before and after the change.",
     ),
-    markers: str | None = option(
-        "--markers GENES|FILE",
-        "Genes of the report, separated by commas, or a text file with one a line; default: those "
-        "that set the request apart.",
-    ),
+    markers: str | None = MARKERS,
     from_file: str | None = option(
         "--from FILE", "Change these real cells; --set names the change."
     ),
@@ -186,7 +183,7 @@ def generate(
         return
     check_output(output, (".h5ad",), what="cells", overwrite=overwrite)
     if plot is not None:
-        check_output(plot, _FIGURES, what="pictures", overwrite=True, option="--plot")
+        check_output(plot, FIGURES, what="pictures", overwrite=True, option="--plot")
     wanted = phenotype_request(phenotype=set_values, pair_option="--set")
     if from_file is not None:
         unfit = {

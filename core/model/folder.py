@@ -46,7 +46,7 @@ from core.renamed import current_model_record, current_section, current_tensors
 from core.wording import first_line
 
 _JSON_FILES = ("config.json", "genes.json", "encoding.json")
-_CHECKED = ("model.safetensors", *_JSON_FILES, "encoding.safetensors", "reference.safetensors")
+CHECKED_FILES = ("model.safetensors", *_JSON_FILES, "encoding.safetensors", "reference.safetensors")
 
 
 @dataclass(repr=False)
@@ -163,7 +163,7 @@ class CellModel:
                 "generate": self.generate.model_dump(),
                 "provenance": self.provenance,
                 "calibration": {name: one.model_dump() for name, one in self.calibration.items()},
-                "sha256": {name: sha256_of(folder / name) for name in _CHECKED},
+                "sha256": {name: sha256_of(folder / name) for name in CHECKED_FILES},
             },
         )
 
@@ -175,7 +175,7 @@ class CellModel:
     @classmethod
     def _load(cls, folder: Path, device: torch.device | str) -> "CellModel":
         record = read_record(folder)
-        for name in _CHECKED:
+        for name in CHECKED_FILES:
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: {name} is missing; copy the whole model folder again")
             if record.sha256.get(name) != sha256_of(folder / name):

@@ -164,6 +164,30 @@ def test_columns_that_are_there_are_not_overwritten(tfx, setting):
     assert {"tfx_sex", "again_sex"} <= set(ad.read_h5ad(setting / "two.h5ad").obs)
 
 
+def test_the_majority_of_neighbours_or_of_a_cluster_is_a_column(tfx, setting):
+    result = tfx(
+        "predict", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--majority", "neighbours", "--plot",
+        "dots.svg", "--markers", "XIST,RPS4Y1", "--unsure-below", "0.2", "--json",
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    cells = ad.read_h5ad(setting / "out.h5ad").obs
+    known = cells["tfx_cell_type_majority"] != "unknown"
+    assert 0.2 < known.mean() < 1
+    assert "tfx_sex_majority" not in cells  # a donor's, not a cell's
+    counts = result.json["phenotypes"]["cell_type"]["majority"]
+    assert counts["unknown"] == (~known).sum()
+    assert sum(counts.values()) == 300
+    drawing = (setting / "dots.svg").read_text()
+    assert ">XIST</text>" in drawing
+    assert ">macrophage</text>" in drawing
+
+    result = tfx("predict", "new.h5ad", "-o", "o.csv", "--run", "model", "--majority", "tissue")
+    assert "by majority" in result.stdout
+    table = pd.read_csv(setting / "o.csv", index_col="cell")
+    per_cluster = table.groupby(cells["tissue"].astype(str))["tfx_cell_type_majority"]
+    assert (per_cluster.nunique() == 1).all()
+
+
 # -------------------------------------------------------------------------------------- embed
 def test_embeddings_are_ready_for_scanpy(tfx, setting):
     result = tfx(

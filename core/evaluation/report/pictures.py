@@ -159,8 +159,8 @@ def png_bytes(figure: "Figure") -> bytes:
     return figure_bytes(figure, ".png", dpi=110)
 
 
-def figure_bytes(figure: "Figure", suffix: str, *, dpi: int = 300) -> bytes:
-    """Return the figure as one of `FIGURE_ENDINGS`, the same bytes for the same figure.
+def figure_bytes(figure: "Figure", suffix: str, *, dpi: int = 300, is_tight: bool = False) -> bytes:
+    """Return the figure as one of `FIGURE_ENDINGS`, the same bytes for the same figure; tight: cut to what is drawn.
 
     The text of a PDF or SVG file stays text, which Illustrator and Inkscape can edit.
     """
@@ -169,7 +169,9 @@ def figure_bytes(figure: "Figure", suffix: str, *, dpi: int = 300) -> bytes:
     undated = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
     form, buffer = suffix.removeprefix("."), io.BytesIO()
     with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "tfx"}):
-        figure.savefig(buffer, format=form, dpi=dpi, metadata={undated[form]: None})
+        box = "tight" if is_tight else None
+        metadata = {undated[form]: None}
+        figure.savefig(buffer, format=form, dpi=dpi, bbox_inches=box, metadata=metadata)
     return buffer.getvalue()
 
 
