@@ -1,7 +1,8 @@
-"""Text of strangers, on terminals, in Markdown and in tables."""
+"""Text of strangers, on terminals, in Markdown and in tables; and every sentence of our own."""
 
 import csv
 import io
+import re
 import tomllib
 import unicodedata
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from core.files import csv_bytes
 from core.presets.toml_text import write_value
 from core.wording import as_markdown, visible, without_controls
+from tests.sentences import FILE, collect
 
 #: Every character that a terminal may obey, and some others.
 ANY_TEXT = st.text(
@@ -89,3 +91,22 @@ def test_no_cell_of_a_table_becomes_a_formula():
     rows = [["=1+1", "+cmd", "-x", "@a", "\tb"], ["-1.5", "CD4+", "-", None, 2.5]]
     read = list(csv.reader(io.StringIO(csv_bytes(rows).decode())))
     assert read == [["'=1+1", "'+cmd", "'-x", "'@a", "'\tb"], ["-1.5", "CD4+", "-", "", "2.5"]]
+
+
+# -- every sentence that tfx prints
+#: "How we write": words that hide the subject of a sentence, and old names of things.
+UNWANTED = re.compile(
+    r"\b(told|tells?|asked|stands|lies|goes on|comes out|has its say|is given its|as many as come|so many|what there is|"
+    r"nobody|skeleton|lanes|depth|the originals|may flatter)\b",
+    re.IGNORECASE,
+)
+#: Old names, which tfx names to the user who still writes them.
+OF_OLD_NAMES = "core/renamed.py"
+
+
+def test_the_file_of_sentences_is_what_tfx_prints_and_how_we_write():
+    text = collect()
+    assert FILE.read_text(encoding="utf-8") == text, "run '.venv/bin/python -m tests.sentences'"
+    for block in text.split("\n\n"):
+        if not block.startswith(OF_OLD_NAMES):
+            assert not UNWANTED.findall(block), block.splitlines()[0]

@@ -74,7 +74,11 @@ def predict(
         "column; 'unknown' where none has the majority.",
     ),
     majority_above: float = option(
-        "--majority-above FRACTION", "What a majority is.", default=0.5, min=0.0, max=1.0
+        "--majority-above FRACTION",
+        "Fraction of the cells that the majority must exceed.",
+        default=0.5,
+        min=0.0,
+        max=1.0,
     ),
     plot: Path | None = option(
         "--plot FILE.png|.pdf|.svg", "Draw a dot plot of markers by predicted cell type."

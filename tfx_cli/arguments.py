@@ -318,7 +318,7 @@ VALUES = preset_option("--values", "data.values", default="auto")
 GENE_IDS = preset_option("--gene-ids COLUMN", "data.gene_ids", default="auto")
 FEW_GENES = option(
     "--few-genes",
-    "Go on if the file has fewer than half of the model's genes. The others are masked: labels are "
+    "Accept a file with fewer than half of the model's genes. The missing ones are masked: labels are "
     "often wrong, with high probabilities.",
     default=False,
 )

@@ -288,12 +288,13 @@ def _evaluation_text(report: "EvaluationReport") -> Iterator[Paragraph]:
         masked_gene_rows,
         part_table,
         phenotype_tables,
+        split_text,
     )
 
     facts = report.facts
     simulated = ", simulated" if facts.simulated else ""
     how = (
-        f"split by {facts.split_by}"
+        split_text(facts.split_by)
         if facts.n_genes_missing is None
         else f"{facts.n_genes_missing:,} of them missing"
     )

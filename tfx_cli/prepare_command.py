@@ -244,7 +244,10 @@ def delete_command(
             + ")"
             for one in found
         )
-        confirm(f"Delete {shown}?", refusal=f"to delete {shown} without being asked, give --yes")
+        confirm(
+            f"Delete {shown}?",
+            refusal=f"there is no terminal to ask on: add --yes to delete {shown}",
+        )
     for one in found:
         delete_store(one)
     print_result(

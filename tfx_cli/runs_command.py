@@ -271,7 +271,7 @@ def delete_command(
         shown = ", ".join(f"{one} ({size(folder_size(one) or 0)})" for one in folders)
         confirm(
             f"Move {shown} to {folders[0].parent / TRASH}?",
-            refusal=f"to delete {shown} without being asked, give --yes",
+            refusal=f"there is no terminal to ask on: add --yes to delete {shown}",
         )
     moved = {str(folder): str(delete_run(folder)) for folder in folders}
     print_result(

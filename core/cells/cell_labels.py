@@ -177,7 +177,7 @@ def _split(
         n_donors = len(np.unique(of_cells[of_cells >= 0]))
         reason = f"obs column '{data.split.by}' has too few values ({n_donors}) to hold some out"
     codes[divided] = split_stratified(phenotypes, int(divided.sum()), fractions, rng)
-    notice = f"{reason}; single cells are split, stratified by phenotype, so scores may flatter"
+    notice = f"{reason}; single cells are split, stratified by phenotype, so scores may be too optimistic"
     return SplitPlan(codes, "stratified", [] if data.split.by == "cells" else [notice])
 
 
@@ -218,7 +218,7 @@ def _shared_donors(
         if shared:
             notices.append(
                 f"data.{role}_files share {len(shared)} donors with data.files "
-                f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}), so scores may flatter"
+                f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}), so scores may be too optimistic"
             )
     return notices
 

@@ -79,7 +79,7 @@ def _check_disk_space(made: CellGenerator, output: Path) -> None:
         raise MachineError(
             f"{n_cells:,} cells need about {needed / 1e9:,.1f} GB (half of it for "
             f"parts that are removed at the end) but the disk of {nearest} has {free / 1e9:,.1f} GB "
-            f"free; ask for fewer, free some space or choose another place"
+            f"free; request fewer, free some space or choose another place"
         )
 
 

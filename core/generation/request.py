@@ -65,12 +65,12 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.n_cells < 1:
-            raise ConfigurationError(f"cannot generate {self.n_cells:,} cells; ask for 1 or more")
+            raise ConfigurationError(f"cannot generate {self.n_cells:,} cells; request 1 or more")
         if self.n_cells > MAX_CELLS:
             disk = self.n_cells * _BYTES_PER_CELL // 10**12
             raise ConfigurationError(
                 f"cannot generate {self.n_cells:,} cells, which would fill about {disk:,} TB "
-                f"of disk; ask for at most {MAX_CELLS:,}"
+                f"of disk; request at most {MAX_CELLS:,}"
             )
         if self.library_size is None:
             return

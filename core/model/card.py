@@ -38,7 +38,9 @@ def model_card(
         _what(config),
     ]
     if provenance.get("simulated"):
-        parts.append("**Trained on simulated cells. Nothing it says is about real biology.**")
+        parts.append(
+            "**Trained on simulated cells. Its predictions say nothing about real biology.**"
+        )
     parts += ["## Use", _use(config)]
     parts += ["## Data", _data(config, panel, reference, provenance)]
     if config.phenotypes:
@@ -85,7 +87,11 @@ def _data(
     genes = ", ".join(map(as_markdown, panel.symbols[:_MOST_GENES])) + ", ..." * (
         len(panel) > _MOST_GENES
     )
-    split = {"donor": "whole donors", "stratified": "single cells, stratified", "none": "nothing"}
+    split = {
+        "donor": "whole donors",
+        "stratified": "single cells, stratified by phenotype",
+        "none": "nothing",
+    }
     method = provenance.get("split") or "unknown"
     lines += [
         f"- training cells: {int(reference.counts.sum()):,}; held out: {as_markdown(split.get(method, method))}",

@@ -402,7 +402,7 @@ class _Loop:
         if self.saved_step == self.step:
             return
         self.recorder.settle()
-        consequence = "; the run goes on, with the checkpoints it has"
+        consequence = "; the run continues with the checkpoints it has"
         if self.model_problem:  # a checkpoint after it would not save this model again
             self.model_problem = self._try_on_main(self._keep, consequence=consequence)
             if self.model_problem:

@@ -212,7 +212,7 @@ class SystemMonitor:
         except Exception as error:  # noqa: BLE001 - the monitor must not end the run
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("the machine cannot be watched (%s); the run goes on", error)
+                logger.warning("the machine cannot be watched (%s); the run continues", error)
 
     def __enter__(self) -> Self:
         """Start watching."""

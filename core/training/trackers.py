@@ -156,7 +156,7 @@ class _TrackerThread:
             if self.is_over:
                 return
             self.is_over = True
-        message = "%s is dropped (%s); the run goes on and its folder has everything"
+        message = "%s is dropped (%s); the run continues, and its folder has everything"
         logger.warning(message, self.tracker, reason)
         try:
             self._on_drop(self.tracker, reason)

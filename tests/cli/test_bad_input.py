@@ -387,7 +387,7 @@ COMMAND_LINES = [
     # generate
     (nothing, "generate", 2, "there are no runs in 'runs'"),
     (a_run, "generate --sxe female", 2, "no such option: --sxe; did you mean"),
-    (a_run, "generate -n 0", 2, "cannot generate 0 cells; ask for 1 or more"),
+    (a_run, "generate -n 0", 2, "cannot generate 0 cells; request 1 or more"),
     (a_run, "generate -n 99999999999999", 2, "cannot generate 99,999,999,999,999 cells"),
     (a_run, "generate --tissue lungs", 2, "runs/tiny: this model knows no tissue 'lungs'; did you mean 'lung'?"),
     (a_run, "generate --sex ''", 2, "--sex: the value is empty"),

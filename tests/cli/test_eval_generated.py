@@ -221,7 +221,7 @@ def test_unfit_requests_are_refused_in_one_sentence(tfx, made, tiny_run, tmp_pat
     ad.read_h5ad(tmp_path / "other.h5ad")[:15].copy().write_h5ad(made)
     code, text = refused(*one)
     assert code == 4
-    assert "cells of a side can be matched by class" in text
+    assert "cells of each side can be matched by class" in text
 
 
 def test_without_store_and_real_files_there_is_nothing_to_compare_with(tfx, made, monkeypatch):

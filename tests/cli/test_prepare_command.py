@@ -98,7 +98,7 @@ def test_stores_are_listed_with_their_runs_and_deleted(tfx, tiny_run, tiny_store
     )
     refused = tfx("stores", "delete", "cells")
     assert refused.code == 2
-    assert "used by runs/tiny) without being asked, give --yes" in refused.stderr
+    assert "add --yes to delete stores/cells (" in refused.stderr
     status = tiny_run / "status.json"
     ended = status.read_text()
     status.write_text(

@@ -344,7 +344,7 @@ def test_runs_are_renamed_tagged_and_deleted_by_commands(tfx, base, wide):
     assert listed == {"base": [], "broad": ["paper", "seed 3"]}
     refused = tfx("runs", "delete", "broad", "base")
     assert refused.code == 2
-    assert "without being asked, give --yes" in refused.stderr
+    assert "there is no terminal to ask on: add --yes to delete" in refused.stderr
     result = tfx("runs", "delete", "broad", "--yes")
     assert result.stdout == "runs/broad is now runs/.trash/broad\n"
     assert [run["name"] for run in tfx("runs", "list", "--json").json["runs"]] == ["base"]

@@ -96,7 +96,7 @@ def test_a_card_without_metrics_or_phenotypes_is_complete():
 
 def test_simulated_cells_and_a_licence_are_said():
     model = make_cell_model()
-    assert "Nothing it says is about real biology" in card_of(model, simulated=True)
+    assert "Its predictions say nothing about real biology" in card_of(model, simulated=True)
     assert section(card_of(model), "Licence").startswith("Not stated. Write it here")
     assert section(card_of(model, licence="CC BY 4.0"), "Licence").strip() == "CC BY 4.0"
 

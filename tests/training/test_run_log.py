@@ -135,7 +135,7 @@ def test_what_fails_is_said_once_and_never_reaches_the_run(tmp_path, caplog):
     ):
         beats.wait_for(3)
     assert [record.getMessage() for record in caplog.records] == [
-        "the machine cannot be watched (no such driver); the run goes on"
+        "the machine cannot be watched (no such driver); the run continues"
     ]
 
 

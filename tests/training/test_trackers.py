@@ -77,7 +77,7 @@ def test_one_that_fails_is_dropped_with_one_warning_and_the_others_continue(
     reason = f"{error.__name__}: no route to host"
     assert drops == [("bad", reason)]
     assert [record.getMessage() for record in caplog.records] == [
-        f"bad is dropped ({reason}); the run goes on and its folder has everything"
+        f"bad is dropped ({reason}); the run continues, and its folder has everything"
     ]
     assert len([call for call in good.calls if call[0] == "log"]) == 3
     assert len([call for call in bad.calls if call[0] == fails_at]) == 1

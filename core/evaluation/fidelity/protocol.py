@@ -99,10 +99,14 @@ def match_cells(
         n_left = most - int(counts.sum())
         counts[np.argsort(counts - exact, kind="stable")[:n_left]] += 1
     if counts.sum() < LEAST_CELLS:
+        unlimited = _matched_counts(real, left, np.full(n_classes, len(real)))
+        remedy = "generate more cells of the classes that real cells have"
+        if unlimited[available > 0].sum() < LEAST_CELLS:  # more generated cells would not help
+            remedy = "the real cells are too few: name files with more of them, or choose fewer and larger --classes"
         raise DataError(
-            f"only {int(counts.sum())} cells of a side can be matched by class "
-            f"({int(available.sum()):,} generated, {len(real):,} real), and fewer than {LEAST_CELLS} "
-            f"cannot be scored; generate more cells of the classes that real cells have"
+            f"only {int(counts.sum())} cells of each side can be matched by class "
+            f"({int(available.sum()):,} generated; {len(real):,} real, in two halves), and fewer than "
+            f"{LEAST_CELLS} cannot be scored; {remedy}"
         )
 
     def draw(classes: Codes, allowed: NDArray[np.bool_]) -> Codes:

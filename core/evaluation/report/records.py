@@ -335,11 +335,13 @@ class ConditionLikelihood:
     def sentence(self) -> str:
         """Name the better one, if the interval separates them."""
         low, high = self.model_minus_class_marginals.interval
+        model, marginals = f"{self.model:.3f}", f"{self.class_marginals:.3f}"
         better = "the model is better" if high < 0 else "the class marginals are better"
+        if low <= 0 <= high or model == marginals:
+            better = "neither is better"
         return (
-            f"With all genes masked, a held-out cell costs the model {self.model:.3f} nats per gene and "
-            f"the class marginals {self.class_marginals:.3f}: "
-            + (f"{better}." if high < 0 or low > 0 else "the two are not separated.")
+            f"The negative log-likelihood of a held-out cell, with all its genes masked, is {model} nats per gene by the "
+            f"model and {marginals} by the class marginals (lower is better): {better}."
         )
 
 

@@ -37,6 +37,19 @@ class ReportTable:
     n_labels: int = 1
 
 
+#: How cells were held out, by the name in the store's report.
+_SPLITS = {
+    "donor": "split by donor",
+    "stratified": "single cells held out at random, stratified by phenotype",
+    "none": "no cells held out",
+}
+
+
+def split_text(method: str | None) -> str:
+    """Write in words how cells were held out."""
+    return _SPLITS.get(method or "", f"split by {method or 'unknown'}")
+
+
 def fact_rows(facts: EvaluationFacts | FidelityFacts) -> list[tuple[str, str]]:
     """Return names and values of the facts that are known."""
     known = [(one.name, getattr(facts, one.name)) for one in fields(facts)]

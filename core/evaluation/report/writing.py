@@ -33,6 +33,7 @@ from core.evaluation.report.tables import (
     part_table,
     phenotype_tables,
     reliability_table,
+    split_text,
 )
 from core.files import csv_bytes, file_text, replace_file
 from core.folders import locked_folder
@@ -213,7 +214,7 @@ def card_text(report: EvaluationReport) -> str:
     """Return accuracy and macro-F1 of every phenotype and method, as Markdown."""
     methods = list(dict.fromkeys(one for scores in report.phenotypes.values() for one in scores))
     facts = report.facts
-    which = f"test cells (split by {facts.split_by or 'unknown'})"
+    which = f"test cells ({split_text(facts.split_by)})"
     if facts.split == "cross-validation":
         which = "cells, each predicted by a model that was trained without its donor"
     lines = [

@@ -97,11 +97,12 @@ def test_classes_without_training_cells_are_left_out():
 
 
 def test_the_sentence_names_the_better_one_only_if_they_are_apart():
-    for bounds, end in (
-        ((-0.2, -0.1), "the model is better."),
-        ((0.1, 0.2), "the class marginals are better."),
-        ((-0.1, 0.1), "the two are not separated."),
+    for marginals, bounds, end in (
+        (1.2, (-0.2, -0.1), "the model is better."),
+        (0.9, (0.1, 0.2), "the class marginals are better."),
+        (0.9, (-0.1, 0.1), "neither is better."),
+        (1.0001, (-0.0002, -0.0001), "neither is better."),  # 1.000 against 1.000 is a tie
     ):
-        sentence = ConditionLikelihood(10, 1.0, 1.0, Difference(0.0, bounds)).sentence()
-        assert sentence.startswith("With all genes masked, a held-out cell costs the model 1.000")
+        sentence = ConditionLikelihood(10, 1.0, marginals, Difference(0.0, bounds)).sentence()
+        assert "is 1.000 nats per gene by the model" in sentence
         assert sentence.endswith(end)

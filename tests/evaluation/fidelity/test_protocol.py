@@ -82,7 +82,7 @@ def test_collapsed_cells_lose_what_collapse_costs(judge):
     for key in ("rf_auc", "mmd2", "recall", "coverage", "genes_sd"):
         assert met[key] is False, key
     sentences = sentences_of(result)
-    assert any("nearly all of them" in one for one in sentences)
+    assert any("nearly all generated cells" in one for one in sentences)
     assert any("copula of each class is clearly better" in one for one in sentences)
 
 
@@ -176,5 +176,9 @@ def test_at_most_this_many_cells_in_the_fractions_of_the_classes():
 
 def test_too_few_cells_are_refused():
     rng = np.random.default_rng(0)
-    with pytest.raises(DataError, match="only 20 cells of a side can be matched by class"):
+    with pytest.raises(DataError, match=r"only 20 cells of each side can be.*generate more cells"):
         match_cells(np.zeros(200, dtype=int), np.zeros(20, dtype=int), rng)
+    with pytest.raises(
+        DataError, match=r"only 15 cells .*; the real cells are too few: name files"
+    ):
+        match_cells(np.zeros(30, dtype=int), np.zeros(900, dtype=int), rng)
