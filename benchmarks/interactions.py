@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from first_path import call
-from knock_outs import measure_knock_outs, show_knock_outs
+from knock_outs import cell_types, measure_knock_outs, show_knock_outs
 
 from core.cells.atlas.edges import TrueEdges
 from core.cells.cell_filter import CellFilter, Condition
@@ -55,6 +55,8 @@ MODELS = {
 }
 SIZES = (25, 50, 100, 200, 500)
 _PHENOTYPES = ("cell_type", "tissue", "disease")
+#: Cells of a small context of knock-outs.
+_FEW_CELLS = 60
 
 
 def contexts_of(store: Store, size: int, n: int) -> list[CellFilter]:
@@ -245,16 +247,24 @@ def main() -> None:
                 results[name] = measure(run, n_contexts, measures, arguments.seed)
             if arguments.only == "edges":
                 continue
-            how = {"n_contexts": 3, "n_genes": 3, "n_cells": 150} if arguments.quick else {}
+            n_types, n_small = (3, 3) if arguments.quick else (4, 4)
+            how = (
+                {"n_genes": 3, "n_cells": 150}
+                if arguments.quick
+                else {"n_genes": 6, "n_cells": 300}
+            )
             for version in (1, 2):
                 of_version = run if version == 1 else f"{run}-directed"
                 if not Path(f"runs/{of_version}/model").exists():
                     place = f"data.files=builtin:atlas?cells={n_cells}&version={version}"
                     call("train", str(base), "--run", of_version, *sets, "--set", place)
+                store = Store.open(
+                    str(CellModel.load(Path(f"runs/{of_version}/model")).provenance["store"])
+                )
+                places = cell_types(n_types) + contexts_of(store, _FEW_CELLS, n_small)
                 knock_outs[f"{name}, atlas {version}"] = measure_knock_outs(
-                    of_version, version=version, seed=arguments.seed,
-                    **({"n_contexts": 4, "n_genes": 6, "n_cells": 300} | how),
-                )  # fmt: skip
+                    of_version, places, version=version, seed=arguments.seed, **how
+                )
         real = {}
         for file in files:
             sets = [word for k, v in of_files.items() for word in ("--set", f"{k}={v}")]

@@ -1,6 +1,6 @@
 """Knock-outs in the model against knock-outs of the simulated atlas; `benchmarks/interactions.py` runs this.
 
-In a context (a cell type) `tfx perturb` knocks out genes whose programme is active there. The truth: the genes of the
+In a context (a cell type, or a combination of few cells) `tfx perturb` knocks out genes whose programme is active there. The truth: the genes of the
 programme respond, or, in version 2 of the atlas and in a programme with a regulator, only to the regulator. Cells of the
 simulator with the gene silenced give the shifts to compare with.
 """
@@ -8,7 +8,6 @@ simulator with the gene silenced give the shifts to compare with.
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
 
 from core.cells.atlas.biology import atlas_biology
@@ -38,29 +37,35 @@ _ASSOCIATIONS = ("pearson", "pearson_adjusted", "spearman", "partial_correlation
 
 
 def measure_knock_outs(
-    run: str, *, version: int, n_contexts: int, n_genes: int, n_cells: int, seed: int
+    run: str, contexts: list[CellFilter], *, version: int, n_genes: int, n_cells: int, seed: int
 ) -> dict[str, list[dict]]:
     """Score knock-outs of a model: a row per knock-out and measure, one per knock-out, one per directed pair."""
     model = CellModel.load(Path(f"runs/{run}/model"))
     store = Store.open(str(model.provenance["store"]))
     read = store_reader(model, store)
     scores, found, directions = [], [], []
-    for cell_type in CONTEXTS[:n_contexts]:
-        where = CellFilter((Condition("cell_type", (cell_type,)),))
+    for where in contexts:
         cells = read(where)
+        is_small = len(where.conditions) > 1
+        context = ", ".join(one.values[0] for one in where.conditions) + f" ({len(cells):,} cells)"
         associations = measure_association(cells, _ASSOCIATIONS)
-        directions += directed_pairs(model, cells, cell_type, version=version, seed=seed)
+        if not is_small:
+            directions += directed_pairs(model, cells, version=version, seed=seed)
         for gene in chosen_genes(model, cells, version=version)[:n_genes]:
             change = Change(knock_out=[gene])
             request = PerturbRequest(change, where=where, n_cells=n_cells, seed=seed)
             response = perturb_cells(model, read, request, store=store)
             rows, row = score(
-                model, cells, gene, response, associations, version=version, seed=seed
+                model, cells, where, gene, response, associations, version=version, seed=seed
             )
-            place = {"context": cell_type, "gene": gene}
+            place = {
+                "context": context,
+                "gene": gene,
+                "kind": "few cells" if is_small else "cell types",
+            }
             scores += [place | one for one in rows]
             found.append(place | row)
-            print(f"{run}: {gene} knocked out, {cell_type}", flush=True)
+            print(f"{run}: {gene} knocked out, {context}", flush=True)
     return {"scores": scores, "found": found, "directions": directions}
 
 
@@ -95,6 +100,7 @@ def chosen_genes(model: CellModel, cells: ContextCells, *, version: int) -> list
 def score(
     model: CellModel,
     cells: ContextCells,
+    where: CellFilter,
     gene: str,
     found: Perturbation,
     associations: dict[str, np.ndarray],
@@ -117,7 +123,7 @@ def score(
     sizes = shifts | {"effects of tfx interactions": effects.weight[0]}
     sizes |= {name: one[at] for name, one in associations.items()}
     sizes["detection rate"] = np.asarray((cells.expression > 0).mean(axis=0)).ravel()
-    real = measured_shift(model, cells, gene, version=version, seed=seed)
+    real = measured_shift(model, where, gene, version=version, seed=seed)
     rows = []
     for name, one in sizes.items():
         size = np.abs(one[used])
@@ -140,16 +146,15 @@ def score(
 
 
 def measured_shift(
-    model: CellModel, cells: ContextCells, gene: str, *, version: int, seed: int
+    model: CellModel, where: CellFilter, gene: str, *, version: int, seed: int
 ) -> np.ndarray:
-    """(G,) change of mean log values in simulated cells of the context's cell type that express the gene."""
-    slot = list(model.config.phenotypes).index("cell_type")
-    cell_type = model.config.phenotypes["cell_type"][cells.codes[0, slot]]
+    """(G,) change of mean log values in simulated cells of a context when the gene is silenced."""
+    condition = {one.name: one.values[0] for one in where.conditions}
     means = []
     for silenced in (None, gene):
         drawn = simulate_cells(
-            3000, seed=1000 + seed, cell_type=cell_type, version=version, silenced=silenced,
-            include_left_out=False,
+            3000, seed=1000 + seed, version=version, silenced=silenced, include_left_out=False,
+            **condition,
         )  # fmt: skip
         totals = np.asarray(drawn.X.sum(axis=1))
         values = np.log1p(drawn[:, list(model.panel.ids)].X.toarray() * 1e4 / totals)
@@ -158,9 +163,7 @@ def measured_shift(
     return shift
 
 
-def directed_pairs(
-    model: CellModel, cells: ContextCells, context: str, *, version: int, seed: int
-) -> list[dict]:
+def directed_pairs(model: CellModel, cells: ContextCells, *, version: int, seed: int) -> list[dict]:
     """Compare both directions of each pair of a regulator and a gene that it drives in a context."""
     truth, ids = atlas_biology(version), list(model.panel.ids)
     conditions = conditions_of(model, cells)
@@ -178,37 +181,47 @@ def directed_pairs(
             "effects of tfx interactions": estimate_effects(
                 model, cells, at, at, error=0.05, seed=seed
             ).weight,
-            "gradient-boosted trees": measure_association(
-                cells.take(np.arange(len(cells))), ["trees"]
-            )["trees"][np.ix_(at, at)],
+            "gradient-boosted trees": measure_association(cells, ["trees"])["trees"][
+                np.ix_(at, at)
+            ],
         }
         for name, weight in weights.items():
             forward, back = np.abs(weight[0, 1:]), np.abs(weight[1:, 0])
             rows.append(
-                {"context": context, "regulator": regulator, "measure": name, "pairs": len(targets)}
+                {"regulator": regulator, "measure": name, "pairs": len(targets)}
                 | {"right": int((forward > back).sum())}
             )
     return rows
 
 
+def cell_types(n: int) -> list[CellFilter]:
+    """Return filters of the first cell types."""
+    return [CellFilter((Condition("cell_type", (name,)),)) for name in CONTEXTS[:n]]
+
+
 def show_knock_outs(results: dict[str, dict[str, list[dict]]]) -> None:
     """Print the tables as Markdown."""
     for name, one in results.items():
-        found = one["found"]
-        print(
-            f"\n{name}: {len(found)} knock-outs in {len({row['context'] for row in found})} cell types (means)\n"
-        )
-        print(
-            "| measure | AUROC of responding genes | correlation with the real shift | error over no change |"
-        )
-        print("|---|---|---|---|")
-        for measure in dict.fromkeys(row["measure"] for row in one["scores"]):
-            own = [row for row in one["scores"] if row["measure"] == measure]
-            values = [
-                [row[key] for row in own if row.get(key, np.nan) == row.get(key, np.nan)]
-                for key in ("auroc", "r", "error")
-            ]
-            print(f"| {measure} | {' | '.join(f'{np.mean(v):.3f}' if v else '' for v in values)} |")
+        found, scores = one["found"], one["scores"]
+        kinds = list(dict.fromkeys(row["kind"] for row in found))
+        counts = {kind: sum(row["kind"] == kind for row in found) for kind in kinds}
+        heads = [
+            f"{what}, {kind} ({counts[kind]})"
+            for kind in kinds
+            for what in ("AUROC of responding genes", "r with the real shift", "its error")
+        ]
+        print(f"\n{name}: means over knock-outs, in contexts of cell types and of few cells\n")
+        print(f"| measure | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
+        for measure in dict.fromkeys(row["measure"] for row in scores):
+            shown = []
+            for kind in kinds:
+                own = [row for row in scores if (row["measure"], row["kind"]) == (measure, kind)]
+                for key in ("auroc", "r", "error"):
+                    values = [
+                        row[key] for row in own if row.get(key, np.nan) == row.get(key, np.nan)
+                    ]
+                    shown.append(f"{np.mean(values):.3f}" if values else "")
+            print(f"| {measure} | {' | '.join(shown)} |")
         print(
             "\n| knock-out | context | responders | found (q < 0.05) | true | of the right sign |"
         )
@@ -223,4 +236,3 @@ def show_knock_outs(results: dict[str, dict[str, list[dict]]]) -> None:
                 own = [row for row in one["directions"] if row["measure"] == measure]
                 right, pairs = (sum(row[key] for row in own) for key in ("right", "pairs"))
                 print(f"| {measure} | {right} | {pairs} |")
-    print(f"\n{torch.get_num_threads()} threads")
