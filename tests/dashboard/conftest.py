@@ -61,7 +61,8 @@ def rows_of(app):
 
 
 def text_of(app):
-    return "\n".join(rows_of(app))
+    """Return the screen; a kept one ends with one newline, whatever rows below are empty."""
+    return "\n".join(rows_of(app)).rstrip("\n")
 
 
 async def settled(app, pilot):
