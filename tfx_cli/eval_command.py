@@ -133,6 +133,7 @@ def evaluate(
     from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.report.records import EVALUATION_VERSION, FIDELITY_VERSION, report_record
     from core.generation.comparison import find_training_store, open_training_store
+    from core.inference.evaluate_files import Reading
 
     model = load_model(folder, "cpu" if generated else device)
     is_needed = store is not None or not (files or generated)
@@ -140,12 +141,8 @@ def evaluate(
     donor_column, trained_where = trained_on(run_folder)
     of_files: dict[str, Any] = {
         "store": cells,
-        "donor_column": donor_column,
         "trained_where": trained_where,
-        "labels": labels or (),
-        "matrix": matrix,
-        "values": values,
-        "gene_ids": gene_ids,
+        "reading": Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes),
     }
     if generated:
         from core.evaluation.fidelity.report import write_fidelity_report
@@ -190,9 +187,7 @@ def evaluate(
                 run_folder, device, model, cells, BASELINE_SETS[baselines], unsure_at, listener
             )
         elif cells is None or files:
-            report = evaluate_files(
-                model, files, few_genes=few_genes, on_progress=listener, **scored, **of_files
-            )
+            report = evaluate_files(model, files, on_progress=listener, **scored, **of_files)
         else:
             report, gene_rows = evaluate_held_out(
                 model,

@@ -142,6 +142,7 @@ def interactions(
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
     from core.generation.comparison import find_training_store, open_training_store
+    from core.inference.evaluate_files import Reading
     from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
     from core.interactions.cells import file_reader, store_reader
     from core.interactions.network import find_interactions
@@ -161,10 +162,8 @@ def interactions(
         is_named = store is not None
         cells = find_training_store(model, store) if is_named else open_training_store(model)
         donor_column, _ = trained_on(folder.parent)
-        read = file_reader(
-            model, files, labels=labels or (), donor_column=donor_column, matrix=matrix,
-            values=values, gene_ids=gene_ids, few_genes=few_genes, seed=seed,
-        )  # fmt: skip
+        reading = Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes)
+        read = file_reader(model, files, reading=reading, seed=seed)
         is_simulated = all(file.startswith("builtin:atlas") for file in files)
     else:
         cells = find_training_store(model, store)

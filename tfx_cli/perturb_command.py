@@ -139,6 +139,7 @@ def perturb(
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
     from core.generation.comparison import find_training_store, open_training_store
+    from core.inference.evaluate_files import Reading
     from core.interactions.cells import file_reader, store_reader
     from core.interactions.perturbation import Change, PerturbRequest
     from core.interactions.perturbation_output import (
@@ -164,10 +165,8 @@ def perturb(
     if files:
         cells = find_training_store(model, store) if store else open_training_store(model)
         donor_column, _ = trained_on(folder.parent)
-        read = file_reader(
-            model, files, labels=labels or (), donor_column=donor_column, matrix=matrix,
-            values=values, gene_ids=gene_ids, few_genes=few_genes, seed=seed,
-        )  # fmt: skip
+        reading = Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes)
+        read = file_reader(model, files, reading=reading, seed=seed)
     else:
         cells = find_training_store(model, store)
         read = store_reader(model, cells, seed=seed)

@@ -58,6 +58,21 @@ _FEW = 5
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the cells of labelled files are read."""
+
+    #: As "tissue=organ": the obs columns of phenotypes; `label_columns` are the default.
+    labels: Sequence[str] = ()
+    donor_column: str = "donor_id"
+    #: As in a preset.
+    matrix: str = "auto"
+    values: Values = "auto"
+    gene_ids: str = "auto"
+    #: As in `open_query_cells`.
+    few_genes: bool = False
+
+
+@dataclass(frozen=True)
 class LabelledFile:
     """Chosen cells of a file."""
 
@@ -82,17 +97,12 @@ def evaluate_files(
     model: CellModel,
     files: Sequence[str],
     *,
-    labels: Sequence[str] = (),
-    donor_column: str = "donor_id",
+    reading: Reading = Reading(),
     store: Store | None = None,
     trained_where: CellFilter | None = None,
     baselines: Sequence[str] = QUICK_BASELINES,
     max_cells: int | None = None,
     unsure_at: float | None = None,
-    matrix: str = "auto",
-    values: Values = "auto",
-    gene_ids: str = "auto",
-    few_genes: bool = False,
     seed: int = 0,
     on_progress: Listener = ignore_progress,
 ) -> EvaluationReport:
@@ -115,10 +125,8 @@ def evaluate_files(
     read, parts = [], []
     for file in files:
         one = read_labelled(
-            model, file, phenotypes=config.predicted, choose=choose, labels=labels,
-            donor_column=donor_column, matrix=matrix, values=values, gene_ids=gene_ids,
-            few_genes=few_genes,
-        )  # fmt: skip
+            model, file, phenotypes=config.predicted, choose=choose, reading=reading
+        )
         read.append(one)
         parts.append(_predict(model, one, seed=seed, on_progress=on_progress))
     cells, donor_names = join_files(read)
@@ -211,31 +219,29 @@ def read_labelled(
     *,
     phenotypes: Iterable[str],
     choose: Callable[[NDArray[np.int32]], NDArray[np.int64]],
-    labels: Sequence[str] = (),
-    donor_column: str = "donor_id",
-    matrix: str = "auto",
-    values: Values = "auto",
-    gene_ids: str = "auto",
-    few_genes: bool = False,
+    reading: Reading,
 ) -> LabelledFile:
     """Read real cells: a file, "builtin:NAME", or an AnnData object.
 
     ``choose`` takes (cells, phenotypes) codes of ``phenotypes``, and returns the rows to keep, ascending.
-    ``labels``, as "tissue=organ", name the obs columns of phenotypes; `label_columns` are the default.
-    ``matrix``, ``values`` and ``gene_ids`` are as in a preset, ``few_genes`` as in `open_query_cells`.
     """
     known = list(phenotypes)
-    wanted = columns_by_phenotype(labels, known)
+    wanted = columns_by_phenotype(reading.labels, known)
     with open_query_cells(
-        file, model.panel, matrix=matrix, values=values, gene_ids=gene_ids, few_genes=few_genes
+        file,
+        model.panel,
+        matrix=reading.matrix,
+        values=reading.values,
+        gene_ids=reading.gene_ids,
+        few_genes=reading.few_genes,
     ) as cells:
         if not cells.source.obs_columns([]).attrs["columns"]:
             raise DataError(f"{file}: {NO_COLUMNS}")
         codes, notes = _read_codes(model, cells.source, known, wanted)
         rows = choose(codes)
         donors = np.full(cells.n_cells, "", dtype=object)
-        column = PhenotypeColumn("donor", donor_column, explicit=False)
-        obs = cells.source.obs_columns([donor_column])
+        column = PhenotypeColumn("donor", reading.donor_column, explicit=False)
+        obs = cells.source.obs_columns([reading.donor_column])
         read = read_labels(obs, column, where=cells.source.name)
         if (of_donors := join_labels([read], column)[0]) is not None:
             donors = np.array([*of_donors.values, ""], dtype=object)[of_donors.codes]

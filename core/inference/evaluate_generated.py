@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.cell_filter import CellFilter
-from core.cells.matrix_choice import Values
 from core.cells.reading import open_source
 from core.cells.sources import CellSource
 from core.cells.spelling import suggest
@@ -34,7 +33,7 @@ from core.evaluation.report.records import FidelityFacts, FidelityReport
 from core.generation.cell_generator import BIN_NUMBERS, COUNTS, GENERATION_KEY
 from core.generation.cell_sizes import log_values
 from core.generation.request import resolve_phenotypes
-from core.inference.evaluate_files import join_files, read_labelled, trained_on
+from core.inference.evaluate_files import Reading, join_files, read_labelled, trained_on
 from core.inference.query_cells import read_hint
 from core.model.folder import CellModel
 from core.presets.schema import EncodingSettings
@@ -57,8 +56,7 @@ def evaluate_generated(
     *,
     store: Store | None,
     real_files: Sequence[str] = (),
-    labels: Sequence[str] = (),
-    donor_column: str = "donor_id",
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
     trained_where: CellFilter | None = None,
     classes: Sequence[str] = (),
     max_cells: int = 1_000,
@@ -66,9 +64,6 @@ def evaluate_generated(
     n_trees: int = 300,
     n_resamples: int = 100,
     with_scvi: bool = False,
-    matrix: str = "auto",
-    values: Values = "auto",
-    gene_ids: str = "auto",
     on_progress: Listener = ignore_progress,
 ) -> tuple[FidelityReport, dict[str, bytes]]:
     """Score generated cells beside real cells, independent genes and the Gaussian copula.
@@ -94,7 +89,7 @@ def evaluate_generated(
             read_labelled(
                 model, file, phenotypes=config.phenotypes,
                 choose=lambda codes: np.arange(0, len(codes), max(1, -(-len(codes) // _MOST_CELLS))),
-                labels=labels, donor_column=donor_column, matrix=matrix, values=values, gene_ids=gene_ids,
+                reading=reading,
             )
             for file in real_files
         ]  # fmt: skip

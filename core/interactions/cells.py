@@ -16,11 +16,10 @@ from scipy import sparse
 
 from core.cells.ages import is_age_name
 from core.cells.cell_filter import CellFilter
-from core.cells.matrix_choice import Values
 from core.cells.store import SPLITS, Store
 from core.errors import DataError
 from core.evaluation.method_comparison import KnownCells
-from core.inference.evaluate_files import join_files, read_labelled, trained_on
+from core.inference.evaluate_files import Reading, join_files, read_labelled, trained_on
 from core.model.folder import CellModel
 from core.random_streams import Stream, generator
 
@@ -157,15 +156,10 @@ def file_reader(
     model: CellModel,
     files: "Sequence[str | AnnData]",
     *,
-    labels: Sequence[str] = (),
-    donor_column: str = "donor_id",
-    matrix: str = "auto",
-    values: Values = "auto",
-    gene_ids: str = "auto",
-    few_genes: bool = False,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
     seed: int = 0,
 ) -> Reader:
-    """Return a function that reads the cells of a filter from files; arguments as of `read_labelled`."""
+    """Return a function that reads the cells of a filter from files."""
     config = model.config
     names = [file if isinstance(file, str) else "the AnnData" for file in files]
     seen = set(trained_on(model, names))
@@ -183,13 +177,9 @@ def file_reader(
             return _sample(rows, seed)
 
         parts = [
-            read_labelled(
-                model, file, phenotypes=config.phenotypes, choose=choose, labels=labels,
-                donor_column=donor_column, matrix=matrix, values=values, gene_ids=gene_ids,
-                few_genes=few_genes,
-            )
+            read_labelled(model, file, phenotypes=config.phenotypes, choose=choose, reading=reading)
             for file in files
-        ]  # fmt: skip
+        ]
         known, _ = join_files(parts)
         donors = [donor for part in parts for donor in part.donors.tolist()]
         for donor in donors:
