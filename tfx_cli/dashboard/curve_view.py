@@ -244,7 +244,7 @@ class CurveView(Picture, can_focus=True):
         width, visible = self._plot_width, self.visible_range
         background = Color.from_rich_color(self.rich_style.bgcolor)
         foreground = Color.from_rich_color(self.rich_style.color)
-        faint = Style(color=background.blend(foreground, 0.6).rich_color)
+        faint = Style(color=background.blend(foreground, 0.75).rich_color)
         if width < 4 or self.size.height < 4:
             return
         if visible is None:

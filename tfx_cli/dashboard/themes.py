@@ -23,7 +23,7 @@ _COLOURS = {
 #: Colours of curves; for colour-blind people those of Okabe & Ito (2008), two of them lighter.
 _SERIES = {
     "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5 #2ac3a2 #ff79c6 #d9d05b #a0785a",
-    "tfx-light": "#2457b8 #b06000 #2f7d32 #b3261e #7b3fb5 #00727a #8c4a2f #454b66 #a3145f #5b6e00 #5f00d7 #5f0000",
+    "tfx-light": "#2457b8 #b06000 #005f00 #b3261e #8700af #00727a #8c4a2f #454b66 #a3145f #5b6e00 #5f00d7 #5f0000",
     "tfx-colour-blind": "#56b4e9 #e69f00 #009e73 #cc79a7 #f0e442 #0087d7 #d75f00 #bbbbbb",
     "tfx-mono": "#ffffff #b2b2b2 #8a8a8a #d0d0d0",
 }
