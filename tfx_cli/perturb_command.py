@@ -152,7 +152,8 @@ def perturb(
         write_perturbed,
         write_table,
     )
-    from core.interactions.responses import perturb_cells, screen_genes
+    from core.interactions.responses import perturb_cells
+    from core.interactions.screen import screen_genes
 
     model = load_model(folder, device)
     request = PerturbRequest(

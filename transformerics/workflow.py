@@ -34,7 +34,8 @@ from core.interactions.output import edge_table
 from core.interactions.perturbation import Change, PerturbRequest
 from core.interactions.perturbation_output import perturbed_anndata, screen_table, source_labels
 from core.interactions.request import Request
-from core.interactions.responses import perturb_cells, screen_genes
+from core.interactions.responses import perturb_cells
+from core.interactions.screen import screen_genes
 from core.model.calibration import unsure_rules
 from core.model.folder import CellModel
 from core.presets.loading import ResolvedPreset, resolve_preset

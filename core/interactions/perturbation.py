@@ -35,10 +35,10 @@ from core.evaluation.predict import (
     predict,
 )
 from core.inference.edited_cells import check_can_edit, edit_bins, values_of_bins
-from core.interactions.baselines import ranks
 from core.interactions.cells import LEAST_EXPRESSING, ContextCells, FloatArray, Integers
 from core.interactions.effects import bins_of, check_can_perturb
 from core.interactions.request import gene_indices
+from core.interactions.statistics import matching_distance
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
 from core.random_streams import Stream, generator
@@ -339,7 +339,7 @@ def control_perturbations(
     """
     candidates = np.flatnonzero((bins > 0).sum(axis=0) >= LEAST_EXPRESSING)
     candidates = candidates[~np.isin(candidates, wanted.genes)]
-    distance = matching_distance(cells)
+    distance = matching_distance(cells.expression)
     rng = generator(seed, Stream.PERTURBED_CELLS)
     near = []
     for gene in wanted.genes.tolist():
@@ -359,15 +359,6 @@ def _control(model: CellModel, wanted: SetGenes, genes: Integers) -> tuple[Integ
         for gene, new, highest in zip(genes.tolist(), wanted.bins.tolist(), is_highest, strict=True)
     ]
     return genes.astype(np.int64), np.array(bins, dtype=np.int64)
-
-
-def matching_distance(cells: ContextCells) -> FloatArray:
-    """(G, G) distance of genes in the ranks of their detection rates and means."""
-    detection = np.asarray((cells.expression > 0).mean(axis=0)).ravel()
-    mean = np.asarray(cells.expression.mean(axis=0)).ravel()
-    place = np.column_stack([ranks(one[:, None])[:, 0] for one in (detection, mean)])
-    distance: FloatArray = np.abs(place[:, None] - place[None]).sum(axis=2)
-    return distance
 
 
 def perturb_controls(

@@ -15,8 +15,9 @@ from core.generation.cell_generator import gene_table, model_facts
 from core.inference.edited_cells import write_edited
 from core.interactions.output import write_csv
 from core.interactions.perturbation import PerturbRequest
-from core.interactions.responses import Perturbation, Screen
+from core.interactions.responses import Perturbation
 from core.interactions.result import FOUND
+from core.interactions.screen import Screen
 from core.model.folder import CellModel
 
 if TYPE_CHECKING:

@@ -143,11 +143,7 @@ def matched_p_values(weight: FloatArray, cells: ContextCells, targets: Integers)
     """(S, T) two-sided p-values of weights among those of matched targets, normal with robust moments."""
     from scipy.stats import norm  # 200 ms
 
-    values = cells.expression[:, targets]
-    detection = np.asarray((values > 0).mean(axis=0)).ravel()
-    mean = np.asarray(values.mean(axis=0)).ravel()
-    place = np.column_stack([ranks(one[:, None])[:, 0] for one in (detection, mean)])
-    distance = np.abs(place[:, None] - place[None]).sum(axis=2)
+    distance = matching_distance(cells.expression[:, targets])
     near = np.argsort(distance, axis=1, kind="stable")[
         :, : _MATCHED + 1
     ]  # the target is one of them
@@ -159,6 +155,15 @@ def matched_p_values(weight: FloatArray, cells: ContextCells, targets: Integers)
         distance_of = np.abs(weight[:, target] - middle)
         p[:, target] = 2 * norm.sf(distance_of / np.maximum(spread, 1e-12))
     return np.where(np.isnan(weight), np.nan, p)
+
+
+def matching_distance(values: sparse.csr_matrix) -> FloatArray:
+    """(G, G) distance of the genes of (cells, G) values in the ranks of their detection rates and means."""
+    detection = np.asarray((values > 0).mean(axis=0)).ravel()
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    place = np.column_stack([ranks(one[:, None])[:, 0] for one in (detection, mean)])
+    distance: FloatArray = np.abs(place[:, None] - place[None]).sum(axis=2)
+    return distance
 
 
 def q_values(p: FloatArray) -> FloatArray:

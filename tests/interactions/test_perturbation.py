@@ -14,7 +14,8 @@ from core.interactions.perturbation import (
     perturb,
     sample_cells,
 )
-from core.interactions.responses import donor_p_values, perturb_cells, screen_genes
+from core.interactions.responses import donor_p_values, perturb_cells
+from core.interactions.screen import screen_genes
 from tests.generation.examples import known_model, set_pairs
 from tests.interactions.examples import make_cells
 from tests.model.examples import N_GENES, make_cell_model
