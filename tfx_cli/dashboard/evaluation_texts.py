@@ -49,7 +49,7 @@ def scores_content(view: RunView, *, width: int) -> Content:
             f"(tfx eval {view.row.path})."
         )
     facts = report.facts
-    split = f"{facts.split}, {split_text(facts.split_by)}" if facts.split else facts.data
+    split = f"{facts.split} {split_text(facts.split_by)}" if facts.split else facts.data
     simulated = ", simulated" if facts.simulated else ""
     step = "" if facts.step is None else f", model of step {facts.step:,}"
     text = f"  {facts.n_cells:,} cells, {facts.n_genes:,} genes{simulated} ({split}){step}"

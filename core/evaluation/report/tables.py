@@ -40,7 +40,7 @@ class ReportTable:
 #: How cells were held out, by the name in the store's report.
 _SPLITS = {
     "donor": "split by donor",
-    "stratified": "single cells held out at random, stratified by phenotype",
+    "stratified": "cells held out at random, stratified by phenotype",
     "none": "no cells held out",
 }
 
