@@ -3,7 +3,6 @@
 import functools
 import html
 import json
-import re
 import shutil
 
 import anndata as ad
@@ -63,7 +62,12 @@ def test_cells_are_judged_beside_the_reference_and_both_baselines(tfx, made, tin
     assert document["facts"]["n_cells_generated"] == 400
     assert "held-out donors" in document["facts"]["real_cells"]
     assert document["facts"]["classes"] == "cell_type"
-    assert re.match(r"\d+ of 16 thresholds are met", document["verdict"][0])
+    # A threshold that other real cells miss, too, decides nothing.
+    met = [
+        mark["met"] for mark in document["marks"]["generated"].values() if mark["met"] is not None
+    ]
+    assert 8 < len(met) <= 16
+    assert document["verdict"][0].startswith(f"{sum(met)} of {len(met)} thresholds are met")
     assert any("simulated" in note for note in document["notes"])
     report = json.loads((tiny_run / "eval-generated" / "report.json").read_text())
     assert report["scores"] == document["scores"]
@@ -84,7 +88,7 @@ def test_the_table_marks_which_thresholds_are_met(tfx, made):
         if line.endswith((" met", " NOT MET"))
     }
     assert set(marks) <= {rule.title for rule in RULES}
-    assert len(marks) > 12
+    assert len(marks) > 8
     assert f"{len(marks) - sum(marks.values())} of {len(marks)} thresholds are met" in result.stdout
     assert "real (reference)" in result.stdout
     assert "independent" in result.stdout
