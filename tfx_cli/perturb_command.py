@@ -266,8 +266,7 @@ def _text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     tested = [row for row in record["genes"] if row["q"] == row["q"]]
     head = (
         f"{record['perturbation']}, {record['context']}: {record['changed_cells']:,} of {record['cells']:,} cells "
-        f"changed, of {record['donors']:,} donors; {record['found']:,} of {len(tested):,} genes respond (q < 0.05, over "
-        f"donors and beside genes of the same detection rate)"
+        f"changed, of {_donors(record)}; {record['found']:,} of {len(tested):,} genes respond (q < 0.05, {_null(record)})"
     )
     yield [_SIMULATED, head] if record["simulated"] else head
     rows = [
@@ -317,6 +316,15 @@ def _text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     yield f"{_ASSOCIATION} 'tfx docs perturb' explains each column."
 
 
+def _donors(record: Mapping[str, Any]) -> str:
+    return f"{record['donors']:,} donors" if record["donors"] else "unknown donors"
+
+
+def _null(record: Mapping[str, Any]) -> str:
+    matched = "beside genes of the same detection rate"
+    return f"over donors and {matched}" if record["donors"] > 1 else matched
+
+
 def _number(value: float) -> str:
     return f"{value:.2f}" if value == value else ""
 
@@ -324,7 +332,7 @@ def _number(value: float) -> str:
 def _screen_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     head = (
         f"{record['change']} of {len(record['genes']):,} genes, {record['context']}: {record['found']:,} change the "
-        f"predicted probability of {record['screen']} (q < 0.05, over donors and beside genes of the same detection rate)"
+        f"predicted probability of {record['screen']} (q < 0.05, {_null(record)})"
     )
     if record["left_out"]:
         head += f"; {record['left_out']:,} genes are expressed in too few cells"

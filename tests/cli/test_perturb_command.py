@@ -59,6 +59,15 @@ def test_several_genes_of_the_store_are_set_at_once_and_a_dose_is_a_bin(tfx, tin
     assert (after["XIST"] == 0).all()
     assert (after["RPS4Y1"] > 0).all()
     assert list(cells.uns["tfx_perturbation"]["bins"]) == [0, 3]
+    assert "(q < 0.05, over donors and beside genes" in result.stdout
+    unknown = load_builtin(FILE)
+    unknown.obs = unknown.obs[["cell_type"]]
+    unknown.write_h5ad("unknown.h5ad")
+    result = tfx("perturb", "unknown.h5ad", *words[:4], "-n", "40", "-o", "u.csv")
+    assert result.code == 0, result.stderr
+    assert "of unknown donors" in result.stdout
+    assert "(q < 0.05, beside genes" in result.stdout
+    assert "donors of the cells are not known" in result.stderr
 
 
 @pytest.mark.parametrize("more", [(), ("--over-express", "all")])
