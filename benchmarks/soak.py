@@ -20,6 +20,7 @@ hour holds hundreds of faults. Linux only.
 
 import argparse
 import errno
+import faulthandler
 import json
 import os
 import random
@@ -33,6 +34,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -82,8 +85,9 @@ EXPECTED = {
 }
 FAULTS = ("kill", "write", "term", "disk", "torn", "clock", "files")
 GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
-#: A command that takes longer hangs.
-_PATIENCE = 120.0
+#: A command hangs that takes longer, unless it computes: fewer seconds of processor time mean that it waits.
+_PATIENCE, _MOST_PATIENCE = 120.0, 900.0
+_WAITS = 5.0
 
 
 class Soak:
@@ -122,6 +126,7 @@ class Soak:
             sys.argv = ["tfx", *arguments]
             os.dup2(say, 1)
             os.dup2(say, 2)
+            faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
             if file_limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
             if clock:
@@ -157,7 +162,7 @@ class Soak:
         growing = within / "metrics.jsonl" if within is not None else None
         before = _size(growing)
         sent = seconds is None or fault in ("none", "disk", "files")
-        begun = time.monotonic()
+        begun, patience, computed_before = time.monotonic(), _PATIENCE, 0.0
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
@@ -169,21 +174,32 @@ class Soak:
             if due and (fault != "write" or any(within.glob(MOMENTS["checkpoint"]))):
                 os.kill(child, signals.get(fault, signal.SIGKILL))
                 sent = True
-            if passed > _PATIENCE:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                self.findings.append(f"{what} under {fault} hung for {_PATIENCE:.0f} s")
-                return -signal.SIGKILL
+            if passed > patience:
+                computed = sum(psutil.Process(child).cpu_times()[:2])
+                patience += _PATIENCE
+                if computed - computed_before < _WAITS or patience > _MOST_PATIENCE:
+                    os.kill(child, signal.SIGUSR2)  # prints the stack of every thread
+                    time.sleep(1.0)
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    stack = "\n".join(self.said().splitlines()[-60:])
+                    self.findings.append(f"{what} under {fault} hung for {passed:.0f} s: {stack}")
+                    return -signal.SIGKILL
+                computed_before = computed
             time.sleep(0.002)
         code = os.waitstatus_to_exitcode(status)
-        with os.fdopen(self.listen, "rb") as pipe:
-            said = pipe.read(2**15).decode(errors="replace")
+        said = self.said()
         if code not in EXPECTED[fault] or "Traceback" in said or "this is a fault of tfx" in said:
             self.findings.append(f"{what} under {fault} ended with {code}: {said.strip()[-400:]}")
         if fault not in ("none", "refused"):
             self.counts[fault] += 1
             self.endings[f"{what}, {fault}: {code}"] += 1
         return code
+
+    def said(self) -> str:
+        """What the last command printed; it has ended."""
+        with os.fdopen(self.listen, "rb") as pipe:
+            return pipe.read(2**16).decode(errors="replace")
 
     def do(self, *arguments: str) -> None:
         """Run a command that nobody disturbs."""

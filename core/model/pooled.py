@@ -17,10 +17,11 @@ from core.encoding.tokens import MASK
 from core.model.batch_tensors import BatchTensors
 from core.model.configuration import TfxConfig
 from core.model.library_size import LibrarySizeEmbedding
+from core.model.principal_components import FEW_GENES, PrincipalComponents
 
 _NORM_EPSILON = 1e-6
-#: Added to the number of visible genes, whose square root divides their sum: few genes say little.
-_FEW_GENES = 8
+#: Of the vector of the mask rate at the start, beside components of one.
+_MASK_RATE_DEVIATION = 0.1
 _ZERO_AT_FIRST = ("gene_output.", "gene_bias.", "phenotype_output.")
 
 
@@ -54,7 +55,7 @@ class PooledEmbedding(nn.Module):
         sums = visible_BG @ self.gene.weight
         sums = sums + self._higher_bins(batch, gene, bins, is_visible).to(sums.dtype)
         n_visible = visible_BG.sum(dim=1, keepdim=True)
-        hidden_BD = self.dropout(sums / torch.sqrt(n_visible + _FEW_GENES))
+        hidden_BD = self.dropout(sums / torch.sqrt(n_visible + FEW_GENES))
         hidden_BD = hidden_BD + self.mask_rate(batch.mask_rate.unsqueeze(-1))
         if self.n_phenotypes:
             slots = torch.arange(1, self.n_phenotypes + 1, device=gene.device)
@@ -64,6 +65,16 @@ class PooledEmbedding(nn.Module):
         if self.library_size is not None and batch.library_size is not None:
             hidden_BD = hidden_BD + self.library_size(batch.library_size)
         return hidden_BD
+
+    def start_at(self, components: PrincipalComponents) -> None:
+        """Begin with the principal components of training cells as the sum of a cell."""
+        n_components = len(components.mean)
+        of_first, higher = components.rows[:, :1], components.rows[:, 1:]
+        with torch.no_grad():
+            self.gene.weight[:, :n_components] = of_first.squeeze(1)
+            self.higher_bin.weight[:, :n_components] = (higher - of_first).flatten(0, 1)
+            self.mask_rate.bias[:n_components] = -components.mean
+            self.mask_rate.weight.mul_(_MASK_RATE_DEVIATION)
 
     def _higher_bins(
         self, batch: BatchTensors, gene: Tensor, bins: Tensor, is_visible: Tensor

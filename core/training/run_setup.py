@@ -19,12 +19,13 @@ from core.errors import ConfigurationError, MachineError
 from core.model.attention import AttentionRoute, resolve_attention
 from core.model.cell_model import TfxModel
 from core.model.configuration import TfxConfig, check_parts
-from core.model.encoder import EncoderPart, start_summary
+from core.model.encoder import EncoderPart
 from core.model.folder import CellModel
 from core.model.library_size import LibrarySizeFeatures
 from core.model.log_linear_fit import fit_log_linear
 from core.model.losses import LossCounts, loss_kind
 from core.model.pooled import PooledPart
+from core.model.principal_components import principal_components
 from core.model.reference import Reference, size_quantiles
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
@@ -298,9 +299,21 @@ def build_model(
             )
         elif encoder is not None and config.head == "split" and config.kind != "continuous":
             _fill_gene_bias(encoder, config, bin_counts)
-        # A classifier's [CLS] learns faster without it.
-        if config.cell_summary and isinstance(encoder, EncoderPart) and preset.classified is None:
-            start_summary(encoder.embedding, config, table, expression, bins, seed=seed)
+        is_pooled = isinstance(encoder, PooledPart)
+        # A classifier learns faster without them.
+        if encoder is not None and (is_pooled or config.cell_summary) and preset.classified is None:
+            # Well above the rest of [CLS] at the start, small enough to be unlearnt; a sum has nothing beside it.
+            components = principal_components(
+                config,
+                table,
+                expression,
+                bins,
+                spread="natural" if is_pooled else "equal",
+                deviation=1.0 if is_pooled else 0.1,
+                seed=seed,
+            )
+            if components is not None:
+                encoder.embedding.start_at(components)
     model = CellModel(
         network=network,
         panel=panel,

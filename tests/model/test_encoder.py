@@ -14,7 +14,8 @@ from core.encoding.tokens import CLS
 from core.encoding.values import ValueTable
 from core.model.attention import resolve_attention
 from core.model.batch_tensors import BatchTensors
-from core.model.encoder import initialise, start_summary
+from core.model.encoder import initialise
+from core.model.principal_components import principal_components
 
 from .examples import N_GENES, make_batch, make_network, value_encoder
 
@@ -288,8 +289,11 @@ def start(network, cells):
     config, values = network.config, value_encoder(network.config)
     bins = values.encode(cells.toarray())
     table = ValueTable.fit(values, cells)
-    embedding = network.encoder_part.embedding
-    start_summary(embedding, config, table, cells, bins, seed=0)
+    components = principal_components(
+        config, table, cells, bins, spread="equal", deviation=0.1, seed=0
+    )
+    if components is not None:
+        network.encoder_part.embedding.start_at(components)
     return bins, table
 
 

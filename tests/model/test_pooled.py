@@ -5,15 +5,28 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
+from sklearn.decomposition import PCA
 from torch.nn import functional
 
+from core.encoding.batches import BatchEncoder
 from core.encoding.tokens import MASK
+from core.encoding.values import ValueTable
 from core.errors import ConfigurationError
 from core.generation.cell_generator import generate_cells
 from core.generation.request import GenerationRequest
 from core.inference.annotate import note_on_embedding
+from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
-from tests.model.examples import N_GENES, make_batch, make_cell_model, make_config, make_network
+from core.model.principal_components import principal_components
+from tests.model.examples import (
+    N_GENES,
+    make_batch,
+    make_cell_model,
+    make_config,
+    make_network,
+    value_encoder,
+)
 
 POOLED = {"encoder": "pooled"}
 
@@ -80,6 +93,34 @@ def test_masked_genes_do_not_reach_the_prediction_and_neither_does_their_order()
         torch.testing.assert_close(
             network(batch).gene_logits, network(changed).gene_logits, rtol=0, atol=0
         )
+
+
+def test_a_sum_begins_with_the_principal_components_of_training_cells():
+    """Of all components natural variances are kept: 1 in quadratic mean."""
+    rng = np.random.default_rng(0)
+    programme = rng.standard_normal((300, 2)) @ rng.standard_normal((2, N_GENES))
+    values = np.maximum(1.2 + programme + 0.3 * rng.standard_normal(programme.shape), 0)
+    cells = sparse.csr_matrix(values.astype(np.float32))
+    network = make_network(randomise=False, hidden_size=6, initial_weights="fan_in", **POOLED)
+    config, encoder = network.config, value_encoder(network.config)
+    bins = encoder.encode(cells.toarray())
+    table = ValueTable.fit(encoder, cells)
+    components = principal_components(
+        config, table, cells, bins, spread="natural", deviation=1.0, seed=0
+    )
+    embedding = network.encoder_part.embedding
+    with torch.no_grad():
+        for part in (embedding.phenotype, embedding.mask_rate):
+            part.weight.zero_()
+        embedding.start_at(components)
+        batches = BatchEncoder(config.tokens, encoder, max_length=config.longest_sequence)
+        codes = np.full((300, 2), -1, np.int32)
+        batch = BatchTensors.from_arrays(batches.visible(cells, codes, [], rng))
+        found = embedding(batch).double().numpy()
+    of_bins = np.where(bins > 0, table.means[np.arange(N_GENES), bins], 0.0)
+    expected = PCA(6).fit_transform(of_bins.astype(np.float64))
+    expected /= np.sqrt(expected.var(axis=0).mean())
+    np.testing.assert_allclose(np.abs(found[:, :4]), np.abs(expected[:, :4]), atol=1e-3)
 
 
 def test_before_training_every_gene_has_the_odds_of_its_bias():

@@ -192,7 +192,7 @@ def test_stopped_and_resumed_equals_never_stopped(
     def fit(*_, **__):
         raise AssertionError("the checkpoint has it")
 
-    for name in ("fit_log_linear", "start_summary", "_fill_gene_bias"):
+    for name in ("fit_log_linear", "principal_components", "_fill_gene_bias"):
         monkeypatch.setattr(f"core.training.run_setup.{name}", fit)
     result = train(preset, tiny_store, tmp_path / "parts")
     assert result.steps == 12
