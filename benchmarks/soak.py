@@ -85,9 +85,9 @@ EXPECTED = {
 }
 FAULTS = ("kill", "write", "term", "disk", "torn", "clock", "files")
 GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
-#: A command hangs that takes longer, unless it computes: fewer seconds of processor time mean that it waits.
+#: A command hangs that takes longer, unless it computes: less processor time than this in that time means that it waits.
 _PATIENCE, _MOST_PATIENCE = 120.0, 900.0
-_WAITS = 5.0
+_WAITS = 0.5
 
 
 class Soak:
