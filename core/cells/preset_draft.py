@@ -61,24 +61,15 @@ phenotypes = 0.5
 visible_cells = 0.4 # fraction of cells that train annotation: all genes visible
 
 [model] # sized for these cells and {machine}
-layers = {layers}
-hidden_size = {hidden_size}
-heads = {heads}
-dropout = {dropout}
-library_size = {library_size} # {library_note}
-log_linear = true # the classical part, to whose logits the encoder's are added
-log_linear_rank = {log_linear_rank}
-cell_states = {cell_states} # subtypes that no label names; 0: none
-cell_summary = true # for tfx embed: [CLS] begins with principal components
+{model}
 
 [loss]
 smoothing = 0.0
-weighting = "rate" # the likelihood bound, for masking.genes = 'uniform'
+weighting = {weighting}
 
 [train]
 max_steps = {max_steps}
-log_linear_steps = {log_linear_steps} # first steps, which train the log-linear part alone, quickly
-batch_size = {batch_size}
+{log_linear_steps}batch_size = {batch_size}
 learning_rate = {learning_rate}
 log_linear_weight_decay = {log_linear_weight_decay}
 warmup_ratio = 0.05
@@ -90,6 +81,28 @@ save_steps = {eval_steps}
 [generate]
 steps = 64
 """
+
+_ATTENTION = """\
+layers = {layers}
+hidden_size = {hidden_size}
+heads = {heads}
+dropout = {dropout}
+{library_size}
+log_linear = true # the classical part, to whose logits the encoder's are added
+log_linear_rank = {log_linear_rank}
+cell_states = {cell_states} # subtypes that no label names; 0: none
+cell_summary = true # for tfx embed: [CLS] begins with principal components"""
+
+#: From the first step on, beside class log-odds and regression (benchmarks/model.md).
+_POOLED = """\
+encoder = "pooled" # without attention: its time grows with the genes, not with their square
+layers = {layers}
+hidden_size = {hidden_size}
+dropout = {dropout}
+initial_weights = "fan_in"
+{library_size}
+log_linear = true # class log-odds and regression, to whose logits the encoder's are added
+log_linear_rank = 0"""
 
 
 @dataclass(frozen=True)
@@ -156,14 +169,14 @@ class Sizes:
     batch_size: int
     max_steps: int
     learning_rate: float
+    encoder: Literal["attention", "pooled"] = "attention"
 
 
 #: As in presets/pbmc68k.toml.
 _FEW = Sizes(256, 1, 48, 4, 0.2, 24, 0, 0, 1.0, 64, 600, 5e-4)
-#: As in presets/base.toml, but with cell states and more steps of the log-linear part
-#: (benchmarks/log_linear_constants.md).
-_CPU = Sizes(256, 2, 64, 4, 0.1, 48, 64, 6000, 0.3, 32, 7000, 1e-3)
-_CPU_MANY = dataclasses.replace(_CPU, max_steps=10_000)
+#: All genes of most files, in minutes (benchmarks/model.md).
+_CPU = Sizes(2000, 3, 128, 4, 0.0, 0, 0, 0, 0.3, 64, 3000, 2e-3, "pooled")
+_CPU_MANY = dataclasses.replace(_CPU, max_steps=8000)
 _GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 2000, 0.3, 64, 10_000, 5e-4)
 _GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 2000, 0.3, 128, 30_000, 3e-4)
 
@@ -359,15 +372,27 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
     ``path`` is where it will be saved, for the commands at its top; ``device`` is what the sizes
     were chosen for.
     """
-    fixed = _TEMPLATE.format(
-        machine="a CPU" if device == "cpu" else "a GPU",
-        library_size="true" if facts.values == "counts" else "false",
-        library_note="the model reads the total counts of each cell"
+    values, is_pooled = dataclasses.asdict(sizes), sizes.encoder == "pooled"
+    values["library_size"] = (
+        "library_size = true # the model reads the total counts of each cell"
         if facts.values == "counts"
-        else "true needs counts, whose total of each cell the model reads then",
-        eval_steps=max(sizes.max_steps // 6 // 100 * 100, 100),
-        **dataclasses.asdict(sizes),
+        else "library_size = false # true needs counts, whose total of each cell the model reads then"
     )
+    values["log_linear_steps"] = (
+        ""
+        if is_pooled
+        else f"log_linear_steps = {sizes.log_linear_steps} # first steps, which train the log-linear part "
+        "alone, quickly\n"
+    )
+    values |= {
+        "machine": "a CPU" if device == "cpu" else "a GPU",
+        "model": (_POOLED if is_pooled else _ATTENTION).format(**values),
+        "weighting": '"mean"'
+        if is_pooled
+        else "\"rate\" # the likelihood bound, for masking.genes = 'uniform'",
+        "eval_steps": max(sizes.max_steps // 6 // 100 * 100, 100),
+    }
+    fixed = _TEMPLATE.format(**values)
     aligned = [_line(*line.partition(" # ")[::2]) for line in fixed.splitlines()]
     return "\n".join([*_head(facts, path), *_data(facts, sizes), *aligned, ""])
 

@@ -158,13 +158,16 @@ def test_any_names_make_a_preset_with_them(files, columns, further, split_by, wo
 def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
     sizes = choose_sizes(n_cells, n_genes, device)
     assert 1 <= sizes.genes <= n_genes
-    assert 1 <= sizes.log_linear_rank <= n_genes
+    assert (sizes.encoder == "attention") <= sizes.log_linear_rank <= n_genes
     assert 1 <= sizes.batch_size <= max(n_cells, 1)
     assert sizes.hidden_size % sizes.heads == 0
     assert sizes.log_linear_steps < sizes.max_steps
     text = write_draft(facts(), sizes, path="x.toml", device=device)
     preset = ResolvedPreset.from_toml(text).preset
     assert preset.data.genes == sizes.genes
+    assert preset.model.encoder == sizes.encoder
+    assert preset.model.log_linear_rank == sizes.log_linear_rank
+    assert preset.train.log_linear_steps == sizes.log_linear_steps
     assert preset.train.eval_steps <= preset.train.max_steps
 
 
@@ -174,12 +177,20 @@ def test_a_gpu_and_more_cells_get_a_larger_model():
         for n_cells, device in ((700, "cuda"), (9_000, "cpu"), (9_000, "cuda"), (10**6, "cuda"))
     )
     assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
-    assert cpu.genes < gpu.genes < many.genes
-    assert few.cell_states == 0 < cpu.cell_states
+    assert few.genes < gpu.genes < many.genes
+    assert few.cell_states == 0 < gpu.cell_states
+
+
+def test_on_a_cpu_a_pooled_encoder_reads_all_genes():
+    assert [choose_sizes(9_000, 20_000, device).encoder for device in ("cpu", "cuda")] == [
+        "pooled",
+        "attention",
+    ]
+    assert choose_sizes(9_000, 20_000, "cpu").genes == 2_000
 
 
 def test_a_panel_of_nearly_all_genes_takes_all():
-    genes = {n: choose_sizes(9_000, n, "cpu").genes for n in (30, 256, 300, 384, 385)}
+    genes = {n: choose_sizes(900, n, "cpu").genes for n in (30, 256, 300, 384, 385)}
     assert genes == {30: 30, 256: 256, 300: 300, 384: 384, 385: 256}
 
 
