@@ -193,8 +193,9 @@ class ModelSettings(_Section):
     encoder: Literal["attention", "pooled"] = Field(
         "attention",
         description="attention: BERT, whose cost grows with the square of the genes of a cell; pooled: "
-        "a sum of learnt vectors for the visible genes and bins, then residual layers, whose cost grows "
-        "with the number of genes. pooled is for large panels on a CPU, and needs bins",
+        "a sum of learnt vectors for the visible genes and bins, which begins with the principal "
+        "components of training cells, then residual layers, whose cost grows with the number of genes. "
+        "pooled is for CPUs and large panels, and needs bins",
     )
     layers: int = Field(4, ge=0, description="encoder layers")
     hidden_size: int = Field(256, ge=1, description="width of a token; a multiple of heads")
