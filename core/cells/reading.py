@@ -35,6 +35,8 @@ Kind = Literal["builtin", "soma", "h5ad", "zarr", "h5mu", "10x", "mtx"]
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
 #: Files that describe an array (the first also describes groups).
 _ZARR_ARRAYS = {"zarr.json", ".zarray"}
+#: The release that last changed the cells of a built-in dataset: stores of later ones are the same.
+_DATASETS_OF = "0.1.0"
 
 
 def open_source(spec: str | Path) -> CellSource:
@@ -191,7 +193,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
 def fingerprint(spec: str) -> str:
     """State of a source: size and time of change of its files, a built-in dataset's version."""
     if spec.startswith(BUILTIN_PREFIX):
-        return "+".join(f"{name}-{version_of(name)}" for name in ("transformerics", "scanpy"))
+        return f"transformerics-{_DATASETS_OF}+scanpy-{version_of('scanpy')}"
     if spec.startswith(SOMA_PREFIX):
         with closing(SomaSource(spec)) as experiment:
             return experiment.state()

@@ -107,7 +107,7 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.wait_for("no runs yet: press n")
     terminal.press("n")
     terminal.wait_for("tiny.toml")
-    terminal.wait_for("train.max_steps        30")
+    terminal.wait_for("$ tfx train tiny.toml --run tiny")
     terminal.press("Enter")
     terminal.wait_for("type its name")  # else the first letters go to the list
     terminal.type("first")  # in place of the proposed name, which is selected
@@ -115,7 +115,8 @@ def test_start_watch_stop_resume_generate_and_save(terminal, tmp_path):
     terminal.press("Tab")
     terminal.wait_for("type changes")
     terminal.type("train.max_steps=3000 train.eval_steps=20 train.save_steps=1000")
-    terminal.wait_for("train.max_steps        3000")
+    terminal.wait_for("train.max_steps=3000")
+    terminal.wait_for("train.save_steps=1000", below="$ tfx train")
     terminal.press("F5")
 
     terminal.wait_for("● running")

@@ -70,12 +70,12 @@ def test_what_the_model_does_not_know_is_refused_with_the_nearest(wanted, messag
 
 @pytest.mark.parametrize("n_cells", [0, -5])
 def test_no_cells_are_refused(n_cells):
-    with pytest.raises(ConfigurationError, match=rf"cannot generate {n_cells} cells; ask for 1 or"):
+    with pytest.raises(ConfigurationError, match=rf"cannot generate {n_cells} cells; request 1 or"):
         ask({}, n_cells)
 
 
 def test_absurdly_many_cells_are_refused_with_the_disk_they_would_fill():
-    with pytest.raises(ConfigurationError, match=r"about 4 TB of disk; ask for at most 1,000,0"):
+    with pytest.raises(ConfigurationError, match=r"about 4 TB of disk; request at most 1,000,0"):
         ask({}, 4 * MAX_CELLS)
 
 

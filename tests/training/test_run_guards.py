@@ -288,7 +288,10 @@ def test_a_full_disk_at_a_checkpoint_is_a_warning_and_the_run_continues(
 ):
     full_disk(monkeypatch, when=lambda attempt: attempt == 2)
     train(short(), tiny_store, tmp_path / "run")  # and ends well: the next one is written
-    assert "step-00000008 cannot be written (No space left on device); the run goes" in caplog.text
+    assert (
+        "step-00000008 cannot be written (No space left on device); the run continues"
+        in caplog.text
+    )
     assert "No space left" in events_of(tmp_path / "run", "warning")[0]["reason"]
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000012"]
