@@ -3,7 +3,7 @@
     python benchmarks/calibration.py onek1k_blood.h5ad covid_blood.h5ad:disease_severity
     python benchmarks/calibration.py --seeds 1 --steps 300 onek1k_blood.h5ad
 
-Each file is trained with the base preset as an encoder alone that reads library sizes (`SETTINGS`), on two CPU cores in
+Each file is trained with log_linear.toml as an encoder alone that reads library sizes (`SETTINGS`), on two CPU cores in
 minutes; a seed is another split of donors and another model. Temperatures and
 thresholds come from validation donors, as `tfx train` fits them; the table is about the test donors of all seeds
 together. ":column" adds a phenotype of that obs column. Before: temperature 1, unsure below 0.5.
@@ -45,7 +45,7 @@ LOW, HIGH = 0.95, 0.99
 def predict_test_cells(name: str, settings: dict[str, object]) -> dict[str, list]:
     """Train a run; phenotype -> [true codes, and probabilities and rule before and after]."""
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    call("train", str(Path(__file__).parents[1] / "presets" / "base.toml"), "--run", name, *sets)
+    call("train", str(Path(__file__).with_name("log_linear.toml")), "--run", name, *sets)
     model = CellModel.load(Path("runs") / name / "model")
     store = find_training_store(model)
     rows = store.rows("test")

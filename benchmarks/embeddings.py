@@ -34,7 +34,7 @@ from core.cells.store import Store
 from core.model.batch_tensors import BatchTensors
 from core.model.folder import CellModel
 
-#: Beside the encoder, as in the base preset: steps of both after those of the log-linear part alone.
+#: Beside the encoder, as in log_linear.toml: steps of both after those of the log-linear part alone.
 LOG_LINEAR = {"model.log_linear": "true", "train.max_steps": 3000, "train.log_linear_steps": 2000}
 #: Variant -> what of the preset it changes.
 VARIANTS = {
@@ -147,7 +147,7 @@ def measure(
     """Phenotype -> embedding -> figures of each seed."""
     from sklearn.decomposition import PCA
 
-    preset = Path(__file__).parents[1] / "presets" / "base.toml"
+    preset = Path(__file__).with_name("log_linear.toml")
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     for seed in range(seeds):
         of_seed = settings | {"train.seed": seed, "data.split.seed": seed}

@@ -160,7 +160,7 @@ _KEYS = ("loss", "loss/genes", "loss/phenotypes", "acc/genes", "acc/cell_type")
 
 def train_all(folder: Path, *, steps: int, seeds: int) -> dict[str, list[dict[str, float]]]:
     """Train every run with every seed; last validation figures of each."""
-    preset = Path(__file__).parents[1] / "presets" / "base.toml"
+    preset = Path(__file__).with_name("log_linear.toml")
     store = ensure_store(resolve_preset(preset).preset.data, "base", root=folder)
     found: dict[str, list[dict[str, float]]] = {}
     for label, options in RUNS.items():

@@ -33,7 +33,7 @@ from pathlib import Path
 from first_path import call
 
 #: What the keys below change.
-PRESET = Path(__file__).parents[1] / "presets" / "base.toml"
+PRESET = Path(__file__).with_name("log_linear.toml")
 #: Model -> preset keys that make it.
 MODELS: dict[str, dict[str, object]] = {
     "log-linear": {"model.log_linear": True, "model.layers": 0},

@@ -48,7 +48,7 @@ from core.interactions.statistics import q_values
 from core.interactions.truth import edges_of_context, score_edges
 from core.model.folder import CellModel
 
-#: Model -> what it changes in the base preset.
+#: Model -> what it changes in log_linear.toml.
 MODELS = {
     "log-linear": {"model.layers": 0, "model.cell_summary": "false", "train.max_steps": 2000},
     "log-linear + encoder": {},
@@ -229,7 +229,7 @@ def main() -> None:
     names = ["log-linear"] if arguments.quick else arguments.models.split(",")
     names = [name for name in names if name]
     measures = QUICK_MEASURES if arguments.no_trees else ALL_MEASURES
-    base = Path(__file__).parents[1] / "presets" / "base.toml"
+    base = Path(__file__).with_name("log_linear.toml")
     common = {"data.files": f"builtin:atlas?cells={n_cells}", "data.genes": 160}
     common |= {"model.library_size": "true", "train.seed": arguments.seed}
     of_files = {k: v for k, v in common.items() if k != "data.files"} | MODELS["log-linear"]

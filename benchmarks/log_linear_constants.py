@@ -1,6 +1,6 @@
 """Two constants of the log-linear part, as they are and as they might be: how much of it begins fitted, how long depth is held.
 
-    python benchmarks/log_linear_constants.py                 the simulated atlas, presets/base.toml
+    python benchmarks/log_linear_constants.py                 the simulated atlas, log_linear.toml
     python benchmarks/log_linear_constants.py FILE.h5ad       this file, the same keys
     python benchmarks/log_linear_constants.py FILE.h5ad --steps 2000 6000     what longer training brings, instead
 
@@ -33,7 +33,7 @@ from core.generation import partial_cells
 from core.model import log_linear_fit
 from core.model.folder import CellModel
 
-BASE = Path(__file__).resolve().parents[1] / "presets" / "base.toml"
+BASE = Path(__file__).resolve().with_name("log_linear.toml")
 
 
 def train(run, file, steps=2000, states=0):

@@ -28,7 +28,7 @@ from core.evaluation.predict import predict
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
 
-BASE = Path(__file__).resolve().parents[1] / "presets" / "base.toml"
+BASE = Path(__file__).resolve().with_name("log_linear.toml")
 #: 8,000 training cells with the split below.
 ATLAS = "builtin:atlas?cells=11500"
 COMMON = {
