@@ -102,7 +102,7 @@ dropout = {dropout}
 initial_weights = "fan_in"
 {library_size}
 log_linear = true # class log-odds and regression, to whose logits the encoder's are added
-log_linear_rank = 0"""
+log_linear_rank = {log_linear_rank}"""
 
 
 @dataclass(frozen=True)

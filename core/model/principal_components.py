@@ -1,8 +1,8 @@
 """The principal components of training cells, at which an encoder's view of the whole cell begins.
 
 Layers that start from nothing represent the cell worse after a thousand steps than fifty components do
-(benchmarks/embeddings.md), and a pooled encoder beside class log-odds never learns to read its genes
-(benchmarks/model.md). A sum of one vector for every visible gene and bin is linear in the cell's genes and
+(benchmarks/embeddings.md), and beside class log-odds an encoder that starts from nothing did not learn to read
+the genes of the simulated atlas (docs/decisions/0007-a-pooled-encoder-on-a-cpu.md). A sum of one vector for every visible gene and bin is linear in the cell's genes and
 bins, so that components fit into it exactly, and training changes what does not serve it. A classifier does
 better from noise (docs/classify.md).
 """

@@ -302,7 +302,7 @@ def build_model(
         is_pooled = isinstance(encoder, PooledPart)
         # A classifier learns faster without them.
         if encoder is not None and (is_pooled or config.cell_summary) and preset.classified is None:
-            # Well above the rest of [CLS] at the start, small enough to be unlearnt; a sum has nothing beside it.
+            # In [CLS] components must stand out from the rest, and be small enough to change.
             components = principal_components(
                 config,
                 table,
