@@ -336,7 +336,7 @@ def _summary(facts: "DraftFacts", preset: "Preset", output: Path) -> Iterator[Pa
     split = f"split by {by}: {facts.split_note if by == facts.split_by else 'by --set'}"
     yield [
         split,
-        f"{preset.data.genes:,} genes, {layers}, {length} in steps of {train.batch_size} cells",
+        f"{preset.data.genes:,} genes, {layers}, {length}, {train.batch_size} cells a step",
     ]
     command = f"tfx train {shlex.quote(str(output))}"
     yield [f"next: {command} --dry-run", f"      {command}"]
