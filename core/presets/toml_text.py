@@ -1,9 +1,8 @@
 """TOML as text: writing a value, showing it in a message, reading it from an option, finding its line."""
 
-import contextlib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import tomlkit
 
@@ -13,15 +12,14 @@ from core.wording import visible
 KeyPath = tuple[str | int, ...]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_BLANK = re.compile(r"[ \t]*")
-_FILLER = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")  # between the items of an array
-_SCALAR = re.compile(r"[^,\]}#\r\n]+")  # numbers, dates, booleans
-_STRINGS = (
-    re.compile(r'"""(?:\\.|[^\\])*?"{3,5}', re.DOTALL),
-    re.compile(r"'''.*?'{3,5}", re.DOTALL),
-    re.compile(r'"(?:\\.|[^"\\\n])*"'),
-    re.compile(r"'[^'\n]*'"),
+#: A comment, or one of the four kinds of string.
+_OPAQUE = re.compile(
+    r'#[^\n]*|"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|\'[^\'\n]*\'',
+    re.DOTALL,
 )
+_SIGN = re.compile(r"[^\s#]")
+_MARK = re.compile(r"[\[\]{},\n]|\Z")
+_DEPTH = {"[": 1, "{": 1, "]": -1, "}": -1}
 _LONGEST_SHOWN = 70
 #: A key of more parts than any preset has: tomllib needs the square of their number.
 _PART = r"(?:\"(?:\\.|[^\"\\\n])*\"|'[^'\n]*'|[\w-]+)"
@@ -77,6 +75,8 @@ def check_depth(text: str) -> None:
 
 def read_key(text: str) -> tuple[str, ...] | None:
     """Read a dotted key as TOML does; None if it is not one."""
+    if bare := _BARE_KEY.fullmatch(text.strip(" \t")):
+        return (bare[0],)
     if "\n" in text:
         return None  # it would be read as lines of a document
     try:
@@ -103,28 +103,36 @@ def read_value(text: str) -> object:
     return table["value"] if set(table) == {"value"} else text
 
 
-class _LostPlaceError(Exception):
-    """The scanner met something that it does not understand."""
-
-
 class LineFinder:
-    """The line of every key of one valid TOML text.
+    """The line of every key of one valid TOML text, and the comment behind its value.
 
-    `tomllib` and tomlkit keep no positions. Because `tomllib` has accepted the text, this scanner only
-    steps over comments, the four kinds of string, arrays and inline tables. If it fails it keeps the
-    lines found so far, and a key gets the line of its longest known prefix.
+    `tomllib` and tomlkit keep no positions. Once strings and comments are blanked out, a statement ends
+    with the first line on which no bracket is open. A key that is not found has the line of its longest
+    known prefix.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._at = 0
-        self._counted_to = 0
-        self._line = 1
+        self._blank = _OPAQUE.sub(_filler, text)
+        self._counted_to, self._line = 0, 1
         self._lines: dict[KeyPath, int] = {}
-        self._ends: dict[KeyPath, int] = {}
-        self._n_tables: dict[KeyPath, int] = {}  # [[array of tables]] -> its tables so far
-        with contextlib.suppress(_LostPlaceError, RecursionError):
-            self._scan()
+        self._comments: dict[KeyPath, str] = {}
+        table: tuple[str, ...] = ()
+        for start, end in self._statements():
+            is_header = self._blank.startswith("[", start)
+            stop = self._blank.find("]" if is_header else "=", start, end)
+            key = read_key(text[start:stop].lstrip("[")) if stop >= 0 else None
+            if key is None:  # not TOML: the lines found so far remain
+                break
+            path, line = key if is_header else (*table, *key), self._line_at(start)
+            for n_parts in range(1, len(path) + 1):
+                self._lines.setdefault(path[:n_parts], line)
+            if not is_header:
+                self._find_items(path, stop + 1, end)
+                continue
+            table = path
+            if not self._blank.startswith("[[", start):
+                self._lines[path] = line  # a header of its own outranks an earlier mention
 
     def line_of(self, key: Sequence[str | int]) -> int:
         """Return the line of ``key``, or of the longest known prefix of it, or 1."""
@@ -135,140 +143,43 @@ class LineFinder:
 
     def comment_after(self, key: Sequence[str | int]) -> str:
         """Return the comment that follows the value of ``key`` on its line, without '#'."""
-        end = self._ends.get(tuple(key))
-        if end is None:
-            return ""
-        rest = self._text[end:].split("\n", 1)[0].strip()
-        return rest[1:].strip() if rest.startswith("#") else ""
+        return self._comments.get(tuple(key), "")
 
-    # -- the scanner: every method moves self._at and leaves it after what it read
-    def _scan(self) -> None:
-        table: KeyPath = ()
-        while True:
-            self._skip(_FILLER)
-            if self._at >= len(self._text):
-                return
-            if self._text.startswith("[", self._at):
-                table = self._header()
-            else:
-                self._pair(table)
+    def _statements(self) -> Iterator[tuple[int, int]]:
+        """Give the first character and the end of each header and each pair of key and value."""
+        start = depth = 0
+        for mark in _MARK.finditer(self._blank):
+            depth += _DEPTH.get(mark[0], 0)
+            if depth <= 0 and mark[0] in ("\n", ""):
+                first = self._skip_filler(start)
+                if first < mark.start():
+                    yield first, mark.start()
+                start = mark.end()
 
-    def _header(self) -> KeyPath:
-        line = self._line_here()
-        is_array = self._text.startswith("[[", self._at)
-        bracket = "]]" if is_array else "]"
-        self._at += len(bracket)
-        parts = self._key()
-        self._expect(bracket)
-        if is_array:
-            array = (*self._descend((), parts[:-1], line), parts[-1])
-            self._lines.setdefault(array, line)
-            index = self._n_tables.get(array, 0)
-            self._n_tables[array] = index + 1
-            path: KeyPath = (*array, index)
-        else:
-            path = self._descend((), parts, line)
-        self._lines[path] = line  # a header of its own outranks an earlier mention
-        return path
+    def _find_items(self, path: KeyPath, start: int, end: int) -> None:
+        """Find the items of an array, and the comment, of the value from `start` to `end`."""
+        depth = index = 0
+        for mark in _MARK.finditer(self._blank, start, end):
+            depth += _DEPTH.get(mark[0], 0)
+            item = self._skip_filler(mark.end())
+            if depth == 1 and mark[0] in ("[", ",") and not self._blank.startswith("]", item):
+                self._lines[(*path, index)] = self._line_at(item)
+                index += 1
+        comment = self._blank.find("#", max(self._blank.rfind("\n", start, end), start), end)
+        if comment >= 0:
+            self._comments[path] = self._text[comment + 1 : end].strip()
 
-    def _descend(self, start: KeyPath, parts: Sequence[str], line: int) -> KeyPath:
-        """Follow key parts, stepping into the latest element of arrays of tables."""
-        path = start
-        for part in parts:
-            path = (*path, part)
-            self._lines.setdefault(path, line)
-            if path in self._n_tables:
-                path = (*path, self._n_tables[path] - 1)
-        return path
+    def _skip_filler(self, at: int) -> int:
+        """Return where the next sign is that is no blank, line end or comment."""
+        match = _SIGN.search(self._blank, at)
+        return len(self._blank) if match is None else match.start()
 
-    def _pair(self, table: KeyPath) -> None:
-        line = self._line_here()
-        path = self._descend(table, self._key(), line)
-        self._expect("=")
-        self._value(path)
-
-    def _key(self) -> list[str]:
-        parts = []
-        while True:
-            self._skip(_BLANK)
-            quoted = self._string()
-            if quoted is not None:
-                try:
-                    parts.append(str(tomllib.loads(f"key = {quoted}")["key"]))
-                except tomllib.TOMLDecodeError as error:
-                    raise _LostPlaceError from error
-            else:
-                match = _BARE_KEY.match(self._text, self._at)
-                if match is None:
-                    raise _LostPlaceError
-                parts.append(match.group())
-                self._at = match.end()
-            self._skip(_BLANK)
-            if not self._text.startswith(".", self._at):
-                return parts
-            self._at += 1
-
-    def _value(self, path: KeyPath) -> None:
-        self._skip(_BLANK)
-        if self._text.startswith("[", self._at):
-            self._array(path)
-        elif self._text.startswith("{", self._at):
-            self._inline_table(path)
-        elif self._string() is None:
-            match = _SCALAR.match(self._text, self._at)
-            if match is None:
-                raise _LostPlaceError
-            self._at = match.end()
-        self._ends[path] = self._at
-
-    def _array(self, path: KeyPath) -> None:
-        self._at += 1
-        index = 0
-        while True:
-            self._skip(_FILLER)
-            if self._text.startswith("]", self._at):
-                self._at += 1
-                return
-            item = (*path, index)
-            self._lines[item] = self._line_here()
-            self._value(item)
-            index += 1
-            self._skip(_FILLER)
-            if self._text.startswith(",", self._at):
-                self._at += 1
-
-    def _inline_table(self, path: KeyPath) -> None:
-        self._at += 1
-        while True:
-            self._skip(_FILLER)  # later TOML versions allow line breaks here
-            if self._text.startswith("}", self._at):
-                self._at += 1
-                return
-            self._pair(path)
-            self._skip(_FILLER)
-            if self._text.startswith(",", self._at):
-                self._at += 1
-
-    def _string(self) -> str | None:
-        for pattern in _STRINGS:
-            match = pattern.match(self._text, self._at)
-            if match is not None:
-                self._at = match.end()
-                return match.group()
-        return None
-
-    def _skip(self, pattern: re.Pattern[str]) -> None:
-        match = pattern.match(self._text, self._at)
-        if match is not None:
-            self._at = match.end()
-
-    def _expect(self, token: str) -> None:
-        self._skip(_BLANK)
-        if not self._text.startswith(token, self._at):
-            raise _LostPlaceError
-        self._at += len(token)
-
-    def _line_here(self) -> int:
-        self._line += self._text.count("\n", self._counted_to, self._at)
-        self._counted_to = self._at
+    def _line_at(self, at: int) -> int:
+        self._line += self._text.count("\n", self._counted_to, at)
+        self._counted_to = at
         return self._line
+
+
+def _filler(match: re.Match[str]) -> str:
+    """Return as many signs as a string or a comment has characters."""
+    return ("#" if match[0].startswith("#") else "s") * len(match[0])

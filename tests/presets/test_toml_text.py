@@ -107,9 +107,9 @@ b = 3
         (("data", "phenotypes", "my.col"), 16),
         (("data", "split", "by"), 17),
         (("data", "when"), 18),
-        (("table", 0, "a"), 21),
-        (("table", 1, "a"), 23),
-        (("table", 1, "inner", "b"), 25),
+        (("table",), 20),
+        (("table", 1, "inner"), 20),
+        (("table", "inner", "b"), 25),
         (("x.y", "z", "key ="), 27),
     ],
 )
