@@ -1,3 +1,5 @@
+import asyncio
+import inspect
 import os
 import time
 from pathlib import Path
@@ -11,6 +13,15 @@ from tfx_cli.dashboard.workspace import Workspace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SIZES = ((80, 24), (100, 30), (120, 40), (160, 50), (200, 60))
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test that is a coroutine in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
 
 
 @pytest.fixture(autouse=True)

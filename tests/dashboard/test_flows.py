@@ -1,6 +1,7 @@
 """Keys and flows: what a user does, and what then is on the screen or on disk."""
 
 import asyncio
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -29,16 +30,13 @@ from tfx_cli.dashboard.start_screen import StartScreen, check_preset_values
 from tfx_cli.dashboard.token_row import SAMPLED, UNSPECIFIED, TokenRow
 
 
-def drive(app, flow, size=(120, 40)):
-    """Run the dashboard and let ``flow`` press keys."""
-
-    async def run():
-        async with app.run_test(size=size) as pilot:
-            await settled(app, pilot)
-            await pilot.pause(0.1)  # the first pane announces itself: not after a key was pressed
-            await flow(pilot)
-
-    asyncio.run(run())
+@contextlib.asynccontextmanager
+async def opened(app, size=(120, 40)):
+    """Run the dashboard, and press keys."""
+    async with app.run_test(size=size) as pilot:
+        await settled(app, pilot)
+        await pilot.pause(0.1)  # the first pane announces itself: not after a key was pressed
+        yield pilot
 
 
 def notes_of(app):
@@ -57,7 +55,7 @@ def footer_of(app):
     return text_of(app).splitlines()[-1].split("  ")
 
 
-def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app, monkeypatch):
+async def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app, monkeypatch):
     """In the focused part of each screen, within 80 columns."""
     for name in ("one", "two", "three"):
         folder = write_state(runs, name, state="finished", step=N_STEPS, evaluated=name == "one")
@@ -77,7 +75,7 @@ def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app,
             await pilot.pause(0.02)
         assert found == wanted
 
-    async def flow(pilot):
+    async with opened(app, size=(80, 24)) as pilot:
         table = app.screen.query_one("#runs")
         await pilot.press("s")  # by name
         await pilot.press("G")
@@ -145,8 +143,6 @@ def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, open_app,
         await pilot.pause()
         assert "Flip a token: the same cells with one phenotype changed" in text_of(app)
 
-    drive(app, flow, size=(80, 24))
-
 
 def test_ids_are_unique_and_every_action_exists():
     assert len({key.id for key in KEYS}) == len(KEYS)
@@ -186,13 +182,12 @@ def test_keys_can_be_changed_and_wrong_ones_are_refused(tmp_path):
     assert read_key_overrides({}) == {}
 
 
-def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp_path, monkeypatch):
+async def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp_path, monkeypatch):
     write_state(runs)
     (tmp_path / "keys.toml").write_text('run.log-axis = "l"\n')
     monkeypatch.setenv("TFX_KEYS", str(tmp_path / "keys.toml"))
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("l")
         assert app.screen.query_one("#loss", CurveView).window.is_log
         await pilot.press("question_mark")
@@ -200,15 +195,12 @@ def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp_path,
         assert isinstance(app.screen, HelpDialog)
         assert re.search(r"│ +l +Log axis +run\.log-axis", text_of(app))
 
-    drive(app, flow)
-
 
 # -- runs
-def test_from_the_list_into_a_run_and_back(runs, open_app):
+async def test_from_the_list_into_a_run_and_back(runs, open_app):
     write_state(runs)
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         assert isinstance(app.screen, RunsScreen)
         await pilot.press("enter")
         await settled(app, pilot)
@@ -217,15 +209,12 @@ def test_from_the_list_into_a_run_and_back(runs, open_app):
         await pilot.press("escape")
         assert isinstance(app.screen, RunsScreen)
 
-    drive(app, flow)
 
-
-def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
+async def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
     """Events and focus of the first pane come late on a busy machine."""
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await settled(app, pilot)
         panes = app.screen.query_one("#panes", TabbedContent)
         curves = panes.get_tab("curves")
@@ -237,15 +226,12 @@ def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
         assert "data.files" in text_of(app)
         assert app.focused.id == "preset-table"
 
-    drive(app, flow)
 
-
-def test_overlay_pin_metric_and_filter(runs, open_app):
+async def test_overlay_pin_metric_and_filter(runs, open_app):
     for name in ("one", "two", "three"):
         write_state(runs, name)
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         overlay = app.screen.query_one("#overlay", CurveView)
         await pilot.press("v", "down", "v")
         await settled(app, pilot)
@@ -267,15 +253,12 @@ def test_overlay_pin_metric_and_filter(runs, open_app):
         await pilot.press("escape")
         assert table.row_count == 3
 
-    drive(app, flow)
 
-
-def test_a_long_name_is_cut_in_the_middle_and_hides_no_metric(runs, open_app):
+async def test_a_long_name_is_cut_in_the_middle_and_hides_no_metric(runs, open_app):
     write_state(runs, "a" * 45 + "-learning-rate-0.002")
 
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         for width, last in ((80, "2 min"), (140, "2 min ago +2 min")):
             await pilot.resize_terminal(width, 24)
             await settled(app, pilot)
@@ -285,8 +268,6 @@ def test_a_long_name_is_cut_in_the_middle_and_hides_no_metric(runs, open_app):
                     break
                 await pilot.pause(0.02)
             assert re.search(line, text_of(app))
-
-    drive(app, flow)
 
 
 def test_colours_of_shown_runs_are_stable_and_differ():
@@ -298,40 +279,33 @@ def test_colours_of_shown_runs_are_stable_and_differ():
     assert {name: colours[name] for name in shown[:9]} == run_colours(shown[:9], shown[:9])
 
 
-def test_an_unreadable_run_shows_why_instead_of_opening(runs, open_app):
+async def test_an_unreadable_run_shows_why_instead_of_opening(runs, open_app):
     (runs / "newer").mkdir()
     (runs / "newer" / "run.json").write_text('{"format": 99}')
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("enter")
         await pilot.pause()
         assert isinstance(app.screen, RunsScreen)
         assert "has format 99, this tfx reads up to 1: update tfx" in notes_of(app)[0]
 
-    drive(app, flow)
 
-
-def test_cells_can_be_generated_from_the_list(runs, open_app):
+async def test_cells_can_be_generated_from_the_list(runs, open_app):
     write_model(write_state(runs))
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c")
         await pilot.pause()
         assert isinstance(app.screen, GenerateScreen)
         await pilot.press("escape")
         assert isinstance(app.screen, RunsScreen)
 
-    drive(app, flow)
-
 
 # -- one run
-def test_the_window_of_the_curves(runs, open_app):
+async def test_the_window_of_the_curves(runs, open_app):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         panel = app.screen.query_one("#loss", CurveView)
         other = app.screen.query_one("#accuracy", CurveView)
         assert panel.visible_range == (5.0, 300.0)
@@ -356,14 +330,11 @@ def test_the_window_of_the_curves(runs, open_app):
         assert panel.window.is_log
         assert not other.window.is_log
 
-    drive(app, flow)
 
-
-def test_the_mouse_zooms_and_reads_out(runs, open_app):
+async def test_the_mouse_zooms_and_reads_out(runs, open_app):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         panel = app.screen.query_one("#loss", CurveView)
         await pilot.click("#loss", offset=(30, 5))
         await pilot.pause()
@@ -376,14 +347,11 @@ def test_the_mouse_zooms_and_reads_out(runs, open_app):
         assert panel.visible_range[0] <= 100 <= panel.visible_range[1]
         assert app.screen.query_one("#accuracy", CurveView).window.zoom == panel.window.zoom
 
-    drive(app, flow)
 
-
-def test_a_paused_view_does_not_change_while_data_arrive(runs, open_app):
+async def test_a_paused_view_does_not_change_while_data_arrive(runs, open_app):
     folder = write_state(runs, step=200)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("space")
         assert "view paused" in text_of(app)
         lines = [run_states.train_line(step) for step in range(205, 305, 5)]
@@ -397,14 +365,11 @@ def test_a_paused_view_does_not_change_while_data_arrive(runs, open_app):
         await pilot.pause()
         assert panel.x_range == (5.0, 300.0)
 
-    drive(app, flow)
 
-
-def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app):
+async def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app):
     write_state(runs, state="finished", step=N_STEPS, evaluated=True)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("2")
         await pilot.pause()
         await pilot.press("down")
@@ -419,35 +384,31 @@ def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app):
             ("majority", 0.36), ("logistic_regression", 0.85), ("no encoder", 0.7),
         ]  # fmt: skip
 
-    drive(app, flow)
-
 
 @pytest.mark.parametrize(
     ("pane", "line"),
     [("1", "train loss"), ("2", "phenotype\tmask accuracy"), ("3", "NVIDIA H200"),
      ("4", "attention: varlen"), ("5", "train.max_steps = 400  # --steps")],
 )  # fmt: skip
-def test_metrics_of_every_pane_can_be_copied(pane, line, runs, open_app):
+async def test_metrics_of_every_pane_can_be_copied(pane, line, runs, open_app):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press(pane)
         await settled(app, pilot)
         await pilot.press("C")
         assert line in app.clipboard
 
-    drive(app, flow)
 
-
-def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(runs, open_app, monkeypatch):
+async def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(
+    runs, open_app, monkeypatch
+):
     stopped = []
     monkeypatch.setattr("tfx_cli.dashboard.app.process_to_stop", lambda status: status["pid"])
     monkeypatch.setattr("tfx_cli.dashboard.app.send_stop", stopped.append)
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("t")
         await pilot.pause()
         assert isinstance(app.screen, ConfirmDialog)
@@ -461,8 +422,6 @@ def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(runs, ope
         await pilot.pause()
         assert stopped == [4321]
 
-    drive(app, flow)
-
 
 @pytest.mark.parametrize(
     ("state", "key", "message"),
@@ -473,16 +432,13 @@ def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(runs, ope
         ("finished", "u", "finished; for more steps: tfx train runs/mine --steps N"),
     ],
 )
-def test_what_cannot_be_done_is_explained(state, key, message, runs, open_app):
+async def test_what_cannot_be_done_is_explained(state, key, message, runs, open_app):
     write_state(runs, state=state)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press(key)
         await pilot.pause()
         assert message in notes_of(app)[0]
-
-    drive(app, flow)
 
 
 # -- text from data
@@ -492,7 +448,7 @@ HOSTILE = ("[CLS]", "[NO_SEX] [/]", "[bold red]x[/bold red]", "a[b", "[/", "]]",
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
+async def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
     folder = write_state(runs, state="failed", error=text, evaluated=True)
     write_model(folder)
     model = folder / "model" / "config.json"
@@ -500,8 +456,7 @@ def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
     write_lines(folder / "events.jsonl", [{"event": "warning", "t": NOW, "reason": text}])
     (folder / "log.txt").write_text(text + "\n")
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app, size=(200, 50)) as pilot:
         assert text in text_of(app).splitlines()[0]
         await pilot.press("4")
         await settled(app, pilot)
@@ -518,8 +473,6 @@ def test_brackets_of_data_appear_as_they_are(text, runs, open_app):
         listed = [line for line in text_of(app).splitlines() if "real cells" in line]
         assert any(text in line for line in listed)
 
-    drive(app, flow, size=(200, 50))
-
 
 @settings(max_examples=15)
 @given(st.text(st.sampled_from("[]/abc= #@\\'\""), min_size=1, max_size=12).map(str.strip))
@@ -531,11 +484,10 @@ def test_any_bracketed_text_is_shown_verbatim_by_a_token(text):
 
 
 # -- control tokens
-def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
+async def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
     write_model(write_state(runs))
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c")
         await pilot.pause()
         assert "847 of 847 training cells: any cell" in text_of(app)
@@ -553,8 +505,6 @@ def test_the_picker_counts_real_cells_for_what_is_chosen(runs, open_app):
         assert "0 of 847 training cells" in text_of(app)
         assert "0 real cells match" in text_of(app)
 
-    drive(app, flow)
-
 
 def sent_by(app, monkeypatch):
     sent = []
@@ -562,12 +512,11 @@ def sent_by(app, monkeypatch):
     return sent
 
 
-def test_a_request_and_its_command_follow_the_picker(runs, open_app, monkeypatch):
+async def test_a_request_and_its_command_follow_the_picker(runs, open_app, monkeypatch):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c", "right", "right", "down", "right")
         app.screen.query_one("#field-cells").value = "50"
         app.screen.query_one("#field-guidance").value = "0.5"
@@ -584,15 +533,12 @@ def test_a_request_and_its_command_follow_the_picker(runs, open_app, monkeypatch
             "tfx", "generate", "--run", "runs/mine", "--sex", "female", "--tissue", "[NO_TISSUE]",
         ]  # fmt: skip
 
-    drive(app, flow)
 
-
-def test_a_number_that_is_none_is_refused_before_anything_starts(runs, open_app, monkeypatch):
+async def test_a_number_that_is_none_is_refused_before_anything_starts(runs, open_app, monkeypatch):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c")
         app.screen.query_one("#field-steps").value = "1e"
         app.screen.action_go()
@@ -600,15 +546,12 @@ def test_a_number_that_is_none_is_refused_before_anything_starts(runs, open_app,
         assert sent == []
         assert "steps: '1e' is not a number" in notes_of(app)
 
-    drive(app, flow)
 
-
-def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
+async def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c", "right", "right", "c")
         event = {"event": "cells", "cells": 200}
         app.screen.take_event("runs/mine", {**event, "id": 1, "profile": run_states.profile()})
@@ -636,15 +579,14 @@ def test_one_flipped_token_shows_which_genes_move(runs, open_app, monkeypatch):
         assert "A: female" in text_of(app)
         assert "flips a token: the same cells" in str(app.screen.query_one("#moved-text").content)
 
-    drive(app, flow)
 
-
-def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(runs, open_app, monkeypatch):
+async def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(
+    runs, open_app, monkeypatch
+):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c", "right", "right", "c")
         Path(sent[0]["output"]).write_bytes(b"cells")
         event = {"event": "cells", "cells": 200, "output": sent[0]["output"]}
@@ -669,17 +611,14 @@ def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(runs, open
         await pilot.press("escape", "q")
         await pilot.pause()
         assert app._exit
-
-    drive(app, flow)
     assert not Path(sent[0]["output"]).parent.exists()
 
 
-def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
+async def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
     write_model(write_state(runs))
     app = open_app("mine")
     sent_by(app, monkeypatch)
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c", "c")
         app.screen.take_event("runs/mine", {"event": "cells", "id": 7, "cells": 1, "profile": {}})
         assert app.screen.is_busy
@@ -689,16 +628,16 @@ def test_events_of_an_older_request_are_left_out(runs, open_app, monkeypatch):
         assert not app.screen.is_busy
         assert "cancelled" in text_of(app)
 
-    drive(app, flow)
 
-
-def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkeypatch, tmp_path):
+async def test_cells_are_saved_whole_and_nothing_is_overwritten(
+    runs, open_app, monkeypatch, tmp_path
+):
     write_model(write_state(runs))
     app = open_app("mine")
     sent = sent_by(app, monkeypatch)
     (tmp_path / "taken.h5ad").write_text("precious")
-
-    async def flow(pilot):
+    ended = []
+    async with opened(app) as pilot:
         await pilot.press("c", "right", "right", "w")
         assert "generate first (c)" in notes_of(app)[0]
         await pilot.press("c")
@@ -727,15 +666,11 @@ def test_cells_are_saved_whole_and_nothing_is_overwritten(runs, open_app, monkey
         assert ended == [129]
         assert not made.parent.exists()
 
-    ended = []
-    drive(app, flow)
 
-
-def test_a_run_without_a_model_is_explained(runs, open_app):
+async def test_a_run_without_a_model_is_explained(runs, open_app):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("c")
         await pilot.pause()
         assert "no model to generate with" in text_of(app)
@@ -744,8 +679,6 @@ def test_a_run_without_a_model_is_explained(runs, open_app):
         assert "no model to generate with" in notes_of(app)[0]
         await pilot.press("escape")
         assert isinstance(app.screen, RunScreen)
-
-    drive(app, flow)
 
 
 # -- a new run
@@ -763,7 +696,7 @@ def test_a_preset_is_checked_as_it_is_changed():
     assert not check_preset_values("no-such-preset", "").is_valid
 
 
-def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, tmp_path):
+async def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, tmp_path):
     (tmp_path / "wrong.toml").write_text("# My cells.\n[train]\nlearning_rate = -1\n")
     write_state(runs, "base")
     app = open_app()
@@ -796,7 +729,7 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         options = app.screen.query_one("#presets")
         options.highlighted = options.get_option_index(preset)
 
-    async def flow(pilot):
+    async with opened(app) as pilot:
         monkeypatch.setattr(app.processes, "start", start)
         monkeypatch.setattr(start_screen, "forecast", forecast)
         monkeypatch.setattr(start_screen, "FORECAST_DELAY", 0.05)
@@ -839,15 +772,12 @@ def test_a_run_is_started_from_a_preset_that_holds(runs, open_app, monkeypatch, 
         assert started == [("base", "base-2", changes, Path("runs"))]
         assert isinstance(app.screen, RunScreen)
 
-    drive(app, flow)
-
 
 # -- the window
-def test_themes_change_and_no_colour_is_needed(runs, open_app, monkeypatch):
+async def test_themes_change_and_no_colour_is_needed(runs, open_app, monkeypatch):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         before = text_of(app)
         seen = {app.theme}
         for _ in range(4):
@@ -857,14 +787,11 @@ def test_themes_change_and_no_colour_is_needed(runs, open_app, monkeypatch):
             assert text_of(app) == before  # colours are never the only sign
         assert seen == {"tfx-dark", "tfx-light", "tfx-colour-blind", "tfx-mono"}
 
-    drive(app, flow)
 
-
-def test_every_key_is_offered_by_the_command_palette(runs, open_app):
+async def test_every_key_is_offered_by_the_command_palette(runs, open_app):
     write_state(runs)
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app):
         listed = [command.title for command in app.get_system_commands(app.screen)]
         assert sum("Quit" in title for title in listed) == 1
         assert {"Log axis", "Stop: save a checkpoint and end", "Generate cells of the model"} <= {
@@ -873,14 +800,14 @@ def test_every_key_is_offered_by_the_command_palette(runs, open_app):
         (quitting,) = [one for one in app.get_system_commands(app.screen) if "Quit" in one.title]
         assert quitting.help == "key q"
 
-    drive(app, flow)
 
-
-def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(runs, open_app, monkeypatch):
+async def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(
+    runs, open_app, monkeypatch
+):
     write_state(runs)
     app = open_app("mine")
+    async with opened(app) as pilot:
 
-    async def flow(pilot):
         def fail(wanted, **_):
             raise RuntimeError(wanted, "odd [file]")
 
@@ -893,18 +820,15 @@ def test_a_reading_that_fails_is_shown_and_the_dashboard_continues(runs, open_ap
         assert "odd [file]" in notes_of(app)[0]
         assert isinstance(app.screen, DashboardScreen)
 
-    drive(app, flow)
-
 
 # -- keeping runs
-def test_runs_are_sorted_by_key_and_header_and_columns_are_chosen(runs, open_app):
+async def test_runs_are_sorted_by_key_and_header_and_columns_are_chosen(runs, open_app):
     for name, step in (("one", 300), ("two", 100), ("three", 200)):
         folder = write_state(runs, name, step=step)
         text = (folder / "config.toml").read_text()
         (folder / "config.toml").write_text(text.replace("0.001", f"0.{step}"))
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         table = app.screen.query_one("#runs")
 
         def names():
@@ -933,25 +857,19 @@ def test_runs_are_sorted_by_key_and_header_and_columns_are_chosen(runs, open_app
         await settled(app, pilot)
         assert re.search(r"run +learning_rate|run +train", text_of(app))
         assert [str(cell) for cell in table.get_row_at(0)][1:] == ["one", "0.300"]
-
-    drive(app, flow)
-
-    async def again(pilot):
+    later = open_app()  # the choices are kept
+    async with opened(later) as pilot:
         table = later.screen.query_one("#runs")
         assert [str(cell) for cell in table.get_row_at(0)][1:] == ["one", "0.300"]
         names = [Path(key.value).name for key in table.rows]
         assert names == ["one", "three", "two"]  # by steps, as before
 
-    later = open_app()  # the choices are kept
-    drive(later, again)
 
-
-def test_runs_are_renamed_tagged_and_deleted_after_asking(runs, open_app):
+async def test_runs_are_renamed_tagged_and_deleted_after_asking(runs, open_app):
     write_state(runs, "old", state="finished")
     write_state(runs, "taken", state="finished")
     app = open_app()
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.press("s", "r")
         await pilot.pause()
         box = app.screen.query_one("Input")
@@ -980,10 +898,8 @@ def test_runs_are_renamed_tagged_and_deleted_after_asking(runs, open_app):
         assert (runs / ".trash" / "new" / "run.json").is_file()
         assert {path.name for path in runs.iterdir()} == {".trash", "taken"}
 
-    drive(app, flow)
 
-
-def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
+async def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
     runs, open_app, monkeypatch, tmp_path
 ):
     (runs / "coming").mkdir()
@@ -999,7 +915,7 @@ def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
         resumed.append(path)
         return Stub()
 
-    async def flow(pilot):
+    async with opened(app) as pilot:
         monkeypatch.setattr(app.processes, "resume", resume)
         await pilot.press("u", "u")
         await settled(app, pilot)
@@ -1024,15 +940,12 @@ def test_a_run_that_is_prepared_is_on_the_screen_and_u_resumes_once(
             assert "coming  ◌ preparing  reading cells" in text_of(app)
             assert "reading 4 files" in text_of(app)
 
-    drive(app, flow)
 
-
-def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app, monkeypatch):
+async def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app, monkeypatch):
     folder = write_state(runs, state="finished", step=N_STEPS)
     app = open_app("mine")
     begun = []
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         monkeypatch.setattr(app.processes, "evaluate", lambda path, root: begun.append(path))
         await pilot.press("e")
         assert "there is no model to evaluate yet" in notes_of(app)
@@ -1059,10 +972,8 @@ def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app, monk
         assert "Generated cells: cells.h5ad" in text_of(app)
         assert "- Met: 14 of 16." in text_of(app)
 
-    drive(app, flow)
 
-
-def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open_app):
+async def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open_app):
     folder = write_state(runs)
     text = (folder / "config.toml").read_text()
     (folder / "config.toml").write_text(f"{text}batch_size = 32  # default\n")
@@ -1071,8 +982,7 @@ def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open
         folder / "system-node-7.jsonl", [{"t": NOW - age, **machine} for age in (380, 200, 110)]
     )
     app = open_app("mine")
-
-    async def flow(pilot):
+    async with opened(app) as pilot:
         await pilot.resize_terminal(165, 45)
         loss = app.screen.query_one("#loss", CurveView)
         assert {mark.sign for mark in loss.events} == {"▪", "★"}
@@ -1097,5 +1007,3 @@ def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open
         assert (cpu.name, cpu.y.tolist()) == ("CPU", [50.0, 50.0, 50.0])
         first = NOW - N_STEPS + 5
         assert cpu.x == pytest.approx([(NOW - age - first) / 3600 for age in (380, 200, 110)])
-
-    drive(app, flow)

@@ -41,74 +41,60 @@ class Talk:
         raise AssertionError(self.events)
 
 
-def test_a_warm_child_generates_on_request():
-    async def talk():
-        one = Talk()
-        await one.child.send({"id": 1, "request": {"sex": "female"}, "cells": 5})
-        cells = await one.until("cells")
-        assert cells["profile"]["received"]["request"] == {"sex": "female"}
-        process = one.child._process.pid
-        one.events.clear()
-        await one.child.send({"id": 2, "request": {}, "cells": 7})
-        assert (await one.until("cells"))["cells"] == 7
-        assert one.child._process.pid == process
-        await one.child.stop()
-        assert not one.child.is_running
-        kinds = [event["event"] for event in one.events]
-        assert kinds == ["progress", "progress", "cells", "exit"]
-        assert one.events[-1]["message"] == ""
-
-    asyncio.run(talk())
+async def test_a_warm_child_generates_on_request():
+    one = Talk()
+    await one.child.send({"id": 1, "request": {"sex": "female"}, "cells": 5})
+    cells = await one.until("cells")
+    assert cells["profile"]["received"]["request"] == {"sex": "female"}
+    process = one.child._process.pid
+    one.events.clear()
+    await one.child.send({"id": 2, "request": {}, "cells": 7})
+    assert (await one.until("cells"))["cells"] == 7
+    assert one.child._process.pid == process
+    await one.child.stop()
+    assert not one.child.is_running
+    kinds = [event["event"] for event in one.events]
+    assert kinds == ["progress", "progress", "cells", "exit"]
+    assert one.events[-1]["message"] == ""
 
 
-def test_a_child_that_cannot_load_explains_why():
-    async def talk():
-        one = Talk("--broken")
-        await one.child.send({"id": 1, "request": {}, "cells": 5})
-        event = await one.until("exit")
-        assert event["message"] == (
-            "the generating process ended with exit code 4: the model folder is damaged"
-        )
-        await one.child.stop()
-
-    asyncio.run(talk())
+async def test_a_child_that_cannot_load_explains_why():
+    one = Talk("--broken")
+    await one.child.send({"id": 1, "request": {}, "cells": 5})
+    event = await one.until("exit")
+    assert event["message"] == (
+        "the generating process ended with exit code 4: the model folder is damaged"
+    )
+    await one.child.stop()
 
 
-def test_children_start_in_a_folder_with_packages_named_as_ours(own_folders, tmp_path, monkeypatch):
+async def test_children_start_in_a_folder_with_packages_named_as_ours(
+    own_folders, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     events = []
-
-    async def talk():
-        child = GeneratorProcess("no-such-run", events.append)
-        await child.send({"id": 1, "request": {}, "cells": 5})
-        await child._reading
-
-    asyncio.run(talk())
+    child = GeneratorProcess("no-such-run", events.append)
+    await child.send({"id": 1, "request": {}, "cells": 5})
+    await child._reading
     assert "there is no run 'no-such-run'" in events[-1]["message"]
 
 
-def test_a_child_that_dies_is_started_again_by_the_next_request():
-    async def talk():
-        one = Talk()
-        await one.child.send({"id": 1, "request": {"sex": "dies"}, "cells": 5})
-        assert "exit code 3" in (await one.until("exit"))["message"]
-        await one.child.send({"id": 2, "request": {}, "cells": 5})
-        await one.until("cells")
-        await one.child.stop()
-
-    asyncio.run(talk())
+async def test_a_child_that_dies_is_started_again_by_the_next_request():
+    one = Talk()
+    await one.child.send({"id": 1, "request": {"sex": "dies"}, "cells": 5})
+    assert "exit code 3" in (await one.until("exit"))["message"]
+    await one.child.send({"id": 2, "request": {}, "cells": 5})
+    await one.until("cells")
+    await one.child.stop()
 
 
-def test_a_busy_child_ends_when_it_is_stopped():
-    async def talk():
-        one = Talk()
-        await one.child.send({"id": 1, "request": {"sex": "slow"}, "cells": 5})
-        await one.until("progress")
-        process = one.child._process
-        await one.child.stop()
-        assert process.returncode == -signal.SIGTERM
-
-    asyncio.run(talk())
+async def test_a_busy_child_ends_when_it_is_stopped():
+    one = Talk()
+    await one.child.send({"id": 1, "request": {"sex": "slow"}, "cells": 5})
+    await one.until("progress")
+    process = one.child._process
+    await one.child.stop()
+    assert process.returncode == -signal.SIGTERM
 
 
 # -- trainings
@@ -189,7 +175,7 @@ def test_a_training_of_the_dashboard_is_not_in_its_session(tmp_path):
         launch.process.wait(60)
 
 
-def test_a_forecast_is_read_and_a_cancelled_one_leaves_no_process(monkeypatch, tmp_path):
+async def test_a_forecast_is_read_and_a_cancelled_one_leaves_no_process(monkeypatch, tmp_path):
     """A stand-in for `tfx train --dry-run --json`: prints its arguments, fails or waits by its preset."""
     script = (
         "import json, os, sys, time\n"
@@ -200,22 +186,18 @@ def test_a_forecast_is_read_and_a_cancelled_one_leaves_no_process(monkeypatch, t
     )
     monkeypatch.setattr(processes, "_TFX", (sys.executable, "-c", script))
     root = tmp_path / "runs"
-
-    async def talk():
-        found = await forecast("base", "b", ["train.max_steps=9"], root)
-        assert found["folder"] == str(tmp_path)
-        wanted = "train base --run b --set train.max_steps=9 --dry-run --json"
-        assert found["arguments"] == wanted.split()
-        with pytest.raises(MachineError, match="no cells"):
-            await forecast("bad", "b", [], root)
-        (tmp_path / "pid").unlink()
-        task = asyncio.create_task(forecast("slow", "b", [], root))
-        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "pid").read_text()), 0)
-
-    asyncio.run(talk())
+    found = await forecast("base", "b", ["train.max_steps=9"], root)
+    assert found["folder"] == str(tmp_path)
+    wanted = "train base --run b --set train.max_steps=9 --dry-run --json"
+    assert found["arguments"] == wanted.split()
+    with pytest.raises(MachineError, match="no cells"):
+        await forecast("bad", "b", [], root)
+    (tmp_path / "pid").unlink()
+    task = asyncio.create_task(forecast("slow", "b", [], root))
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

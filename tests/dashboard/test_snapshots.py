@@ -3,7 +3,6 @@
 One dashboard is resized: starting one costs more than drawing one.
 """
 
-import asyncio
 import json
 import time
 
@@ -93,44 +92,36 @@ async def at_sizes(app, pilot, matches, name, sizes=SIZES):
         matches(app, name)
 
 
-def test_a_run_in_every_state(runs, open_app, matches):
+async def test_a_run_in_every_state(runs, open_app, matches):
     for state, make in STATES.items():
         make(runs).rename(runs / state)
-
-    async def look():
-        app = open_app()
-        async with app.run_test(size=SIZES[0]) as pilot:
-            for state in STATES:
-                app.post_message(OpenRun(f"runs/{state}"))
-                await pilot.pause()
-                sizes = SIZES if state == "running" else SIZES[:1]
-                await at_sizes(app, pilot, matches, f"run-{state}", sizes)
-                if state == "running":
-                    await pilot.press("space")
-                    await at_sizes(app, pilot, matches, "run-paused", SIZES[:1])
-                    await pilot.press("space")
-                await pilot.press("escape")
-
-    asyncio.run(look())
+    app = open_app()
+    async with app.run_test(size=SIZES[0]) as pilot:
+        for state in STATES:
+            app.post_message(OpenRun(f"runs/{state}"))
+            await pilot.pause()
+            sizes = SIZES if state == "running" else SIZES[:1]
+            await at_sizes(app, pilot, matches, f"run-{state}", sizes)
+            if state == "running":
+                await pilot.press("space")
+                await at_sizes(app, pilot, matches, "run-paused", SIZES[:1])
+                await pilot.press("space")
+            await pilot.press("escape")
 
 
-def test_panes_of_a_run(runs, open_app, matches):
+async def test_panes_of_a_run(runs, open_app, matches):
     write_state(runs, state="finished", step=N_STEPS, age=500.0, evaluated=True)
-
-    async def look():
-        app = open_app("mine")
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            for pane in "234567":
-                await pilot.press(pane)
-                if pane == "2":
-                    await pilot.press("down")
-                await at_sizes(app, pilot, matches, f"pane-{pane}")
-
-    asyncio.run(look())
+    app = open_app("mine")
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        for pane in "234567":
+            await pilot.press(pane)
+            if pane == "2":
+                await pilot.press("down")
+            await at_sizes(app, pilot, matches, f"pane-{pane}")
 
 
-def test_runs_of_all_kinds(runs, open_app, matches):
+async def test_runs_of_all_kinds(runs, open_app, matches):
     for number, make in enumerate(STATES.values()):
         folder = make(runs)
         folder.rename(runs / f"run-{number}")
@@ -138,26 +129,19 @@ def test_runs_of_all_kinds(runs, open_app, matches):
     (runs / "foreign" / "run.json").write_text("[1, 2")
     (runs / "newer").mkdir()
     (runs / "newer" / "run.json").write_text('{"format": 99}')
-
-    async def look():
-        app = open_app()
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            await pilot.press("v", "down", "v")
-            await at_sizes(app, pilot, matches, "runs")
-
-    asyncio.run(look())
+    app = open_app()
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        await pilot.press("v", "down", "v")
+        await at_sizes(app, pilot, matches, "runs")
 
 
-def test_no_runs(runs, open_app, matches):
-    async def look():
-        app = open_app()
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            assert "no runs yet: press n" in text_of(app)
-            await at_sizes(app, pilot, matches, "no-runs")
-
-    asyncio.run(look())
+async def test_no_runs(runs, open_app, matches):
+    app = open_app()
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        assert "no runs yet: press n" in text_of(app)
+        await at_sizes(app, pilot, matches, "no-runs")
 
 
 GENERATING = {
@@ -171,53 +155,45 @@ GENERATING = {
 }  # fmt: skip
 
 
-def test_generating_in_every_state(runs, open_app, matches, monkeypatch):
+async def test_generating_in_every_state(runs, open_app, matches, monkeypatch):
     write_model(write_state(runs, state="finished", step=N_STEPS))
-
-    async def look():
-        app = open_app("mine")
-        monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            for state, events in GENERATING.items():
-                await pilot.press("c", "right", "right", "down", "right", "right", "right")
-                if state != "idle":
-                    await pilot.press("c")
-                for event in events:
-                    app.screen.take_event("runs/mine", event)
-                sizes = SIZES if state == "result" else SIZES[:1]
-                await at_sizes(app, pilot, matches, f"generate-{state}", sizes)
-                app.screen.is_busy = False
-                app.screen.sets.clear()  # the next screen is a new one
-                await pilot.press("escape")
-
-    asyncio.run(look())
-
-
-def test_panes_of_generated_cells(runs, open_app, matches, monkeypatch):
-    write_model(write_state(runs, state="finished", step=N_STEPS))
-
-    async def look():
-        app = open_app("mine")
-        monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            await pilot.press("c", "right", "right")
-            for number, (key, shift) in enumerate((("c", 0.0), ("f", 0.7)), start=1):
-                await pilot.press(key)
-                made = run_states.profile(shift)
-                made["pairs"] = run_states.pairs(run_states.profile(), shift)
-                event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
-                         "profile": made}  # fmt: skip
+    app = open_app("mine")
+    monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        for state, events in GENERATING.items():
+            await pilot.press("c", "right", "right", "down", "right", "right", "right")
+            if state != "idle":
+                await pilot.press("c")
+            for event in events:
                 app.screen.take_event("runs/mine", event)
-            for pane in "2345":
-                await pilot.press(pane)
-                await at_sizes(app, pilot, matches, f"cells-{pane}")
+            sizes = SIZES if state == "result" else SIZES[:1]
+            await at_sizes(app, pilot, matches, f"generate-{state}", sizes)
+            app.screen.is_busy = False
+            app.screen.sets.clear()  # the next screen is a new one
+            await pilot.press("escape")
 
-    asyncio.run(look())
+
+async def test_panes_of_generated_cells(runs, open_app, matches, monkeypatch):
+    write_model(write_state(runs, state="finished", step=N_STEPS))
+    app = open_app("mine")
+    monkeypatch.setattr(app, "send_to_generator", lambda run, record: None)
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        await pilot.press("c", "right", "right")
+        for number, (key, shift) in enumerate((("c", 0.0), ("f", 0.7)), start=1):
+            await pilot.press(key)
+            made = run_states.profile(shift)
+            made["pairs"] = run_states.pairs(run_states.profile(), shift)
+            event = {"event": "cells", "id": number, "cells": 200, "seconds": 1.0,
+                     "profile": made}  # fmt: skip
+            app.screen.take_event("runs/mine", event)
+        for pane in "2345":
+            await pilot.press(pane)
+            await at_sizes(app, pilot, matches, f"cells-{pane}")
 
 
-def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
+async def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
     (tmp_path / "mine.toml").write_text('# My cells.\n[data]\nfiles = ["mine.h5ad"]\n')
 
     async def forecast(*_):
@@ -227,31 +203,24 @@ def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
             "verdict": "ok", "machine": {"device": "cpu"}, "timing": "measured", "notes": [],
         }  # fmt: skip
 
-    async def look():
-        monkeypatch.setattr(start_screen, "forecast", forecast)
-        monkeypatch.setattr(start_screen, "FORECAST_DELAY", 0.01)
-        app = open_app()
-        async with app.run_test(size=SIZES[0]) as pilot:
-            await settled(app, pilot)
-            await pilot.press("n", "down")
-            app.screen.query_one("#changes").value = "train.max_steps=500"
-            await shown(app, pilot, "about 6 min")
-            await at_sizes(app, pilot, matches, "new-run")
-            await pilot.press("question_mark")
-            await at_sizes(app, pilot, matches, "help")
-
-    asyncio.run(look())
+    monkeypatch.setattr(start_screen, "forecast", forecast)
+    monkeypatch.setattr(start_screen, "FORECAST_DELAY", 0.01)
+    app = open_app()
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        await pilot.press("n", "down")
+        app.screen.query_one("#changes").value = "train.max_steps=500"
+        await shown(app, pilot, "about 6 min")
+        await at_sizes(app, pilot, matches, "new-run")
+        await pilot.press("question_mark")
+        await at_sizes(app, pilot, matches, "help")
 
 
 @pytest.mark.parametrize("size", [(59, 30), (100, 15), (20, 5)])
-def test_a_window_without_room_says_so(size, runs, open_app):
+async def test_a_window_without_room_says_so(size, runs, open_app):
     write_state(runs)
-
-    async def look():
-        app = open_app("mine")
-        async with app.run_test(size=size) as pilot:
-            await settled(app, pilot)
-            shown = " ".join(text_of(app).split())
-            assert shown.startswith("The dashboard needs 60 columns and 16 rows")
-
-    asyncio.run(look())
+    app = open_app("mine")
+    async with app.run_test(size=size) as pilot:
+        await settled(app, pilot)
+        shown = " ".join(text_of(app).split())
+        assert shown.startswith("The dashboard needs 60 columns and 16 rows")
