@@ -17,20 +17,8 @@ _OPEN_FROM = 80.0
 #: The middle of a longer range says little.
 _LONGEST_RANGE = 30
 
-_ORDINALS = [
-    "first",
-    "second",
-    "third",
-    "fourth",
-    "fifth",
-    "sixth",
-    "seventh",
-    "eighth",
-    "ninth",
-    "tenth",
-    "eleventh",
-    "twelfth",
-]
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth"]
+_ORDINALS += ["seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"]
 _N = r"(\d+(?:\.\d+)?)"
 #: Its first letter is the key of `_PER_YEAR`.
 _UNIT = r"(y(?:ears?|rs?|o|\.o\.?)?|m(?:(?:(?:on)?th|o)s?)?|w(?:eeks?|ks?)?|d(?:ays?)?)(?![a-z])"

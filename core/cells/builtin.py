@@ -29,12 +29,8 @@ _OPTIONS: dict[str, dict[str, int]] = {
 def load_builtin(spec: str) -> "AnnData":
     """Load or simulate ``builtin:NAME`` or ``builtin:NAME?option=value&option=value``.
 
-    pbmc68k has its ``bulk_labels`` also as ``cell_type``; nothing else is changed.
-
-    Raises
-    ------
-    ConfigurationError
-        An unknown data set or option, or a value that is not a whole number in range.
+    pbmc68k has its ``bulk_labels`` also as ``cell_type``; nothing else is changed. ConfigurationError for
+    an unknown data set or option, and for a value that is not a whole number in range.
     """
     name, _, query = spec.removeprefix(BUILTIN_PREFIX).partition("?")
     if not spec.startswith(BUILTIN_PREFIX) or name not in _OPTIONS:

@@ -12,7 +12,7 @@ that less than 0.01 chance pairs are expected among all cells.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,18 +103,22 @@ class CellCopies:
 
 
 def find_copies(
-    hashes: NDArray[np.uint64],
-    evidence: NDArray[np.uint8],
-    *,
+    read: Iterable[tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint8]]],
     n_cells: int,
+    *,
     secondary: NDArray[np.bool_] | None = None,
 ) -> CellCopies:
     """Find cells with one hash; the original is the first of them, ``secondary`` ones last.
 
-    ``hashes`` and ``evidence`` are (cells,) as of `hash_cells`, in which cells that were not read have no
-    evidence; ``n_cells`` is the number of those that were read.
+    ``read`` gives numbers of cells, below ``n_cells``, with their hashes and evidence as of `hash_cells`;
+    cells that were not read are not compared.
     """
-    compared = evidence >= least_evidence(n_cells)
+    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
+    n_read = 0
+    for numbers, of_cells, nats in read:
+        hashes[numbers], evidence[numbers] = of_cells, nats
+        n_read += len(numbers)
+    compared = evidence >= least_evidence(n_read)
     repeated = [np.empty(0, dtype=np.uint64)]
     for leading in range(2**_LEADING_BITS):  # a sorted copy of them all would be large
         is_part = (hashes >> np.uint64(64 - _LEADING_BITS)) == leading

@@ -100,11 +100,8 @@ def _changed(path: Path, where: str = "") -> DataError:
 def verify_store(path: Path, *, on_progress: Listener = ignore_progress) -> int:
     """Compare every file of a store with the checksum in its manifest; return the number of files.
 
-    Raises
-    ------
-    DataError
-        The folder is no store, has no checksums (format 1), or files are missing or were changed;
-        the message names them.
+    DataError names the files that are missing or were changed; or the folder is no store, or has no
+    checksums (format 1).
     """
     manifest = Manifest.load(path)
     if not manifest.checksums:

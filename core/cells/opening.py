@@ -65,13 +65,8 @@ def check_path(path: Path) -> None:
 def open_hdf5(path: Path) -> "h5py.File":
     """Open an HDF5 file for reading, without a lock where the file system has none.
 
-    Raises
-    ------
-    DataError
-        The file cannot be opened, is no HDF5 file, refers to other files, or has arrays that are
-        larger than the file can hold.
-    MachineError
-        Values are compressed in a way that needs the package hdf5plugin.
+    DataError if the file cannot be opened, is no HDF5 file, refers to other files, or has arrays that are
+    larger than it can hold; MachineError if its compression needs the package hdf5plugin.
     """
     import h5py
 

@@ -139,11 +139,7 @@ def resolve_preset(
     ``path`` is a file or the name of a bundled preset; ``overlays`` are the files of `--config`, the
     later the stronger. ``options`` have dotted keys and None where not given; ``option_names`` are their
     names in messages, if not ``--`` and the last part of the key. ``assignments`` are ``a.b=c``.
-
-    Raises
-    ------
-    ConfigurationError
-        One line per error of all sources: ``file:line: key: message``.
+    ConfigurationError has one line per error of all sources: ``file:line: key: message``.
     """
     files = list(overlays)
     sources: list[Source] = []

@@ -113,16 +113,14 @@ class RunCurves:
     def poll(self, *, most_bytes: int | None = None) -> bool:
         """Read what was added, about ``most_bytes`` at most; return whether anything was."""
         is_new, began = False, self._follower.offset
-        while True:
-            offset = self._follower.offset
-            records = self._follower.poll(most_bytes=_CHUNK_BYTES)
+        for records in self._follower.chunks(_CHUNK_BYTES):
             if self._follower.has_restarted:
                 self.splits, self._n_unusable, began = {}, 0, 0
             self._add(records)
             is_new = is_new or bool(records)
-            is_over = self._follower.offset == offset and not self._follower.has_restarted
-            if is_over or (most_bytes is not None and self._follower.offset - began >= most_bytes):
-                return is_new
+            if most_bytes is not None and self._follower.offset - began >= most_bytes:
+                break
+        return is_new
 
     def _add(self, records: list[MetricRecord]) -> None:
         rule = ResumeRule()
@@ -170,17 +168,13 @@ class MachineCurves:
         for path in sorted(self._folder.glob("system-*.jsonl")):
             host = path.stem.removeprefix("system-")
             follower = self._followers.setdefault(host, LineFollower(path))
-            while True:
-                offset = follower.offset
-                lines = follower.poll(most_bytes=_CHUNK_BYTES)
+            for lines in follower.chunks(_CHUNK_BYTES):
                 if follower.has_restarted:
                     self.hosts.pop(host, None)
                     self.last.pop(host, None)
                 if lines:
                     self.last[host] = lines[-1]
                     self._add(host, lines)
-                if follower.offset == offset and not follower.has_restarted:
-                    break
 
     def _add(self, host: str, lines: Sequence[Mapping[str, Any]]) -> None:
         names = ("t", *MACHINE_METRICS)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,14 @@ class LineFollower:
         records = [record for record in found if record is not None]
         self.bad_lines += len(found) - len(records)
         return records
+
+    def chunks(self, n_bytes: int) -> Iterator[list[dict[str, Any]]]:
+        """Yield the records added since the last call, about so many bytes at a time, until all are read."""
+        while True:
+            offset = self.offset
+            yield self.poll(most_bytes=n_bytes)
+            if self.offset == offset and not self.has_restarted:
+                return
 
 
 class RecordTail:

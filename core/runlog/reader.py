@@ -42,11 +42,7 @@ class RunReader:
 
     Every call looks at the disk again but reads only what was added, so you can keep a reader as long
     as the run lasts. It keeps ``most`` events, and ``most`` lines of each machine; by default all.
-
-    Raises
-    ------
-    ConfigurationError
-        The folder holds no run, or one of a newer format.
+    ConfigurationError if the folder holds no run, or one of a newer format.
     """
 
     def __init__(self, folder: Path, *, most: int | None = None) -> None:
@@ -184,10 +180,7 @@ def list_runs(root: Path, *, now: float | None = None) -> list[RunSummary]:
 def find_run(root: Path, name_or_path: str | Path | None) -> Path:
     """Return a run folder: a path, the name of a run in ``root``, or None for the newest.
 
-    Raises
-    ------
-    ConfigurationError
-        The run does not exist; the message names the nearest, or says that ``root`` has no runs.
+    ConfigurationError for a run that does not exist names the nearest, or says that ``root`` has no runs.
     """
     if name_or_path is not None:
         for folder in (Path(name_or_path), root / name_or_path):

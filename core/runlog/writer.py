@@ -62,12 +62,7 @@ class RunWriter:
     Opening a folder that already holds a run continues it: run.json stays as it was, the lines
     are appended. A resumed run must write ``event("resume", from_step=N)``. ``run`` has facts for
     run.json beside those that the writer adds (hashes of preset, store and vocabulary, parameters),
-    ``config`` is the resolved preset.
-
-    Raises
-    ------
-    MachineError
-        The folder cannot be made or written.
+    ``config`` is the resolved preset. MachineError if the folder cannot be made or written.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def copies_of(counts, columns=None, *, is_counts=True, secondary=None):
     columns = np.arange(counts.shape[1]) if columns is None else columns
     matrix = sparse.csr_matrix(counts.astype(np.float32))
     hashed = hash_cells(matrix, gene_keys(columns.astype(np.int32)), is_counts=is_counts)
-    return find_copies(*hashed, n_cells=len(counts), secondary=secondary)
+    return find_copies([(np.arange(len(counts)), *hashed)], len(counts), secondary=secondary)
 
 
 @pytest.mark.parametrize("is_counts", [True, False])

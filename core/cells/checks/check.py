@@ -1,5 +1,6 @@
 """All checks of cells together: what `tfx check` reports, and what prepare and train check first."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,12 +73,8 @@ def check_data(
     ``scope`` "full" reads every value once; "quick" some thousand cells of each file; "tables" none
     beyond the first cells of each matrix, which takes seconds, whatever the size (`tfx prepare`
     reads every value anyway). ``model_genes`` are those of a trained model that the cells are meant
-    for. Progress stages are "checking files" and "reading cells".
-
-    Raises
-    ------
-    ConfigurationError
-        A file is listed twice, or there is no such built-in data set.
+    for. Progress stages are "checking files" and "reading cells". ConfigurationError if a file is listed
+    twice, or if there is no such built-in data set.
     """
     destination = Path(data.store or _STORES)
     files, list_faults = survey_files(data, scope, on_progress)
@@ -114,22 +111,15 @@ def check_data(
         estimate = _estimate_cost(readable, len(join.panel), n_phenotypes, destination)
     rows += _check_cost(estimate, destination) if estimate else []
     report = CheckReport.of(rows, _facts(files, scope, join, table, labels, estimate))
-    return replace(report, files=tuple(files))
+    return replace(report, files=tuple(files), join=join, labels=labels)
 
 
 def _copies(files: Sequence[FileSummary], secondary: NDArray[np.bool_] | None) -> CellCopies | None:
     """Find copies among the cells that were read; None if none was."""
-    if not any(one.expression for one in files):
-        return None
-    n_cells = sum(one.n_cells for one in files)
-    hashes, evidence = np.zeros(n_cells, dtype=np.uint64), np.zeros(n_cells, dtype=np.uint8)
-    first, n_read = 0, 0
-    for one in files:
-        if (read := one.expression) is not None:
-            hashes[first + read.rows], evidence[first + read.rows] = read.hashes, read.evidence
-            n_read += len(read.rows)
-        first += one.n_cells
-    return find_copies(hashes, evidence, n_cells=n_read, secondary=secondary)
+    *firsts, n_cells = itertools.accumulate((one.n_cells for one in files), initial=0)
+    of_files = zip(firsts, (one.expression for one in files), strict=True)
+    read = [(first + one.rows, one.hashes, one.evidence) for first, one in of_files if one]
+    return find_copies(read, n_cells, secondary=secondary) if read else None
 
 
 def _prepared_labels(

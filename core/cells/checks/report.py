@@ -7,7 +7,9 @@ from core.errors import DataError, TfxError
 from core.findings import Finding, FindingsReport, Level
 
 if TYPE_CHECKING:
+    from core.cells.cell_labels import CellLabels
     from core.cells.checks.survey import FileSummary
+    from core.cells.gene_join import GeneJoin
 
 Family = Literal["files", "matrix", "genes", "cells", "phenotypes", "donors", "cost"]
 #: Failures that one error message lists.
@@ -67,6 +69,9 @@ class CheckReport(FindingsReport[CheckRow]):
 
     #: What was read of each file.
     files: tuple["FileSummary", ...] = ()
+    #: Genes and labels as `tfx prepare` makes them; None if it would stop.
+    join: "GeneJoin | None" = None
+    labels: "CellLabels | None" = None
 
     FAMILIES: ClassVar[tuple[str, ...]] = get_args(Family)
 

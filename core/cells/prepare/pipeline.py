@@ -24,12 +24,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.cells.cell_copies import are_secondary, without_copies
-from core.cells.cell_labels import read_cell_labels
+from core.cells.cell_copies import CellCopies, are_secondary, find_copies, without_copies
+from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks.check import check_data
+from core.cells.checks.copy_rows import check_copies
 from core.cells.checks.survey import StoreInput
 from core.cells.file_patterns import BUILTIN_PREFIX
-from core.cells.gene_join import GeneJoin, join_genes
+from core.cells.gene_join import GeneJoin
 from core.cells.hvg_ranking import GeneMoments, resolve_method
 from core.cells.integrity import BLOCK_VALUES, BLOCKED, BLOCKS_NAME, block_checksums
 from core.cells.manifest import MANIFEST_NAME, MANIFEST_SUM_NAME
@@ -44,7 +45,6 @@ from core.cells.prepare.buckets import (
     sums_of_training_cells,
     write_bucket,
 )
-from core.cells.prepare.copies import find_copies_of_parts, report_copies, write_kept
 from core.cells.prepare.folder import (
     Preparation,
     PreparationFolder,
@@ -115,14 +115,9 @@ def prepare_store(
 
     A store of the same cells and settings at `destination` is opened and returned; one of others is
     replaced if `overwrite`. `workers` is a number of processes (by default as the machine and the size
-    of the data suggest), `dask` the address of a scheduler whose workers do the work instead.
-
-    Raises
-    ------
-    ConfigurationError, DataError, MachineError
-        No store appears. Pieces that a second attempt can use stay in ``STORE.preparing``.
-    KeyboardInterrupt
-        Ctrl-C, or SIGTERM if it has no other handler; the same holds.
+    of the data suggest), `dask` the address of a scheduler whose workers do the work instead. After an
+    error, Ctrl-C or SIGTERM no store appears; pieces that a second attempt can use stay in
+    ``STORE.preparing``.
     """
     destination = Path(destination)
     key = store_key(data)
@@ -173,14 +168,9 @@ def store_path(data: DataSettings, name: str, *, root: Path = Path("stores")) ->
 def _prepare(job: Preparation, workers: int | None, dask: str | None) -> dict[str, Any]:
     """Fill the folder's store; return its report."""
     data, store = job.data, job.folder.store
-    inputs, warnings = _check_first(job)
+    inputs, join, labels, warnings = _check_first(job)
     is_counts = inputs[0].choice.state == MatrixState.COUNTS  # the checks ensure one kind
     value_kind: Literal["counts", "log1p"] = "counts" if is_counts else "log1p"
-    names = [one.name for one in inputs]
-    join = join_genes([one.table for one in inputs], names, data.join)
-    labels = read_cell_labels(
-        data, names, [one.obs for one in inputs], [one.role for one in inputs]
-    )
     tables = [one.obs for one in inputs]
     secondary = are_secondary(tables)
     if not data.drop_duplicates:
@@ -201,13 +191,24 @@ def _prepare(job: Preparation, workers: int | None, dask: str | None) -> dict[st
             np.concatenate([read_array(task.path, "totals") for task in tasks])
             for tasks in tasks_of_inputs
         ]
-        copies = find_copies_of_parts(inputs, tasks_of_inputs, secondary)
-        copy_notices = report_copies(job, inputs, copies, labels)
+        hashed = (
+            (
+                one.first_cell + read_array(task.path, "rows"),
+                read_array(task.path, "hashes"),
+                read_array(task.path, "evidence"),
+            )
+            for one, tasks in zip(inputs, tasks_of_inputs, strict=True)
+            for task in tasks
+        )
+        n_cells = sum(one.n_cells for one in inputs)
+        copies = find_copies(hashed, n_cells, secondary=secondary)
+        copy_notices = _report_copies(job, inputs, copies, labels)
         kept = None
         if data.drop_duplicates and len(copies.copies):
             tables = without_copies(tables, copies)
-            labels = read_cell_labels(data, names, tables, [one.role for one in inputs])
-            kept = copies.are_kept(sum(one.n_cells for one in inputs))
+            names, roles = [one.name for one in inputs], [one.role for one in inputs]
+            labels = read_cell_labels(data, names, tables, roles)
+            kept = copies.are_kept(n_cells)
         tables.clear()
         report = describe_store(inputs, join, labels, [int(np.sum(one == 0)) for one in totals])
         del totals
@@ -246,8 +247,8 @@ def _prepare(job: Preparation, workers: int | None, dask: str | None) -> dict[st
     return report
 
 
-def _check_first(job: Preparation) -> tuple[list[StoreInput], list[str]]:
-    """Check tables and first cells; return the files, and warnings for the user."""
+def _check_first(job: Preparation) -> tuple[list[StoreInput], GeneJoin, CellLabels, list[str]]:
+    """Check tables and first cells; return the files, their genes and labels, and warnings for the user."""
     report = check_data(job.data, scope="tables", on_progress=job.on_progress)
     # Space on the disk is checked below, where pieces of an earlier attempt count for it.
     report = report.without("cost")
@@ -258,7 +259,33 @@ def _check_first(job: Preparation) -> tuple[list[StoreInput], list[str]]:
     for warning in warnings:
         logger.warning("%s", warning)
     cells_before = itertools.accumulate((one.n_cells for one in files), initial=0)
-    return [one.as_input(first) for one, first in zip(files, cells_before, strict=False)], warnings
+    inputs = [one.as_input(first) for one, first in zip(files, cells_before, strict=False)]
+    assert report.join is not None, "the checks have passed"
+    assert report.labels is not None, "the checks have passed"
+    return inputs, report.join, report.labels, warnings
+
+
+def _report_copies(
+    job: Preparation, inputs: Sequence[StoreInput], copies: CellCopies, labels: CellLabels
+) -> list[str]:
+    """Return notices of copies; DataError if they cross the split."""
+    names, n_cells = [one.name for one in inputs], [one.n_cells for one in inputs]
+    drops = job.data.drop_duplicates
+    (row,) = check_copies(names, n_cells, copies, labels.split.codes, drops=drops)
+    if row.level == "fail":
+        job.folder.keep = False  # with another preset the store has another folder
+        raise DataError(row.sentence)
+    return [row.sentence] if len(copies.copies) else []
+
+
+def _write_kept(folder: PreparationFolder, kept: NDArray[np.bool_] | None) -> str:
+    """Write the place of each cell among the kept ones, -1 for a copy; return the file's path."""
+    if kept is None:
+        return ""
+    places = np.where(kept, np.cumsum(kept) - 1, -1)
+    name = f"kept-{hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()[:16]}"
+    write_array(folder.of_store, name, places)
+    return str(folder.of_store / f"{name}.npy")
 
 
 def _plan_parts(
@@ -389,7 +416,7 @@ def _write_store(
         n_buckets=n_buckets,
         sum_genes=n_genes if resolve_method(job.data.hvg, value_kind) == "seurat_v3" else 0,
         parts=tuple(records),
-        kept=write_kept(job.folder, kept),
+        kept=_write_kept(job.folder, kept),
     )
     plan_text = json.dumps(asdict(plan))
     digest = hashlib.sha256(plan_text.encode()).hexdigest()[:16]
