@@ -134,23 +134,6 @@ def test_counts_in_a_layer_of_another_name_are_pointed_at(tmp_path):
     assert report.facts["files"][0]["matrix"] == "layers/counts"
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda counts: counts / counts.sum(axis=1, keepdims=True) * 1e6,
-         "counts per 1,000,000, not logged, read as counts"),
-        (lambda counts: np.log2(1 + counts / counts.sum(axis=1, keepdims=True) * 1e4)[:, :20],
-         "log2(1 + x) of counts per 10,000, read as counts"),
-        (lambda counts: log_normalised(counts)[:, :20], "log1p"),
-        (lambda counts: np.log1p(counts), "log1p of raw counts, read as counts"),
-    ],
-)  # fmt: skip
-def test_what_normalisation_made_of_counts_is_recognised(tmp_path, change, words):
-    values = change(make_counts()).astype(np.float32)
-    adata = AnnData(values, obs=make_adata().obs, var=make_adata().var[: values.shape[1]])
-    assert only_row(check_adata(adata, tmp_path), "values").finding == f"X holds {words}"
-
-
 def test_a_ranking_that_needs_counts_fails_on_log_values(tmp_path):
     report = check_adata(logged_adata(), tmp_path, hvg="seurat_v3")
     assert only_row(report, "gene ranking").level == "fail"

@@ -30,15 +30,7 @@ from core.errors import DataError
 from .examples import log_normalised, make_counts, real_file
 
 COUNTS = make_counts(200, 120)
-LOGGED = log_normalised(COUNTS).astype(np.float32)
 SCORE = {"seurat_v3": "variances_norm", "seurat": "dispersions_norm"}
-
-
-def ranked(counts, logged, wanted="auto"):
-    """Rank cells in one piece: counts, or log values where there are none."""
-    if counts is None:
-        return ranked_in_chunks(logged, "log1p", wanted=wanted)
-    return ranked_in_chunks(counts, "counts", wanted=wanted)
 
 
 def ranked_in_chunks(values, value_kind, rows=None, wanted="auto", seen=None):
@@ -103,11 +95,6 @@ def dropout_counts(n_cells=1500, n_genes=900, seed=3):
     return counts.astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def atlas_counts():
-    return load_builtin("builtin:atlas?cells=1200&seed=1").X
-
-
 # --------------------------------------------------------------------------------- as scanpy does
 def test_the_comparison_notices_a_wrong_rank():
     scores = scanpy_scores(COUNTS, "seurat_v3")
@@ -118,18 +105,6 @@ def test_the_comparison_notices_a_wrong_rank():
         wrong[[first, second]] = wrong[[second, first]]
         with pytest.raises(AssertionError):
             assert_ordered_by(wrong, scores)
-
-
-def test_counts_are_ranked_as_scanpy_seurat_v3_does():
-    ranking = ranked(COUNTS, LOGGED)
-    assert ranking.method == "seurat_v3"
-    assert_ordered_by(ranking.order, scanpy_scores(COUNTS, "seurat_v3"))
-
-
-def test_log_values_are_ranked_as_scanpy_seurat_does():
-    ranking = ranked(None, LOGGED)
-    assert ranking.method == "seurat"
-    assert_ordered_by(ranking.order, scanpy_scores(LOGGED, "seurat"))
 
 
 def test_counts_with_dropout_and_outliers_are_ranked_as_scanpy_does():
@@ -145,13 +120,6 @@ def test_counts_with_dropout_and_outliers_are_ranked_as_scanpy_does():
     for values, kind in ((counts, "counts"), (logged, "log1p")):
         order = ranked_in_chunks(values, kind, [64, 128], wanted="seurat").order
         assert_ordered_by(order, scanpy_scores(logged, "seurat"))
-
-
-def test_the_atlas_is_ranked_as_scanpy_does(atlas_counts):
-    order = ranked_in_chunks(atlas_counts, "counts", [500]).order
-    assert_ordered_by(order, scanpy_scores(atlas_counts, "seurat_v3"))
-    order = ranked_in_chunks(atlas_counts, "counts", [500], wanted="seurat").order
-    assert_ordered_by(order, scanpy_scores(log_normalised(atlas_counts.toarray()), "seurat"))
 
 
 def test_real_log_values_are_ranked_as_scanpy_does():
@@ -216,12 +184,6 @@ def test_a_limit_beyond_the_type_of_the_counts_clips_nothing():
     assert clipped_moments(*packed(counts.astype(np.uint16)), limits).n_values.sum() == 0
 
 
-@given(cuts=st.sets(st.integers(0, 200), max_size=12))
-def test_counts_are_ranked_alike_however_the_cells_are_cut(cuts):
-    whole = ranked_in_chunks(COUNTS, "counts")
-    assert np.array_equal(ranked_in_chunks(COUNTS, "counts", sorted(cuts)).order, whole.order)
-
-
 @given(cuts=st.sets(st.integers(0, 300), max_size=12), data=st.data())
 def test_sums_of_counts_are_the_same_bytes_in_any_division_and_order(cuts, data):
     counts = dropout_counts(300, 60)
@@ -234,11 +196,6 @@ def test_sums_of_counts_are_the_same_bytes_in_any_division_and_order(cuts, data)
     merged, above = sum(parts[1:], parts[0]), sum(clipped[1:], clipped[0])
     assert pickle.dumps(merged) == pickle.dumps(whole)
     assert pickle.dumps(above) == pickle.dumps(clipped_moments(*packed(counts), limits))
-
-
-def test_sums_of_log_values_are_the_same_bytes_for_the_same_chunks():
-    one, two = (ranked_in_chunks(LOGGED, "log1p", [64, 128]) for _ in range(2))
-    assert one.order.tobytes() == two.order.tobytes()
 
 
 def test_cells_without_values_and_chunks_without_cells_count_as_they_should():
@@ -278,13 +235,13 @@ def test_a_method_makes_its_passes(wanted, n_passes):
 def test_genes_never_seen_come_last_in_the_order_of_the_columns():
     counts = np.insert(COUNTS, [0, 50], 0, axis=1)
     for wanted in ("seurat_v3", "seurat"):
-        order = ranked(counts, log_normalised(counts), wanted).order
+        order = ranked_in_chunks(counts, "counts", wanted=wanted).order
         assert order[-2:].tolist() == [0, 51]
         assert sorted(order) == list(range(122))
 
 
 def test_genes_of_equal_scores_keep_the_order_of_the_columns():
-    order = ranked(np.hstack([COUNTS, COUNTS]), None).order
+    order = ranked_in_chunks(np.hstack([COUNTS, COUNTS]), "counts").order
     place = np.empty(240, dtype=int)
     place[order] = np.arange(240)
     assert (place[120:] > place[:120]).all()
@@ -292,7 +249,8 @@ def test_genes_of_equal_scores_keep_the_order_of_the_columns():
 
 
 def test_none_keeps_the_order_of_the_columns():
-    assert ranked(COUNTS, LOGGED, "none").order.tolist() == list(range(120))
+    order = ranked_in_chunks(COUNTS, "counts", wanted="none").order
+    assert order.tolist() == list(range(120))
 
 
 def test_seurat_v3_on_log_values_is_refused():
@@ -302,13 +260,13 @@ def test_seurat_v3_on_log_values_is_refused():
 
 def test_a_failing_ranking_falls_back_with_a_notice_unless_it_was_asked_for():
     counts = np.array([[1, 0, 2], [0, 3, 1]], dtype=np.float32)
-    ranking = ranked(counts, log_normalised(counts))
+    ranking = ranked_in_chunks(counts, "counts")
     assert ranking.method == "variance"
     assert ranking.order.tolist() == [1, 0, 2]
     assert "seurat_v3 failed on 2 training cells x 3 genes" in ranking.notices[0]
     assert np.array_equal(ranked_in_chunks(counts, "counts", [1]).order, ranking.order)
     with pytest.raises(DataError, match=r"data\.hvg = 'seurat_v3' cannot rank these 2 training"):
-        ranked(counts, log_normalised(counts), "seurat_v3")
+        ranked_in_chunks(counts, "counts", wanted="seurat_v3")
 
 
 def test_one_cell_cannot_be_ranked_but_has_an_order():

@@ -58,6 +58,9 @@ def test_a_flipped_byte_of_any_file_is_refused_with_its_name(folder, name):
         Store.open(folder)
     with pytest.raises(DataError, match=rf"{name}\.npy changed"):
         verify_store(folder)
+    (folder / f"{name}.npy").unlink()
+    with pytest.raises(DataError, match=rf"{name}\.npy missing"):
+        verify_store(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -216,11 +216,12 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
         Store.open(tmp_path / "absent")
 
 
-def test_a_store_of_another_format_is_refused(store, tmp_path):
+@pytest.mark.parametrize("version", [0, 99, "two", None])
+def test_a_store_of_another_format_is_refused(store, tmp_path, version):
     folder = copy_of(store, tmp_path / "copy")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(DataError, match="store format 99, this tfx reads 1"):
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": version}))
+    with pytest.raises(DataError, match=f"store format {version!r}, this tfx reads 1 and 2"):
         Store.open(folder)
 
 

@@ -141,18 +141,6 @@ def test_features_that_are_not_genes_are_not_in_the_store(tmp_path):
     assert "10 features of X are not gene expression" in store.report["notices"][0]
 
 
-def test_pbmc68k_is_read_from_raw_because_x_is_scaled(tmp_path):
-    path = write(sc.datasets.pbmc68k_reduced(), tmp_path)
-    data = settings(path, phenotypes={"cell_type": "bulk_labels"})
-    store = prepare_store(data, tmp_path / "store")
-    assert store.report["files"][0]["matrix"] == "raw"
-    assert store.report["files"][0]["passed_over"]["X"].startswith("scaled")
-    assert store.value_kind == "log1p"
-    assert len(store.phenotypes["cell_type"]) == 10
-    assert store.report["split"]["method"] == "stratified"
-    refuse(tmp_path, settings(path, matrix="X"), DataError, path, "X holds scaled", "raw")
-
-
 def test_files_are_joined_by_gene_id_not_by_position(tmp_path):
     first = make_adata(30, 20, seed=1)
     second = make_adata(30, 20, seed=2)[:, ::-1].copy()
@@ -273,14 +261,6 @@ def test_equal_input_and_seed_give_equal_bytes_and_another_seed_another_order(tm
     assert (tmp_path / "one" / "origins.npy").read_bytes() != (
         other.path / "origins.npy"
     ).read_bytes()
-
-
-def test_the_truth_of_simulated_cells_is_kept_beside_the_store(tmp_path):
-    adata = make_adata()
-    adata.uns["tfx_truth"] = json.dumps({"edges": [["A", "B"]]})
-    store = prepare_store(settings(write(adata, tmp_path)), tmp_path / "store")
-    assert store.truth == {"edges": [["A", "B"]]}
-    assert (store.path / "truth.json").exists()
 
 
 def test_a_store_is_reused_for_the_same_settings_and_kept_from_others(tmp_path):
@@ -441,20 +421,6 @@ def test_bad_values_anywhere_are_refused_with_their_place(tmp_path):
         refuse(tmp_path, settings(path), DataError, path, words, "cell650", "ENSG00000000011")
 
 
-def test_empty_matrices_are_refused(tmp_path):
-    no_cells = write(make_adata()[:0].copy(), tmp_path, "no_cells.h5ad")
-    refuse(tmp_path, settings(no_cells), DataError, no_cells, "holds no cells")
-    no_genes = write(make_adata()[:, :0].copy(), tmp_path, "no_genes.h5ad")
-    refuse(tmp_path, settings(no_genes), DataError, no_genes, "no genes")
-    adata = make_adata()
-    adata.X = adata.X * 0
-    zeros = write(adata, tmp_path, "zeros.h5ad")
-    refuse(tmp_path, settings(zeros), DataError, zeros, "only zeros")
-    adata.X = None
-    nothing = write(adata, tmp_path, "nothing.h5ad")
-    refuse(tmp_path, settings(nothing), DataError, nothing, "holds no matrix")
-
-
 def test_values_that_are_not_recognised_are_refused_or_taken_as_the_user_says(tmp_path):
     adata = make_adata()
     adata.X = log_normalised(make_counts()) * np.linspace(0.8, 1.25, 40)
@@ -463,13 +429,6 @@ def test_values_that_are_not_recognised_are_refused_or_taken_as_the_user_says(tm
     store = prepare_store(settings(path, values="log"), tmp_path / "store")
     assert "because data.values is 'log'" in store.report["warnings"][0]
     np.testing.assert_allclose(everything(store), adata.X, rtol=1e-5)
-
-
-def test_files_of_counts_and_of_log_values_do_not_mix(tmp_path):
-    logged = make_adata()
-    logged.X = log_normalised(make_counts())
-    files = [write(make_adata(), tmp_path, "a.h5ad"), write(logged, tmp_path, "b.h5ad")]
-    refuse(tmp_path, settings(files), DataError, *files, "counts", "log1p", "data.matrix")
 
 
 def test_files_without_a_shared_gene_are_refused_with_what_their_ids_look_like(tmp_path):
@@ -499,23 +458,6 @@ def test_files_of_symbols_and_of_ensembl_ids_are_joined(tmp_path):
     matrices = (first.X.toarray(), second.X.toarray())
     for (source, row), cell in zip(store.origins.tolist(), counts, strict=True):
         np.testing.assert_array_equal(cell, matrices[source][row][:3])
-
-
-def test_duplicate_genes_are_refused(tmp_path):
-    adata = make_adata()
-    adata.var = pd.DataFrame(index=["ENSG00000000007.1", "ENSG00000000007.2", *ensembl(38, 50)])
-    path = write(adata, tmp_path)
-    refuse(tmp_path, settings(path), DataError, path, "ENSG00000000007", "more than once")
-
-
-def test_missing_files_and_patterns_are_refused(tmp_path):
-    absent = str(tmp_path / "absent.h5ad")
-    refuse(tmp_path, settings(absent), DataError, absent, "no such file")
-    pattern = str(tmp_path / "shard_*.h5ad")
-    refuse(tmp_path, settings(pattern), DataError, pattern, "no file matches")
-    path = write(make_adata(), tmp_path)
-    refuse(tmp_path, settings([path, path]), ConfigurationError, path, "listed twice")
-    refuse(tmp_path, settings(path, hvg="seurat_v3", matrix="raw"), DataError, path, "no matrix")
 
 
 def test_pbmc68k_is_read_from_its_log_values_and_not_from_its_scaled_ones(tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import random
 import shutil
@@ -15,17 +14,14 @@ import warnings
 from pathlib import Path
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 from scipy import sparse
 
-from core.cells.integrity import verify_store
 from core.cells.prepare import pipeline, prepare_store
 from core.cells.prepare.buckets import sums_of_training_cells
-from core.cells.store import Store
 from core.errors import DataError, MachineError
 from tests.cells.examples import log_normalised, make_adata, make_obs, settings, write
 
@@ -55,21 +51,6 @@ def spoil(file, value, row=100):
 
 def digest(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def test_many_pieces_hold_the_same_cells_as_the_files(tmp_path):
-    files = write_shards(tmp_path)
-    store = prepare_store(settings(files), tmp_path / "store")
-    expected = np.concatenate([anndata.read_h5ad(file).X.toarray() for file in files])
-    stored = store.to_anndata(np.arange(store.n_cells))
-    cell = store.origins[:, 0] * 120 + store.origins[:, 1]
-    assert sorted(cell.tolist()) == list(range(360))
-    totals = expected.sum(axis=1)[cell]
-    np.testing.assert_allclose(store.totals, totals)
-    scaled = np.log1p(expected[cell] / totals[:, None] * 1e4)
-    np.testing.assert_allclose(stored.X.toarray(), scaled, rtol=1e-5)
-    tissue = np.concatenate([anndata.read_h5ad(file).obs["tissue"] for file in files])
-    assert (stored.obs["tissue"].to_numpy() == tissue[cell]).all()
 
 
 def test_cells_of_all_files_are_mixed(tmp_path):
@@ -268,40 +249,6 @@ def test_a_second_process_waits_and_finds_the_store_made(tmp_path):
     assert [message for message in messages if message] == [messages[0]]  # it made none itself
 
 
-def test_changed_bytes_are_found_and_named(tmp_path):
-    prepare_store(settings(write_shards(tmp_path)), tmp_path / "store")
-    assert verify_store(tmp_path / "store") == len(digest(tmp_path / "store")) - 2
-    with (tmp_path / "store" / "values.npy").open("r+b") as file:
-        file.seek(500)
-        (byte,) = file.read(1)
-        file.seek(500)
-        file.write(bytes([byte ^ 0xFF]))
-    with pytest.raises(DataError, match=r"values\.npy changed"):
-        verify_store(tmp_path / "store")
-    (tmp_path / "store" / "totals.npy").unlink()
-    with pytest.raises(DataError, match=r"totals\.npy missing"):
-        verify_store(tmp_path / "store")
-
-
-@pytest.mark.parametrize("version", [0, 3, "two", None])
-def test_a_store_of_another_version_is_refused(tmp_path, version):
-    prepare_store(settings(write_shards(tmp_path, 1)), tmp_path / "store")
-    manifest = tmp_path / "store" / "manifest.json"
-    record = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(record | {"format_version": version}))
-    with pytest.raises(DataError, match="this tfx reads 1 and 2"):
-        Store.open(tmp_path / "store")
-
-
-def test_counts_above_65535_survive_the_pieces(tmp_path):
-    file = write(make_adata(120), tmp_path)
-    spoil(file, 65_535, row=5)
-    spoil(file, 1_000_000)
-    store = prepare_store(settings(file), tmp_path / "store")
-    stored = store.read_stored(np.arange(store.n_cells))
-    assert sorted(stored.values[stored.values >= 65_535].tolist()) == [65_535, 1_000_000]
-
-
 KILLED = """
 import sys
 from pathlib import Path
@@ -349,19 +296,6 @@ def test_kill_9_in_each_stage_always_ends_in_the_same_store(tmp_path):
             trial += 1
     prepare_store(data, tmp_path / f"store{trial}")
     assert digest(tmp_path / f"store{trial}") == expected
-
-
-def test_bytes_damaged_inside_a_compressed_file_are_named(tmp_path):
-    files = write_shards(tmp_path, n_cells=600)
-    adata = anndata.read_h5ad(files[2])
-    adata.write_h5ad(files[2], compression="gzip")
-    with h5py.File(files[2]) as file:
-        chunk = file["X/data"].id.get_chunk_info(file["X/data"].id.get_num_chunks() - 1)
-    with Path(files[2]).open("r+b") as file:
-        file.seek(chunk.byte_offset + chunk.size // 2)
-        file.write(b"\0" * 64)
-    with pytest.raises(DataError, match=r"shard_2\.h5ad: 'X' cannot be read"):
-        prepare_store(settings(files), tmp_path / "store")
 
 
 def test_seventy_thousand_genes_take_a_wider_index(tmp_path):
