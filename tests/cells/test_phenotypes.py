@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,11 +116,6 @@ def test_values_are_learnt_from_training_cells_in_sorted_order_across_files():
     assert result.missing == {"(no such column)": 1, "na": 1}
 
 
-def test_ages_are_in_numeric_order():
-    ages = coded_labels(["100", "20", "3"], [0, 1, 2])
-    assert code_phenotype([ages], [3], None, ages=True).values == ["3", "20", "100"]
-
-
 def test_a_given_vocabulary_keeps_its_order_and_takes_the_spelling_of_the_cells():
     files = [coded_labels(["B cell", "T cell", "odd"], [0, 1, 2, 1])]
     given = ["[T_cell]", "[mast_cell]", "[B_cell]", "[NO_CELL_TYPE]"]
@@ -167,13 +160,6 @@ def test_a_faulty_vocabulary_file_is_refused(tmp_path, text, complaint):
 def test_a_missing_vocabulary_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"absent\.json: no such file; data\.vocabulary"):
         load_vocabulary(tmp_path / "absent.json")
-
-
-def test_the_originals_file_is_read_as_it_is(tmp_path):
-    path = tmp_path / "tokens.json"
-    record = {"cell_type": ["[T_cell]", "[B_cell]"], "sex": ["[female]", "[male]"]}
-    path.write_text(json.dumps(record))
-    assert load_vocabulary(path) == record
 
 
 # -- joining labels

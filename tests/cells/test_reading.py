@@ -141,18 +141,12 @@ def refuse(path, complaint):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_what_holds_no_cells_is_refused(tmp_path):
     refuse(tmp_path / "absent.h5ad", "no such file")
-
-
-def test_a_folder_is_refused(tmp_path):
     refuse(tmp_path, "a folder, not an h5ad file")
-
-
-def test_an_empty_file_is_refused(tmp_path):
-    path = tmp_path / "cells.h5ad"
-    path.touch()
-    refuse(path, "not an h5ad file: it is empty")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["data"] = [1, 2]
+    refuse(tmp_path / "other.h5", "not an h5ad")
 
 
 def test_a_truncated_file_is_refused(tmp_path):
@@ -167,6 +161,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("beginning", "complaint"),
     [
+        (b"", "it is empty"),
         (b"\x1f\x8b\x08", "it is compressed by gzip; unpack it first (gunzip cells.h5ad)"),
         (b"\x28\xb5\x2f\xfd", "it is compressed by zstd; unpack it first (unzstd cells.h5ad)"),
         (b"PK\x03\x04", "it is a zip archive"),
@@ -177,7 +172,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 )
 def test_another_kind_of_file_is_named(tmp_path, beginning, complaint):
     path = tmp_path / "cells.h5ad"
-    path.write_bytes(beginning + bytes(100))
+    path.write_bytes(beginning and beginning + bytes(100))
     refuse(path, f"not an h5ad file: {complaint}")
 
 
@@ -340,13 +335,6 @@ def test_only_the_names_of_cells_are_read_for_their_names(tmp_path, monkeypatch)
     with closing(open_source(write(make_adata(), tmp_path))) as source:
         monkeypatch.setattr(StoredSource, "obs", None)
         assert source.obs_names[59] == "cell59"
-
-
-def test_another_hdf5_file_is_refused(tmp_path):
-    path = tmp_path / "other.h5"
-    with h5py.File(path, "w") as file:
-        file["data"] = [1, 2]
-    refuse(path, "not an h5ad")
 
 
 def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):

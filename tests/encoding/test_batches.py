@@ -13,16 +13,7 @@ from core.encoding.tokens import END, MASK, TokenSpace
 from core.encoding.values import ValueEncoder
 from core.presets.schema import MaskingSettings
 
-from .examples import (
-    EDGES,
-    STATES,
-    assert_same_batch,
-    batch_encoder,
-    by_cell,
-    make_cells,
-    read_back,
-    true_answers,
-)
+from .examples import EDGES, STATES, batch_encoder, by_cell, make_cells, read_back, true_answers
 
 KINDS = st.sampled_from(["binary", "binned", "continuous"])
 LAYOUTS = st.sampled_from(["ranked", "expressed"])
@@ -103,13 +94,6 @@ def test_an_expressed_batch_with_everything_masked_written_out_by_hand():
     assert batch.phenotype_position.tolist() == [1, 8, 9]
     assert batch.phenotype_target.tolist() == [1, 0, 2]
     assert batch.mask_rate.tolist() == [1, 1]
-
-
-def test_a_ranked_batch_with_nothing_dropped_is_rectangular():
-    cells, codes = make_cells(0)
-    batch = batch_encoder().masked(cells, codes, MaskingSettings(), np.random.default_rng(0))
-    assert is_rectangular(batch)
-    assert batch.max_length == 12 + 3 + 2
 
 
 def test_cells_without_phenotypes_have_a_header_of_cls_and_start():
@@ -217,41 +201,6 @@ def test_the_input_does_not_change_with_what_is_masked(seed, kind):
     two = encoder.ranked(other, other_codes.astype(np.int32), states, mask)
     for field in ("token_id", "value", "continuous", "cu_seqlens", "mask_rate", "gene"):
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
-
-
-@given(SEEDS, KINDS)
-def test_permuting_the_cells_of_a_ranked_batch_permutes_them(seed, kind):
-    encoder = batch_encoder(kind)
-    rng = np.random.default_rng(seed)
-    cells, codes = make_cells(seed)
-    states = rng.choice(STATES, codes.shape)
-    mask = rng.random(cells.shape) < 0.4
-    order = rng.permutation(len(codes))
-    dense = cells.toarray()
-    one = by_cell(encoder.ranked(dense, codes, states, mask))
-    two = by_cell(encoder.ranked(dense[order], codes[order], states[order], mask[order]))
-    assert two == [one[cell] for cell in order]
-
-
-@given(SEEDS, KINDS)
-def test_permuting_visible_expressed_cells_permutes_them(seed, kind):
-    encoder = batch_encoder(kind, "expressed")
-    cells, codes = make_cells(seed)
-    order = np.random.default_rng(seed).permutation(len(codes))
-    rng = np.random.default_rng(0)
-    one = by_cell(encoder.visible(cells, codes, ["sex"], rng))
-    two = by_cell(encoder.visible(cells[order], codes[order], ["sex"], rng))
-    assert two == [one[cell] for cell in order]
-
-
-@given(SEEDS, KINDS, LAYOUTS)
-def test_the_same_generator_gives_the_same_batch(seed, kind, layout):
-    encoder = batch_encoder(kind, layout, max_length=17 if layout == "ranked" else 9)
-    cells, codes = make_cells(seed)
-    assert_same_batch(
-        masked(encoder, cells, codes, seed, genes="uniform"),
-        masked(encoder, cells, codes, seed, genes="uniform"),
-    )
 
 
 @given(SEEDS, LAYOUTS, st.sampled_from([6, 8, 17]))

@@ -30,22 +30,6 @@ def test_curves_are_columns_by_split(tmp_path):
     assert not curves.poll()
 
 
-def test_a_metric_that_is_not_finite_is_nan(tmp_path):
-    write(tmp_path, line(1, loss=3.0), {**line(2), "loss": None, "nonfinite": ["loss"]})
-    curves = RunCurves(tmp_path)
-    curves.poll()
-    assert math.isnan(curves.splits["train"].columns["loss"][1])
-
-
-def test_only_what_was_added_is_read(tmp_path):
-    write(tmp_path, line(1, loss=3.0))
-    curves = RunCurves(tmp_path)
-    curves.poll()
-    write(tmp_path, line(2, loss=1.0))
-    assert curves.poll()
-    assert list(curves.splits["train"].columns["loss"]) == [3.0, 1.0]
-
-
 def test_a_file_that_was_replaced_starts_over(tmp_path):
     write(tmp_path, line(1, loss=3.0), line(2, loss=2.0), "not json")
     curves = RunCurves(tmp_path)

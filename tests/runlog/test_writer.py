@@ -180,11 +180,6 @@ def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path):
         RunWriter(tmp_path / "file" / "run", run={})
 
 
-def test_nothing_temporary_is_left_behind(writer, folder):
-    writer.status("running", step=1)
-    assert [path.name for path in folder.iterdir() if path.name.endswith(".tmp")] == []
-
-
 def test_a_heartbeat_renews_the_status_of_a_live_run_only(writer, folder, clock):
     reader = RunReader(folder)
     writer.heartbeat()
