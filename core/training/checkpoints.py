@@ -90,7 +90,8 @@ def save_checkpoint(
 
 
 def prune_checkpoints(folder: Path, *, keep: int, best: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and that of step ``best``."""
+    """Remove all but the newest ``keep`` checkpoints, that of step ``best``, and what is unfinished."""
+    remove_leftovers(folder)  # those that could not be removed when the run was resumed
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old.name != checkpoint_name(best):
             _remove(old)

@@ -74,11 +74,15 @@ def test_a_damaged_checkpoint_is_replaced(tmp_path):
     assert latest_checkpoint(tmp_path).name == "step-00000003"
 
 
-def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_killed_process_left_goes_and_nothing_else(tmp_path, again):
     save(tmp_path, 3)
     (tmp_path / ".step-00000006.partial-17").mkdir()
     (tmp_path / ".step-00000002.old-17").mkdir()
-    remove_leftovers(tmp_path)
+    if again:  # it could not be removed when the run was resumed
+        prune_checkpoints(tmp_path, keep=2, best=3)
+    else:
+        remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step-00000003"]
 
 
