@@ -10,18 +10,15 @@ from core.errors import ConfigurationError
 from core.files import csv_cell
 from tfx_cli.arguments import (
     DEVICE,
-    FEW_GENES,
     FIGURES,
-    GENE_IDS,
     JSON_OUTPUT,
     MARKERS,
-    MATRIX,
     MODEL,
     OVERWRITE,
+    SIMULATED,
     UNSURE_AT,
-    VALUES,
     Device,
-    Values,
+    FileOptions,
     check_output,
     genes_or_file,
     load_model,
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 _CELLS = argument(
     "FILE", "The cells: .h5ad, .zarr, .h5mu, 10x (.h5, a folder of matrix.mtx), or soma://PATH."
 )
-_SIMULATED = "the model was trained on simulated cells: these labels say nothing about real biology"
 _NOT_CALIBRATED = (
     "the probabilities of this model are not calibrated: it was trained without validation cells, or by an older "
     "tfx. Unsure means a probability below 0.5"
@@ -54,6 +50,7 @@ _GIVEN = option(
 
 def predict(
     file: str = _CELLS,
+    *,
     output: Path = option(
         "--output -o OUT.h5ad | OUT.zarr | OUT.csv",
         "A copy of the file with the predictions in obs, or a table of the predictions.",
@@ -85,10 +82,7 @@ def predict(
     ),
     markers: str | None = MARKERS,
     prefix: str = option("--prefix", "Prefix of the new obs columns.", default="tfx_"),
-    matrix: str = MATRIX,
-    values: Values = VALUES,
-    gene_ids: str = GENE_IDS,
-    few_genes: bool = FEW_GENES,
+    how: FileOptions,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -136,10 +130,7 @@ def predict(
     rules = unsure_rules(
         model.calibration, model.config.predicted, at=unsure_at, below=unsure_below
     )
-    with _query(file, model, given, matrix, gene_ids, values, few_genes=few_genes) as (
-        cells,
-        hints,
-    ):
+    with _query(file, model, given, how) as (cells, hints):
         with contextlib.ExitStack() as stack:
             copy = None
             if output.suffix != ".csv":
@@ -197,7 +188,7 @@ def predict(
     if not model.calibration and unsure_below is None:
         notes.append(_NOT_CALIBRATED)
     if model.provenance.get("simulated"):
-        notes.append(_SIMULATED)
+        notes.append(SIMULATED)
     print_result(
         "predict",
         {
@@ -228,6 +219,7 @@ def _without_formulas(table: "pd.DataFrame") -> "pd.DataFrame":
 
 def embed(
     file: str = _CELLS,
+    *,
     output: Path = option(
         "--output -o OUT.h5ad | OUT.zarr", "An annotated copy of the file.", default=...
     ),
@@ -245,10 +237,7 @@ def embed(
         "says which genes these are.",
     ),
     given: list[str] | None = _GIVEN,
-    matrix: str = MATRIX,
-    values: Values = VALUES,
-    gene_ids: str = GENE_IDS,
-    few_genes: bool = FEW_GENES,
+    how: FileOptions,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -286,10 +275,7 @@ def embed(
     if denoise is not None and "/" in denoise:
         raise ConfigurationError(f"--denoise {denoise}: the name of a layer has no '/'")
     width = model.config.hidden_size
-    with _query(file, model, given, matrix, gene_ids, values, few_genes=few_genes) as (
-        cells,
-        hints,
-    ):
+    with _query(file, model, given, how) as (cells, hints):
         if cells.choice.matrix == "raw" and (genes or denoise):
             raise ConfigurationError(
                 f"{file}: the model's genes are in raw, which has other rows than var; leave out "
@@ -332,21 +318,12 @@ def embed(
 
 @contextlib.contextmanager
 def _query(
-    file: str,
-    model: "CellModel",
-    given: Sequence[str] | None,
-    matrix: str,
-    gene_ids: str,
-    values: Values,
-    *,
-    few_genes: bool,
+    file: str, model: "CellModel", given: Sequence[str] | None, how: FileOptions
 ) -> Iterator[tuple["QueryCells", "list[Hint]"]]:
     """Open the cells of a file with the phenotypes that are given of them, and describe them."""
     from core.inference.query_cells import open_query_cells, read_hint
 
-    with open_query_cells(
-        file, model.panel, matrix=matrix, values=values, gene_ids=gene_ids, few_genes=few_genes
-    ) as cells:
+    with open_query_cells(file, model.panel, **vars(how)) as cells:
         hints = [read_hint(cells.source, model, one) for one in given or []]
         found = int((~cells.missing).sum())
         narrate(

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +21,15 @@ from tfx_cli.output import narrate
 
 if TYPE_CHECKING:
     from core.cells.cell_filter import CellFilter
+    from core.cells.store import Store
+    from core.inference.evaluate_files import Reading
+    from core.interactions.cells import Reader
     from core.model.folder import CellModel
     from core.presets.loading import ResolvedPreset
 
 #: Endings of figures, as in `core.evaluation.report.pictures`, which takes numpy.
 FIGURES = (".png", ".pdf", ".svg")
+SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
 #: The folders of runs and of stores, below the current folder.
 RUNS, STORES = Path("runs"), Path("stores")
 
@@ -205,9 +210,12 @@ def gene_file(path: Path, option: str) -> list[str]:
 
 def genes_or_file(text: str, option: str) -> list[str]:
     """Return genes that an option names: separated by commas, or in a text file."""
-    if Path(text).is_file():
-        return gene_file(Path(text), option)
-    return [name for word in text.split(",") if (name := word.strip())]
+    return gene_file(Path(text), option) if Path(text).is_file() else names_in([text])
+
+
+def names_in(texts: Sequence[str] | None) -> list[str]:
+    """Return the names in texts, separated by commas."""
+    return [name for text in texts or () for word in text.split(",") if (name := word.strip())]
 
 
 def report_folder(run: Path, file: str) -> Path:
@@ -255,6 +263,16 @@ def _is_zarr(path: Path) -> bool:
     return is_zarr(path)
 
 
+def check_outputs(
+    paths: Sequence[Path], suffixes: Sequence[str], *, what: str, overwrite: bool
+) -> None:
+    """Check that several files can be written, as `check_output` checks one."""
+    for path in paths:
+        check_output(path, suffixes, what=what, overwrite=overwrite)
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigurationError("--output: two files have the same name; give each its own")
+
+
 def check_output_folder(path: Path, *, option: str = "--output") -> None:
     """Check that files can be written into a folder, which may be missing."""
     if path.exists() and not path.is_dir():
@@ -278,7 +296,7 @@ def _check_place(path: Path, option: str, *, folders: Sequence[Path] | None = No
         raise ConfigurationError(f"{option} {path}: {named} {reason}; choose another place")
 
 
-# -- options that several commands share, used as defaults: ``as_json: bool = JSON_OUTPUT``
+# -- options that several commands share, used as defaults: ``as_json: bool = JSON_OUTPUT``, or in groups
 def preset_option(declaration: str, key: str, *, default: str | None = None) -> Any:  # noqa: ANN401
     """Return an option that mirrors a preset key: the schema gives its help and checks its value."""
     section, _, name = key.partition(".")
@@ -313,15 +331,6 @@ ASSIGNMENTS = option(
 )
 MODEL = option("--run RUN", "A run or a model folder; default: the newest run.")
 DEVICE = option("--device", "auto: a GPU where there is one, else the CPU.", default="auto")
-MATRIX = preset_option("--matrix NAME", "data.matrix", default="auto")
-VALUES = preset_option("--values", "data.values", default="auto")
-GENE_IDS = preset_option("--gene-ids COLUMN", "data.gene_ids", default="auto")
-FEW_GENES = option(
-    "--few-genes",
-    "Accept a file with fewer than half of the model's genes. The missing ones are masked: labels are "
-    "often wrong, with high probabilities.",
-    default=False,
-)
 UNSURE_AT: float | None = option(
     "--unsure-at ACCURACY",
     "Fraction of predictions that is right among those that are not unsure, on validation cells; default: 0.95.",
@@ -335,6 +344,74 @@ MARKERS = option(
 )
 OVERWRITE = option("--overwrite", "Replace the output file if it exists.", default=False)
 JSON_OUTPUT = option("--json", "Print the result as JSON.", default=False)
+
+
+@dataclass(frozen=True)
+class MatrixOptions:
+    """Which values of a file are read."""
+
+    matrix: str = preset_option("--matrix NAME", "data.matrix", default="auto")
+    values: Values = preset_option("--values", "data.values", default="auto")
+
+    def check_unused(self, labels: Sequence[str] | None, reason: str) -> None:
+        """Check that neither these options nor --label were given."""
+        given = {"label": labels, **vars(self)}
+        check_unused({name_of_option(name): value for name, value in given.items()}, reason)
+
+
+@dataclass(frozen=True)
+class FileOptions(MatrixOptions):
+    """How the cells of a file are read, and their genes joined with the model's."""
+
+    gene_ids: str = preset_option("--gene-ids COLUMN", "data.gene_ids", default="auto")
+    few_genes: bool = option(
+        "--few-genes",
+        "Accept a file with fewer than half of the model's genes. The missing ones are masked: labels are "
+        "often wrong, with high probabilities.",
+        default=False,
+    )
+
+    def reading(self, labels: Sequence[str] | None, run: Path) -> "Reading":
+        """Return how labelled files are read: with the donor column of a run."""
+        from core.inference.evaluate_files import Reading
+
+        donor_column, _ = trained_on(run)
+        return Reading(labels or (), donor_column, **vars(self))
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """The cells of one context, of the store of a run or of files."""
+
+    where: list[str] | None = option(
+        "--where NAME=VALUES",
+        "Only matching cells, as in cell_type=macrophage; repeat to add conditions. Default: all cells.",
+    )
+    store: Path | None = option(
+        "--store FOLDER", "The store the run was trained on, if it is in another place now."
+    )
+    labels: list[str] | None = option(
+        "--label NAME=COLUMN", "FILES: the obs column of a phenotype, as in tissue=organ."
+    )
+
+    def open(
+        self, model: "CellModel", run: Path, files: Sequence[str], how: FileOptions, *, seed: int
+    ) -> "tuple[Store | None, Reader]":
+        """Return the training store, if it is there or needed, and the function that reads the cells of a filter."""
+        from core.generation.comparison import find_training_store, open_training_store
+        from core.interactions.cells import file_reader, store_reader
+
+        if not files:
+            store = find_training_store(model, self.store)
+            return store, store_reader(model, store, seed=seed)
+        found = find_training_store(model, self.store) if self.store else open_training_store(model)
+        return found, file_reader(model, files, reading=how.reading(self.labels, run), seed=seed)
+
+    def check_unused(self, files: Sequence[str], how: FileOptions) -> None:
+        """Check that options of files were given for files only."""
+        if not files:
+            reason = "cells of a store have theirs there; name a file of cells"
+            how.check_unused(self.labels, reason)
 
 
 def name_of_option(name: str) -> str:

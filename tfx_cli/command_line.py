@@ -1,14 +1,17 @@
 """Our use of Typer: commands that are imported when they run, literal help, one-sentence errors.
 
 A command is a function whose defaults are options and arguments, or a `typer.Typer` for a command with
-sub-commands. Its docstring is its help; a section "Examples", underlined as in numpy docstrings,
+sub-commands. Options that several commands share are the fields of a dataclass, which is the annotation of one parameter
+(`with_groups`). Its docstring is its help; a section "Examples", underlined as in numpy docstrings,
 appears at the end, after the options. There is no markup: brackets are brackets.
 """
 
+import functools
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 import typer
@@ -54,6 +57,31 @@ def argument(metavar: str, help_text: str, *, default: Any = ...) -> Any:  # noq
     return typer.Argument(default, metavar=metavar, help=help_text)
 
 
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that has the fields of a dataclass as options in place of the parameter that is the dataclass."""
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {
+        name: one.annotation
+        for name, one in signature.parameters.items()
+        if is_dataclass(one.annotation)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, one in signature.parameters.items():
+        parameters += [
+            one.replace(name=part.name, default=part.default, annotation=part.type)
+            for part in (fields(groups[name]) if name in groups else ())
+        ] or [one]
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:  # noqa: ANN401 - of the options' types
+        for name, group in groups.items():
+            given[name] = group(**{part.name: given.pop(part.name) for part in fields(group)})
+        command(**given)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
+
+
 class LazyCommand(TyperCommand):
     """A command whose name, help panel and summary are known before its module is imported.
 
@@ -72,7 +100,7 @@ class LazyCommand(TyperCommand):
             made = found
         else:
             made = new_app(add_completion=False)
-            made.command(self.name)(found)
+            made.command(self.name)(with_groups(found))
         command = as_written(typer.main.get_command(made))
         command.name = self.name
         return command

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
-    FEW_GENES,
-    GENE_IDS,
     JSON_OUTPUT,
-    MATRIX,
     UNSURE_AT,
-    VALUES,
     Device,
-    Values,
+    FileOptions,
     check_output_folder,
     check_unused,
     load_model,
@@ -53,6 +49,7 @@ def evaluate(
         "soma://PATH (default: the held-out cells of its store).",
         default=None,
     ),
+    *,
     split: Literal["test", "validation"] | None = option(
         "--split", "Which held-out cells; default: test."
     ),
@@ -93,10 +90,7 @@ def evaluate(
     store: Path | None = option(
         "--store FOLDER", "The store the run was trained on, if it is in another place now."
     ),
-    matrix: str = MATRIX,
-    values: Values = VALUES,
-    gene_ids: str = GENE_IDS,
-    few_genes: bool = FEW_GENES,
+    how: FileOptions,
     device: Device = DEVICE,
     as_json: bool = JSON_OUTPUT,
 ) -> None:
@@ -133,16 +127,15 @@ def evaluate(
     from core.evaluation.baselines import BASELINE_SETS
     from core.evaluation.report.records import EVALUATION_VERSION, FIDELITY_VERSION, report_record
     from core.generation.comparison import find_training_store, open_training_store
-    from core.inference.evaluate_files import Reading
 
     model = load_model(folder, "cpu" if generated else device)
     is_needed = store is not None or not (files or generated)
     cells = find_training_store(model, store) if is_needed else open_training_store(model)
-    donor_column, trained_where = trained_on(run_folder)
+    _, trained_where = trained_on(run_folder)
     of_files: dict[str, Any] = {
         "store": cells,
         "trained_where": trained_where,
-        "reading": Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes),
+        "reading": how.reading(labels, run_folder),
     }
     if generated:
         from core.evaluation.fidelity.report import write_fidelity_report
@@ -234,15 +227,11 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
             "cannot be used with --cross-validate, which scores all training cells",
         )
     if generated or not files:
-        check_unused({"--few-genes": given["few_genes"]}, "needs FILES that are scored")
+        check_unused({"--few-genes": given["how"].few_genes}, "needs FILES that are scored")
     if not files:
-        names = {"--label": "labels", "--matrix": "matrix", "--values": "values"}
-        names |= {"--gene-ids": "gene_ids"}
         what = "files of real cells" if generated else "files to score"
-        check_unused(
-            {option: given[name] for option, name in names.items()},
-            f"held-out cells have theirs in the store; name {what}",
-        )
+        reason = f"held-out cells have theirs in the store; name {what}"
+        given["how"].check_unused(given["labels"], reason)
 
 
 def _cross_validate(

@@ -1,10 +1,9 @@
 """`tfx generate`: from control tokens to cells, or real cells with phenotypes set to other values."""
 
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +14,10 @@ from tfx_cli.arguments import (
     FIGURES,
     JSON_OUTPUT,
     MARKERS,
-    MATRIX,
     MODEL,
     OVERWRITE,
-    VALUES,
-    Values,
+    SIMULATED,
+    MatrixOptions,
     as_sentence,
     check_output,
     genes_or_file,
@@ -38,6 +36,7 @@ from tfx_cli.output import (
     narrate,
     print_result,
     progress_of_run,
+    record_table,
     show_progress,
     warn,
 )
@@ -68,38 +67,45 @@ _MEASURES = {
 }
 #: Cells that are generated to learn how long a request takes.
 _TRIAL_CELLS = 32
-_SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
 
 
-def _with_options_of_schema(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace ``**values`` by an option per standard phenotype and per sampling setting.
-
-    Values are checked against the model and the preset schema when the request is made.
-    """
-    made: dict[str, tuple[Any, Any]] = {}
-    for name, example in _PHENOTYPES.items():
-        declaration = f"{name_of_option(name)} VALUE"
-        shown = option(declaration, f"As in {example}.", rich_help_panel="Phenotypes")
-        made[name] = (str | None, shown)
-    for name, field in GenerateSettings.model_fields.items():
-        text = f"{as_sentence(field.description)}."
-        shown = option(name_of_option(name), text, rich_help_panel="Sampling")
-        kind: Any = field.annotation
-        made[name] = (kind | None, shown)
-    signature = inspect.signature(command)
-    *written, _ = signature.parameters.values()
-    parameters = [
-        inspect.Parameter(name, written[0].kind, default=shown, annotation=kind)
-        for name, (kind, shown) in made.items()
+def _group(panel: str, options: Mapping[str, tuple[Any, str, str]]) -> Any:  # noqa: ANN401 - a class
+    """Make a group of options of their names, types, metavars and help; their values are checked later."""
+    made = [
+        (
+            name,
+            kind | None,
+            option(f"{name_of_option(name)} {metavar}", text, rich_help_panel=panel),
+        )
+        for name, (kind, metavar, text) in options.items()
     ]
-    n_first = len(_PHENOTYPES)
-    ordered = [*parameters[:n_first], *written, *parameters[n_first:]]
-    command.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
-    return command
+    return make_dataclass(panel, made)
 
 
-@_with_options_of_schema
+if TYPE_CHECKING:
+
+    class PhenotypeOptions:
+        """A value of each standard phenotype."""
+
+    class SamplingOptions:
+        """The sampling settings of the preset schema."""
+else:
+    PhenotypeOptions = _group(
+        "Phenotypes",
+        {name: (str, "VALUE", f"As in {example}.") for name, example in _PHENOTYPES.items()},
+    )
+    SamplingOptions = _group(
+        "Sampling",
+        {
+            name: (field.annotation, "", f"{as_sentence(field.description)}.")
+            for name, field in GenerateSettings.model_fields.items()
+        },
+    )
+
+
 def generate(
+    *,
+    standard: PhenotypeOptions,
     phenotype: list[str] | None = option(
         "--phenotype NAME=VALUE",
         "Any phenotype of the model, as in treatment=control; can be repeated.",
@@ -131,8 +137,7 @@ def generate(
         "With --from: the obs column of a phenotype, as in tissue=organ; default: the column that "
         "the model was trained on.",
     ),
-    matrix: str = MATRIX,
-    scale: Values = VALUES,
+    how: MatrixOptions,
     run: str | None = MODEL,
     unspecified: Literal["sample", "none"] = option(
         "--unspecified",
@@ -153,7 +158,7 @@ def generate(
         "--serve", "Serve another program: JSON lines on stdin and stdout.", default=False
     ),
     as_json: bool = JSON_OUTPUT,
-    **values: Any,  # noqa: ANN401 - see `_with_options_of_schema`
+    sampling: SamplingOptions,
 ) -> None:
     """Generate synthetic cells of the requested phenotypes, as an .h5ad file.
 
@@ -169,9 +174,8 @@ def generate(
     tfx generate --sex female --set sex=male -o flipped.h5ad
     tfx generate --from patients.h5ad --set disease=normal -o healed.h5ad --plot healed.pdf
     """
-    standard = {name: values.pop(name) for name in _PHENOTYPES}
-    phenotypes = phenotype_request(phenotype=phenotype, **standard)
-    changes = {name: value for name, value in values.items() if value is not None}
+    phenotypes = phenotype_request(phenotype=phenotype, **vars(standard))
+    changes = {name: value for name, value in vars(sampling).items() if value is not None}
     if serve:
         if phenotypes or plot is not None or as_json:
             raise ConfigurationError(
@@ -200,21 +204,15 @@ def generate(
             )
         if not wanted:
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
-        reading = {"matrix": matrix, "values": scale}
         folder = model_folder(run)
         with naming_run(folder):
             record, edited = _edit_file(
-                from_file, wanted, labels or (), output, folder, seed, changes, reading, plot
+                from_file, wanted, labels or (), output, folder, seed, changes, how, plot
             )
         text = lambda: _edited_text(record, edited)  # noqa: E731
         print_result("generate.edit", record, as_json=as_json, text=text)
         return
-    of_from = {"--label": labels, "--matrix": matrix, "--values": scale}
-    for unfit_option, given in of_from.items():
-        if given and given != "auto":
-            raise ConfigurationError(
-                f"{unfit_option} belongs to cells of a file; name it by --from"
-            )
+    how.check_unused(labels, "belongs to cells of a file; name it by --from")
     genes = [] if markers is None else genes_or_file(markers, "--markers")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
@@ -328,28 +326,22 @@ def _generated_text(
 ) -> Iterator[Paragraph]:
     n_training = record["training_cells"]
     head = f"{record['run']}: {record['cells']:,} synthetic cells; {n_training:,} training cells match the request"
-    yield [_SIMULATED, head] if record["simulated"] else head
+    yield [SIMULATED, head] if record["simulated"] else head
     if markers:
-        rows = []
-        for one in markers:
-            means = (one.matching_mean, one.beside_mean, one.generated_mean)
-            requested = f"{one.phenotype} = {one.value}" if one.phenotype else one.value
-            cells = [requested, one.gene, *(f"{n:.2f}" for n in means)]
-            rows.append([*cells, f"{one.generated_detection:.0%}", one.beside])
-        heads = [
-            "request",
-            "gene",
-            "training",
-            "beside",
-            "generated",
-            "cells with it",
-            "beside are",
-        ]
+        columns = {
+            "request": "{phenotype} = {value}" if markers[0].phenotype else "{value}",
+            "gene": "{gene}",
+            "training": "{matching_mean:.2f}",
+            "beside": "{beside_mean:.2f}",
+            "generated": "{generated_mean:.2f}",
+            "cells with it": "{generated_detection:.0%}",
+            "beside are": "{beside}",
+        }
         title = "genes that set the request apart" if not record["marker_genes"] else "your genes"
         title += (
             ": mean log1p per 10k of training cells, of others beside them, and of generated cells"
         )
-        yield [title, make_table(heads, rows, right=(2, 3, 4, 5))]
+        yield [title, record_table(columns, map(vars, markers), right=range(2, 6))]
     if summary is not None:
         real_mean, real_sd = summary.genes_per_cell_real_mean, summary.genes_per_cell_real_sd
         mean, sd = summary.genes_per_cell_generated_mean, summary.genes_per_cell_generated_sd
@@ -388,7 +380,7 @@ def _edit_file(
     folder: Path,
     seed: int,
     changes: Mapping[str, Any],
-    reading: Mapping[str, Any],
+    how: MatrixOptions,
     plot: Path | None,
 ) -> "tuple[dict[str, Any], EditedCells]":
     """Change the cells of a file, write and draw them; return the record of the result, and the cells."""
@@ -407,7 +399,7 @@ def _edit_file(
 
     model = load_model(folder)
     settings = changed_settings(model.generate, {"decode": "sample", **changes})
-    with open_query_cells(file, model.panel, **reading) as query, show_progress() as listener:
+    with open_query_cells(file, model.panel, **vars(how)) as query, show_progress() as listener:
         edited = edit_cells(
             model, query, values, labels=labels, settings=settings, seed=seed, on_progress=listener
         )
@@ -451,12 +443,15 @@ def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[P
         f"{record['run']}: {wanted}: {edited.n_changed:,} of {edited.cells.n_obs:,} cells changed, "
         f"{edited.moved_per_cell:.1f} of {edited.cells.n_vars:,} genes each"
     )
-    yield [_SIMULATED, head] if record["simulated"] else head
-    rows = []
-    for one in edited.changes[:_SHOWN_GENES]:
-        means = [f"{one.before:.2f}", f"{one.after:.2f}", f"{one.change:+.2f}"]
-        rows.append([one.gene, *means, f"{one.moved:.0%}"])
-    table = make_table(["gene", "before", "after", "change", "cells it moved in"], rows)
+    yield [SIMULATED, head] if record["simulated"] else head
+    columns = {
+        "gene": "{gene}",
+        "before": "{before:.2f}",
+        "after": "{after:.2f}",
+        "change": "{change:+.2f}",
+        "cells it moved in": "{moved:.0%}",
+    }
+    table = record_table(columns, map(vars, edited.changes[:_SHOWN_GENES]))
     yield ["genes with the largest change of the mean (log1p per 10k)", table]
     if (real := record["beside_real"]) is not None:
         yield (

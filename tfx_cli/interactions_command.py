@@ -7,24 +7,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
-    FEW_GENES,
-    GENE_IDS,
     JSON_OUTPUT,
-    MATRIX,
     OVERWRITE,
-    VALUES,
+    ContextOptions,
     Device,
-    Values,
-    check_output,
-    check_unused,
+    FileOptions,
+    check_outputs,
     gene_file,
     load_model,
     model_folder,
+    names_in,
     run_and_files,
-    trained_on,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table, show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,16 +37,14 @@ def interactions(
         "soma://PATH (default: the cells of its store).",
         default=None,
     ),
+    *,
     output: list[Path] = option(
         "--output -o FILE",
         "An edge table (.csv, .parquet), a matrix (.h5ad), a graph for Cytoscape (.graphml), or a picture "
         "(.png, .svg, .pdf); repeat for more than one.",
         default=...,
     ),
-    where: list[str] | None = option(
-        "--where NAME=VALUES",
-        "Only matching cells, as in cell_type=macrophage; repeat to add conditions. Default: all cells.",
-    ),
+    context: ContextOptions,
     contrast: str | None = option(
         "--contrast NAME=A,B",
         "Two networks, of cells with the value A and with B of a phenotype, and their difference.",
@@ -89,16 +83,7 @@ def interactions(
     ),
     top: int = option("--top", "Strongest edges in a graph or a picture.", min=1, default=200),
     seed: int = option("--seed", "Seed of the sampled cells and masks.", min=0, default=0),
-    store: Path | None = option(
-        "--store FOLDER", "The store the run was trained on, if it is in another place now."
-    ),
-    labels: list[str] | None = option(
-        "--label NAME=COLUMN", "FILES: the obs column of a phenotype, as in tissue=organ."
-    ),
-    matrix: str = MATRIX,
-    values: Values = VALUES,
-    gene_ids: str = GENE_IDS,
-    few_genes: bool = FEW_GENES,
+    how: FileOptions,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -115,20 +100,12 @@ def interactions(
     tfx interactions runs/base --where tissue=lung --contrast sex=female,male -o sex.csv -o sex.png
     tfx interactions runs/base new.h5ad --regulators tf.txt -o edges.parquet
     """  # fmt: skip
-    for path in output:
-        check_output(path, _ENDINGS, what="interactions", overwrite=overwrite)
-    if len({path.resolve() for path in output}) < len(output):
-        raise ConfigurationError("--output: two files have the same name; give each its own")
+    check_outputs(output, _ENDINGS, what="interactions", overwrite=overwrite)
     if genes and regulators:
         raise ConfigurationError("--regulators: cannot be used with --genes; give one of them")
     run, files = run_and_files(targets or [])
-    if not files:
-        unused = {"--label": labels, "--matrix": matrix, "--values": values, "--gene-ids": gene_ids}
-        check_unused(
-            {**unused, "--few-genes": few_genes},
-            "cells of a store have theirs there; name files of cells",
-        )
-    chosen_genes = _names(genes.split(",")) if genes else []
+    context.check_unused(files, how)
+    chosen_genes = names_in([genes]) if genes else []
     if genes is not None and len(chosen_genes) < 2:
         raise ConfigurationError(
             f"--genes {genes}: give two genes at least, as in --genes SPI1,CD14"
@@ -141,37 +118,27 @@ def interactions(
     folder = model_folder(run)
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
-    from core.generation.comparison import find_training_store, open_training_store
-    from core.inference.evaluate_files import Reading
     from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
-    from core.interactions.cells import file_reader, store_reader
     from core.interactions.network import find_interactions
     from core.interactions.output import summary, write_interactions
     from core.interactions.request import Request
 
     model = load_model(folder, device)
     request = Request(
-        where=CellFilter.parse(where or [], where="--where"),
+        where=CellFilter.parse(context.where or [], where="--where"),
         weight=weight,
         measures=ALL_MEASURES if baselines == "all" else QUICK_MEASURES,
         error=error,
         seed=seed,
         **requested,
     )
-    if files:
-        is_named = store is not None
-        cells = find_training_store(model, store) if is_named else open_training_store(model)
-        donor_column, _ = trained_on(folder.parent)
-        reading = Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes)
-        read = file_reader(model, files, reading=reading, seed=seed)
-        is_simulated = all(file.startswith("builtin:atlas") for file in files)
-    else:
-        cells = find_training_store(model, store)
-        read = store_reader(model, cells, seed=seed)
-        is_simulated = cells.truth is not None
+    store, read = context.open(model, folder.parent, files, how, seed=seed)
+    is_simulated = all(file.startswith("builtin:atlas") for file in files)
+    if not files:
+        is_simulated = store is not None and store.truth is not None
     with show_progress() as listener:
         found = find_interactions(
-            model, read, request, store=cells, simulated=is_simulated, on_progress=listener
+            model, read, request, store=store, simulated=is_simulated, on_progress=listener
         )
     for path in output:
         write_interactions(found, path, top=top)
@@ -183,10 +150,6 @@ def interactions(
         as_json=as_json,
         text=lambda: _text(summaries),
     )
-
-
-def _names(words: list[str]) -> list[str]:
-    return [name for word in words if (name := word.strip())]
 
 
 def _two_values(contrast: str) -> tuple[str, str, str]:
@@ -238,12 +201,13 @@ def _network_text(one: dict[str, Any]) -> "list[RenderableType]":
             else ""
         ),
     ]
-    rows = [
-        [edge["source"], edge["target"], f"{edge['weight']:+.3f}", f"{edge['q']:.2g}"]
-        for edge in one["edges"]
-    ]  # fmt: skip
-    header = ["source", "target", "weight", "q"]
-    return [*lines, make_table(header, rows, right=[2, 3])]
+    columns = {
+        "source": "{source}",
+        "target": "{target}",
+        "weight": "{weight:+.3f}",
+        "q": "{q:.2g}",
+    }
+    return [*lines, record_table(columns, one["edges"], right=(2, 3))]
 
 
 def _truth_text(scores: list[dict[str, Any]]) -> "list[RenderableType]":

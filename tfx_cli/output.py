@@ -15,13 +15,14 @@ import json
 import logging
 import os
 import re
+import string
 import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 from core.errors import ConfigurationError, ExitCode, TfxError, TrainingInterrupted
 from core.progress import Listener, ProgressEvent, ignore_progress, to_all
@@ -220,6 +221,27 @@ def make_table(
     for row in rows:
         table.add_row(*map(_cell, row))
     return table
+
+
+class _CellFormat(string.Formatter):
+    """Formats the cells of a table; what is not known or not a number is an empty cell."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:  # noqa: ANN401 - as format takes it
+        return (
+            "" if value is None or value != value else str(super().format_field(value, format_spec))
+        )
+
+
+def record_table(
+    columns: Mapping[str, str],
+    records: Iterable[Mapping[str, Any]],
+    *,
+    right: Collection[int] | None = None,
+) -> "Table":
+    """Make a table of records: head -> format of a cell, as ``"{shift:+.2f}"``; all but the first flush ``right``."""
+    form = _CellFormat()
+    rows = [[form.vformat(cell, (), one) for cell in columns.values()] for one in records]
+    return make_table(list(columns), rows, right=range(1, len(columns)) if right is None else right)
 
 
 def _cell(value: object) -> "Text":

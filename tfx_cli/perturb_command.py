@@ -7,27 +7,23 @@ from typing import Any
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
     DEVICE,
-    FEW_GENES,
-    GENE_IDS,
     JSON_OUTPUT,
-    MATRIX,
     OVERWRITE,
-    VALUES,
+    SIMULATED,
+    ContextOptions,
     Device,
-    Values,
-    check_output,
-    check_unused,
+    FileOptions,
+    check_outputs,
     load_model,
     model_folder,
+    names_in,
     run_and_files,
-    trained_on,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
+from tfx_cli.output import Paragraph, narrate, print_result, record_table, show_progress, warn
 
 _SHOWN = 12
 _ASSOCIATION = "This is association, not causation: the model knows which values occur together, and no experiment."
-_SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
 
 
 def perturb(
@@ -37,6 +33,7 @@ def perturb(
         "soma://PATH (default: the cells of its store).",
         default=None,
     ),
+    *,
     output: list[Path] = option(
         "--output -o FILE",
         "Cells before and after (.h5ad), or the table of responding genes (.csv); repeat for both. "
@@ -64,10 +61,7 @@ def perturb(
         "Genes are knocked out; with --over-express all they are over-expressed.",
         rich_help_panel="Change",
     ),
-    where: list[str] | None = option(
-        "--where NAME=VALUES",
-        "Only matching cells, as in cell_type=macrophage; repeat to add conditions. Default: all cells.",
-    ),
+    context: ContextOptions,
     n_cells: int = option(
         "-n --cells",
         "Cells to perturb at most, spread over donors; tests and output are of these.",
@@ -76,16 +70,7 @@ def perturb(
     ),
     steps: int = option("--steps", "Steps in which the other genes are redrawn.", min=1, default=8),
     seed: int = option("--seed", "The same seed gives the same result.", min=0, default=0),
-    store: Path | None = option(
-        "--store FOLDER", "The store the run was trained on, if it is in another place now."
-    ),
-    labels: list[str] | None = option(
-        "--label NAME=COLUMN", "FILE: the obs column of a phenotype, as in tissue=organ."
-    ),
-    matrix: str = MATRIX,
-    values: Values = VALUES,
-    gene_ids: str = GENE_IDS,
-    few_genes: bool = FEW_GENES,
+    how: FileOptions,
     device: Device = DEVICE,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
@@ -103,24 +88,15 @@ def perturb(
     tfx perturb --screen disease=normal --where disease="systemic lupus erythematosus" -o screen.csv
     """  # fmt: skip
     endings = (".csv",) if screen is not None else (".h5ad", ".csv")
-    for path in output:
-        check_output(
-            path, endings, what="screens" if screen else "perturbations", overwrite=overwrite
-        )
-    if len({path.resolve() for path in output}) < len(output):
-        raise ConfigurationError("--output: two files have the same name; give each its own")
+    what = "screens" if screen else "perturbations"
+    check_outputs(output, endings, what=what, overwrite=overwrite)
     run, files = run_and_files(targets or [])
     if len(files) > 1:
         raise ConfigurationError(
             f"'{files[1]}': give one file of cells, or write them into one file"
         )
-    if not files:
-        unused = {"--label": labels, "--matrix": matrix, "--values": values, "--gene-ids": gene_ids}
-        check_unused(
-            {**unused, "--few-genes": few_genes},
-            "cells of a store have theirs there; name a file of cells",
-        )
-    knocked, expressed = _names(knock_out), _names(over_express)
+    context.check_unused(files, how)
+    knocked, expressed = names_in(knock_out), names_in(over_express)
     doses = _doses(set_gene or [])
     screened = None
     if screen is not None:
@@ -138,9 +114,6 @@ def perturb(
     folder = model_folder(run)
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
-    from core.generation.comparison import find_training_store, open_training_store
-    from core.inference.evaluate_files import Reading
-    from core.interactions.cells import file_reader, store_reader
     from core.interactions.perturbation import Change, PerturbRequest
     from core.interactions.perturbation_output import (
         perturbed_anndata,
@@ -158,22 +131,15 @@ def perturb(
     model = load_model(folder, device)
     request = PerturbRequest(
         Change(knocked, expressed, doses),
-        where=CellFilter.parse(where or [], where="--where"),
+        where=CellFilter.parse(context.where or [], where="--where"),
         n_cells=n_cells,
         steps=steps,
         seed=seed,
     )
-    if files:
-        cells = find_training_store(model, store) if store else open_training_store(model)
-        donor_column, _ = trained_on(folder.parent)
-        reading = Reading(labels or (), donor_column, matrix, values, gene_ids, few_genes)
-        read = file_reader(model, files, reading=reading, seed=seed)
-    else:
-        cells = find_training_store(model, store)
-        read = store_reader(model, cells, seed=seed)
+    store, read = context.open(model, folder.parent, files, how, seed=seed)
     common = {
         "output": output,
-        "from": files[0] if files else cells.path if cells is not None else None,
+        "from": files[0] if files else store and store.path,
         "model": folder,
         "simulated": bool(model.provenance.get("simulated")),
         "meaning": "association, not causation",
@@ -202,14 +168,14 @@ def perturb(
         )
         return
     with show_progress() as listener:
-        found = perturb_cells(model, read, request, store=cells, on_progress=listener)
+        found = perturb_cells(model, read, request, store=store, on_progress=listener)
     for note in found.notes:
         warn(note)
     for path in output:
         if path.suffix == ".csv":
             write_table(response_table(found, model), path)
         else:
-            obs = source_labels(files[0] if files else None, cells, found)
+            obs = source_labels(files[0] if files else None, store, found)
             write_perturbed(
                 perturbed_anndata(found, model, request, obs, str(common["from"])), path
             )
@@ -230,10 +196,6 @@ def perturb(
         "notes": list(found.notes),
     }
     print_result("perturb", record, as_json=as_json, text=lambda: _text(record))
-
-
-def _names(words: Sequence[str] | None) -> list[str]:
-    return [name for word in words or () for part in word.split(",") if (name := part.strip())]
 
 
 def _doses(pairs: Sequence[str]) -> dict[str, int]:
@@ -268,51 +230,40 @@ def _text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
         f"{record['perturbation']}, {record['context']}: {record['changed_cells']:,} of {record['cells']:,} cells "
         f"changed, of {_donors(record)}; {record['found']:,} of {len(tested):,} genes respond (q < 0.05, {_null(record)})"
     )
-    yield [_SIMULATED, head] if record["simulated"] else head
-    rows = [
-        [
-            row["gene"], f"{row['before']:.2f}", f"{row['shift']:+.2f}", f"{row['moved']:.0%}", f"{row['q']:.2g}",
-            f"{row['correlation']:+.2f}", f"{row['other_perturbations']:+.2f}",
-        ]
-        for row in tested[:_SHOWN]
-    ]  # fmt: skip
-    header = [
-        "gene",
-        "before",
-        "shift",
-        "cells it moved in",
-        "q",
-        "correlation",
-        "other perturbations",
-    ]
+    yield [SIMULATED, head] if record["simulated"] else head
+    columns = {
+        "gene": "{gene}",
+        "before": "{before:.2f}",
+        "shift": "{shift:+.2f}",
+        "cells it moved in": "{moved:.0%}",
+        "q": "{q:.2g}",
+        "correlation": "{correlation:+.2f}",
+        "other perturbations": "{other_perturbations:+.2f}",
+    }
     title = "responding genes: mean change of log1p per 10k in the changed cells; beside it what simple methods expect"
-    yield [title, make_table(header, rows, right=range(1, 7))]
+    yield [title, record_table(columns, tested[:_SHOWN])]
     if record["phenotypes"]:
-        rows = [
-            [
-                f"{row['phenotype']} = {row['value']}", f"{row['before']:.3f}", f"{row['after']:.3f}",
-                f"{row['shift']:+.3f}", f"{row['controls']:+.3f}", f"{row['q']:.2g}",
-            ]
-            for row in record["phenotypes"][:_SHOWN]
-        ]  # fmt: skip
-        header = ["phenotype", "before", "after", "shift", "other perturbations", "q"]
-        yield [
-            "mean predicted probabilities of the changed cells",
-            make_table(header, rows, right=range(1, 6)),
-        ]
+        columns = {
+            "phenotype": "{phenotype} = {value}",
+            "before": "{before:.3f}",
+            "after": "{after:.3f}",
+            "shift": "{shift:+.3f}",
+            "other perturbations": "{controls:+.3f}",
+            "q": "{q:.2g}",
+        }
+        title = "mean predicted probabilities of the changed cells"
+        yield [title, record_table(columns, record["phenotypes"][:_SHOWN])]
     if record["held_out_agreement"]:
-        rows = [
-            [row["prediction"], _number(row["correlation"]), f"{row['relative_error']:.2f}"]
-            for row in record["held_out_agreement"]
-        ]
+        columns = {
+            "prediction": "{prediction}",
+            "correlation": "{correlation:.2f}",
+            "squared error": "{relative_error:.2f}",
+        }
         title = (
             "compared with cells of other donors that have and lack the set value in nature, over genes "
             "(error: 1 is that of no change)"
         )
-        yield [
-            title,
-            make_table(["prediction", "correlation", "squared error"], rows, right=[1, 2]),
-        ]
+        yield [title, record_table(columns, record["held_out_agreement"])]
     yield f"{_ASSOCIATION} 'tfx docs perturb' explains each column."
 
 
@@ -325,10 +276,6 @@ def _null(record: Mapping[str, Any]) -> str:
     return f"over donors and {matched}" if record["donors"] > 1 else matched
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value == value else ""
-
-
 def _screen_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     head = (
         f"{record['change']} of {len(record['genes']):,} genes, {record['context']}: {record['found']:,} change the "
@@ -336,18 +283,19 @@ def _screen_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     )
     if record["left_out"]:
         head += f"; {record['left_out']:,} genes are expressed in too few cells"
-    yield [_SIMULATED, head] if record["simulated"] else head
-    rows = [
-        [
-            row["gene"], row["cells"], f"{row['before']:.3f}", f"{row['shift']:+.3f}", f"{row['q']:.2g}",
-            f"{row['alone']:+.3f}", _number(row["correlation"]),
-        ]
-        for row in record["genes"][:_SHOWN]
-    ]  # fmt: skip
-    header = ["gene", "cells", "before", "shift", "q", "gene alone", "correlation"]
+    yield [SIMULATED, head] if record["simulated"] else head
+    columns = {
+        "gene": "{gene}",
+        "cells": "{cells:,}",
+        "before": "{before:.3f}",
+        "shift": "{shift:+.3f}",
+        "q": "{q:.2g}",
+        "gene alone": "{alone:+.3f}",
+        "correlation": "{correlation:.2f}",
+    }
     title = (
         "genes of strongest effect: shift of the mean probability, that without responses of other genes, and the "
         "correlation of the gene with the value over all cells"
     )
-    yield [title, make_table(header, rows, right=range(1, 7))]
+    yield [title, record_table(columns, record["genes"][:_SHOWN])]
     yield f"{_ASSOCIATION} 'tfx docs perturb' explains each column."

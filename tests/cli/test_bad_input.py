@@ -361,7 +361,7 @@ COMMAND_LINES = [
     (a_run, "interactions -o e.csv --where 'cell_type=mast cell'", 4, "cells are too few for a network"),
     (a_run, "interactions -o e.csv --where donor=sim-donor-01", 4, "of one donor"),
     (a_run, "interactions tiny notes -o e.csv", 2, "'notes' names no file of cells"),
-    (a_run, "interactions -o e.csv --values log", 2, "name files of cells"),
+    (a_run, "interactions -o e.csv --values log", 2, "name a file of cells"),
     # perturb
     (a_run, "perturb --knock-out XIST", 2, "missing option '--output'"),
     (a_run, "perturb -o p.h5ad", 2, "name what to change: --knock-out GENE"),

@@ -160,11 +160,12 @@ def test_every_sampling_key_of_a_preset_is_an_option_and_a_key_of_served_request
     import inspect
 
     from core.presets.schema import GenerateSettings
+    from tfx_cli.command_line import with_groups
     from tfx_cli.generate_command import generate
     from tfx_cli.generate_service import _checked
 
     settings = GenerateSettings().model_dump()
-    assert set(settings) <= set(inspect.signature(generate).parameters)
+    assert set(settings) <= set(inspect.signature(with_groups(generate)).parameters)
     assert _checked({"id": 1, **settings})[1] == settings
 
 
