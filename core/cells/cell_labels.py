@@ -26,14 +26,13 @@ from core.cells.phenotypes import (
 from core.cells.spelling import is_missing, suggest
 from core.cells.splits import (
     DONOR_SEARCH,
-    TEST,
     TRAIN,
-    VALIDATION,
     SplitPlan,
     phenotype_distances,
     split_by_donor,
     split_stratified,
 )
+from core.cells.store import SPLITS
 from core.cells.vocabularies import (
     CodedPhenotype,
     code_phenotype,
@@ -45,7 +44,7 @@ from core.presets.schema import DataSettings
 from core.random_streams import Stream, generator
 
 Codes = NDArray[np.signedinteger]
-_CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+_CODES: dict[str, int] = {name: code for code, name in enumerate(SPLITS)}
 
 
 @dataclass(frozen=True)

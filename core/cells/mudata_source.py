@@ -35,12 +35,10 @@ class RnaSource(StoredSource):
 
     @cached_property
     def obs(self) -> "pd.DataFrame":
-        """(cells, columns), all of them; `obs_columns` reads fewer."""
         own: pd.DataFrame = super().obs
         return own.join(self._of_whole(self._whole.obs, list(own.columns)))
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
-        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
         table = super().obs_columns(names)
         own = table.attrs["columns"]
         whole = self._whole.obs_columns(set(names) - set(own))

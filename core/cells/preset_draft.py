@@ -400,11 +400,9 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
 def with_changes(text: str, changes: Sequence[Leaf]) -> str:
     """Return the TOML of a draft with what the user sets; a comment names the option."""
     document = tomlkit.parse(text)
-    rivals = {one: other for pair in ALTERNATIVES for one, other in (pair, pair[::-1])}
     for leaf in changes:
-        if (rival := rivals.get(dotted(leaf.path))) is not None and leaf.value is not None:
-            section, _, name = rival.partition(".")
-            document.get(section, {}).pop(name, None)
+        if (rival := ALTERNATIVES.get(leaf.path)) is not None and leaf.value is not None:
+            document.get(rival[0], {}).pop(rival[1], None)
         table: Any = document
         for part in leaf.path[:-1]:
             table = table.setdefault(part, tomlkit.table())

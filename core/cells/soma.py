@@ -77,12 +77,10 @@ class SomaSource:
 
     @cached_property
     def obs(self) -> "pd.DataFrame":
-        """(cells, columns), all of them; `obs_columns` reads fewer."""
         return self._obs_table(self._columns, with_names=True)
 
     @cached_property
     def obs_names(self) -> "pd.Index[str]":
-        """(cells,) names; no column is read."""
         return self._obs_table([], with_names=True).index
 
     @property
@@ -105,7 +103,6 @@ class SomaSource:
             return {name: value for name, value in values if not name.startswith("soma_")}
 
     def matrices(self) -> list[str]:
-        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
         with self._readable("X"):
             layers = sorted(self._opened.ms[self._measurement].X)
             names = ["X"] if _X in layers else []
@@ -114,11 +111,9 @@ class SomaSource:
             return names + (["raw"] if has_raw else [])
 
     def var(self, matrix: str) -> "pd.DataFrame":
-        """(genes, columns) of a matrix."""
         return self._genes(self._place(matrix)[0])[1]
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
-        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
         wanted = [name for name in self._columns if name in names]
         table = self._obs_table(wanted, with_names=False)
         table.attrs["columns"] = self._columns
@@ -137,7 +132,6 @@ class SomaSource:
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
-        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
         end = self.n_cells if stop is None else min(stop, self.n_cells)
         for first in range(start, end, rows_per_chunk):
             with self._readable(matrix):

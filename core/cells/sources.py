@@ -101,22 +101,18 @@ class AnnDataSource:
 
     @property
     def obs(self) -> "pd.DataFrame":
-        """(cells, columns), all of them; `obs_columns` reads fewer."""
         obs: pd.DataFrame = self._adata.obs
         return obs
 
     @property
     def obs_names(self) -> "pd.Index[str]":
-        """(cells,) names; no column is read."""
         names: pd.Index[str] = self._adata.obs_names
         return names
 
     def uns(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
-        """Element of uns, or None."""
         return self._adata.uns.get(key)
 
     def matrices(self) -> list[str]:
-        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
         names = [] if self._adata.X is None else ["X"]
         # AnnData 0.13 lists X among the layers, under None.
         layers = (name for name in self._adata.layers if name is not None)
@@ -124,12 +120,10 @@ class AnnDataSource:
         return names + ([] if self._adata.raw is None else ["raw"])
 
     def var(self, matrix: str) -> "pd.DataFrame":
-        """(genes, columns) of a matrix."""
         var: pd.DataFrame = self._adata.raw.var if matrix == "raw" else self._adata.var
         return var
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
-        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
         return columns_of(self.obs, names)
 
     def stored(self, matrix: str) -> StoredMatrix:
@@ -141,7 +135,6 @@ class AnnDataSource:
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
-        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
         values = self._converted.get(matrix)
         if values is None:
             values = self._matrix(matrix)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.phenotypes import count_codes
+from core.cells.store import SPLITS
 
 Codes = NDArray[np.signedinteger]
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
 #: How far a donor may carry a held-out split past its fraction (relative to that fraction).
 _OVERSHOOT = 0.25
 #: Random deals of donors among which the best balanced is taken.

@@ -54,12 +54,10 @@ class StoredSource:
 
     @cached_property
     def obs(self) -> "pd.DataFrame":
-        """(cells, columns), all of them; `obs_columns` reads fewer."""
         return self._table("obs")
 
     @cached_property
     def obs_names(self) -> "pd.Index[str]":
-        """(cells,) names; no column is read."""
         if self.obs_layout is None:
             return self.obs.index
         import pandas as pd
@@ -70,7 +68,6 @@ class StoredSource:
 
     @cached_property
     def n_cells(self) -> int:
-        """Number of cells."""
         if self.obs_layout is None:
             return len(self.obs)
         _, index_key = self.obs_layout
@@ -81,27 +78,23 @@ class StoredSource:
             return int(index.shape[0])
 
     def uns(self, key: str) -> Any:  # noqa: ANN401 (whatever is stored there)
-        """Element of uns, or None."""
         with self._readable("uns"):
             is_there = f"uns/{key}" in self._group
         return self._element(f"uns/{key}") if is_there else None
 
     def matrices(self) -> list[str]:
-        """Names of the matrices: "X", "layers/NAME" by name, "raw"."""
         with self._readable("X"):
             layers = sorted(self._group["layers"]) if "layers" in self._group else []
             names = ["X", *(f"layers/{name}" for name in layers), "raw"]
             return [name for name in names if self._holds_matrix(self._key(name))]
 
     def var(self, matrix: str) -> "pd.DataFrame":
-        """(genes, columns) of a matrix."""
         key = "raw/var" if matrix == "raw" else "var"
         if key not in self._vars:
             self._vars[key] = self._table(key)
         return self._vars[key]
 
     def obs_columns(self, names: Collection[str]) -> "pd.DataFrame":
-        """(cells, those of the named columns that exist); ``attrs["columns"]`` lists all."""
         import pandas as pd
 
         if self.obs_layout is None:
@@ -119,7 +112,6 @@ class StoredSource:
         return table
 
     def stored(self, matrix: str) -> StoredMatrix:
-        """How a matrix is stored."""
         from anndata.abc import CSCDataset
 
         key = self._key(matrix)
@@ -137,7 +129,6 @@ class StoredSource:
     def chunks(
         self, matrix: str, rows_per_chunk: int, *, start: int = 0, stop: int | None = None
     ) -> Iterator[sparse.csr_matrix]:
-        """Rows [start, stop) of a matrix in order, as float32 CSR without stored zeros."""
         key = self._key(matrix)
         with self._readable(key):
             shape = tuple(self._matrix(key).shape)

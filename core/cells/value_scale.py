@@ -505,16 +505,14 @@ def total_of_sizes(cells: sparse.csr_matrix, scale: ValueScale, sizes: Floats) -
     return usual if abs(middle / usual - 1) <= _SAME_TOTAL else middle
 
 
-def recover_library_sizes(
-    log_values: NDArray[Any], indptr: NDArray[Any], total: float = TARGET_SUM
-) -> Floats:
-    """(C,) library sizes behind log1p of counts per ``total``, NaN where they cannot be recovered.
+def recover_library_sizes(log_values: NDArray[Any], indptr: NDArray[Any]) -> Floats:
+    """(C,) library sizes behind log1p of counts per 10,000, NaN where they cannot be recovered.
 
     ``log_values`` (V,) and ``indptr`` (C + 1,) are the data and row borders of a CSR matrix without
     stored zeros, of whole counts; the matrix may lack some of the genes. In a cell of library size N the
-    counts 1, 2, 3 have the values log1p(total / N), log1p(2 total / N), log1p(3 total / N): undone, the
-    values are multiples of total / N. A cell whose only values are of one count c gives N / c.
+    counts 1, 2, 3 have the values log1p(T / N), log1p(2 T / N), log1p(3 T / N) for T = 10,000: undone, the
+    values are multiples of T / N. A cell whose only values are of one count c gives N / c.
     """
-    scale = ValueScale(Transform.LN, "cell", total)
+    scale = ValueScale(Transform.LN, "cell", TARGET_SUM)
     found = recover_counts(log_values, indptr, scale)
     return np.where(found.fits & (np.diff(indptr) > 0), found.library_sizes, np.nan)

@@ -204,14 +204,10 @@ def _name_from(files: Sequence[Path]) -> str:
 
 def _merge(sources: Iterable[Source]) -> dict[tuple[str, ...], Leaf]:
     """Let later sources overrule earlier ones, key by key."""
-    others: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for one, other in ALTERNATIVES:
-        pair = tuple(one.split(".")), tuple(other.split("."))
-        others |= {pair[0]: pair[1], pair[1]: pair[0]}
     leaves: dict[tuple[str, ...], Leaf] = {}
     for source in sources:
         for leaf in source.leaves:
-            rival = leaves.get(others.get(leaf.path, ()))
+            rival = leaves.get(ALTERNATIVES.get(leaf.path, ()))
             if rival and rival.source.level < source.level and leaf.value is not None:
                 del leaves[rival.path]
             leaves[leaf.path] = leaf

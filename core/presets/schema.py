@@ -11,9 +11,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from core.presets.phenotype_names import phenotype_of
 
-#: Keys of which one at most may be set: a source that sets one unsets the other of a weaker source,
+#: Key -> the one that cannot be set beside it: a source that sets one unsets the other of a weaker source,
 #: so that `--set train.epochs=3` works on a preset with max_steps.
-ALTERNATIVES: tuple[tuple[str, str], ...] = (("train.max_steps", "train.epochs"),)
+ALTERNATIVES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("train", "max_steps"): ("train", "epochs"),
+    ("train", "epochs"): ("train", "max_steps"),
+}
 
 
 def _one_or_many(value: object) -> object:

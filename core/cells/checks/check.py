@@ -13,7 +13,7 @@ from core.cells.cell_copies import CellCopies, are_secondary, find_copies, witho
 from core.cells.cell_labels import CellLabels, read_cell_labels
 from core.cells.checks.copy_rows import check_copies, check_secondary
 from core.cells.checks.donor_rows import check_donors
-from core.cells.checks.gene_rows import SHORT_INDEX, check_genes
+from core.cells.checks.gene_rows import check_genes
 from core.cells.checks.phenotype_rows import check_phenotypes
 from core.cells.checks.report import CheckReport, CheckRow, Rows, fault_row
 from core.cells.checks.survey import FileSummary, LabelTable, Scope, make_label_table, survey_files
@@ -21,6 +21,7 @@ from core.cells.checks.value_rows import check_cells, check_matrices
 from core.cells.gene_join import GeneJoin
 from core.cells.genes import GenePanel
 from core.cells.matrix_state import MatrixState
+from core.cells.store import gene_index_type
 from core.errors import DataError
 from core.files import free_space
 from core.presets.schema import DataSettings
@@ -144,7 +145,7 @@ def _estimate_cost(
 ) -> Estimate | None:
     """Estimate the store of readable files; None if a file has no fit matrix."""
     n_values, store_bytes = 0.0, 0.0
-    index_bytes = 2 if n_genes <= SHORT_INDEX else 4
+    index_bytes = np.dtype(gene_index_type(n_genes)).itemsize
     is_measured = True
     for one in files:
         if one.choice is None or one.stored is None:

@@ -9,6 +9,7 @@ from core.cells.checks.report import CheckRow, Rows, fault_row
 from core.cells.checks.survey import FileSummary
 from core.cells.gene_join import LEAST_FOUND, GeneJoin, join_genes, match_genes
 from core.cells.genes import GenePanel, GeneTable, describe_ids
+from core.cells.store import gene_index_type
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage, some_of
@@ -17,8 +18,6 @@ from core.wording import files_of, listed, percentage, some_of
 _KEPT = 0.5
 #: Fraction of a model's genes below which it warns; below `LEAST_FOUND` it fails.
 _MOST_FOUND = 0.9
-#: Genes that a uint16 can number.
-SHORT_INDEX = 65_536
 #: Fraction of a model's panel that may be genes without counts.
 _EMPTY_PANEL = 0.05
 
@@ -143,7 +142,7 @@ def _empty(rows: Rows, named: Named, join: GeneJoin, data: DataSettings) -> None
 
 def _panel(rows: Rows, join: GeneJoin, data: DataSettings) -> None:
     n_genes = len(join.panel)
-    if n_genes > SHORT_INDEX:
+    if gene_index_type(n_genes) != np.uint16:
         finding = f"{n_genes:,} genes need four bytes per gene index in the store instead of two"
         rows.ok("wide index", finding)
     absent = [name for name in data.include_genes if join.panel.index_of(name) is None]

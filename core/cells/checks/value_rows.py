@@ -10,12 +10,11 @@ from core.cells.checks.report import CheckRow, Rows, fault_row
 from core.cells.checks.survey import Expression, FileSummary
 from core.cells.hvg_ranking import resolve_method
 from core.cells.matrix_state import MatrixChoice, MatrixState
+from core.cells.store import LARGE_COUNT
 from core.errors import DataError
 from core.presets.schema import DataSettings
 from core.wording import files_of, listed, percentage, some_of
 
-#: Largest count that a store keeps in two bytes; larger ones go to a side table.
-_LARGEST_SHORT_COUNT = 65_535
 #: A cell has few genes below 200, the customary limit of scanpy and Seurat for whole
 #: transcriptomes, or below a fifth of the median, which is less for a panel of few genes.
 _FEW_GENES = 200
@@ -49,9 +48,11 @@ def check_matrices(files: Sequence[FileSummary], data: DataSettings) -> list[Che
         for one, choice in chosen
         if one.expression and choice.state == MatrixState.COUNTS
     }
-    over = [name for name, value in largest.items() if value > _LARGEST_SHORT_COUNT]
+    over = [name for name, value in largest.items() if value > LARGE_COUNT]
     if over:
-        finding = f"{files_of(over)}: counts above 65,535 (up to {max(largest.values()):,.0f})"
+        finding = (
+            f"{files_of(over)}: counts above {LARGE_COUNT:,} (up to {max(largest.values()):,.0f})"
+        )
         rows.ok("large counts", f"{finding} go to the store's side table")
     return rows
 
