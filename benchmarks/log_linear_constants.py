@@ -9,7 +9,7 @@ and for a quarter (`core.model.log_linear_fit`): validation loss per gene. From 
 phenotypes of 1,000 validation cells are drawn with depth held to another share of the genes
 (`core.generation.partial_cells`), and held against those cells: gene-gene correlations within types, and
 the spread of genes per cell within types. With --steps, log-linear parts with the latent cell states of `tfx init`
-(`core.cells.preset_draft`) are trained for so many steps instead. Validation cells only; one seed, one draw.
+(`core.cells.draft_toml`) are trained for so many steps instead. Validation cells only; one seed, one draw.
 """
 
 import argparse

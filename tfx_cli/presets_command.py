@@ -279,14 +279,8 @@ def init(
     """
     check_output(output, (".toml",), what="presets", overwrite=None)
     # anndata, scanpy, pandas and torch, 3 s: only after the place has proved right.
-    from core.cells.preset_draft import (
-        choose_sizes,
-        draft_changes,
-        look_at_files,
-        save_draft,
-        with_changes,
-        write_draft,
-    )
+    from core.cells.draft_toml import choose_sizes, save_draft, with_changes, write_draft
+    from core.cells.preset_draft import draft_changes, look_at_files
     from core.training.machine import choose_device
 
     changes = draft_changes(assign or (), genes)

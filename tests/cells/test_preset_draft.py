@@ -1,21 +1,11 @@
-"""What `tfx init` finds in files, and that its text is a preset whatever they are called and hold."""
-
-import dataclasses
+"""What `tfx init` finds in files."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.cells import preset_draft
-from core.cells.preset_draft import (
-    ColumnNote,
-    DraftFacts,
-    choose_sizes,
-    look_at_files,
-    save_draft,
-    write_draft,
-)
-from core.errors import ConfigurationError, DataError
+from core.cells.draft_toml import choose_sizes, write_draft
+from core.cells.preset_draft import look_at_files
+from core.errors import DataError
 from core.presets.loading import ResolvedPreset
 from tests.cells.examples import log_normalised, make_adata, make_counts, real_file, write
 
@@ -103,125 +93,3 @@ def test_real_files(name, phenotypes, further, split_by):
     assert set(mapped(facts)) == phenotypes
     assert {one.phenotype for one in facts.further} == further
     assert (facts.split_by, facts.values) == (split_by, "counts")
-
-
-TEXT = st.text(min_size=1, max_size=12)
-NOTES = st.lists(
-    st.builds(ColumnNote, TEXT, TEXT, TEXT), max_size=3, unique_by=lambda n: n.phenotype
-)
-
-
-def facts(**others):
-    known = DraftFacts(
-        files=["a.h5ad"],
-        n_files=1,
-        n_cells=7_811,
-        n_genes=1_000,
-        matrix="X",
-        values="counts",
-        gene_ids="var_names",
-        phenotypes=[ColumnNote("sex", "gender", "2 values")],
-        split_by="donor_id",
-        split_note="",
-    )
-    return dataclasses.replace(known, **others)
-
-
-@given(
-    files=st.lists(TEXT, min_size=1, max_size=2),
-    columns=NOTES,
-    further=NOTES,
-    split_by=TEXT,
-    words=st.lists(TEXT, max_size=2),
-    path=TEXT,
-)
-def test_any_names_make_a_preset_with_them(files, columns, further, split_by, words, path):
-    found = facts(
-        files=files,
-        phenotypes=columns,
-        further=further,
-        split_by=split_by,
-        warnings=words,
-        gene_ids=split_by,
-        split_note=path,
-        partial=words,
-    )
-    text = write_draft(found, choose_sizes(100, 20, "cpu"), path=path, device="cpu")
-    data = ResolvedPreset.from_toml(text).preset.data
-    assert data.files == files
-    assert data.split.by == split_by
-    assert data.phenotypes == {one.phenotype: one.column for one in columns}
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@given(n_cells=st.integers(1, 10**8), n_genes=st.integers(1, 60_000))
-def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
-    sizes = choose_sizes(n_cells, n_genes, device)
-    assert 1 <= sizes.genes <= n_genes
-    assert (sizes.encoder == "attention") <= sizes.log_linear_rank <= n_genes
-    assert 1 <= sizes.batch_size <= max(n_cells, 1)
-    assert sizes.hidden_size % sizes.heads == 0
-    assert sizes.log_linear_steps < sizes.max_steps
-    text = write_draft(facts(), sizes, path="x.toml", device=device)
-    preset = ResolvedPreset.from_toml(text).preset
-    assert preset.data.genes == sizes.genes
-    assert preset.model.encoder == sizes.encoder
-    assert preset.model.log_linear_rank == sizes.log_linear_rank
-    assert preset.train.log_linear_steps == sizes.log_linear_steps
-    assert preset.train.eval_steps <= preset.train.max_steps
-
-
-def test_a_gpu_and_more_cells_get_a_larger_model():
-    few, cpu, gpu, many = (
-        choose_sizes(n_cells, 20_000, device)
-        for n_cells, device in ((700, "cuda"), (9_000, "cpu"), (9_000, "cuda"), (10**6, "cuda"))
-    )
-    assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
-    assert few.genes < gpu.genes < many.genes
-    assert few.cell_states == 0 < gpu.cell_states
-
-
-def test_on_a_cpu_a_pooled_encoder_reads_all_genes():
-    assert [choose_sizes(9_000, 20_000, device).encoder for device in ("cpu", "cuda")] == [
-        "pooled",
-        "attention",
-    ]
-    assert choose_sizes(9_000, 20_000, "cpu").genes == 2_000
-
-
-def test_a_panel_of_nearly_all_genes_takes_all():
-    genes = {n: choose_sizes(900, n, "cpu").genes for n in (30, 256, 300, 384, 385)}
-    assert genes == {30: 30, 256: 256, 300: 300, 384: 384, 385: 256}
-
-
-@pytest.mark.parametrize("values", ["counts", "log1p values"])
-def test_the_library_size_is_read_where_counts_are_known(values):
-    sizes = choose_sizes(9_000, 300, "cpu")
-    text = write_draft(facts(values=values), sizes, path="x", device="cpu")
-    assert ResolvedPreset.from_toml(text).preset.model.library_size == (values == "counts")
-
-
-def test_columns_that_are_left_out_or_could_be_phenotypes_are_shown_as_such():
-    found = facts(
-        left_out=[ColumnNote("tissue", "organ", "one value")],
-        further=[ColumnNote("region", "my region", "4 values")],
-        partial=["disease"],
-    )
-    text = write_draft(found, choose_sizes(100, 20, "cpu"), path="my preset.toml", device="cpu")
-    phenotypes = ResolvedPreset.from_toml(text).preset.data.phenotypes
-    assert phenotypes == {"sex": "gender", "tissue": False}
-    assert '\n# region = "my region"' in text
-    assert "disease: some files have no such column; their cells get [NO_DISEASE]" in text
-    assert "# " + "  tfx train 'my preset.toml'\n" in text
-
-
-def test_an_existing_file_is_never_replaced(tmp_path):
-    text = write_draft(facts(), choose_sizes(100, 20, "cpu"), path="x", device="cpu")
-    place = tmp_path / "new" / "mine.toml"
-    save_draft(text, place)
-    assert place.read_text(encoding="utf-8") == text
-    with pytest.raises(ConfigurationError, match="is missing"):
-        save_draft("", tmp_path / "other.toml")
-    with pytest.raises(ConfigurationError, match="exists"):
-        save_draft(text, place)
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["mine.toml"]

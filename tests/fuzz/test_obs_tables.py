@@ -5,8 +5,9 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.cells.draft_toml import choose_sizes, write_draft
 from core.cells.obs_columns import find_columns
-from core.cells.preset_draft import ColumnNote, DraftFacts, choose_sizes, write_draft
+from core.cells.preset_draft import ColumnNote, DraftFacts
 from core.presets.loading import ResolvedPreset
 
 N_CELLS = 40
