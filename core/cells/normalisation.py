@@ -21,3 +21,10 @@ def log_normalise(counts: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(invalid="ignore"):  # 0 counts of a cell without any
         values: NDArray[Any] = np.log1p(counts.astype(scales.dtype, copy=False) * scales)
     return values
+
+
+def log_values(
+    counts: NDArray[Any], indptr: NDArray[Any], totals: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(values,) log1p counts per 10,000 of the counts of cells in CSR form, of library sizes (cells,)."""
+    return log_normalise(counts, np.repeat(count_scales(totals), np.diff(indptr)))

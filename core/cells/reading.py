@@ -4,7 +4,7 @@ Each kind of file is recognised by its content, never by its name.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from importlib import metadata
@@ -15,7 +15,7 @@ from core.cells.file_patterns import BUILTIN_PREFIX, SOMA_PREFIX
 from core.cells.mudata_source import RnaSource
 from core.cells.opening import check_path, open_hdf5, oversize
 from core.cells.soma import SomaSource
-from core.cells.sources import AnnDataSource, CellSource, to_anndata
+from core.cells.sources import AnnDataSource, CellSource, in_one_sentence, to_anndata
 from core.cells.stored_source import StoredSource
 from core.cells.tenx import (
     is_tenx_file,
@@ -24,8 +24,7 @@ from core.cells.tenx import (
     read_tenx_file,
     sample_files,
 )
-from core.errors import DataError, TfxError
-from core.wording import first_line
+from core.errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,26 +109,15 @@ def load_whole(spec: str) -> "AnnData":
             case "h5mu":
                 with closing(RnaSource(open_hdf5(Path(spec)), spec)) as source:
                     return source.to_memory()
-            case "10x":
-                return _read_whole(read_tenx_file, spec)
-            case "mtx":
-                return _read_whole(read_matrix_folder, spec)
+            case "10x" | "mtx" as kind:
+                read = read_tenx_file if kind == "10x" else read_matrix_folder
+                what = f"{spec}: the files of 10x cannot be read"
+                with in_one_sentence(what, "; copy them again"):
+                    return read(Path(spec))
             case "zarr":
                 return anndata.read_zarr(spec)
             case "h5ad":
                 return anndata.read_h5ad(spec)
-
-
-def _read_whole(read: "Callable[[Path], AnnData]", spec: str) -> "AnnData":
-    """Read files of 10x; their many errors become one sentence."""
-    try:
-        return read(Path(spec))
-    except (TfxError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{spec}: the files of 10x cannot be read ({first_line(error)}); copy them again"
-        ) from error
 
 
 def read_old_tables(path: Path) -> "AnnData":
@@ -156,15 +144,11 @@ def _open_zarr(path: Path) -> CellSource:
     files = list(_files_of(path))
     n_bytes = sum(file.stat().st_size for file in files)
     folders = [file.parent.relative_to(path) for file in files if file.name in _ZARR_ARRAYS]
-    try:
+    with in_one_sentence(f"{path}: damaged zarr store", "; copy it again"):
         store = zarr.open_group(path, mode="r")
         has_tables = "obs" in store and "var" in store
         # One after the other: zarr logs tracebacks of what fails beside another failure.
         members = [store[str(one)] for one in folders if one.parts and str(one) in store]
-    except Exception as error:
-        raise DataError(
-            f"{path}: damaged zarr store ({first_line(error)}); copy it again"
-        ) from error
     if not has_tables:
         raise DataError(
             f"{path}: a zarr store but not of AnnData (no obs and var); write it with "

@@ -6,7 +6,7 @@ experiment larger than the memory, or the disk, can be read.
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.file_patterns import SOMA_PREFIX
-from core.cells.sources import StoredMatrix, to_csr
+from core.cells.sources import StoredMatrix, in_one_sentence, to_csr
 from core.errors import ConfigurationError, DataError, MachineError
-from core.wording import did_you_mean, first_line
+from core.wording import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,14 +52,10 @@ class SomaSource:
                 f"{spec}: SOMA experiments are read by the package tiledbsoma; install it by pip install "
                 f"'transformerics[soma]'"
             ) from None
-        try:
-            opened: Any = tiledbsoma.open(self._uri)
-        except Exception as error:
-            raise DataError(
-                f"{spec}: no SOMA experiment can be opened at {self._uri} ({first_line(error)}); check the "
-                f"path"
-            ) from error
-        self._opened = opened
+        what = f"{spec}: no SOMA experiment can be opened at {self._uri}"
+        with in_one_sentence(what, "; check the path"):
+            self._opened: Any = tiledbsoma.open(self._uri)
+        opened = self._opened
         if opened.soma_type != "SOMAExperiment":
             self.close()
             raise DataError(
@@ -218,20 +214,9 @@ class SomaSource:
         measurement, layer = self._place(matrix)
         return self._opened.ms[measurement].X[layer]
 
-    @contextmanager
-    def _readable(self, key: str) -> Iterator[None]:
-        """Turn the many errors of SOMA into one sentence."""
-        try:
-            yield
-        except (ConfigurationError, DataError, MemoryError):
-            raise
-        except Exception as error:
-            filtered = (
-                f"; check obs_filter ({self._filter})" if self._filter and key == "obs" else ""
-            )
-            raise DataError(
-                f"{self.name}: '{key}' cannot be read ({first_line(error)}){filtered}"
-            ) from error
+    def _readable(self, key: str) -> AbstractContextManager[None]:
+        filtered = f"; check obs_filter ({self._filter})" if self._filter and key == "obs" else ""
+        return in_one_sentence(f"{self.name}: '{key}' cannot be read", filtered)
 
 
 def _parse(spec: str) -> tuple[str, dict[str, str]]:

@@ -5,13 +5,15 @@ values mean belongs to `matrix_state`.
 """
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from core.errors import DataError
+from core.errors import DataError, TfxError
+from core.wording import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,6 +182,17 @@ def to_anndata(source: CellSource) -> "AnnData":
     if "raw" in matrices:
         adata.raw = anndata.AnnData(matrices["raw"], obs=source.obs[[]], var=source.var("raw"))
     return adata
+
+
+@contextmanager
+def in_one_sentence(what: str, remedy: str) -> Iterator[None]:
+    """Turn the many errors of a library that reads files into a DataError: "WHAT (reason)REMEDY"."""
+    try:
+        yield
+    except (TfxError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{what} ({first_line(error)}){remedy}") from error
 
 
 def columns_of(obs: "pd.DataFrame", names: Collection[str]) -> "pd.DataFrame":

@@ -24,7 +24,7 @@ from core.cells.cell_filter import CellFilter
 from core.cells.genes import GenePanel
 from core.cells.integrity import StoreChecks
 from core.cells.manifest import MANIFEST_NAME, Manifest, unreadable
-from core.cells.normalisation import count_scales, log_normalise
+from core.cells.normalisation import log_values
 from core.cells.phenotypes import check_lengths
 from core.errors import ConfigurationError, DataError
 from core.files import file_json
@@ -301,7 +301,7 @@ class Store:
         columns, row_ends, kept = self._of_panel(cells, panel)
         values = cells.values[kept].astype(np.float32)
         if self.value_kind == "counts":
-            values = log_normalise(values, np.repeat(count_scales(cells.totals), np.diff(row_ends)))
+            values = log_values(values, row_ends, cells.totals)
         return _csr(values, columns, row_ends, len(panel))
 
     def library_sizes(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -394,14 +394,17 @@ class Store:
         self, cells: StoredCells, panel: GenePanel
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
         """Panel columns of the values kept, where each row ends among them, and which are kept."""
-        columns = self._column_map(panel)[cells.genes]
+        columns = self.column_map(panel)[cells.genes]
         kept = columns >= 0
         # A running sum over all values takes six times as long.
         row_ends = np.searchsorted(np.flatnonzero(kept), cells.indptr)
         return columns[kept], row_ends, kept
 
-    def _column_map(self, panel: GenePanel) -> NDArray[np.int32]:
-        """(genes of the store,) column in the panel, -1 where the panel lacks the gene."""
+    def column_map(self, panel: GenePanel) -> NDArray[np.int32]:
+        """(genes of the store,) column in the panel, -1 where the panel lacks the gene.
+
+        Genes that the store lacks are logged once; DataError if it has none of the panel's.
+        """
         cached = self._column_maps.get(panel.hash)
         if cached is not None:
             return cached

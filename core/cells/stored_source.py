@@ -5,16 +5,15 @@ AnnData reads the tables and says what each element is; only the streaming of ma
 
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
-from core.cells.sources import BY_COLUMNS_VALUES, StoredMatrix, columns_of, to_csr
+from core.cells.sources import BY_COLUMNS_VALUES, StoredMatrix, columns_of, in_one_sentence, to_csr
 from core.errors import DataError
-from core.wording import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,18 +232,9 @@ class StoredSource:
             warnings.simplefilter("ignore")  # on old layouts
             return read_elem(self._group[key])
 
-    @contextmanager
-    def _readable(self, key: str) -> Iterator[None]:
-        """Turn the many errors of a damaged file into one sentence."""
-        try:
-            yield
-        except (DataError, MemoryError):
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{self.name}: '{key}' cannot be read ({first_line(error)}); the file is damaged or "
-                f"was not written by AnnData"
-            ) from error
+    def _readable(self, key: str) -> AbstractContextManager[None]:
+        remedy = "; the file is damaged or was not written by AnnData"
+        return in_one_sentence(f"{self.name}: '{key}' cannot be read", remedy)
 
 
 class _StoredRows:

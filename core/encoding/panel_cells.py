@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from core.cells.genes import GenePanel
+from core.cells.normalisation import log_values
 from core.cells.store import LARGE_COUNT, Store
-from core.encoding.values import log_values
 
 #: Cells whose genes are counted at a time.
 _COUNTING_CELLS = 4096
@@ -113,10 +113,8 @@ class PanelReader:
     """
 
     def __init__(self, store: Store, panel: GenePanel) -> None:
-        store.read(np.zeros(0, dtype=np.int64), panel)  # checks the panel, lists genes it lacks
         self.store = store
-        place = {gene: index for index, gene in enumerate(panel.ids)}
-        found = np.array([place.get(gene, -1) for gene in store.genes.ids], dtype=np.int64)
+        found = store.column_map(panel)
         self.covers_store = bool((found >= 0).all())
         is_small = self.covers_store and len(panel) <= 65_536
         panel_of: NDArray[np.integer[Any]] | None = None

@@ -382,10 +382,3 @@ class CountBins:
             values = log_normalise(counts[large], count_scales(self.totals)[cell])
             bins[large] = first + np.searchsorted(self.edges, values, side="right")
         return bins
-
-
-def log_values(
-    counts: NDArray[np.unsignedinteger[Any]], indptr: NDArray[np.int64], totals: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return (values,) log1p counts per 10,000, bit for bit those of `Store.read`."""
-    return log_normalise(counts, np.repeat(count_scales(totals), np.diff(indptr)))

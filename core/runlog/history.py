@@ -15,7 +15,13 @@ from typing import Any, Self, TypeGuard
 
 from core.files import file_bytes
 from core.runlog.json_lines import LARGEST_LOG, LineFollower, finite_number, number_in, parse_object
-from core.runlog.schema import GENE_METRICS, METRICS_FILE, RESERVED_METRIC_KEYS, MetricRecord
+from core.runlog.schema import (
+    GENE_METRICS,
+    METRICS_FILE,
+    RESERVED_METRIC_KEYS,
+    MetricRecord,
+    system_files,
+)
 
 #: Read at a time, so that a long history is never in memory as dictionaries.
 _CHUNK_BYTES = 2 * 2**20
@@ -165,8 +171,7 @@ class MachineCurves:
 
     def poll(self) -> None:
         """Read what was added."""
-        for path in sorted(self._folder.glob("system-*.jsonl")):
-            host = path.stem.removeprefix("system-")
+        for host, path in system_files(self._folder).items():
             follower = self._followers.setdefault(host, LineFollower(path))
             for lines in follower.chunks(_CHUNK_BYTES):
                 if follower.has_restarted:

@@ -29,6 +29,7 @@ from core.runlog.schema import (
     WORK_FILE,
     EventRecord,
     MetricRecord,
+    system_files,
 )
 from core.runlog.work import Work, read_work
 from core.wording import did_you_mean
@@ -83,8 +84,7 @@ class RunReader:
 
     def system(self) -> dict[str, list[dict[str, Any]]]:
         """Return what each machine logged of itself, by host."""
-        for path in sorted(self.folder.glob("system-*.jsonl")):
-            host = path.stem.removeprefix("system-")
+        for host, path in system_files(self.folder).items():
             self._systems.setdefault(host, RecordTail(path, most=self._most))
         return {host: tail.poll() for host, tail in self._systems.items()}
 

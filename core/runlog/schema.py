@@ -5,6 +5,7 @@ raises `FORMAT_VERSION`, and the reader must still read the older form.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 #: Version of the folder's format, in run.json. Readers read every version up to their own.
@@ -117,3 +118,9 @@ def system_file(host: str) -> str:
     """Return the name of the file in which one machine logs its load."""
     kept = "".join(one if one.isalnum() or one in "-." else "-" for one in host)
     return f"system-{kept or 'unknown'}.jsonl"
+
+
+def system_files(folder: Path) -> dict[str, Path]:
+    """Return the files of all machines by host."""
+    paths = sorted(folder.glob("system-*.jsonl"))
+    return {path.stem.removeprefix("system-"): path for path in paths}

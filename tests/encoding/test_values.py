@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from scipy import sparse
 
 from core.cells.genes import GenePanel
+from core.cells.normalisation import log_values
 from core.encoding.values import (
     NEVER,
     QUANTILES,
@@ -19,7 +20,6 @@ from core.encoding.values import (
     ValueTable,
     count_thresholds,
     fit_value_encoder,
-    log_values,
     possible_bins,
     read_gene_edges,
 )
