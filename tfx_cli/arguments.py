@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: Endings of figures, as in `core.evaluation.report.pictures`, which takes numpy.
 FIGURES = (".png", ".pdf", ".svg")
 SIMULATED = "The model was trained on simulated cells: these say nothing about real biology."
+#: Keys of a request of cells that are no options of their own.
+_NO_OPTIONS = ("id", "request", "set", "cells", "output", "overwrite")
 #: The folders of runs and of stores, below the current folder.
 RUNS, STORES = Path("runs"), Path("stores")
 
@@ -428,6 +431,19 @@ def phenotype_arguments(request: Mapping[str, str]) -> list[str]:
         else:
             words += ["--phenotype", f"{name}={value}"]
     return words
+
+
+def generating_command(run: str, record: Mapping[str, Any], output: str) -> str:
+    """Return the command that makes the cells of a request (docs/generate-serve.md)."""
+    words = ["tfx", "generate", "--run", run, *phenotype_arguments(record["request"])]
+    for name, value in (record.get("set") or {}).items():
+        words += ["--set", f"{name}={value}"]
+    words += ["-n", str(record.get("cells") or 200)]
+    options = {name: value for name, value in record.items() if name not in _NO_OPTIONS}
+    for name, value in options.items():
+        if value is not None and (name, value) != ("unspecified", "sample"):
+            words += [name_of_option(name), str(value)]
+    return shlex.join([*words, "-o", output])
 
 
 def phenotype_request(

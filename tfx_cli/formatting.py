@@ -35,6 +35,17 @@ def shortened_middle(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
+def column_groups(widths: Sequence[int], n_labels: int, *, room: int, gap: int) -> list[list[int]]:
+    """Part the columns of a wide table, after its labels, into groups that fit into a room beside the labels."""
+    groups: list[list[int]] = []
+    for column in range(n_labels, len(widths)):
+        used = [*range(n_labels), *(groups[-1] if groups else ()), column]
+        if not groups or sum(widths[one] + gap for one in used) > room + gap:
+            groups.append([])
+        groups[-1].append(column)
+    return groups
+
+
 def count_of(number: int, noun: str) -> str:
     """Write a number with its noun: ``1 file``, ``1,200 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

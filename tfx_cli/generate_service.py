@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import queue
-import shlex
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ from core.renamed import current_section, notes_on_keys
 from core.runlog.schema import RUN_FILE
 from core.runlog.work import work_on
 from core.wording import size, visible
-from tfx_cli.arguments import check_output, load_model, name_of_option, phenotype_arguments
+from tfx_cli.arguments import check_output, generating_command, load_model
 from tfx_cli.output import explain
 
 if TYPE_CHECKING:
@@ -74,19 +73,6 @@ class ServedRequest(BaseModel):
     unspecified: Literal["sample", "none"] = "sample"
     output: str | None = None
     overwrite: bool = False
-
-    def command_line(self, folder: Path, n_cells: int, sampling: dict[str, Any]) -> str:
-        """Return the command that writes the same cells."""
-        words = ["tfx", "generate", "--run", str(folder), *phenotype_arguments(self.request)]
-        for name, value in self.set.items():
-            words += ["--set", f"{name}={value}"]
-        words += ["-n", str(n_cells), "--seed", str(self.seed)]
-        options = {"balance": self.balance, **sampling, "library_size": self.library_size}
-        if self.unspecified != "sample":
-            options["unspecified"] = self.unspecified
-        for name, value in options.items():
-            words += [] if value is None else [name_of_option(name), str(value)]
-        return shlex.join([*words, "-o", self.output or "generated.h5ad"])
 
 
 class _CancelledError(Exception):
@@ -366,7 +352,11 @@ class _Service:
             "compared_with": which,
             "notes": notes,
             "pairs": pairs,
-            "command": served.command_line(self._folder, n_cells, sampling),
+            "command": generating_command(
+                str(self._folder),
+                served.model_dump() | sampling | {"cells": n_cells},
+                served.output or "generated.h5ad",
+            ),
         }
         return {
             "event": "cells",

@@ -153,20 +153,16 @@ def _as_fits(drawing: "RenderableType", width: int) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
 
+    from tfx_cli.formatting import column_groups
+
     if not isinstance(drawing, Table):
         return drawing
     least = [_least_width(column) for column in drawing.columns]
     if sum(least) + TABLE_GAP * (len(least) - 1) <= width:
         return drawing
     n_labels = next((n for n, one in enumerate(drawing.columns) if one.justify == "right"), 1) or 1
-    groups: list[list[int]] = []
-    for place in range(n_labels, len(least)):
-        used = [*least[:n_labels], *(least[one] for one in [*(groups[-1:] or [[]])[0], place])]
-        if not groups or sum(used) + TABLE_GAP * (len(used) - 1) > width:
-            groups.append([])
-        groups[-1].append(place)
     parts: list[RenderableType] = []
-    for group in groups:
+    for group in column_groups(least, n_labels, room=width, gap=TABLE_GAP):
         shown = [drawing.columns[one] for one in [*range(n_labels), *group]]
         part = make_table(
             [column.header for column in shown],

@@ -55,25 +55,6 @@ def test_once_without_a_form_is_a_table(tfx, base):
     assert "base" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--svg", "x.svg"], "--svg draws one frame: give --once too"),
-        (["--once", "--svg", "x.png"], ".svg"),
-        (["--once", "--svg", "x.svg", "--size", "big"], "--size big: columns x rows"),
-        (["--once", "--svg", "x.svg", "--size", "5x900"], "of 20x5 to 400x200"),
-        ([], "the dashboard needs a terminal"),
-        (["bse", "--once"], "did you mean 'base'?"),
-    ],
-)
-def test_what_cannot_be_is_one_sentence(arguments, message, tfx, base):
-    result = tfx("dashboard", *arguments)
-    assert result.code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not list(base.parent.parent.glob("x.*"))
-
-
 def test_no_runs_yet_is_no_fault(tfx, tmp_path):
     result = tfx("dashboard", "--once", "--json")
     assert (result.code, result.json["runs"]) == (0, [])

@@ -123,8 +123,8 @@ def test_test_metrics_replace_earlier_ones(tmp_path):
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
     text = section(card, "Test metrics")
     assert "1,200 test cells (split by donor)" in text
-    assert text.count("| sex | 0.900 / 0.800 |  |") == 1
-    assert "| age | 0.500 / 0.400 | 0.600 / 0.550 |" in text
+    assert text.count("| sex | 0 | 0.900 / 0.800 | - |") == 1
+    assert "| age | 0 | 0.500 / 0.400 | 0.600 / 0.550 |" in text
     assert "- age: the model scores lower" in text
     assert card.count("## Limits") == 1
 

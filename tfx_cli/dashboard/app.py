@@ -196,9 +196,9 @@ class DashboardApp(App[None]):
             if launch.process.poll() not in NO_FAILURE:
                 text = launch.error() or "without a message"
                 title = f"tfx {launch.command} {name} failed"
-                self.notify(text, title=title, severity="error", timeout=15, markup=False)
+                self.notify(text, title=title, severity="error", timeout=15)
             elif launch.command == "eval":
-                self.notify(f"{name} is evaluated", markup=False)
+                self.notify(f"{name} is evaluated")
         for row in view.rows:
             if row.state in AT_WORK:
                 self.processes.forget_launch(row.path)
@@ -220,8 +220,12 @@ class DashboardApp(App[None]):
         shown = [screen for screen in self.screen_stack if isinstance(screen, DashboardScreen)]
         return [*shown, *(one for one in self._cells.values() if one not in shown)]
 
+    def notify(self, message: str, *, markup: bool = False, **options: Any) -> None:  # noqa: ANN401
+        """Show a message as it is written: names and labels may hold brackets."""
+        super().notify(message, markup=False, **options)
+
     def _notify_error(self, problem: object) -> None:
-        self.notify(str(problem), severity="error", markup=False)
+        self.notify(str(problem), severity="error")
 
     # -- screens
     def _open(self, screen: DashboardScreen) -> None:
@@ -321,24 +325,24 @@ class DashboardApp(App[None]):
         launch = self.processes.launch_of(path)
         if row is None and launch is not None and launch.is_running:
             send_stop(launch.process.pid)
-            self.notify("stopping", markup=False)
+            self.notify("stopping")
             return
         if row is None or row.state not in (*AT_WORK, "stale"):
-            self.notify("this run is not running", markup=False)
+            self.notify("this run is not running")
             return
         work = read_work(Path(path), now=time.time())
         saves = work is None
         try:
             pid = process_to_stop(RunReader(Path(path)).status if work is None else work.record)
         except TfxError as error:
-            self.notify(str(error), severity="warning", markup=False)
+            self.notify(str(error), severity="warning")
             return
 
         def stop(confirmed: bool | None) -> None:
             if confirmed:
                 send_stop(pid)
                 how = "saving a checkpoint after this step, then it ends" if saves else "stopping"
-                self.notify(how, markup=False)
+                self.notify(how)
 
         if pid in [launch.process.pid for launch in self.processes.running()]:
             stop(confirmed=True)
@@ -350,34 +354,34 @@ class DashboardApp(App[None]):
     def action_resume_run(self) -> None:
         path, row = self._run_of_screen()
         if row is None and not self.processes.started_here(path):
-            self.notify("there is no run to resume; n starts one", markup=False)
+            self.notify("there is no run to resume; n starts one")
         elif row is None or row.state in AT_WORK:
-            self.notify(f"this run is {'starting' if row is None else row.state}", markup=False)
+            self.notify(f"this run is {'starting' if row is None else row.state}")
         elif path in self._resuming:
-            self.notify(f"{row.name} is being resumed", markup=False)
+            self.notify(f"{row.name} is being resumed")
         elif row.state == "finished":
-            self.notify(f"finished; for more steps: tfx train {path} --steps N", markup=False)
+            self.notify(f"finished; for more steps: tfx train {path} --steps N")
         else:
             self._resuming[path] = None
-            self.notify(f"{row.name} continues (a few seconds)", markup=False)
+            self.notify(f"{row.name} continues (a few seconds)")
             self.run_worker(self._resume(path), group="resume")
 
     def action_evaluate_run(self) -> None:
         """Score the test cells of a run in a process of its own."""
         path, row = self._run_of_screen()
         if row is None or not (Path(path) / MODEL_FOLDER).is_dir():
-            self.notify("there is no model to evaluate yet", markup=False)
+            self.notify("there is no model to evaluate yet")
         elif row.state in AT_WORK and row.state not in LIVE_STATES:
-            self.notify(f"this run is {row.state}", markup=False)
+            self.notify(f"this run is {row.state}")
         elif self.processes.started_here(path, "eval"):
-            self.notify(f"{row.name} is being evaluated", markup=False)
+            self.notify(f"{row.name} is being evaluated")
         else:
             try:
                 self.processes.evaluate(path, self.root)
             except TfxError as error:
                 self._notify_error(error)
             else:
-                self.notify(f"evaluating {row.name} on its test cells", markup=False)
+                self.notify(f"evaluating {row.name} on its test cells")
 
     async def _resume(self, path: str) -> None:
         """Continue a run as soon as the process that stopped it has ended."""

@@ -161,6 +161,14 @@ class DashboardScreen(Screen[None]):
     def action_pane(self, name: str) -> None:
         self.query_one(Panes).choose(name)
 
+    def action_filter(self) -> None:
+        """Type a text that the rows of a list must hold."""
+        self.filter.open()
+
+    @property
+    def filter(self) -> "FilterBox":
+        return self.query_one(FilterBox)
+
     def action_back(self) -> None:
         self.app.pop_screen()
 
@@ -178,6 +186,26 @@ class DashboardScreen(Screen[None]):
 
     def take_event(self, run: str, event: Mapping[str, Any]) -> None:
         """Take an event of the process that holds the model of a run."""
+
+
+class FilterBox(Input):
+    """The text that rows of a list must hold, on a line that is shown while it is used."""
+
+    def __init__(self, placeholder: str) -> None:
+        super().__init__(placeholder=placeholder, id="filter", compact=True)
+
+    @property
+    def part(self) -> str:
+        """The text, in small letters."""
+        return self.value.strip().lower()
+
+    def open(self) -> None:
+        self.add_class("-shown")
+        self.focus()
+
+    def close(self) -> None:
+        self.value = ""
+        self.remove_class("-shown")
 
 
 class Panes(TabbedContent):

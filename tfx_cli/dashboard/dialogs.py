@@ -28,6 +28,10 @@ class _Dialog(ModalScreen[_Answer | None]):
         ),
     ]
 
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
     def action_leave(self) -> None:
         self.dismiss(None)
 
@@ -44,8 +48,7 @@ class ChoiceDialog(_Dialog[int]):
     ]
 
     def __init__(self, title: str, options: Sequence[tuple[int, str, str]], *, chosen: int) -> None:
-        super().__init__()
-        self._title = title
+        super().__init__(title)
         self._options = options
         self._chosen = chosen
 
@@ -97,13 +100,12 @@ class ConfirmDialog(_Dialog[bool]):
     ]
 
     def __init__(self, question: str, yes: str) -> None:
-        super().__init__()
-        self._question = question
+        super().__init__(question)
         self._yes = yes
 
     def compose(self) -> ComposeResult:
         with Vertical():
-            yield Static(self._question, markup=False)
+            yield Static(self._title, markup=False)
             with Horizontal():
                 yield Button(f"{self._yes} (y)", id="yes", compact=True, variant="warning")
                 yield Button("No (n)", id="no", compact=True)
@@ -119,8 +121,7 @@ class TextDialog(_Dialog[str]):
     """Give a text; ``fault`` says what is wrong with one, and "" if nothing is."""
 
     def __init__(self, title: str, text: str, fault: Callable[[str], str]) -> None:
-        super().__init__()
-        self._title = title
+        super().__init__(title)
         self._text = text
         self._fault = fault
 
@@ -149,8 +150,7 @@ class SelectionDialog(_Dialog[list[str]]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "accept", "Accept", priority=True)]
 
     def __init__(self, title: str, options: Sequence[tuple[str, str, bool]]) -> None:
-        super().__init__()
-        self._title = title
+        super().__init__(title)
         self._options = options
 
     def compose(self) -> ComposeResult:
@@ -179,8 +179,7 @@ class CopyDialog(_Dialog[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,enter", "leave", "Close")]
 
     def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title = title
+        super().__init__(title)
         self._text = text
 
     def compose(self) -> ComposeResult:
@@ -204,12 +203,11 @@ class HelpDialog(_Dialog[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,question_mark", "leave", "Close")]
 
     def __init__(self, screen_name: str, rows: Sequence[tuple[str, str, str]]) -> None:
-        super().__init__()
-        self._screen_name = screen_name
+        super().__init__(f"keys: {screen_name}")
         self._rows = rows
 
     def compose(self) -> ComposeResult:
-        lines = [Content.styled(f"keys: {self._screen_name}", "bold"), Content("")]
+        lines = [Content.styled(self._title, "bold"), Content("")]
         for keys, about, name in self._rows:
             shown = names_of_keys(keys)
             lines.append(

@@ -20,7 +20,7 @@ from core.evaluation.report.tables import (
 )
 from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.workspace import RunView
-from tfx_cli.formatting import shortened
+from tfx_cli.formatting import column_groups, shortened
 
 _GAP = "  "
 #: Confidences of fewer cells are left out of a calibration curve.
@@ -164,12 +164,7 @@ def table_content(table: ReportTable, width: int) -> Content:
     texts = [list(table.header), *(list(row) for row in table.rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(table.header))]
     labels = list(range(table.n_labels))
-    groups: list[list[int]] = [[]]
-    for column in range(table.n_labels, len(widths)):
-        used = [*labels, *groups[-1], column]
-        if groups[-1] and sum(widths[one] + len(_GAP) for one in used) > width + len(_GAP):
-            groups.append([])
-        groups[-1].append(column)
+    groups = column_groups(widths, table.n_labels, room=width, gap=len(_GAP))
     lines = [Content.styled(table.title, "bold")] if table.title else []
     lines += [Content.styled(table.note, "$secondary")] if table.note else []
     for number, group in enumerate(groups):

@@ -15,7 +15,8 @@ from textual.widgets import DataTable, Input, Static, TabPane
 from core.errors import TfxError
 from core.files import replacing
 from core.model.reference import ControlTokens
-from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OfferCopy, Panes
+from tfx_cli.arguments import generating_command
+from tfx_cli.dashboard.base_screen import DashboardScreen, FilterBox, Generate, OfferCopy, Panes
 from tfx_cli.dashboard.cells_texts import (
     FEW_CELLS,
     GeneMeans,
@@ -28,7 +29,7 @@ from tfx_cli.dashboard.cells_texts import (
 )
 from tfx_cli.dashboard.curve_view import CurveView
 from tfx_cli.dashboard.dialogs import ChoiceDialog, TextDialog, h5ad_fault
-from tfx_cli.dashboard.generated_sets import GeneratedSet, command_line
+from tfx_cli.dashboard.generated_sets import GeneratedSet
 from tfx_cli.dashboard.keymap import Key, bindings_of
 from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.scatter_view import ScatterView
@@ -94,7 +95,7 @@ class GenerateScreen(DashboardScreen):
                 yield Static("", id="progress", markup=False)
                 yield Static("", id="sets", markup=False)
                 yield Static("", id="side-fidelity", classes="fidelity", markup=False)
-                yield Input(placeholder="genes whose names hold ...", id="filter", compact=True)
+                yield FilterBox("genes whose names hold ...")
             with Panes(initial="genes", id="results"):
                 with TabPane("1 Genes", id="genes"):
                     yield _gene_table("gene-table")
@@ -141,14 +142,8 @@ class GenerateScreen(DashboardScreen):
         else:
             await super().action_move(to)
 
-    def action_filter(self) -> None:
-        """Type a part of the names of the genes that are listed."""
-        box = self.query_one("#filter", Input)
-        box.add_class("-shown")
-        box.focus()
-
     def on_input_changed(self, event: Input.Changed) -> None:
-        if event.input.id == "filter" and self.sets:
+        if event.input is self.filter and self.sets:
             self._show_result()
 
     def on_input_submitted(self) -> None:
@@ -207,13 +202,13 @@ class GenerateScreen(DashboardScreen):
             try:
                 found[name] = int(text) if kind == "integer" else float(text)
             except ValueError:
-                self.notify(f"{label}: '{text}' is not a number", severity="error", markup=False)
+                self.notify(f"{label}: '{text}' is not a number", severity="error")
                 return None
         return found
 
     def action_go(self) -> None:
         if self._tokens is None:
-            self.notify(self._problem, severity="error", markup=False)
+            self.notify(self._problem, severity="error")
             return
         numbers = self._numbers()
         if numbers is None:
@@ -225,7 +220,7 @@ class GenerateScreen(DashboardScreen):
 
     def _send(self, request: Mapping[str, Any]) -> None:
         if self.is_busy:
-            self.notify("cells are being generated; x cancels", markup=False)
+            self.notify("cells are being generated; x cancels")
             return
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="tfx-cells-"))
@@ -239,7 +234,7 @@ class GenerateScreen(DashboardScreen):
 
     def action_cancel(self) -> None:
         if not self.is_busy:
-            self.notify("nothing is being generated", markup=False)
+            self.notify("nothing is being generated")
             return
         self.post_message(Generate(self.run_path, {"cancel": self._number}))
         self._status = Content("cancelling...")
@@ -249,7 +244,7 @@ class GenerateScreen(DashboardScreen):
         """Generate the shown cells again with one token changed, and show the genes that move."""
         rows = self._rows()
         if not self.sets or not rows:
-            self.notify("generate first (c); f then flips one token of the cells", markup=False)
+            self.notify("generate first (c); f then flips one token of the cells")
             return
         # A flip starts from the cells before another flip: one token changes.
         base = {name: value for name, value in self._shown.request.items() if name != "set"}
@@ -393,24 +388,23 @@ class GenerateScreen(DashboardScreen):
             colours = series_colour(self.app.theme, 1), series_colour(self.app.theme, 0)
             width = self.query_one("#results").size.width
             table.add_columns(*genes.columns())
-            part = self.query_one("#filter", Input).value.strip().lower()
-            table.add_rows(genes.rows(width, colours, part))
+            table.add_rows(genes.rows(width, colours, self.filter.part))
 
     # -- saving
     def action_copy(self) -> None:
         if not self._request:
-            self.notify("generate first (c)", markup=False)
+            self.notify("generate first (c)")
             return
         request = self._shown.request if self.sets else self._request
         name = self._shown.file_name() if self.sets else "generated.h5ad"
-        command = command_line(self.run_path, request, name)
+        command = generating_command(self.run_path, request, name)
         self.post_message(OfferCopy("the command that makes these cells", command))
 
     def action_save(self) -> None:
         """Save the shown cells as an .h5ad file."""
         shown = self._shown if self.sets else None
         if shown is None or shown.output is None or not shown.output.is_file():
-            self.notify("generate first (c)", markup=False)
+            self.notify("generate first (c)")
             return
         source = shown.output
 
@@ -427,9 +421,9 @@ class GenerateScreen(DashboardScreen):
             with replacing(target) as partial:
                 shutil.copyfile(source, partial)
         except OSError as error:
-            self.notify(f"{target}: {error.strerror}", severity="error", markup=False)
+            self.notify(f"{target}: {error.strerror}", severity="error")
             return False
-        self.notify(f"saved {target}", markup=False)
+        self.notify(f"saved {target}")
         return True
 
     @property
@@ -439,11 +433,10 @@ class GenerateScreen(DashboardScreen):
 
     def action_back(self) -> None:
         """Leave a field, show all genes, or leave the screen."""
-        box = self.query_one("#filter", Input)
+        box = self.filter
         if isinstance(self.focused, Input) or box.value:
             if self.focused is box or not isinstance(self.focused, Input):
-                box.value = ""
-                box.remove_class("-shown")
+                box.close()
             self._focus_tokens()
         else:
             super().action_back()

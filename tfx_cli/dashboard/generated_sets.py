@@ -1,13 +1,10 @@
-"""Sets of generated cells that a generate screen keeps: names, commands, files."""
+"""Sets of generated cells that a generate screen keeps: names and files."""
 
-import shlex
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tfx_cli.arguments import phenotype_arguments
 
 
 @dataclass
@@ -58,16 +55,3 @@ class GeneratedSet:
             number += 1
             name = f"{stem}-{number}.h5ad"
         return name
-
-
-def command_line(run: str, request: Mapping[str, Any], output: str) -> str:
-    """Return the command that makes the cells of a request."""
-    arguments = ["tfx", "generate", "--run", run]
-    arguments += phenotype_arguments(request["request"])
-    for name, value in (request.get("set") or {}).items():
-        arguments += ["--set", f"{name}={value}"]
-    arguments += ["-n", str(request.get("cells", 200))]
-    for name in ("steps", "temperature", "guidance", "seed"):
-        if name in request:
-            arguments += [f"--{name}", f"{request[name]:g}"]
-    return shlex.join([*arguments, "-o", output])

@@ -17,7 +17,14 @@ from core.runlog.overview import RunRow
 from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER, OUTPUT_FILE
 from core.wording import duration
 from tfx_cli.dashboard import run_texts
-from tfx_cli.dashboard.base_screen import DashboardScreen, OfferCopy, Panes, current_key, fill_table
+from tfx_cli.dashboard.base_screen import (
+    DashboardScreen,
+    FilterBox,
+    OfferCopy,
+    Panes,
+    current_key,
+    fill_table,
+)
 from tfx_cli.dashboard.canvas import Range
 from tfx_cli.dashboard.curve_view import SMOOTHING, CurveView, CurveWindow, ReferenceMark
 from tfx_cli.dashboard.evaluation_pane import EvaluationPane
@@ -80,7 +87,7 @@ class RunScreen(DashboardScreen):
         self._phenotype: str | None = None
 
     def make_body(self) -> ComposeResult:
-        yield Input(placeholder="filter", id="filter", compact=True)
+        yield FilterBox("filter")
         with Panes(initial="curves", classes="body", id="panes"):
             with TabPane("1 Curves", id="curves"), Vertical(id="curves-pane"):
                 with Container(id="curve-grid"):
@@ -143,8 +150,8 @@ class RunScreen(DashboardScreen):
             low, high = axis.of_steps(np.array(steps))
             domain = (float(low), float(high))
         self._show_curves(view, axis, domain)
-        pane, part = self.pane, self._filter
-        box = self.query_one("#filter", Input)
+        pane, box = self.pane, self.filter
+        part = box.part
         box.set_class(pane in _FILTERED and (bool(part) or box.has_focus), "-shown")
         if pane == "metrics":
             grid = self.query_one(MetricGrid)
@@ -183,10 +190,6 @@ class RunScreen(DashboardScreen):
         lines.query_one(Static).update(content)
         if follows_end:
             self.call_after_refresh(lines.scroll_end, animate=False)
-
-    @property
-    def _filter(self) -> str:
-        return self.query_one("#filter", Input).value.strip().lower()
 
     def offers(self, key: Key) -> bool:
         if key.panes and self._view is None:
@@ -335,16 +338,14 @@ class RunScreen(DashboardScreen):
     def action_order(self) -> None:
         """Show all metrics in the next order."""
         self._order = (self._order + 1) % len(ORDERS)
-        self.notify(f"metrics {ORDERS[self._order]}", timeout=2, markup=False)
+        self.notify(f"metrics {ORDERS[self._order]}", timeout=2)
         self._show()
 
     def action_filter(self) -> None:
         """Type a filter of the pane, or of all metrics."""
         if self.pane not in _FILTERED:
             self.action_pane("metrics")
-        box = self.query_one("#filter", Input)
-        box.add_class("-shown")
-        box.focus()
+        super().action_filter()
 
     def on_input_changed(self) -> None:
         self._show()
@@ -355,7 +356,7 @@ class RunScreen(DashboardScreen):
 
     def action_back(self) -> None:
         """Leave the filter, or the screen."""
-        box = self.query_one("#filter", Input)
+        box = self.filter
         if box.has_focus or (box.value and self.pane in _FILTERED):
             box.value = ""
             self.query_one(_FOCUS[self.pane]).focus()

@@ -19,6 +19,7 @@ from core.runlog.ownership import is_run_name
 from core.runlog.schema import AT_WORK, MODEL_FOLDER, metric_info
 from tfx_cli.dashboard.base_screen import (
     DashboardScreen,
+    FilterBox,
     OpenRun,
     ReadSoon,
     current_key,
@@ -94,7 +95,7 @@ class RunsScreen(DashboardScreen):
 
     def make_body(self) -> ComposeResult:
         with Vertical(classes="body"):
-            yield Input(placeholder="filter by name or state", id="filter", compact=True)
+            yield FilterBox("filter by name or state")
             yield DataTable(cursor_type="row", zebra_stripes=True, header_height=2, id="runs")
             yield CurveView("overlay", id="overlay", empty="select runs with v")
             yield Static(_WELCOME, id="welcome", markup=False)
@@ -154,7 +155,7 @@ class RunsScreen(DashboardScreen):
             row.path: [self._mark(row, colours), *(self._cell(one, row, room) for one in columns)]
             for row in rows
         }
-        part = self._filter
+        part = self.filter.part
         for bad in self._view.unreadable:
             if part in bad.name.lower() or part in "unreadable":
                 texts = {"run": shortened_middle(bad.name, room), "state": "! unreadable"}
@@ -162,10 +163,6 @@ class RunsScreen(DashboardScreen):
         heads = {_MARK: Text("")} | {one.name: self._head(one) for one in columns}
         fill_table(self.query_one("#runs", DataTable), heads, cells)
         self._show_overlay()
-
-    @property
-    def _filter(self) -> str:
-        return self.query_one("#filter", Input).value.strip().lower()
 
     def _show_bar(self, n_shown: int) -> None:
         n_live = sum(row.state in AT_WORK for row in self._view.rows)
@@ -178,13 +175,13 @@ class RunsScreen(DashboardScreen):
         is_empty = is_empty and not self._view.unreadable and self._view is not _NOTHING_READ
         self.set_class(is_empty, "-empty")
         if self._view.rows and not n_shown and not self._view.unreadable:
-            parts = [f"no run matches '{self._filter}' (esc shows all)"]
+            parts = [f"no run matches '{self.filter.part}' (esc shows all)"]
         text = "" if self._view is _NOTHING_READ else f"  {', '.join(parts)}"
         self.set_bar(("tfx", "bold"), f"  {self._root}{text}")
 
     def _shown_rows(self) -> list[RunRow]:
         """Return the runs that match the filter, in order; first those that were just started here."""
-        part, known = self._filter, {row.path for row in self._view.rows}
+        part, known = self.filter.part, {row.path for row in self._view.rows}
         launched = [one for one in self._processes.launches() if one.path not in known]
         rows = [
             row
@@ -319,7 +316,7 @@ class RunsScreen(DashboardScreen):
         path = self.current_run()
         row = next((row for row in self._view.rows if row.path == path), None)
         if row is None:
-            self.notify("there is no run here", markup=False)
+            self.notify("there is no run here")
         return row
 
     def _change(self, change: Callable[[], object]) -> None:
@@ -327,7 +324,7 @@ class RunsScreen(DashboardScreen):
         try:
             change()
         except TfxError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.notify(str(error), severity="error")
         self.post_message(ReadSoon())
 
     def action_rename(self) -> None:
@@ -377,7 +374,7 @@ class RunsScreen(DashboardScreen):
         path = self.current_run()
         unreadable = {one.path: one.reason for one in self._view.unreadable}
         if path in unreadable:
-            self.notify(unreadable[path], severity="error", markup=False)
+            self.notify(unreadable[path], severity="error")
         elif path is not None:
             self.post_message(OpenRun(path))
 
@@ -406,11 +403,6 @@ class RunsScreen(DashboardScreen):
         self._metric += 1
         self._show()
 
-    def action_filter(self) -> None:
-        box = self.query_one("#filter", Input)
-        box.add_class("-shown")
-        box.focus()
-
     def on_input_changed(self) -> None:
         self._show()
 
@@ -419,9 +411,7 @@ class RunsScreen(DashboardScreen):
 
     def action_back(self) -> None:
         """Close the filter."""
-        box = self.query_one("#filter", Input)
-        box.value = ""
-        box.remove_class("-shown")
+        self.filter.close()
         self.query_one("#runs").focus()
 
 

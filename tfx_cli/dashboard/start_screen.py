@@ -318,11 +318,11 @@ class StartScreen(DashboardScreen):
 
     def action_go(self) -> None:
         if self._preset == _PUBLISHED:
-            self.notify("choose one of the presets", markup=False)
+            self.notify("choose one of the presets")
         elif self._check is None or self._check.chosen != self._chosen():
-            self.notify("the preset is being checked; please try again", markup=False)
+            self.notify("the preset is being checked; please try again")
         elif not self._check.is_valid:
-            self.notify("the preset is not valid yet: see below", severity="error", markup=False)
+            self.notify("the preset is not valid yet: see below", severity="error")
         else:
             self._cancel()
             name = self.query_one("#name", Input).value.strip()

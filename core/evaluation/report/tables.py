@@ -16,6 +16,7 @@ from core.evaluation.report.records import (
     PhenotypeScores,
     Scores,
 )
+from core.wording import as_markdown
 
 _SCORES = ("accuracy", "balanced_accuracy", "macro_f1")
 _PARTS = {
@@ -35,6 +36,11 @@ class ReportTable:
     rows: Sequence[Sequence[str]]
     #: Columns at the left that hold no numbers.
     n_labels: int = 1
+
+    def markdown(self) -> list[str]:
+        """Return the header and the rows as lines of Markdown."""
+        lines = [f"| {' | '.join(map(as_markdown, row))} |" for row in (self.header, *self.rows)]
+        return [lines[0], "|---" * len(self.header) + "|", *lines[1:]]
 
 
 #: How cells were held out, by the name in the store's report.

@@ -28,7 +28,7 @@ from core.evaluation.report.tables import (
     ReportTable,
     fact_rows,
     gene_tables,
-    label_of,
+    headline_table,
     masked_gene_rows,
     part_table,
     phenotype_tables,
@@ -211,32 +211,20 @@ def _file_stem(phenotype: str, taken: Sequence[str]) -> str:
 
 # ----------------------------------------------------------------------------------- the model card
 def card_text(report: EvaluationReport) -> str:
-    """Return accuracy and macro-F1 of every phenotype and method, as Markdown."""
-    methods = list(dict.fromkeys(one for scores in report.phenotypes.values() for one in scores))
+    """Return accuracy and macro-F1 of every phenotype and method, and the parts of the model, as Markdown."""
     facts = report.facts
     which = f"test cells ({split_text(facts.split_by)})"
     if facts.split == "cross-validation":
         which = "cells, each predicted by a model that was trained without its donor"
-    lines = [
-        f"{facts.n_cells:,} {which}, all genes visible, all phenotypes masked; accuracy / macro-F1:",
-        "",
-        "| phenotype | " + " | ".join(label_of(method) for method in methods) + " |",
-        "|---" * (len(methods) + 1) + "|",
-    ]
-    for name, of_one in report.phenotypes.items():
-        pairs = [
-            f"{one.accuracy:.3f} / {one.macro_f1:.3f}" if one is not None else ""
-            for one in map(of_one.get, methods)
-        ]
-        lines.append(f"| {as_markdown(name)} | " + " | ".join(pairs) + " |")
+    head = (
+        f"{facts.n_cells:,} {which}, all genes visible, all phenotypes masked; accuracy / macro-F1:"
+    )
+    lines = [head, "", *headline_table(report).markdown()]
     if (parts := part_table(report)) is not None:
-        lines += ["", as_markdown(f"{parts.title}. {parts.note}", most=2_000), ""]
-        lines.append("| " + " | ".join(map(as_markdown, parts.header)) + " |")
-        lines.append("|---" * len(parts.header) + "|")
-        lines += ["| " + " | ".join(map(as_markdown, row)) + " |" for row in parts.rows]
-    return "\n".join(
-        [*lines, "", *(f"- {as_markdown(note, most=2_000)}" for note in report.notes)]
-    ).rstrip()
+        title = as_markdown(f"{parts.title}. {parts.note}", most=2_000)
+        lines += ["", title, "", *parts.markdown()]
+    lines += ["", *(f"- {as_markdown(note, most=2_000)}" for note in report.notes)]
+    return "\n".join(lines).rstrip()
 
 
 def write_into_card(folder: Path, report: EvaluationReport) -> None:
