@@ -25,7 +25,8 @@ from tfx_cli.arguments import (
     model_folder,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, warn
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     import pandas as pd

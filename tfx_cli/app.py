@@ -26,6 +26,7 @@ from tfx_cli.command_line import (
     new_app,
     option,
 )
+from tfx_cli.exit_codes import exit_code_of
 from tfx_cli.launch import is_main_process
 
 #: The commands in the order of the help, by panel: name, object of a module NAME_command, summary.
@@ -151,7 +152,7 @@ def run(arguments: Sequence[str]) -> int:
                 code = ExitCode.CONFIGURATION
             sys.exit(code if isinstance(code, int) else ExitCode.DONE)
 
-        return output.exit_code_of(call)
+        return exit_code_of(call)
 
 
 def _in_present_spelling(arguments: Sequence[str]) -> Iterator[str]:

@@ -19,7 +19,8 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from core.cells.checks.report import CheckReport, CheckRow

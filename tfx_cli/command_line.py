@@ -29,7 +29,7 @@ _POSSIBLE = re.compile(r" \(Possible options: (?P<options>[^)]*)\)")
 
 
 def new_app(**settings: Any) -> typer.Typer:  # noqa: ANN401 - handed to Typer
-    """Return a Typer application whose errors `output.exit_code_of` prints."""
+    """Return a Typer application whose errors `exit_codes.exit_code_of` prints."""
     return typer.Typer(
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,

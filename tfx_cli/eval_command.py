@@ -23,7 +23,8 @@ from tfx_cli.arguments import (
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
 from tfx_cli.launch import stop_on_signals
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, progress_of_run
+from tfx_cli.output import Paragraph, make_table, narrate, print_result
+from tfx_cli.progress import progress_of_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -30,16 +30,8 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
-from tfx_cli.output import (
-    Paragraph,
-    make_table,
-    narrate,
-    print_result,
-    progress_of_run,
-    record_table,
-    show_progress,
-    warn,
-)
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table, warn
+from tfx_cli.progress import progress_of_run, show_progress
 
 if TYPE_CHECKING:
     from core.evaluation.fidelity.measures import FidelitySummary

@@ -30,7 +30,7 @@ from core.runlog.schema import RUN_FILE
 from core.runlog.work import work_on
 from core.wording import size, visible
 from tfx_cli.arguments import check_output, generating_command, load_model
-from tfx_cli.output import explain
+from tfx_cli.exit_codes import explain
 
 if TYPE_CHECKING:
     from scipy import sparse

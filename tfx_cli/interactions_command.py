@@ -20,7 +20,8 @@ from tfx_cli.arguments import (
     run_and_files,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table, show_progress
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

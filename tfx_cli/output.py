@@ -1,31 +1,24 @@
-"""Everything `tfx` prints: results on stdout, narration and progress on stderr, and exit codes.
+"""Everything `tfx` prints: results on stdout, narration on stderr.
 
 Every string goes through `core.wording.visible`: labels and names of other people's files cannot give the
 terminal commands.
 
-The only module that writes to stdout or decides on exit codes. A command ends by one call of
-`print_result`; everything else goes through `narrate`, `warn`, `show_progress` or a logger. rich is
-imported where it draws (20 to 60 ms): most lines need no drawing.
+The only module that writes to stdout. A command ends by one call of `print_result`; everything else goes
+through `narrate`, `warn`, `show_progress` of `progress.py` or a logger. rich is imported where it draws (20 to
+60 ms): most lines need no drawing.
 """
 
 import contextlib
-import errno
 import itertools
 import json
 import logging
 import os
-import re
 import string
 import sys
-import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
-from core.errors import ConfigurationError, ExitCode, TfxError, TrainingInterrupted
-from core.progress import Listener, ProgressEvent, ignore_progress, to_all
+from core.errors import ConfigurationError
 from core.wording import visible
 
 if TYPE_CHECKING:
@@ -43,19 +36,11 @@ _NARRATOR = logging.getLogger("tfx_cli")
 _LOGGERS = ("", "core", "tfx_cli", "py.warnings")
 #: Columns of a table that goes to a file or a pipe, where nothing is cut to a window.
 _FILE_WIDTH = 400
-#: Without a terminal a line appears at least this often while work advances.
-_LINE_SECONDS = 30.0
 #: Columns of the terminal between two columns of a table.
 TABLE_GAP = 3
-#: Characters after which a cell of a table, a line and a sentence lose their middle; lines of an error.
-_LONGEST_CELL, _LONGEST_LINE, _MOST_ERRORS = 1_000, 4_000, 50
-#: Shorter remaining times are not shown.
-_SHORTEST_LEFT = 60.0
+#: Characters after which a cell of a table, and a line or a sentence, lose their middle.
+_LONGEST_CELL, _LONGEST_LINE = 1_000, 4_000
 
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HDF5_ERRNO = re.compile(r"filename = (?P<file>'[^']*').*?errno = (?P<errno>\d+)", re.DOTALL)
-
-_kept_errors: list[Exception] = []
 _live: "Console | None" = None  # the console that draws progress bars at the moment, if any
 
 
@@ -298,6 +283,17 @@ class _Narration(logging.Handler):
         print_error(message, lines=record.name == "py.warnings")
 
 
+@contextlib.contextmanager
+def lines_above(console: "Console") -> Iterator[None]:
+    """Print lines above what a console draws meanwhile."""
+    global _live
+    before, _live = _live, console
+    try:
+        yield
+    finally:
+        _live = before
+
+
 def print_error(message: str, *, lines: bool = False) -> None:
     """Print a sentence, or with ``lines`` several lines, on stderr, above the progress bars."""
     message = visible(message, lines=lines, most=_LONGEST_LINE)
@@ -360,173 +356,3 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
         levels = (logging.WARNING, logging.INFO, logging.INFO, logging.CRITICAL)
     for name, level in zip(_LOGGERS, levels, strict=True):
         logging.getLogger(name).setLevel(level)
-
-
-# -- progress
-@contextlib.contextmanager
-def show_progress() -> Iterator[Listener]:
-    """Yield a listener for `on_progress`: bars on a terminal, else a plain line now and then."""
-    if is_quiet():
-        yield ignore_progress
-    elif not sys.stderr.isatty():
-        yield ProgressLines()
-    else:
-        with _progress_bars() as listener:
-            yield listener
-
-
-@contextlib.contextmanager
-def progress_of_run(folder: Path, state: str) -> Iterator[Listener]:
-    """Yield a listener as `show_progress`, which also shows the work in a run folder, if it is one."""
-    from core.runlog.schema import RUN_FILE
-    from core.runlog.work import work_on
-
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(show_progress())
-        if (folder / RUN_FILE).is_file():
-            listener = to_all(listener, stack.enter_context(work_on(folder, state)))
-        yield listener
-
-
-@contextlib.contextmanager
-def _progress_bars() -> Iterator[Listener]:
-    """Draw bars on stderr, narration above them."""
-    from rich.console import Console
-
-    from tfx_cli.progress_bars import StageBars
-
-    global _live
-    console = Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
-    bars = StageBars(console)
-
-    def show(event: ProgressEvent) -> None:
-        if event.message:
-            narrate(event.message)
-        bars.show(event)
-
-    before, _live = _live, console
-    try:
-        with bars:
-            yield show
-    finally:
-        _live = before
-
-
-@dataclass
-class ProgressLines:
-    """A plain line when a stage begins, at each tenth of it, and every ``line_seconds``."""
-
-    line_seconds: float = _LINE_SECONDS
-    write: Callable[[str], None] = narrate
-    clock: Callable[[], float] = time.monotonic
-    _stage: str = ""
-    _tenth: int = 0
-    _last_done: int = 0
-    _last_line: float = 0.0
-    #: Time, and units done before, at the start of the stage.
-    _began: tuple[float, int] = (0.0, 0)
-
-    def __call__(self, event: ProgressEvent) -> None:
-        """Take an event of a core function."""
-        if event.message:
-            self.write(event.message)
-        if event.stage != self._stage or event.done < self._last_done:
-            self._stage, self._tenth = event.stage, 0
-            self._last_line = self.clock()
-            self._began = (self._last_line, event.done)
-            if event.done == 0:
-                self.write(f"{event.stage} ...")
-        self._last_done = event.done
-        tenth = event.done * 10 // event.total if event.total else 0
-        is_late = self.clock() - self._last_line >= self.line_seconds
-        if tenth > self._tenth or (is_late and event.done):
-            self._tenth = tenth
-            self._last_line = self.clock()
-            note = f", {event.note}" if event.note else ""
-            self.write(f"{event.stage}: {_amount(event)}{note}{self._time_left(event)}")
-
-    def _time_left(self, event: ProgressEvent) -> str:
-        began, done_before = self._began
-        if not event.total or event.done <= done_before:
-            return ""
-        pace = (self.clock() - began) / (event.done - done_before)
-        seconds = event.seconds_left if event.note else pace * (event.total - event.done)
-        if seconds is None or seconds < _SHORTEST_LEFT:
-            return ""
-        minutes = round(seconds / 60)
-        return f", {minutes} min left" if minutes < 120 else f", {minutes / 60:.0f} h left"
-
-
-def _amount(event: ProgressEvent) -> str:
-    if not event.total:
-        return f"{event.done:,}"
-    return f"{event.done * 100 // event.total} % ({event.done:,} of {event.total:,})"
-
-
-# -- exit codes
-def exit_code_of(call: Callable[[], object]) -> int:
-    """Run a command and turn what it raises into one sentence on stderr and an exit code.
-
-    With TFX_TRACEBACK=1 in the environment the traceback is printed as well.
-    """
-    try:
-        call()
-    except SystemExit as stop:  # Typer ends every command this way
-        if stop.code is None or isinstance(stop.code, int):
-            code = stop.code or 0
-            if code == ExitCode.INTERRUPTED:
-                print_error("Interrupted.")
-            return int(code)
-        print_error(str(stop.code))
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        print_error("Interrupted.")
-        return ExitCode.INTERRUPTED
-    except TrainingInterrupted as stop:
-        message = str(stop)
-        print_error(message[:1].upper() + message[1:])  # requested: not an error
-        return stop.exit_code
-    except TfxError as error:
-        return _report_error(error, [str(one) for one in error.args], error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last place: every error becomes one sentence
-        sentence, code = explain(error)
-        return _report_error(error, [sentence], code)
-    return ExitCode.DONE
-
-
-def _report_error(error: Exception, sentences: list[str], code: ExitCode) -> int:
-    if os.environ.get("TFX_TRACEBACK") == "1":
-        print_error("".join(traceback.format_exception(error)).rstrip(), lines=True)
-    sentences = [*sentences, *getattr(error, "__notes__", [])]
-    if (more := len(sentences) - _MOST_ERRORS - 1) > 0:
-        sentences[_MOST_ERRORS:] = [f"and {more + 1:,} more errors"]
-    # A list of errors begins on its own line, so that every file:line can be clicked.
-    separator = "\n" if len(sentences) > 1 else " "
-    print_error(f"Error:{separator}" + "\n".join(map(visible, sentences)), lines=True)
-    if code == ExitCode.MACHINE:
-        # Its frames hold HDF5 files: one that a full disk cut short crashes the process when it
-        # is freed. `tfx_cli.app.main` ends without freeing anything.
-        _kept_errors.append(error)
-    return code
-
-
-def explain(error: Exception) -> tuple[str, ExitCode]:
-    """Put an unexpected error into a sentence."""
-    # torch on a CPU raises a RuntimeError that only its words set apart.
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        message = "there is not enough memory; use a smaller model or batch, or fewer genes"
-        return message, ExitCode.MACHINE
-    if isinstance(error, OSError) and error.strerror:
-        where = f": '{error.filename}'" if error.filename is not None else ""
-        is_full = error.errno in _FULL_DISK
-        return f"{error.strerror}{where}", ExitCode.MACHINE if is_full else ExitCode.FAILED
-    hdf5 = _HDF5_ERRNO.search(str(error))  # HDF5 quotes the system's error in its own
-    if hdf5 is not None and int(hdf5["errno"]) in _FULL_DISK:
-        message = f"{os.strerror(int(hdf5['errno']))}: {hdf5['file']}; make room, and try again"
-        return message, ExitCode.MACHINE
-    detail = " ".join(str(error).split())
-    message = (
-        f"unexpected {type(error).__name__}{f': {detail}' if detail else ''}; this is a fault of "
-        "tfx, and TFX_TRACEBACK=1 shows where"
-    )
-    return message, ExitCode.FAILED

@@ -20,7 +20,8 @@ from tfx_cli.arguments import (
     run_and_files,
 )
 from tfx_cli.command_line import argument, option
-from tfx_cli.output import Paragraph, narrate, print_result, record_table, show_progress, warn
+from tfx_cli.output import Paragraph, narrate, print_result, record_table, warn
+from tfx_cli.progress import show_progress
 
 _SHOWN = 12
 _ASSOCIATION = "This is association, not causation: the model knows which values occur together, and no experiment."

@@ -20,7 +20,8 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, new_app, option
 from tfx_cli.formatting import ago
-from tfx_cli.output import Paragraph, confirm, make_table, narrate, print_result, show_progress
+from tfx_cli.output import Paragraph, confirm, make_table, narrate, print_result
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from core.cells.store import Store

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tfx_cli.arguments import DEVICE, JSON_OUTPUT, Device, check_output, gene_file, model_folder
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import count_of
-from tfx_cli.output import Paragraph, make_table, print_result, show_progress, warn
+from tfx_cli.output import Paragraph, make_table, print_result, warn
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from core.cells.preset_draft import DraftFacts

@@ -31,7 +31,8 @@ from tfx_cli.arguments import (
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import FORECAST_VERDICTS, progress_of
 from tfx_cli.launch import is_main_process, launch, stop_on_signals
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, show_progress, warn
+from tfx_cli.output import Paragraph, make_table, narrate, print_result, warn
+from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
