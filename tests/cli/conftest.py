@@ -50,18 +50,6 @@ class Result:
         return json.loads(self.stdout)
 
 
-def refused(result, code, *words):
-    """Check that a command line was refused in one sentence that holds some words."""
-    assert (result.code, result.stdout) == (code, ""), result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1, "one sentence, one line"
-    assert result.stderr[:-1].isprintable(), "no command to the terminal"
-    assert len(result.stderr) < 5_000
-    assert "unexpected" not in result.stderr
-    for word in words:
-        assert word in result.stderr
-
-
 @pytest.fixture
 def tfx(capsys, monkeypatch, tmp_path):
     """Run a command line in this process, in an empty folder, on a terminal of known width."""

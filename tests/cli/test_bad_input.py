@@ -14,7 +14,7 @@ import pytest
 from core.cells.store import Store
 from tests.cells.examples import ensembl, make_adata, write
 from tests.cli import bad_files as bad
-from tests.cli.conftest import refused
+from tests.cli.refusals import refused
 from tfx_cli.app import COMMANDS
 
 #: What every case changes in a preset of well-formed cells.

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from tests.cli.conftest import refused, run_in
+from tests.cli.conftest import run_in
+from tests.cli.refusals import refused
 from tfx_cli.eval_command import confusion_text
 
 SCORES = {

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from core.cells.builtin import load_builtin
-from tests.cli.conftest import refused, run_in
+from tests.cli.conftest import run_in
+from tests.cli.refusals import refused
 
 NEW = "builtin:atlas?cells=200&seed=5"
 
