@@ -10,6 +10,7 @@ from core.presets.catalogue import find_preset
 from core.presets.loading import resolve_preset
 from tests.cells.examples import real_file
 from tests.cli.conftest import run_in
+from tests.figures import blank_figures
 from tests.tiny_atlas import expected_log1p
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,12 @@ SHORT = (
     "train.device=cpu",
     "train.precision=fp32",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures():
+    with blank_figures():
+        yield
 
 
 def tfx(folder, *arguments):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.figures import blank_figures
 from tfx_cli.app import run
 
 #: The smallest preset that trains and generates: 600 simulated cells, 32 genes and those of sex.
@@ -48,6 +49,19 @@ class Result:
     @property
     def json(self):
         return json.loads(self.stdout)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _save_figure():
+    """Leave figures empty, except where a test asks for `drawn_figures`."""
+    with blank_figures() as save:
+        yield save
+
+
+@pytest.fixture
+def drawn_figures(_save_figure, monkeypatch):
+    """Draw the figures of this test."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", _save_figure)
 
 
 @pytest.fixture

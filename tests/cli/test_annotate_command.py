@@ -164,6 +164,7 @@ def test_columns_that_are_there_are_not_overwritten(tfx, setting):
     assert {"tfx_sex", "again_sex"} <= set(ad.read_h5ad(setting / "two.h5ad").obs)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_majority_of_neighbours_or_of_a_cluster_is_a_column(tfx, setting):
     result = tfx(
         "predict", "new.h5ad", "-o", "out.h5ad", "--run", "model", "--majority", "neighbours", "--plot",

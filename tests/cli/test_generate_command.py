@@ -4,6 +4,7 @@ import json
 
 import anndata
 import numpy as np
+import pytest
 
 
 def refused(result, code, *words):
@@ -46,6 +47,7 @@ def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
     assert set(cells.obs["cell_type"].dropna()) <= set(cells.obs["cell_type"].cat.categories)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_report_for_people_goes_to_stdout_and_the_rest_to_stderr(tfx, tiny_run, tmp_path):
     (tiny_run.parent / "older").mkdir()
     earlier = json.loads((tiny_run / "run.json").read_text()) | {"started": 1.0}

@@ -23,6 +23,7 @@ def panel(tiny_training):
     return record["symbols"]
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_one_calculation_is_written_in_every_form(tfx, tiny_run, tmp_path, panel):
     outputs = [f"net{end}" for end in (".csv", ".parquet", ".h5ad", ".graphml", ".png", ".svg")]
     options = [word for name in outputs for word in ("-o", name)]

@@ -166,6 +166,9 @@ def figure_bytes(figure: "Figure", suffix: str, *, dpi: int = 300, is_tight: boo
     """
     from matplotlib import rc_context
 
+    if (layout := figure.get_layout_engine()) is not None:  # once, and not twice for every file
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     undated = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
     form, buffer = suffix.removeprefix("."), io.BytesIO()
     with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "tfx"}):
