@@ -23,6 +23,7 @@ from tfx_cli.arguments import (
     genes_or_file,
     load_model,
     model_folder,
+    save_figure,
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, warn
@@ -113,7 +114,6 @@ def predict(
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.cells.annotated_copy import annotated_copy
-    from core.evaluation.report.pictures import figure_bytes
     from core.files import replace_file
     from core.generation.comparison import shown_genes
     from core.inference.annotate import predict_phenotypes_of, prediction_table
@@ -162,8 +162,7 @@ def predict(
                 table[f"{prefix}{voted.name}_majority"] = votes
             if plot is not None:
                 figure = marker_dot_plot(model, expression, labels, voted.name, panel_genes)
-                replace_file(plot, figure_bytes(figure, plot.suffix, is_tight=True))
-                narrate(f"{plot}: markers by predicted {voted.name}")
+                save_figure(plot, figure, f"markers by predicted {voted.name}", is_tight=True)
             if copy is None:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 safe = _without_formulas(table)

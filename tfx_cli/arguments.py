@@ -21,6 +21,8 @@ from tfx_cli.command_line import argument, option
 from tfx_cli.output import narrate
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from core.cells.cell_filter import CellFilter
     from core.cells.store import Store
     from core.inference.evaluate_files import Reading
@@ -274,6 +276,15 @@ def check_outputs(
         check_output(path, suffixes, what=what, overwrite=overwrite)
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigurationError("--output: two files have the same name; give each its own")
+
+
+def save_figure(path: Path, figure: "Figure", what: str, *, is_tight: bool = False) -> None:
+    """Write a figure, and say what it shows."""
+    from core.evaluation.report.pictures import figure_bytes
+    from core.files import replace_file
+
+    replace_file(path, figure_bytes(figure, path.suffix, is_tight=is_tight))
+    narrate(f"{path}: {what}")
 
 
 def check_output_folder(path: Path, *, option: str = "--output") -> None:

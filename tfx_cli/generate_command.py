@@ -1,6 +1,5 @@
 """`tfx generate`: from control tokens to cells, or real cells with phenotypes set to other values."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import make_dataclass, replace
@@ -27,17 +26,23 @@ from tfx_cli.arguments import (
     name_of_option,
     naming_run,
     phenotype_request,
+    save_figure,
 )
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
-from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table, warn
+from tfx_cli.output import (
+    Paragraph,
+    formatted,
+    make_table,
+    narrate,
+    print_result,
+    record_table,
+    warn,
+)
 from tfx_cli.progress import progress_of_run, show_progress
 
 if TYPE_CHECKING:
-    from core.evaluation.fidelity.measures import FidelitySummary
     from core.generation.cell_generator import CellGenerator
-    from core.generation.comparison import Agreement, MarkerCheck
-    from core.inference.edited_cells import EditedCells
 
 #: The standard phenotypes, each with a value.
 _PHENOTYPES = {
@@ -63,14 +68,10 @@ _TRIAL_CELLS = 32
 
 def _group(panel: str, options: Mapping[str, tuple[Any, str, str]]) -> Any:  # noqa: ANN401 - a class
     """Make a group of options of their names, types, metavars and help; their values are checked later."""
-    made = [
-        (
-            name,
-            kind | None,
-            option(f"{name_of_option(name)} {metavar}", text, rich_help_panel=panel),
-        )
-        for name, (kind, metavar, text) in options.items()
-    ]
+    made = []
+    for name, (kind, metavar, text) in options.items():
+        declared = option(f"{name_of_option(name)} {metavar}", text, rich_help_panel=panel)
+        made.append((name, kind | None, declared))
     return make_dataclass(panel, made)
 
 
@@ -198,19 +199,24 @@ def generate(
             raise ConfigurationError("--from needs what to change, as in --set disease=normal")
         folder = model_folder(run)
         with naming_run(folder):
-            record, edited = _edit_file(
-                from_file, wanted, labels or (), output, folder, seed, changes, how, plot
+            _edit_file(
+                from_file,
+                wanted,
+                labels or (),
+                output,
+                folder,
+                seed,
+                changes,
+                how,
+                plot,
+                as_json=as_json,
             )
-        text = lambda: _edited_text(record, edited)  # noqa: E731
-        print_result("generate.edit", record, as_json=as_json, text=text)
         return
     how.check_unused(labels, "belongs to cells of a file; name it by --from")
     genes = [] if markers is None else genes_or_file(markers, "--markers")
     folder = model_folder(run)
     # torch and transformers, 3 s: not before the options are checked.
     from core.evaluation.fidelity.measures import compare_cells
-    from core.evaluation.report.pictures import figure_bytes
-    from core.files import replace_file
     from core.generation.cell_generator import BIN_NUMBERS, CellGenerator
     from core.generation.comparison import (
         MAX_COMPARED,
@@ -264,8 +270,8 @@ def generate(
     elif plot is not None and real is not None:
         title = ", ".join(f"{name} {value}" for name, value in phenotypes.items()) or "all cells"
         figure = comparison_figure(real[0], generated, model.panel.symbols, title=title)
-        replace_file(plot, figure_bytes(figure, plot.suffix))
-        narrate(f"{plot}: generated cells beside {real[0].shape[0]:,} real ones ({real[1]})")
+        n_real = real[0].shape[0]
+        save_figure(plot, figure, f"generated cells beside {n_real:,} real ones ({real[1]})")
     record = {
         "output": output,
         "cells": request.n_cells,
@@ -282,12 +288,7 @@ def generate(
         "compared_with": None if real is None else real[1],
         "notes": source.notes,
     }
-    print_result(
-        "generate",
-        record,
-        as_json=as_json,
-        text=lambda: _generated_text(record, checks, summary, agreement),
-    )
+    print_result("generate", record, as_json=as_json, text=lambda: _generated_text(record))
 
 
 def _narrate_balance(source: "CellGenerator", balance: str) -> None:
@@ -310,18 +311,13 @@ def _narrate_balance(source: "CellGenerator", balance: str) -> None:
     )
 
 
-def _generated_text(
-    record: Mapping[str, Any],
-    markers: "list[MarkerCheck]",
-    summary: "FidelitySummary | None",
-    agreement: "Agreement | None",
-) -> Iterator[Paragraph]:
+def _generated_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     n_training = record["training_cells"]
     head = f"{record['run']}: {record['cells']:,} synthetic cells; {n_training:,} training cells match the request"
     yield [SIMULATED, head] if record["simulated"] else head
-    if markers:
+    if markers := record["markers"]:
         columns = {
-            "request": "{phenotype} = {value}" if markers[0].phenotype else "{value}",
+            "request": "{phenotype} = {value}" if markers[0]["phenotype"] else "{value}",
             "gene": "{gene}",
             "training": "{matching_mean:.2f}",
             "beside": "{beside_mean:.2f}",
@@ -333,34 +329,28 @@ def _generated_text(
         title += (
             ": mean log1p per 10k of training cells, of others beside them, and of generated cells"
         )
-        yield [title, record_table(columns, map(vars, markers), right=range(2, 6))]
-    if summary is not None:
-        real_mean, real_sd = summary.genes_per_cell_real_mean, summary.genes_per_cell_real_sd
-        mean, sd = summary.genes_per_cell_generated_mean, summary.genes_per_cell_generated_sd
-        which = record["compared_with"]
-        lines = [f"compared with {summary.n_real:,} real cells ({which}) of the same phenotypes"]
-        rows = [
-            ["genes per cell", f"{real_mean:.1f} (sd {real_sd:.1f})", f"{mean:.1f} (sd {sd:.1f})"]
+        yield [title, record_table(columns, markers, right=range(2, 6))]
+    if (fidelity := record["fidelity"]) is not None:
+        which, agreement = record["compared_with"], record["agreement"]
+        lines = [
+            f"compared with {fidelity['n_real']:,} real cells ({which}) of the same phenotypes"
         ]
-        of_generated = {name: getattr(summary, name) for name in _MEASURES}
-        of_real: Mapping[str, float] = {}
+        of_real, of_generated = dict.fromkeys(_MEASURES), fidelity
         if agreement is None:
             lines.append("These are too few to show what other real cells would score.")
         else:
-            of_generated, of_real = agreement.generated, agreement.real
+            of_real, of_generated = agreement["real"], agreement["generated"]
             lines.append(
-                f"Agreement with {agreement.n_cells:,} of them: of as many other real cells, the best possible, and "
+                f"Agreement with {agreement['n_cells']:,} of them: of as many other real cells, the best possible, and "
                 "of as many generated cells"
             )
-        rows += [
-            [label, _number(of_real.get(name)), _number(of_generated[name])]
-            for name, label in _MEASURES.items()
-        ]
+        n_genes = "{genes_per_cell_%s_mean:.1f} (sd {genes_per_cell_%s_sd:.1f})"
+        sides = [formatted(n_genes % (one, one), fidelity) for one in ("real", "generated")]
+        rows = [["genes per cell", *sides]]
+        for name, label in _MEASURES.items():
+            scores = [formatted(f"{{{name}:.3f}}", one) for one in (of_real, of_generated)]
+            rows.append([label, *scores])
         yield [*lines, make_table(["", "real", "generated"], rows, right=(1, 2))]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 # -- changed cells
@@ -374,16 +364,16 @@ def _edit_file(
     changes: Mapping[str, Any],
     how: MatrixOptions,
     plot: Path | None,
-) -> "tuple[dict[str, Any], EditedCells]":
-    """Change the cells of a file, write and draw them; return the record of the result, and the cells."""
+    *,
+    as_json: bool,
+) -> None:
+    """Change the cells of a file, write and draw them, and print the result."""
     if (decode := changes.get("decode")) in ("bins", "counts"):
         raise ConfigurationError(
             f"--decode {decode}: genes that do not move keep their values, so the others need values "
             f"too; use sample or mean"
         )
     # torch and transformers, 3 s: not before the options are checked.
-    from core.evaluation.report.pictures import figure_bytes
-    from core.files import replace_file
     from core.generation.pictures import edited_figure
     from core.generation.request import changed_settings
     from core.inference.edited_cells import beside_real_change, edit_cells, write_edited
@@ -410,8 +400,7 @@ def _edit_file(
             list(cells.var["gene_symbol"]),
             title=", ".join(f"{name} = {value}" for name, value in values.items()),
         )
-        replace_file(plot, figure_bytes(figure, plot.suffix))
-        narrate(f"{plot}: cells before and after the change")
+        save_figure(plot, figure, "cells before and after the change")
     record = {
         "output": output,
         "run": name_of_model(folder),
@@ -426,14 +415,14 @@ def _edit_file(
         "genes": [vars(change) for change in edited.changes],
         "notes": edited.notes,
     }
-    return record, edited
+    print_result("generate.edit", record, as_json=as_json, text=lambda: _edited_text(record))
 
 
-def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[Paragraph]:
+def _edited_text(record: Mapping[str, Any]) -> Iterator[Paragraph]:
     wanted = ", ".join(f"{name} = {value}" for name, value in record["set"].items())
     head = (
-        f"{record['run']}: {wanted}: {edited.n_changed:,} of {edited.cells.n_obs:,} cells changed, "
-        f"{edited.moved_per_cell:.1f} of {edited.cells.n_vars:,} genes each"
+        f"{record['run']}: {wanted}: {record['changed_cells']:,} of {record['cells']:,} cells changed, "
+        f"{record['moved_genes_per_cell']:.1f} of {len(record['genes']):,} genes each"
     )
     yield [SIMULATED, head] if record["simulated"] else head
     columns = {
@@ -443,7 +432,7 @@ def _edited_text(record: Mapping[str, Any], edited: "EditedCells") -> Iterator[P
         "change": "{change:+.2f}",
         "cells it moved in": "{moved:.0%}",
     }
-    table = record_table(columns, map(vars, edited.changes[:_SHOWN_GENES]))
+    table = record_table(columns, record["genes"][:_SHOWN_GENES])
     yield ["genes with the largest change of the mean (log1p per 10k)", table]
     if (real := record["beside_real"]) is not None:
         yield (

@@ -205,12 +205,17 @@ def make_table(
 
 
 class _CellFormat(string.Formatter):
-    """Formats the cells of a table; what is not known or not a number is an empty cell."""
+    """Formats values; one that is not known, or not a number, is empty."""
 
     def format_field(self, value: Any, format_spec: str) -> str:  # noqa: ANN401 - as format takes it
         return (
             "" if value is None or value != value else str(super().format_field(value, format_spec))
         )
+
+
+def formatted(form: str, record: Mapping[str, Any]) -> str:
+    """Write values of a record in a form such as ``"{mean:.1f} (sd {sd:.1f})"``."""
+    return _CellFormat().vformat(form, (), record)
 
 
 def record_table(
@@ -220,8 +225,7 @@ def record_table(
     right: Collection[int] | None = None,
 ) -> "Table":
     """Make a table of records: head -> format of a cell, as ``"{shift:+.2f}"``; all but the first flush ``right``."""
-    form = _CellFormat()
-    rows = [[form.vformat(cell, (), one) for cell in columns.values()] for one in records]
+    rows = [[formatted(cell, one) for cell in columns.values()] for one in records]
     return make_table(list(columns), rows, right=range(1, len(columns)) if right is None else right)
 
 

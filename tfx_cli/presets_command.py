@@ -1,28 +1,32 @@
 """`tfx presets`: list, show, check and import presets; `tfx init`: a first one for your own files."""
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tfx_cli.arguments import DEVICE, JSON_OUTPUT, Device, check_output, gene_file, model_folder
-from tfx_cli.command_line import argument, option
+import typer
+
+from tfx_cli.arguments import (
+    ASSIGNMENTS,
+    CONFIG_FILES,
+    DEVICE,
+    JSON_OUTPUT,
+    OVERWRITE,
+    Device,
+    check_output,
+    gene_file,
+    model_folder,
+)
+from tfx_cli.command_line import argument, new_app, option
 from tfx_cli.formatting import count_of
-from tfx_cli.output import Paragraph, make_table, print_result, warn
+from tfx_cli.output import Document, Paragraph, make_table, print_json, print_result, warn
 from tfx_cli.progress import show_progress
 
 if TYPE_CHECKING:
     from core.cells.preset_draft import DraftFacts
     from core.presets.schema import Preset
-
-import os
-from typing import Literal
-
-import typer
-
-from tfx_cli.arguments import ASSIGNMENTS, CONFIG_FILES
-from tfx_cli.command_line import new_app
-from tfx_cli.output import Document, print_json
 
 app = new_app(no_args_is_help=True, add_completion=False)
 
@@ -171,7 +175,7 @@ def import_command(
         default=None,
     ),
     output: Path | None = option("--output -o FILE", "File to write; default: stdout."),
-    overwrite: bool = option("--overwrite", "Replace the output file if it exists.", default=False),
+    overwrite: bool = OVERWRITE,
     as_json: bool = JSON_OUTPUT,
 ) -> None:
     """Turn a run of PolyGene or PerturbGene into a preset.
