@@ -7,7 +7,10 @@ printed or drawn, `as_markdown` for model cards.
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from core.errors import MachineError
 
 _HDF5_ERRNO = re.compile(r"errno = (\d+)")
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -113,6 +116,15 @@ def cause(error: BaseException) -> str:
     if number is not None:
         return os.strerror(int(number[1]))
     return getattr(error, "strerror", None) or first_line(error)
+
+
+@contextmanager
+def naming_write_errors(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn errors of the disk into a MachineError that says what cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{what} cannot be written ({cause(error)}){remedy}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -22,9 +22,9 @@ from core.cells.opening import hdf5_file
 from core.cells.reading import kind_of, load_whole, open_source, read_old_tables
 from core.cells.sources import CellSource
 from core.cells.stored_source import StoredSource
-from core.errors import ConfigurationError, MachineError
+from core.errors import ConfigurationError
 from core.folders import writing_output
-from core.wording import cause
+from core.wording import naming_write_errors
 
 if TYPE_CHECKING:
     import zarr
@@ -43,28 +43,25 @@ def annotated_copy(source: str, target: Path) -> Iterator["AnnotatedCopy"]:
     It appears under its name when it is complete; a MachineError if it cannot be written.
     """
     to_zarr = target.suffix == ".zarr"
-    try:
-        with writing_output(target) as new:
-            kind = kind_of(source)
+    with naming_write_errors(str(target)), writing_output(target) as new:
+        kind = kind_of(source)
+        if kind == "soma":
+            with closing(open_source(source)) as cells:
+                _write_tables(cells, new, to_zarr=to_zarr)
+        elif kind != ("zarr" if to_zarr else "h5ad"):
+            write_whole(load_whole(source), new, to_zarr=to_zarr)
+        elif to_zarr:
+            shutil.copytree(source, new, copy_function=shutil.copyfile)
+            for folder in (new, *(one for one in new.rglob("*") if one.is_dir())):
+                folder.chmod(folder.stat().st_mode | 0o700)  # a folder of shared data
+        else:
+            shutil.copyfile(source, new)
+        with _open_zarr(new) if to_zarr else hdf5_file(new, "r+") as root:
+            copy = AnnotatedCopy(source, root)
             if kind == "soma":
                 with closing(open_source(source)) as cells:
-                    _write_tables(cells, new, to_zarr=to_zarr)
-            elif kind != ("zarr" if to_zarr else "h5ad"):
-                write_whole(load_whole(source), new, to_zarr=to_zarr)
-            elif to_zarr:
-                shutil.copytree(source, new, copy_function=shutil.copyfile)
-                for folder in (new, *(one for one in new.rglob("*") if one.is_dir())):
-                    folder.chmod(folder.stat().st_mode | 0o700)  # a folder of shared data
-            else:
-                shutil.copyfile(source, new)
-            with _open_zarr(new) if to_zarr else hdf5_file(new, "r+") as root:
-                copy = AnnotatedCopy(source, root)
-                if kind == "soma":
-                    with closing(open_source(source)) as cells:
-                        copy.add_matrices(cells)
-                yield copy
-    except OSError as error:  # h5py's too, of a full disk
-        raise MachineError(f"{target} cannot be written ({cause(error)})") from error
+                    copy.add_matrices(cells)
+            yield copy
 
 
 def _write_tables(cells: CellSource, path: Path, *, to_zarr: bool) -> None:

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path, PurePath
 from typing import Any
 
-from core.errors import ConfigurationError, MachineError
+from core.errors import ConfigurationError
 from core.files import file_json, file_text, replace_file, replacing
 from core.model.folder import CHECKED_FILES, CellModel, read_record
-from core.wording import as_markdown, cause
+from core.wording import as_markdown, naming_write_errors
 
 #: Licences that the Hub knows by these ids; any other is named in the card.
 _HUB_LICENCES = frozenset(
@@ -72,7 +72,7 @@ def export_for_hub(folder: Path, output: Path, *, name: str, licence: str | None
     whole = file_json(folder / "tfx.json") | {"provenance": facts}
     whole.pop("origin", None)  # its name in older folders
     card = _hub_card(file_text(folder / _CARD), model, name=name, licence=licence)
-    try:
+    with naming_write_errors(str(output)):
         output.mkdir(parents=True, exist_ok=True)
         for one in CHECKED_FILES:
             with replacing(output / one) as temporary:
@@ -81,8 +81,6 @@ def export_for_hub(folder: Path, output: Path, *, name: str, licence: str | None
         # The last: it has the checksums of the others.
         text = json.dumps(whole, indent=1, ensure_ascii=False)
         replace_file(output / "tfx.json", f"{text}\n")
-    except OSError as error:
-        raise MachineError(f"{output} cannot be written ({cause(error)})") from error
     return [output / one for one in HUB_FILES]
 
 

@@ -11,6 +11,7 @@ from core.errors import ConfigurationError, MachineError
 from core.files import csv_bytes, plain_json, replace_file
 from core.runlog.json_lines import finite_number, to_line
 from core.runlog.schema import RESERVED_METRIC_KEYS, MetricRecord
+from core.wording import naming_write_errors
 
 ExportFormat = Literal["csv", "json", "jsonl", "parquet"]
 #: wide: a row per line of metrics and a column per metric; long: a row per value.
@@ -83,7 +84,5 @@ def _parquet(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 def write_export(path: Path, content: bytes) -> None:
     """Replace a file at once; raise MachineError if it cannot be written."""
-    try:
+    with naming_write_errors(f"'{path}'"):
         replace_file(path, content)
-    except OSError as error:
-        raise MachineError(f"'{path}' cannot be written ({error.strerror or error})") from error

@@ -1,6 +1,5 @@
 """Renaming, tagging and deleting runs; one that a process works on is left alone."""
 
-import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from core.files import replace_file
 from core.runlog.ownership import is_run_name, owned_run
 from core.runlog.schema import TAGS_FILE
 from core.runlog.work import read_work
+from core.wording import naming_write_errors
 
 #: Folder beside the runs that holds deleted ones.
 TRASH = ".trash"
@@ -65,11 +65,8 @@ def tag_run(folder: Path, tags: Sequence[str]) -> None:
             )
     path = folder / TAGS_FILE
     text = "".join(f"{tag}\n" for tag in dict.fromkeys(tag.strip() for tag in tags))
-    try:
+    with naming_write_errors(str(path)):
         if text:
             replace_file(path, text)
         else:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-    except OSError as error:
-        raise MachineError(f"{path} cannot be written ({error.strerror})") from error
+            path.unlink(missing_ok=True)

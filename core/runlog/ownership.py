@@ -21,6 +21,7 @@ from core.runlog.schema import (
     STALE_AFTER_SECONDS,
     WORK_FILE,
 )
+from core.wording import naming_write_errors
 
 #: What is made before run.json, beside temporary files; either of the last shows that it is tfx's.
 _BEFORE_RUN = {f"{LOCK_FILE}.soft", CONFIG_FILE, WORK_FILE, LOCK_FILE, OUTPUT_FILE}
@@ -42,13 +43,10 @@ def owned_run(folder: Path) -> Iterator[None]:
     made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     with ExitStack() as stack:
         try:
-            held = stack.enter_context(locked_folder(folder))
+            with naming_write_errors(f"the run folder '{folder}'"):
+                held = stack.enter_context(locked_folder(folder))
         except FolderInUseError:
             raise RunInUseError(_in_use(folder)) from None
-        except OSError as error:
-            raise MachineError(
-                f"the run folder '{folder}' cannot be written ({error.strerror or error})"
-            ) from error
         if _lives_elsewhere(folder):
             raise RunInUseError(_in_use(folder))
         try:

@@ -31,7 +31,7 @@ from core.runlog.schema import (
     STATUS_SECONDS,
     system_file,
 )
-from core.wording import visible
+from core.wording import naming_write_errors, visible
 
 _LOG = logging.getLogger(__name__)
 #: Variables in which the schedulers of clusters put the job's number.
@@ -89,7 +89,7 @@ class RunWriter:
         self._metrics = LineAppender(folder / METRICS_FILE)
         self._events = LineAppender(folder / EVENTS_FILE)
         self._system = SystemLog(folder, host=self._host, clock=clock)
-        try:
+        with naming_write_errors(f"the run folder '{folder}'"):
             folder.mkdir(parents=True, exist_ok=True)
             check_own_file(folder / LOG_FILE)
             # Before run.json makes it a run: one without its preset could not be resumed.
@@ -98,10 +98,6 @@ class RunWriter:
             if not (folder / RUN_FILE).exists():
                 write_json(folder / RUN_FILE, self._describe() | dict(run))
             self._place = DirectoryHandle(folder)
-        except OSError as error:
-            raise MachineError(
-                f"the run folder '{folder}' cannot be written ({error.strerror or error})"
-            ) from error
 
     @property
     def folder(self) -> Path:

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 from core.cells.hvg_ranking import GeneMoments, moments
 from core.cells.prepare.parts import (
     BUCKETS,
+    CONTINUING,
     Part,
     in_order,
     is_whole,
-    naming_write_errors,
     read_array,
     rows_of,
     write_part,
 )
 from core.cells.store import LARGE_COUNT, SPLITS
 from core.files import file_json
+from core.wording import naming_write_errors
 
 #: Parts whose stretches are requested from the disk together.
 _PARTS_AHEAD = 64
@@ -132,7 +133,7 @@ def write_bucket(task: BucketTask) -> None:
     # Its first entry is the last of the bucket before.
     stretches["indptr"] = (task.first_cell, np.append(task.first_value, ends))
     stretches |= {name: (task.first_cell, array) for name, array in of_cells.items()}
-    with naming_write_errors(f"{plan.folder}: the store"):
+    with naming_write_errors(f"{plan.folder}: the store", CONTINUING):
         if len(of_cell):
             for name, (first, stretch) in stretches.items():
                 checksum = _write_stretch(Path(plan.folder) / f"{name}.npy", first, stretch)

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -30,6 +30,7 @@ from core.cells.store import gene_index_type
 from core.errors import MachineError
 from core.files import replacing
 from core.random_streams import splitmix64
+from core.wording import naming_write_errors
 
 T = TypeVar("T", bound=np.generic)
 
@@ -37,6 +38,8 @@ T = TypeVar("T", bound=np.generic)
 BUCKETS = 4_096
 #: Raised whenever the same task would write other bytes: old parts are then not reused.
 _PART_VERSION = 4
+#: Behind an error of the disk.
+CONTINUING = "; free some space or mend the folder, then run the same command to continue"
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 4
@@ -132,20 +135,8 @@ def write_shard(task: ShardTask) -> None:
     genes.clear()  # large, and not needed while values are put in order
     arrays["values"] = in_order(values, order)
     values.clear()
-    with naming_write_errors(f"{task.folder.parent}: a piece of the store"):
+    with naming_write_errors(f"{task.folder.parent}: a piece of the store", CONTINUING):
         write_part(task.path, arrays)
-
-
-@contextlib.contextmanager
-def naming_write_errors(what: str) -> Iterator[None]:
-    """Turn errors of the disk into a MachineError."""
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(
-            f"{what} cannot be written ({error.strerror or error}); free some space or mend the "
-            f"folder, then run the same command to continue"
-        ) from error
 
 
 def write_part(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
