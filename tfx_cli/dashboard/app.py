@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.segment import Segment
+from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.color import Color
@@ -319,7 +320,8 @@ class DashboardApp(App[None]):
         rows = () if self._view is None else self._view.rows
         return path, next((row for row in rows if row.path == path), None)
 
-    def action_stop_run(self) -> None:
+    @work
+    async def action_stop_run(self) -> None:
         """Make a run save a checkpoint and end; one that was started elsewhere only if confirmed."""
         path, row = self._run_of_screen()
         launch = self.processes.launch_of(path)
@@ -337,19 +339,15 @@ class DashboardApp(App[None]):
         except TfxError as error:
             self.notify(str(error), severity="warning")
             return
-
-        def stop(confirmed: bool | None) -> None:
-            if confirmed:
-                send_stop(pid)
-                how = "saving a checkpoint after this step, then it ends" if saves else "stopping"
-                self.notify(how)
-
-        if pid in [launch.process.pid for launch in self.processes.running()]:
-            stop(confirmed=True)
-            return
-        end = "save a checkpoint and end" if saves else f"end ({row.state})"
-        question = f"{row.name} was not started by this dashboard (process {pid}). Make it {end}?"
-        self.push_screen(ConfirmDialog(question, "Stop it"), stop)
+        if pid not in [launch.process.pid for launch in self.processes.running()]:
+            end = "save a checkpoint and end" if saves else f"end ({row.state})"
+            question = (
+                f"{row.name} was not started by this dashboard (process {pid}). Make it {end}?"
+            )
+            if not await self.push_screen_wait(ConfirmDialog(question, "Stop it")):
+                return
+        send_stop(pid)
+        self.notify("saving a checkpoint after this step, then it ends" if saves else "stopping")
 
     def action_resume_run(self) -> None:
         path, row = self._run_of_screen()

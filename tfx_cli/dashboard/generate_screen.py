@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
 from textual.content import Content
@@ -182,14 +183,12 @@ class GenerateScreen(DashboardScreen):
             lines.append(_SIMULATED)
         self.write("match", Content("\n").join(lines))
 
-    def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
+    @work
+    async def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
         row = event.row
-
-        def take(choice: int | None) -> None:
-            if choice is not None:
-                row.choice = choice
-
-        self.app.push_screen(ChoiceDialog(row.phenotype, row.options(), chosen=row.choice), take)
+        dialog = ChoiceDialog(row.phenotype, row.options(), chosen=row.choice)
+        if (choice := await self.app.push_screen_wait(dialog)) is not None:
+            row.choice = choice
 
     # -- generating
     def _numbers(self) -> dict[str, float | int] | None:
@@ -240,7 +239,8 @@ class GenerateScreen(DashboardScreen):
         self._status = Content("cancelling...")
         self._show()
 
-    def action_flip(self) -> None:
+    @work
+    async def action_flip(self) -> None:
         """Generate the shown cells again with one token changed, and show the genes that move."""
         rows = self._rows()
         if not self.sets or not rows:
@@ -253,18 +253,17 @@ class GenerateScreen(DashboardScreen):
         rows.sort(key=lambda row: -(row.phenotype in values) * (1 + row.has_focus))
         row = rows[0]
         before = values.get(row.phenotype, f"any {row.phenotype}")
-
-        def flip(choice: int | None) -> None:
-            if choice is not None:
-                value = row.no_token if choice == UNSPECIFIED else row.values[choice]
-                self._send({**base, "set": {row.phenotype: value}})
-
         others = [one for one in row.options() if one[0] != SAMPLED and one[1] != before]
+        choice: int | None = None
         if len(row.values) == 2 and before in row.values:
-            flip(1 - row.values.index(before))
+            choice = 1 - row.values.index(before)
         elif others:
             title = f"{row.phenotype}: flip from {before} to"
-            self.app.push_screen(ChoiceDialog(title, others, chosen=others[-1][0]), flip)
+            dialog = ChoiceDialog(title, others, chosen=others[-1][0])
+            choice = await self.app.push_screen_wait(dialog)
+        if choice is not None:
+            value = row.no_token if choice == UNSPECIFIED else row.values[choice]
+            self._send({**base, "set": {row.phenotype: value}})
 
     @property
     def _shown(self) -> GeneratedSet:
@@ -400,21 +399,19 @@ class GenerateScreen(DashboardScreen):
         command = generating_command(self.run_path, request, name)
         self.post_message(OfferCopy("the command that makes these cells", command))
 
-    def action_save(self) -> None:
+    @work
+    async def action_save(self) -> None:
         """Save the shown cells as an .h5ad file."""
         shown = self._shown if self.sets else None
         if shown is None or shown.output is None or not shown.output.is_file():
             self.notify("generate first (c)")
             return
-        source = shown.output
-
-        def take(path: str | None) -> None:
-            if path and self._save(source, Path(path).expanduser()):
-                shown.saved = path
-                self._show()
-
         title = f"save {shown.letter} ({shown.label}) as"
-        self.app.push_screen(TextDialog(title, shown.file_name(), h5ad_fault), take)
+        dialog = TextDialog(title, shown.file_name(), h5ad_fault)
+        path = await self.app.push_screen_wait(dialog)
+        if path and self._save(shown.output, Path(path).expanduser()):
+            shown.saved = path
+            self._show()
 
     def _save(self, source: Path, target: Path) -> bool:
         try:

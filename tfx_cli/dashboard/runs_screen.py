@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import DataTable, Input, Static
@@ -17,6 +18,7 @@ from core.runlog.keeping import TRASH, delete_run, rename_run, tag_run
 from core.runlog.overview import RunRow
 from core.runlog.ownership import is_run_name
 from core.runlog.schema import AT_WORK, MODEL_FOLDER, metric_info
+from tfx_cli.arguments import names_in
 from tfx_cli.dashboard.base_screen import (
     DashboardScreen,
     FilterBox,
@@ -246,21 +248,19 @@ class RunsScreen(DashboardScreen):
         self.needs_settings = self._opens_columns = True
         self.post_message(ReadSoon())
 
-    def _open_columns(self) -> None:
+    @work
+    async def _open_columns(self) -> None:
         chosen = self._chosen or [one.name for one in self._columns(self._shown_rows())]
         options = [
             (one.name, one.title, one.name in chosen)
             for one in self._all_columns()
             if one.name != "run"
         ]
-
-        def take(names: list[str] | None) -> None:
-            if names is not None:
-                self._chosen = names or None
-                self._keep()
-                self._show()
-
-        self.app.push_screen(SelectionDialog("columns; none: those that fit", options), take)
+        dialog = SelectionDialog("columns; none: those that fit", options)
+        if (names := await self.app.push_screen_wait(dialog)) is not None:
+            self._chosen = names or None
+            self._keep()
+            self._show()
 
     def _sort_by(self, name: str) -> None:
         self._is_reversed = name == self._sort and not self._is_reversed
@@ -327,7 +327,8 @@ class RunsScreen(DashboardScreen):
             self.notify(str(error), severity="error")
         self.post_message(ReadSoon())
 
-    def action_rename(self) -> None:
+    @work
+    async def action_rename(self) -> None:
         row = self._run()
         if row is None:
             return
@@ -338,36 +339,28 @@ class RunsScreen(DashboardScreen):
                 return "use letters, digits, '_', '.' or '-'"
             return f"{name} exists" if folder.with_name(name).exists() else ""
 
-        def take(name: str | None) -> None:
-            if name:
-                self._change(lambda: rename_run(folder, name))
+        dialog = TextDialog(f"new name of {row.name}", row.name, fault)
+        if name := await self.app.push_screen_wait(dialog):
+            self._change(lambda: rename_run(folder, name))
 
-        self.app.push_screen(TextDialog(f"new name of {row.name}", row.name, fault), take)
-
-    def action_tag(self) -> None:
+    @work
+    async def action_tag(self) -> None:
         row = self._run()
         if row is None:
             return
-
-        def take(text: str | None) -> None:
-            if text is not None:
-                tags = [tag.strip() for tag in text.split(",") if tag.strip()]
-                self._change(lambda: tag_run(Path(row.path), tags))
-
         title = f"tags of {row.name}, separated by commas"
-        self.app.push_screen(TextDialog(title, ", ".join(row.tags), lambda _: ""), take)
+        dialog = TextDialog(title, ", ".join(row.tags), lambda _: "")
+        if (text := await self.app.push_screen_wait(dialog)) is not None:
+            self._change(lambda: tag_run(Path(row.path), names_in([text])))
 
-    def action_delete(self) -> None:
+    @work
+    async def action_delete(self) -> None:
         row = self._run()
         if row is None:
             return
-
-        def take(confirmed: bool | None) -> None:
-            if confirmed:
-                self._change(lambda: delete_run(Path(row.path)))
-
         question = f"Move {row.path} to {Path(row.path).parent / TRASH}? You can move it back."
-        self.app.push_screen(ConfirmDialog(question, "Delete"), take)
+        if await self.app.push_screen_wait(ConfirmDialog(question, "Delete")):
+            self._change(lambda: delete_run(Path(row.path)))
 
     # -- actions
     def action_open(self) -> None:
