@@ -6,13 +6,7 @@ import anndata
 import numpy as np
 import pytest
 
-
-def refused(result, code, *words):
-    assert (result.code, result.stdout) == (code, "")
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
+from tests.cli.refusals import refused
 
 
 def test_a_request_becomes_an_h5ad_and_a_json_report(tfx, tiny_run, tmp_path):
