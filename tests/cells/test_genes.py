@@ -39,17 +39,15 @@ def test_the_hash_of_a_panel_depends_on_ids_and_order_alone():
     assert one.hash != one.take([1, 0]).hash
 
 
-def test_auto_takes_ensembl_ids_of_var_names_and_symbols_of_a_column():
+def test_auto_takes_ensembl_ids_and_symbols_from_wherever_they_are():
     table = choose_gene_ids(var(ensembl(2), feature_name=["XIST", None]), "auto", "f")
-    assert table.ids == tuple(ensembl(2))
-    assert table.symbols == ("XIST", ensembl(2)[1])
+    assert (table.ids, table.symbols) == (tuple(ensembl(2)), ("XIST", ensembl(2)[1]))
     assert table.source == "var_names"
-
-
-def test_auto_takes_ensembl_ids_of_a_column_and_symbols_of_var_names():
     table = choose_gene_ids(var(["XIST", "RPS4Y1"], gene_ids=ensembl(2)), "auto", "f")
     assert (table.ids, table.symbols) == (tuple(ensembl(2)), ("XIST", "RPS4Y1"))
     assert table.source == "var column 'gene_ids'"
+    table = choose_gene_ids(var(["XIST", "RPS4Y1"], n_cells=[3, 4]), "auto", "f")
+    assert table.ids == table.symbols == ("XIST", "RPS4Y1")
 
 
 def test_auto_looks_past_numbered_var_names():
@@ -57,11 +55,6 @@ def test_auto_looks_past_numbered_var_names():
     assert choose_gene_ids(with_ids, "auto", "f").symbols == ("A1BG", "XIST")
     symbols_only = var(["0", "1"], gene_name=["A1BG", "XIST"])
     assert choose_gene_ids(symbols_only, "auto", "f").ids == ("A1BG", "XIST")
-
-
-def test_auto_takes_symbols_of_var_names_where_there_are_no_ensembl_ids():
-    table = choose_gene_ids(var(["XIST", "RPS4Y1"], n_cells=[3, 4]), "auto", "f")
-    assert table.ids == table.symbols == ("XIST", "RPS4Y1")
 
 
 def test_a_named_column_is_used_and_a_wrong_one_answered_with_the_nearest():

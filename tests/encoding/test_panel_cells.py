@@ -9,7 +9,6 @@ from scipy import sparse
 from core.cells.genes import GenePanel
 from core.cells.prepare import prepare_store
 from core.encoding.panel_cells import PanelReader
-from core.errors import DataError
 from core.presets.schema import DataSettings
 
 
@@ -73,11 +72,6 @@ def test_values_of_the_panel_are_counted_per_cell(tiny_store, kind):
     rows = np.arange(0, 300, 3)
     counted = PanelReader(tiny_store, panel).count_values(rows)
     np.testing.assert_array_equal(counted, np.diff(tiny_store.read(rows, panel).indptr))
-
-
-def test_a_panel_without_genes_of_the_store_is_an_error(tiny_store):
-    with pytest.raises(DataError, match="none of the model's 1 genes"):
-        PanelReader(tiny_store, GenePanel(("XXX",), ("XXX",)))
 
 
 @pytest.mark.parametrize("n_genes", [3, 2])
