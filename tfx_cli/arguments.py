@@ -141,6 +141,17 @@ def name_of_model(folder: Path) -> Path:
     return folder.parent if (folder.parent / RUN_FILE).is_file() else folder
 
 
+def keep_in_run(
+    model: Path, command: str, output: Sequence[Path], record: Mapping[str, Any]
+) -> None:
+    """Keep a result in the run of a model folder, where the dashboard shows it; a model by itself keeps none."""
+    from core.interactions.kept import keep_result
+
+    run = name_of_model(model)
+    if run != model and keep_result(run, command, output, record) is None:
+        narrate(f"{run} cannot be written to: the dashboard will not show this result")
+
+
 def load_model(folder: Path, device: str = "cpu") -> "CellModel":
     """Load a model folder for predictions; on a CPU they compute on one thread or all (`core.training.threads`)."""
     from core.model.folder import CellModel

@@ -14,6 +14,7 @@ from tfx_cli.arguments import (
     FileOptions,
     check_outputs,
     gene_file,
+    keep_in_run,
     load_model,
     model_folder,
     names_in,
@@ -21,7 +22,7 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table
-from tfx_cli.progress import show_progress
+from tfx_cli.progress import progress_of_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -121,7 +122,7 @@ def interactions(
     from core.cells.cell_filter import CellFilter
     from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
     from core.interactions.network import find_interactions
-    from core.interactions.output import summary, write_interactions
+    from core.interactions.output import kept_record, summary, write_interactions
     from core.interactions.request import Request
 
     model = load_model(folder, device)
@@ -137,13 +138,14 @@ def interactions(
     is_simulated = all(file.startswith("builtin:atlas") for file in files)
     if not files:
         is_simulated = store is not None and store.truth is not None
-    with show_progress() as listener:
+    with progress_of_run(folder.parent, "finding edges") as listener:
         found = find_interactions(
             model, read, request, store=store, simulated=is_simulated, on_progress=listener
         )
     for path in output:
         write_interactions(found, path, top=top)
     narrate(f"written: {', '.join(map(str, output))}")
+    keep_in_run(folder, "interactions", output, kept_record(found))
     summaries = summary(found, _SHOWN)
     print_result(
         "interactions",

@@ -14,6 +14,7 @@ from tfx_cli.arguments import (
     Device,
     FileOptions,
     check_outputs,
+    keep_in_run,
     load_model,
     model_folder,
     names_in,
@@ -21,7 +22,7 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import argument, option
 from tfx_cli.output import Paragraph, narrate, print_result, record_table, warn
-from tfx_cli.progress import show_progress
+from tfx_cli.progress import progress_of_run
 
 _SHOWN = 12
 _ASSOCIATION = "This is association, not causation: the model knows which values occur together, and no experiment."
@@ -146,7 +147,7 @@ def perturb(
         "meaning": "association, not causation",
     }
     if screened is not None:
-        with show_progress() as listener:
+        with progress_of_run(folder.parent, "perturbing") as listener:
             ranked = screen_genes(
                 model, read, screened, request, over_express=bool(expressed), on_progress=listener
             )
@@ -164,11 +165,12 @@ def perturb(
             "found": ranked.n_found,
             "genes": screen_records(ranked, model),
         }
+        keep_in_run(folder, "perturb", output, _kept(of_screen))
         print_result(
             "perturb.screen", of_screen, as_json=as_json, text=lambda: _screen_text(of_screen)
         )
         return
-    with show_progress() as listener:
+    with progress_of_run(folder.parent, "perturbing") as listener:
         found = perturb_cells(model, read, request, store=store, on_progress=listener)
     for note in found.notes:
         warn(note)
@@ -196,7 +198,26 @@ def perturb(
         "held_out_agreement": [vars(one) for one in found.agreements],
         "notes": list(found.notes),
     }
+    keep_in_run(folder, "perturb", output, _kept(record))
     print_result("perturb", record, as_json=as_json, text=lambda: _text(record))
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `core.interactions.kept` keeps of a printed record."""
+    from core.interactions.kept import KEPT_RESPONSES
+
+    screen = record.get("screen")
+    what = (
+        record["perturbation"] if screen is None else f"{record['change']} of every gene: {screen}"
+    )
+    tested = [row for row in record["genes"] if row["q"] == row["q"]]
+    kept = {
+        **record,
+        "perturbation": what,
+        "is_screen": screen is not None,
+        "genes": tested[:KEPT_RESPONSES],
+    }
+    return {"simulated": record["simulated"], "perturbation": kept}
 
 
 def _doses(pairs: Sequence[str]) -> dict[str, int]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from core.errors import MachineError
 from core.evaluation.report.pictures import draw_as_they_are, figure_bytes, new_figure, shortened
 from core.files import csv_cell, replace_file, replacing
+from core.interactions.baselines import MEASURE_NAMES
+from core.interactions.kept import KEPT_EDGES, KEPT_GENES
 from core.interactions.result import FOUND, Interactions, Network
 from core.interactions.statistics import top_pairs
 from core.wording import visible
@@ -177,10 +179,8 @@ def _write_picture(found: Interactions, path: Path, top: int) -> None:
 
 
 def _draw_heat_map(figure: Any, axes: Any, network: Network) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw the weights among the genes of largest weight, genes in the order of a clustering."""
-    size = np.abs(np.nan_to_num(network.weight))
-    rows = _clustered(network.weight, np.argsort(-size.max(axis=1))[:_MOST_GENES])
-    columns = _clustered(network.weight.T, np.argsort(-size.max(axis=0))[:_MOST_GENES])
+    """Draw the weights among the genes of largest weight."""
+    rows, columns = _of_largest_weight(network, _MOST_GENES)
     shown = np.nan_to_num(network.weight[np.ix_(rows, columns)])
     most = max(float(np.quantile(np.abs(shown), 0.99)), 1e-9)
     image = axes.imshow(shown, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
@@ -196,6 +196,15 @@ def _draw_heat_map(figure: Any, axes: Any, network: Network) -> None:  # noqa: A
     )
     draw_as_they_are((axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()))
     figure.colorbar(image, ax=axes, shrink=0.7, label="weight")
+
+
+def _of_largest_weight(network: Network, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows and columns of largest weight, in the order of a clustering."""
+    size = np.abs(np.nan_to_num(network.weight))
+    return (
+        _clustered(network.weight, np.argsort(-size.max(axis=1))[:most]),
+        _clustered(network.weight.T, np.argsort(-size.max(axis=0))[:most]),
+    )
 
 
 def _clustered(weight: NDArray[np.float64], some: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -243,6 +252,33 @@ WRITERS: dict[str, Callable[[Interactions, Path, int], None]] = {
     ".svg": _write_picture,
     ".pdf": _write_picture,
 }
+
+
+def kept_record(found: Interactions) -> dict[str, object]:
+    """Return what `core.interactions.kept` keeps of networks."""
+    networks = [
+        {
+            **_summary_of(one, KEPT_EDGES),
+            "measure": MEASURE_NAMES[one.chosen],
+            "is_baseline": not one.chosen.startswith("model"),
+            "heat_map": _kept_heat_map(one),
+        }
+        for one in _networks(found)
+    ]
+    return {"simulated": found.is_simulated, "networks": networks}
+
+
+def _kept_heat_map(network: Network) -> dict[str, object]:
+    rows, columns = _of_largest_weight(network, KEPT_GENES)
+    symbols = network.genes.symbols
+    return {
+        "sources": [symbols[gene] for gene in network.sources[rows].tolist()],
+        "targets": [symbols[gene] for gene in network.targets[columns].tolist()],
+        "weights": [
+            [float(f"{weight:.4g}") for weight in row]
+            for row in network.weight[np.ix_(rows, columns)].tolist()
+        ],
+    }
 
 
 def summary(found: Interactions, n_edges: int) -> list[dict[str, object]]:

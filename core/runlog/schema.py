@@ -44,7 +44,9 @@ RUN_STATES: tuple[str, ...] = get_args(RunState)
 LIVE_STATES = ("starting", "running")
 #: States that ``work.json`` names: the run is not ready for its steps, or has done them.
 BEFORE_STEPS = ("preparing", "fitting", "resuming")
-WORK_STATES = (*BEFORE_STEPS, "evaluating", "generating", "comparing")
+WORK_STATES = (
+    *BEFORE_STEPS, "evaluating", "generating", "comparing", "finding edges", "perturbing",
+)  # fmt: skip
 #: States in which a process works for the run.
 AT_WORK = (*LIVE_STATES, *WORK_STATES)
 #: What readers show: these, and the states of a run that is silent or never wrote one.

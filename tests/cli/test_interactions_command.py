@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from core.cells.builtin import load_builtin
+from core.interactions.kept import read_results
 from core.interactions.request import CHOICES
 from tfx_cli.interactions_command import interactions
 
@@ -30,6 +31,16 @@ def test_one_calculation_is_written_in_every_form(tfx, tiny_run, tmp_path, panel
     result = tfx("interactions", "tiny", *QUICK, *options, "--top", "20", "--json")
     assert result.code == 0, result.stderr
     (network,) = result.json["networks"]
+    (tmp_path / "runs/tiny/interactions/broken.json").write_text('{"command": "interactions"}')
+    (kept,) = read_results(tmp_path / "runs/tiny")  # for the dashboard
+    (same,) = kept.networks
+    assert kept.output == tuple(str(tmp_path / name) for name in outputs)
+    assert (same.context, same.cells, same.found) == tuple(
+        network[name] for name in ("context", "cells", "found")
+    )
+    assert [(one.source, one.target) for one in same.edges[:12]] == [
+        (one["source"], one["target"]) for one in network["edges"]
+    ]
     assert network["context"] == "tissue=blood,lung"
     assert network["donors"] > 2
     table = pd.read_csv(tmp_path / "net.csv")
@@ -55,6 +66,12 @@ def test_one_calculation_is_written_in_every_form(tfx, tiny_run, tmp_path, panel
     graph = networkx.read_graphml(tmp_path / "net.graphml")
     assert graph.is_directed()
     assert graph.number_of_edges() == 20
+    by_pair = table.set_index(["source", "target"])["weight"]
+    heat = same.heat_map
+    for source, weights in zip(heat.sources, heat.weights, strict=True):
+        for target, weight in zip(heat.targets, weights, strict=True):
+            known = by_pair.get((source, target), np.nan)
+            assert weight == pytest.approx(known, rel=1e-3, nan_ok=True)
     strongest = {(graph.nodes[a]["name"], graph.nodes[b]["name"]) for a, b in graph.edges()}
     assert {(one["source"], one["target"]) for one in network["edges"]} <= strongest
     assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")

@@ -1,11 +1,14 @@
 """`tfx perturb` on the tiny run: cells before and after, tables, screens; one sentence for what is wrong."""
 
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 from core.cells.builtin import load_builtin
+from core.interactions.kept import read_results
 
 FILE = "builtin:atlas?cells=300&seed=5"
 
@@ -41,6 +44,9 @@ def test_a_knock_out_is_written_as_cells_and_as_a_table_and_reported(tfx, tiny_r
     assert table.loc[table["is_set"], ["q", "correlation"]].isna().all(axis=None)
     assert record["meaning"] == "association, not causation"
     assert {one["phenotype"] for one in record["phenotypes"]} >= {"sex", "tissue"}
+    (kept,) = read_results(Path("runs/tiny"))
+    assert [one.gene for one in kept.perturbation.genes] == list(tested["gene"])
+    assert kept.perturbation.found == record["found"]
     again = tfx("perturb", "tiny", FILE, "--knock-out", "XIST", "-n", "80", "-o", "b.csv")
     assert again.code == 0, again.stderr
     assert "This is association, not causation" in again.stdout

@@ -23,6 +23,7 @@ from tfx_cli.dashboard.base_screen import DashboardScreen
 from tfx_cli.dashboard.curve_view import SMOOTHING, CurveView
 from tfx_cli.dashboard.dialogs import ConfirmDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
+from tfx_cli.dashboard.interactions_screen import InteractionsScreen
 from tfx_cli.dashboard.keymap import KEYS, RESERVED_KEYS, bindings_of, read_key_overrides
 from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen, run_colours
@@ -45,7 +46,7 @@ def notes_of(app):
 
 # -- the table of keys
 def test_no_screen_has_a_key_twice_or_takes_a_terminals_own():
-    for screen in ("runs", "run", "generate", "start"):
+    for screen in ("runs", "run", "generate", "interactions", "start"):
         keys = [key for binding in bindings_of(screen) for key in binding.key.split(",")]
         assert len(keys) == len(set(keys))
         assert not RESERVED_KEYS.intersection(keys)
@@ -95,9 +96,11 @@ async def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, ope
         await seen(pilot, "enter Keep the filter")
         await pilot.press("enter", "enter")
         await settled(app, pilot)
-        await seen(pilot, "a Axis  y Log  s Smooth  x Crosshair  e Evaluate  c Cells  ? Help")
+        await seen(
+            pilot, "a Axis  y Log  s Smooth  x Crosshair  e Evaluate  c Cells  i Genes  ? Help"
+        )
         await pilot.press("4")
-        await seen(pilot, "/ Filter  e Evaluate  c Cells  ? Help")
+        await seen(pilot, "/ Filter  e Evaluate  c Cells  i Genes  ? Help")
         await settled(app, pilot)
         log = app.screen.query_one("#log-lines")
         assert log.scroll_offset.y == log.max_scroll_y > 0
@@ -115,7 +118,7 @@ async def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, ope
         assert list(app.screen.query_one("#preset-table").rows) == ["train.max_steps"]
         await pilot.press("escape", "6")
         await settled(app, pilot)
-        await seen(pilot, "e Evaluate  c Cells  ? Help")
+        await seen(pilot, "e Evaluate  c Cells  i Genes  ? Help")
         await pilot.press("7")
         await seen(
             pilot, "/ Filter  o Order  a Axis  y Log  x Crosshair  e Evaluate  c Cells  ? Help"
@@ -148,6 +151,7 @@ def test_ids_are_unique_and_every_action_exists():
     assert len({key.id for key in KEYS}) == len(KEYS)
     screens = {
         "runs": RunsScreen, "run": RunScreen, "generate": GenerateScreen, "start": StartScreen,
+        "interactions": InteractionsScreen,
     }  # fmt: skip
     from tfx_cli.dashboard.app import DashboardApp
 
@@ -971,6 +975,72 @@ async def test_a_run_is_evaluated_and_the_report_is_read_in_place(runs, open_app
         await settled(app, pilot)
         assert "Generated cells: cells.h5ad" in text_of(app)
         assert "- Met: 14 of 16." in text_of(app)
+
+
+async def test_edges_are_found_and_results_are_read_in_place(runs, open_app, monkeypatch):
+    folder = write_state(runs, state="finished", step=N_STEPS)
+    write_model(folder)
+    app = open_app("mine")
+    begun = []
+
+    def launch(path, arguments, root):
+        begun.append(arguments)
+
+    def said(name):
+        return str(app.screen.query_one(f"#{name}").render())
+
+    async with opened(app) as pilot:
+        monkeypatch.setattr(app.processes, "_launch", launch)
+        await pilot.press("i")
+        await settled(app, pilot)
+        assert "No results yet. Choose a context" in text_of(app)
+        sex, _, cell_type = app.screen.query(TokenRow)
+        await pilot.press("right", "j", "j", "right")
+        assert (sex.value, cell_type.value) == ("female", "B cell")
+        await pilot.pause()
+        assert "sex=female,cell_type=B cell: 500 training cells" in text_of(app)
+        await pilot.press("b")
+        await pilot.press("down", "down", "enter")  # of tissue, which has two values
+        await pilot.pause()
+        assert "contrast tissue=blood,lung: 500 and 0 training cells" in said("match")
+        assert "too few" in said("match")
+        await pilot.press("i")
+        await pilot.pause()
+        run = str(folder.absolute())
+        (words,) = begun
+        assert words[:2] == ["interactions", run]
+        options = dict(zip(words[2:6:2], words[3:6:2], strict=True))
+        assert options == {
+            "--where": "sex=female,cell_type=B cell",
+            "--contrast": "tissue=blood,lung",
+        }
+        files = [Path(word) for word in words if word.startswith(f"{run}/interactions/")]
+        assert [file.suffix for file in files] == [".csv", ".graphml"]
+        run_states.write_results(folder)
+        with work_on(folder, "finding edges", clock=lambda: NOW) as listener:
+            listener(ProgressEvent("perturbing genes", 16, 32))
+            await settled(app, pilot)
+            assert re.search(r"◌ finding edges +perturbing genes .* 50%", text_of(app))
+            assert "t Stop" in text_of(app)
+        await settled(app, pilot)
+        assert "CCL4 CXCL8 +0.550 positive 0.009 *" in " ".join(text_of(app).split())  # the newest
+        assert "weights: Spearman within class, a simple measure" in said("about")
+        sex.choice = cell_type.choice = SAMPLED
+        await pilot.pause()
+        assert "weights: the model's effects" in said("about")  # of all cells
+        app.screen.query_one("#results").focus()
+        await pilot.press("2")
+        await pilot.pause()
+        assert re.search(r"CXCL8 +\+\+  *\+\+ *\+", text_of(app))
+        await pilot.press("j")
+        await pilot.pause()
+        assert re.search(r"sex = male +0.400 → 0.650  \+0.250  q 0.01 \*", text_of(app))
+        await pilot.press("1", "j")
+        await pilot.pause()
+        assert "knock-out of every gene: sex=male, all cells: 500 cells" in said("about")
+        assert re.search(r"GENE \[old\] +1.500 +-0.300", text_of(app))
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunScreen)
 
 
 async def test_all_metrics_are_panels_over_steps_cells_or_hours_with_events(runs, open_app):

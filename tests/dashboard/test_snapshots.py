@@ -193,6 +193,20 @@ async def test_panes_of_generated_cells(runs, open_app, matches, monkeypatch):
             await at_sizes(app, pilot, matches, f"cells-{pane}")
 
 
+async def test_interactions_of_a_run(runs, open_app, matches):
+    folder = write_state(runs, state="finished", step=N_STEPS)
+    write_model(folder)
+    run_states.write_results(folder)
+
+    app = open_app("mine")
+    async with app.run_test(size=SIZES[0]) as pilot:
+        await settled(app, pilot)
+        await pilot.press("i")
+        for pane in "12":
+            await pilot.press(pane)
+            await at_sizes(app, pilot, matches, f"interactions-{pane}", (SIZES[0], SIZES[2]))
+
+
 async def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
     (tmp_path / "mine.toml").write_text('# My cells.\n[data]\nfiles = ["mine.h5ad"]\n')
 

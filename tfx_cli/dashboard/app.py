@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,17 @@ from core.runlog.reader import RunReader
 from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER
 from core.runlog.work import read_work
 from core.wording import without_controls
-from tfx_cli.dashboard.base_screen import DashboardScreen, Generate, OfferCopy, OpenRun, StartRun
+from tfx_cli.dashboard.base_screen import (
+    DashboardScreen,
+    FindEdges,
+    Generate,
+    OfferCopy,
+    OpenRun,
+    StartRun,
+)
 from tfx_cli.dashboard.dialogs import ConfirmDialog, CopyDialog, HelpDialog
 from tfx_cli.dashboard.generate_screen import GenerateScreen
+from tfx_cli.dashboard.interactions_screen import InteractionsScreen
 from tfx_cli.dashboard.keymap import KEYS, names_of_keys, read_key_overrides
 from tfx_cli.dashboard.processes import (
     NO_FAILURE,
@@ -200,6 +208,8 @@ class DashboardApp(App[None]):
                 self.notify(text, title=title, severity="error", timeout=15)
             elif launch.command == "eval":
                 self.notify(f"{name} is evaluated")
+            elif launch.command == "interactions":
+                self.notify(f"the edges of {name} are found")
         for row in view.rows:
             if row.state in AT_WORK:
                 self.processes.forget_launch(row.path)
@@ -253,6 +263,11 @@ class DashboardApp(App[None]):
             kept = self._cells[run] = GenerateScreen(run)
             self.install_screen(kept, f"cells of {run}")
         self._open(kept)
+
+    def action_interactions(self) -> None:
+        run = self._current_run()
+        if run is not None:
+            self._open(InteractionsScreen(run))
 
     async def action_quit(self) -> None:
         """End; ask first if that discards generated cells."""
@@ -317,8 +332,11 @@ class DashboardApp(App[None]):
 
     def _run_of_screen(self) -> tuple[str, RunRow | None]:
         path = self._current_run() or ""
+        return path, self._row_of(path)
+
+    def _row_of(self, path: str) -> RunRow | None:
         rows = () if self._view is None else self._view.rows
-        return path, next((row for row in rows if row.path == path), None)
+        return next((row for row in rows if row.path == path), None)
 
     @work
     async def action_stop_run(self) -> None:
@@ -366,20 +384,50 @@ class DashboardApp(App[None]):
 
     def action_evaluate_run(self) -> None:
         """Score the test cells of a run in a process of its own."""
-        path, row = self._run_of_screen()
+        path = self._current_run() or ""
+        name = Path(path).name
+        self._start_work(
+            path, "eval", lambda: self.processes.evaluate(path, self.root),
+            no_model="there is no model to evaluate yet", already=f"{name} is being evaluated",
+            begun=f"evaluating {name} on its test cells",
+        )  # fmt: skip
+
+    def on_find_edges(self, event: FindEdges) -> None:
+        """Find the edges of a context of a run in a process of its own."""
+        name = Path(event.run).name
+        self._start_work(
+            event.run, "interactions",
+            lambda: self.processes.find_edges(event.run, self.root, event.where, event.contrast),
+            no_model="there is no model to find edges with yet",
+            already=f"edges of {name} are being found",
+            begun=f"finding the edges of {event.where or 'all cells'}",
+        )  # fmt: skip
+
+    def _start_work(
+        self,
+        path: str,
+        command: str,
+        start: Callable[[], Launch],
+        *,
+        no_model: str,
+        already: str,
+        begun: str,
+    ) -> None:
+        """Start a process that works with the model of a run, unless one does."""
+        row = self._row_of(path)
         if row is None or not (Path(path) / MODEL_FOLDER).is_dir():
-            self.notify("there is no model to evaluate yet")
+            self.notify(no_model)
         elif row.state in AT_WORK and row.state not in LIVE_STATES:
             self.notify(f"this run is {row.state}")
-        elif self.processes.started_here(path, "eval"):
-            self.notify(f"{row.name} is being evaluated")
+        elif self.processes.started_here(path, command):
+            self.notify(already)
         else:
             try:
-                self.processes.evaluate(path, self.root)
+                start()
             except TfxError as error:
                 self._notify_error(error)
             else:
-                self.notify(f"evaluating {row.name} on its test cells")
+                self.notify(begun)
 
     async def _resume(self, path: str) -> None:
         """Continue a run as soon as the process that stopped it has ended."""

@@ -56,6 +56,15 @@ class Generate(Message):
     record: Mapping[str, Any]
 
 
+@dataclass
+class FindEdges(Message):
+    """Find the edges of a context of a run (`tfx interactions --where --contrast`; "": all cells, no contrast)."""
+
+    run: str
+    where: str
+    contrast: str
+
+
 class DashboardScreen(Screen[None]):
     """A screen of the dashboard: subclasses give `make_body` and show new data in `update_view`."""
 

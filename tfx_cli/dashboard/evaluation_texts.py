@@ -19,6 +19,7 @@ from core.evaluation.report.tables import (
     split_text,
 )
 from tfx_cli.dashboard.picture import Series
+from tfx_cli.dashboard.themes import heat_style
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import column_groups, shortened
 
@@ -136,9 +137,8 @@ def confusion_content(
                 parts.append((f"{'·':>{_NUMBER - 1}} ", "$secondary"))
                 continue
             colour = Color.parse(colours["primary" if column == place else "error"])
-            heat = background.blend(colour, 0.15 + 0.85 * fraction, alpha=1.0)
             text = f"{round(100 * fraction):>{_NUMBER - 1}} "
-            parts.append((text, f"{heat.get_contrast_text(1.0).hex} on {heat.hex}"))
+            parts.append((text, heat_style(background, colour, fraction)))
         lines.append(Content.assemble(*parts))
     return Content("\n").join(lines)
 

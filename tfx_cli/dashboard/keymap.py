@@ -96,6 +96,11 @@ KEYS = (
         "Evaluate",
     ),
     Key("run.generate", "run", "c", "app.generate", "Generate cells of the model", "Cells"),
+    Key(
+        "run.interactions", "run", "i", "app.interactions",
+        "Interactions of genes, perturbations", "Genes",
+        ("curves", "phenotypes", "machine", "log", "preset", "evaluation"),
+    ),
     Key("run.copy", "run", "C", "copy", "Copy the metrics of this pane"),
     # generate
     Key("generate.go", "generate", "c", "go", "Generate cells", "Generate"),
@@ -113,6 +118,18 @@ KEYS = (
     Key("generate.cells", "generate", "3", "pane('cells')", "Cells"),
     Key("generate.gene-counts", "generate", "4", "pane('gene-counts')", "Genes per cell"),
     Key("generate.moved", "generate", "5", "pane('moved')", "Moved genes"),
+    # interactions
+    Key(
+        "interactions.go", "interactions", "i", "go",
+        "Find the edges of the context (tfx interactions)", "Find edges",
+    ),
+    Key(
+        "interactions.contrast", "interactions", "b", "contrast",
+        "Contrast two values of a phenotype", "Contrast",
+    ),
+    Key("interactions.stop", "interactions", "t", "app.stop_run", "Stop the search", "Stop"),
+    Key("interactions.edges", "interactions", "1", "pane('edges')", "Edges, or genes that respond"),
+    Key("interactions.heat", "interactions", "2", "pane('heat')", "Heat map, or phenotypes"),
     # new run
     Key("start.go", "start", "f5,ctrl+g", "go", "Start training", "Start"),
     Key(

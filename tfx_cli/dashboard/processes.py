@@ -1,4 +1,4 @@
-"""Processes that the dashboard starts: `tfx train`, `tfx eval`, one `tfx generate --serve` with a model.
+"""Processes that the dashboard starts: `tfx train`, `tfx eval`, `tfx interactions`, one `tfx generate --serve` with a model.
 
 The dashboard never trains or generates in its own process: loading torch takes seconds, and a
 model may take all memory. A training runs in a session of its own, so that a closed window does
@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 from core.errors import ConfigurationError, ExitCode, MachineError
+from core.interactions.kept import FOLDER
 from core.runlog.ownership import is_free
 from core.runlog.schema import OUTPUT_FILE
 from tfx_cli.arguments import RUNS
@@ -42,7 +44,7 @@ _GRACE = 3.0  # seconds
 # -- trainings and evaluations
 @dataclass(frozen=True)
 class Launch:
-    """A `tfx train` or `tfx eval` that was started here: the run, the process, the log of its output."""
+    """A `tfx train`, `tfx eval` or `tfx interactions` that was started here: the run, the process, the log of its output."""
 
     path: str
     command: str
@@ -122,7 +124,7 @@ def _whole_path(preset: str) -> str:
 
 
 class RunProcesses:
-    """The trainings and evaluations that this dashboard started; their output goes to the run folder."""
+    """The trainings, evaluations and searches of edges that this dashboard started; their output goes to the run folder."""
 
     def __init__(self) -> None:
         self._launches: dict[str, Launch] = {}
@@ -153,6 +155,17 @@ class RunProcesses:
     def evaluate(self, path: str, root: Path) -> Launch:
         """Score the test cells of a run (`tfx eval RUN`)."""
         return self._launch(path, ["eval", str(Path(path).absolute())], root.parent)
+
+    def find_edges(self, path: str, root: Path, where: str, contrast: str) -> Launch:
+        """Find the edges of a context (`tfx interactions RUN`); the files are in the run folder."""
+        run = Path(path).absolute()
+        conditions = [("--where", where), ("--contrast", contrast)]
+        words = [word for pair in conditions if pair[1] for word in pair]
+        text = "-".join(filter(None, (where, contrast))) or "all-cells"
+        stem = re.sub(r"[^\w.-]+", "-", text)[:80] + f"-{crc32(text.encode()):08x}"
+        for ending in (".csv", ".graphml"):
+            words += ["-o", str(run / FOLDER / f"{stem}{ending}")]
+        return self._launch(path, ["interactions", str(run), *words, "--overwrite"], root.parent)
 
     def _launch(self, path: str, arguments: Sequence[str], folder: Path) -> Launch:
         log = Path(path) / OUTPUT_FILE

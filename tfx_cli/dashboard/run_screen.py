@@ -1,10 +1,9 @@
 """One run: curves, accuracy per phenotype, machine, log and preset, and the keys that control it."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from textual.app import ComposeResult
@@ -13,9 +12,7 @@ from textual.content import Content
 from textual.widgets import DataTable, Input, Static, TabPane
 
 from core.errors import ExitCode
-from core.runlog.overview import RunRow
 from core.runlog.schema import AT_WORK, LIVE_STATES, MODEL_FOLDER, OUTPUT_FILE
-from core.wording import duration
 from tfx_cli.dashboard import run_texts
 from tfx_cli.dashboard.base_screen import (
     DashboardScreen,
@@ -34,9 +31,12 @@ from tfx_cli.dashboard.metric_grid import ORDERS, MetricGrid
 from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.processes import RunProcesses, output_lines
 from tfx_cli.dashboard.run_curves import Axis, RunAxis, event_marks, machine_series
-from tfx_cli.dashboard.themes import bar, state_sign
+from tfx_cli.dashboard.themes import state_sign
 from tfx_cli.dashboard.workspace import RunView, WorkspaceView
 from tfx_cli.formatting import ago
+
+if TYPE_CHECKING:
+    from core.runlog.overview import RunRow
 
 #: Panels of the machine pane: id, title, metrics of training with their names.
 _MACHINE_PANELS = (
@@ -202,6 +202,8 @@ class RunScreen(DashboardScreen):
             "run.resume": state in ("stopped", "failed", "crashed"),
             "run.evaluate": has_model and (state in LIVE_STATES or state not in AT_WORK),
             "run.generate": has_model,
+            # A narrow footer has no room for it beside the keys of a training.
+            "run.interactions": has_model and (state == "finished" or self.size.width >= 100),
             "run.next-phenotype": self._view is not None
             and len(phenotypes_with_confusion(self._view)) > 1,
         }
@@ -216,7 +218,7 @@ class RunScreen(DashboardScreen):
     def _show_launch(self) -> None:
         """Show a run whose folder is no run yet: what is done for it, and the last lines of output."""
         if self._row is not None:
-            self.set_bar(*self._state_parts(self._row))
+            self.set_bar(*run_texts.state_parts(self._row))
             lines = output_lines(Path(self.path) / OUTPUT_FILE)
             self.write("numbers", Content("\n".join(lines[-7:])))
             return
@@ -246,23 +248,10 @@ class RunScreen(DashboardScreen):
             faults.append((f"  ! {view.bad_lines} unreadable lines", "$warning"))
         if view.fraction_read < 1:
             faults.append((f"  reading older metrics {view.fraction_read:.0%}", "$secondary"))
-        parts = self._state_parts(row, faults)
+        parts = run_texts.state_parts(row, faults)
         if row.last_data is not None:
             parts.append(f"  data {ago(row.last_data, now=max(self._now, row.last_data))}")
         self.set_bar(*parts)
-
-    def _state_parts(self, row: RunRow, faults: Sequence[object] = ()) -> list[object]:
-        parts: list[object] = [(row.name, "bold"), "  ", state_sign(row.state)]
-        if row.stage:
-            parts.append(f"  {row.stage}")
-        elif row.step is not None:
-            parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
-        parts += faults
-        if row.fraction is not None and row.state != "finished":
-            parts += ["  ", bar(row.fraction, 10), f" {row.fraction:.0%}"]
-        if row.eta is not None and (row.state in LIVE_STATES or row.stage):
-            parts.append(f"  {duration(row.eta)} left")
-        return parts
 
     def _show_curves(self, view: RunView, axis: RunAxis, domain: Range | None) -> None:
         losses = [

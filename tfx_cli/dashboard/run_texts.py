@@ -8,10 +8,12 @@ from textual.content import Content
 
 from core.evaluation.report.records import PhenotypeScores
 from core.runlog.json_lines import finite_number, number_in
+from core.runlog.overview import RunRow
 from core.runlog.reader import Setting
-from core.runlog.schema import EventRecord, metric_info
+from core.runlog.schema import LIVE_STATES, EventRecord, metric_info
+from core.wording import duration
 from tfx_cli.dashboard.evaluation_texts import evaluation_content
-from tfx_cli.dashboard.themes import bar
+from tfx_cli.dashboard.themes import bar, state_sign
 from tfx_cli.dashboard.workspace import RunView
 from tfx_cli.formatting import (
     PRECISIONS,
@@ -115,6 +117,21 @@ def _side_by_side(cells: Sequence[Content], width: int) -> list[Content]:
     n_rows = -(-len(cells) // max(min(width // widest, 3), 1))
     padded = [cell.pad_right(widest - cell.cell_length) for cell in cells]
     return [Content("").join(padded[row::n_rows]) for row in range(n_rows)]
+
+
+def state_parts(row: RunRow, faults: Sequence[object] = ()) -> list[object]:
+    """Write the name of a run, its state, the work on it and its progress, for the line on top."""
+    parts: list[object] = [(row.name, "bold"), "  ", state_sign(row.state)]
+    if row.stage:
+        parts.append(f"  {row.stage}")
+    elif row.step is not None:
+        parts.append(f"  step {row.step:,}" + (f"/{row.total:,}" if row.total else ""))
+    parts += faults
+    if row.fraction is not None and row.state != "finished":
+        parts += ["  ", bar(row.fraction, 10), f" {row.fraction:.0%}"]
+    if row.eta is not None and (row.state in LIVE_STATES or row.stage):
+        parts.append(f"  {duration(row.eta)} left")
+    return parts
 
 
 def phenotype_rows(view: RunView) -> dict[str, list[Text]]:

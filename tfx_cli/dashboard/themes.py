@@ -7,6 +7,7 @@ Colour is never the only sign: curves are named at their ends, states are words 
 
 from typing import Any
 
+from textual.color import Color
 from textual.content import Content
 from textual.theme import Theme
 
@@ -64,6 +65,12 @@ def state_sign(state: str) -> tuple[str, str]:
     """Return a state with its sign, and its style."""
     sign, style = _STATES.get(state, ("?", "$secondary"))
     return f"{sign} {state}", style
+
+
+def heat_style(background: Color, colour: Color, fraction: float) -> str:
+    """Return the style of a place of a heat map: a fraction of a colour, and a text that can be read on it."""
+    heat = background.blend(colour, 0.15 + 0.85 * fraction, alpha=1.0)
+    return f"{heat.get_contrast_text(1.0).hex} on {heat.hex}"
 
 
 def bar(fraction: float, width: int) -> Content:

@@ -1,4 +1,4 @@
-"""A control token of the picker: one line with its value, which keys and the mouse change."""
+"""A control token of the picker, or a phenotype of a context: one line with its value, which keys and the mouse change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,3 +105,13 @@ class TokenRow(Widget, can_focus=True):
         event.stop()
         self.focus()
         self.action_choose()
+
+
+class ContextRow(TokenRow):
+    """A phenotype of a context: any value, or one."""
+
+    def text_of(self, choice: int) -> str:
+        return "any" if choice == SAMPLED else super().text_of(choice)
+
+    def choices(self) -> list[int]:
+        return [SAMPLED, *range(len(self.values))]

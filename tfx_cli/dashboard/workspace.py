@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from core.errors import TfxError
 from core.evaluation.report.records import EvaluationReport, read_evaluation_file
 from core.files import file_json, open_file
+from core.interactions.kept import FOLDER as RESULTS_FOLDER
+from core.interactions.kept import KeptResult, read_results
 from core.runlog.history import (
     LatestMetrics,
     MachineCurves,
@@ -130,6 +132,8 @@ class RunView:
     evaluation: EvaluationReport | None
     #: Title and verdict of the newest report of `tfx eval --generated`, if there is one.
     fidelity: tuple[str, tuple[str, ...]] | None
+    #: What `tfx interactions` and `tfx perturb` kept in the run folder, the newest first.
+    results: tuple[KeptResult, ...]
     #: Lines that could not be read.
     bad_lines: int
     #: Fraction of the metrics that has been read; the end of a long history is read first.
@@ -320,6 +324,7 @@ class _RunFeed:
             [],
             None,
         )
+        self._results: tuple[list[tuple[str, int]], tuple[KeptResult, ...]] = ([], ())
         self._settings: tuple[Setting, ...] = ()
 
     def poll(self, row: RunRow) -> RunView:
@@ -343,9 +348,20 @@ class _RunFeed:
             settings=self._settings,
             evaluation=self._read_evaluation(),
             fidelity=self._read_fidelity(),
+            results=self._read_results(),
             bad_lines=self._curves.bad_lines + self._reader.bad_lines + self._machines.bad_lines,
             fraction_read=self._fraction_read,
         )
+
+    def _read_results(self) -> tuple[KeptResult, ...]:
+        """Read the results of interactions and perturbations if there are others."""
+        found: list[tuple[str, int]] = []
+        with contextlib.suppress(OSError):
+            paths = (self._folder / RESULTS_FOLDER).glob("*.json")
+            found = sorted((path.name, path.stat().st_mtime_ns) for path in paths)
+        if found != self._results[0]:
+            self._results = (found, tuple(read_results(self._folder)))
+        return self._results[1]
 
     def _poll_curves(self) -> None:
         """Read what was added: of a long history first its end, then the rest, some at a time."""
