@@ -287,8 +287,8 @@ def _evaluation_text(report: "EvaluationReport") -> Iterator[Paragraph]:
     tables = [headline_table(report)] if report.phenotypes else []
     for table in [*tables, *list(phenotype_tables(report))[1:]]:
         yield _titled(table)
-    for name, methods in report.phenotypes.items():
-        yield confusion_text(name, methods["model"])
+    for name, scores in report.of_model.items():
+        yield confusion_text(name, scores)
     if report.genes is not None:
         yield ", ".join(f"{name} {value}" for name, value in masked_gene_rows(report))
     if rates := report.gene_rates:

@@ -86,12 +86,8 @@ def _details(report: EvaluationReport, width: int) -> Iterator[Content]:
 
 def phenotypes_with_confusion(view: RunView) -> list[str]:
     """Return the phenotypes of which the evaluation has a confusion matrix."""
-    phenotypes = {} if view.evaluation is None else view.evaluation.phenotypes
-    return [
-        name
-        for name, methods in phenotypes.items()
-        if "model" in methods and methods["model"].confusion and methods["model"].values
-    ]
+    models = {} if view.evaluation is None else view.evaluation.of_model
+    return [name for name, scores in models.items() if scores.confusion and scores.values]
 
 
 def confusion_content(
@@ -106,7 +102,7 @@ def confusion_content(
         return Content("no evaluation of phenotypes yet")
     if view.evaluation is None or phenotype not in phenotypes_with_confusion(view):
         return Content(f"e evaluates the run, and then the confusion matrix of {phenotype} is here")
-    scores = view.evaluation.phenotypes[phenotype]["model"]
+    scores = view.evaluation.of_model[phenotype]
     matrix, values = scores.confusion or (), scores.values or ()
     predicted = [sum(column) for column in zip(*matrix, strict=True)]
     used = [place for place, row in enumerate(matrix) if sum(row) or predicted[place]]
@@ -145,9 +141,8 @@ def confusion_content(
 
 def calibration_series(view: RunView, phenotype: str) -> list[Series]:
     """Return the accuracy of the model's predictions of a phenotype by their confidence."""
-    methods = {} if view.evaluation is None else view.evaluation.phenotypes.get(phenotype, {})
-    calibration = None if "model" not in methods else methods["model"].calibration
-    if calibration is None:
+    scores = None if view.evaluation is None else view.evaluation.of_model.get(phenotype)
+    if scores is None or (calibration := scores.calibration) is None:
         return []
     bins = [one for one in calibration.curve if one.n_cells >= _FEWEST_CELLS]
     place = np.arange(len(bins), dtype=float)

@@ -303,6 +303,11 @@ class EvaluationReport:
     parts: Parts | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def of_model(self) -> dict[str, PhenotypeScores]:
+        """Phenotype -> scores of the model itself."""
+        return {name: of["model"] for name, of in self.phenotypes.items() if "model" in of}
+
 
 @dataclass(frozen=True)
 class Measured:

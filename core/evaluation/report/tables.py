@@ -83,11 +83,7 @@ def phenotype_tables(report: EvaluationReport) -> Iterator[ReportTable]:
         ],
         2,
     )
-    calibrated = {
-        name: methods["model"]
-        for name, methods in report.phenotypes.items()
-        if "model" in methods and methods["model"].calibration is not None
-    }
+    calibrated = {name: one for name, one in report.of_model.items() if one.calibration is not None}
     if calibrated:
         yield ReportTable(
             "Calibration and donors",
@@ -170,9 +166,8 @@ def _confidence_row(phenotype: str, scores: PhenotypeScores) -> list[str]:
 def reliability_table(report: EvaluationReport) -> Iterator[ReportTable]:
     """Give the table of reliability before and after calibration, if the model was calibrated."""
     rows = []
-    for phenotype, methods in report.phenotypes.items():
-        scores = methods.get("model")
-        if scores is None or scores.confidence is None or scores.calibration is None:
+    for phenotype, scores in report.of_model.items():
+        if scores.confidence is None or scores.calibration is None:
             continue
         sides = (scores.confidence.uncalibrated, scores.calibration)
         of_sides = [{(one.low, one.high): one for one in side.curve} for side in sides]

@@ -108,9 +108,8 @@ def write_evaluation(
         )
     confusions: dict[str, bytes] = {}
     stems: list[str] = []
-    for phenotype, methods in report.phenotypes.items():
-        scores = methods.get("model")
-        if scores is None or not scores.n_cells or not scores.confusion or not scores.values:
+    for phenotype, scores in report.of_model.items():
+        if not (scores.n_cells and scores.confusion and scores.values):
             continue
         stems.append(_file_stem(phenotype, stems))
         title = f"{phenotype} (model)"
@@ -150,9 +149,7 @@ def evaluation_sections(
     report: EvaluationReport, confusions: Mapping[str, bytes], gene_rows: Sequence[GeneRow]
 ) -> Iterator[Section]:
     """Give the sections of the page of `tfx eval`; ``confusions``: phenotype -> PNG."""
-    models = {
-        name: methods["model"] for name, methods in report.phenotypes.items() if "model" in methods
-    }
+    models = report.of_model
     pictures = []
     curves = {
         name: scores.calibration.curve
