@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 from core.errors import ConfigurationError
 from core.files import csv_cell
 from tfx_cli.arguments import (
-    DEVICE,
     FIGURES,
-    JSON_OUTPUT,
-    MARKERS,
-    MODEL,
-    OVERWRITE,
     SIMULATED,
-    UNSURE_AT,
-    Device,
-    FileOptions,
     check_output,
     genes_or_file,
     load_model,
@@ -26,6 +18,16 @@ from tfx_cli.arguments import (
     save_figure,
 )
 from tfx_cli.command_line import argument, option
+from tfx_cli.options import (
+    DEVICE,
+    JSON_OUTPUT,
+    MARKERS,
+    MODEL,
+    OVERWRITE,
+    UNSURE_AT,
+    Device,
+    FileOptions,
+)
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, warn
 from tfx_cli.progress import show_progress
 

@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from core.errors import ExitCode
-from tfx_cli.arguments import (
-    ASSIGNMENTS,
-    CONFIG_FILES,
-    JSON_OUTPUT,
-    RUNS,
-    SOURCES,
-    existing_run,
-    resolve_sources,
-)
+from tfx_cli.arguments import RUNS, existing_run, resolve_sources
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES
 from tfx_cli.output import Paragraph, make_table, narrate, print_result
 from tfx_cli.progress import show_progress
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from core.errors import ConfigurationError, MachineError
 from core.wording import first_line
-from tfx_cli.arguments import JSON_OUTPUT, RUNS, check_output, existing_run
+from tfx_cli.arguments import RUNS, check_output, existing_run
 from tfx_cli.command_line import argument, option
+from tfx_cli.options import JSON_OUTPUT
 from tfx_cli.output import narrate, print_result
 
 if TYPE_CHECKING:

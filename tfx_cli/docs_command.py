@@ -6,8 +6,8 @@ from pathlib import Path
 
 from core.errors import ConfigurationError
 from core.wording import did_you_mean
-from tfx_cli.arguments import JSON_OUTPUT
 from tfx_cli.command_line import argument
+from tfx_cli.options import JSON_OUTPUT
 from tfx_cli.output import Document, Paragraph, make_table, print_result
 
 #: The folder docs/ of the sources, as the package carries it.

@@ -6,11 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
-    DEVICE,
-    JSON_OUTPUT,
-    UNSURE_AT,
-    Device,
-    FileOptions,
     check_output_folder,
     check_unused,
     load_model,
@@ -23,6 +18,7 @@ from tfx_cli.arguments import (
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import shortened
 from tfx_cli.launch import stop_on_signals
+from tfx_cli.options import DEVICE, JSON_OUTPUT, UNSURE_AT, Device, FileOptions
 from tfx_cli.output import Paragraph, make_table, narrate, print_result
 from tfx_cli.progress import progress_of_run
 

@@ -5,14 +5,9 @@ from pathlib import Path
 
 from core.errors import ConfigurationError
 from core.wording import listed, size
-from tfx_cli.arguments import (
-    JSON_OUTPUT,
-    OVERWRITE,
-    check_output_folder,
-    model_folder,
-    name_of_model,
-)
+from tfx_cli.arguments import check_output_folder, model_folder, name_of_model
 from tfx_cli.command_line import argument, option
+from tfx_cli.options import JSON_OUTPUT, OVERWRITE
 from tfx_cli.output import Paragraph, print_result, warn
 
 

@@ -11,13 +11,7 @@ from core.presets.schema import GenerateSettings
 from core.wording import duration, listed
 from tfx_cli.arguments import (
     FIGURES,
-    JSON_OUTPUT,
-    MARKERS,
-    MODEL,
-    OVERWRITE,
     SIMULATED,
-    MatrixOptions,
-    as_sentence,
     check_output,
     genes_or_file,
     load_model,
@@ -30,6 +24,7 @@ from tfx_cli.arguments import (
 )
 from tfx_cli.command_line import option
 from tfx_cli.formatting import count_of
+from tfx_cli.options import JSON_OUTPUT, MARKERS, MODEL, OVERWRITE, MatrixOptions, as_sentence
 from tfx_cli.output import (
     Paragraph,
     formatted,

@@ -6,12 +6,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
-    DEVICE,
-    JSON_OUTPUT,
-    OVERWRITE,
-    ContextOptions,
-    Device,
-    FileOptions,
     check_outputs,
     gene_file,
     keep_in_run,
@@ -21,6 +15,7 @@ from tfx_cli.arguments import (
     run_and_files,
 )
 from tfx_cli.command_line import argument, option
+from tfx_cli.options import DEVICE, JSON_OUTPUT, OVERWRITE, ContextOptions, Device, FileOptions
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, record_table
 from tfx_cli.progress import progress_of_run
 

@@ -6,13 +6,7 @@ from typing import Any
 
 from core.errors import ConfigurationError
 from tfx_cli.arguments import (
-    DEVICE,
-    JSON_OUTPUT,
-    OVERWRITE,
     SIMULATED,
-    ContextOptions,
-    Device,
-    FileOptions,
     check_outputs,
     keep_in_run,
     load_model,
@@ -21,6 +15,7 @@ from tfx_cli.arguments import (
     run_and_files,
 )
 from tfx_cli.command_line import argument, option
+from tfx_cli.options import DEVICE, JSON_OUTPUT, OVERWRITE, ContextOptions, Device, FileOptions
 from tfx_cli.output import Paragraph, narrate, print_result, record_table, warn
 from tfx_cli.progress import progress_of_run
 

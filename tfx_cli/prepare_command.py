@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigurationError
 from core.wording import listed, size
-from tfx_cli.arguments import (
-    ASSIGNMENTS,
-    CONFIG_FILES,
-    JSON_OUTPUT,
-    RUNS,
-    SOURCES,
-    STORES,
-    preset_option,
-    resolve_sources,
-)
+from tfx_cli.arguments import RUNS, STORES, resolve_sources
 from tfx_cli.command_line import argument, new_app, option
 from tfx_cli.formatting import ago
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, SOURCES, preset_option
 from tfx_cli.output import Paragraph, confirm, make_table, narrate, print_result
 from tfx_cli.progress import show_progress
 

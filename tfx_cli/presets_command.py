@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from tfx_cli.arguments import (
-    ASSIGNMENTS,
-    CONFIG_FILES,
-    DEVICE,
-    JSON_OUTPUT,
-    OVERWRITE,
-    Device,
-    check_output,
-    gene_file,
-    model_folder,
-)
+from tfx_cli.arguments import check_output, gene_file, model_folder
 from tfx_cli.command_line import argument, new_app, option
 from tfx_cli.formatting import count_of
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, DEVICE, JSON_OUTPUT, OVERWRITE, Device
 from tfx_cli.output import Document, Paragraph, make_table, print_json, print_result, warn
 from tfx_cli.progress import show_progress
 

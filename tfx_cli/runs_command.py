@@ -12,8 +12,9 @@ from core.runlog.overview import compare_runs, overview, run_row
 from core.runlog.reader import RunReader, find_run, list_runs
 from core.runlog.schema import RESERVED_METRIC_KEYS, RUN_FILE, SEEN_STATES, metric_info
 from core.wording import did_you_mean, size
-from tfx_cli.arguments import JSON_OUTPUT, RUNS
+from tfx_cli.arguments import RUNS
 from tfx_cli.command_line import argument, new_app, option
+from tfx_cli.options import JSON_OUTPUT
 from tfx_cli.output import Document, confirm, narrate, print_result, print_text
 from tfx_cli.run_columns import RUN_COLUMNS, sorted_runs
 from tfx_cli.runs_text import comparison_text, overview_text, runs_table

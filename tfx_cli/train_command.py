@@ -17,20 +17,11 @@ from core.errors import ConfigurationError, ExitCode, TfxError, TrainingInterrup
 from core.progress import Listener, ignore_progress, to_all
 from core.training.launched import LAUNCHER, launched_process
 from core.wording import duration, size
-from tfx_cli.arguments import (
-    ASSIGNMENTS,
-    CONFIG_FILES,
-    JSON_OUTPUT,
-    RUNS,
-    bundled_presets,
-    existing_run,
-    new_run_folder,
-    preset_of,
-    preset_option,
-)
+from tfx_cli.arguments import RUNS, bundled_presets, existing_run, new_run_folder, preset_of
 from tfx_cli.command_line import argument, option
 from tfx_cli.formatting import FORECAST_VERDICTS, progress_of
 from tfx_cli.launch import is_main_process, launch, stop_on_signals
+from tfx_cli.options import ASSIGNMENTS, CONFIG_FILES, JSON_OUTPUT, preset_option
 from tfx_cli.output import Paragraph, make_table, narrate, print_result, warn
 from tfx_cli.progress import show_progress
 

@@ -13,11 +13,9 @@ from textual.containers import Container, Vertical
 from textual.content import Content
 from textual.widgets import DataTable, Input, Static, TabPane
 
-from core.errors import TfxError
 from core.files import replacing
-from core.model.reference import ControlTokens
 from tfx_cli.arguments import generating_command
-from tfx_cli.dashboard.base_screen import DashboardScreen, FilterBox, Generate, OfferCopy, Panes
+from tfx_cli.dashboard.base_screen import FilterBox, Generate, OfferCopy, Panes
 from tfx_cli.dashboard.cells_texts import (
     FEW_CELLS,
     GeneMeans,
@@ -32,6 +30,7 @@ from tfx_cli.dashboard.curve_view import CurveView
 from tfx_cli.dashboard.dialogs import ChoiceDialog, TextDialog, h5ad_fault
 from tfx_cli.dashboard.generated_sets import GeneratedSet
 from tfx_cli.dashboard.keymap import Key, bindings_of
+from tfx_cli.dashboard.picker_screen import PickerScreen
 from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.scatter_view import ScatterView
 from tfx_cli.dashboard.themes import bar, series_colour
@@ -51,7 +50,7 @@ _NO_CELLS = "0 real cells match: the model combines what it learnt of each value
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
 
 
-class GenerateScreen(DashboardScreen):
+class GenerateScreen(PickerScreen):
     """Pick control tokens of the model of a run folder and generate."""
 
     NAME = "generate"
@@ -59,10 +58,7 @@ class GenerateScreen(DashboardScreen):
     BINDINGS = bindings_of("generate")
 
     def __init__(self, run: str) -> None:
-        super().__init__()
-        self.run_path = run
-        self._tokens: ControlTokens | None = None
-        self._problem = ""
+        super().__init__(run)
         self._number = 0
         self._status = Content("")
         self._request: Mapping[str, Any] = {}
@@ -70,22 +66,14 @@ class GenerateScreen(DashboardScreen):
         self.sets: list[GeneratedSet] = []
         self._place = -1
         self._folder: Path | None = None
-        try:
-            self._tokens = ControlTokens.read(Path(run) / "model")
-        except TfxError as error:
-            self._problem = str(error)
 
     def make_body(self) -> ComposeResult:
         with Container(classes="body"):
             with Vertical(id="picker"):
                 with Vertical(id="tokens"):
-                    if self._tokens is None:
-                        yield Static(f" {self._problem}", markup=False)
-                    else:
-                        names = self._tokens.phenotypes
-                        longest = min(max(map(len, names), default=0), 16)
-                        for name, values in names.items():
-                            yield TokenRow(name, values, label_width=longest)
+                    if self.tokens is None:
+                        yield Static(f" {self.problem}", markup=False)
+                    yield from self.make_rows()
                 with Container(classes="numbers"):
                     for name, label, default, kind in _FIELDS:
                         with Vertical(classes="field"):
@@ -114,32 +102,29 @@ class GenerateScreen(DashboardScreen):
                     yield _gene_table("moved-table")
 
     def _model_default(self, name: str) -> str:
-        known = None if self._tokens is None else self._tokens.generate.get(name)
+        known = None if self.tokens is None else self.tokens.generate.get(name)
         return "" if known is None else f"{known:g}"
 
     def on_mount(self) -> None:
-        self._show_counts()
+        self._show_match()
         self._show()
-        self._focus_tokens()
+        self.focus_rows()
 
     # -- keys
     def offers(self, key: Key) -> bool:
         conditions = {
-            "generate.go": self._tokens is not None and not self.is_busy,
+            "generate.go": self.tokens is not None and not self.is_busy,
             "generate.cancel": self.is_busy,
-            "generate.flip": bool(self.sets and self._rows()) and not self.is_busy,
+            "generate.flip": bool(self.sets and self.rows()) and not self.is_busy,
             "generate.next-set": len(self.sets) > 1,
             "generate.save": bool(self.sets),
             "generate.filter": bool(self.sets) and self.pane in ("genes", "moved"),
         }
         return super().offers(key) and conditions.get(key.id, True)
 
-    def enter_label(self) -> str:
-        return "Values" if isinstance(self.focused, TokenRow) else ""
-
     async def action_move(self, to: str) -> None:
         if isinstance(self.focused, TokenRow) and to in ("home", "end"):
-            self._rows()[0 if to == "home" else -1].focus()
+            self.rows()[0 if to == "home" else -1].focus()
         else:
             await super().action_move(to)
 
@@ -148,47 +133,28 @@ class GenerateScreen(DashboardScreen):
             self._show_result()
 
     def on_input_submitted(self) -> None:
-        self._focus_tokens()
-
-    def _rows(self) -> list[TokenRow]:
-        return list(self.query(TokenRow))
-
-    def _focus_tokens(self) -> None:
-        for row in self._rows()[:1]:
-            row.focus()
+        self.focus_rows()
 
     # -- the picker
-    def _chosen_values(self) -> dict[str, str]:
-        return {row.phenotype: row.value for row in self._rows() if row.value is not None}
-
     def on_token_row_changed(self) -> None:
-        self._show_counts()
+        self._show_match()
 
-    def _show_counts(self) -> None:
-        if self._tokens is None or not self.is_laid_out:
+    def _show_match(self) -> None:
+        if self.tokens is None or not self.is_laid_out:
             return
-        values = self._chosen_values()
-        for row in self._rows():
-            others = {name: value for name, value in values.items() if name != row.phenotype}
-            row.counts = self._tokens.counts_of(row.phenotype, others)
-        count = self._tokens.count(values)
+        values = self.values()
+        self.show_counts(self.tokens, values)
+        count = self.tokens.count(values)
         described = ", ".join(f"{name} = {value}" for name, value in values.items()) or "any cell"
-        matching = f" of {self._tokens.n_cells:,} training cells: {described}"
+        matching = f" of {self.tokens.n_cells:,} training cells: {described}"
         lines = [Content.assemble((f"{count:,}", "bold"), matching)]
         if values and count == 0:
             lines.append(Content.styled(_NO_CELLS, "$warning"))
         elif values and count < FEW_CELLS:
             lines.append(Content.styled(f"fewer than {FEW_CELLS}: expect guesswork", "$warning"))
-        if self._tokens.is_simulated:
+        if self.tokens.is_simulated:
             lines.append(_SIMULATED)
         self.write("match", Content("\n").join(lines))
-
-    @work
-    async def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
-        row = event.row
-        dialog = ChoiceDialog(row.phenotype, row.options(), chosen=row.choice)
-        if (choice := await self.app.push_screen_wait(dialog)) is not None:
-            row.choice = choice
 
     # -- generating
     def _numbers(self) -> dict[str, float | int] | None:
@@ -206,15 +172,15 @@ class GenerateScreen(DashboardScreen):
         return found
 
     def action_go(self) -> None:
-        if self._tokens is None:
-            self.notify(self._problem, severity="error")
+        if self.tokens is None:
+            self.notify(self.problem, severity="error")
             return
         numbers = self._numbers()
         if numbers is None:
             return
-        unspecified = [row for row in self._rows() if row.choice == UNSPECIFIED]
+        unspecified = [row for row in self.rows() if row.choice == UNSPECIFIED]
         # Phenotypes that are absent here are sampled from matching real cells.
-        values = self._chosen_values() | {row.phenotype: row.no_token for row in unspecified}
+        values = self.values() | {row.phenotype: row.no_token for row in unspecified}
         self._send({"request": values, "unspecified": "sample", **numbers})
 
     def _send(self, request: Mapping[str, Any]) -> None:
@@ -242,7 +208,7 @@ class GenerateScreen(DashboardScreen):
     @work
     async def action_flip(self) -> None:
         """Generate the shown cells again with one token changed, and show the genes that move."""
-        rows = self._rows()
+        rows = self.rows()
         if not self.sets or not rows:
             self.notify("generate first (c); f then flips one token of the cells")
             return
@@ -434,7 +400,7 @@ class GenerateScreen(DashboardScreen):
         if isinstance(self.focused, Input) or box.value:
             if self.focused is box or not isinstance(self.focused, Input):
                 box.close()
-            self._focus_tokens()
+            self.focus_rows()
         else:
             super().action_back()
 

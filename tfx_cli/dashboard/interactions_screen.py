@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import DataTable, Static, TabPane
 
 from core.cells.cell_filter import CellFilter, Condition
-from core.errors import TfxError
 from core.interactions.kept import KeptNetwork, KeptPerturbation, KeptResult
-from core.model.reference import ControlTokens
 from core.runlog.schema import AT_WORK, LIVE_STATES
-from tfx_cli.dashboard.base_screen import DashboardScreen, FindEdges, Panes, current_key, fill_table
+from tfx_cli.dashboard.base_screen import FindEdges, Panes, current_key, fill_table
 from tfx_cli.dashboard.dialogs import ChoiceDialog
 from tfx_cli.dashboard.interactions_texts import (
     about_network,
@@ -29,6 +28,7 @@ from tfx_cli.dashboard.interactions_texts import (
     response_rows,
 )
 from tfx_cli.dashboard.keymap import Key, bindings_of
+from tfx_cli.dashboard.picker_screen import PickerScreen
 from tfx_cli.dashboard.run_texts import state_parts
 from tfx_cli.dashboard.token_row import SAMPLED, ContextRow, TokenRow
 from tfx_cli.dashboard.workspace import WorkspaceView
@@ -66,36 +66,27 @@ def _entries(results: Sequence[KeptResult]) -> Iterator[_Entry]:
             yield _Entry(f"{found.perturbation}; {found.context}", result, None, found)
 
 
-class InteractionsScreen(DashboardScreen):
+class InteractionsScreen(PickerScreen):
     """Choose a context, find its edges, and look at the networks and perturbations of a run."""
 
     NAME = "interactions"
     BINDINGS = bindings_of("interactions")
+    ROW = ContextRow
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
+    def __init__(self, run: str) -> None:
+        super().__init__(run)
         self._view: WorkspaceView | None = None
         #: By the key of its row.
         self._entries: dict[str, _Entry] = {}
         #: When the newest result was written; None before the first look.
         self._newest: float | None = None
         self._contrast: Condition | None = None
-        self._tokens: ControlTokens | None = None
-        self._problem = ""
-        try:
-            self._tokens = ControlTokens.read(Path(path) / "model")
-        except TfxError as error:
-            self._problem = str(error)
 
     def make_body(self) -> ComposeResult:
         with Container(classes="body"):
             with Vertical(id="picker"):
                 with VerticalScroll(id="tokens", can_focus=False):
-                    names = {} if self._tokens is None else self._tokens.phenotypes
-                    longest = min(max(map(len, names), default=0), 16)
-                    for name, values in names.items():
-                        yield ContextRow(name, values, label_width=longest)
+                    yield from self.make_rows()
                 yield Static("", id="match")
                 yield DataTable(id="results", cursor_type="row", zebra_stripes=True)
             with Panes(initial="edges", id="result-panes"):
@@ -107,15 +98,14 @@ class InteractionsScreen(DashboardScreen):
 
     def on_mount(self) -> None:
         self._show()
-        for row in self._rows()[:1]:
-            row.focus()
+        self.focus_rows()
 
     def current_run(self) -> str:
-        return self.path
+        return self.run_path
 
     def update_view(self, view: WorkspaceView) -> None:
         self._view = view
-        run = view.open_runs.get(self.path)
+        run = view.open_runs.get(self.run_path)
         if run is None or not self.is_laid_out:
             self._show()
             return
@@ -133,109 +123,82 @@ class InteractionsScreen(DashboardScreen):
 
     # -- keys
     def offers(self, key: Key) -> bool:
-        can_find = self._tokens is not None and (
+        can_find = self.tokens is not None and (
             self._state not in AT_WORK or self._state in LIVE_STATES
         )
         conditions = {
             "interactions.go": can_find,
-            "interactions.contrast": self._tokens is not None,
+            "interactions.contrast": self.tokens is not None,
             "interactions.stop": self._state in AT_WORK,
         }
         return super().offers(key) and conditions.get(key.id, True)
 
-    def enter_label(self) -> str:
-        return "Values" if isinstance(self.focused, TokenRow) else ""
-
     @property
     def _state(self) -> str:
         rows = () if self._view is None else self._view.rows
-        return next((row.state for row in rows if row.path == self.path), "")
-
-    def _rows(self) -> list[ContextRow]:
-        return list(self.query(ContextRow))
+        return next((row.state for row in rows if row.path == self.run_path), "")
 
     # -- the context
     @property
     def _where(self) -> CellFilter:
-        values = [(row.phenotype, row.value) for row in self._rows()]
-        return CellFilter(
-            tuple(Condition(name, (value,)) for name, value in values if value is not None)
-        )
+        return CellFilter(tuple(Condition(name, (value,)) for name, value in self.values().items()))
 
     def on_token_row_changed(self) -> None:
         """Show the newest network of the context, if there is one."""
-        where = self._where
-        if self._contrast is not None and self._contrast.name in {
-            one.name for one in where.conditions
-        }:
+        if self._contrast is not None and self._contrast.name in self.values():
             self._contrast = None
-        wanted = str(where) or "all cells"
+        wanted = str(self._where) or "all cells"
         same = [key for key, one in self._entries.items() if one.label == wanted]
         if same:
             self.query_one("#results", DataTable).move_cursor(row=int(same[0]))
         self._show()
 
-    def on_token_row_list_requested(self, event: TokenRow.ListRequested) -> None:
-        row = event.row
-
-        def take(choice: int | None) -> None:
-            if choice is not None:
-                row.choice = choice
-
-        self.app.push_screen(ChoiceDialog(row.phenotype, row.options(), chosen=row.choice), take)
-
-    def action_contrast(self) -> None:
+    @work
+    async def action_contrast(self) -> None:
         """Choose a phenotype, and two of its values."""
-        rows = [row for row in self._rows() if len(row.values) > 1]
+        rows = [row for row in self.rows() if len(row.values) > 1]
         names = [(place, row.phenotype, "") for place, row in enumerate(rows)]
-
-        def take(place: int | None) -> None:
-            if place == -1:
-                self._take_contrast(None)
-            elif place is not None:
-                self._choose_values(rows[place], ())
-
         options = [(-1, "no contrast", "one network"), *names]
-        self.app.push_screen(ChoiceDialog("contrast between values of", options, chosen=-1), take)
-
-    def _choose_values(self, row: ContextRow, chosen: tuple[str, ...]) -> None:
-        """Choose the two values of a contrast, one after the other."""
-        if len(row.values) == 2:
-            chosen = row.values
-        if len(chosen) == 2:
-            self._take_contrast(Condition(row.phenotype, chosen))
-            return
-        left = [one for one in row.options() if one[0] >= 0 and one[1] not in chosen]
-
-        def take(choice: int | None) -> None:
-            if choice is not None:
-                self._choose_values(row, (*chosen, row.values[choice]))
-
-        title = f"{row.phenotype}: {chosen[0]} and" if chosen else f"{row.phenotype}: first value"
-        self.app.push_screen(ChoiceDialog(title, left, chosen=left[0][0]), take)
-
-    def _take_contrast(self, contrast: Condition | None) -> None:
-        self._contrast = contrast
-        for row in self._rows():
-            if contrast is not None and row.phenotype == contrast.name:
-                row.choice = SAMPLED
+        dialog = ChoiceDialog("contrast between values of", options, chosen=-1)
+        place = await self.app.push_screen_wait(dialog)
+        if place == -1:
+            self._contrast = None
+        elif place is not None:
+            values = await self._choose_values(rows[place])
+            if len(values) < 2:
+                return
+            self._contrast = Condition(rows[place].phenotype, values)
+            rows[place].choice = SAMPLED
         self._show()
+
+    async def _choose_values(self, row: TokenRow) -> tuple[str, ...]:
+        """Choose two values of a phenotype, one after the other; fewer if the user leaves."""
+        chosen: tuple[str, ...] = row.values if len(row.values) == 2 else ()
+        while len(chosen) < 2:
+            left = [one for one in row.options() if one[0] >= 0 and one[1] not in chosen]
+            which = f"{chosen[0]} and" if chosen else "first value"
+            dialog = ChoiceDialog(f"{row.phenotype}: {which}", left, chosen=left[0][0])
+            choice = await self.app.push_screen_wait(dialog)
+            if choice is None:
+                return chosen
+            chosen = (*chosen, row.values[choice])
+        return chosen
 
     def action_go(self) -> None:
         """Find the edges of the chosen context in a process of its own."""
-        if self._tokens is None:
-            self.notify(self._problem, severity="error")
+        if self.tokens is None:
+            self.notify(self.problem, severity="error")
             return
         contrast = "" if self._contrast is None else str(self._contrast)
-        self.post_message(FindEdges(self.path, str(self._where), contrast))
+        self.post_message(FindEdges(self.run_path, str(self._where), contrast))
 
     # -- drawing
     def _show(self) -> None:
         if not self.is_laid_out:
             return
         rows = () if self._view is None else self._view.rows
-        row = next((row for row in rows if row.path == self.path), None)
-        state = [(Path(self.path).name, "bold")] if row is None else state_parts(row)
+        row = next((row for row in rows if row.path == self.run_path), None)
+        state = [(Path(self.run_path).name, "bold")] if row is None else state_parts(row)
         self.set_bar(("interactions", "bold"), "  ", *state)
         self.write("match", self._match_content())
         table = self.query_one("#results", DataTable)
@@ -252,17 +215,15 @@ class InteractionsScreen(DashboardScreen):
         self._show_result()
 
     def _match_content(self) -> Content:
-        if self._tokens is None:
-            return Content.styled(self._problem, "$warning")
-        values = {one.name: one.values[0] for one in self._where.conditions}
-        for row in self._rows():
-            others = {name: value for name, value in values.items() if name != row.phenotype}
-            row.counts = self._tokens.counts_of(row.phenotype, others)
+        if self.tokens is None:
+            return Content.styled(self.problem, "$warning")
+        values = self.values()
+        self.show_counts(self.tokens, values)
         sides, text = [values], str(self._where) or "all cells"
         if self._contrast is not None:
             sides = [{**values, self._contrast.name: value} for value in self._contrast.values]
             text += f", contrast {self._contrast}"
-        counts = [self._tokens.count(side) for side in sides]
+        counts = [self.tokens.count(side) for side in sides]
         lines = [Content(f"{text}: {' and '.join(f'{one:,}' for one in counts)} training cells")]
         if min(counts) < _FEWEST_CELLS:
             few = f"too few: a network needs {_FEWEST_CELLS} cells of several donors"
@@ -278,7 +239,7 @@ class InteractionsScreen(DashboardScreen):
         table = self.query_one("#edge-table", DataTable)
         table.display = one is not None
         if one is None:
-            content = Content(_NO_RESULTS.format(run=self.path))
+            content = Content(_NO_RESULTS.format(run=self.run_path))
             self.write("about", content)
             self.write("heat-map", content)
         elif one.network is not None:
