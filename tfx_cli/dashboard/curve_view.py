@@ -243,8 +243,7 @@ class CurveView(Picture, can_focus=True):
     def draw(self, canvas: Canvas) -> None:
         width, visible = self._plot_width, self.visible_range
         background = Color.from_rich_color(self.rich_style.bgcolor)
-        foreground = Color.from_rich_color(self.rich_style.color)
-        faint = Style(color=background.blend(foreground, 0.75).rich_color)
+        faint = self.faint
         if width < 4 or self.size.height < 4:
             return
         if visible is None:
@@ -279,7 +278,7 @@ class CurveView(Picture, can_focus=True):
             if math.isfinite(height)
         ]
         for mark, row in marks:
-            style = self.series_style(mark.colour) + Style(dim=True)
+            style = self.series_style(mark.colour)
             for column in range(0, width, 3):
                 canvas.write(row, TICK_WIDTH + column, "╌", style)
         crosshair = self.window.crosshair

@@ -13,7 +13,8 @@ from tfx_cli.formatting import shortened
 #: q below which an edge or a response counts as found (`core.interactions.result`).
 _FOUND = 0.05
 #: Columns of the terminal: a bar, a gene of a heat map, a name beside it; rows of a name above it.
-_BAR, _CELL, _BESIDE, _ABOVE = 10, 2, 10, 8
+_BAR, _CELL, _BESIDE, _ABOVE = 8, 2, 10, 8
+_LONGEST_GENE = 12
 _MOST_PHENOTYPES = 40
 _ASSOCIATION = "Associations, not causes."
 _SIMULATED = "Simulated cells: no real biology."
@@ -71,8 +72,8 @@ def edge_rows(network: KeptNetwork) -> _Rows:
     rows = [
         (
             [
-                Text(one.source),
-                Text(one.target),
+                Text(shortened(one.source, _LONGEST_GENE)),
+                Text(shortened(one.target, _LONGEST_GENE)),
                 _number(one.weight, "+.3f"),
                 Text("positive" if one.weight > 0 else "negative"),
             ],

@@ -10,7 +10,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tfx_cli.dashboard.canvas import Array, Canvas, Range, column_of, nice_ticks, row_of
-from tfx_cli.dashboard.themes import n_series_colours, series_colour
+from tfx_cli.dashboard.themes import faint_style, n_series_colours, series_colour
 from tfx_cli.formatting import tick_labels
 
 #: Columns of the terminal left of a plot, for the labels of its heights.
@@ -72,6 +72,12 @@ class Picture(Widget):
         """Write in the middle that there is nothing to draw."""
         column = max((canvas.width - len(self.empty)) // 2, 0)
         canvas.write(canvas.height // 2, column, self.empty, style)
+
+    @property
+    def faint(self) -> Style:
+        """The style of ticks and remarks."""
+        style = self.rich_style
+        return faint_style(Color.from_rich_color(style.bgcolor), Color.from_rich_color(style.color))
 
     def series_style(self, place: int) -> Style:
         """Return the style of a place in the theme's colours."""

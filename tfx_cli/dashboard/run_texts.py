@@ -211,11 +211,7 @@ def setting_rows(settings: Sequence[Setting], part: str = "") -> dict[str, list[
     """Return key -> a row of the preset, chosen values before defaults, of the rows that hold a text."""
     ordered = sorted(settings, key=lambda one: one.provenance == "default")
     return {
-        one.key: [
-            Text(one.key),
-            Text(one.value),
-            Text(one.provenance, style="dim" if one.provenance == "default" else ""),
-        ]
+        one.key: [Text(one.key), Text(one.value), Text(one.provenance)]
         for one in ordered
         if part in f"{one.key} {one.value} {one.provenance}".lower()
     }

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from rich.style import Style
 
 from tfx_cli.dashboard.canvas import Array, Canvas, Range, draw_line, draw_points
 from tfx_cli.dashboard.picture import (
@@ -46,7 +45,7 @@ class ScatterView(Picture):
         self.changed()
 
     def draw(self, canvas: Canvas) -> None:
-        faint = Style(dim=True)
+        faint = self.faint
         known = [np.isfinite(one.x) & np.isfinite(one.y) for one in self.points]
         n_points = sum(int(one.sum()) for one in known)
         left = TICK_WIDTH - 1 if self._has_ticks else 1

@@ -7,6 +7,8 @@ Colour is never the only sign: curves are named at their ends, states are words 
 
 from typing import Any
 
+from rich.color import ColorSystem
+from rich.style import Style
 from textual.color import Color
 from textual.content import Content
 from textual.theme import Theme
@@ -21,12 +23,12 @@ _COLOURS = {
     "tfx-colour-blind": "#121212 #1c1c1c #262626 #56b4e9 #a9b4c2 #f0e442 #e6e6e6 #56b4e9 #f0e442 #ff8700",
     "tfx-mono": "#121212 #1c1c1c #262626 #ffffff #b2b2b2 #e4e4e4 #dadada #dadada #ffffff #ffffff",
 }
-#: Colours of curves; for colour-blind people those of Okabe & Ito (2008), two of them lighter.
+#: Colours of curves and of their names; for colour-blind people those of Okabe & Ito (2008), four of them lighter.
 _SERIES = {
-    "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5 #2ac3a2 #ff79c6 #d9d05b #a0785a",
-    "tfx-light": "#2457b8 #b06000 #005f00 #b3261e #8700af #00727a #8c4a2f #454b66 #a3145f #5b6e00 #5f00d7 #5f0000",
-    "tfx-colour-blind": "#56b4e9 #e69f00 #009e73 #cc79a7 #f0e442 #0087d7 #d75f00 #bbbbbb",
-    "tfx-mono": "#ffffff #b2b2b2 #8a8a8a #d0d0d0",
+    "tfx-dark": "#7aa2f7 #e0af68 #9ece6a #f7768e #bb9af7 #7dcfff #ff9e64 #c0caf5 #2ac3a2 #ff79c6 #d9d05b #af875f",
+    "tfx-light": "#2457b8 #872d00 #005f00 #b3261e #8700af #006a7a #303030 #454b66 #a3145f #5f5f00 #5f00d7 #5f0000",
+    "tfx-colour-blind": "#56b4e9 #e69f00 #00af87 #cc79a7 #f0e442 #5f87ff #ff5f00 #bbbbbb",
+    "tfx-mono": "#ffffff #b2b2b2 #949494 #d0d0d0",
 }
 #: Sign and style of each state.
 _STATES = {
@@ -68,9 +70,29 @@ def state_sign(state: str) -> tuple[str, str]:
 
 
 def heat_style(background: Color, colour: Color, fraction: float) -> str:
-    """Return the style of a place of a heat map: a fraction of a colour, and a text that can be read on it."""
+    """Return the style of a place of a heat map: a fraction of a colour, and a text that can be read on it.
+
+    Where the nearest of 256 colours needs another text, that colour is the place's in true colour, too.
+    """
     heat = background.blend(colour, 0.15 + 0.85 * fraction, alpha=1.0)
-    return f"{heat.get_contrast_text(1.0).hex} on {heat.hex}"
+    nearest = Color(*heat.rich_color.downgrade(ColorSystem.EIGHT_BIT).get_truecolor())
+    if _needs_white(heat) != _needs_white(nearest):
+        heat = nearest
+    return f"{'#ffffff' if _needs_white(heat) else '#000000'} on {heat.hex}"
+
+
+def _needs_white(ground: Color) -> bool:
+    """Return whether white has more contrast with a colour than black (WCAG 2: both have 4.58 at 0.179)."""
+    linear = [
+        one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4
+        for one in ground.normalized
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.179
+
+
+def faint_style(background: Color, foreground: Color) -> Style:
+    """Return the style of ticks and remarks of a picture."""
+    return Style(color=background.blend(foreground, 0.75).rich_color)
 
 
 def bar(fraction: float, width: int) -> Content:
