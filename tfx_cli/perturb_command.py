@@ -111,16 +111,15 @@ def perturb(
     folder = model_folder(run)
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
+    from core.inference.edited_cells import write_edited
+    from core.interactions.output import write_csv
     from core.interactions.perturbation import Change, PerturbRequest
     from core.interactions.perturbation_output import (
         perturbed_anndata,
-        response_records,
         response_table,
-        screen_records,
         screen_table,
         source_labels,
-        write_perturbed,
-        write_table,
+        table_records,
     )
     from core.interactions.responses import perturb_cells
     from core.interactions.screen import screen_genes
@@ -146,8 +145,9 @@ def perturb(
             ranked = screen_genes(
                 model, read, screened, request, over_express=bool(expressed), on_progress=listener
             )
+        table = screen_table(ranked, model)
         for path in output:
-            write_table(screen_table(ranked, model), path)
+            write_csv(table, path)
         narrate(f"written: {', '.join(map(str, output))}")
         of_screen = {
             **common,
@@ -158,7 +158,7 @@ def perturb(
             "donors": ranked.cells.n_donors,
             "left_out": ranked.n_left_out,
             "found": ranked.n_found,
-            "genes": screen_records(ranked, model),
+            "genes": table_records(table),
         }
         keep_in_run(folder, "perturb", output, _kept(of_screen))
         print_result(
@@ -169,14 +169,14 @@ def perturb(
         found = perturb_cells(model, read, request, store=store, on_progress=listener)
     for note in found.notes:
         warn(note)
+    table = response_table(found, model)
     for path in output:
         if path.suffix == ".csv":
-            write_table(response_table(found, model), path)
+            write_csv(table, path)
         else:
             obs = source_labels(files[0] if files else None, store, found)
-            write_perturbed(
-                perturbed_anndata(found, model, request, obs, str(common["from"])), path
-            )
+            cells = perturbed_anndata(found, model, request, obs, str(common["from"]))
+            write_edited(cells, path)
     narrate(f"written: {', '.join(map(str, output))}")
     record = {
         **common,
@@ -188,7 +188,7 @@ def perturb(
         "donors": found.n_donors,
         "controls": found.n_controls,
         "found": found.n_found,
-        "genes": response_records(found, model),
+        "genes": table_records(table),
         "phenotypes": [vars(one) for one in found.phenotypes],
         "held_out_agreement": [vars(one) for one in found.agreements],
         "notes": list(found.notes),

@@ -82,6 +82,7 @@ def _write_csv(found: Interactions, path: Path, top: int) -> None:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table without its index; no text of it is a formula for a spreadsheet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     table = table.copy()
     for name in table.select_dtypes(object):
         table[name] = table[name].map(csv_cell)

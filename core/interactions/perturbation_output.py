@@ -1,7 +1,6 @@
 """Perturbed cells as .h5ad, and responses and screens as tables."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,6 @@ from core.cells.reading import open_source
 from core.cells.sources import AnnDataSource
 from core.cells.store import Store
 from core.generation.cell_generator import gene_table, model_facts
-from core.inference.edited_cells import write_edited
-from core.interactions.output import write_csv
 from core.interactions.perturbation import PerturbRequest
 from core.interactions.responses import Perturbation
 from core.interactions.result import FOUND
@@ -138,29 +135,8 @@ def source_labels(
         source.close()
 
 
-def write_perturbed(cells: "AnnData", path: Path) -> None:
-    """Write perturbed cells whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_edited(cells, path)
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as .csv."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(table, path)
-
-
-def response_records(found: Perturbation, model: CellModel) -> list[dict[str, Any]]:
-    """Return the rows of `response_table` as plain values."""
-    return _records(response_table(found, model))
-
-
-def screen_records(found: Screen, model: CellModel) -> list[dict[str, Any]]:
-    """Return the rows of `screen_table` as plain values."""
-    return _records(screen_table(found, model))
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def table_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as plain values."""
     return [
         {str(key): value for key, value in row.items()} for row in table.to_dict(orient="records")
     ]

@@ -140,7 +140,7 @@ def test_a_training_that_fails_is_reported_once_with_its_error(own_folders, tmp_
     (tmp_path / "wrong.toml").write_text("[train]\nlearning_rate = -1\n")
     for _ in range(2):  # the folder that says why there is no run is taken by the next
         launch = processes.start(str(tmp_path / "wrong.toml"), "mine", [], tmp_path / "runs")
-        assert processes.launch_of(launch.path) is launch
+        assert processes.launches[launch.path] is launch
         launch.process.wait(60)
         assert not processes.started_here(launch.path)
         (failed,) = processes.ended()

@@ -51,7 +51,7 @@ from tfx_cli.dashboard.run_screen import RunScreen
 from tfx_cli.dashboard.runs_screen import RunsScreen
 from tfx_cli.dashboard.start_screen import StartScreen
 from tfx_cli.dashboard.themes import DEFAULT_THEME, THEMES
-from tfx_cli.dashboard.workspace import Workspace, WorkspaceView
+from tfx_cli.dashboard.workspace import NOTHING_READ, Workspace, WorkspaceView
 
 #: Seconds that a training may take to end after its folder says that it stopped.
 _LONGEST_END = 60.0
@@ -112,7 +112,7 @@ class DashboardApp(App[None]):
         self._refresh_rate = refresh
         self._first_theme = theme
         self._workspace = workspace or Workspace(root)
-        self._view: WorkspaceView | None = None
+        self._view = NOTHING_READ
         self._is_reading = False
         self._reads_again = False
         self._generator: GeneratorProcess | None = None
@@ -212,7 +212,7 @@ class DashboardApp(App[None]):
                 self.notify(f"the edges of {name} are found")
         for row in view.rows:
             if row.state in AT_WORK:
-                self.processes.forget_launch(row.path)
+                self.processes.launches.pop(row.path, None)
                 self._resuming.pop(row.path, None)
         for path, resumed in list(self._resuming.items()):
             if resumed is not None and not resumed.is_running:
@@ -224,7 +224,7 @@ class DashboardApp(App[None]):
     def _update_screens(self) -> None:
         for screen in self._dashboard_screens():
             screen.is_paused = self.is_paused
-            if self._view is not None:
+            if self._view is not NOTHING_READ:
                 screen.update_view(self._view)
 
     def _dashboard_screens(self) -> list[DashboardScreen]:
@@ -332,17 +332,13 @@ class DashboardApp(App[None]):
 
     def _run_of_screen(self) -> tuple[str, RunRow | None]:
         path = self._current_run() or ""
-        return path, self._row_of(path)
-
-    def _row_of(self, path: str) -> RunRow | None:
-        rows = () if self._view is None else self._view.rows
-        return next((row for row in rows if row.path == path), None)
+        return path, self._view.row_of(path)
 
     @work
     async def action_stop_run(self) -> None:
         """Make a run save a checkpoint and end; one that was started elsewhere only if confirmed."""
         path, row = self._run_of_screen()
-        launch = self.processes.launch_of(path)
+        launch = self.processes.launches.get(path)
         if row is None and launch is not None and launch.is_running:
             send_stop(launch.process.pid)
             self.notify("stopping")
@@ -414,7 +410,7 @@ class DashboardApp(App[None]):
         begun: str,
     ) -> None:
         """Start a process that works with the model of a run, unless one does."""
-        row = self._row_of(path)
+        row = self._view.row_of(path)
         if row is None or not (Path(path) / MODEL_FOLDER).is_dir():
             self.notify(no_model)
         elif row.state in AT_WORK and row.state not in LIVE_STATES:

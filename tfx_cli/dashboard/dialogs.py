@@ -94,6 +94,7 @@ class ChoiceDialog(_Dialog[int]):
 class ConfirmDialog(_Dialog[bool]):
     """Confirm an action that cannot be undone; ``yes`` names it in a word or two."""
 
+    AUTO_FOCUS = "#no"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "dismiss(True)", "Yes"),
         Binding("n", "leave", "No"),
@@ -109,9 +110,6 @@ class ConfirmDialog(_Dialog[bool]):
             with Horizontal():
                 yield Button(f"{self._yes} (y)", id="yes", compact=True, variant="warning")
                 yield Button("No (n)", id="no", compact=True)
-
-    def on_mount(self) -> None:
-        self.query_one("#no").focus()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         self.dismiss(event.button.id == "yes")
@@ -130,9 +128,6 @@ class TextDialog(_Dialog[str]):
             yield Static(f"{self._title} (enter saves, esc leaves)", markup=False)
             yield Input(self._text, compact=True)
             yield Static("", id="error", markup=False)
-
-    def on_mount(self) -> None:
-        self.query_one(Input).focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         error = Content.styled(self._fault(event.value.strip()) or " ", "$error")
@@ -192,9 +187,6 @@ class CopyDialog(_Dialog[None]):
             yield Static(hint, classes="hint", markup=False)
             with VerticalScroll():
                 yield Static(self._text, markup=False)
-
-    def on_mount(self) -> None:
-        self.query_one(VerticalScroll).focus()
 
 
 class HelpDialog(_Dialog[None]):

@@ -31,7 +31,7 @@ from tfx_cli.dashboard.keymap import Key, bindings_of
 from tfx_cli.dashboard.picker_screen import PickerScreen
 from tfx_cli.dashboard.run_texts import state_parts
 from tfx_cli.dashboard.token_row import SAMPLED, ContextRow, TokenRow
-from tfx_cli.dashboard.workspace import WorkspaceView
+from tfx_cli.dashboard.workspace import NOTHING_READ, WorkspaceView
 from tfx_cli.formatting import shortened_middle
 
 #: Fewer cells have no network (`core.interactions.cells`).
@@ -75,7 +75,7 @@ class InteractionsScreen(PickerScreen):
 
     def __init__(self, run: str) -> None:
         super().__init__(run)
-        self._view: WorkspaceView | None = None
+        self._view = NOTHING_READ
         #: By the key of its row.
         self._entries: dict[str, _Entry] = {}
         #: When the newest result was written; None before the first look.
@@ -135,8 +135,8 @@ class InteractionsScreen(PickerScreen):
 
     @property
     def _state(self) -> str:
-        rows = () if self._view is None else self._view.rows
-        return next((row.state for row in rows if row.path == self.run_path), "")
+        row = self._view.row_of(self.run_path)
+        return "" if row is None else row.state
 
     # -- the context
     @property
@@ -196,8 +196,7 @@ class InteractionsScreen(PickerScreen):
     def _show(self) -> None:
         if not self.is_laid_out:
             return
-        rows = () if self._view is None else self._view.rows
-        row = next((row for row in rows if row.path == self.run_path), None)
+        row = self._view.row_of(self.run_path)
         state = [(Path(self.run_path).name, "bold")] if row is None else state_parts(row)
         self.set_bar(("interactions", "bold"), "  ", *state)
         self.write("match", self._match_content())

@@ -127,7 +127,8 @@ class RunProcesses:
     """The trainings, evaluations and searches of edges that this dashboard started; their output goes to the run folder."""
 
     def __init__(self) -> None:
-        self._launches: dict[str, Launch] = {}
+        #: Trainings of runs that have not written their folder yet, by run; later it has more to show.
+        self.launches: dict[str, Launch] = {}
         self._started: list[Launch] = []
 
     def start(self, preset: str, name: str, assignments: Sequence[str], root: Path) -> Launch:
@@ -145,7 +146,7 @@ class RunProcesses:
     def free_name(self, name: str, root: Path) -> str:
         """Return a name for a run that no run has yet."""
         free, number = name, 2
-        while not is_free(root / free) or str(root / free) in self._launches:
+        while not is_free(root / free) or str(root / free) in self.launches:
             free, number = f"{name}-{number}", number + 1
         return free
 
@@ -189,20 +190,8 @@ class RunProcesses:
         launch = Launch(path, arguments[0], process, log)
         self._started.append(launch)
         if arguments[0] == "train":
-            self._launches[path] = launch
+            self.launches[path] = launch
         return launch
-
-    def launch_of(self, path: str) -> Launch | None:
-        """Return the training of a run that has not written its folder yet."""
-        return self._launches.get(path)
-
-    def launches(self) -> list[Launch]:
-        """Return the trainings of runs that have not written their folder yet."""
-        return list(self._launches.values())
-
-    def forget_launch(self, path: str) -> None:
-        """Note that a run writes its folder, which from now on has more to show than the process."""
-        self._launches.pop(path, None)
 
     def started_here(self, path: str, command: str = "train") -> bool:
         """Return whether this dashboard started a process of a run, and it still runs."""

@@ -128,7 +128,7 @@ class RunScreen(DashboardScreen):
     def update_view(self, view: WorkspaceView) -> None:
         self._now = view.now
         self._view = view.open_runs.get(self.path)
-        self._row = next((row for row in view.rows if row.path == self.path), None)
+        self._row = view.row_of(self.path)
         self._show()
 
     def on_resize(self) -> None:
@@ -222,7 +222,7 @@ class RunScreen(DashboardScreen):
             lines = output_lines(Path(self.path) / OUTPUT_FILE)
             self.write("numbers", Content("\n".join(lines[-7:])))
             return
-        launch = self._processes.launch_of(self.path)
+        launch = self._processes.launches.get(self.path)
         if launch is None:
             self.set_bar((self.path, "bold"), "  reading...")
             return

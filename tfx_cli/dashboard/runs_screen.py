@@ -34,7 +34,7 @@ from tfx_cli.dashboard.keymap import Key, bindings_of
 from tfx_cli.dashboard.picture import Series
 from tfx_cli.dashboard.processes import NO_FAILURE, Launch, RunProcesses
 from tfx_cli.dashboard.themes import series_colour, state_sign
-from tfx_cli.dashboard.workspace import WorkspaceView
+from tfx_cli.dashboard.workspace import NOTHING_READ, WorkspaceView
 from tfx_cli.formatting import count_of, shortened, shortened_middle
 from tfx_cli.run_columns import (
     DEFAULT_COLUMNS,
@@ -58,8 +58,6 @@ n   train a preset: 'base' has simulated cells and takes minutes
     For your own cells, 'tfx init cells.h5ad' writes a preset for n.
 q   leave: 'tfx dashboard FOLDER' opens the runs of a folder
 ?   all keys"""
-#: Before the first reading.
-_NOTHING_READ = WorkspaceView((), (), {}, 0.0)
 
 
 def run_colours(shown: Sequence[str], names: Iterable[str], n_colours: int = 12) -> dict[str, int]:
@@ -85,7 +83,7 @@ class RunsScreen(DashboardScreen):
         super().__init__()
         self._root = root
         self._processes = processes
-        self._view = _NOTHING_READ
+        self._view = NOTHING_READ
         self._selected: list[str] = []  # paths
         self._pinned: str | None = None
         self._metric = 0
@@ -173,18 +171,18 @@ class RunsScreen(DashboardScreen):
             parts.append(f"{len(self._view.unreadable)} unreadable")
         elif not self._view.rows:
             parts = ["no runs yet: press n to train a preset"]
-        is_empty = not self._view.rows and not self._processes.launches()
-        is_empty = is_empty and not self._view.unreadable and self._view is not _NOTHING_READ
+        is_empty = not self._view.rows and not self._processes.launches
+        is_empty = is_empty and not self._view.unreadable and self._view is not NOTHING_READ
         self.set_class(is_empty, "-empty")
         if self._view.rows and not n_shown and not self._view.unreadable:
             parts = [f"no run matches '{self.filter.part}' (esc shows all)"]
-        text = "" if self._view is _NOTHING_READ else f"  {', '.join(parts)}"
+        text = "" if self._view is NOTHING_READ else f"  {', '.join(parts)}"
         self.set_bar(("tfx", "bold"), f"  {self._root}{text}")
 
     def _shown_rows(self) -> list[RunRow]:
         """Return the runs that match the filter, in order; first those that were just started here."""
         part, known = self.filter.part, {row.path for row in self._view.rows}
-        launched = [one for one in self._processes.launches() if one.path not in known]
+        launched = [one for one in self._processes.launches.values() if one.path not in known]
         rows = [
             row
             for row in [*map(_row_of_launch, launched), *self._view.rows]
@@ -314,7 +312,7 @@ class RunsScreen(DashboardScreen):
     # -- keeping
     def _run(self) -> RunRow | None:
         path = self.current_run()
-        row = next((row for row in self._view.rows if row.path == path), None)
+        row = self._view.row_of(path)
         if row is None:
             self.notify("there is no run here")
         return row

@@ -189,6 +189,13 @@ class WorkspaceView:
     #: Path -> key -> value of the preset, of all runs, where they are requested.
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    def row_of(self, path: str | None) -> RunRow | None:
+        return next((row for row in self.rows if row.path == path), None)
+
+
+#: Before the first reading.
+NOTHING_READ = WorkspaceView((), (), {}, 0.0)
+
 
 @dataclass
 class _Pulse:
