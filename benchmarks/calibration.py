@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from first_path import call
+from commands import call
 
 from core.evaluation.metrics import calibrate
 from core.evaluation.predict import predict_phenotypes

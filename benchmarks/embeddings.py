@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from first_path import call
+from commands import call
 
 from core.cells.store import Store
 from core.model.batch_tensors import BatchTensors

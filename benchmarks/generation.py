@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from first_path import call
+from commands import call
 
 #: What the keys below change.
 PRESET = Path(__file__).with_name("log_linear.toml")

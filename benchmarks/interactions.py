@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from first_path import call
+from commands import call
 from knock_outs import cell_types, measure_knock_outs, show_knock_outs
 
 from core.cells.atlas.edges import TrueEdges

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from first_path import call
+from commands import call
 from generation_settings import generate, read_cells
 
 from core.cells.store import Store

@@ -1,70 +1,66 @@
-"""What each part of the model is worth: the loss of masked genes of donors that the model has not seen.
+"""What tfx's models are worth, file by file: masked genes, phenotypes and generated cells, beside baselines.
 
-    python benchmarks/model.py --quick                     the simulated atlas, 8,000 training cells
-    python benchmarks/model.py --quick onek1k_blood.h5ad   this file, 128 genes
-    python benchmarks/model.py FILE.h5ad --genes 512 --steps 6000 --only right sized
+    python benchmarks/model.py                             the presets base and pbmc68k, three seeds
+    python benchmarks/model.py a.h5ad b.h5ad:treatment     and these files, with the preset that 'tfx init' writes;
+                                                           ":column" adds a phenotype of that obs column
+    python benchmarks/model.py --folder figures --jobs 2   keep runs and figures; the same command continues there
+    python benchmarks/model.py a.h5ad --no-presets --models init log-linear encoder attention
+    python benchmarks/model.py --quick --json              300 steps, one seed; last line one JSON object
 
-A model is trained for each row of the table, from the same cells and with the same masks: the log-linear
-part and the encoder as in `tfx init`, the encoder in pre-norm with weights of 1 / sqrt(fan-in) and the
-learning rate of 2e-3, and both with the library size (`model.library_size`). Then 15 %, 50 % and 90 % of
-the genes of test cells are masked: mean nats per masked gene, with phenotypes shown and with phenotypes
-masked, and the difference from the first row, paired over donors, with its standard error. One seed.
+A seed is another split of donors (of cells, where donors are not known) and another model. All figures are of
+test cells, which training never saw: 'tfx eval' scores them beside logistic regression on the same genes,
+and the first seed's generated cells are scored by 'tfx eval --generated'. Mean, and standard deviation
+over seeds in brackets.
 """
 
 import argparse
 import contextlib
 import json
+import os
+import platform
+import statistics
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from first_path import call
+from commands import call
 
+from core.cells.ages import is_age_name
 from core.cells.store import Store
 from core.encoding.masking import Show
 from core.evaluation.masked_evaluation import MASK_RATES, draw_static_mask
+from core.evaluation.metrics import years_of
 from core.evaluation.predict import predict
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
 
-BASE = Path(__file__).resolve().with_name("log_linear.toml")
-#: 8,000 training cells with the split below.
-ATLAS = "builtin:atlas?cells=11500"
-COMMON = {
-    "data.split.validation": 0.1,
-    "data.split.test": 0.2,
-    "masking.visible_cells": 0.0,
-    "model.cell_summary": "false",
-}
-LOG_LINEAR = {"model.layers": 0, "train.log_linear_steps": 0, "train.batch_size": 32}
-ENCODER = {"model.log_linear": "false", "train.log_linear_steps": 0, "train.batch_size": 64}
-RIGHT = ENCODER | {
-    "model.norm": "pre",
-    "model.initial_weights": "fan_in",
-    "model.dropout": 0.0,
-    "train.learning_rate": 2e-3,
-    "loss.weighting": "mean",
-}
-SIZED = {"model.library_size": "true"}
-POOLED = RIGHT | SIZED | {"model.encoder": "pooled", "model.hidden_size": 128, "model.layers": 3}
-LOG_ODDS = {"model.log_linear": "true", "model.log_linear_rank": 0}
-VARIANTS = {
-    "log_linear": ("log-linear part", LOG_LINEAR),
-    "log_linear_sized": ("log-linear part, library size", LOG_LINEAR | SIZED),
-    "today": ("encoder as in tfx init", ENCODER),
-    "right": ("encoder, pre-norm, fan-in, 2e-3", RIGHT),
-    "sized": ("the same, library size", RIGHT | SIZED),
-    "pooled": ("pooled encoder, library size", POOLED),
-    "pooled_log_odds": ("the same, class log-odds and regression", POOLED | LOG_ODDS),
-}
-
-
-def train(name: str, keys: dict) -> tuple[CellModel, float]:
-    """Train a model; return it and the seconds of the whole command."""
-    sets = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
-    trained = call("train", str(BASE), "--run", name, *sets)
-    return CellModel.load(Path("runs", name, "model")), trained["seconds"]
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
+#: A fifth of the donors is left for the test.
+COMMON = {"data.split.validation": 0.1, "data.split.test": 0.2}
+#: What is changed in the preset.
+MODELS = {
+    "init": {},
+    "log-linear": {
+        "model.encoder": "attention", "model.layers": 0, "model.log_linear_rank": 48,
+    },
+    "encoder": {"model.log_linear": "false"},
+    "attention": {
+        "model.encoder": "attention", "model.log_linear": "false", "model.norm": "pre",
+        "model.layers": 2, "model.hidden_size": 64, "model.heads": 4,
+    },
+}  # fmt: skip
+PARTS = ("marginals", "class_log_odds_alone", "without_the_encoder", "whole")
+METHODS = ("model", "logistic_regression", "majority")
+GENERATED = {"rf_auc": "random-forest AUC", "within_r": "within-class r", "recall": "recall"}
+TEST_CELLS = 1_500
+QUICK = {"train.max_steps": 300, "train.log_linear_steps": 0, "train.eval_steps": 100}
 
 
 def cell_losses(
@@ -92,76 +88,232 @@ def cell_losses(
     return np.concatenate(found)
 
 
-def paired(losses: np.ndarray, first: np.ndarray, donors: np.ndarray) -> str:
-    """Mean difference over cells, and its standard error over donors."""
-    difference = losses - first
-    if not difference.any():
-        return ""
-    sums, sizes = np.bincount(donors, difference), np.bincount(donors)
-    sums, sizes = sums[sizes > 0], sizes[sizes > 0]
-    mean = difference.mean()
-    n = len(sizes)
-    error = np.sqrt(n / max(n - 1, 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()
-    return f" ({mean:+.3f} ± {error:.3f})"
+def ridge_age_error(model: CellModel, store: Store) -> float | None:
+    """Mean absolute error in years of ridge regression on the model's genes; None without ages."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names = list(model.config.phenotypes)
+    slots = [slot for slot, name in enumerate(names) if is_age_name(name)]
+    if not slots:
+        return None
+    values = model.config.phenotypes[names[slots[0]]]
+    years = np.array([years_of(value) or np.nan for value in values] + [np.nan])
+    genes, ages = {}, {}
+    for split in ("train", "test"):
+        rows = store.rows(split)
+        age = years[np.asarray(store.phenotype_codes[rows, slots[0]])]
+        rows, ages[split] = rows[np.isfinite(age)], age[np.isfinite(age)]
+        genes[split] = store.read(rows, model.panel).toarray()
+    ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(1, 5, 9)))
+    predicted = ridge.fit(genes["train"], ages["train"]).predict(genes["test"])
+    return float(np.abs(predicted - ages["test"]).mean())
+
+
+def measure(
+    name: str, file: str | None, column: str, model_name: str, seed: int, further: dict
+) -> dict:
+    """Take one file through training, evaluation and, for the first seed, generation."""
+    run = f"{name}-{model_name}-{seed}"
+    kept = Path(f"{run}.json")
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    keys = COMMON | MODELS[model_name] | {"train.seed": seed, "data.split.seed": seed} | further
+    preset = PRESETS / f"{name}.toml"
+    if file is not None:
+        preset = Path(f"{run}.toml")
+        preset.unlink(missing_ok=True)
+        added = ["--set", f"data.phenotypes.{column}={column}"] if column else []
+        call("init", file, "-o", str(preset), *added)
+    sets = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+    trained = call("train", str(preset), "--run", run, *sets)
+    model = CellModel.load(Path("runs", run, "model"))
+    store = Store.open(model.provenance["store"])
+    rows = store.rows("test")
+    if len(rows) > TEST_CELLS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, TEST_CELLS, replace=False))
+    found = {
+        "file": name,
+        "model": model_name,
+        "seed": seed,
+        "genes": len(model.panel),
+        "training_cells": len(store.rows("train")),
+        "test_cells": len(store.rows("test")),
+        "processor_seconds": trained["processor_seconds"],
+        "shown": [float(cell_losses(model, store, rows, r, Show.VALUE).mean()) for r in MASK_RATES],
+        "masked": [
+            float(cell_losses(model, store, rows, r, Show.MASKED).mean()) for r in MASK_RATES
+        ],
+        "ridge_years": ridge_age_error(model, store),
+    }
+    evaluated = call("eval", f"runs/{run}")
+    if evaluated.get("parts"):
+        scores = evaluated["parts"]["scores"]
+        found["parts"] = {part: scores[part]["nll"]["value"] for part in PARTS if part in scores}
+    found["phenotypes"] = {
+        phenotype: {
+            method: {key: scores[method].get(key) for key in ("accuracy", "macro_f1", "mae_years")}
+            for method in METHODS
+            if method in scores
+        }
+        for phenotype, scores in evaluated["phenotypes"].items()
+    }
+    if seed == 0:
+        cells = f"{run}.h5ad"
+        call("generate", "--run", f"runs/{run}", "-n", "1000", "-o", cells)
+        report = call("eval", f"runs/{run}", "--generated", cells)
+        marks = report["marks"]["generated"]
+        found["generated"] = {
+            "met": sum(mark["met"] is True for mark in marks.values()),
+            "of": len(marks),
+            **{
+                key: {
+                    of: report["scores"][of][key]["value"]
+                    for of in ("generated", "copula", "real")
+                    if key in report["scores"].get(of, {})
+                }
+                for key in GENERATED
+            },
+        }
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _mean(values: Sequence[float | None], *, digits: int = 3, sign: str = "") -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = f" ({statistics.stdev(known):.{digits}f})" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{sign}.{digits}f}{spread}"
+
+
+def show(results: Sequence[dict]) -> None:
+    """Print the tables as Markdown."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for one in sorted(results, key=lambda one: one["seed"]):
+        groups.setdefault((one["file"], one["model"]), []).append(one)
+    rates = " / ".join(f"{rate:g}" for rate in MASK_RATES)
+    print(
+        f"\n| file | model | genes | training cells | processor, s | shown: {rates} | masked: {rates} |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for (file, model), seeds in groups.items():
+        cells = [
+            " / ".join(_mean([one[show][rate] for one in seeds]) for rate in range(len(MASK_RATES)))
+            for show in ("shown", "masked")
+        ]
+        seconds = statistics.median(one["processor_seconds"] for one in seeds)
+        print(
+            f"| {file} | {model} | {seeds[0]['genes']:,} | {seeds[0]['training_cells']:,} | {seconds:.0f} | "
+            f"{' | '.join(cells)} |"
+        )
+    print(
+        "\n| file | model | marginals | class log-odds | without the encoder | whole | gained by the encoder |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for (file, model), seeds in groups.items():
+        parts = [one["parts"] for one in seeds if "parts" in one]
+        if not parts:
+            continue
+        gains = [
+            one["without_the_encoder"] - one["whole"]
+            for one in parts
+            if "without_the_encoder" in one
+        ]
+        cells = [_mean([one.get(part) for one in parts]) for part in PARTS]
+        print(f"| {file} | {model} | {' | '.join(cells)} | {_mean(gains, sign='+')} |")
+    print("\nAccuracy / macro-F1; of ages the mean absolute error in years, too.\n")
+    print(
+        "| file | model | phenotype | the model | logistic regression | most common | model - regression |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for (file, model), seeds in groups.items():
+        for phenotype in seeds[0]["phenotypes"]:
+            print(
+                f"| {file} | {model} | {phenotype} | {' | '.join(_phenotype(phenotype, seeds))} |"
+            )
+    print(
+        "\n| file | model | thresholds | "
+        + " | ".join(f"{title}: generated, copula, real" for title in GENERATED.values())
+        + " |"
+    )
+    print("|---" * (3 + len(GENERATED)) + "|")
+    for (file, model), seeds in groups.items():
+        made = next((one["generated"] for one in seeds if "generated" in one), None)
+        if made is None:
+            continue
+        cells = [
+            ", ".join("-" if value is None else f"{value:.3f}" for value in made[key].values())
+            for key in GENERATED
+        ]
+        print(f"| {file} | {model} | {made['met']} of {made['of']} | {' | '.join(cells)} |")
+
+
+def _phenotype(phenotype: str, seeds: Sequence[dict]) -> Iterator[str]:
+    """Give the model's score, those of the baselines, and the difference from logistic regression."""
+    scores = [one["phenotypes"][phenotype] for one in seeds if phenotype in one["phenotypes"]]
+    for method in METHODS:
+        own = [of_seed[method] for of_seed in scores if method in of_seed]
+        text = " / ".join(_mean([one[key] for one in own]) for key in ("accuracy", "macro_f1"))
+        years = [one["mae_years"] for one in own]
+        if any(years):
+            text += f"; {_mean(years, digits=1)} years"
+            if method == "logistic_regression":
+                text += f"; ridge {_mean([one['ridge_years'] for one in seeds], digits=1)} years"
+        yield text
+    yield " / ".join(
+        _mean([one["model"][key] - one["logistic_regression"][key] for one in scores], sign="+")
+        for key in ("accuracy", "macro_f1")
+    )
 
 
 def main() -> None:
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("file", nargs="?", help=".h5ad file of counts; default: simulated cells")
-    parser.add_argument("--genes", type=int, help="default: 128 of a file, all of the atlas")
-    parser.add_argument("--steps", type=int, default=6000, help="of 64 cells, for the encoders")
-    parser.add_argument("--log-linear-steps", type=int, default=3000, help="of 32 cells")
-    parser.add_argument("--cells", type=int, default=2000, help="test cells scored")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--quick", action="store_true", help="1,200 steps, 600 test cells")
-    parser.add_argument("--set", nargs="+", default=[], help="KEY=VALUE for every model")
-    parser.add_argument("--json", action="store_true", help="last line one JSON object")
+    parser.add_argument("files", nargs="*", help=".h5ad files, each with ':column' if wanted")
+    parser.add_argument("--no-presets", action="store_true", help="the files alone")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["init"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="models trained at the same time")
+    parser.add_argument("--folder", type=Path, help="keeps everything")
+    parser.add_argument("--quick", action="store_true", help="300 steps, one seed")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
     chosen = parser.parse_args()
-    file = ATLAS if chosen.file is None else str(Path(chosen.file).resolve())
-    genes = chosen.genes or (2_000 if chosen.file is None else 128)
-    steps = 1_200 if chosen.quick else chosen.steps
-    n_cells = 600 if chosen.quick else chosen.cells
-    torch.set_num_threads(1)
-    first, table = {}, {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        for name in chosen.only:
-            title, keys = VARIANTS[name]
-            of_run = chosen.log_linear_steps if keys.get("model.layers") == 0 else steps
-            keys = {
-                **COMMON, **keys, "data.files": file, "data.genes": genes, "train.max_steps": of_run,
-                "train.eval_steps": of_run, "train.save_steps": of_run,
-                **dict(pair.split("=", 1) for pair in chosen.set),
-            }  # fmt: skip
-            model, seconds = train(name, keys)
-            store = Store.open(model.provenance["store"])
-            rows = store.rows("test")
-            if len(rows) > n_cells:
-                rows = np.sort(np.random.default_rng(0).choice(rows, n_cells, replace=False))
-            donors = (
-                np.arange(len(rows)) if store.donors is None else np.asarray(store.donors)[rows]
-            )
-            if not table:
+    jobs = [] if chosen.no_presets else [("base", None, ""), ("pbmc68k", None, "")]
+    for given in chosen.files:
+        path, _, column = given.partition(":")
+        jobs.append((Path(path).stem, str(Path(path).resolve()), column))
+    tasks = [
+        (*job, model, seed, QUICK if chosen.quick else {})
+        for seed in range(1 if chosen.quick else chosen.seeds)
+        for model in chosen.models
+        for job in jobs
+    ]
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            contextlib.chdir(folder),
+            ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool,
+        ):
+            waiting = {pool.submit(measure, *task): task for task in tasks}
+            for done in as_completed(waiting):
+                name, *_, model, seed, _ = waiting[done]
+                results.append(done.result())
                 print(
-                    f"\n{len(store.rows('train')):,} training cells, {len(model.panel)} genes, {len(rows):,} "
-                    f"test cells of {len(np.unique(donors))} other donors\n"
+                    f"{name}, {model}, seed {seed}: done, {len(results)} of {len(tasks)}",
+                    file=sys.stderr,
                 )
-                rates = " / ".join(f"{rate:g}" for rate in MASK_RATES)
-                print(f"| model | s | phenotypes shown: {rates} | masked: {rates} |")
-                print("|---|---|---|---|", flush=True)
-            cells, table[name] = [], {"seconds": seconds}
-            for show in (Show.VALUE, Show.MASKED):
-                texts = []
-                for rate in MASK_RATES:
-                    losses = cell_losses(model, store, rows, rate, show)
-                    against = first.setdefault((show, rate), losses)
-                    table[name][f"{show.name.lower()} {rate}"] = float(losses.mean())
-                    texts.append(f"{losses.mean():.3f}{paired(losses, against, donors)}")
-                cells.append(" / ".join(texts))
-            print(f"| {title} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
+    order = [job[0] for job in jobs]
+    results.sort(key=lambda one: (order.index(one["file"]), chosen.models.index(one["model"])))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    show(results)
     if chosen.json:
-        print(json.dumps(table))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":
