@@ -201,19 +201,6 @@ async def test_a_key_of_the_user_works_and_the_help_shows_it(runs, open_app, tmp
 
 
 # -- runs
-async def test_from_the_list_into_a_run_and_back(runs, open_app):
-    write_state(runs)
-    app = open_app()
-    async with opened(app) as pilot:
-        assert isinstance(app.screen, RunsScreen)
-        await pilot.press("enter")
-        await settled(app, pilot)
-        assert isinstance(app.screen, RunScreen)
-        assert "mask accuracy" in text_of(app)
-        await pilot.press("escape")
-        assert isinstance(app.screen, RunsScreen)
-
-
 async def test_a_pane_chosen_while_another_comes_up_stays(runs, open_app):
     """Events and focus of the first pane come late on a busy machine."""
     write_state(runs)
@@ -389,19 +376,18 @@ async def test_reference_marks_are_those_of_the_chosen_phenotype(runs, open_app)
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("pane", "line"),
-    [("1", "train loss"), ("2", "phenotype\tmask accuracy"), ("3", "NVIDIA H200"),
-     ("4", "attention: varlen"), ("5", "train.max_steps = 400  # --steps")],
-)  # fmt: skip
-async def test_metrics_of_every_pane_can_be_copied(pane, line, runs, open_app):
+async def test_metrics_of_every_pane_can_be_copied(runs, open_app):
     write_state(runs)
     app = open_app("mine")
+    lines = ("train loss", "phenotype\tmask accuracy", "NVIDIA H200", "attention: varlen",
+             "train.max_steps = 400  # --steps")  # fmt: skip
     async with opened(app) as pilot:
-        await pilot.press(pane)
-        await settled(app, pilot)
-        await pilot.press("C")
-        assert line in app.clipboard
+        for pane, line in enumerate(lines, start=1):
+            await pilot.press(str(pane))
+            await settled(app, pilot)
+            await pilot.press("C")
+            assert line in app.clipboard
+            await pilot.press("escape")
 
 
 async def test_a_run_that_somebody_else_started_is_stopped_only_if_confirmed(
@@ -448,7 +434,7 @@ async def test_what_cannot_be_done_is_explained(state, key, message, runs, open_
 # -- text from data
 
 
-HOSTILE = ("[CLS]", "[NO_SEX] [/]", "[bold red]x[/bold red]", "a[b", "[/", "]]", "[link=x]y[/link]")
+HOSTILE = ("[CLS] [NO_SEX] [/] a[b ]]", "[bold red]x[/bold red] [/", "[link=x]y[/link]")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

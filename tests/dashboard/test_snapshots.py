@@ -5,8 +5,7 @@ One dashboard is resized: starting one costs more than drawing one.
 
 import json
 import time
-
-import pytest
+from functools import partial
 
 from tests.dashboard import run_states
 from tests.dashboard.conftest import SIZES, is_kept, settled, shown, text_of
@@ -15,56 +14,16 @@ from tfx_cli.dashboard import start_screen
 from tfx_cli.dashboard.base_screen import OpenRun
 
 
-def nan_lines():
+def _nan_loss(root):
     lines = [train_line(step) for step in range(5, 305, 5)]
     for line in lines[40:44]:
         line["loss"], line["nonfinite"] = None, ["loss"]
-    return lines
-
-
-def _no_runs(root):
-    return None
-
-
-def _starting(root):
-    return write_state(root, state="starting", step=0, lines=[])
-
-
-def _running(root):
-    return write_state(root)
-
-
-def _stale(root):
-    return write_state(root, age=40.0)
-
-
-def _crashed(root):
-    return write_state(root, age=4000.0)
-
-
-def _finished(root):
-    return write_state(root, state="finished", step=N_STEPS, age=500.0, evaluated=True)
-
-
-def _stopped(root):
-    return write_state(root, state="stopped", step=150, age=90.0, checkpoint="step-00000150")
-
-
-def _failed(root):
-    return write_state(root, state="failed", age=90.0, error="the disk is full")
-
-
-def _nan_loss(root):
-    folder = write_state(root, lines=nan_lines())
+    folder = write_state(root, lines=lines)
     with (folder / "events.jsonl").open("ab") as file:
         for step in (205, 210):
             event = {"event": "nonfinite", "t": run_states.NOW - 100, "step": step, "rows": [1]}
             file.write(json.dumps(event).encode() + b"\n")
     return folder
-
-
-def _no_gpu(root):
-    return write_state(root, gpu=False)
 
 
 def _torn(root):
@@ -74,11 +33,19 @@ def _torn(root):
     return folder
 
 
+STOPPED = {"state": "stopped", "step": 150, "age": 90.0, "checkpoint": "step-00000150"}
 STATES = {
-    "starting": _starting, "running": _running, "stale": _stale, "crashed": _crashed,
-    "finished": _finished, "stopped": _stopped, "failed": _failed, "nan-loss": _nan_loss,
-    "no-gpu": _no_gpu, "torn": _torn,
-}  # fmt: skip
+    "starting": partial(write_state, state="starting", step=0, lines=[]),
+    "running": write_state,
+    "stale": partial(write_state, age=40.0),
+    "crashed": partial(write_state, age=4000.0),
+    "finished": partial(write_state, state="finished", step=N_STEPS, age=500.0, evaluated=True),
+    "stopped": partial(write_state, **STOPPED),
+    "failed": partial(write_state, state="failed", age=90.0, error="the disk is full"),
+    "nan-loss": _nan_loss,
+    "no-gpu": partial(write_state, gpu=False),
+    "torn": _torn,
+}
 
 
 async def at_sizes(app, pilot, matches, name, sizes=SIZES):
@@ -230,11 +197,12 @@ async def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):
         await at_sizes(app, pilot, matches, "help")
 
 
-@pytest.mark.parametrize("size", [(59, 30), (100, 15), (20, 5)])
-async def test_a_window_without_room_says_so(size, runs, open_app):
+async def test_a_window_without_room_says_so(runs, open_app):
     write_state(runs)
     app = open_app("mine")
-    async with app.run_test(size=size) as pilot:
-        await settled(app, pilot)
-        shown = " ".join(text_of(app).split())
-        assert shown.startswith("The dashboard needs 60 columns and 16 rows")
+    async with app.run_test(size=(59, 30)) as pilot:
+        for size in ((59, 30), (100, 15), (20, 5)):
+            await pilot.resize_terminal(*size)
+            await settled(app, pilot)
+            shown = " ".join(text_of(app).split())
+            assert shown.startswith("The dashboard needs 60 columns and 16 rows")
