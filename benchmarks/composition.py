@@ -10,7 +10,7 @@ a second draw of the simulator (the floor) and beside cells that match all but o
 somebody without a model would take.
 
     shift r, slope   the combination's gene means minus those of all cells: generated on true
-    AUC              of a random forest that tells generated from simulated cells (out of fold)
+    AUC              of a random forest that separates generated from simulated cells (out of fold)
 """
 
 import argparse
@@ -74,9 +74,9 @@ def score(model: CellModel, request: dict[str, str], overall: np.ndarray, n: int
     for name, cells in [*sides.items(), *(("all but one value", one) for one in without)]:
         r, slope = correlation_agreement(real.mean(axis=0) - overall, cells.mean(axis=0) - overall)
         ones = np.ones((1, n))
-        told = probability_generated(real, cells, seed=0, n_trees=TREES)
-        figures = {"r": r, "slope": slope, "auc": float(weighted_auc(*told, ones, ones)[0])}
-        # Of the cells that match all but one value, the best choice of that value is told.
+        probability = probability_generated(real, cells, seed=0, n_trees=TREES)
+        figures = {"r": r, "slope": slope, "auc": float(weighted_auc(*probability, ones, ones)[0])}
+        # Of the cells that match all but one value, the best choice of that value counts.
         if name not in found or figures["auc"] < found[name]["auc"]:
             found[name] = figures
     return found
@@ -99,8 +99,8 @@ def main() -> None:
     for kind, requests in (("left out", left_out), ("seen", seen)):
         for request in requests:
             results[kind].append(score(model, request, overall, options.cells))
-            told = " + ".join(request.values())
-            print(f"{kind}: {told}: {results[kind][-1]['generated']}", flush=True)
+            text = " + ".join(request.values())
+            print(f"{kind}: {text}: {results[kind][-1]['generated']}", flush=True)
     ways = ("generated", "floor", "all but one value")
     print(f"\n| | combination | {' | '.join(f'{way}: AUC, shift r, slope' for way in ways)} |")
     print("|---" * (len(ways) + 2) + "|")

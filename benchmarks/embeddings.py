@@ -10,7 +10,7 @@ cells and genes and as many steps (contrast computes each cell twice). Embedding
 visible and no phenotype shown; probes learn from training cells, all figures are of test cells:
 
 - probe: logistic regression on the standardised embedding, accuracy / macro-F1;
-- neighbours: share of cells whose 15 nearest training cells vote for the right label;
+- neighbours: fraction of cells whose 15 nearest training cells vote for the right label;
 - silhouette: of the label, cosine, -1 to 1;
 - masked loss: of genes / phenotypes of validation cells, what training is for (and what may suffer);
 - mixing: of a test cell's 15 nearest test cells of its label, how many are of another donor, over what
@@ -87,18 +87,18 @@ def score(
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
-    known, asked = labels[0] >= 0, labels[1] >= 0
+    known, known_test = labels[0] >= 0, labels[1] >= 0
     scaler = StandardScaler().fit(train[known])
-    x, y = scaler.transform(train[known]), scaler.transform(test[asked])
-    truth, answers = labels[0][known], labels[1][asked]
-    told = LogisticRegression(max_iter=2000, C=0.1).fit(x, truth).predict(y)
+    x, y = scaler.transform(train[known]), scaler.transform(test[known_test])
+    truth, answers = labels[0][known], labels[1][known_test]
+    predicted = LogisticRegression(max_iter=2000, C=0.1).fit(x, truth).predict(y)
     near = KNeighborsClassifier(_NEIGHBOURS, metric="cosine").fit(x, truth).predict(y)
     return {
-        "probe": accuracy_score(answers, told),
-        "probe_f1": f1_score(answers, told, average="macro", labels=np.unique(answers)),
+        "probe": accuracy_score(answers, predicted),
+        "probe_f1": f1_score(answers, predicted, average="macro", labels=np.unique(answers)),
         "neighbours": accuracy_score(answers, near),
         "silhouette": silhouette_score(y, answers, metric="cosine") if len(np.unique(answers)) > 1 else np.nan,
-        "mixing": mixing(y, answers, None if donors is None else donors[asked]),
+        "mixing": mixing(y, answers, None if donors is None else donors[known_test]),
     }  # fmt: skip
 
 
@@ -135,10 +135,10 @@ def scvi_latents(
     scvi.model.SCVI.setup_anndata(cells)
     fitted = scvi.model.SCVI(cells)
     fitted.train(enable_progress_bar=False, logger=False, enable_checkpointing=False)
-    asked = [
+    cells_of = [
         AnnData(store.read_counts(one, model.panel).astype(np.float32)) for one in rows.values()
     ]
-    return [np.asarray(fitted.get_latent_representation(one)) for one in asked]
+    return [np.asarray(fitted.get_latent_representation(one)) for one in cells_of]
 
 
 def measure(

@@ -54,7 +54,7 @@ TRAIN = TrainSettings(max_steps=1, learning_rate=1e-4, weight_decay=0.01)
 
 @dataclass(frozen=True)
 class Shape:
-    """Cells of a step, and the share of a round that is enough."""
+    """Cells of a step, and the fraction of a round that is enough."""
 
     layout: str
     n_genes: int
@@ -128,7 +128,7 @@ GOALS = {
     "ranked 2,440, bf16": ("ranked_2440", "tfx_bf16", 4.0, 6.0),
     "expressed, bf16": ("expressed", "tfx_bf16", 8.0, 11.0),
 }
-#: Least share of the fp32 matmul peak.
+#: Least fraction of the fp32 matmul peak.
 PEAK_GOAL = 0.75
 
 
@@ -306,7 +306,7 @@ def show(results: dict) -> None:
         print(f"\n### {name}: {shape['tokens_per_step']:,.0f} tokens a step, "
               f"{shape['real_tokens']:.0%} of the padded ones, {shape['read_share']:.1%} read\n")  # fmt: skip
         print("| | cells per CPU s | x (i) | x (i) without dropout | x (i) in bf16 | x (i), wall "
-              "median | share of peak | the same, without what is left out | peak MiB |")  # fmt: skip
+              "median | fraction of peak | the same, without what is left out | peak MiB |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|")
         for variant, found in figures.items():
             ratios = [
@@ -344,7 +344,7 @@ def judge(results: dict) -> list[dict]:
     for shape, found in shapes.items():
         if "tfx_whole" in found["variants"]:
             share = found["variants"]["tfx_whole"]["peak_share_computed"]
-            figure = f"{shape}, fp32, last layer in full: share of the matmul peak"
+            figure = f"{shape}, fp32, last layer in full: fraction of the matmul peak"
             rows.append({"figure": figure, "must": PEAK_GOAL, "stretch": None, "found": share})
     for row in rows:
         row["verdict"] = "met" if row["found"] >= row["must"] else "missed"

@@ -253,7 +253,7 @@ def device_name(device: torch.device) -> str:
 
 
 def measure(bench: Bench, *, seconds: float) -> dict:
-    """Measure everything; what fails is told and the rest goes on, begun within so many seconds."""
+    """Measure everything; what fails is printed and the rest continues, begun within so many seconds."""
     results: dict = {"machine": describe(bench.device), "errors": {}}
     started = time.perf_counter()
 

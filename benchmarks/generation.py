@@ -5,7 +5,7 @@
     python benchmarks/generation.py --only log-linear encoder  some of the models
     python benchmarks/generation.py --quick --json           one division of the real cells, fewer steps;
                                                              last line one JSON object
-    python benchmarks/generation.py --both-depths            each model's cells once more, as deep as they come
+    python benchmarks/generation.py --both-genes-per-cell    each model's cells once more, with genes per cell not drawn
     python benchmarks/generation.py --seeds 3 --folder runs  each model from three seeds, kept in a folder: the
                                                              same command goes on where it was stopped, and
                                                              several at a time with other --only share the work
@@ -15,7 +15,7 @@ the encoder on top of it, and encoders trained at a variable and at a fixed mask
 or with class log-odds beside them (a log-linear part without gene pairs). Donors never cross the split where they
 are known; pbmc68k is split by cells. Every figure is what `tfx eval --generated` reports (docs/fidelity.md).
 The baselines and the floor are scored anew beside every model, on the same real cells. Of several
-training seeds the table tells the mean, and below it from where to where they go.
+training seeds the table gives the mean, and below it the range.
 """
 
 import argparse
@@ -53,8 +53,8 @@ MODELS: dict[str, dict[str, object]] = {
         "masking.genes": 0.15, "loss.weighting": "mean",
     },
 }  # fmt: skip
-#: What `--both-depths` calls cells that are as deep as they come.
-NO_DEPTH = ", no depth"
+#: What `--both-genes-per-cell` calls cells whose number of expressed genes is not drawn first.
+FREE = ", genes per cell not drawn"
 #: What all have in common.
 COMMON: dict[str, object] = {
     "encoding.kind": "binned", "encoding.bins": 10, "encoding.edges": "gene_quantile",
@@ -80,38 +80,38 @@ FILE_KEYS: dict[str, object] = {"data.split.test": 0.2, "model.log_linear_rank":
 COLUMNS = {
     "RF AUC": ("rf_auc", 3), "MMD²": ("mmd2", 4), "within r": ("within_r", 3),
     "slope": ("within_slope", 3), "mean r": ("gene_mean_r", 3), "dropout": ("dropout_mae", 3),
-    "recall": ("recall", 2), "coverage": ("coverage", 2), "as asked": ("condition_accuracy", 3),
+    "recall": ("recall", 2), "coverage": ("coverage", 2), "as requested": ("condition_accuracy", 3),
     "NN ratio": ("nn_ratio", 2), "copies": ("copies", 1), "logFC slope": ("fold_change_slope", 2),
     "markers": ("fold_change_overlap", 2), "TSTR F1": ("tstr_f1", 3),
 }  # fmt: skip
 #: Options that all figures of a folder share.
 SAME_IN_A_FOLDER = ("genes", "steps", "cells", "quick", "divisions", "batch_size", "scvi")
-#: Columns whose range over training seeds is told.
-RANGES = ("RF AUC", "MMD²", "within r", "slope", "coverage", "as asked", "TSTR F1")
+#: Columns whose range over training seeds is given.
+RANGES = ("RF AUC", "MMD²", "within r", "slope", "coverage", "as requested", "TSTR F1")
 
 
 def measure(
     run: str, model: str, settings: dict[str, object], classes: str, options: argparse.Namespace
 ) -> dict[str, dict]:
-    """Train one model, generate and judge, once or at both depths: name -> figures.
+    """Train one model, generate and judge, once, or with genes per cell drawn and not: name -> figures.
 
     What a folder holds already is not done again.
     """
     import torch
 
-    depths = {"sample": model, "none": model + NO_DEPTH}
-    if not options.both_depths:
-        del depths["none"]
+    variants = {"sample": model, "none": model + FREE}
+    if not options.both_genes_per_cell:
+        del variants["none"]
     found = {}
-    for depth, name in depths.items():
-        written = Path(f"{run}-{depth}.json")
+    for drawn, name in variants.items():
+        written = Path(f"{run}-{drawn}.json")
         if not written.exists():
             n_threads = torch.get_num_threads()
             trained = train(run, settings)
-            cells = f"{run}-{depth}.h5ad"
+            cells = f"{run}-{drawn}.h5ad"
             made = call(
                 "generate", "--run", f"runs/{run}", "-n", str(options.cells), "-o", cells,
-                "--genes-per-cell", depth, "--overwrite",
+                "--genes-per-cell", drawn, "--overwrite",
             )  # fmt: skip
             began = time.perf_counter()
             report = judge(run, cells, classes, options)
@@ -225,22 +225,24 @@ def _show_ranges(models: dict[str, list[dict]]) -> None:
         for column in RANGES:
             key, digits = COLUMNS[column]
             values = [one["report"]["scores"]["generated"][key]["value"] for one in seeds]
-            told = None not in values
-            cells.append(f"{min(values):.{digits}f} to {max(values):.{digits}f}" if told else "-")
+            is_known = None not in values
+            cells.append(
+                f"{min(values):.{digits}f} to {max(values):.{digits}f}" if is_known else "-"
+            )
         print(f"| {name} ({len(seeds)}) | {' | '.join(cells)} |")
 
 
 @contextlib.contextmanager
-def working_folder(kept: Path | None, asked: dict[str, object]) -> Iterator[None]:
+def working_folder(kept: Path | None, request: dict[str, object]) -> Iterator[None]:
     """Work in a folder that is kept, for what it was made for alone, or in one that is not."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        told = folder / "asked.json"
-        if not told.exists():
-            told.write_text(json.dumps(asked), encoding="utf-8")
-        if (before := json.loads(told.read_text(encoding="utf-8"))) != asked:
-            message = f"{folder} holds figures of {before}, not of {asked}; give another --folder"
+        file = folder / "request.json"
+        if not file.exists():
+            file.write_text(json.dumps(request), encoding="utf-8")
+        if (before := json.loads(file.read_text(encoding="utf-8"))) != request:
+            message = f"{folder} holds figures of {before}, not of {request}; give another --folder"
             raise SystemExit(message)
         with contextlib.chdir(folder):
             yield
@@ -261,7 +263,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="training seeds of every model")
     parser.add_argument("--batch-size", type=int, default=64, help="cells of a step")
     parser.add_argument("--folder", type=Path, help="keeps all; the same command goes on there")
-    parser.add_argument("--both-depths", action="store_true", help="also as deep as cells come")
+    parser.add_argument(
+        "--both-genes-per-cell", action="store_true", help="also with genes per cell not drawn"
+    )
     parser.add_argument("--scvi", action="store_true", help="scVI beside them (extra scvi)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
@@ -269,13 +273,13 @@ def main() -> None:
     jobs = [] if options.no_builtin else [(name, DATASETS[name], "") for name in options.builtin]
     for given in options.files:
         path, _, classes = given.partition(":")
-        # The model is asked for what makes the classes, as the baselines are.
+        # What is requested of the model makes the classes, as the baselines are.
         others = {f"data.phenotypes.{one}": False for one in STANDARD if one not in classes}
         files = {"data.files": str(Path(path).resolve())} | (others if classes else {})
         jobs.append((Path(path).stem, FILE_KEYS | files, classes))
     results: dict[str, dict[str, list[dict]]] = {}
-    asked = {key: value for key, value in vars(options).items() if key in SAME_IN_A_FOLDER}
-    with working_folder(options.folder, asked):
+    request = {key: value for key, value in vars(options).items() if key in SAME_IN_A_FOLDER}
+    with working_folder(options.folder, request):
         for seed in range(options.seeds):
             for name, keys, classes in jobs:
                 for model in options.only:

@@ -75,9 +75,9 @@ def tfx(folder, *arguments):
     return done.stdout
 
 
-def agreement(told, true):
+def agreement(found, true):
     """Pearson r, and slope through the origin on the true change."""
-    return float(np.corrcoef(told, true)[0, 1]), float((told * true).sum() / (true * true).sum())
+    return float(np.corrcoef(found, true)[0, 1]), float((found * true).sum() / (true * true).sum())
 
 
 def correlations(cells, genes):
@@ -113,14 +113,14 @@ def measure(arguments, folder):
     training = donors.isin(seen).to_numpy()
     shift = values[training & is_after].mean(axis=0) - values[training & is_before].mean(axis=0)
     changed = edited.X.toarray()
-    told = changed.mean(axis=0) - edited.layers["before"].toarray().mean(axis=0)
+    found = changed.mean(axis=0) - edited.layers["before"].toarray().mean(axis=0)
     true = after.mean(axis=0) - before.mean(axis=0)
     genes = correlation_genes(after)
     of_after = correlations(after, genes)
     found = {
         "donor": donor, "training_donors": seen, "cells": len(before), "true_cells": len(after),
         "genes": len(edited.var_names),
-        "change": {"model": agreement(told, true), "training donors' change": agreement(shift, true)},
+        "change": {"model": agreement(found, true), "training donors' change": agreement(shift, true)},
         "mean_error": {
             "model": float(np.abs(changed.mean(axis=0) - after.mean(axis=0)).mean()),
             "unchanged": float(np.abs(before.mean(axis=0) - after.mean(axis=0)).mean()),

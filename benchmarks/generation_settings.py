@@ -1,4 +1,4 @@
-"""What steps and depth do to generated cells: a trained run beside cells of donors it has not seen.
+"""What steps and genes per cell do to generated cells: a trained run beside cells of donors it has not seen.
 
     python benchmarks/generation_settings.py runs/base [RUN ...]
     python benchmarks/generation_settings.py RUN --steps 8 --cells 600 --json
@@ -6,7 +6,7 @@
 Generated cells have the phenotypes of 1,000 validation cells, one by one, and are held against those
 cells: a random forest's AUC (150 trees, out of fold), agreement of the gene-gene correlations within
 types (r and slope, 100 genes), genes per cell. Training cells of other donors are the floor. Then genes
-per cell by type, for the phenotypes of training cells, with and without depth. One draw each: AUCs that
+per cell by type, for the phenotypes of training cells, with genes per cell drawn first and not. One draw each: AUCs that
 differ by less than 0.02 are noise.
 """
 
@@ -50,13 +50,13 @@ def read_cells(model, store, split, n_most, seed=0):
 def generate(model, codes, **settings):
     """Draw one cell per row of codes; return the cells and the processor seconds they took."""
     chosen = model.generate.model_copy(update=settings)
-    depth = CellSizes(model.reference, 0, None) if chosen.genes_per_cell == "sample" else None
+    sizes = CellSizes(model.reference, 0, None) if chosen.genes_per_cell == "sample" else None
     plan = plan_for(model, chosen)
     begun, parts = time.process_time(), []
     for first in range(0, len(codes), _BATCH):
         cells = range(first, min(first + _BATCH, len(codes)))
         some = codes[first : first + _BATCH]
-        wanted = depth.draw(cells, some)[0] if depth is not None and depth.is_known else None
+        wanted = sizes.draw(cells, some)[0] if sizes is not None and sizes.is_known else None
         bins = sample_cells(
             model,
             some,
@@ -76,13 +76,13 @@ def compare(real, real_classes, cells, classes):
         within_class_correlations(real[:, genes], real_classes),
         within_class_correlations(cells[:, genes], classes),
     )
-    told = np.concatenate(probability_generated(real, cells, seed=0, n_trees=_TREES))
+    probability = np.concatenate(probability_generated(real, cells, seed=0, n_trees=_TREES))
     truth = np.repeat([0, 1], [len(real), len(cells)])
     from sklearn.metrics import roc_auc_score
 
     counts = detected_genes(cells)
     return {
-        "within_r": r, "slope": slope, "rf_auc": float(roc_auc_score(truth, told)),
+        "within_r": r, "slope": slope, "rf_auc": float(roc_auc_score(truth, probability)),
         "gene_mean_r": marginal_agreement(real, cells)[0],
         "genes_mean": float(counts.mean()), "genes_sd": float(counts.std()),
     }  # fmt: skip
@@ -111,7 +111,7 @@ def measure(run, steps, n_cells):
     rows = {"training cells, other donors": (
         compare(real, classes, training, training_codes[:, slot]), 0.0)}  # fmt: skip
     cases = {f"{n} steps": {"steps": n} for n in steps}
-    cases[f"{steps[0]} steps, depth none"] = {"steps": steps[0], "genes_per_cell": "none"}
+    cases[f"{steps[0]} steps, genes per cell none"] = {"steps": steps[0], "genes_per_cell": "none"}
     for case, settings in cases.items():
         cells, seconds = generate(model, codes, **settings)
         rows[case] = (compare(real, classes, cells, classes), seconds)
@@ -125,10 +125,12 @@ def measure(run, steps, n_cells):
               f"{one['gene_mean_r']:.3f} | {one['genes_mean']:.1f} ({one['genes_sd']:.1f}) | "
               f"{seconds:.1f} |")  # fmt: skip
     types = {"real": by_type(model, training_codes, training, slot)}
-    for depth in ("none", "sample"):
-        cells, _ = generate(model, training_codes, steps=steps[0], genes_per_cell=depth)
-        types[depth] = by_type(model, training_codes, cells, slot)
-    print(f"\n| {names[slot]} | cells | real | depth none | depth sample |\n|---|---|---|---|---|")
+    for drawn in ("none", "sample"):
+        cells, _ = generate(model, training_codes, steps=steps[0], genes_per_cell=drawn)
+        types[drawn] = by_type(model, training_codes, cells, slot)
+    print(
+        f"\n| {names[slot]} | cells | real | genes per cell none | genes per cell sample |\n|---|---|---|---|---|"
+    )
     for name, (n, *_) in types["real"].items():
         shown = " | ".join(f"{one[name][1]:.1f} ({one[name][2]:.1f})" for one in types.values())
         print(f"| {name} | {n} | {shown} |")

@@ -1,4 +1,4 @@
-"""Two constants of the log-linear part, as they are and as they might be: how much of it begins fitted, how long depth is held.
+"""Two constants of the log-linear part, as they are and as they might be: how much of it begins fitted, how long the number of genes per cell is held.
 
     python benchmarks/log_linear_constants.py                 the simulated atlas, log_linear.toml
     python benchmarks/log_linear_constants.py FILE.h5ad       this file, the same keys
@@ -6,7 +6,7 @@
 
 A log-linear part alone is trained for 2,000 steps with its gene pairs begun at the factor model for the whole rank
 and for a quarter (`core.model.log_linear_fit`): validation loss per gene. From the second, cells of the
-phenotypes of 1,000 validation cells are drawn with depth held to another share of the genes
+phenotypes of 1,000 validation cells are drawn with the number of genes per cell held to another fraction of the genes
 (`core.generation.partial_cells`), and held against those cells: gene-gene correlations within types, and
 the spread of genes per cell within types. With --steps, log-linear parts with the latent cell states of `tfx init`
 (`core.cells.draft_toml`) are trained for so many steps instead. Validation cells only; one seed, one draw.
@@ -89,7 +89,7 @@ def main():
         classes = codes[:, list(model.config.phenotypes).index("cell_type")]
         genes = correlation_genes(real)
         of_real = within_class_correlations(real[:, genes], classes)
-        print("\n| share of the rank begun | validation loss per gene |\n|---|---|")
+        print("\n| fraction of the rank begun | validation loss per gene |\n|---|---|")
         for begun, loss in losses.items():
             print(f"| {begun} | {loss:.3f} |")
         print("\n| drawn without looking | within r | slope | genes per cell | sd within types |")
