@@ -21,6 +21,7 @@ hour holds hundreds of faults. Linux only.
 import argparse
 import errno
 import faulthandler
+import fcntl
 import json
 import os
 import random
@@ -88,6 +89,8 @@ GENERATE = ("generate", "--sex", "female", "-n", "300", "--seed", "7")
 #: A command hangs that takes longer, unless it computes: less processor time than this in that time means that it waits.
 _PATIENCE, _MOST_PATIENCE = 120.0, 900.0
 _WAITS = 0.5
+#: Bytes that a command may print: a list of runs is longer after an hour than a pipe holds by default.
+_MOST_PRINTED = 2**20
 
 
 class Soak:
@@ -116,6 +119,7 @@ class Soak:
     ) -> int:
         """Begin a command in a process of its own; return its number."""
         self.listen, say = os.pipe()  # not a file: the limit on files would silence it
+        fcntl.fcntl(say, fcntl.F_SETPIPE_SZ, _MOST_PRINTED)  # read when the command has ended
         child = os.fork()
         if child:
             os.close(say)
@@ -199,7 +203,7 @@ class Soak:
     def said(self) -> str:
         """What the last command printed; it has ended."""
         with os.fdopen(self.listen, "rb") as pipe:
-            return pipe.read(2**16).decode(errors="replace")
+            return pipe.read(_MOST_PRINTED).decode(errors="replace")
 
     def do(self, *arguments: str) -> None:
         """Run a command that nobody disturbs."""
