@@ -234,9 +234,9 @@ def embed(
     key: str = option("--key", "Name in obsm (cells), and in varm (genes).", default="X_tfx"),
     genes: bool = option("--genes", "Add embeddings of the genes to varm as well.", default=False),
     denoise: str | None = option(
-        "--denoise LAYER",
-        "Add the expression that the model expects of each of its genes to this layer; var LAYER_known "
-        "says which genes these are.",
+        "--denoise KEY",
+        "Add the expression that the model expects of each of its genes to obsm under this name; var KEY_known "
+        "says which genes the columns are. Other genes of the file have no column.",
     ),
     given: list[str] | None = _GIVEN,
     how: FileOptions,
@@ -274,8 +274,12 @@ def embed(
         gene_embeddings(model)  # raises: there are none
     elif (note := note_on_embedding(model.config, position)) is not None:
         warn(note)
+    if denoise == key:
+        raise ConfigurationError(
+            f"--denoise {denoise}: --key has this name in obsm; choose another"
+        )
     if denoise is not None and "/" in denoise:
-        raise ConfigurationError(f"--denoise {denoise}: the name of a layer has no '/'")
+        raise ConfigurationError(f"--denoise {denoise}: a name in obsm has no '/'")
     width = model.config.hidden_size
     with _query(file, model, given, how) as (cells, hints):
         if cells.choice.matrix == "raw" and (genes or denoise):
@@ -286,22 +290,22 @@ def embed(
         with annotated_copy(file, output) as copy, show_progress() as listener:
             new = [f"obsm/{key}"] + [f"varm/{key}"] * genes
             if denoise:
-                new += [f"layers/{denoise}", f"var/{denoised_column(denoise)}"]
-            copy.check_free(*new, remedy="choose another --key, or layer of --denoise")
+                new += [f"obsm/{denoise}", f"var/{denoised_column(denoise)}"]
+            copy.check_free(*new, remedy="choose another --key or --denoise")
             write = copy.add_array(f"obsm/{key}", (cells.n_cells, width))
             embed_cells(model, cells, write, position=position, hints=hints, on_progress=listener)
             if genes:
                 add_gene_embeddings(copy, key, model, cells)
             if denoise:
                 add_denoised(copy, denoise, model, cells, hints=hints, on_progress=listener)
-                n_known = len(model.panel) - int(cells.missing.sum())
-                if n_unknown := copy.n_genes - n_known:
-                    warn(
-                        f"layers['{denoise}'] has no values of {n_unknown:,} genes that the model does not know: "
-                        f"choose those of var['{denoised_column(denoise)}'], the others only look like zeros"
-                    )
         n_cells, missing = cells.n_cells, int(cells.missing.sum())
     narrate(f"{output}: obsm['{key}'] ({n_cells:,} x {width})")
+    if denoise:
+        n_known = len(model.panel) - missing
+        narrate(
+            f"{output}: obsm['{denoise}'] ({n_cells:,} x {n_known:,}), of the genes that "
+            f"var['{denoised_column(denoise)}'] marks; the model does not know the others"
+        )
     print_result(
         "embed",
         {

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
@@ -161,6 +162,7 @@ def describe_usage_error(error: TyperException) -> str:
     message = _POSSIBLE.sub(
         lambda found: f"; did you mean {' or '.join(found['options'].split(', '))}?", message
     )
+    too_many = _TOO_MANY.search(message)
     message = _TOO_MANY.sub(r"too many arguments: \1", message)
     message = message.replace(". Did you mean ", "; did you mean ")
     message = message.replace(": Input should be ", ": must be ")  # pydantic's words
@@ -168,7 +170,39 @@ def describe_usage_error(error: TyperException) -> str:
         message = message[0].lower() + message[1:]
     context = getattr(error, "ctx", None)
     command = "tfx" if context is None else context.command_path
+    if too_many is not None and context is not None:
+        given = [
+            str(context.params[one.name])
+            for one in context.command.params
+            if one.param_type_name == "argument" and context.params.get(one.name) is not None
+        ]
+        if advice := _advice(command, [*given, *too_many[1].split()]):
+            return f"{message}; {advice}"
     return f"{message}; '{command} --help' shows how"
+
+
+def _advice(command: str, names: Sequence[str]) -> str:
+    """Return what to write instead, where the arguments show what a user wants; "" otherwise."""
+    from core.cells.file_patterns import names_cells  # only on the way to an error
+
+    cells = [name for name in names if names_cells(name)]
+    runs = [name for name in names if name not in cells]
+    if command == "tfx train" and cells:
+        return (
+            f"a preset names the cells: write one by 'tfx init {shlex.join(cells)}', then run 'tfx train "
+            f"preset.toml'"
+        )
+    if command in ("tfx predict", "tfx embed") and len(cells) > 1:
+        return f"{command} takes one file: repeat it for each, or write the cells into one file"
+    if command in ("tfx predict", "tfx embed") and cells and runs:
+        return f"the run is an option: '{command} {shlex.quote(cells[0])} --run {shlex.quote(runs[0])}'"
+    if command == "tfx generate" and cells:
+        return f"a file whose cells are changed is an option: --from {shlex.quote(cells[0])}"
+    if command == "tfx generate":
+        return f"the run is an option: --run {shlex.quote(names[0])}"
+    if command == "tfx runs show":
+        return f"'tfx runs compare {shlex.join(names)}' compares runs"
+    return ""
 
 
 def _where(found: "re.Match[str]") -> str:

@@ -148,21 +148,6 @@ class AnnotatedCopy:
         array.resize(shape)
         return array.__setitem__
 
-    def add_sparse(self, name: str, shape: tuple[int, int], columns: NDArray[np.int64]) -> Write:
-        """Add a CSR matrix ("layers/tfx_denoised") with values in the same, ascending columns of every row.
-
-        Return a function that appends (cells, columns) values, in the order of the cells.
-        """
-        n_cells, n_genes = shape
-        append = self._add_rows(name, n_genes, n_cells * len(columns))
-
-        def write(_span: slice, values: NDArray[np.float32]) -> None:
-            ends = np.arange(len(values) + 1, dtype=np.int64) * len(columns)
-            rows = (values.ravel(), np.tile(columns.astype(np.int32), len(values)), ends)
-            append(sparse.csr_matrix(rows, shape=(len(values), n_genes)))
-
-        return write
-
     def add_matrices(self, cells: CellSource) -> None:
         """Add all matrices of cells whose obs and var are there, a block of cells at a time."""
         for name in cells.matrices():

@@ -248,29 +248,31 @@ def add_gene_embeddings(copy: AnnotatedCopy, key: str, model: CellModel, cells: 
     copy.add_array(f"varm/{key}", (len(table), table.shape[1]))(slice(0, len(table)), table)
 
 
-def denoised_column(layer: str) -> str:
-    """Return the column of var that says which genes a denoised layer has values of."""
-    return f"{layer}_known"
+def denoised_column(key: str) -> str:
+    """Return the column of var that says which genes the columns of denoised values are."""
+    return f"{key}_known"
 
 
 def add_denoised(
     copy: AnnotatedCopy,
-    layer: str,
+    key: str,
     model: CellModel,
     cells: QueryCells,
     *,
     hints: Sequence[Hint] = (),
     on_progress: Listener = ignore_progress,
 ) -> None:
-    """Add the values of `denoise_cells` as a layer; a column of var says which genes have values in it."""
+    """Add the values of `denoise_cells` to obsm: of the genes that the model knows alone, in the order of var.
+
+    A layer would have zeros for all other genes, which nothing tells from values. A column of var marks the genes.
+    """
     genes = np.flatnonzero(~cells.missing)
     columns = cells.file_columns
     genes = genes[np.argsort(columns[genes])]
-    shape = (cells.n_cells, copy.n_genes)
     is_known = np.zeros(copy.n_genes, dtype=bool)
     is_known[columns[genes]] = True
-    copy.add_var({denoised_column(layer): is_known})
-    write = copy.add_sparse(f"layers/{layer}", shape, columns[genes])
+    copy.add_var({denoised_column(key): is_known})
+    write = copy.add_array(f"obsm/{key}", (cells.n_cells, len(genes)))
 
     def write_present(span: slice, values: NDArray[np.float32]) -> None:
         write(span, values[:, genes])
