@@ -10,19 +10,28 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from zlib import crc32
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
-from core.evaluation.report.records import Number
 from core.files import file_json, plain_json, replace_file
+from core.runlog.json_lines import finite_number
 
 #: Folder of the records in a run folder, and of the files that the dashboard makes.
 FOLDER = "interactions"
 #: Edges of a network, genes of a heat map, and genes of a perturbation that a record has at most.
 KEPT_EDGES, KEPT_GENES, KEPT_RESPONSES = 200, 40, 200
 _LARGEST_RECORD = 4 * 10**6  # bytes
+
+
+def _or_nan(value: object) -> float:
+    number = finite_number(value)
+    return math.nan if number is None else number
+
+
+#: A number; NaN is null in JSON.
+Number = Annotated[float, BeforeValidator(_or_nan)]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,11 @@ class HeatMap:
     targets: tuple[str, ...]
     #: (sources, targets), NaN without an edge.
     weights: tuple[tuple[Number, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check the shape of what was read."""
+        if [len(row) for row in self.weights] != [len(self.targets)] * len(self.sources):
+            raise ValueError("the weights have not a row per source and a column per target")
 
 
 @dataclass(frozen=True)

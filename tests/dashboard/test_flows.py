@@ -1012,6 +1012,7 @@ async def test_edges_are_found_and_results_are_read_in_place(runs, open_app, mon
         assert "CCL4 CXCL8 +0.550 positive 0.009 *" in " ".join(text_of(app).split())  # the newest
         assert "weights: Spearman within class, a simple measure" in said("about")
         sex.choice = cell_type.choice = SAMPLED
+        await pilot.press("b", "enter")  # no contrast
         await pilot.pause()
         assert "weights: the model's effects" in said("about")  # of all cells
         app.screen.query_one("#results").focus()

@@ -144,10 +144,17 @@ class InteractionsScreen(PickerScreen):
         return CellFilter(tuple(Condition(name, (value,)) for name, value in self.values().items()))
 
     def on_token_row_changed(self) -> None:
-        """Show the newest network of the context, if there is one."""
         if self._contrast is not None and self._contrast.name in self.values():
             self._contrast = None
-        wanted = str(self._where) or "all cells"
+        self._show_known()
+
+    def _show_known(self) -> None:
+        """Show the newest network of the context and the contrast, if there is one."""
+        sides = [self._where]
+        if (contrast := self._contrast) is not None:
+            each = [Condition(contrast.name, (value,)) for value in contrast.values]
+            sides = [CellFilter((*self._where.conditions, one)) for one in each]
+        wanted = " - ".join(str(one) or "all cells" for one in sides)
         same = [key for key, one in self._entries.items() if one.label == wanted]
         if same:
             self.query_one("#results", DataTable).move_cursor(row=int(same[0]))
@@ -169,7 +176,7 @@ class InteractionsScreen(PickerScreen):
                 return
             self._contrast = Condition(rows[place].phenotype, values)
             rows[place].choice = SAMPLED
-        self._show()
+        self._show_known()
 
     async def _choose_values(self, row: TokenRow) -> tuple[str, ...]:
         """Choose two values of a phenotype, one after the other; fewer if the user leaves."""
