@@ -23,6 +23,7 @@ from tests.docs.pages import (
     links,
     mentioned_commands,
 )
+from tests.figures import blank_figures
 from tests.tiny_atlas import TINY_ATLAS
 from tfx_cli.app import app, run
 from tfx_cli.command_line import as_written
@@ -135,6 +136,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    with blank_figures():
+        yield
 
 
 @pytest.fixture(scope="module")
