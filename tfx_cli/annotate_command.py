@@ -94,12 +94,13 @@ def predict(
     """Label the cells of a file: every phenotype of the model, with its probability.
 
     Adds to obs, for each phenotype that is not given, tfx_NAME (the most likely value),
-    tfx_NAME_probability and tfx_NAME_unsure. A phenotype that the model could not predict on
-    its validation donors is always unsure, and a line says why. With --majority, tfx_NAME_majority (of cell types, or of what a classifier predicts) is the value of most cells of a neighbourhood
-    or a cluster; unsure cells count but do not vote. Genes are joined by id or symbol, in whichever
-    kind the file and the model have them; those that the file lacks are masked, not taken for
-    unexpressed. The model folder is enough: you need neither the
-    training cells nor the run.
+    tfx_NAME_probability and tfx_NAME_unsure; for ages tfx_NAME_expected_years, too. A phenotype
+    that the model could not predict on its validation donors is always unsure, and a line says
+    why. With --majority, tfx_NAME_majority (of cell types, or of what a classifier predicts) is
+    the value of most cells of a neighbourhood or a cluster; unsure cells count but do not vote.
+    Genes are joined by id or symbol, in whichever kind the file and the model have them; those
+    that the file lacks are masked, not taken for unexpressed. The model folder is enough: you
+    need neither the training cells nor the run.
 
     Examples
     --------
@@ -140,7 +141,7 @@ def predict(
                 copy = stack.enter_context(annotated_copy(file, output))
                 known = {hint.name for hint in hints}
                 names = [f"{prefix}{name}" for name in model.config.predicted if name not in known]
-                ends = ("", "_probability", "_unsure")
+                ends = ("", "_probability", "_unsure", "_expected_years")
                 columns = [f"obs/{name}{end}" for name in names for end in ends]
                 if majority is not None:
                     columns += [f"obs/{name}_majority" for name in names]

@@ -75,7 +75,7 @@ def score_methods(
         scores[method] = replace(
             score_phenotype(truth, codes, values),
             top3_accuracy=top_accuracy(probabilities[method], truth, _TOP),
-            mae_years=mae_years(truth, codes, values) if is_age_name(name) else None,
+            mae_years=mae_years(name, values, truth, probabilities[method]),
             ontology=None if terms is None else score_terms(truth, codes, terms),
             calibration=calibrate(probabilities[method], truth),
             donors=of_donors,
@@ -182,26 +182,39 @@ def years_of(label: str) -> float | None:
     return None if age is None else age.middle
 
 
-def mae_years(
-    true_codes: ArrayLike, predicted_codes: ArrayLike, values: Sequence[str]
-) -> float | None:
-    """Mean absolute error of predicted ages, in years; None if fewer than two values are ages, or no cell has one.
+def expected_years(
+    name: str, values: Sequence[str], probabilities: ArrayLike
+) -> NDArray[np.float64] | None:
+    """Return (cells,) expected ages in years from (cells, values); None where no two values are ages.
 
-    Cells whose true value is not an age are left out; a prediction that is not an age counts as the value
-    furthest off.
+    The mean of the ages, each weighted by its probability; values that are not ages have no part in it, and
+    a cell with no other has NaN.
     """
+    years = _years(values)
+    is_age = np.isfinite(years)
+    if not is_age_name(name) or is_age.sum() < 2:
+        return None
+    weights = np.asarray(probabilities, dtype=np.float64)[:, is_age]
+    total = weights.sum(axis=1)
+    expected: NDArray[np.float64] = weights @ years[is_age] / np.where(total > 0, total, math.nan)
+    return expected
+
+
+def mae_years(
+    name: str, values: Sequence[str], truth: Integers, probabilities: ArrayLike
+) -> float | None:
+    """Mean absolute error of the expected ages, in years, over cells whose true value is an age; None if there are none."""
+    expected = expected_years(name, values, probabilities)
+    if expected is None:
+        return None
+    true = np.append(_years(values), math.nan)[truth]  # -1 is the last: not known
+    known = np.isfinite(true - expected)
+    return float(np.abs(true - expected)[known].mean()) if known.any() else None
+
+
+def _years(values: Sequence[str]) -> NDArray[np.float64]:
     ages = [years_of(value) for value in values]
-    years = np.array([math.nan if age is None else age for age in [*ages, None]])
-    if np.isfinite(years).sum() < 2:
-        return None
-    truth = years[np.asarray(true_codes, dtype=np.int64)]
-    predicted = years[np.asarray(predicted_codes, dtype=np.int64)]  # -1 is the last: no age
-    known = np.isfinite(truth)
-    if not known.any():
-        return None
-    truth, predicted = truth[known], predicted[known]
-    furthest = np.maximum(truth - np.nanmin(years), np.nanmax(years) - truth)
-    return float(np.where(np.isfinite(predicted), np.abs(truth - predicted), furthest).mean())
+    return np.array([math.nan if age is None else age for age in ages], dtype=np.float64)
 
 
 def score_terms(

@@ -15,6 +15,7 @@ from core.cells.spelling import suggest
 from core.encoding.cell_batch import CellBatch
 from core.encoding.panel_cells import PanelCells
 from core.errors import ConfigurationError
+from core.evaluation.metrics import expected_years
 from core.evaluation.predict import batch_cells, phenotype_probabilities, predict
 from core.inference.query_cells import Hint, QueryCells
 from core.model.batch_tensors import BatchTensors
@@ -39,6 +40,8 @@ class PhenotypePredictions:
     values: Sequence[str]
     codes: NDArray[np.int32]
     probability: NDArray[np.float32]
+    #: Expected ages, of a phenotype whose values are ages.
+    expected_years: NDArray[np.float32] | None = None
 
     def cells_per_value(self) -> dict[str, int]:
         """Return predicted values -> cells, the commonest first."""
@@ -58,13 +61,15 @@ def prediction_table(
     rules: Mapping[str, UnsureRule],
     prefix: str,
 ) -> pd.DataFrame:
-    """Return (cells, 3 per phenotype): value, probability, and whether that is unsure."""
+    """Return (cells, columns): of each phenotype value, probability, whether that is unsure, and expected age."""
     columns: dict[str, object] = {}
     for one in predictions:
         name = f"{prefix}{one.name}"
         columns[name] = pd.Categorical.from_codes(one.codes.tolist(), pd.Index(list(one.values)))
         columns[f"{name}_probability"] = one.probability
         columns[f"{name}_unsure"] = one.is_unsure(rules[one.name])
+        if one.expected_years is not None:
+            columns[f"{name}_expected_years"] = one.expected_years
     return pd.DataFrame(columns, index=pd.Index(names))
 
 
@@ -117,6 +122,7 @@ def predict_phenotypes_of(
         )
     codes = {name: np.zeros(cells.n_cells, dtype=np.int32) for name in names}
     probability = {name: np.zeros(cells.n_cells, dtype=np.float32) for name in names}
+    ages: dict[str, NDArray[np.float32]] = {}
     spans: list[slice] = []
 
     def batches() -> Iterator[CellBatch]:
@@ -130,8 +136,13 @@ def predict_phenotypes_of(
         for name in names:
             codes[name][spans[-1]] = probabilities[name].argmax(axis=1)
             probability[name][spans[-1]] = probabilities[name].max(axis=1)
+            years = expected_years(name, config.phenotypes[name], probabilities[name])
+            if years is not None:
+                ages.setdefault(name, np.zeros(cells.n_cells, np.float32))[spans[-1]] = years
     return [
-        PhenotypePredictions(name, config.phenotypes[name], codes[name], probability[name])
+        PhenotypePredictions(
+            name, config.phenotypes[name], codes[name], probability[name], ages.get(name)
+        )
         for name in names
     ]
 

@@ -28,7 +28,7 @@ def unfit_phenotype(name: str) -> str | None:
         return (
             f"generated cells have a column '{name}' of their own; give the phenotype another name"
         )
-    if name.endswith(("_probability", "_unsure")):
+    if name.endswith(("_probability", "_unsure", "_expected_years")):
         return "predicted cells have columns of this ending; give the phenotype another name"
     if name in (".", "..") or any(sign in name for sign in "/=,") or not name.isprintable():
         return "the name of a phenotype has no '/', '=', ',' or control character"

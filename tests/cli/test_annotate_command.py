@@ -53,6 +53,8 @@ def test_every_phenotype_gets_label_probability_and_flag(tfx, setting):
         assert probability.between(0, 1).all()
         assert after.obs[f"tfx_{name}_unsure"].tolist() == (probability < 0.5).tolist()
         assert sum(document["phenotypes"][name]["cells"].values()) == 300
+        assert (f"tfx_{name}_expected_years" in after.obs) == (name == "age")
+    assert after.obs["tfx_age_expected_years"].between(5, 95).all()
     # What was there is as it was.
     pd.testing.assert_frame_equal(after.obs[list(before.obs)], before.obs)
     assert (after.X != before.X).nnz == 0

@@ -12,6 +12,7 @@ from core.cells.ontology import TermDistances
 from core.evaluation.metrics import (
     calibrate,
     donor_accuracies,
+    expected_years,
     mae_years,
     score_methods,
     score_phenotype,
@@ -145,22 +146,22 @@ def test_the_age_of_a_value(label, years):
     assert years_of(label) == years
 
 
-def test_the_mean_is_over_cells_with_an_age():
-    values = ["20-29", "30-39", "60-69"]
-    assert mae_years([0, 1, 2, -1], [1, 1, 0, 0], values) == pytest.approx(50 / 3)
-
-
-def test_a_prediction_without_an_age_counts_as_the_furthest():
+def test_the_error_of_an_expected_age_is_over_cells_with_an_age():
     values = ["20-29", "30-39", "60-69", "adult"]
-    assert mae_years([1], [3], values) == 30
-    assert mae_years([1], [-1], values) == 30
-    assert mae_years([3, 1], [0, 0], values) == 10
+    sure = np.eye(4)
+    truth = np.array([0, 1, 2, 3, -1, 0])
+    assert mae_years("age", values, truth, sure[[1, 1, 0, 0, 0, 3]]) == pytest.approx(50 / 3)
+    # 25 and 65, equally likely, are 45; what is not an age has no part in it
+    assert mae_years("age", values, np.array([1]), [[0.25, 0, 0.25, 0.5]]) == 10
+    assert np.isnan(expected_years("age", values, sure[3:])).all()
 
 
-def test_values_without_an_order_have_no_error():
-    assert mae_years([0, 1], [1, 0], ["young", "old"]) is None
-    assert mae_years([0, 1], [1, 0], ["20-29", "old"]) is None
-    assert mae_years([-1], [0], ["20-29", "30-39"]) is None
+@pytest.mark.parametrize(
+    ("values", "truth"),
+    [(["young", "old"], [0, 1]), (["20-29", "old"], [0, 1]), (["20-29", "30-39"], [-1, -1])],
+)
+def test_values_without_an_order_have_no_error(values, truth):
+    assert mae_years("age", values, np.array(truth), np.eye(2)) is None
 
 
 def test_predictions_near_the_label_in_the_ontology_count():
@@ -230,6 +231,6 @@ def test_only_ages_are_in_years(name, predicted):
     if name in ("stage", "tissue"):
         assert model.mae_years is None
     else:
-        off = 10 * np.abs(truth - probabilities.argmax(axis=1)).mean()
+        off = 10 * np.abs(truth - probabilities @ np.arange(5) / probabilities.sum(axis=1)).mean()
         assert model.mae_years == pytest.approx(off)
     assert model.donors is None
