@@ -36,7 +36,7 @@ from core.cells.ages import is_age_name
 from core.cells.store import Store
 from core.encoding.masking import Show
 from core.evaluation.masked_evaluation import MASK_RATES, draw_static_mask
-from core.evaluation.metrics import years_of
+from core.evaluation.metrics import years_of_values
 from core.evaluation.predict import predict
 from core.model.folder import CellModel
 from core.model.losses import bin_logits
@@ -99,7 +99,7 @@ def ridge_age_error(model: CellModel, store: Store) -> float | None:
     if not slots:
         return None
     values = model.config.phenotypes[names[slots[0]]]
-    years = np.array([years_of(value) or np.nan for value in values] + [np.nan])
+    years = np.append(years_of_values(values), np.nan)  # -1 is the last: not known
     genes, ages = {}, {}
     for split in ("train", "test"):
         rows = store.rows(split)

@@ -190,7 +190,7 @@ def expected_years(
     The mean of the ages, each weighted by its probability; values that are not ages have no part in it, and
     a cell with no other has NaN.
     """
-    years = _years(values)
+    years = years_of_values(values)
     is_age = np.isfinite(years)
     if not is_age_name(name) or is_age.sum() < 2:
         return None
@@ -207,12 +207,13 @@ def mae_years(
     expected = expected_years(name, values, probabilities)
     if expected is None:
         return None
-    true = np.append(_years(values), math.nan)[truth]  # -1 is the last: not known
+    true = np.append(years_of_values(values), math.nan)[truth]  # -1 is the last: not known
     known = np.isfinite(true - expected)
     return float(np.abs(true - expected)[known].mean()) if known.any() else None
 
 
-def _years(values: Sequence[str]) -> NDArray[np.float64]:
+def years_of_values(values: Sequence[str]) -> NDArray[np.float64]:
+    """Return (values,) ages in years, NaN for what is not an age."""
     ages = [years_of(value) for value in values]
     return np.array([math.nan if age is None else age for age in ages], dtype=np.float64)
 
