@@ -12,6 +12,7 @@ difference of two methods has an interval too.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,7 @@ def calibrate(probabilities: Probabilities, true_codes: ArrayLike) -> Calibratio
     )
 
 
+@lru_cache(maxsize=1_000)  # the same labels in every batch of predictions
 def years_of(label: str) -> float | None:
     """Age in years of a value, the middle of a range; None if it is not an age."""
     age = parse_age(label)
@@ -190,9 +192,11 @@ def expected_years(
     The mean of the ages, each weighted by its probability; values that are not ages have no part in it, and
     a cell with no other has NaN.
     """
+    if not is_age_name(name):
+        return None
     years = years_of_values(values)
     is_age = np.isfinite(years)
-    if not is_age_name(name) or is_age.sum() < 2:
+    if is_age.sum() < 2:
         return None
     weights = np.asarray(probabilities, dtype=np.float64)[:, is_age]
     total = weights.sum(axis=1)
