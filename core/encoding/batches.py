@@ -138,7 +138,8 @@ class BatchEncoder:
 
     ``bins_on_device`` leaves the bins of counts to the device (`CellBatch.thresholds`) where that is
     possible: stored counts, bins, and edges that all genes share. ``with_library_size`` adds the cells'
-    library sizes, and the bins of masked genes that these allow.
+    library sizes, and the bins of masked genes that these allow. With ``context_genes`` (in training) an encoder
+    with attention reads at most so many genes of a cell, drawn anew by `masked`, which alone are predicted.
     """
 
     def __init__(
@@ -149,10 +150,13 @@ class BatchEncoder:
         max_length: int,
         bins_on_device: bool = False,
         with_library_size: bool = False,
+        context_genes: int | None = None,
     ) -> None:
+        self.context_genes = context_genes
         self.with_library_size = with_library_size
         # The device makes bins for the targets of masked genes, which a classifier does not have.
-        self.bins_on_device = bins_on_device and tokens.classified is None
+        # It masks the predicted genes alone.
+        self.bins_on_device = bins_on_device and tokens.classified is None and context_genes is None
         self.tokens = tokens
         self.values = values
         self.max_length = max_length
@@ -195,7 +199,10 @@ class BatchEncoder:
         n_masked[visible] = 0
         mask = draw_subsets(every, n_masked, rng).reshape(cells.n_cells, cells.n_genes)
         sizes = self._library_sizes(cells.n_cells, cells.totals, masking.unspecified, rng)
-        return self._ranked(self._dense(cells), codes, states, mask, sizes)
+        in_context = None
+        if self.context_genes is not None and self.context_genes < cells.n_genes:
+            in_context = draw_subsets(every, np.full_like(every, self.context_genes), rng)
+        return self._ranked(self._dense(cells), codes, states, mask, sizes, in_context)
 
     def visible(
         self,
@@ -251,13 +258,19 @@ class BatchEncoder:
         states: NDArray[np.int8],
         mask: NDArray[np.bool_],
         library_size: NDArray[np.float32] | None,
+        in_context: NDArray[np.bool_] | None = None,
     ) -> CellBatch:
         """Pack dense (cells, genes) values, which are masked in place."""
         n_cells, n_genes = mask.shape
         tokens = self.tokens
         at = np.flatnonzero(mask)
-        n_masked = mask.sum(axis=1)
+        mask_rate = mask.sum(axis=1) / max(n_genes, 1)
         target = encoded.mask(at, tokens.first_bin)
+        if in_context is not None:
+            mask = mask & in_context.reshape(mask.shape)
+            is_predicted = in_context[at]
+            at, target = at[is_predicted], target[is_predicted]
+        n_masked = mask.sum(axis=1)
         every = (np.arange(n_genes) + tokens.first_gene).astype(tokens.token_id_type)
         gene = (at - np.repeat(np.arange(n_cells) * n_genes, n_masked)).astype(np.int32)
         return pack(
@@ -272,10 +285,11 @@ class BatchEncoder:
             n_masked=n_masked,
             gene=gene,
             target=target,
-            mask_rate=(n_masked / max(n_genes, 1)).astype(np.float32),
+            mask_rate=mask_rate.astype(np.float32),
             thresholds=encoded.thresholds,
             library_size=library_size,
             possible=self._possible(gene, n_masked, library_size),
+            in_context=in_context,
         )
 
     def _expressed(

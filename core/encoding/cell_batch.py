@@ -58,6 +58,9 @@ class CellBatch:
     library_size: NDArray[np.float32] | None = None
     #: (M, bins), whether a whole count of the cell falls into the bin; None where all bins are possible.
     possible: NDArray[np.bool_] | None = None
+    #: (C,), flat positions that an encoder with attention reads, ascending, with all masked genes and phenotypes
+    #: above; None where it reads all. Other parts of a model read every token.
+    context: Integers | None = None
 
     @property
     def n_cells(self) -> int:
@@ -68,6 +71,13 @@ class CellBatch:
     def max_length(self) -> int:
         """Tokens of the longest cell."""
         return int(np.diff(self.cu_seqlens).max(initial=0))
+
+    @property
+    def encoded_lengths(self) -> NDArray[np.int32]:
+        """(B,), tokens of each cell that an encoder with attention reads."""
+        if self.context is None:
+            return np.diff(self.cu_seqlens)
+        return np.diff(np.searchsorted(self.context, self.cu_seqlens)).astype(np.int32)
 
 
 def pack(
@@ -87,13 +97,15 @@ def pack(
     thresholds: NDArray[np.int32] | None = None,
     library_size: NDArray[np.float32] | None = None,
     possible: NDArray[np.bool_] | None = None,
+    in_context: NDArray[np.bool_] | None = None,
 ) -> CellBatch:
     """Put headers and ends around the genes of each cell.
 
     ``codes`` and ``states`` are (cells, phenotypes); ``lengths``, ``n_masked`` and ``mask_rate``
     (cells,); ``token_id``, ``value`` and ``continuous`` have one array per cell, of its genes.
     ``masked_at`` (M,) is the place of the masked genes among all genes of the batch, ascending, with
-    panel index ``gene`` and ``target`` (M,), and ``possible`` (M, bins).
+    panel index ``gene`` and ``target`` (M,), and ``possible`` (M, bins). ``in_context``, of all genes of
+    the batch, says which an encoder with attention reads.
     """
     n_cells, n_slots = codes.shape
     if tokens.classified is not None:
@@ -117,6 +129,11 @@ def pack(
         numbers = _join(np.zeros(keep.shape), keep, continuous, np.float32, 0)
 
     not_genes = np.cumsum(header) + np.arange(n_cells)  # tokens before each cell's first gene
+    context = None
+    if in_context is not None:
+        is_read = np.ones(int(cu_seqlens[-1]), dtype=bool)
+        is_read[np.arange(len(in_context)) + np.repeat(not_genes, lengths)] = in_context
+        context = np.flatnonzero(is_read).astype(np.int32)
     masked_cell, masked_slot = np.nonzero((states == Show.MASKED) & (codes >= 0))
     place = (np.cumsum(keep, axis=1) - 1)[masked_cell, masked_slot + 1]
     gene_position = (masked_at + np.repeat(not_genes, n_masked)).astype(np.int32)
@@ -145,6 +162,7 @@ def pack(
         first_gene=tokens.first_gene,
         library_size=library_size,
         possible=None if possible is None else possible[predicted],
+        context=context,
     )
 
 
@@ -206,6 +224,9 @@ def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
     start, end = int(batch.cu_seqlens[first]), int(batch.cu_seqlens[last])
     genes = slice(*np.searchsorted(batch.gene_cell, (first, last)).tolist())
     phenotypes = slice(*np.searchsorted(batch.phenotype_cell, (first, last)).tolist())
+    context = batch.context
+    if context is not None:
+        context = context[slice(*np.searchsorted(context, (start, end)).tolist())] - np.int32(start)
 
     def counted_from(array: Integers, some: slice, zero: int) -> Integers:
         return array[some] - array.dtype.type(zero)
@@ -228,4 +249,5 @@ def _cells(batch: CellBatch, first: int, last: int) -> CellBatch:
         thresholds=None if batch.thresholds is None else batch.thresholds[first:last],
         library_size=None if batch.library_size is None else batch.library_size[first:last],
         possible=None if batch.possible is None else batch.possible[genes],
+        context=context,
     )

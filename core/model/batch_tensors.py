@@ -171,6 +171,7 @@ class BatchTensors:
     first_gene: int
     library_size: Tensor | None
     possible: Tensor | None
+    context: Tensor | None
     #: (R,), flat positions that a head reads: masked genes and phenotypes, ascending.
     output_position: Tensor
     #: (M,), (K,), place of the masked genes and phenotypes among those.
@@ -181,6 +182,8 @@ class BatchTensors:
     #: (cells + 1,), host integers: first token, and first output position, of each cell.
     token_bounds: NDArray[np.int32]
     output_bounds: NDArray[np.int32]
+    #: The same of the tokens in ``context``.
+    context_bounds: NDArray[np.int32] | None = None
 
     @classmethod
     def from_arrays(cls, batch: CellBatch, device: torch.device | str = "cpu") -> "BatchTensors":
@@ -209,7 +212,15 @@ class BatchTensors:
             name: _wrap(array, pin=pin) if isinstance(array, np.ndarray) else array
             for name, array in arrays.items()
         }
-        return cls(**wrapped, token_bounds=batch.cu_seqlens, output_bounds=output_bounds)
+        context_bounds = None
+        if batch.context is not None:
+            context_bounds = np.searchsorted(batch.context, batch.cu_seqlens).astype(np.int32)
+        return cls(
+            **wrapped,
+            token_bounds=batch.cu_seqlens,
+            output_bounds=output_bounds,
+            context_bounds=context_bounds,
+        )
 
     @property
     def n_cells(self) -> int:
@@ -237,6 +248,29 @@ class BatchTensors:
         """The positions that a head reads."""
         bounds = CellBounds(self.token_bounds, self.output_bounds, self.cu_seqlens, self.cu_outputs)
         return OutputPositions(self.output_position, bounds)
+
+    def in_context(self) -> "BatchTensors":
+        """Return the batch as an encoder with attention reads it: the tokens of ``context`` alone."""
+        context, bounds = self.context, self.context_bounds
+        if context is None or bounds is None:
+            return self
+
+        def place(positions: Tensor) -> Tensor:
+            return torch.searchsorted(context, positions)
+
+        return replace(
+            self,
+            token_id=self.token_id[context],
+            value=self.value[context],
+            continuous=self.continuous[context],
+            cu_seqlens=place(self.cu_seqlens.long()).int(),
+            gene_position=place(self.gene_position),
+            phenotype_position=place(self.phenotype_position),
+            output_position=place(self.output_position),
+            token_bounds=bounds,
+            context=None,
+            context_bounds=None,
+        )
 
     @cached_property
     def cell_of_token(self) -> Tensor:

@@ -27,7 +27,7 @@ _LARGEST = 10**8
 #: Fields that configurations of earlier releases may lack.
 _ADDED_LATER = {"cell_states", "cell_summary", "cls_reconstruction", "cls_contrast"}
 _ADDED_LATER |= {"classified", "given", "positive", "start_from"}
-_ADDED_LATER |= {"encoder", "initial_weights", "library_size"}
+_ADDED_LATER |= {"encoder", "initial_weights", "library_size", "context_genes"}
 
 
 class ModelRecord(ModelSettings):
@@ -172,6 +172,16 @@ def check_parts(settings: ModelSettings | TfxConfig, *, kind: str, layout: str) 
         problem = (
             "model.cell_summary is for [CLS] of an encoder with attention; the pooled encoder has one "
             "state for each cell: set model.cell_summary = false"
+        )
+    elif settings.context_genes and settings.encoder == "pooled":
+        problem = (
+            "model.context_genes limits what attention reads, and the pooled encoder reads all genes: leave it "
+            "out, or set model.encoder = 'attention'"
+        )
+    elif settings.context_genes and layout == "expressed":
+        problem = (
+            "model.context_genes is for encoding.layout = 'ranked'; in the expressed layout "
+            "encoding.max_length limits the genes of a cell: set it instead"
         )
     elif settings.layers == 0 and not settings.log_linear:
         problem = "model.layers = 0 leaves no model; raise it or set model.log_linear = true"

@@ -57,15 +57,15 @@ class CellEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.first_bin, self.first_gene = tokens.first_bin, tokens.first_gene
 
-    def forward(self, batch: BatchTensors) -> Tensor:
-        """Return (T, D)."""
+    def forward(self, batch: BatchTensors, whole: BatchTensors | None = None) -> Tensor:
+        """Return (T, D); the summary is that of the cells of ``whole``, if ``batch`` has some genes of them."""
         embedded = self.identity(batch.token_id) + self.value(batch.value)
         if self.number is not None:
             follows = (batch.value == self.first_bin).unsqueeze(-1)
             embedded = embedded + self.number(batch.continuous.unsqueeze(-1)) * follows
         at_cls = batch.cu_seqlens[:-1].long()
         if self.summary is not None:
-            embedded = embedded.index_add(0, at_cls, self._summarise(batch, self.summary))
+            embedded = embedded.index_add(0, at_cls, self._summarise(whole or batch, self.summary))
         if self.library_size is not None and batch.library_size is not None:
             vectors = self.library_size(batch.library_size)
             embedded = embedded.index_add(0, at_cls, vectors.to(embedded.dtype))
@@ -268,10 +268,14 @@ class EncoderPart(nn.Module):
         return self.embedding.identity.weight[self.embedding.first_gene :]
 
     def encode(
-        self, batch: BatchTensors, route: AttentionRoute, outputs: OutputPositions | None = None
+        self,
+        batch: BatchTensors,
+        route: AttentionRoute,
+        outputs: OutputPositions | None = None,
+        whole: BatchTensors | None = None,
     ) -> Tensor:
         """Return the last hidden state of every token, (T, D), or at the output positions, (R, D)."""
-        return self.encoder(self.embedding(batch), batch.bounds, route, outputs)
+        return self.encoder(self.embedding(batch, whole), batch.bounds, route, outputs)
 
     def forward(
         self, batch: BatchTensors, route: AttentionRoute
@@ -281,13 +285,14 @@ class EncoderPart(nn.Module):
         In training also the outputs of the heads of [CLS], if there are any.
         """
         cell_outputs = None
+        read = batch.in_context()
         if self.cell_heads is not None and self.training:
-            outputs, former, at_cls = outputs_with_cls(batch)
-            hidden_RD = self.encode(batch, route, outputs)
+            outputs, former, at_cls = outputs_with_cls(read)
+            hidden_RD = self.encode(read, route, outputs, batch)
             cell_outputs = self.cell_heads(hidden_RD[at_cls], batch)
             hidden_RD = hidden_RD[former]
         else:
-            hidden_RD = self.encode(batch, route, batch.outputs)
+            hidden_RD = self.encode(read, route, read.outputs, batch)
         at_genes = hidden_RD[batch.output_of_gene]
         at_phenotypes = hidden_RD[batch.output_of_phenotype]
         if self.joint:

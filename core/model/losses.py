@@ -367,7 +367,8 @@ def _reconstruction(
     else:
         targets = torch.where(at_gene, batch.value - tokens.first_bin, 0).clamp(min=0)
     targets[batch.gene_position] = batch.gene_target.to(targets.dtype)
-    is_gene = at_gene.float()
+    is_known = at_gene & (batch.value >= tokens.first_bin)
+    is_gene = is_known.float().index_fill(0, batch.gene_position, 1.0)
     loss = token_losses(predicted.float(), targets, config, settings) * is_gene
     sums = torch.zeros(2, batch.n_cells, device=loss.device)
     sums = sums.index_add(1, batch.cell_of_token, torch.stack([loss, is_gene]))

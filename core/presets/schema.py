@@ -263,6 +263,13 @@ class ModelSettings(_Section):
         "the file): as a vector added to [CLS], as an effect on the logits of every gene and bin, and as "
         "probability zero for bins that no whole count reaches. Needs counts, and binary or binned values",
     )
+    context_genes: int | None = Field(
+        None,
+        ge=1,
+        description="most genes of a cell that attention reads in a training step, drawn anew each time; only "
+        "these are predicted. The time of attention then does not grow with the panel. Other parts read "
+        "all genes, and so does a trained model. Default: all. Ranked layout, encoder = 'attention'",
+    )
     start_from: str | None = Field(
         None, description="run or model folder that the initial weights come from"
     )

@@ -321,9 +321,12 @@ class _Run:
             genes = np.minimum(self.cells.genes_per_cell, config.longest_sequence - special)
         #: (some cells,), tokens of each.
         self.lengths = genes.astype(np.int64) + special
+        read = np.minimum(genes, config.context_genes or config.n_genes) + special
+        #: Of these the tokens that attention reads.
+        self.read_length = float(read.mean())
         self.length = float(self.lengths.mean())
         #: L̄ of `core.training.machine`.
-        self.attended_length = mean_attended_length(self.lengths)
+        self.attended_length = mean_attended_length(read)
         n_dealt = min(self.cells.n_training, _DEALT_CELLS)
         batch_size, budget = cells_per_virtual_rank(
             train, self.n_virtual_ranks, length=int(self.lengths.max()) if is_ranked else None
@@ -365,7 +368,7 @@ class _Run:
 
     def operations(self) -> dict[str, float]:
         token = EncoderFlops.of(self.network).per_token(self.attended_length)
-        step = token * self.step_cells * self.length
+        step = token * self.step_cells * self.read_length
         return {
             "token": token,
             "step": step,

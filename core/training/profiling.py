@@ -70,6 +70,7 @@ def example_batch(
         value_encoder,
         max_length=config.longest_sequence,
         with_library_size=config.library_size,
+        context_genes=config.context_genes,
     )
     return encoder.masked(expression, codes, masking, rng)
 

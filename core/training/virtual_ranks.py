@@ -224,6 +224,7 @@ def make_batch_source(
         max_length=config.longest_sequence,
         bins_on_device=bins_on_device,
         with_library_size=config.library_size,
+        context_genes=config.context_genes,
     )
     is_ranked = config.layout == "ranked"
     batch_size, budget = cells_per_virtual_rank(
@@ -318,7 +319,7 @@ class StepSource:
 
     def _size(self, rank: RankBatch) -> StepSize:
         arrays = rank.arrays
-        lengths = np.diff(arrays.cu_seqlens).astype(np.float64)
+        lengths = arrays.encoded_lengths.astype(np.float64)
         counts = self._count(arrays)
         return StepSize(
             *(counts.genes, counts.phenotypes, counts.cells),

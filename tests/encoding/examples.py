@@ -20,12 +20,15 @@ def value_encoder(kind):
     return ValueEncoder(kind, EDGES[:1])
 
 
-def batch_encoder(kind="binned", layout="ranked", *, n_genes=12, max_length=None, phenotypes=None):
+def batch_encoder(
+    kind="binned", layout="ranked", *, n_genes=12, max_length=None, phenotypes=None, **options
+):
     values = value_encoder(kind)
     n_bins = 1 if kind == "continuous" else values.n_bins
     phenotypes = PHENOTYPES if phenotypes is None else phenotypes
     tokens = TokenSpace(phenotypes, n_genes, n_bins, layout=layout)
-    return BatchEncoder(tokens, values, max_length=tokens.resolve_max_length(max_length))
+    length = tokens.resolve_max_length(max_length)
+    return BatchEncoder(tokens, values, max_length=length, **options)
 
 
 def make_cells(seed, *, n_cells=6, n_genes=12, n_phenotypes=2):
@@ -57,6 +60,9 @@ def by_cell(batch):
                 "mask_rate": float(batch.mask_rate[cell]),
             }
         )
+        if batch.context is not None:
+            inside = (batch.context >= start) & (batch.context < end)
+            records[-1]["context"] = (batch.context[inside] - start).tolist()
     return records
 
 

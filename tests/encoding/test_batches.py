@@ -13,7 +13,16 @@ from core.encoding.tokens import END, MASK, TokenSpace
 from core.encoding.values import ValueEncoder
 from core.presets.schema import MaskingSettings
 
-from .examples import EDGES, STATES, batch_encoder, by_cell, make_cells, read_back, true_answers
+from .examples import (
+    EDGES,
+    STATES,
+    assert_same_batch,
+    batch_encoder,
+    by_cell,
+    make_cells,
+    read_back,
+    true_answers,
+)
 
 KINDS = st.sampled_from(["binary", "binned", "continuous"])
 LAYOUTS = st.sampled_from(["ranked", "expressed"])
@@ -122,6 +131,34 @@ def masked(encoder, cells, codes, seed, **masking):
 
 
 RATES = st.sampled_from([0.0, 0.3, 1.0, "uniform"])
+
+
+@given(kind=KINDS, seed=SEEDS, context_genes=st.integers(1, 15))
+def test_a_context_is_some_genes_of_each_cell_and_they_alone_are_predicted(
+    kind, seed, context_genes
+):
+    cells, codes = make_cells(seed)
+    settings = {"genes": "uniform", "visible_cells": 0.2}
+    encoder = batch_encoder(kind, context_genes=context_genes)
+    batch = masked(encoder, cells, codes, seed, **settings)
+    whole = masked(batch_encoder(kind), cells, codes, seed, **settings)
+    if context_genes >= 12:
+        assert_same_batch(batch, whole)
+        return
+    np.testing.assert_array_equal(batch.value, whole.value)  # the rest is hidden or shown as before
+    np.testing.assert_array_equal(batch.mask_rate, whole.mask_rate)
+    is_gene = batch.token_id >= encoder.tokens.first_gene
+    is_read = np.isin(np.arange(len(is_gene)), batch.context)
+    assert is_read[~is_gene].all()
+    read_genes = np.add.reduceat((is_read & is_gene).astype(int), batch.cu_seqlens[:-1])
+    assert (read_genes == context_genes).all()
+    np.testing.assert_array_equal(
+        batch.encoded_lengths, context_genes + encoder.tokens.header_length + 1
+    )
+    is_predicted = is_read[whole.gene_position]
+    for name in ("gene_position", "gene_cell", "gene", "gene_target"):
+        expected = getattr(whole, name)[is_predicted]
+        np.testing.assert_array_equal(getattr(batch, name), expected, err_msg=name)
 
 
 @given(SEEDS, KINDS, RATES)

@@ -14,9 +14,9 @@ from tests.encoding.examples import batch_encoder, by_cell, make_cells
 MASKING = MaskingSettings(genes=0.4, phenotypes=0.5)
 
 
-def make_batch(kind, layout, n_cells, seed=0):
+def make_batch(kind, layout, n_cells, seed=0, **options):
     expression, codes = make_cells(seed, n_cells=n_cells)
-    return batch_encoder(kind, layout).masked(
+    return batch_encoder(kind, layout, **options).masked(
         expression, codes, MASKING, np.random.default_rng(seed)
     )
 
@@ -47,6 +47,14 @@ def test_bins_that_the_device_makes_are_cut_with_their_cells():
     joined = np.concatenate([part.thresholds for part in parts])
     np.testing.assert_array_equal(joined, thresholds)
     assert {part.first_gene for part in parts} == {batch.first_gene}
+
+
+@given(n_parts=st.integers(1, 9), context_genes=st.integers(1, 11))
+def test_the_context_of_a_cell_goes_with_it(n_parts, context_genes):
+    batch = make_batch("binned", "ranked", 7, context_genes=context_genes)
+    parts = split_batch(batch, n_parts)
+    assert [cell for part in parts for cell in by_cell(part)] == by_cell(batch)
+    assert batch.encoded_lengths.sum() == sum(part.encoded_lengths.sum() for part in parts)
 
 
 @given(n_groups=st.integers(1, 6), n_parts=st.integers(1, 9), seed=st.integers(0, 99))

@@ -73,7 +73,12 @@ def make_codes(config, seed=0, *, n_cells=5):
 
 
 def make_batch(config, seed=0, *, n_cells=5, **masking):
-    encoder = BatchEncoder(config.tokens, value_encoder(config), max_length=config.longest_sequence)
+    encoder = BatchEncoder(
+        config.tokens,
+        value_encoder(config),
+        max_length=config.longest_sequence,
+        context_genes=config.context_genes,
+    )
     arrays = encoder.masked(
         make_expression(seed, n_cells=n_cells),
         make_codes(config, seed, n_cells=n_cells),

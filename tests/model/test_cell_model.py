@@ -22,6 +22,8 @@ from .examples import make_batch, make_config, make_network
             r"model\.log_linear needs bins and a split",
         ),
         ("binned", {"layers": 0}, r"model\.layers = 0 leaves no model"),
+        ("binned", {"encoder": "pooled", "context_genes": 3}, "the pooled encoder reads all genes"),
+        ("binned", {"layout": "expressed", "context_genes": 3}, r"encoding\.max_length limits"),
     ],
 )
 def test_impossible_configurations_are_an_error(kind, changes, message):

@@ -111,6 +111,48 @@ def test_the_encoder_is_bert_with_the_same_weights(layout, attention):
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("attention", ["cpu", "sdpa", "eager"])
+def test_a_context_is_to_the_encoder_a_cell_of_fewer_genes(attention):
+    network = make_network(context_genes=3, attention=attention).double()
+    batch = make_batch(network.config, n_cells=9, drop_phenotypes=0.5)
+    read = batch.in_context()
+    assert read.n_tokens == len(batch.context) < batch.n_tokens
+    with torch.no_grad():
+        ours = network.encoder_part.encode(read, network.attention_route(), read.outputs)
+        kept = [
+            batch.context[(batch.context >= start) & (batch.context < end)]
+            for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True)
+        ]
+        bert, theirs = bert_of(network), []
+        for places in kept:
+            output = bert(
+                input_ids=batch.value[None, places], position_ids=batch.token_id[None, places]
+            )
+            theirs.append(output.last_hidden_state[0, torch.isin(places, batch.output_position)])
+    torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-9, rtol=0)
+
+
+def test_other_parts_of_the_model_read_genes_outside_the_context():
+    network = make_network(context_genes=2, log_linear=True, cell_summary=True)
+    batch = make_batch(network.config, genes=0.5, unspecified=0.0)
+    unread = torch.ones_like(batch.token_id, dtype=torch.bool)
+    unread[batch.context] = False
+    visible = unread & (batch.value >= network.config.tokens.first_bin)
+    first = network.config.tokens.first_bin
+    changed = replace(
+        batch, value=torch.where(visible, first + 3 - (batch.value - first), batch.value)
+    )
+    one, other = (network(some).gene_logits for some in (batch, changed))
+    assert visible.any()
+    assert not torch.allclose(one, other)
+    encoder, route = network.encoder_part, network.attention_route()
+    tokens = [encoder.embedding(some.in_context()) for some in (batch, changed)]
+    torch.testing.assert_close(*tokens, atol=0, rtol=0)
+    whole = [encoder.embedding(some.in_context(), some) for some in (batch, changed)]
+    assert not torch.allclose(*whole)  # the summary of a cell is of all its genes
+    assert encoder(batch, route)[0].shape == (len(batch.gene), 4)
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("attention", ["cpu", "sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["ranked", "expressed"])

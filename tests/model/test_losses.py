@@ -444,6 +444,21 @@ def test_parts_of_a_step_add_up_to_it():
     assert 2 * half.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_masked_genes_outside_the_context_are_not_reconstructed():
+    network = make_network(context_genes=2, **BOTH).train()
+    batch = make_batch(network.config, n_cells=4, genes=0.6)
+    at_gene = batch.token_id >= network.config.tokens.first_gene
+    has_no_target = at_gene & (batch.value == MASK)
+    has_no_target[batch.gene_position] = False
+    assert 0 < has_no_target.sum() < (batch.value == MASK).sum()
+    settings = LossSettings(cls_reconstruction=1.0)
+    outputs = network(batch).cells
+    one = cell_loss(outputs, batch, network.config, settings)
+    genes = torch.where(has_no_target.unsqueeze(1), 7 * outputs.genes, outputs.genes)
+    other = cell_loss(ClsOutputs(genes, outputs.projected), batch, network.config, settings)
+    assert other.item() == one.item()
+
+
 @pytest.mark.parametrize("kind", ["binary", "continuous"])
 def test_other_encodings_are_reconstructed_too(kind):
     network = make_network(kind, **BOTH).train()

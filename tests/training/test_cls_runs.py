@@ -44,9 +44,11 @@ def test_a_run_resumes_bit_for_bit_and_its_model_is_as_any_other(tiny_store, tmp
     assert embedded.shape == (3, 32)
 
 
-def test_a_step_in_parts_reconstructs_as_one_in_one(tiny_store, tmp_path):
+@pytest.mark.parametrize("context_genes", [None, 12])
+def test_a_step_in_parts_reconstructs_as_one_in_one(tiny_store, tmp_path, context_genes):
     for parts in (1, 3):
         options = {"loss__cls_contrast": 0.0, "model__dropout": 0.0, "train__max_steps": 3}
+        options |= {"model__context_genes": context_genes}
         preset = with_cls(train__micro_batches=parts, **options)
         train(preset, tiny_store, tmp_path / str(parts))
     whole, cut = (lines(tmp_path / name) for name in ("1", "3"))
