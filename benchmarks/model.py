@@ -51,9 +51,12 @@ MODELS = {
         "model.encoder": "attention", "model.layers": 0, "model.log_linear_rank": 48,
     },
     "encoder": {"model.log_linear": "false"},
+    # Ten minutes of a core at any panel.
     "attention": {
         "model.encoder": "attention", "model.log_linear": "false", "model.norm": "pre",
-        "model.layers": 2, "model.hidden_size": 64, "model.heads": 4,
+        "model.initial_weights": "fan_in", "model.layers": 2, "model.hidden_size": 64, "model.heads": 4,
+        "model.context_genes": 256, "model.cell_summary": "true",
+        "train.max_steps": 1200, "train.learning_rate": 2e-3,
     },
 }  # fmt: skip
 PARTS = ("marginals", "class_log_odds_alone", "without_the_encoder", "whole")
@@ -112,7 +115,14 @@ def ridge_age_error(model: CellModel, store: Store) -> float | None:
 
 
 def measure(
-    name: str, file: str | None, column: str, model_name: str, seed: int, further: dict
+    name: str,
+    file: str | None,
+    column: str,
+    model_name: str,
+    seed: int,
+    further: dict,
+    *,
+    with_generated: bool = True,
 ) -> dict:
     """Take one file through training, evaluation and, for the first seed, generation."""
     run = f"{name}-{model_name}-{seed}"
@@ -159,7 +169,7 @@ def measure(
         }
         for phenotype, scores in evaluated["phenotypes"].items()
     }
-    if seed == 0:
+    if seed == 0 and with_generated:
         cells = f"{run}.h5ad"
         call("generate", "--run", f"runs/{run}", "-n", "1000", "-o", cells)
         report = call("eval", f"runs/{run}", "--generated", cells)
@@ -275,6 +285,7 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="*", help=".h5ad files, each with ':column' if wanted")
     parser.add_argument("--no-presets", action="store_true", help="the files alone")
+    parser.add_argument("--no-generated", action="store_true", help="generate no cells")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["init"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="models trained at the same time")
@@ -300,7 +311,8 @@ def main() -> None:
             contextlib.chdir(folder),
             ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool,
         ):
-            waiting = {pool.submit(measure, *task): task for task in tasks}
+            generated = {"with_generated": not chosen.no_generated}
+            waiting = {pool.submit(measure, *task, **generated): task for task in tasks}
             for done in as_completed(waiting):
                 name, *_, model, seed, _ = waiting[done]
                 results.append(done.result())
