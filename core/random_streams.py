@@ -55,6 +55,7 @@ class Stream(IntEnum):
     INTERACTION_HALVES = 109
     PERTURBED_CELLS = 113
     PERTURBED_VALUES = 127
+    KNOWN_EDGES = 131
 
 
 def generator(*key: int) -> np.random.Generator:

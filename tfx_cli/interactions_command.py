@@ -50,6 +50,11 @@ def interactions(
     regulators: Path | None = option(
         "--regulators FILE", "Only edges from these genes: a text file with one name in a line."
     ),
+    known: list[Path] | None = option(
+        "--known EDGES.csv",
+        "Known edges to compare every measure with: a table with the columns source and target, as of "
+        "CollecTRI; repeat for a second one.",
+    ),
     weight: Literal[
         "auto",
         "model",
@@ -96,6 +101,7 @@ def interactions(
     tfx interactions --where cell_type=macrophage -o edges.csv -o network.graphml
     tfx interactions runs/base --where tissue=lung --contrast sex=female,male -o sex.csv -o sex.png
     tfx interactions runs/base new.h5ad --regulators tf.txt -o edges.parquet
+    tfx interactions runs/base --known collectri.csv --known omnipath.tsv -o edges.csv
     """  # fmt: skip
     check_outputs(output, _ENDINGS, what="interactions", overwrite=overwrite)
     if genes and regulators:
@@ -116,6 +122,7 @@ def interactions(
     # torch and transformers, 3 s: only after the options are checked.
     from core.cells.cell_filter import CellFilter
     from core.interactions.baselines import ALL_MEASURES, QUICK_MEASURES
+    from core.interactions.known_edges import read_known_edges
     from core.interactions.network import find_interactions
     from core.interactions.output import kept_record, summary, write_interactions
     from core.interactions.request import Request
@@ -127,6 +134,7 @@ def interactions(
         measures=ALL_MEASURES if baselines == "all" else QUICK_MEASURES,
         error=error,
         seed=seed,
+        known=[read_known_edges(path, model.panel, "--known") for path in known or []],
         **requested,
     )
     store, read = context.open(model, folder.parent, files, how, seed=seed)
@@ -177,6 +185,8 @@ def _text(summaries: list[dict[str, Any]]) -> Iterator[Paragraph]:
             ]
         if one["truth"]:
             yield _truth_text(one["truth"])
+        for reference in one["known"]:
+            yield _known_text(reference)
         if one["notes"]:
             yield [f"- {note}" for note in one["notes"]]
     yield "Weights are associations, not causes; 'tfx docs interactions' explains each column."
@@ -228,3 +238,27 @@ def _truth_text(scores: list[dict[str, Any]]) -> "list[RenderableType]":
         "these cells are simulated; average precision for the edges of the simulation (ordered pairs), by kind:",
         make_table(header, rows, right=range(1, len(header))),
     ]
+
+
+def _known_text(reference: dict[str, Any]) -> "list[RenderableType]":
+    from core.interactions.baselines import MEASURE_NAMES
+
+    one = reference
+    rows = [
+        [
+            MEASURE_NAMES[score["measure"]],
+            f"{score['over_chance']:.2f}",
+            f"{score['odds_ratio']:.2f}",
+            f"{score['auroc']:.3f}",
+            f"{score['p']:.2g}",
+        ]
+        for score in sorted(one["measures"], key=lambda score: -score["average_precision"])
+    ]
+    head = (
+        f"known edges of {one['file']}: {one['edges_within']:,} of {one['edges']:,} join genes of this network, from "
+        f"{one['regulators_within']:,} of {one['regulators']:,} regulators; compared are {one['pairs']:,} pairs from these"
+    )
+    if not rows:
+        return [head]
+    header = ["measure", "precision / chance", "odds ratio of the top 1 %", "AUROC", "p"]
+    return [head, make_table(header, rows, right=range(1, len(header)))]

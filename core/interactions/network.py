@@ -20,6 +20,7 @@ from core.interactions.cells import (
     Reader,
 )
 from core.interactions.effects import check_can_perturb, estimate_effects
+from core.interactions.known_edges import score_known
 from core.interactions.request import Request, checked_contrast, chosen_genes
 from core.interactions.result import Interactions, Network, best_measure, n_strongest
 from core.interactions.statistics import (
@@ -209,10 +210,10 @@ def _network(
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
     chosen = best_measure(evidence, margin) if request.weight == "auto" else request.weight
+    shown = {name: one for name, one in measures.items() if name != "model_error"}
     scores: list[EdgeScore] = []
     if simulated:
         truth = edges_of_context(model, cells).take(pairs)
-        shown = {name: one for name, one in measures.items() if name != "model_error"}
         signed = {"log_linear", "encoder", *SIGNED_MEASURES}
         scores = score_edges(shown, truth, signed)
     untested = np.full(itself.shape, np.nan)
@@ -234,6 +235,9 @@ def _network(
         evidence=evidence,
         margin=margin,
         scores=tuple(scores),
+        known=tuple(
+            score_known(shown, one, sources, targets, seed=request.seed) for one in request.known
+        ),
         notes=tuple(notes),
     )
     return _with_weight(network, cells, chosen, request.seed)
@@ -287,6 +291,7 @@ def _difference(
         stability=float("nan"),
         evidence={},
         scores=(),
+        known=(),
         notes=(),
     )
 

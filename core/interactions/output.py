@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from core.evaluation.report.pictures import draw_as_they_are, figure_bytes, new_
 from core.files import csv_cell, replace_file, replacing
 from core.interactions.baselines import MEASURE_NAMES
 from core.interactions.kept import KEPT_EDGES, KEPT_GENES
+from core.interactions.known_edges import about_known
 from core.interactions.result import FOUND, Interactions, Network
 from core.interactions.statistics import top_pairs
 from core.wording import visible
@@ -314,5 +316,10 @@ def _summary_of(network: Network, n_edges: int) -> dict[str, object]:
         "held_out_evidence": network.evidence,
         "edges": edges,
         "truth": [vars(score) for score in network.scores],
-        "notes": [*network.notes, *network.about_weights],
+        "known": [asdict(one) for one in network.known],
+        "notes": [
+            *network.notes,
+            *network.about_weights,
+            *about_known(network.known, MEASURE_NAMES),
+        ],
     }

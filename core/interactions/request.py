@@ -13,6 +13,7 @@ from core.errors import ConfigurationError
 from core.interactions.baselines import QUICK_MEASURES
 from core.interactions.cells import Integers
 from core.interactions.effects import MOST_PASSES
+from core.interactions.known_edges import KnownEdges
 from core.model.folder import CellModel
 
 #: Measures that an output can have as weights: those that rank pairs by what links them.
@@ -32,6 +33,8 @@ class Request:
     #: "auto", or one of `CHOICES`.
     weight: str = "auto"
     measures: Sequence[str] = QUICK_MEASURES
+    #: Reference networks that every measure is compared with.
+    known: Sequence[KnownEdges] = ()
     #: Relative error of the effects at which passes end, and passes at most.
     error: float = 0.1
     most_passes: int = MOST_PASSES

@@ -12,6 +12,7 @@ import numpy as np
 
 from core.cells.genes import GenePanel
 from core.interactions.cells import FloatArray, Integers
+from core.interactions.known_edges import KnownResult
 from core.interactions.request import CHOICES
 from core.interactions.statistics import top_pairs
 from core.interactions.truth import EdgeScore
@@ -52,6 +53,8 @@ class Network:
     margin: float
     #: Against the truth of simulated cells; empty for real ones.
     scores: tuple[EdgeScore, ...]
+    #: Against the reference networks of the request.
+    known: tuple[KnownResult, ...]
     notes: tuple[str, ...]
 
     @property

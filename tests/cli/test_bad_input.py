@@ -373,6 +373,7 @@ COMMAND_LINES = [
     (a_run, "interactions -o e.csv --genes XIST", 2, "give two genes at least"),
     (a_run, "interactions -o e.csv --regulators none.txt", 4, "none.txt: cannot be read"),
     (a_run, "interactions -o e.csv --genes XIST,FOS --regulators x", 2, "give one of them"),
+    (a_run, "interactions -o e.csv --known notes.txt", 4, "--known notes.txt: has the columns"),
     (a_run, "interactions -o e.csv --contrast sex=female", 2, "two of its values"),
     (a_run, "interactions -o e.csv --contrast sex=female,Female", 2, "both values are 'female'"),
     (a_run, "interactions -o e.csv --contrast sex=female,mail", 2, "did you mean 'male'"),

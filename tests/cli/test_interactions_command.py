@@ -100,15 +100,23 @@ def test_two_contexts_and_their_difference(tfx, tiny_run, tmp_path):
 def test_regulators_files_and_the_truth_of_simulated_cells(tfx, tiny_run, tmp_path, panel):
     (tmp_path / "tf.txt").write_text(f"{panel[0]}\nNOT_A_GENE\n\n{panel[1]}\n")
     words = ["--regulators", "tf.txt", "--error", "1", "-o", "edges.csv"]
-    result = tfx("interactions", "tiny", "builtin:atlas?cells=400&seed=5", *words)
+    (tmp_path / "known.csv").write_text(f"source,target\n{panel[0]},{panel[2]}\nOTHER,{panel[3]}\n")
+    known = ["--known", "known.csv", "--known", "known.csv"]
+    result = tfx("interactions", "tiny", "builtin:atlas?cells=400&seed=5", *words, *known)
     assert result.code == 0, result.stderr
+    assert "1 of 2 join genes of this network, from 1 of 2 regulators" in " ".join(
+        result.stdout.split()
+    )
     table = pd.read_csv(tmp_path / "edges.csv")
     assert set(table["source"]) <= set(panel[:2])
     assert "evidence of held-out donors" in result.stdout
     real = load_builtin("builtin:atlas?cells=400&seed=5")
     real.write_h5ad(tmp_path / "cells.h5ad")
-    again = tfx("interactions", "tiny", "cells.h5ad", *words, "--overwrite")
+    again = tfx("interactions", "tiny", "cells.h5ad", *words, *known, "--overwrite", "--json")
     assert again.code == 0, again.stderr
+    first, second = again.json["networks"][0]["known"]
+    assert first == second
+    assert {one["measure"] for one in first["measures"]} >= {"model", "pearson", "detection"}
     pd.testing.assert_frame_equal(table, pd.read_csv(tmp_path / "edges.csv"))
     assert "simulated, and the edges" not in again.stdout
 
