@@ -33,14 +33,9 @@ def fit_calibration(
 ) -> dict[str, PhenotypeCalibration]:
     """Fit phenotype -> calibration.
 
-    Parameters
-    ----------
-    truth
-        Phenotype -> (cells,) codes of its values, -1 where a label is missing.
-    probabilities
-        Phenotype -> (cells, values) of the model at temperature 1, all phenotypes masked.
-    donors
-        (cells,) codes, -1 where not known; None without donors.
+    ``truth`` is phenotype -> (cells,) codes of its values, -1 where a label is missing; ``probabilities``
+    phenotype -> (cells, values) of the model at temperature 1, all phenotypes masked; ``donors`` (cells,) codes,
+    -1 where not known.
     """
     return {
         name: _fit(truth[name], of_name, donors, seed=seed)
@@ -118,18 +113,26 @@ def _kept(
 
 
 def score_confidence(
-    truth: Integers, probabilities: Floats, calibration: PhenotypeCalibration, rule: UnsureRule
+    truth: Integers,
+    probabilities: Floats,
+    uncalibrated: Floats,
+    is_sure: NDArray[np.bool_],
+    *,
+    temperature: float,
+    rule: UnsureRule,
 ) -> ConfidenceScores:
-    """Score the calibrated (cells, values) probabilities of labelled cells that it was not fitted on."""
+    """Score (cells, values) probabilities of cells on which the calibration was not fitted, after and before it.
+
+    ``is_sure`` are (cells,); ``temperature`` and ``rule`` are the model's.
+    """
     labelled = truth >= 0
-    probability = probabilities[labelled]
-    is_kept = probability.max(axis=1) >= rule.below
-    is_right = probability.argmax(axis=1) == truth[labelled]
+    kept = labelled & is_sure
+    is_right = probabilities.argmax(axis=1) == truth
     return ConfidenceScores(
-        temperature=calibration.temperature,
-        uncalibrated=calibrate(temper(probability, 1 / calibration.temperature), truth[labelled]),
+        temperature=temperature,
+        uncalibrated=calibrate(uncalibrated, truth),
         unsure_below=None if rule.is_always else rule.below,
-        n_unsure=int((~is_kept).sum()),
-        kept_accuracy=float(is_right[is_kept].mean()) if is_kept.any() else math.nan,
+        n_unsure=int((labelled & ~is_sure).sum()),
+        kept_accuracy=float(is_right[kept].mean()) if kept.any() else math.nan,
         reason=rule.reason or None,
     )

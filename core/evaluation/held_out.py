@@ -62,34 +62,11 @@ def evaluate_held_out(
 ) -> tuple[EvaluationReport, list[GeneRow]]:
     """Score a model on a split that it was not trained on.
 
-    Parameters
-    ----------
-    model, store
-        The store must be the one that the model was trained on, so that the split is held out.
-    loss
-        The loss to report on masked genes.
-    where
-        Score only the cells of the split that match; default all of them.
-    trained_where
-        Filter that the model was trained with (``data.where``); the baselines learn from the same
-        training cells.
-    max_cells
-        Score a seeded sample of at most this number of cells.
-    baselines
-        Some of `core.evaluation.baselines.ALL_BASELINES`.
-    unsure_at
-        Accuracy of predictions that are not unsure; None: the default of `unsure_rules`.
-    seed
-        Of samples, masks and bootstrap draws.
-
-    Returns
-    -------
-    The report, and a row per gene and mask rate.
-
-    Raises
-    ------
-    DataError
-        The split has no cells, or none that match.
+    The store must be the one that the model was trained on, so that the split is held out. Of the cells that match
+    ``where`` a seeded sample of ``max_cells`` is scored. The ``baselines`` (of `ALL_BASELINES`) learn from the cells
+    that match ``trained_where``, the model's own ``data.where``. ``loss`` is reported on masked genes;
+    ``unsure_at`` is as in `unsure_rules`. Returns the report, and a row per gene and mask rate; DataError if the
+    split has no cells, or none that match.
     """
     store = store_of_task(model, store)
     rng = generator(seed, Stream.EVALUATED_CELLS)

@@ -18,7 +18,7 @@ from core.evaluation.calibration import score_confidence
 from core.evaluation.metrics import score_methods
 from core.evaluation.predict import Probabilities
 from core.evaluation.report.records import EvaluationReport, PhenotypeScores, Scores, TwoGeneScores
-from core.model.calibration import PhenotypeCalibration, unsure_rules
+from core.model.calibration import PhenotypeCalibration, temper, unsure_rules
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
@@ -132,18 +132,9 @@ def compare_methods(
 ) -> EvaluationReport:
     """Report the scores of the model and the baselines for every phenotype with a scored label, and notes.
 
-    Parameters
-    ----------
-    probabilities
-        Phenotype -> (scored cells, values), the model's.
-    training
-        Cells of the same genes as ``scored``; None: there are no baselines.
-    donor_names
-        Names of the donors' codes, of both sides.
-    symbols
-        Of the genes.
-    calibration, unsure_at
-        The model's, and the accuracy of predictions that are not unsure (see `unsure_rules`).
+    ``probabilities`` is phenotype -> (scored cells, values) of the model. The ``training`` cells, from which the
+    baselines learn, have the genes of ``scored``, called ``symbols``; None: there are no baselines.
+    ``donor_names`` are those of both sides; ``calibration`` and ``unsure_at`` are as in `unsure_rules`.
     """
     rules = unsure_rules(calibration, calibration, at=unsure_at)
     phenotypes: Scores = {}
@@ -167,12 +158,18 @@ def compare_methods(
         )
         notes += review_scores(name, phenotypes[name])
         if name in calibration:
+            own, rule = probabilities[name], rules[name]
+            temperature = calibration[name].temperature
             confidence = score_confidence(
-                truth, probabilities[name], calibration[name], rules[name]
+                truth,
+                own,
+                temper(own, 1 / temperature),
+                own.max(axis=1) >= rule.below,
+                temperature=temperature,
+                rule=rule,
             )
-            model_scores = replace(phenotypes[name]["model"], confidence=confidence)
-            phenotypes[name]["model"] = model_scores
-            notes += [rules[name].reason] if rules[name].reason else []
+            phenotypes[name]["model"] = replace(phenotypes[name]["model"], confidence=confidence)
+            notes += [rule.reason] if rule.reason else []
         if training is None:
             continue
         known = training.codes[:, slot]

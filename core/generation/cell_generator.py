@@ -66,11 +66,7 @@ class CellGenerator:
     """The cells of a request, made block by block, starting at any block.
 
     ``notes`` holds sentences that the user should read; ``values`` says for provenance what the values are.
-
-    Raises
-    ------
-    ConfigurationError
-        The request names what the model does not know, or the model cannot generate.
+    ConfigurationError if the request names what the model does not know, or the model cannot generate.
     """
 
     def __init__(
@@ -234,10 +230,7 @@ def generate_cells(
 ) -> "tuple[AnnData, list[str]]":
     """Generate cells in memory: (cells, panel genes), and sentences that the user should read.
 
-    Raises
-    ------
-    ConfigurationError
-        The request names what the model does not know, or the model cannot generate.
+    ConfigurationError as of `CellGenerator`.
     """
     from anndata import AnnData  # 400 ms that sampling does without
 
@@ -273,11 +266,8 @@ def _weights_hash(model: CellModel) -> str:
 def check_can_generate(model: CellModel, settings: GenerateSettings) -> list[str]:
     """Return what the user should know of a model that can generate.
 
-    Raises
-    ------
-    ConfigurationError
-        It is a classifier, it was not trained on genes that are not expressed, or the settings
-        contradict the model.
+    ConfigurationError if it is a classifier, or was not trained on genes that are not expressed, or if the
+    settings contradict it.
     """
     if model.config.classified is not None:
         raise ConfigurationError(

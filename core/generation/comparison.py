@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 from core.cells.genes import GenePanel
 from core.cells.store import SPLITS, NoStoreError, Store, places_of_store
 from core.errors import ConfigurationError, DataError
-from core.evaluation.fidelity.measures import compare_cells
+from core.evaluation.fidelity.measures import compare_cells, gene_means
 from core.model.folder import CellModel
 from core.wording import listed
 
@@ -241,7 +241,7 @@ def _beside(
     rows = [np.flatnonzero(group) for group in groups]
     if min(map(len, rows)) < _LEAST_GROUP:
         return None
-    with_it, without = (_means(_read(model, store, some)) for some in rows)
+    with_it, without = (gene_means(_read(model, store, some)) for some in rows)
     names = list(model.config.phenotypes)
     kept = [model.config.phenotypes[names[one]][code] for one, code in others.items()]
     name = names[slot]
@@ -275,8 +275,8 @@ def profile_cells(
     docs/generate-serve.md. Cells beyond the bounds are left out evenly, not at random, so that the same
     cells give the same profile.
     """
-    mean_generated = _means(generated)
-    mean_real = None if real is None else _means(real)
+    mean_generated = gene_means(generated)
+    mean_real = None if real is None else gene_means(real)
     highest = mean_generated if mean_real is None else np.maximum(mean_real, mean_generated)
     shown = np.sort(np.argsort(-highest, kind="stable")[:MAX_GENES])
     profile: dict[str, Any] = {
@@ -334,7 +334,7 @@ def compare_pairs(
     a pair (Westfall and Young 1993). The changed pairs give a second floor, which counts where it is higher:
     of a handful of cells nothing exceeds it.
     """
-    mean_before, mean_after = _means(before), _means(after)
+    mean_before, mean_after = gene_means(before), gene_means(after)
     highest = np.maximum(mean_before, mean_after)
     shown = np.sort(np.argsort(-highest, kind="stable")[:MAX_GENES])
     change, noise = (
@@ -392,10 +392,6 @@ def principal_plane(
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
     """At most ``most`` of n row numbers, evenly spaced."""
     return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
-
-
-def _means(cells: sparse.csr_matrix) -> FloatArray:
-    return np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel() / cells.shape[0]
 
 
 def _detected(cells: sparse.csr_matrix) -> list[int]:

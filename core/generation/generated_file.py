@@ -93,17 +93,9 @@ def write_generated(
     """Generate the cells of a request into an .h5ad file; an interrupted attempt is resumed.
 
     An older file is replaced when the new one is complete. ``restart`` removes unfinished cells of
-    another request instead of raising.
-
-    Raises
-    ------
-    ConfigurationError
-        There are unfinished cells of another request.
-    MachineError
-        Another process writes the same file, its unfinished cells belong to another user, or the disk
-        has no room.
-    KeyboardInterrupt
-        Ctrl-C; finished cells are kept, and the same call resumes.
+    another request, which are a ConfigurationError without it. MachineError if another process writes the same
+    file, its unfinished cells belong to another user, or the disk has no room. After Ctrl-C (KeyboardInterrupt)
+    finished cells are kept, and the same call resumes.
     """
     _check_disk_space(made, output)
     folder = partial_folder(output)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from core.evaluation.fidelity.measures import pearson
+from core.evaluation.fidelity.measures import gene_means, pearson
 from core.evaluation.report.pictures import MODEL as REAL
 from core.evaluation.report.pictures import OTHER as GENERATED
 from core.evaluation.report.pictures import draw_as_they_are, new_figure
@@ -33,7 +33,7 @@ def comparison_figure(
 ) -> "Figure":
     """Draw gene means, genes per cell and a shared PCA of real and generated cells."""
     figure, (means_axes, genes_axes, pca_axes) = _panels(title)
-    x, y = _means(real), _means(generated)
+    x, y = gene_means(real), gene_means(generated)
     _draw_genes(means_axes, x, y, np.abs(x - y), symbols)
     means_axes.set_xlabel("real: mean log1p per 10k")
     means_axes.set_ylabel("generated")
@@ -69,7 +69,7 @@ def edited_figure(
     ``change`` is (genes,) change of each gene's mean: of the cells that really have it, and the model's.
     """
     figure, (means_axes, change_axes, pca_axes) = _panels(title)
-    x, y = _means(before), _means(after)
+    x, y = gene_means(before), gene_means(after)
     _draw_genes(means_axes, x, y, np.abs(x - y), symbols)
     means_axes.set_xlabel("before: mean log1p per 10k")
     means_axes.set_ylabel("changed by the model")
@@ -129,8 +129,3 @@ def _draw_plane(
     axes.set_xlabel("principal component 1 of the real cells")
     axes.set_ylabel("component 2")
     axes.set_title("cells", fontsize=10)
-
-
-def _means(cells: sparse.csr_matrix) -> FloatArray:
-    means: FloatArray = np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
-    return means

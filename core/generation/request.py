@@ -38,13 +38,7 @@ _BYTES_PER_CELL = 1_000
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request for cells.
-
-    Raises
-    ------
-    ConfigurationError
-        A number is out of bounds.
-    """
+    """A request for cells; ConfigurationError if a number is out of bounds."""
 
     #: Name -> value, as the user wrote it; [NO_SEX] leaves sex unspecified, whatever ``unspecified`` is.
     phenotypes: Mapping[str, str]
@@ -90,10 +84,7 @@ def cells_to_generate(
 ) -> int:
     """Return the number of cells of a request: by default what fills up ``balance``, or 200.
 
-    Raises
-    ------
-    ConfigurationError
-        ``balance`` is impossible.
+    ConfigurationError if ``balance`` is impossible.
     """
     if n_cells is not None:
         return n_cells
@@ -109,13 +100,7 @@ class _GenerateSection(BaseModel):
 
 
 def changed_settings(settings: GenerateSettings, changes: Mapping[str, Any]) -> GenerateSettings:
-    """Return the settings with some of them replaced.
-
-    Raises
-    ------
-    ConfigurationError
-        A value is not what the preset schema allows.
-    """
+    """Return the settings with some replaced; ConfigurationError for a value that no preset may have."""
     changed = settings.model_dump() | dict(changes)
     try:
         return _GenerateSection.model_validate({"generate": changed}, strict=True).generate
@@ -127,10 +112,7 @@ def changed_settings(settings: GenerateSettings, changes: Mapping[str, Any]) -> 
 def resolve_phenotypes(config: TfxConfig, wanted: Mapping[str, str]) -> dict[int, int]:
     """Turn names and labels into slot -> code; -1 for [NO_*].
 
-    Raises
-    ------
-    ConfigurationError
-        The model has no such phenotype, or the phenotype no such value; the nearest are named.
+    ConfigurationError if the model has no such phenotype or value; the nearest are named.
     """
     codes = {}
     names = list(config.phenotypes)

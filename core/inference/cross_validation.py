@@ -8,7 +8,6 @@ that learn from the same training cells. They also calibrate the model of the ru
 The genes of the panel are those of the run: they are ranked without labels, over all its training cells.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from core.cells.cell_filter import CellFilter, Condition
 from core.cells.store import Store
 from core.errors import ConfigurationError, TrainingInterrupted
 from core.evaluation.baselines import predict_by_baseline
-from core.evaluation.calibration import fit_calibration
+from core.evaluation.calibration import fit_calibration, score_confidence
 from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.method_comparison import (
     KnownCells,
@@ -33,15 +32,9 @@ from core.evaluation.method_comparison import (
     review_scores,
     store_of_task,
 )
-from core.evaluation.metrics import calibrate, score_methods
+from core.evaluation.metrics import score_methods
 from core.evaluation.predict import predict_phenotypes
-from core.evaluation.report.records import (
-    ConfidenceScores,
-    EvaluationFacts,
-    EvaluationReport,
-    MaskedGenes,
-    Scores,
-)
+from core.evaluation.report.records import EvaluationFacts, EvaluationReport, MaskedGenes, Scores
 from core.files import file_text
 from core.model.calibration import temper, unsure_rules
 from core.model.folder import CellModel
@@ -306,7 +299,7 @@ def _score(
             notes.append(f"{name}: no cell has a label; not scored")
             continue
         plain = predictions.probabilities[name]["model"]
-        tempered, is_kept = np.empty_like(plain), np.zeros(len(true), dtype=bool)
+        tempered, is_sure = np.empty_like(plain), np.zeros(len(true), dtype=bool)
         for donor in np.unique(donors):
             others, own = donors != donor, donors == donor
             known = fit_calibration(
@@ -314,23 +307,20 @@ def _score(
             )
             tempered[own] = temper(plain[own], known[name].temperature)
             below = unsure_rules(known, [name], at=unsure_at)[name].below
-            is_kept[own] = tempered[own].max(axis=1) >= below
+            is_sure[own] = tempered[own].max(axis=1) >= below
         values = model.config.phenotypes[name]
         methods = predictions.probabilities[name] | {"model": tempered}
         scores[name] = score_methods(
             name, values, true, methods, donors=donors, donor_names=donor_names, seed=seed
         )
-        labelled = true >= 0
-        kept = is_kept & labelled
-        is_right = tempered.argmax(axis=1) == true
         rule = rules[name]
-        confidence = ConfidenceScores(
+        confidence = score_confidence(
+            true,
+            tempered,
+            plain,
+            is_sure,
             temperature=model.calibration[name].temperature,
-            uncalibrated=calibrate(plain, true),
-            unsure_below=None if rule.is_always else rule.below,
-            n_unsure=int(labelled.sum() - kept.sum()),
-            kept_accuracy=float(is_right[kept].mean()) if kept.any() else math.nan,
-            reason=rule.reason or None,
+            rule=rule,
         )
         scores[name]["model"] = replace(scores[name]["model"], confidence=confidence)
         notes += review_scores(name, scores[name])

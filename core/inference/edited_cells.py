@@ -30,7 +30,7 @@ from core.cells.annotated_copy import write_whole
 from core.cells.normalisation import count_scales, log_normalise
 from core.encoding.values import CountLattice
 from core.errors import ConfigurationError, MachineError
-from core.evaluation.fidelity.measures import pearson
+from core.evaluation.fidelity.measures import gene_means, pearson
 from core.folders import writing_output
 from core.generation.cell_generator import GENERATION_KEY, gene_table, model_facts
 from core.generation.cell_sizes import lattice_counts
@@ -126,10 +126,10 @@ def beside_real_change(edited: EditedCells) -> RealChange | None:
     halves = rng.permutation(len(rows)) % 2 == 0
     before, after = edited.cells.layers["before"], edited.cells.X
     mean = {
-        "treated": _means(before[beside]),
-        "before": _means(before[rows[~halves]]),
-        "own": _means(before[rows[halves]]),
-        "after": _means(after[rows[halves]]),
+        "treated": gene_means(before[beside]),
+        "before": gene_means(before[rows[~halves]]),
+        "own": gene_means(before[rows[halves]]),
+        "after": gene_means(after[rows[halves]]),
     }
     real, model = mean["treated"] - mean["before"], mean["after"] - mean["own"]
     return RealChange(n_treated, beside, real, model, pearson(real, model))
@@ -287,17 +287,12 @@ def _labels_of(
 def _changes(
     genes: list[str], was: sparse.csr_matrix, now: sparse.csr_matrix, moved: NDArray[Any]
 ) -> tuple[GeneChange, ...]:
-    before, after = _means(was), _means(now)
+    before, after = gene_means(was), gene_means(now)
     change = after - before
     return tuple(
         GeneChange(genes[gene], *(float(column[gene]) for column in (before, after, change, moved)))
         for gene in np.argsort(-np.abs(change), kind="stable")
     )
-
-
-def _means(cells: sparse.csr_matrix) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel()
-    return means / max(cells.shape[0], 1)
 
 
 def check_can_edit(model: CellModel) -> None:

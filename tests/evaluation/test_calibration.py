@@ -118,8 +118,14 @@ def test_other_cells_are_scored_before_and_after():
     known = fit(truth[:2000], spoilt[:2000])
     rule = unsure_rules({"sex": known}, ["sex"], at=0.9)["sex"]
     after = temper(spoilt[2000:], known.temperature)
+    given, plain = (np.append(one, [[1, 0, 0]], axis=0) for one in (after, spoilt[2000:]))
     scores = score_confidence(
-        np.append(truth[2000:], -1), np.append(after, [[1, 0, 0]], axis=0), known, rule
+        np.append(truth[2000:], -1),
+        given,
+        plain,
+        given.max(axis=1) >= rule.below,
+        temperature=known.temperature,
+        rule=rule,
     )
     before = calibrate(spoilt[2000:], truth[2000:])
     assert scores.uncalibrated.ece == pytest.approx(before.ece, abs=1e-9)

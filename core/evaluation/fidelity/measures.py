@@ -355,6 +355,12 @@ def fold_change_agreement(
     return products / squares, float(np.mean(overlaps))
 
 
+def gene_means(cells: sparse.csr_matrix) -> FloatArray:
+    """(genes,) means over cells, summed in float64; 0 without cells."""
+    sums: FloatArray = np.asarray(cells.sum(axis=0, dtype=np.float64)).ravel()
+    return sums / max(cells.shape[0], 1)
+
+
 def pearson(left: FloatArray, right: FloatArray) -> float:
     """Pearson correlation, NaN where a side is constant."""
     left, right = left - left.mean(), right - right.mean()
@@ -421,12 +427,12 @@ def compare_cells(
             )
         if matrix.shape[0] == 0:
             raise DataError(f"there are no {side} cells to compare; widen the request")
-    means = [_means(side) for side in (real, generated)]
+    means = [gene_means(side) for side in (real, generated)]
     expressed = [sparse.csr_matrix((side > 0).astype(np.float64)) for side in (real, generated)]
-    detection = [_means(side) for side in expressed]
+    detection = [gene_means(side) for side in expressed]
     real_genes, generated_genes = (np.asarray(one.sum(axis=1)).ravel() for one in expressed)
     wide = real.astype(np.float64)
-    variance = _means(sparse.csr_matrix(wide.multiply(wide))) - means[0] ** 2
+    variance = gene_means(sparse.csr_matrix(wide.multiply(wide))) - means[0] ** 2
     columns = choose_variable_genes(variance, detection[0])
     r = slope = math.nan
     if len(columns) >= _MIN_GENES and min(real.shape[0], generated.shape[0]) >= _MIN_CELLS:
@@ -461,8 +467,3 @@ def compare_cells(
         top_genes=largest(means[0]),
         furthest_genes=largest(np.abs(difference)),
     )
-
-
-def _means(matrix: sparse.csr_matrix) -> FloatArray:
-    """(genes,) means over cells, summed in float64."""
-    return np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel() / matrix.shape[0]

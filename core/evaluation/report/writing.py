@@ -96,9 +96,7 @@ def write_evaluation(
 ) -> list[Path]:
     """Write the report of `tfx eval` into a folder, which is made if it is missing.
 
-    Returns
-    -------
-    report.html, report.json, then genes.csv, and confusion_PHENOTYPE.csv, .png and .pdf of each phenotype.
+    Returns report.html, report.json, then genes.csv, and confusion_PHENOTYPE.csv, .png and .pdf of each phenotype.
     """
     files: dict[str, bytes] = {}
     if gene_rows:
