@@ -36,6 +36,7 @@ _EXIT_CODES = {
 #: Where the fields of a result are defined, if it is not printed from a dictionary: (file, class).
 _RECORDS = {
     "eval": ("core/evaluation/report/records.py", "EvaluationReport"),
+    "eval.doubles": ("core/inference/evaluate_doubles.py", "DoublesReport"),
     "fidelity": ("core/evaluation/report/records.py", "FidelityReport"),
     "train-forecast": ("core/training/forecast.py", "RunForecast"),
     "runs.show": ("core/runlog/overview.py", "RunOverview"),

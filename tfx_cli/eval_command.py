@@ -1,6 +1,7 @@
 """`tfx eval`: score a model on cells it has not seen, or generated cells against real ones."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ from tfx_cli.arguments import (
     check_unused,
     load_model,
     model_folder,
+    names_in,
     preset_of,
     report_folder,
     run_and_files,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from core.cells.store import Store
     from core.evaluation.report.records import EvaluationReport, FidelityReport, PhenotypeScores
     from core.evaluation.report.tables import ReportTable
+    from core.inference.evaluate_doubles import DoublesReport
     from core.model.folder import CellModel
     from core.progress import Listener
 
@@ -81,6 +84,11 @@ def evaluate(
         "--classes NAMES",
         "--generated: phenotypes that make a class, as in cell_type,sex; default: cell_type.",
     ),
+    doubles: str | None = option(
+        "--doubles NAME,NAME",
+        "The two phenotypes that hold the perturbations of a cell, as in guide_1,guide_2: generate the pairs "
+        "that the model was not trained on, and compare them with real cells and simple predictions.",
+    ),
     output: Path | None = option(
         "--output -o FOLDER", "Folder of the report; default: RUN/eval, or RUN/eval-FILE."
     ),
@@ -97,7 +105,7 @@ def evaluate(
     genes and split. The report (report.html and report.json, each confusion matrix as picture and
     CSV) goes to the run's folder; 'tfx docs evaluation' explains each score. The scores of all test
     cells go into the model card, too. With --generated, cells of tfx generate are compared with
-    real ones instead ('tfx docs fidelity').
+    real ones instead ('tfx docs fidelity'); with --doubles pairs of perturbations ('tfx docs perturb').
 
     Examples
     --------
@@ -108,6 +116,7 @@ def evaluate(
     tfx eval runs/base new.h5ad --label tissue=organ
     tfx eval runs/base --cross-validate donors
     tfx eval runs/base --generated generated.h5ad
+    tfx eval runs/screen doubles.h5ad --doubles guide_1,guide_2
     """
     run, files = run_and_files(targets or [])
     _check_options(locals(), files)
@@ -126,7 +135,7 @@ def evaluate(
     from core.generation.comparison import find_training_store, open_training_store
 
     model = load_model(folder, "cpu" if generated else device)
-    is_needed = store is not None or not (files or generated)
+    is_needed = store is not None or not (files or generated) or doubles is not None
     cells = find_training_store(model, store) if is_needed else open_training_store(model)
     _, trained_where = trained_on(run_folder)
     of_files: dict[str, Any] = {
@@ -134,6 +143,20 @@ def evaluate(
         "trained_where": trained_where,
         "reading": how.reading(labels, run_folder),
     }
+    if doubles is not None:
+        from core.inference.evaluate_doubles import evaluate_doubles
+
+        with progress_of_run(run_folder, "comparing") as listener:
+            of_doubles = evaluate_doubles(
+                model, names_in([doubles]), files=files, on_progress=listener, **of_files
+            )
+        print_result(
+            "eval.doubles",
+            {**asdict(of_doubles), "verdict": of_doubles.verdict},
+            as_json=as_json,
+            text=lambda: _doubles_text(of_doubles),
+        )
+        return
     if generated:
         from core.evaluation.fidelity.report import write_fidelity_report
         from core.inference.evaluate_generated import evaluate_generated
@@ -205,6 +228,20 @@ def evaluate(
 def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
     """Check that options fit together."""
     generated = given["generated"]
+    if given["doubles"] is not None:
+        unused = (
+            "output",
+            "generated",
+            "split",
+            "where",
+            "max_cells",
+            "unsure_at",
+            "cross_validate",
+        )
+        check_unused(
+            {f"--{name.replace('_', '-')}": given[name] for name in unused},
+            "cannot be used with --doubles",
+        )
     if not generated:
         check_unused({"--classes": given["classes"]}, "needs --generated")
     if generated and given["baselines"] == "none":
@@ -357,3 +394,28 @@ def _fidelity_text(report: "FidelityReport") -> Iterator[Paragraph]:
         *(f"- {sentence}" for sentence in report.verdict),
         *(f"- note: {note}" for note in report.notes),
     ]
+
+
+def _doubles_text(report: "DoublesReport") -> Iterator[Paragraph]:
+    from core.inference.evaluate_doubles import METHODS
+
+    yield (
+        f"{len(report.doubles):,} pairs of {' and '.join(report.phenotypes)} without training cells, over "
+        f"{report.genes:,} genes; changes are those of mean log values from {report.control_cells:,} control cells "
+        f"({report.control}). Correlation of each predicted change with that of the real cells:"
+    )
+    rows = [
+        [one.double, one.cells, *(f"{one.correlation[name]:.3f}" for name in METHODS)]
+        for one in report.doubles
+    ]
+    yield make_table(["double", "cells", *METHODS.values()], rows, right=range(1, 2 + len(METHODS)))
+    rows = []
+    for name, what in METHODS.items():
+        low, high = report.intervals[name]
+        interval = f"{low:.3f} to {high:.3f}" if low == low else ""
+        rows.append(
+            [what, f"{report.correlation[name]:.3f}", interval, f"{report.error[name]:.3f}"]
+        )
+    header = ["mean over doubles", "correlation", "95 % interval", "error (no change: 1)"]
+    yield make_table(header, rows, right=range(1, 4))
+    yield [report.verdict, *(f"- {note}" for note in report.notes)]
