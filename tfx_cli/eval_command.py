@@ -55,7 +55,7 @@ def evaluate(
     ),
     where: list[str] | None = option(
         "--where NAME=VALUES",
-        "Only matching cells, as in tissue=lung,spleen; repeat to add conditions. Default: "
+        "Only matching cells, as in tissue=lung,liver; repeat to add conditions. Default: "
         "data.where of the run.",
     ),
     labels: list[str] | None = option(
@@ -112,7 +112,7 @@ def evaluate(
     tfx eval
     tfx eval runs/base --split validation --json
     tfx eval --baselines all
-    tfx eval --where sex=female,tissue=lung,spleen
+    tfx eval --where sex=female,tissue=lung,liver
     tfx eval runs/base new.h5ad --label tissue=organ
     tfx eval runs/base --cross-validate donors
     tfx eval runs/base --generated generated.h5ad

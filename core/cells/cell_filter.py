@@ -1,7 +1,7 @@
 """Filters of cells: ``--where`` and ``data.where``, parsed and applied to label columns.
 
     sex=female,tissue=lung        both conditions
-    tissue=lung,spleen            either value: a piece without "=" is one more value
+    tissue=lung,liver            either value: a piece without "=" is one more value
     tissue!=lung                  all other cells, those without a tissue included
     disease=none  or  disease=    cells without a value ([NO_DISEASE])
     cell_type='T cell, CD4'       a value with commas, quoted
@@ -148,7 +148,7 @@ def _parse(text: str, *, where: str) -> list[Condition]:
         elif conditions and value:
             conditions[-1] = replace(conditions[-1], values=(*conditions[-1].values, value))
         else:
-            example = "sex=female,tissue=lung,spleen"
+            example = "sex=female,tissue=lung,liver"
             problem = f"'{value}' is no condition; write NAME=VALUE, as in {example}"
         if problem:
             raise ConfigurationError(f"{where} '{text}': {problem}")

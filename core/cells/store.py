@@ -220,7 +220,7 @@ class Store:
         return np.flatnonzero(self.split_codes == SPLITS.index(split)).astype(np.int64, copy=False)
 
     def where(self, cells: CellFilter | str | Sequence[str]) -> NDArray[np.bool_]:
-        """(cells,), whether each cell meets a filter such as "sex=female,tissue=lung,spleen".
+        """(cells,), whether each cell meets a filter such as "sex=female,tissue=lung,liver".
 
         ConfigurationError if the filter cannot be read, or names what the store does not have.
         """

@@ -129,7 +129,7 @@ class DataSettings(_Section):
     where: TextList = Field(
         [],
         description="cells of the store to train and validate on, as in "
-        "'sex=female,tissue=lung,spleen' or 'disease!=normal'; a cell must match all filters. The "
+        "'sex=female,tissue=lung,liver' or 'disease!=normal'; a cell must match all filters. The "
         "store itself holds all cells: another filter needs no new store",
     )
     store: str | None = Field(
