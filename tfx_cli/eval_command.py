@@ -242,6 +242,10 @@ def _check_options(given: dict[str, Any], files: Sequence[str]) -> None:
             {f"--{name.replace('_', '-')}": given[name] for name in unused},
             "cannot be used with --doubles",
         )
+        if given["baselines"] != "quick":
+            raise ConfigurationError(
+                f"--baselines {given['baselines']}: doubles have baselines of their own; leave it out"
+            )
     if not generated:
         check_unused({"--classes": given["classes"]}, "needs --generated")
     if generated and given["baselines"] == "none":
