@@ -85,3 +85,12 @@ def splitmix64(start: int, first: int, stop: int) -> NDArray[np.uint64]:
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
+
+
+def sample_rows(
+    rows: NDArray[np.int64], most: int | None, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return ``most`` of the rows, drawn at random and ascending; all as they are if there are no more, or for None."""
+    if most is None or len(rows) <= most:
+        return rows
+    return np.sort(rng.choice(rows, most, replace=False))

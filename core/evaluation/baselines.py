@@ -14,6 +14,7 @@ from scipy import sparse
 
 from core.evaluation.metrics import score_phenotype
 from core.evaluation.report.records import TwoGeneScores
+from core.random_streams import sample_rows
 
 _log = logging.getLogger(__name__)
 
@@ -166,8 +167,7 @@ def predict_by_baseline(
     if method == "majority":
         return constant
     fit, most_cells = _FITS[method]
-    if len(rows) > most_cells:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, most_cells, replace=False))
+    rows = sample_rows(rows, most_cells, np.random.default_rng(seed))
     codes = train_codes[rows].astype(np.int64)
     present = np.unique(codes)
     if len(present) == 1:  # there is one value only, or the sample missed every rare one

@@ -41,7 +41,7 @@ from core.evaluation.report.records import (
 from core.model.folder import CellModel
 from core.presets.schema import LossSettings
 from core.progress import Listener, ignore_progress
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 
 MAX_CONDITION_CELLS = 2_000
 
@@ -139,9 +139,7 @@ def _chosen_rows(
                 f"{store.path}: no {split} cell matches {where.where} {where} "
                 f"({where.describe_no_match(store.labels, of_split)}); choose other cells"
             )
-    if max_cells is not None and len(rows) > max_cells:
-        rows = np.sort(rng.choice(rows, max_cells, replace=False))
-    return rows
+    return sample_rows(rows, max_cells, rng)
 
 
 def evaluate_conditions(
@@ -158,10 +156,8 @@ def evaluate_conditions(
     ``headline`` is phenotype -> (cells of ``rows``, values) probabilities with all genes visible. Returns
     scores by condition; masked genes by rate (None for a classifier); a row per gene and rate.
     """
-    chosen = np.arange(len(rows))
-    if len(rows) > MAX_CONDITION_CELLS:
-        rng = generator(seed, Stream.CONDITION_CELLS)
-        chosen = np.sort(rng.choice(chosen, MAX_CONDITION_CELLS, replace=False))
+    rng = generator(seed, Stream.CONDITION_CELLS)
+    chosen = sample_rows(np.arange(len(rows)), MAX_CONDITION_CELLS, rng)
     some = rows[chosen]
     predicted = {"hidden": {name: of_name[chosen] for name, of_name in headline.items()}}
     config = model.config

@@ -22,6 +22,7 @@ from core.model.calibration import PhenotypeCalibration, temper, unsure_rules
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
+from core.random_streams import sample_rows
 from core.wording import listed
 
 #: Training cells that baselines are fitted on at most; a seeded sample beyond.
@@ -92,9 +93,28 @@ def baseline_cells(
 ) -> KnownCells:
     """Read the cells that the model was trained on, a sample of at most `MAX_BASELINE_CELLS`."""
     rows = store.select(trained_where, split="train") if trained_where else store.rows("train")
-    if len(rows) > MAX_BASELINE_CELLS:
-        rows = np.sort(rng.choice(rows, MAX_BASELINE_CELLS, replace=False))
-    return KnownCells.of_store(model, store, rows)
+    return KnownCells.of_store(model, store, sample_rows(rows, MAX_BASELINE_CELLS, rng))
+
+
+def predict_by_baselines(
+    baselines: Sequence[str],
+    training: KnownCells,
+    scored: KnownCells,
+    slot: int,
+    n_values: int,
+    *,
+    seed: int,
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Predict a phenotype: method -> (scored cells, values) probabilities; empty without a training label."""
+    known = training.codes[:, slot]
+    if not (known >= 0).any():
+        return {}
+    return {
+        method: predict_by_baseline(
+            method, training.expression, known, scored.expression, n_values, seed=seed
+        )
+        for method in baselines
+    }
 
 
 def with_joint_donors(
@@ -147,12 +167,10 @@ def compare_methods(
             continue
         on_progress(ProgressEvent("fitting baselines", number, len(predicted)))
         methods: dict[str, NDArray[np.floating[Any]]] = {"model": probabilities[name]}
-        if training is not None and (training.codes[:, slot] >= 0).any():
-            for method in baselines:
-                methods[method] = predict_by_baseline(
-                    method, training.expression, training.codes[:, slot], scored.expression,
-                    len(values), seed=seed,
-                )  # fmt: skip
+        if training is not None:
+            methods |= predict_by_baselines(
+                baselines, training, scored, slot, len(values), seed=seed
+            )
         phenotypes[name] = score_methods(
             name, values, truth, methods, donors=scored.donors, donor_names=donor_names, seed=seed
         )

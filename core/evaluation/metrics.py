@@ -26,6 +26,7 @@ from core.evaluation.report.records import (
     Calibration,
     DonorAccuracies,
     DonorAccuracy,
+    Interval,
     Intervals,
     OntologyScores,
     PhenotypeScores,
@@ -44,7 +45,7 @@ _RELIABILITY_BINS = 10
 _LEAST_DONOR_CELLS = 10
 N_RESAMPLES = 1000
 #: Bounds of a 95 % interval, in percent.
-BOUNDS = (2.5, 97.5)
+_BOUNDS = (2.5, 97.5)
 #: Weights held at a time: 8 million float64 are 64 MB.
 _MOST_WEIGHTS = 8_000_000
 
@@ -332,6 +333,12 @@ def bootstrap_scores(
     }
 
 
+def interval_of(drawn: FloatArray) -> Interval:
+    """Return the 95 % interval of bootstrap draws."""
+    low, high = np.percentile(drawn, _BOUNDS).tolist()
+    return low, high
+
+
 def _intervals(drawn: FloatArray) -> Intervals:
-    low, high = np.percentile(drawn, BOUNDS, axis=0).tolist()
+    low, high = np.percentile(drawn, _BOUNDS, axis=0).tolist()
     return Intervals(*zip(low, high, strict=True))

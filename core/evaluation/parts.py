@@ -17,13 +17,13 @@ from core.encoding.cell_batch import CellBatch
 from core.encoding.panel_cells import PanelReader
 from core.evaluation.marginals import Marginals
 from core.evaluation.masked_evaluation import negative_log_likelihood
-from core.evaluation.metrics import BOUNDS, N_RESAMPLES
+from core.evaluation.metrics import N_RESAMPLES, interval_of
 from core.evaluation.predict import predict, predict_phenotypes, row_batches
 from core.evaluation.report.records import Difference, PartMetric, Parts, PartScores
 from core.model.cell_model import LeftOut, TfxModel
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 
 _Floats = NDArray[np.float64]
 
@@ -59,9 +59,8 @@ def evaluate_parts(
     on_progress: Listener = ignore_progress,
 ) -> Parts:
     """Score a model on at most `MAX_CELLS` of the cells, a seeded sample, whole and without each of its parts."""
-    if len(rows) > MAX_CELLS:
-        rng = generator(seed, Stream.CONDITION_CELLS, MAX_CELLS)
-        rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
+    rng = generator(seed, Stream.CONDITION_CELLS, MAX_CELLS)
+    rows = sample_rows(rows, MAX_CELLS, rng)
     network, has_genes = model.network, model.config.classified is None
     variants = parts_left_out(network)
     total, done = len(rows) * (1 + has_genes) * len(variants), 0
@@ -182,5 +181,4 @@ class _Draws:
 
 def _interval(drawn: _Floats) -> tuple[float, float]:
     drawn = drawn[np.isfinite(drawn)]  # not of a draw without any labelled cell
-    low, high = np.percentile(drawn, BOUNDS).tolist() if len(drawn) else (math.nan, math.nan)
-    return low, high
+    return interval_of(drawn) if len(drawn) else (math.nan, math.nan)

@@ -17,6 +17,7 @@ from core.cells.store import SPLITS, NoStoreError, Store, places_of_store
 from core.errors import ConfigurationError, DataError
 from core.evaluation.fidelity.measures import compare_cells, gene_means
 from core.model.folder import CellModel
+from core.random_streams import sample_rows
 from core.wording import listed
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,7 @@ def _has(model: CellModel, store: Store, wanted: Mapping[int, int]) -> NDArray[n
 
 def _read(model: CellModel, store: Store, rows: NDArray[np.int64]) -> sparse.csr_matrix:
     """Read cells as the model sees them, at most `MAX_COMPARED` of them."""
-    if len(rows) > MAX_COMPARED:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_COMPARED, replace=False))
-    cells = store.read(rows, model.panel)
+    cells = store.read(sample_rows(rows, MAX_COMPARED, np.random.default_rng(0)), model.panel)
     if model.config.kind == "binary":
         cells.data = (cells.data >= model.values.edges[0]).astype(np.float32)
         cells.eliminate_zeros()

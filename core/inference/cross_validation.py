@@ -21,13 +21,13 @@ from scipy import sparse
 from core.cells.cell_filter import CellFilter, Condition
 from core.cells.store import Store
 from core.errors import ConfigurationError, TrainingInterrupted
-from core.evaluation.baselines import predict_by_baseline
 from core.evaluation.calibration import fit_calibration, score_confidence
 from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.method_comparison import (
     KnownCells,
     baseline_cells,
     baseline_names,
+    predict_by_baselines,
     review_donors,
     review_scores,
     store_of_task,
@@ -265,15 +265,13 @@ def _score_fold(
     training = baseline_cells(own, task, fold.trained_where, rng)
     probabilities: dict[str, dict[str, Floats]] = {}
     for name, found in predict_phenotypes(own, task, fold.rows, seed=seed).items():
-        known = training.codes[:, own.config.predicted[name]]
-        probabilities[name] = {"model": found}
-        for method in baselines:
-            of_method = np.full(found.shape, 1 / found.shape[1])  # without a training label
-            if (known >= 0).any():
-                of_method = predict_by_baseline(
-                    method, training.expression, known, cells.expression, found.shape[1], seed=seed
-                )
-            probabilities[name][method] = of_method
+        n_values, slot = found.shape[1], own.config.predicted[name]
+        # Without a training label all values are as likely.
+        probabilities[name] = {
+            "model": found,
+            **dict.fromkeys(baselines, np.full(found.shape, 1 / n_values)),
+            **predict_by_baselines(baselines, training, cells, slot, n_values, seed=seed),
+        }
     genes = []
     if own.config.classified is None:
         genes = [evaluate_masked(own, task, fold.rows, fold.preset.preset.loss, seed=seed).genes]

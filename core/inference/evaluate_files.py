@@ -48,7 +48,7 @@ from core.inference.query_cells import (
 )
 from core.model.folder import CellModel
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -117,10 +117,7 @@ def evaluate_files(
 
     def choose(codes: NDArray[np.int32]) -> NDArray[np.int64]:
         rows = np.flatnonzero((codes >= 0).any(axis=1))
-        if max_cells is None or len(rows) <= max_cells:
-            return rows
-        rng = generator(seed, Stream.EVALUATED_CELLS)
-        return np.sort(rng.choice(rows, max_cells, replace=False))
+        return sample_rows(rows, max_cells, generator(seed, Stream.EVALUATED_CELLS))
 
     read, parts = [], []
     for file in files:

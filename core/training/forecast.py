@@ -29,6 +29,7 @@ from core.model.batch_tensors import BatchTensors
 from core.model.cell_model import TfxModel
 from core.model.reference import SIZE_QUANTILES
 from core.presets.schema import Preset
+from core.random_streams import sample_rows
 from core.training.machine import (
     EncoderFlops,
     Machine,
@@ -96,8 +97,7 @@ def outline_of_store(preset: Preset, store: Store) -> CellOutline:
     """Outline the cells of a store, as `tfx train` would take them."""
     cells = RunCells.of(preset, store)
     store, training = cells.store, cells.training
-    rng = np.random.default_rng(0)
-    some = np.sort(rng.choice(training, min(len(training), _COUNTED_CELLS), replace=False))
+    some = sample_rows(training, _COUNTED_CELLS, np.random.default_rng(0))
     return CellOutline(
         source=f"store {store.path}",
         n_training=len(training),

@@ -30,7 +30,7 @@ from core.model.reference import Reference, size_quantiles
 from core.presets.loading import ResolvedPreset
 from core.presets.schema import Preset
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 from core.training.launched import launched_process
 from core.training.machine import EncoderFlops, Machine, choose_machine, device_peak
 from core.training.processes import Processes, check_accelerate_variables, recorded_variables
@@ -255,10 +255,8 @@ def build_model(
     ConfigurationError if the preset contradicts the cells; DataError if there is nothing to learn from.
     """
     store, panel, seed = cells.store, cells.panel, preset.train.seed
-    rows = cells.training
-    if len(rows) > MAX_FITTING_CELLS:
-        rng = generator(seed, Stream.FITTING_CELLS)
-        rows = np.sort(rng.choice(rows, MAX_FITTING_CELLS, replace=False))
+    rng = generator(seed, Stream.FITTING_CELLS)
+    rows = sample_rows(cells.training, MAX_FITTING_CELLS, rng)
     on_progress(ProgressEvent("reading training cells", 0, len(rows)))
     expression = store.read(rows, panel)
     on_progress(ProgressEvent("reading training cells", len(rows), len(rows)))

@@ -10,7 +10,7 @@ from core.evaluation.masked_evaluation import evaluate_masked
 from core.evaluation.metrics import score_phenotype
 from core.evaluation.predict import predict_phenotypes
 from core.progress import ProgressEvent
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 from core.training.run_setup import RunSetup
 
 
@@ -80,8 +80,6 @@ def majority_accuracies(setup: RunSetup) -> dict[str, float]:
 
 
 def _validation_rows(setup: RunSetup) -> NDArray[np.int64]:
-    rows, settings = setup.cells.validation, setup.preset.train
-    if len(rows) <= settings.eval_cells:
-        return rows
+    settings = setup.preset.train
     rng = generator(settings.seed, Stream.VALIDATION_CELLS)
-    return np.sort(rng.choice(rows, settings.eval_cells, replace=False))
+    return sample_rows(setup.cells.validation, settings.eval_cells, rng)

@@ -11,7 +11,6 @@ from sklearn.preprocessing import StandardScaler
 from core.evaluation import baselines
 from core.evaluation.baselines import (
     ALL_BASELINES,
-    QUICK_BASELINES,
     _two_genes,
     predict_by_baseline,
     score_two_genes,
@@ -22,15 +21,9 @@ VALUES = ["a", "b", "c"]
 FITTED = [method for method in ALL_BASELINES if method != "majority"]
 
 
-def logistic_regression_baseline(train_x, train, test_x, test, values, **options):
-    return baseline("logistic_regression", train_x, train, test_x, test, values, **options)
-
-
-def baseline(method, train_x, train, test_x, test, values=VALUES, *, seed=0, **options):
-    predicted = predict_by_baseline(
-        method, train_x, train, test_x, len(values), seed=seed, **options
-    )
-    return score_phenotype(test, predicted.argmax(axis=1), values)
+def baseline(method, train_x, train, test_x, test, *, seed=0):
+    predicted = predict_by_baseline(method, train_x, train, test_x, len(VALUES), seed=seed)
+    return score_phenotype(test, predicted.argmax(axis=1), VALUES)
 
 
 def cells(n_cells, seed=0, *, signal=5.0, n_genes=30):
@@ -120,14 +113,10 @@ def test_boosting_takes_the_genes_that_vary_most(monkeypatch):
     assert baseline("gradient_boosting", train_x, train, test_x, test).accuracy < 0.9
 
 
-def test_the_quick_baselines_are_some_of_all():
-    assert set(QUICK_BASELINES) <= set(ALL_BASELINES)
-
-
 def test_logistic_regression_agrees_with_a_plain_scikit_learn_fit():
     train_x, train = cells(300, signal=0.7)
     test_x, test = cells(300, seed=1, signal=0.7)
-    scores = logistic_regression_baseline(train_x, train, test_x, test, VALUES, seed=0)
+    scores = baseline("logistic_regression", train_x, train, test_x, test)
     scaler = StandardScaler().fit(train_x.toarray())
     model = LogisticRegression(
         C=baselines.PENALTY, class_weight="balanced", max_iter=5000, tol=1e-8
@@ -139,9 +128,9 @@ def test_logistic_regression_agrees_with_a_plain_scikit_learn_fit():
 def test_sparse_and_dense_routes_agree(monkeypatch):
     train_x, train = cells(300, signal=0.7)
     test_x, test = cells(300, seed=1, signal=0.7)
-    dense = logistic_regression_baseline(train_x, train, test_x, test, VALUES, seed=0)
+    dense = baseline("logistic_regression", train_x, train, test_x, test)
     monkeypatch.setattr(baselines, "DENSE_ENTRIES", 0)
-    lean = logistic_regression_baseline(train_x, train, test_x, test, VALUES, seed=0)
+    lean = baseline("logistic_regression", train_x, train, test_x, test)
     assert lean.accuracy == pytest.approx(dense.accuracy, abs=0.011)
 
 
@@ -152,10 +141,8 @@ def test_missing_labels_are_neither_trained_on_nor_scored():
     wrong[:150] = -1
     hidden = test.copy()
     hidden[:40] = -1
-    scores = logistic_regression_baseline(train_x, wrong, test_x, hidden, VALUES, seed=0)
-    kept = logistic_regression_baseline(
-        train_x[150:], train[150:], test_x[40:], test[40:], VALUES, seed=0
-    )
+    scores = baseline("logistic_regression", train_x, wrong, test_x, hidden)
+    kept = baseline("logistic_regression", train_x[150:], train[150:], test_x[40:], test[40:])
     assert scores.n_cells == 60
     assert scores.confusion == kept.confusion
 
@@ -171,33 +158,22 @@ def test_one_training_value_is_predicted_for_every_cell(method):
 def test_values_absent_from_training_or_test_are_handled():
     train_x, train = cells(300)
     test_x, test = cells(100, seed=1)
-    unseen = logistic_regression_baseline(
-        train_x[train < 2], train[train < 2], test_x, test, VALUES, seed=0
-    )
+    unseen = baseline("logistic_regression", train_x[train < 2], train[train < 2], test_x, test)
     assert np.array(unseen.confusion)[:, 2].sum() == 0
-    untested = logistic_regression_baseline(
-        train_x, train, test_x[test < 2], test[test < 2], VALUES, seed=0
-    )
+    untested = baseline("logistic_regression", train_x, train, test_x[test < 2], test[test < 2])
     assert untested.accuracy > 0.95
-
-
-def test_test_without_labels_gives_empty_scores():
-    train_x, train = cells(60)
-    scores = logistic_regression_baseline(train_x, train, train_x, np.full(60, -1), VALUES, seed=0)
-    assert scores.n_cells == 0
 
 
 def test_constant_genes_do_no_harm():
     train_x, train = cells(200)
     test_x, test = cells(100, seed=1)
     pad = sparse.csr_matrix(np.tile([0.0, 3.0], (200, 1)))
-    scores = logistic_regression_baseline(
+    scores = baseline(
+        "logistic_regression",
         sparse.csr_matrix(sparse.hstack([train_x, pad])),
         train,
         sparse.csr_matrix(sparse.hstack([test_x, pad[:100]])),
         test,
-        VALUES,
-        seed=0,
     )
     assert scores.accuracy > 0.95
 
@@ -208,9 +184,7 @@ def test_large_training_sets_are_sampled_with_the_seed(monkeypatch):
     test_x, test = cells(300, seed=1, signal=0.7)
 
     def confusion(seed):
-        return logistic_regression_baseline(
-            train_x, train, test_x, test, VALUES, seed=seed
-        ).confusion
+        return baseline("logistic_regression", train_x, train, test_x, test, seed=seed).confusion
 
     assert confusion(0) == confusion(0)
     assert confusion(0) != confusion(1)
@@ -220,7 +194,7 @@ def test_a_fit_that_does_not_converge_is_logged_and_warns_nobody(monkeypatch, ca
     monkeypatch.setattr(baselines, "_MAX_ITERATIONS", 1)
     train_x, train = cells(100)
     with caplog.at_level(logging.WARNING):
-        logistic_regression_baseline(train_x, train, train_x, train, VALUES, seed=0)
+        baseline("logistic_regression", train_x, train, train_x, train)
     assert "did not converge" in caplog.text
 
 

@@ -113,14 +113,6 @@ def test_missing_labels_are_not_scored(model, tiny_store):
     assert report.phenotypes["sex"]["model"].n_cells == n_known
 
 
-def test_a_split_of_one_value_says_that_its_accuracy_means_little(model, tiny_store):
-    def all_female(codes):
-        codes[tiny_store.rows("test"), 0] = 0
-
-    notes = score(model, with_codes(tiny_store, all_female)).notes
-    assert "sex: all scored cells have one value, so its accuracy means little" in notes
-
-
 def test_two_genes_predict_sex_and_the_report_notes_it(model, tiny_store):
     report = score(model, tiny_store)
     assert list(report.two_genes) == ["sex"]

@@ -56,11 +56,6 @@ def test_scores_equal_those_of_scikit_learn(n_cells, n_values, seed):
     assert (np.array(scores.confusion) == expected).all()
 
 
-def test_value_predicted_but_never_true_does_not_enter_macro_f1():
-    scores = score_phenotype([0, 0, 1, 1], [0, 0, 1, 2], VALUES)
-    assert scores.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
-
-
 def test_missing_prediction_is_an_error_outside_the_confusion_matrix():
     scores = score_phenotype([0, 0], [0, -1], VALUES)
     assert scores.accuracy == 0.5

@@ -151,11 +151,6 @@ def test_a_short_sequence_holds_a_part_of_what_is_on():
     assert drawn.shape == (20, N_GENES)
 
 
-def test_what_the_layout_cannot_do_is_refused():
-    with pytest.raises(ConfigurationError, match="expressed layout have no Gibbs sweeps"):
-        check_can_generate(expressed_model(), GenerateSettings(method="gibbs"))
-
-
 def test_a_model_that_was_never_asked_about_genes_that_are_off_is_refused():
     model = expressed_model()
     assert check_can_generate(model, GenerateSettings()) == []

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from core.errors import ConfigurationError
 from core.training.virtual_ranks import RunCells, make_batch_source
 from tests.tiny_atlas import build_model, tiny_preset
 
@@ -49,18 +48,3 @@ def test_a_budget_of_expressed_cells_is_never_exceeded(tiny_store, max_length, g
     assert len(set(n_cells.tolist())) > 1
     # With edges above zero some stored values are bin 0, and cells a little shorter than planned.
     assert tokens.mean() == pytest.approx(2_000 - longest, rel=0.12)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"train__tokens_per_batch": 39}, r"= 39 has no room for a cell of 40 tokens"),
-        (
-            {"encoding__layout": "expressed", "train__tokens_per_batch": 20},
-            r"train\.tokens_per_batch = 20 has no room for two cells",
-        ),
-    ],
-)
-def test_a_budget_without_room_is_refused(tiny_store, options, message):
-    with pytest.raises(ConfigurationError, match=message):
-        source_of(tiny_store, **options)

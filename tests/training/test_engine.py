@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.errors import ConfigurationError, MachineError, TfxError, TrainingInterrupted
+from core.errors import ConfigurationError, TfxError, TrainingInterrupted
 from core.model.folder import CellModel
 from core.model.losses import masked_loss
 from core.presets.loading import ResolvedPreset
@@ -277,33 +277,6 @@ def test_a_finished_run_started_again_does_nothing_more(tiny_store, tmp_path):
     second = train(short(), tiny_store, tmp_path / "run")
     assert second == first
     assert metrics_of(tmp_path / "run") == before
-
-
-# -------------------------------------------------------------------------------- refusals
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"train__precision": "fp16"}, MachineError, "fp16"),
-        ({"model__attention": "varlen"}, MachineError, "varlen"),
-        ({"loss__kind": "bce"}, ConfigurationError, "does not fit"),
-        ({"encoding__max_length": 20}, ConfigurationError, "too short"),
-        ({"model__layers": 0}, ConfigurationError, "leaves no model"),
-        ({"train__tokens_per_batch": 30}, ConfigurationError, "no room for a cell of 40 tokens"),
-    ],
-)
-def test_what_cannot_run_is_refused_before_anything_is_written(
-    tiny_store, tmp_path, options, error, message
-):
-    with pytest.raises(error, match=message):
-        train(short(**options), tiny_store, tmp_path / "runs" / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_cuda_without_a_cuda_device_is_refused_before_anything_is_written(tiny_store, tmp_path):
-    with pytest.raises(MachineError, match=r"train\.device = 'cuda'"):
-        train(short(train__device="cuda"), tiny_store, tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
 
 
 # --------------------------------------------------------------------- non-finite gradients

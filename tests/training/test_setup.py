@@ -130,14 +130,6 @@ def test_a_filter_of_unknown_labels_is_refused_before_training(tiny_store):
         build(tiny_store, data__where=["tisue=lung"])
 
 
-def test_start_from_copies_another_models_weights(tiny_store, tmp_path):
-    first = build(tiny_store, train__seed=1)
-    first.save(tmp_path / "model")
-    second = build(tiny_store, model__start_from=str(tmp_path / "model"))
-    for name, value in first.network.state_dict().items():
-        assert torch.equal(value, second.network.state_dict()[name]), name
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

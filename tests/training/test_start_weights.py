@@ -14,10 +14,11 @@ def build(store, folder, **options):
     return build_model(preset, store, name="example")
 
 
-def test_a_run_folder_stands_for_the_model_inside_it(tiny_store, tmp_path):
+@pytest.mark.parametrize("folder", ["run/model", "run"])
+def test_weights_are_those_of_a_model_folder_or_of_the_run_around_it(tiny_store, tmp_path, folder):
     first = build_model(tiny_preset(train__seed=1).preset, tiny_store, name="example")
     first.save(tmp_path / "run" / "model")
-    second = build(tiny_store, tmp_path / "run")
+    second = build(tiny_store, tmp_path / folder)
     for name, value in first.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name]), name
 

@@ -60,12 +60,6 @@ def test_a_run_of_two_virtual_ranks_learns_from_as_many_cells_per_step(tiny_stor
     )
 
 
-def test_a_batch_that_virtual_ranks_cannot_share_is_refused(tiny_store, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"train\.batch_size = 16 cells cannot be shared"):
-        train(short(train__virtual_ranks=3), tiny_store, tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_resumed_run_keeps_its_virtual_ranks(tiny_store, tmp_path):
     train(short(train__virtual_ranks=2), tiny_store, tmp_path / "whole")
     with pytest.raises(Exception, match="stopped at step 5"):

@@ -28,6 +28,7 @@ from core.evaluation.fidelity.measures import (
     macro_f1,
 )
 from core.evaluation.method_comparison import KnownCells
+from core.evaluation.metrics import interval_of
 from core.evaluation.predict import Prediction, predict
 from core.evaluation.report.records import ConditionLikelihood, Difference, Rebalanced
 from core.model.folder import CellModel
@@ -198,7 +199,6 @@ def compare_rebalancing(
     found = {}
     for name, of_way in scores.items():
         ahead = of_way - scores["class weights"]
-        low, high = np.percentile(ahead[1:], (2.5, 97.5))
         recalls = [
             (predicted[name][real.classes == code] == code).mean()
             for code in np.unique(real.classes)
@@ -206,7 +206,7 @@ def compare_rebalancing(
         found[name] = Rebalanced(
             float(np.mean(recalls)),
             float(of_way[0]),
-            Difference(float(ahead[0]), (float(low), float(high))),
+            Difference(float(ahead[0]), interval_of(ahead[1:])),
             len(added[name]),
         )
     return found
@@ -266,11 +266,9 @@ def condition_likelihood(
     rng = generator(0, Stream.LIKELIHOOD_RESAMPLES)
     n = len(rows)
     weights = rng.multinomial(n, np.full(n, 1 / n), _LIKELIHOOD_RESAMPLES)
-    low, high = np.percentile(weights @ (of_model - of_marginals) / n, (2.5, 97.5))
+    interval = interval_of(weights @ (of_model - of_marginals) / n)
     ours, theirs = float(of_model.mean()), float(of_marginals.mean())
-    return ConditionLikelihood(
-        n, ours, theirs, Difference(ours - theirs, (float(low), float(high)))
-    )
+    return ConditionLikelihood(n, ours, theirs, Difference(ours - theirs, interval))
 
 
 def class_marginal_nll(

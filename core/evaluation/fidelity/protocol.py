@@ -27,9 +27,10 @@ from core.evaluation.fidelity.measures import (
     LabelledCells,
     squared_distances,
 )
+from core.evaluation.metrics import interval_of
 from core.evaluation.report.records import Difference, Measured
 from core.progress import Listener, ProgressEvent, ignore_progress
-from core.random_streams import Stream, generator
+from core.random_streams import Stream, generator, sample_rows
 
 #: With fewer matched cells on a side nothing is scored.
 LEAST_CELLS = 40
@@ -154,7 +155,7 @@ class _TrainingCells:
             if len(cells) <= most:
                 return cells
             rng = generator(seed, Stream.FIDELITY_SAMPLE)
-            return cells.take(np.sort(rng.choice(len(cells), most, replace=False)))
+            return cells.take(sample_rows(np.arange(len(cells)), most, rng))
 
         fitted = sample(_MOST_FITTED)
         self._classifier = ClassClassifier(fitted.values, fitted.classes)
@@ -414,5 +415,5 @@ def _summary(seeds: _Draws) -> Measured:
     """
     points = np.array([one[0] for one in seeds.values()])
     moved = [one[1:] - one[1:].mean() + one[0] for one in seeds.values()]
-    low, high = np.percentile(np.concatenate(moved), (2.5, 97.5))
-    return Measured(float(points.mean()), float(points.std()), (float(low), float(high)))
+    interval = interval_of(np.concatenate(moved))
+    return Measured(float(points.mean()), float(points.std()), interval)

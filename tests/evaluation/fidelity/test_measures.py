@@ -174,16 +174,6 @@ def test_nearest_distances_equal_sklearns():
     assert nearest_distances(left, right) == pytest.approx(expected)
 
 
-def test_order_of_cells_does_not_matter():
-    real, generated = points(60, 0), points(60, 1)
-    order = np.random.default_rng(3).permutation(60)
-    median = median_squared_distance(real)
-    assert median_squared_distance(real[order]) == pytest.approx(median)
-    assert mmd2_between(real[order], generated[order[::-1]], median) == pytest.approx(
-        mmd2_between(real, generated, median)
-    )
-
-
 def test_copies_are_found_and_empty_cells_are_none():
     rng = np.random.default_rng(0)
     training = rng.integers(0, 4, (100, 30)).astype(np.uint8)
