@@ -83,7 +83,7 @@ class PooledEmbedding(nn.Module):
         is_higher = is_visible & (bins > 0)
         row = gene * self.n_higher_bins + (bins - 1).clamp(0, self.n_higher_bins - 1)
         first, weight = batch.cu_seqlens[:-1].long(), None
-        if row.is_cuda:  # the number of such genes is not known to the host
+        if row.device.type != "cpu":  # the number of such genes is not known to the host
             weight = is_higher.float()
         else:
             kept = is_higher.nonzero().squeeze(1)

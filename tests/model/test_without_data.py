@@ -33,6 +33,8 @@ SHAPES = [
     {"cell_states": 3, **EVERY_PART},
     {"attention": "eager", "attention_dropout": 0.1, "layout": "expressed"},
     {"cls_reconstruction": True, "cls_contrast": True},
+    {"cls_reconstruction": True, "cls_contrast": True, "context_genes": 5, **EVERY_PART},
+    {"encoder": "pooled", **EVERY_PART, "cell_summary": False},
     {"phenotypes": {}, **EVERY_PART},
 ]
 
