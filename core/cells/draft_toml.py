@@ -150,7 +150,7 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
     values, is_pooled = dataclasses.asdict(sizes), sizes.encoder == "pooled"
     values["library_size"] = (
         "library_size = true # the model reads the total counts of each cell"
-        if facts.values == "counts"
+        if facts.values != "log1p values"
         else "library_size = false # true needs counts, whose total of each cell the model reads then"
     )
     values["log_linear_steps"] = (
@@ -223,6 +223,10 @@ def _data(facts: DraftFacts, sizes: Sizes) -> Iterator[str]:
     yield f"files = {write_value(list(facts.files))}"
     matrix = "in every file" if facts.matrix != "auto" else "the files have different matrices"
     yield _setting("matrix", facts.matrix, f"{facts.values}, {matrix}")
+    if facts.values == "log1p of counts":
+        yield _setting(
+            "values", "counts", "recovered from log1p values; auto: log1p values as they are"
+        )
     yield _setting("genes", sizes.genes, f"of {facts.n_genes:,}, most variable first")
     yield f"# gene ids: {visible(facts.gene_ids)}"
     yield ""

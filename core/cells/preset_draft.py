@@ -48,7 +48,7 @@ class DraftFacts:
     n_genes: int
     #: "X", "raw" or "layers/NAME"; "auto" if the files differ.
     matrix: str
-    #: "counts" or "log1p values".
+    #: "counts", "log1p of counts" (from which they can be recovered) or "log1p values".
     values: str
     #: Where the gene ids are, in words.
     gene_ids: str
@@ -202,7 +202,7 @@ def _facts(
         n_cells=facts["cells"],
         n_genes=facts["genes"],
         matrix=matrices.pop() if len(matrices) == 1 else "auto",
-        values="counts" if facts["values"] == "counts" else "log1p values",
+        values=_values(facts),
         gene_ids=" or ".join(dict.fromkeys(one["gene_ids"] for one in facts["files"])),
         phenotypes=described([one for one in columns.phenotypes if one.name not in unfit]),
         left_out=[
@@ -216,6 +216,13 @@ def _facts(
         has_few_donors=has_few_donors,
         warnings=warnings,
     )
+
+
+def _values(facts: dict[str, Any]) -> str:
+    if facts["values"] == "counts":
+        return "counts"
+    recovers = all(one["recovers_counts"] for one in facts["files"])
+    return "log1p of counts" if recovers else "log1p values"
 
 
 def _note(found: FoundColumn, n_cells: int) -> str:

@@ -1,5 +1,6 @@
 """What `tfx init` finds in files."""
 
+import numpy as np
 import pytest
 
 from core.cells import preset_draft
@@ -24,10 +25,20 @@ def test_facts_of_two_files(tmp_path):
     assert look_at_files([first]).n_cells == 60
 
 
-def test_log_values_are_recognised(tmp_path):
-    adata = make_adata()
-    adata.X = log_normalised(make_counts()).astype("float32")
-    assert look_at_files([write(adata, tmp_path)]).values == "log1p values"
+def test_counts_are_recovered_from_log_values_where_they_can_be(tmp_path):
+    adata, counts = make_adata(), make_counts()
+    adata.X = log_normalised(counts).astype("float32")
+    facts = look_at_files([write(adata, tmp_path, "counts.h5ad")])
+    assert facts.values == "log1p of counts"
+    text = write_draft(facts, choose_sizes(60, 40, "cpu"), path="a.toml", device="cpu")
+    preset = ResolvedPreset.from_toml(text).preset
+    assert (preset.data.values, preset.model.library_size) == ("counts", True)
+    adata.X = log_normalised(counts * np.random.default_rng(0).uniform(0.5, 2, counts.shape))
+    facts = look_at_files([write(adata, tmp_path, "corrected.h5ad")])
+    assert facts.values == "log1p values"
+    text = write_draft(facts, choose_sizes(60, 40, "cpu"), path="a.toml", device="cpu")
+    preset = ResolvedPreset.from_toml(text).preset
+    assert (preset.data.values, preset.model.library_size) == ("auto", False)
 
 
 def test_matrices_that_differ_from_file_to_file_are_left_to_auto(tmp_path):

@@ -240,6 +240,7 @@ def _describe(one: FileSummary) -> dict[str, Any]:
         "gene_ids": None if table is None else table.source,
         "matrix": None if choice is None else choice.matrix,
         "state": None if choice is None else str(choice.state),
+        "recovers_counts": choice is not None and choice.scale.unit is not None,
         "matrices": matrices,
         "cells_read": 0 if expression is None else len(expression.rows),
         "values_read": 0 if expression is None else expression.n_values,
