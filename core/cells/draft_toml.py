@@ -26,7 +26,7 @@ Device = Literal["cpu", "cuda", "mps"]
 
 #: Column of the comments.
 _WIDTH = 28
-#: With fewer cells the log-linear part learns nearly all that a large network could.
+#: With fewer cells training soon repeats them.
 _FEW_CELLS = 2_000
 _MANY_CELLS = 50_000
 #: A panel smaller by a lower factor than this saves nothing.
@@ -55,7 +55,7 @@ weighting = {weighting}
 
 [train]
 max_steps = {max_steps}
-{log_linear_steps}batch_size = {batch_size}
+batch_size = {batch_size}
 learning_rate = {learning_rate}
 log_linear_weight_decay = {log_linear_weight_decay}
 warmup_ratio = 0.05
@@ -73,6 +73,8 @@ layers = {layers}
 hidden_size = {hidden_size}
 heads = {heads}
 dropout = {dropout}
+norm = "pre"
+initial_weights = "fan_in"
 {library_size}
 log_linear = true # the classical part, to whose logits the encoder's are added
 log_linear_rank = {log_linear_rank}
@@ -102,7 +104,6 @@ class Sizes:
     dropout: float
     log_linear_rank: int
     cell_states: int
-    log_linear_steps: int
     log_linear_weight_decay: float
     batch_size: int
     max_steps: int
@@ -110,13 +111,16 @@ class Sizes:
     encoder: Literal["attention", "pooled"] = "attention"
 
 
-#: As in presets/pbmc68k.toml.
-_FEW = Sizes(256, 1, 48, 4, 0.2, 24, 0, 0, 1.0, 64, 600, 5e-4)
 #: All genes of most files, in minutes (benchmarks/model.md).
-_CPU = Sizes(2000, 3, 128, 4, 0.0, 0, 0, 0, 0.3, 64, 3000, 2e-3, "pooled")
+_CPU = Sizes(2000, 3, 128, 4, 0.0, 0, 0, 0.3, 64, 3000, 2e-3, "pooled")
+#: As in presets/pbmc68k.toml.
+_FEW = dataclasses.replace(
+    _CPU, dropout=0.1, log_linear_weight_decay=1.0, max_steps=600, learning_rate=1e-3
+)
 _CPU_MANY = dataclasses.replace(_CPU, max_steps=8000)
-_GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 2000, 0.3, 64, 10_000, 5e-4)
-_GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 2000, 0.3, 128, 30_000, 3e-4)
+#: The learning rate that was best at width 64 (2e-3, benchmarks/model.md) falls as the width grows.
+_GPU = Sizes(1024, 4, 256, 4, 0.1, 48, 64, 0.3, 64, 10_000, 5e-4)
+_GPU_MANY = Sizes(2048, 6, 512, 8, 0.1, 64, 64, 0.3, 128, 30_000, 3e-4)
 
 
 def choose_sizes(n_cells: int, n_genes: int, device: Device, *, n_listed: int = 0) -> Sizes:
@@ -152,12 +156,6 @@ def write_draft(facts: DraftFacts, sizes: Sizes, *, path: str, device: Device) -
         "library_size = true # the model reads the total counts of each cell"
         if facts.values != "log1p values"
         else "library_size = false # true needs counts, whose total of each cell the model reads then"
-    )
-    values["log_linear_steps"] = (
-        ""
-        if is_pooled
-        else f"log_linear_steps = {sizes.log_linear_steps} # first steps, which train the log-linear part "
-        "alone, quickly\n"
     )
     values |= {
         "machine": "a CPU" if device == "cpu" else "a GPU",

@@ -67,13 +67,16 @@ def test_sizes_fit_any_number_of_cells_and_genes(device, n_cells, n_genes):
     assert (sizes.encoder == "attention") <= sizes.log_linear_rank <= n_genes
     assert 1 <= sizes.batch_size <= max(n_cells, 1)
     assert sizes.hidden_size % sizes.heads == 0
-    assert sizes.log_linear_steps < sizes.max_steps
     text = write_draft(facts(), sizes, path="x.toml", device=device)
     preset = ResolvedPreset.from_toml(text).preset
     assert preset.data.genes == sizes.genes
     assert preset.model.encoder == sizes.encoder
     assert preset.model.log_linear_rank == sizes.log_linear_rank
-    assert preset.train.log_linear_steps == sizes.log_linear_steps
+    assert preset.train.log_linear_steps == 0
+    assert (preset.model.initial_weights, preset.train.learning_rate) == (
+        "fan_in",
+        sizes.learning_rate,
+    )
     assert preset.train.eval_steps <= preset.train.max_steps
 
 
@@ -82,22 +85,26 @@ def test_a_gpu_and_more_cells_get_a_larger_model():
         choose_sizes(n_cells, 20_000, device)
         for n_cells, device in ((700, "cuda"), (9_000, "cpu"), (9_000, "cuda"), (10**6, "cuda"))
     )
-    assert few.hidden_size < cpu.hidden_size < gpu.hidden_size < many.hidden_size
-    assert few.genes < gpu.genes < many.genes
+    assert few.max_steps < cpu.max_steps < gpu.max_steps < many.max_steps
+    assert cpu.hidden_size < gpu.hidden_size < many.hidden_size
+    assert gpu.genes < many.genes
     assert few.cell_states == 0 < gpu.cell_states
 
 
-def test_on_a_cpu_a_pooled_encoder_reads_all_genes():
-    assert [choose_sizes(9_000, 20_000, device).encoder for device in ("cpu", "cuda")] == [
-        "pooled",
-        "attention",
-    ]
+def test_few_cells_or_a_cpu_get_a_pooled_encoder_of_all_genes():
+    for n_cells, device, encoder in (
+        (9_000, "cpu", "pooled"),
+        (9_000, "cuda", "attention"),
+        (700, "cuda", "pooled"),
+    ):
+        assert choose_sizes(n_cells, 20_000, device).encoder == encoder
     assert choose_sizes(9_000, 20_000, "cpu").genes == 2_000
+    assert choose_sizes(900, 20_000, "cpu").genes == 2_000
 
 
 def test_a_panel_of_nearly_all_genes_takes_all():
-    genes = {n: choose_sizes(900, n, "cpu").genes for n in (30, 256, 300, 384, 385)}
-    assert genes == {30: 30, 256: 256, 300: 300, 384: 384, 385: 256}
+    genes = {n: choose_sizes(900, n, "cpu").genes for n in (30, 2_000, 3_000, 3_001)}
+    assert genes == {30: 30, 2_000: 2_000, 3_000: 3_000, 3_001: 2_000}
 
 
 @pytest.mark.parametrize("values", ["counts", "log1p values"])
