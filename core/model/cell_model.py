@@ -97,7 +97,8 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
                 dropout=self.config.attention_dropout,
                 ragged=self.config.layout == "expressed",
             )
-            logger.info("attention: %s (%s)", self._route.name, self._route.reason)
+            if self.config.encoder == "attention":
+                logger.info("attention: %s (%s)", self._route.name, self._route.reason)
         return self._route
 
     def forward(self, batch: BatchTensors) -> CellOutput:
