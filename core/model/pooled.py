@@ -11,6 +11,7 @@ V values of all phenotypes.
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 
 from core.encoding.tokens import MASK
@@ -83,7 +84,9 @@ class PooledEmbedding(nn.Module):
         is_higher = is_visible & (bins > 0)
         row = gene * self.n_higher_bins + (bins - 1).clamp(0, self.n_higher_bins - 1)
         first, weight = batch.cu_seqlens[:-1].long(), None
-        if row.device.type != "cpu":  # the number of such genes is not known to the host
+        if row.device.type != "cpu" or is_fake(
+            row
+        ):  # the host does not know the number of such genes
             weight = is_higher.float()
         else:
             kept = is_higher.nonzero().squeeze(1)

@@ -85,6 +85,14 @@ def test_what_is_counted_is_what_is_kept(case):
     assert counted == pytest.approx(really_kept(config, loss, machine, batch), rel=0.02)
 
 
+def test_a_pooled_encoder_is_counted_without_knowing_which_genes_are_expressed():
+    options = {"model__encoder": "pooled", "model__log_linear": True, "model__log_linear_rank": 0}
+    config, loss, machine, route, batch = described(masking__genes="uniform", **options)
+    counted = batch_activation_bytes(config, loss, machine, route, batch)
+    kept = really_kept(config, loss, machine, batch)
+    assert kept <= counted < 1.5 * kept
+
+
 def test_more_layers_and_cells_keep_more_but_more_weights_do_not():
     one = batch_activation_bytes(*described(model__layers=1))
     two = batch_activation_bytes(*described(model__layers=2))
