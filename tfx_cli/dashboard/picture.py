@@ -118,7 +118,7 @@ def write_x_ticks(
     """Write the name of the x axis, and as many ticks as fit beside it, into the last row."""
     canvas.write(canvas.height - 1, canvas.width - len(x_name), x_name, style)
     end = canvas.width - len(x_name) - 2
-    for n_most in range(max(n_columns // 12, 3), 0, -1):
+    for n_most in range(max(n_columns // 12, 5), 0, -1):
         ticks = nice_ticks(*x_range, n_most)
         placed = [
             (left + column_of(tick, x_range, n_columns) - len(label) // 2, label)
