@@ -14,13 +14,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "benchmarks").glob("*.md")),
 ]
-_FENCE = re.compile(
-    r"^(?P<run><!-- run -->\n+)?```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$",
-    re.MULTILINE | re.DOTALL,
-)
-_INDENTED = re.compile(
-    r"(?:^|\n\n)(?P<run><!-- run -->\n+)?(?P<text>(?:    .*(?:\n|\Z)|\n(?=    ))+)"
-)
+_FENCE = re.compile(r"^```(?P<kind>\w*)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?:^|\n\n)(?P<text>(?:    .*(?:\n|\Z)|\n(?=    ))+)")
+_PROGRAMS = ("tfx ", "pip ", "python", "accelerate ", "docker ", "cell-eval ", "srun ")
 _INLINE = re.compile(r"(?<!`)`(tfx [^`\n]+)`(?!`)")
 #: Where a command line ends: an explanation behind it, a redirection, another command.
 _END = re.compile(r"\s{2,}(?=\S)|\s+[#>|;&](?:\s|$)|\s+2>")
@@ -28,11 +24,18 @@ _END = re.compile(r"\s{2,}(?=\S)|\s+[#>|;&](?:\s|$)|\s+2>")
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code, and whether a test is to run it."""
+    """A block of code; indented ones and those that name no language have the kind "bash"."""
 
     kind: str
     text: str
-    runs: bool
+
+    @property
+    def commands(self) -> list[str]:
+        """Command lines to run; none in a block that shows output, a formula or a file."""
+        lines = [line.strip().removeprefix("$ ") for line in self.text.splitlines()]
+        if self.kind != "bash" or not any(line.startswith(_PROGRAMS) for line in lines):
+            return []
+        return [line for line in lines if line and not line.startswith("#")]
 
 
 def code_blocks(text: str) -> Iterator[Block]:
@@ -44,21 +47,22 @@ def code_blocks(text: str) -> Iterator[Block]:
         kind, content = match.groupdict().get("kind"), match["text"]
         if kind is None:
             content = re.sub(r"^    ", "", content, flags=re.MULTILINE)
-        yield Block(kind or "bash", content, match["run"] is not None)
+        yield Block(kind or "bash", content)
 
 
 def command_lines(text: str) -> list[list[str]]:
     """Give the arguments of every ``tfx`` command in a block of code, as a shell would read them."""
     lines = [line for block in code_blocks(text) for line in block.text.splitlines()]
-    return _arguments_of(lines)
+    return arguments_of(lines)
 
 
 def mentioned_commands(text: str) -> list[list[str]]:
     """Give the same for commands within sentences, which may leave arguments out."""
-    return _arguments_of(_INLINE.findall(_FENCE.sub("", text)))
+    return arguments_of(_INLINE.findall(_FENCE.sub("", text)))
 
 
-def _arguments_of(lines: Iterable[str]) -> list[list[str]]:
+def arguments_of(lines: Iterable[str]) -> list[list[str]]:
+    """Give the arguments of those of the lines that are ``tfx`` commands."""
     commands = [line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines]
     found = [_arguments(command) for command in commands if command.startswith("tfx ")]
     return [one for one in found if one is not None]
