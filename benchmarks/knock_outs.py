@@ -151,7 +151,7 @@ def measured_shift(
     """(G,) change of mean log values in simulated cells of a context when the gene is silenced."""
     condition = {one.name: one.values[0] for one in where.conditions}
     means = []
-    for silenced in (None, gene):
+    for silenced in ((), (gene,)):
         drawn = simulate_cells(
             3000, seed=1000 + seed, version=version, silenced=silenced, include_left_out=False,
             **condition,

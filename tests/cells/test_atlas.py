@@ -275,7 +275,7 @@ def knock_out_shift(gene, version):
     """Mean change of log values in macrophages when a gene is silenced."""
     drawn = {"seed": 3, "n_donors": 1, "age": 50, "version": version, **MACROPHAGE}
     before, after = (
-        log_values(simulate_cells(800, silenced=one, **drawn)).mean() for one in (None, gene)
+        log_values(simulate_cells(800, silenced=one, **drawn)).mean() for one in ((), (gene,))
     )
     return after - before
 
@@ -297,4 +297,4 @@ def test_with_directed_regulation_a_target_that_is_silenced_changes_no_other_gen
     truth = json.loads(simulate_atlas(20, version=2).uns["tfx_truth"])
     assert truth["regulators"]["inflammation"] == "IL1B"
     with pytest.raises(ConfigurationError, match="no gene 'IL1Z'"):
-        simulate_cells(20, seed=0, silenced="IL1Z")
+        simulate_cells(20, seed=0, silenced=("IL1Z",))

@@ -192,7 +192,7 @@ def _bar(
         return Text("")
     drawn = ("█" if is_clear else "▒") * round(half * min(abs(value) / widest, 1.0))
     left, right = (drawn, "") if value < 0 else ("", drawn)
-    styles = colours if is_clear else ("dim", "dim")
+    styles = colours if is_clear else ("", "")
     return Text.assemble((f"{left:>{half}}", styles[0]), "│", (f"{right:{half}}", styles[1]))
 
 

@@ -7,6 +7,7 @@ arithmetic is elementwise numpy in blocks of fixed size: the rounding of a matri
 depend on the number of threads, so that one seed would not give the same bytes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,12 +43,12 @@ class CellTable:
 
 
 def sample_counts(
-    truth: AtlasTruth, cells: CellTable, rng: np.random.Generator, *, silenced: str | None = None
+    truth: AtlasTruth, cells: CellTable, rng: np.random.Generator, *, silenced: Sequence[str] = ()
 ) -> sparse.csr_matrix:
     """Draw raw counts: (cells, genes), float32 whole numbers in CSR form, sorted indices.
 
-    ``silenced`` is a gene that is knocked out: it is not transcribed, and its programme is silent. In a
-    programme with a regulator, the others are silent of the regulator's noise alone, and only if that is the gene.
+    ``silenced`` are genes that are knocked out: they are not transcribed, and their programmes are silent. In a
+    programme with a regulator, the others are silent of the regulator's noise alone, and only if that is such a gene.
     """
     parameters = truth.parameters
     n_cells, n_donors, n_genes = len(cells.donors), len(cells.ages), len(truth.genes)
@@ -59,7 +60,7 @@ def sample_counts(
     ambient_fraction = rng.beta(mean * concentration, (1.0 - mean) * concentration, n_cells)
 
     rates = _Rates(truth, cells.conditions)
-    gone = None if silenced is None else rates.column_of[silenced]
+    gone = [rates.column_of[gene] for gene in silenced]
     shape = np.asarray(truth.shape)
     decades = (cells.ages - 50.0) / 10.0
     blocks = []
@@ -73,7 +74,7 @@ def sample_counts(
         for programme, columns, loadings in rates.loadings:
             activity = rng.standard_normal(len(donor))
             loading = loadings[condition]
-            at = np.flatnonzero(columns == gone)
+            at = np.flatnonzero(np.isin(columns, gone))
             if len(at) and programme not in truth.regulators:
                 activity = _SILENT * np.sign(loading[:, at[0]])
             # minus half the variance: a programme leaves the mean expression as it is
@@ -81,11 +82,10 @@ def sample_counts(
             if programme in truth.regulators:
                 noise = rng.standard_normal(len(donor))
                 passed = rates.passed_noise(programme, columns, loading)
-                if rates.column_of[truth.regulators[programme]] == gone:
+                if rates.column_of[truth.regulators[programme]] in gone:
                     noise = np.full(len(donor), _SILENT)
                 log_rate[:, columns] += noise[:, None] * passed - 0.5 * passed**2
-        if gone is not None:
-            log_rate[:, gone] = -np.inf
+        log_rate[:, gone] = -np.inf
         own = np.exp(log_rate)
         own /= own.sum(axis=1, keepdims=True)
         fraction = ambient_fraction[block, None]

@@ -5,6 +5,7 @@ condition of the same world, combinations that the data set leaves out included.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,20 +77,20 @@ def simulate_cells(
     include_left_out: bool = True,
     n_donors: int = 24,
     version: int = 1,
-    silenced: str | None = None,
+    silenced: Sequence[str] = (),
     **condition: str,
 ) -> "AnnData":
     """Draw ``n`` new cells of a condition from new donors, for scoring.
 
     ``condition`` gives sex, tissue, cell_type or disease; unspecified ones, and the age in years,
     are drawn as frequently as they occur in the simulated population. Returns an AnnData as of
-    `simulate_atlas`, without ``uns["tfx_truth"]``. ``silenced`` is a gene that is knocked out in all cells
-    (`core.cells.atlas.sampling.sample_counts`).
+    `simulate_atlas`, without ``uns["tfx_truth"]``. ``silenced`` are genes that are knocked out in all
+    cells (`core.cells.atlas.sampling.sample_counts`).
     """
     truth = atlas_biology(version)
-    if silenced is not None and silenced not in truth.genes:
+    if unknown := [gene for gene in silenced if gene not in truth.genes]:
         raise ConfigurationError(
-            f"the simulated atlas has no gene '{silenced}'; choose one of its genes"
+            f"the simulated atlas has no gene '{unknown[0]}'; choose one of its genes"
         )
     allowed, weights = _allowed_conditions(truth, condition, include_left_out=include_left_out)
     rng = np.random.default_rng(seed)
@@ -223,7 +224,7 @@ def _to_anndata(
     prefix: str,
     rng: np.random.Generator,
     *,
-    silenced: str | None = None,
+    silenced: Sequence[str] = (),
 ) -> "AnnData":
     """Sample the counts and label everything as simulated."""
     from anndata import AnnData  # 600 ms: pandas and h5py come with it
