@@ -101,7 +101,7 @@ def main() -> None:
     for name, correlation in report["correlation"].items():
         interval = report["intervals"].get(name)
         text = "-" if correlation is None else f"{correlation:.3f}"
-        if interval is not None:
+        if interval and None not in interval:
             text += f" ({interval[0]:.3f} to {interval[1]:.3f})"
         error = report["error"].get(name)
         print(f"| {name} | {text} | {'-' if error is None else f'{error:.3f}'} |")
