@@ -597,6 +597,7 @@ async def test_generated_sets_stay_and_leaving_asks_before_it_discards_them(
         assert "A female  200 cells, saved female.h5ad" in text_of(app)
         await pilot.press("w")
         await pilot.pause()
+        assert "A is saved as female.h5ad" in text_of(app)
         assert app.screen.query_one("Input").value == "female-2.h5ad"
         await pilot.press("escape", "q")
         await pilot.pause()

@@ -171,7 +171,7 @@ async def test_interactions_of_a_run(runs, open_app, matches):
         await pilot.press("i")
         for pane in "12":
             await pilot.press(pane)
-            await at_sizes(app, pilot, matches, f"interactions-{pane}", (SIZES[0], SIZES[2]))
+            await at_sizes(app, pilot, matches, f"interactions-{pane}")
 
 
 async def test_a_new_run(runs, open_app, matches, monkeypatch, tmp_path):

@@ -373,6 +373,8 @@ class GenerateScreen(PickerScreen):
             self.notify("generate first (c)")
             return
         title = f"save {shown.letter} ({shown.label}) as"
+        if shown.saved:
+            title = f"{shown.letter} is saved as {shown.saved}; save a copy as"
         dialog = TextDialog(title, shown.file_name(), h5ad_fault)
         path = await self.app.push_screen_wait(dialog)
         if path and self._save(shown.output, Path(path).expanduser()):
