@@ -51,7 +51,7 @@ MODELS = {
         "model.encoder": "attention", "model.layers": 0, "model.log_linear_rank": 48,
     },
     "encoder": {"model.log_linear": "false"},
-    # Ten minutes of a core at any panel.
+    # Some ten minutes of a core at 1,000 genes.
     "attention": {
         "model.encoder": "attention", "model.log_linear": "false", "model.norm": "pre",
         "model.initial_weights": "fan_in", "model.layers": 2, "model.hidden_size": 64, "model.heads": 4,

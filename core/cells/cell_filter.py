@@ -1,7 +1,7 @@
 """Filters of cells: ``--where`` and ``data.where``, parsed and applied to label columns.
 
     sex=female,tissue=lung        both conditions
-    tissue=lung,liver            either value: a piece without "=" is one more value
+    tissue=lung,liver             either value: a piece without "=" is one more value
     tissue!=lung                  all other cells, those without a tissue included
     disease=none  or  disease=    cells without a value ([NO_DISEASE])
     cell_type='T cell, CD4'       a value with commas, quoted

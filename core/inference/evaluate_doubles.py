@@ -14,8 +14,9 @@ from core.cells.cell_filter import CellFilter
 from core.cells.spelling import suggest
 from core.cells.store import Store
 from core.errors import ConfigurationError, DataError
-from core.evaluation.fidelity.measures import pearson
+from core.evaluation.fidelity.measures import gene_means, pearson
 from core.evaluation.method_comparison import KnownCells, baseline_cells
+from core.evaluation.metrics import interval_of
 from core.generation.cell_generator import CellGenerator
 from core.generation.request import FEW_CELLS, GenerationRequest
 from core.inference.evaluate_files import Reading, join_files, read_labelled
@@ -175,12 +176,8 @@ def evaluate_doubles(
         others = [one for pair, one in effects.items() if pair not in ((first,), (second,))]
         values = scored.expression[cells]
         order = rng.permutation(len(cells))
-        sides = [
-            np.asarray(values[order[side::2]].mean(axis=0), dtype=np.float64).ravel()
-            - halves_of_control[side]
-            for side in (0, 1)
-        ]
-        real = np.asarray(values.mean(axis=0), dtype=np.float64).ravel() - means[()]
+        sides = [gene_means(values[order[side::2]]) - halves_of_control[side] for side in (0, 1)]
+        real = gene_means(values) - means[()]
         predicted = {
             "model": made - base,
             "additive": effects[first,] + effects[second,],
@@ -300,10 +297,7 @@ def _means(
     for at, one in enumerate(perturbations(cells.codes)):
         if one is not None:
             rows.setdefault(one, []).append(at)
-    means = {
-        one: np.asarray(cells.expression[at].mean(axis=0), dtype=np.float64).ravel()
-        for one, at in rows.items()
-    }
+    means = {one: gene_means(cells.expression[at]) for one, at in rows.items()}
     return means, {one: len(at) for one, at in rows.items()}
 
 
@@ -315,10 +309,7 @@ def _halves(
     """Means of two halves of the control cells, so that the halves of a double share no cell."""
     control = np.flatnonzero([one == () for one in perturbations(training.codes)])
     order = rng.permutation(control)
-    return [
-        np.asarray(training.expression[np.sort(order[side::2])].mean(axis=0), dtype=float).ravel()
-        for side in (0, 1)
-    ]
+    return [gene_means(training.expression[np.sort(order[side::2])]) for side in (0, 1)]
 
 
 def _trained(
@@ -382,8 +373,7 @@ def _report(
     def interval(values: FloatArray) -> tuple[float, float]:
         if len(values) < 2 or np.isnan(values).any():
             return float("nan"), float("nan")
-        low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-        return float(low), float(high)
+        return interval_of(values[draws].mean(axis=1))
 
     difference = table["model"] - table["additive"]
     return DoublesReport(

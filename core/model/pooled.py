@@ -84,9 +84,8 @@ class PooledEmbedding(nn.Module):
         is_higher = is_visible & (bins > 0)
         row = gene * self.n_higher_bins + (bins - 1).clamp(0, self.n_higher_bins - 1)
         first, weight = batch.cu_seqlens[:-1].long(), None
-        if row.device.type != "cpu" or is_fake(
-            row
-        ):  # the host does not know the number of such genes
+        # A GPU does not tell the host how many genes are above bin 0; a tensor without data has no number.
+        if row.device.type != "cpu" or is_fake(row):
             weight = is_higher.float()
         else:
             kept = is_higher.nonzero().squeeze(1)
