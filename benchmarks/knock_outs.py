@@ -18,9 +18,9 @@ from core.cells.store import Store
 from core.interactions.baselines import measure_association
 from core.interactions.cells import ContextCells, store_reader
 from core.interactions.effects import estimate_effects
-from core.interactions.network import FOUND
 from core.interactions.perturbation import Change, PerturbRequest
 from core.interactions.responses import Perturbation, perturb_cells
+from core.interactions.result import FOUND
 from core.interactions.truth import conditions_of
 from core.model.folder import CellModel
 

@@ -1,5 +1,7 @@
 """The import graph of the product: it has no circles, and every module is used."""
 
+import ast
+import importlib
 from pathlib import Path
 
 import grimp
@@ -63,3 +65,22 @@ def test_the_graph_holds_the_product(imports):
     assert imports.has_edge("tfx_cli.app", "core.errors") or imports.has_edge(
         "tfx_cli.output", "core.errors"
     )
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda one: one.stem
+)
+def test_every_name_that_a_benchmark_imports_from_the_product_exists(script):
+    imported = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+        for alias in node.names
+    ]
+    missing = [
+        f"{module}.{name}"
+        for module, name in imported
+        if not hasattr(importlib.import_module(module), name)
+        and not file_of(f"{module}.{name}").exists()
+    ]
+    assert missing == []
