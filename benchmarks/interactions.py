@@ -1,9 +1,11 @@
 """Interactions of genes: the model's effects and simple measures against the edges of the simulated atlas.
 
-    python benchmarks/interactions.py             30,000 cells, 160 genes, two models
-    python benchmarks/interactions.py --quick     8,000 cells, a model without attention
-    python benchmarks/interactions.py a.h5ad      and the cell types of real cells, whose edges nobody knows:
-                                                  evidence of held-out donors for the strongest pairs
+    python benchmarks/interactions.py             8,000, 30,000 and 100,000 cells, 160 genes, two models
+    python benchmarks/interactions.py --quick     8,000 cells, the preset base
+    python benchmarks/interactions.py a.h5ad b.h5ad:treatment
+                                                  and contexts of real cells (their cell types, or the values of
+                                                  another obs column), whose edges nobody knows: evidence of
+                                                  held-out donors for the strongest pairs
     python benchmarks/interactions.py --json      last line one JSON object
 
 Contexts are combinations of cell type, tissue and disease, of about 25, 50, 100, 200 and 500 cells (training
@@ -19,6 +21,7 @@ both versions of the atlas; version 2 has directed regulation, so that the direc
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -48,11 +51,20 @@ from core.interactions.statistics import q_values
 from core.interactions.truth import edges_of_context, score_edges
 from core.model.folder import CellModel
 
-#: Model -> what it changes in log_linear.toml.
+_HERE = Path(__file__).parent
+_BASE = str(_HERE / "../presets/base.toml")
+_LOG_LINEAR = str(_HERE / "log_linear.toml")
+#: Model -> its preset, and what is changed there.
 MODELS = {
-    "log-linear": {"model.layers": 0, "model.cell_summary": "false", "train.max_steps": 2000},
-    "log-linear + encoder": {},
+    "base": (_BASE, {}),
+    "log-linear": (
+        _LOG_LINEAR,
+        {"model.layers": 0, "model.cell_summary": "false", "train.max_steps": 2000},
+    ),
+    "log-linear + attention": (_LOG_LINEAR, {}),
 }
+#: Measures that no model has a part in: equal for all models of the same cells.
+_OF_MODELS = ("model", "model_directed", "log_linear", "encoder", "chosen")
 SIZES = (25, 50, 100, 200, 500)
 _PHENOTYPES = ("cell_type", "tissue", "disease")
 #: Cells of a small context of knock-outs.
@@ -108,17 +120,17 @@ def measure(
     return {"scores": scores, "found": found}
 
 
-def evidence_of_types(run: str, seed: int) -> dict[str, dict[str, float]]:
-    """Cell type (its cells) -> measure -> evidence of held-out donors, of a rare, a middle and a common type."""
+def evidence_of_contexts(run: str, column: str, seed: int) -> dict[str, dict[str, float]]:
+    """Value of a phenotype (its cells) -> measure -> evidence of held-out donors: rare, middle, common."""
     model = CellModel.load(Path(f"runs/{run}/model"))
     store = Store.open(str(model.provenance["store"]))
     read = store_reader(model, store)
-    names = store.phenotypes["cell_type"]
-    codes = np.asarray(store.phenotype_codes)[:, list(store.phenotypes).index("cell_type")]
+    names = store.phenotypes[column]
+    codes = np.asarray(store.phenotype_codes)[:, list(store.phenotypes).index(column)]
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
     found = {}
     for code in np.argsort(counts, kind="stable").tolist():
-        where = CellFilter((Condition("cell_type", (names[code],)),))
+        where = CellFilter((Condition(column, (names[code],)),))
         cells = read(where) if counts[code] >= LEAST_CELLS else None
         if cells is not None and cells.two_sides() is not None:
             found[f"{names[code]} ({counts[code]:,})"] = where
@@ -129,6 +141,16 @@ def evidence_of_types(run: str, seed: int) -> dict[str, dict[str, float]]:
         .evidence
         for name in dict.fromkeys(chosen)
     }
+
+
+def train(name: str, run: str, changes: dict) -> None:
+    """Train a model of a preset with changes, unless the run is there."""
+    if Path(f"runs/{run}/model").exists():
+        return
+    preset, own = MODELS[name]
+    sets = [word for k, v in (changes | own).items() for word in ("--set", f"{k}={v}")]
+    trained = call("train", preset, "--run", run, *sets)
+    print(f"{run}: trained in {trained['seconds']:.0f} s", flush=True)
 
 
 def found_edges(network: Network, truth: TrueEdges) -> dict[str, float]:
@@ -148,36 +170,34 @@ def found_edges(network: Network, truth: TrueEdges) -> dict[str, float]:
     return row
 
 
-def show(results: dict[str, dict[str, list[dict]]]) -> None:
-    """Print the tables as Markdown."""
-    for model, of_model in results.items():
-        scores = of_model["scores"]
-        measures = list(dict.fromkeys(row["measure"] for row in scores))
-        print(
-            f"\n{model}: average precision over all edges, by cells of the context (mean of contexts)\n"
-        )
-        table(
-            scores, measures, "size", [(size, "all") for size in SIZES],
-            [f"{size} cells" for size in SIZES],
-        )  # fmt: skip
-        kinds = list(dict.fromkeys(row["kind"] for row in scores))
-        print(f"\n{model}: average precision by kind of edge, all contexts\n")
-        table(scores, measures, None, [(None, kind) for kind in kinds], kinds)
-        print(f"\n{model}: other scores, all edges and contexts\n")
-        print("| measure | early precision | AUROC | AUROC of a source's responders | sign right |")
-        print("|---|---|---|---|---|")
-        for name in measures:
-            own = [row for row in scores if row["measure"] == name and row["kind"] == "all"]
-            columns = ("early_precision", "auroc", "responders")
-            values = [np.nanmean([row[column] for row in own]) for column in columns]
-            signs = [row["sign"] for row in own if row["sign"] == row["sign"]]
-            sign = f"{np.mean(signs):.2f}" if signs else ""
-            print(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} | {sign} |")
-        print(f"\n{model}: edges found (q < {FOUND}) / of them true / of these of the right sign\n")
-        print(
-            "| cells | true edges | permuted null | matched null | both (q) | weights | seconds |"
-        )
-        print("|---|---|---|---|---|---|---|")
+def show(results: dict[tuple[str, int], dict[str, list[dict]]]) -> None:
+    """Print the tables as Markdown: a row per model, cells of the atlas, and measure."""
+    if not results:
+        return
+    rows, seen = [], set()  # (model, cells, measure, its scores)
+    for (model, n_cells), of_model in results.items():
+        for name in dict.fromkeys(row["measure"] for row in of_model["scores"]):
+            own = [row for row in of_model["scores"] if row["measure"] == name]
+            shown = model if name in _OF_MODELS else ""
+            if (shown, n_cells, name) not in seen:
+                rows.append((shown, n_cells, name, own))
+                seen.add((shown, n_cells, name))
+    rows.sort(key=lambda row: row[1])
+    kinds = list(dict.fromkeys(row["kind"] for *_, own in rows for row in own))
+    print("\nAverage precision over all edges, by cells of the context (mean of contexts)\n")
+    table(rows, [{"size": size, "kind": "all"} for size in SIZES], [f"{n} cells" for n in SIZES])
+    print("\nAverage precision by kind of edge, all contexts\n")
+    table(rows, [{"kind": kind} for kind in kinds], kinds)
+    print("\nOther scores, all edges and contexts\n")
+    columns = ("early_precision", "auroc", "responders", "sign")
+    header = ["early precision", "AUROC", "AUROC of a source's responders", "sign right"]
+    table(rows, [{"kind": "all"}] * len(columns), header, columns)
+    print(f"\nEdges found (q < {FOUND}) / of them true / of these of the right sign\n")
+    print(
+        "| model | atlas | cells | true edges | permuted null | matched null | both (q) | weights | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (model, n_cells), of_model in results.items():
         for size in SIZES:
             own = [row for row in of_model["found"] if row["size"] == size]
             total = {k: sum(row[k] for row in own) for k in own[0] if isinstance(own[0][k], int)}
@@ -187,35 +207,38 @@ def show(results: dict[str, dict[str, list[dict]]]) -> None:
             ]
             chosen = ", ".join(row["chosen"] for row in own)
             seconds = np.mean([row["seconds"] for row in own])
-            shown = [str(size), str(total["edges"]), *parts, chosen, f"{seconds:.0f}"]
-            print(f"| {' | '.join(shown)} |")
+            shown = [model, f"{n_cells:,}", str(size), str(total["edges"]), *parts, chosen]
+            print(f"| {' | '.join([*shown, f'{seconds:.0f}'])} |")
 
 
 def table(
-    scores: list[dict], measures: list[str], by: str | None, columns: list[tuple], header: list[str]
+    rows: list[tuple[str, int, str, list[dict]]],
+    wanted: list[dict],
+    header: list[str],
+    columns: tuple[str, ...] = (),
 ) -> None:
-    """Print mean average precisions, a row per measure."""
-    print(f"| measure | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
-    for name in measures:
+    """Print means of scores (by default of average precision): a column for each kind of score that is wanted."""
+    print(
+        f"| model | atlas | measure | {' | '.join(header)} |\n|---|---|---|{'---|' * len(header)}"
+    )
+    for model, n_cells, name, scores in rows:
         cells = []
-        for value, kind in columns:
-            own = [
-                row["average_precision"]
-                for row in scores
-                if row["measure"] == name
-                and row["kind"] == kind
-                and (by is None or row[by] == value)
-            ]
+        for column, where in zip(
+            columns or ("average_precision",) * len(wanted), wanted, strict=True
+        ):
+            own = [row[column] for row in scores if where.items() <= row.items()]
+            own = [value for value in own if value == value]
             cells.append(f"{np.mean(own):.3f}" if own else "")
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {model} | {n_cells:,} | {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, help="real cells with cell types and donors")
+    parser.add_argument("files", nargs="*", help="real cells with donors, each with ':column'")
     parser.add_argument("--quick", action="store_true", help="fewer cells, contexts and models")
-    parser.add_argument("--models", default=",".join(MODELS), help="of these, by commas")
+    parser.add_argument("--models", default="base,log-linear", help=", ".join(MODELS))
+    parser.add_argument("--cells", type=int, nargs="+", default=[8_000, 30_000, 100_000])
     parser.add_argument("--contexts", type=int, default=2, help="of each size")
     parser.add_argument("--only", choices=["edges", "knock-outs"], help="one of both parts")
     parser.add_argument("--no-trees", action="store_true", help="leave the slowest measure out")
@@ -225,27 +248,21 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     arguments = parser.parse_args()
-    n_cells, n_contexts = (8_000, 1) if arguments.quick else (30_000, arguments.contexts)
-    names = ["log-linear"] if arguments.quick else arguments.models.split(",")
+    names = ["base"] if arguments.quick else arguments.models.split(",")
     names = [name for name in names if name]
+    sizes, n_contexts = ([8_000], 1) if arguments.quick else (arguments.cells, arguments.contexts)
     measures = QUICK_MEASURES if arguments.no_trees else ALL_MEASURES
-    base = Path(__file__).with_name("log_linear.toml")
-    common = {"data.files": f"builtin:atlas?cells={n_cells}", "data.genes": 160}
-    common |= {"model.library_size": "true", "train.seed": arguments.seed}
-    of_files = {k: v for k, v in common.items() if k != "data.files"} | MODELS["log-linear"]
-    files = [file.resolve() for file in arguments.files]
+    common = {"data.genes": 160, "model.library_size": "true", "train.seed": arguments.seed}
+    places = [file.partition(":") for file in arguments.files]
+    files = [(Path(file).resolve(), column or "cell_type") for file, _, column in places]
     results, knock_outs = {}, {}
     with tempfile.TemporaryDirectory() as own, contextlib.chdir(arguments.folder or own):
-        for name in names:
-            settings = MODELS[name]
-            sets = [word for k, v in (common | settings).items() for word in ("--set", f"{k}={v}")]
-            run = name.replace(" + ", "-")
-            if not Path(f"runs/{run}/model").exists():
-                trained = call("train", str(base), "--run", run, *sets)
-                print(f"{name}: trained in {trained['seconds']:.0f} s", flush=True)
+        for name, n_cells in itertools.product(names, sizes):
+            run = f"{name.replace(' + ', '-')}-{n_cells}"
+            train(name, run, {"data.files": f"builtin:atlas?cells={n_cells}"} | common)
             if arguments.only != "knock-outs":
-                results[name] = measure(run, n_contexts, measures, arguments.seed)
-            if arguments.only == "edges":
+                results[name, n_cells] = measure(run, n_contexts, measures, arguments.seed)
+            if arguments.only == "edges" or n_cells != sizes[0]:
                 continue
             n_types, n_small = (3, 3) if arguments.quick else (4, 4)
             how = (
@@ -255,36 +272,33 @@ def main() -> None:
             )
             for version in (1, 2):
                 of_version = run if version == 1 else f"{run}-directed"
-                if not Path(f"runs/{of_version}/model").exists():
-                    place = f"data.files=builtin:atlas?cells={n_cells}&version={version}"
-                    call("train", str(base), "--run", of_version, *sets, "--set", place)
+                place = f"builtin:atlas?cells={n_cells}&version={version}"
+                train(name, of_version, {"data.files": place} | common)
                 store = Store.open(
                     str(CellModel.load(Path(f"runs/{of_version}/model")).provenance["store"])
                 )
-                places = cell_types(n_types) + contexts_of(store, _FEW_CELLS, n_small)
+                where = cell_types(n_types) + contexts_of(store, _FEW_CELLS, n_small)
                 knock_outs[f"{name}, atlas {version}"] = measure_knock_outs(
-                    of_version, places, version=version, seed=arguments.seed, **how
+                    of_version, where, version=version, seed=arguments.seed, **how
                 )
         real = {}
-        for file in files:
-            sets = [word for k, v in of_files.items() for word in ("--set", f"{k}={v}")]
-            if not Path(f"runs/{file.stem}/model").exists():
-                place = f"data.files={json.dumps(str(file))}"
-                call("train", str(base), "--run", file.stem, *sets, "--set", place)
-            real[file.stem] = evidence_of_types(file.stem, arguments.seed)
+        for name, (file, column) in itertools.product(names, files):
+            run = f"{name.replace(' + ', '-')}-{file.stem}"
+            of_file = {"data.files": json.dumps(str(file)), f"data.phenotypes.{column}": column}
+            train(name, run, of_file | common)
+            real[f"{file.stem}, {name}"] = evidence_of_contexts(run, column, arguments.seed)
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     show(results)
     show_knock_outs(knock_outs)
     for name, types in real.items():
-        print(
-            f"\n{name}: evidence of held-out donors for the strongest 1 % of pairs, by cell type\n"
-        )
+        print(f"\n{name}: evidence of held-out donors for the strongest 1 % of pairs, by context\n")
         print(f"| measure | {' | '.join(types)} |\n|---|{'---|' * len(types)}")
         for measure_name in dict.fromkeys(key for one in types.values() for key in one):
             values = [f"{one.get(measure_name, np.nan):.2f}" for one in types.values()]
             print(f"| {measure_name} | {' | '.join(values)} |")
     if arguments.json:
-        print(json.dumps({"seed": arguments.seed, "results": results, "knock_outs": knock_outs}))
+        keyed = {f"{model}, {n_cells} cells": found for (model, n_cells), found in results.items()}
+        print(json.dumps({"seed": arguments.seed, "results": keyed, "knock_outs": knock_outs}))
 
 
 if __name__ == "__main__":
