@@ -67,8 +67,8 @@ def interactions(
         "mutual_information",
     ] = option(
         "--weight",
-        "What the weight of an edge is; auto: the model's effect, or a simple measure for whose strongest "
-        "pairs held-out donors hold more evidence.",
+        "What the weight of an edge is; auto: the effect in a model with couplings, the shrunken correlation "
+        "for a model without, or another measure if held-out donors hold more evidence for it.",
         default="auto",
     ),
     baselines: Literal["quick", "all"] = option(
@@ -93,8 +93,8 @@ def interactions(
     """Find interactions of genes in a context: the effect of each gene on the model's prediction of each other.
 
     Every ordered pair has a weight, p and q against two nulls, and simple measures of the same cells
-    beside the model's effect. Where held-out donors hold more evidence for a simple measure, that is the
-    weight, and a line says so. Weights are associations, not causes ('tfx docs interactions').
+    beside the model's effect. A line says which of them is the weight, and why ('--weight'). Weights are
+    associations, not causes ('tfx docs interactions').
 
     Examples
     --------

@@ -10,7 +10,12 @@ import psutil
 from core.cells.cell_filter import CellFilter, Condition
 from core.cells.store import Store
 from core.errors import DataError, MachineError
-from core.interactions.baselines import QUICK_MEASURES, SIGNED_MEASURES, measure_association
+from core.interactions.baselines import (
+    MEASURE_NAMES,
+    QUICK_MEASURES,
+    SIGNED_MEASURES,
+    measure_association,
+)
 from core.interactions.cells import (
     LEAST_EXPRESSING,
     MAX_CELLS,
@@ -97,14 +102,15 @@ def find_interactions(
     ]  # fmt: skip
     difference = None
     if len(contexts) == 2:
-        # The two sides of a difference have one measure: the model's, unless both have another.
+        # The two sides of a difference have one measure: the default, unless both have another.
         if networks[0].chosen != networks[1].chosen:
+            default = networks[0].default
             note = (
-                "the two contexts are compared by the model's effects: held-out donors prefer "
+                f"the two contexts are compared by {MEASURE_NAMES[default]}: held-out donors prefer "
                 f"{networks[0].chosen} in the first, and {networks[1].chosen} in the second"
             )
             networks = [
-                _with_weight(replace(one, notes=(*one.notes, note)), cells, "model", request.seed)
+                _with_weight(replace(one, notes=(*one.notes, note)), cells, default, request.seed)
                 for one, cells in zip(networks, contexts, strict=True)
             ]
         difference = _difference(contexts, networks, request)
@@ -209,7 +215,9 @@ def _network(
         names = [name for name in QUICK_MEASURES if name in measures]
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
-    chosen = best_measure(evidence, margin) if request.weight == "auto" else request.weight
+    is_coupled = model.config.log_linear_rank > 0
+    default = "model" if is_coupled or "pearson_shrunken" not in measures else "pearson_shrunken"
+    chosen = best_measure(evidence, margin, default) if request.weight == "auto" else request.weight
     shown = {name: one for name, one in measures.items() if name != "model_error"}
     scores: list[EdgeScore] = []
     if simulated:
@@ -226,6 +234,7 @@ def _network(
         targets=targets,
         measures=measures,
         chosen=chosen,
+        default=default,
         p=untested,
         p_matched=untested,
         q=untested,

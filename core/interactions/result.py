@@ -1,8 +1,10 @@
 """What was found: the edges of a context, or of the difference of two, and what chooses their weight.
 
-The weight of an edge is the effect in the model, unless a simple measure of the same cells finds pairs for which
-held-out donors hold more evidence (`core.interactions.statistics.held_out_evidence`): then the weight is that
-measure, and the network says so. Every measure stays in the table.
+The weight of an edge is the effect in a model with couplings, and the correlation shrunken to that of all cells
+for a model without: its effects find the edges of the simulated atlas less well (benchmarks/interactions.md).
+If held-out donors hold more evidence for the strongest pairs of another measure
+(`core.interactions.statistics.held_out_evidence`), the weight is that measure. The network says which it is and
+why, and every measure stays in the table.
 """
 
 from collections.abc import Mapping
@@ -36,8 +38,9 @@ class Network:
     #: "model" (the mean of both directions, where both are known), "model_error" and "model_directed", its parts
     #: "log_linear" and "encoder" if it has two, and measures of the cells.
     measures: dict[str, FloatArray]
-    #: The measure that is the weight.
+    #: The measure that is the weight, and that which it is unless held-out donors favour another.
     chosen: str
+    default: str
     #: Against cells that exchange targets, and against targets of the same detection rate and mean; q of the
     #: larger of both.
     p: FloatArray
@@ -49,7 +52,7 @@ class Network:
     stability: float
     #: Measure -> evidence of held-out donors for its strongest pairs; empty where it cannot be had.
     evidence: dict[str, float]
-    #: Difference of evidence that a simple measure must have to the model's, to be the weight.
+    #: Difference of evidence that a measure must have to the default, to be the weight.
     margin: float
     #: Against the truth of simulated cells; empty for real ones.
     scores: tuple[EdgeScore, ...]
@@ -74,25 +77,31 @@ class Network:
 
     @property
     def about_weights(self) -> list[str]:
-        """Sentences on what held-out donors say of the weights."""
-        if not self.evidence:
-            if self.chosen == "model" and not np.isnan(self.stability):
-                return [
-                    "too few cells of other donors are left to compare the model with simple measures"
-                ]
+        """Sentences on what the weights are, and what held-out donors say of them."""
+        if not self.evidence and np.isnan(self.stability):  # a difference
             return []
-        best, of = best_measure(self.evidence, self.margin), self.evidence
         found: list[str] = []
+        if self.chosen == self.default != "model":
+            found.append(
+                f"the weights are {self.chosen}, not the model's effects: a model without couplings finds edges "
+                "less well than correlation; --weight model takes the model's"
+            )
+        if not self.evidence:
+            few = "too few cells of other donors are left to compare the model with simple measures"
+            return [*found, few] if self.chosen == self.default else found
+        best, of = best_measure(self.evidence, self.margin, self.default), self.evidence
         if best != self.chosen:
             compared = f"{of[best]:.2f} against {of.get(self.chosen, np.nan):.2f}"
             found.append(
                 f"held-out donors hold more evidence for {best} ({compared}), a column of the table"
             )
-        elif best != "model":
-            compared = f"{of[best]:.2f} against {of['model']:.2f}"
+        elif best != self.default:
+            compared = f"{of[best]:.2f} against {of[self.default]:.2f}"
+            instead = "the model's effects" if self.default == "model" else self.default
+            how = "" if best == "model" else "; --weight model takes the model's"
             found.append(
-                f"the weights are {best}, not the model's effects: held-out donors hold more evidence for "
-                f"its strongest pairs ({compared}); --weight model takes the model's"
+                f"the weights are {best}, not {instead}: held-out donors hold more evidence for its "
+                f"strongest pairs ({compared}){how}"
             )
         if of.get("detection", -np.inf) > of[best] + self.margin:
             found.append(
@@ -138,8 +147,8 @@ def n_strongest(n_pairs: int) -> int:
     return min(_STABLE, max(n_pairs // 10, 1))
 
 
-def best_measure(evidence: Mapping[str, float], margin: float) -> str:
-    """Return the measure with most evidence that a weight can be; the model unless it is clearly behind."""
+def best_measure(evidence: Mapping[str, float], margin: float, default: str = "model") -> str:
+    """Return the measure with most evidence that a weight can be; the default unless it is clearly behind."""
     best = max(CHOICES, key=lambda name: evidence.get(name, -np.inf))
-    is_ahead = evidence.get(best, -np.inf) > evidence.get("model", -np.inf) + margin
-    return best if is_ahead else "model"
+    is_ahead = evidence.get(best, -np.inf) > evidence.get(default, -np.inf) + margin
+    return best if is_ahead else default

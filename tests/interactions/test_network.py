@@ -1,5 +1,7 @@
 """What a request finds in cells whose links are known, which measure is the weight, and what is refused."""
 
+from dataclasses import replace
+
 import networkx
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from core.interactions import network
 from core.interactions.network import find_interactions
 from core.interactions.output import write_interactions
 from core.interactions.request import Request
+from core.interactions.result import best_measure
 from tests.generation.examples import known_model, set_pairs
 from tests.interactions.examples import make_cells
-from tests.model.examples import N_GENES
+from tests.model.examples import N_GENES, make_cell_model
 
 
 def linked_cells(seed=0, n_cells=600, link=0.8, silent=()):
@@ -55,6 +58,23 @@ def test_without_held_out_cells_the_weight_is_the_models_and_a_line_says_so():
     (found,) = find(known_model(), cells.take(~cells.held_out)).networks
     assert found.chosen == "model"
     assert "too few cells of other donors" in found.about_weights[0]
+
+
+def test_a_model_without_couplings_gives_no_weights_unless_held_out_donors_favour_it():
+    model = make_cell_model(layers=0, log_linear=True, log_linear_rank=0, randomise=False)
+    (found,) = find(model, linked_cells()).networks
+    assert (found.chosen, found.default) == ("pearson_shrunken", "pearson_shrunken")
+    assert found.strongest(1) == [(0, 1)]
+    assert "a model without couplings" in found.about_weights[0]
+    (kept,) = find(model, linked_cells(), weight="model").networks
+    assert kept.chosen == "model"
+    assert "hold more evidence for pearson_shrunken" in kept.about_weights[0]
+    favoured = replace(found, chosen="model", evidence={"model": 9.0, "pearson_shrunken": 1.0})
+    assert best_measure(favoured.evidence, found.margin, found.default) == "model"
+    assert favoured.about_weights == [
+        "the weights are model, not pearson_shrunken: held-out donors hold more evidence for its strongest "
+        "pairs (9.00 against 1.00)"
+    ]
 
 
 def test_a_contrast_has_one_measure_on_both_sides_and_its_difference():
