@@ -67,6 +67,13 @@ def number_text(value: float) -> str:
     return "0" if abs(value) < 1e-300 else f"{value:.3g}"
 
 
+def legend_text(value: float) -> str:
+    """Write a number like `number_text`, with three digits, so that its width stays while it changes: 1.30."""
+    if not 0.001 <= abs(value) < 999.5:
+        return number_text(value)
+    return f"{value:#.3g}".rstrip(".")
+
+
 def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Write ascending numbers with the digits that tell them apart: 1.36, 1.38; 2.05e-5; 12.5k."""
     largest = max(map(abs, ticks), default=0.0)

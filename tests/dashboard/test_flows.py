@@ -96,11 +96,9 @@ async def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, ope
         await seen(pilot, "enter Keep the filter")
         await pilot.press("enter", "enter")
         await settled(app, pilot)
-        await seen(
-            pilot, "a Axis  y Log  s Smooth  x Crosshair  e Evaluate  c Cells  i Genes  ? Help"
-        )
+        await seen(pilot, "a Axis  y Log  s Smooth  x Values  e Eval  c Cells  i Genes  ? Help")
         await pilot.press("4")
-        await seen(pilot, "/ Filter  e Evaluate  c Cells  i Genes  ? Help")
+        await seen(pilot, "/ Filter  e Eval  c Cells  i Genes  ? Help")
         await settled(app, pilot)
         log = app.screen.query_one("#log-lines")
         assert log.scroll_offset.y == log.max_scroll_y > 0
@@ -118,11 +116,9 @@ async def test_the_footer_shows_what_works_and_keys_move_as_everywhere(runs, ope
         assert list(app.screen.query_one("#preset-table").rows) == ["train.max_steps"]
         await pilot.press("escape", "6")
         await settled(app, pilot)
-        await seen(pilot, "e Evaluate  c Cells  i Genes  ? Help")
+        await seen(pilot, "e Eval  c Cells  i Genes  ? Help")
         await pilot.press("7")
-        await seen(
-            pilot, "/ Filter  o Order  a Axis  y Log  x Crosshair  e Evaluate  c Cells  ? Help"
-        )
+        await seen(pilot, "/ Filter  o Order  a Axis  y Log  x Values  e Eval  c Cells  ? Help")
         await pilot.press("c")
         await seen(pilot, "enter Values  c Generate  ? Help")
         sex, _, cell_type = app.screen.query(TokenRow)

@@ -109,6 +109,10 @@ async def test_no_runs(runs, open_app, matches):
         await settled(app, pilot)
         assert "no runs yet: press n" in text_of(app)
         await at_sizes(app, pilot, matches, "no-runs")
+        write_state(runs, state="finished", step=N_STEPS)
+        await settled(app, pilot)
+        assert app.focused is not None
+        assert app.focused.id == "runs"  # keys are for the list, not for its hidden filter
 
 
 GENERATING = {

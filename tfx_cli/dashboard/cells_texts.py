@@ -90,7 +90,7 @@ class GeneTable:
 
     def columns(self) -> list[Text]:
         """Return the heads: names over units, aligned as the columns are."""
-        heads = [*self.heads, *([] if self.floor is None else ["noise floor"])]
+        heads = [*self.heads, *([] if self.floor is None else ["noise"])]
         shown = [f"{shortened(head, _LONGEST_HEAD)}\n{self.unit}" for head in heads]
         return [Text("gene"), *(Text(head, justify="right") for head in shown), Text("")]
 

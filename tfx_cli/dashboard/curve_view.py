@@ -32,7 +32,7 @@ from tfx_cli.dashboard.picture import (
     write_x_ticks,
     write_y_ticks,
 )
-from tfx_cli.formatting import number_text, shortened
+from tfx_cli.formatting import legend_text, number_text, shortened
 
 #: Fractions of the visible range over which a moving mean smooths a curve.
 SMOOTHING = (0.0, 0.02, 0.05, 0.15)
@@ -156,13 +156,13 @@ class CurveView(Picture, can_focus=True):
 
     @property
     def x_range(self) -> Range | None:
-        """First and last x of all points; None without points."""
+        """First and last x of all points, from 0 on where all are one; None without points."""
         ends = [(one.x[0], one.x[-1]) for one in self.series if len(one.x)]
         if not ends:
             return None
         ends += [self.domain] if self.domain is not None else []
         low, high = float(min(ends)[0]), float(max(last for _, last in ends))
-        return (low, high) if high > low else (low - 0.5, high + 0.5)
+        return (low, high) if high > low else (min(low, 0.0), max(high, 1.0))
 
     @property
     def visible_range(self) -> Range | None:
@@ -357,7 +357,7 @@ class CurveView(Picture, can_focus=True):
             if crosshair is not None:
                 height = float(line[np.searchsorted(at, crosshair).clip(0, len(at) - 1)])
             value = 10.0**height if self.window.is_log else height
-            shown = " -" if math.isnan(height) else f" {number_text(value)}"
+            shown = " -" if math.isnan(height) else f" {legend_text(value)}"
             has_value = self._has_values or crosshair is not None
             name = f"{self.dashes(one.colour)[1]} {shortened(one.name, _LONGEST_NAME)}"
             entries.append((name, shown if has_value else "", style))

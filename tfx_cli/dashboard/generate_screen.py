@@ -45,6 +45,7 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
     ("seed", "seed", "0", "integer"),
 )
 _EMPTY = "press c to generate"
+_NO_GENES = "c generates; then each gene's mean stands here, beside that of real cells"
 _NO_FLIP = "c generates; then f flips a token: the same cells, with one phenotype changed"
 _NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
@@ -86,7 +87,8 @@ class GenerateScreen(PickerScreen):
                 yield Static("", id="side-fidelity", classes="fidelity", markup=False)
                 yield FilterBox("genes whose names hold ...")
             with Panes(initial="genes", id="results"):
-                with TabPane("1 Genes", id="genes"):
+                with TabPane("1 Genes", id="genes"), Vertical():
+                    yield Static(_NO_GENES, id="genes-text", markup=False)
                     yield _gene_table("gene-table")
                 with TabPane("2 Means", id="means"):
                     yield ScatterView(has_diagonal=True, id="mean-scatter", empty=_EMPTY)
@@ -323,6 +325,7 @@ class GenerateScreen(PickerScreen):
 
     def _show_result(self) -> None:
         profile = self._shown.profile
+        self.query_one("#genes-text").display = False
         self._fill("gene-table", real_table(profile))
         before = self.sets[self._place - 1] if self._place > 0 else None
         sentences, changes = change_table(self._shown, before)

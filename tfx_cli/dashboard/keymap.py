@@ -83,7 +83,7 @@ KEYS = (
     Key("run.x-axis", "run", "a", "next_axis", "Curves over steps, cells, hours", "Axis", _CURVES),
     Key("run.log-axis", "run", "y", "log_axis", "Log axis", "Log", _CURVES),
     Key("run.smoothing", "run", "s", "smoothing", "Smooth the curves more, or not", "Smooth", _CURVES[:2]),
-    Key("run.crosshair", "run", "x", "crosshair", "Crosshair: values at a step", "Crosshair", _CURVES),
+    Key("run.crosshair", "run", "x", "crosshair", "Crosshair: values at a step", "Values", _CURVES),
     Key("run.zoom-in", "run", "plus,equals_sign", "zoom(0.5)", "Zoom in"),
     Key("run.zoom-out", "run", "minus", "zoom(2.0)", "Zoom out"),
     Key("run.left", "run", "left", "shift(-0.1)", "Crosshair or zoomed range to the left"),
@@ -91,10 +91,7 @@ KEYS = (
     Key("run.reset", "run", "0", "reset", "Whole range, no crosshair"),
     Key("run.stop", "run", "t", "app.stop_run", "Stop: save a checkpoint and end", "Stop"),
     Key("run.resume", "run", "u", "app.resume_run", "Resume a run that stopped", "Resume"),
-    Key(
-        "run.evaluate", "run", "e", "app.evaluate_run", "Evaluate on the test cells (tfx eval)",
-        "Evaluate",
-    ),
+    Key("run.evaluate", "run", "e", "app.evaluate_run", "Evaluate on the test cells (tfx eval)", "Eval"),
     Key("run.generate", "run", "c", "app.generate", "Generate cells of the model", "Cells"),
     Key(
         "run.interactions", "run", "i", "app.interactions",

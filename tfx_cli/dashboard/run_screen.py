@@ -202,8 +202,7 @@ class RunScreen(DashboardScreen):
             "run.resume": state in ("stopped", "failed", "crashed"),
             "run.evaluate": has_model and (state in LIVE_STATES or state not in AT_WORK),
             "run.generate": has_model,
-            # A narrow footer has no room for it beside the keys of a training.
-            "run.interactions": has_model and (state == "finished" or self.size.width >= 100),
+            "run.interactions": has_model,
             "run.next-phenotype": self._view is not None
             and len(phenotypes_with_confusion(self._view)) > 1,
         }

@@ -77,6 +77,7 @@ class RunsScreen(DashboardScreen):
     """List and overlay runs; open one."""
 
     NAME = "runs"
+    AUTO_FOCUS = "#runs"
     BINDINGS = bindings_of("runs")
 
     def __init__(self, root: Path, processes: RunProcesses) -> None:
@@ -173,6 +174,8 @@ class RunsScreen(DashboardScreen):
             parts = ["no runs yet: press n to train a preset"]
         is_empty = not self._view.rows and not self._processes.launches
         is_empty = is_empty and not self._view.unreadable and self._view is not NOTHING_READ
+        if self.has_class("-empty") and not is_empty:  # a hidden list cannot have the focus
+            self.call_after_refresh(self.query_one("#runs").focus)
         self.set_class(is_empty, "-empty")
         if self._view.rows and not n_shown and not self._view.unreadable:
             parts = [f"no run matches '{self.filter.part}' (esc shows all)"]

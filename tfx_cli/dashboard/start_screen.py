@@ -106,7 +106,7 @@ def forecast_content(record: Mapping[str, Any]) -> Content:
     seconds, memory, files = (record.get(name) or {} for name in ("seconds", "memory", "files"))
     tokens, machine = (record.get(name) or {} for name in ("tokens", "machine"))
     used, free = sum(memory.values()), record.get("memory_available") or 0
-    time = f"about {duration(seconds['run'])}" if "run" in seconds else "unknown time"
+    time = f"about {duration(seconds['run'])} of training" if "run" in seconds else "unknown time"
     facts = f", {size(used)} of memory ({size(free)} free), {size(sum(files.values()))} of disk"
     steps = f"{tokens.get('steps', 0):,.0f} steps ({tokens.get('epochs', 0):,.1f} epochs)"
     lines = [
