@@ -45,7 +45,7 @@ _FIELDS: tuple[tuple[str, str, str, Literal["integer", "number"]], ...] = (
     ("seed", "seed", "0", "integer"),
 )
 _EMPTY = "press c to generate"
-_NO_GENES = "c generates; then each gene's mean stands here, beside that of real cells"
+_NO_GENES = "c generates cells; this list then compares each gene's mean with that of real cells"
 _NO_FLIP = "c generates; then f flips a token: the same cells, with one phenotype changed"
 _NO_CELLS = "0 real cells match: the model combines what it learnt of each value, and there is nothing to compare with"
 _SIMULATED = Content.styled("trained on simulated cells: no real biology", "$secondary")
