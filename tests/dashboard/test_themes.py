@@ -56,6 +56,8 @@ def test_every_text_has_contrast_on_every_ground_and_curves_differ(theme, drawn)
         faint = faint_style(TextualColor.parse(ground), foreground).color.name
         for text in (*roles.values(), *curves, faint):
             assert contrast(drawn(text), drawn(ground)) >= 4.5, (text, ground)
+        shaded = [(a + b) / 2 for a, b in zip(drawn(foreground.hex), drawn(ground), strict=True)]
+        assert contrast(shaded, drawn(ground)) >= 3, ground  # "▒" covers half of its cell
     assert len({drawn(curve) for curve in curves}) == len(curves)
     for role, percent in itertools.product(("primary", "error"), range(101)):
         heat = TextualColor.parse(roles[role])
@@ -73,4 +75,4 @@ def test_the_style_sheet_and_the_texts_use_colours_that_are_tested_and_none_is_d
     used |= {name for text in code.values() for name in re.findall(r'"(\$[a-z-]+)"', text)}
     assert used <= {f"${role}" for role in ROLES}
     dimmed = {name for name, text in code.items() if re.search(r"\bdim\b", text)}
-    assert dimmed <= {"cells_texts.py", "curve_view.py", "picture.py"}  # bars within noise; bands
+    assert dimmed <= {"curve_view.py", "picture.py"}  # bands of noisy curves
