@@ -326,7 +326,7 @@ def _summary(facts: "DraftFacts", preset: "Preset", output: Path) -> Iterator[Pa
         first = f"data.phenotypes.{further[0].phenotype}={further[0].column}"
         yield [
             f"could be phenotypes, too: {listed([one.column for one in further])}",
-            f"add one by --set {first}, or uncomment its line in {output}",
+            f"add one by --set {shlex.quote(first)}, or uncomment its line in {output}",
         ]
     layers = f"{count_of(preset.model.layers, 'layer')} x {preset.model.hidden_size}"
     train, by = preset.train, preset.data.split.by

@@ -61,7 +61,7 @@ def _title(path: Path) -> str:
 def _names_beside(path: Path) -> list[str]:
     """Name the preset files in the folder of a path."""
     try:
-        return [preset.path.name for preset in list_own_presets(path.parent)]
+        return [file.name for file in path.parent.glob("*.toml")]
     except (OSError, ValueError):
         return []
 
