@@ -4,8 +4,8 @@
     python benchmarks/generation_speed.py --quick     one
     python benchmarks/generation_speed.py --json      last line one JSON object
 
-Times depend on sizes, not on what was learnt: the models are those of log_linear.toml beside this file, on fewer cells of
-the atlas, fitted but not trained. Processor seconds beside seconds: on a busy machine the former tell more.
+Times depend on sizes, not on what was learnt: the models are those of the preset base and of log_linear.toml beside this file, on
+fewer cells of the atlas, fitted but not trained. Processor seconds beside seconds: on a busy machine the former tell more.
 The share of equal cells compares batches of 128 and of 50: sums of another order may move a draw that
 stood within rounding of a boundary.
 """
@@ -32,15 +32,20 @@ from core.presets.loading import resolve_preset
 from core.training.run_setup import build_model
 from core.training.virtual_ranks import RunCells
 
-BASE = Path(__file__).with_name("log_linear.toml")
-#: Name, keys of the preset that differ, sampling settings that differ, cells.
+_HERE = Path(__file__).resolve().parent
+BASE, LOG_LINEAR = _HERE.parent / "presets" / "base.toml", _HERE / "log_linear.toml"
+_NO_ENCODER = {"model.layers": 0}
+#: Name, preset, keys of the preset that differ, sampling settings that differ, cells.
 CASES = (
-    ("log-linear part alone, gene by gene", {"model.layers": 0}, {}, 1_000),
-    ("log-linear part alone, 720 genes", {"model.layers": 0, "data.genes": 720}, {}, 1_000),
-    ("log-linear part and encoder", {}, {}, 1_000),
-    ("log-linear part and encoder, guidance 1", {}, {"guidance": 1.0}, 1_000),
-    ("log-linear part and encoder, 64 steps", {}, {"steps": 64}, 250),
-    ("encoder alone, 64 steps", {"model.log_linear": False}, {"steps": 64}, 250),
+    ("base", BASE, {}, {}, 1_000),
+    ("base, 8 steps", BASE, {}, {"steps": 8}, 1_000),
+    ("base, 720 genes", BASE, {"data.genes": 720}, {}, 1_000),
+    ("base, guidance 1", BASE, {}, {"guidance": 1.0}, 1_000),
+    ("log-linear part alone, gene by gene", LOG_LINEAR, _NO_ENCODER, {}, 1_000),
+    ("log-linear part alone, 720 genes", LOG_LINEAR, _NO_ENCODER | {"data.genes": 720}, {}, 1_000),
+    ("log-linear part and attention", LOG_LINEAR, {}, {}, 1_000),
+    ("log-linear part and attention, 64 steps", LOG_LINEAR, {}, {"steps": 64}, 250),
+    ("attention alone, 64 steps", LOG_LINEAR, {"model.log_linear": False}, {"steps": 64}, 250),
 )
 _LARGE = """
 import resource, sys
@@ -55,10 +60,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
-def make_model(changes: dict[str, object], folder: Path) -> CellModel:
+def make_model(file: Path, changes: dict[str, object], folder: Path) -> CellModel:
     """Build the model of a preset, fitted to few cells; random weights where it would learn."""
     options = {"data.files": ["builtin:atlas?cells=2000&seed=0"], **changes}
-    preset = resolve_preset(BASE, options=options).preset
+    preset = resolve_preset(file, options=options).preset
     cells = RunCells.of(preset, prepare_store(preset.data, folder / "store"))
     model = build_model(preset, cells, name="speed")
     with torch.no_grad():  # a part that answers zero would cost as much, but hide differences
@@ -122,10 +127,11 @@ def main() -> None:
         print(
             "\n| model | genes | steps | s per 1,000 cells | processor s | equal cells |\n|---|---|---|---|---|---|"
         )
-        for case, changes, sampling, n_cells in CASES:
-            found = rows[case] = measure(make_model(changes, folder), sampling, n_cells // share)
+        for case, file, changes, sampling, n_cells in CASES:
+            model = make_model(file, changes, folder)
+            found = rows[case] = measure(model, sampling, n_cells // share)
             print(f"| {case} | {' | '.join(str(value) for value in found.values())} |", flush=True)
-        model = make_model({"model.layers": 0}, folder)
+        model = make_model(LOG_LINEAR, _NO_ENCODER, folder)
         print("\n| cells in a file | s | peak memory, MB | file, MB |\n|---|---|---|---|")
         for n_cells in (10_000 // share, 100_000 // share):
             files.append(measure_file(model, n_cells, folder))

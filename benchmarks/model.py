@@ -51,6 +51,7 @@ MODELS = {
         "model.encoder": "attention", "model.layers": 0, "model.log_linear_rank": 48,
     },
     "encoder": {"model.log_linear": "false"},
+    "coupled": {"model.log_linear_rank": 48},
     # Some ten minutes of a core at 1,000 genes.
     "attention": {
         "model.encoder": "attention", "model.log_linear": "false", "model.norm": "pre",

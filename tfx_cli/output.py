@@ -13,8 +13,10 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import string
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
@@ -94,9 +96,26 @@ def print_json(document: object) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text to stdout, control characters as such; long lines are cut, but of a `Document`."""
-    most = None if isinstance(text, Document) else _LONGEST_LINE
-    _write(visible(text, lines=True, most=most))
+    """Print text to stdout, control characters as such; long lines are cut and wrapped, but of a `Document`."""
+    if isinstance(text, Document):
+        _write(visible(text, lines=True, most=None))
+    else:
+        _write(_wrapped(visible(text, lines=True, most=_LONGEST_LINE), sys.stdout))
+
+
+def _wrapped(text: str, stream: TextIO) -> str:
+    """Break lines that are longer than a terminal between words; its own breaks split words."""
+    if stream.closed or not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" -")))
+        parts = textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += parts if len(line) > width else [line]
+    return "\n".join(lines)
 
 
 def _write(text: str) -> None:
@@ -300,7 +319,7 @@ def lines_above(console: "Console") -> Iterator[None]:
 
 def print_error(message: str, *, lines: bool = False) -> None:
     """Print a sentence, or with ``lines`` several lines, on stderr, above the progress bars."""
-    message = visible(message, lines=lines, most=_LONGEST_LINE)
+    message = _wrapped(visible(message, lines=lines, most=_LONGEST_LINE), sys.stderr)
     if _live is not None:
         from rich.text import Text
 

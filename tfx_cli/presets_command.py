@@ -310,6 +310,8 @@ def init(
 
 
 def _summary(facts: "DraftFacts", preset: "Preset", output: Path) -> Iterator[Paragraph]:
+    from core.wording import listed
+
     yield f"{output}: {facts.n_cells:,} cells x {facts.n_genes:,} genes, {facts.values}"
     given = preset.data.phenotypes
     notes = {one.phenotype: one for one in (*facts.phenotypes, *facts.left_out)}
@@ -320,6 +322,12 @@ def _summary(facts: "DraftFacts", preset: "Preset", output: Path) -> Iterator[Pa
         rows.append([name, column, notes[name].note if is_found else "by --set"])
     if rows:
         yield make_table(["phenotype", "obs column", ""], rows)
+    if further := [one for one in facts.further if one.phenotype not in given]:
+        first = f"data.phenotypes.{further[0].phenotype}={further[0].column}"
+        yield [
+            f"could be phenotypes, too: {listed([one.column for one in further])}",
+            f"add one by --set {shlex.quote(first)}, or uncomment its line in {output}",
+        ]
     layers = f"{count_of(preset.model.layers, 'layer')} x {preset.model.hidden_size}"
     train, by = preset.train, preset.data.split.by
     length = f"{train.epochs:g} epochs" if train.epochs else f"{train.max_steps or 0:,} steps"

@@ -45,6 +45,7 @@ from core.evaluation.report.records import (
     MaskedGenes,
     RateScores,
 )
+from core.model.calibration import LEAST_CELLS
 from core.model.configuration import TfxConfig
 from core.model.folder import CellModel
 from core.model.losses import (
@@ -63,6 +64,8 @@ MASK_RATES = (0.15, 0.5, 0.9)
 #: A gene that was masked less often has a mean that means little.
 _LEAST_MASKED = 20
 _N_LISTED = 10
+#: Temperatures of which the best one counts in the gain of a phenotype; 1 is among them.
+_TEMPERATURES = [2.0 ** (power / 2) for power in range(-8, 9)]
 #: Fraction of its baseline's loss that a target has to gain to count in full in the score of a step.
 _FULL_GAIN = 0.1
 
@@ -75,11 +78,18 @@ class TargetLoss:
     baseline: float
     #: What it counts in the loss of the model.
     weight: float
+    #: Both losses of a phenotype, each at the temperature that suits these cells best; None: as they are.
+    calibrated: tuple[float, float] | None = None
 
     @property
     def gain(self) -> float:
-        """How far the loss is below that of the baseline."""
-        return self.baseline - self.loss
+        """How far the loss is below that of the baseline.
+
+        A phenotype's probabilities are calibrated when training is over, so a model that is only too sure of them
+        has lost nothing.
+        """
+        own, baseline = self.calibrated or (self.loss, self.baseline)
+        return baseline - own
 
     @property
     def score(self) -> float:
@@ -150,7 +160,10 @@ def evaluate_masked(
     marginals = Marginals.of(model, loss, class_weights)
     totals, weights = np.zeros(2), np.zeros(2)  # of genes and of phenotypes
     gene_baseline = 0.0
-    by_slot = np.zeros((3, len(config.phenotypes)))  # sums of losses, of baselines', of weights
+    n_slots = len(config.phenotypes)
+    # By temperature and phenotype: sums of the model's losses, and of the baseline's.
+    by_slot = np.zeros((2, len(_TEMPERATURES), n_slots))
+    slot_weights, slot_cells = np.zeros(n_slots), np.zeros(n_slots, dtype=np.int64)
     n_right = n_baseline_right = n_genes = 0
     for prediction in predict(model, batches()):
         cells, batch, output = prediction.cells, prediction.batch, prediction.output
@@ -175,19 +188,24 @@ def evaluate_masked(
             constant.gene_logits, constant.phenotype_logits, batch, config, loss, class_weights
         )
         gene_baseline += float(weight[0]) * of_marginals.genes.item()
-        slots, n_slots = cells.phenotype_slot, len(config.phenotypes)
-        by_slot[2] += np.bincount(slots, of_class, n_slots)
-        for row, logits in enumerate((output.phenotype_logits, constant.phenotype_logits)):
-            losses = phenotype_losses(logits, batch, config, loss).double().cpu().numpy()
-            by_slot[row] += np.bincount(slots, losses * of_class, n_slots)
+        slots = cells.phenotype_slot
+        slot_weights += np.bincount(slots, of_class, n_slots)
+        slot_cells += np.bincount(slots, minlength=n_slots)
+        for sums, logits in zip(
+            by_slot, (output.phenotype_logits, constant.phenotype_logits), strict=True
+        ):
+            tried = [phenotype_losses(logits / t, batch, config, loss) for t in _TEMPERATURES]
+            for row, losses in enumerate(torch.stack(tried).double().cpu().numpy()):
+                sums[row] += np.bincount(slots, losses * of_class, n_slots)
         truth, best = _bins(output.gene_logits, batch.gene_target, config)
         n_right += int((best == truth).sum())
         n_baseline_right += int((common[cells.gene] == truth.cpu().numpy()).sum())
         n_genes += len(truth)
     gene_loss, phenotype_loss = (totals / np.maximum(weights, 1e-9)).tolist()
+    by_slot /= np.maximum(slot_weights, 1e-9)
+    (own, baseline), best = by_slot[:, len(_TEMPERATURES) // 2], by_slot.min(axis=1)
     # Phenotypes count in the loss as often as they are masked.
-    counted = zip(config.phenotypes, *by_slot.tolist(), strict=True)
-    n_phenotypes = float(by_slot[2].sum())
+    of_loss = loss.phenotype_weight * slot_weights / max(float(slot_weights.sum()), 1e-9)
     return MaskedScores(
         loss=gene_loss + loss.phenotype_weight * phenotype_loss,
         phenotype_loss=phenotype_loss,
@@ -195,9 +213,14 @@ def evaluate_masked(
             TargetLoss(gene_loss, gene_baseline / float(weights[0]), 1.0) if n_genes else None
         ),
         phenotype_targets={
-            name: TargetLoss(own / n, baseline / n, loss.phenotype_weight * n / n_phenotypes)
-            for name, own, baseline, n in counted
-            if n > 0
+            name: TargetLoss(
+                float(own[slot]),
+                float(baseline[slot]),
+                float(of_loss[slot]),
+                tuple(best[:, slot].tolist()) if slot_cells[slot] >= LEAST_CELLS else None,
+            )
+            for slot, name in enumerate(config.phenotypes)
+            if slot_cells[slot]
         },
         genes=MaskedGenes(
             n_masked=n_genes,

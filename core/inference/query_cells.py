@@ -183,6 +183,9 @@ def _report_join(
         return
     folded = {known.casefold() for known in (*panel.ids, *panel.symbols)}
     same = sum(symbol.casefold() in folded for symbol in table.symbols)
+    found, known = describe_ids(table.ids), describe_ids(panel.ids)
+    kind, known_kind = (text.partition(" (")[0] for text in (found, known))
+    known = known if kind != known_kind else known.replace(kind, "others")
     species, known_species = _ensembl_prefix(table.ids), _ensembl_prefix(panel.ids)
     if species and known_species and species != known_species:
         remedy = (
@@ -195,15 +198,14 @@ def _report_join(
             "same species"
         )
     else:
-        remedy = (
-            "use a model of these genes, or name the var column that holds the model's kind of ids "
-            "by --gene-ids"
-        )
+        remedy = "use a model of these genes"
+        if kind != known_kind:
+            remedy += ", or name the var column that holds the model's kind of ids by --gene-ids"
         if genes.n_found:
             remedy += ", or go on without the others: add --few-genes to tfx predict, embed or eval"
     raise DataError(
         f"{name}: only {genes.n_found:,} of the model's {len(panel):,} genes are in the file, which has "
-        f"{describe_ids(table.ids)} where the model knows {describe_ids(panel.ids)}; {remedy}"
+        f"{found} where the model knows {known}; {remedy}"
     )
 
 

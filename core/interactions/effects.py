@@ -175,7 +175,8 @@ def estimate_effects(
     device = next(network.parameters()).device
     bins = bins_of(model, cells)
     levels = GeneLevels.of(bins, config.n_bins)
-    has_two_parts = network.log_linear is not None and network.encoder_part is not None
+    # Without couplings no gene has an effect in the log-linear part.
+    has_two_parts = network.has_couplings and network.encoder_part is not None
     sums = _Sums(len(sources), len(targets), n_parts=1 + has_two_parts)
     fraction = masked_fraction(model) if masked is None else masked
     of_half = [np.flatnonzero(cells.halves == half) for half in (0, 1)]

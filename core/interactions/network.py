@@ -170,7 +170,6 @@ def _expressed_genes(
 
 
 # ------------------------------------------------------------------------------------------ networks
-# ------------------------------------------------------------------------------------------ networks
 def _network(
     model: CellModel,
     cells: ContextCells,
@@ -215,8 +214,9 @@ def _network(
         names = [name for name in QUICK_MEASURES if name in measures]
         compared |= of_cells(sides[0], names, _without(everything, sides[1]))
         evidence = {name: held_out_evidence(one, other) for name, one in compared.items()}
-    is_coupled = model.config.log_linear_rank > 0
-    default = "model" if is_coupled or "pearson_shrunken" not in measures else "pearson_shrunken"
+    default = "model"
+    if not model.network.has_couplings and "pearson_shrunken" in measures:
+        default = "pearson_shrunken"
     chosen = best_measure(evidence, margin, default) if request.weight == "auto" else request.weight
     shown = {name: one for name, one in measures.items() if name != "model_error"}
     scores: list[EdgeScore] = []

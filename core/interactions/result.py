@@ -1,7 +1,7 @@
 """What was found: the edges of a context, or of the difference of two, and what chooses their weight.
 
-The weight of an edge is the effect in a model with couplings, and the correlation shrunken to that of all cells
-for a model without: its effects find the edges of the simulated atlas less well (benchmarks/interactions.md).
+The weight of an edge is the effect in a model whose log-linear part has couplings, and the correlation shrunken to
+that of all cells for any other model: its effects find the edges of the simulated atlas less well (benchmarks/interactions.md).
 If held-out donors hold more evidence for the strongest pairs of another measure
 (`core.interactions.statistics.held_out_evidence`), the weight is that measure. The network says which it is and
 why, and every measure stays in the table.

@@ -84,6 +84,11 @@ class TfxModel(PreTrainedModel):  # type: ignore[misc]
         if self.library_size is not None:
             self.library_size.start()
 
+    @property
+    def has_couplings(self) -> bool:
+        """Whether the log-linear part is there and couples genes."""
+        return self.log_linear is not None and self.log_linear.couplings is not None
+
     def attention_route(self) -> AttentionRoute:
         """Return the resolved attention route, logging the choice the first time."""
         if self._route is None:

@@ -116,7 +116,7 @@ def fit_phenotype_scores(
     _train_correction(correction, scores, values, labels, seed)
     strengths = _choose_strengths(np.stack(losses)) if losses else torch.ones(n_phenotypes)
     named = zip(config.phenotypes, strengths.tolist(), strict=True)
-    logger.info(
+    logger.debug(
         "part of the phenotype correction that helps held-out donors: %s",
         ", ".join(f"{name} {part:g}" for name, part in named),
     )

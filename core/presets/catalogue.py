@@ -58,6 +58,14 @@ def _title(path: Path) -> str:
     return ""
 
 
+def _names_beside(path: Path) -> list[str]:
+    """Name the preset files in the folder of a path."""
+    try:
+        return [file.name for file in path.parent.glob("*.toml")]
+    except (OSError, ValueError):
+        return []
+
+
 def find_preset(name_or_path: str | Path) -> Path:
     """Return the file of a preset: a file, or a bundled preset such as ``base`` or ``presets/base.toml``."""
     path = Path(name_or_path)
@@ -73,7 +81,7 @@ def find_preset(name_or_path: str | Path) -> Path:
     if name in bundled and parts in ([], ["presets"], [_PUBLISHED], ["presets", _PUBLISHED]):
         return bundled[name].path
     what = "is a folder, not a preset file" if is_folder else "is neither a file nor a preset name"
-    near = did_you_mean(name, bundled)
+    near = did_you_mean(name, bundled) or did_you_mean(path.name, _names_beside(path))
     hint = f"; {near}" if near else ""
     own = [preset.name for preset in bundled.values() if not preset.is_published]
     more = ", ..." if len(own) < len(bundled) else ""

@@ -38,6 +38,25 @@ def test_tables_are_not_cut_when_they_go_to_a_file(capsys):
     assert "x" * 300 in capsys.readouterr().out
 
 
+def test_a_terminal_breaks_lines_between_words_and_documents_nowhere(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    words = [f"word-{n}" for n in range(20)]
+    sentence = "- " + " ".join(words)
+    output.print_text(sentence)
+    output.print_text(output.Document(sentence))
+    output.print_error(sentence)
+    printed = capsys.readouterr()
+    *lines, document = printed.out.splitlines()
+    assert document == sentence
+    assert lines == printed.err.splitlines()
+    assert len(lines) > 3
+    assert all(len(line) <= 40 for line in lines)
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert " ".join(lines).split() == sentence.split()
+
+
 def test_letters_that_the_terminal_lacks_do_not_stop_the_result(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))

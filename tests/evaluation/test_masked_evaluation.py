@@ -145,6 +145,21 @@ def test_the_baseline_of_a_phenotype_is_its_class_frequencies(
         first += size
 
 
+def test_being_too_sure_costs_a_phenotype_loss_and_no_gain(tiny_store, models, monkeypatch):
+    rows = tiny_store.rows("train")
+    model = models()
+    before = evaluate_masked(model, tiny_store, rows, LossSettings())
+    output = model.network.encoder_part.phenotype_output
+    forward = output.forward
+    monkeypatch.setattr(output, "forward", lambda hidden: 4 * forward(hidden))
+    after = evaluate_masked(model, tiny_store, rows, LossSettings())
+    assert after.phenotype_loss > before.phenotype_loss + 0.1
+    for name, target in before.phenotype_targets.items():
+        assert target.gain >= target.baseline - target.loss - 1e-9
+        # The hottest temperature, 16, leaves something of four times the logits.
+        assert after.phenotype_targets[name].gain == pytest.approx(target.gain, abs=0.02)
+
+
 def test_the_score_is_the_gain_where_all_is_learnt_and_leaves_out_what_is_not():
     learnt = TargetLoss(loss=1.5, baseline=2.0, weight=0.5)
     assert (learnt.gain, learnt.score) == (0.5, 0.25)

@@ -47,6 +47,14 @@ def test_an_unknown_preset_names_the_nearest(bundled, name):
     )
 
 
+def test_a_misspelt_file_names_the_nearest_beside_it(bundled, tmp_path):
+    folder = tmp_path / "home" / "mine"
+    folder.mkdir()
+    (folder / "lung.toml").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"did you mean 'lung\.toml'\?"):
+        find_preset(folder / "lugn.toml")
+
+
 @pytest.mark.parametrize("name", [".", "\0", "x" * 5000, ""])
 def test_what_cannot_be_a_file_is_refused_in_one_sentence(bundled, name):
     with pytest.raises(ConfigurationError, match="bundled presets: base, pbmc68k"):
